@@ -1,0 +1,1 @@
+"""DNABERT-S: the DNA language model, from its published files and without their code."""

@@ -1,0 +1,1 @@
+"""ESM-2: any size of the protein language model, packed and without padding."""

@@ -1,0 +1,1 @@
+"""Checkpoints: where a run keeps its files, what is in them, and how old ones come along."""

@@ -1,0 +1,145 @@
+"""What a backend is: the few types that a backend implements or returns.
+
+A backend turns sequences of one alphabet into vectors. It is a package with one object registered
+under the entry-point group `virnucpro.backends`; docs/backends.md shows a complete one. A backend
+may import this module, `virnucpro.weights`, `virnucpro.records` and `virnucpro.errors`, and nothing
+else of virnucpro.
+
+Shapes: B sequences in a batch, T tokens of all of them together, E the embedding's dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+INTERFACE_VERSION = 1
+"""Raised when a change here breaks existing backends; the registry refuses other versions."""
+
+Alphabet = Literal["dna", "protein"]
+Attention = Literal["auto", "eager", "sdpa", "flash"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What is known of a backend without its weights.
+
+    Attributes:
+        name: What users type, for example `dnabert-s`; equal to the entry point's name.
+        alphabet: What it reads: `dna` or `protein`.
+        embedding_dim: Numbers in an embedding; None when the weights decide.
+        max_tokens: Longer inputs are cut to this many tokens; None when nothing is cut.
+        pooling: How token vectors become one vector, in words; part of a checkpoint's identity.
+        interface_version: The `INTERFACE_VERSION` that the backend was written for.
+    """
+
+    name: str
+    alphabet: Alphabet
+    embedding_dim: int | None
+    max_tokens: int | None
+    pooling: str
+    interface_version: int = INTERFACE_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that were found on disk and looked into, but not loaded.
+
+    Attributes:
+        location: As the user gave it: a file, a directory or a hub id.
+        path: Where the files are on this machine.
+        identity: A digest of everything that decides the embeddings (`virnucpro.weights`).
+        embedding_dim: Numbers in an embedding made with these weights.
+    """
+
+    location: str
+    path: Path
+    identity: str
+    embedding_dim: int
+
+
+class TokenBatch(NamedTuple):
+    """Tokenized sequences, packed end to end without padding.
+
+    A NamedTuple because Accelerate moves those to the device; `rows` is a NumPy array and
+    `max_length` an int because those stay on the host, where they are needed.
+
+    Attributes:
+        token_ids_T: int64 (T,), the sequences one after the other.
+        lengths_B: int64 (B,), tokens of each sequence, special tokens included; sums to T.
+        max_length: The largest of `lengths_B`.
+        rows: int64 (B,), which row of the frame store each sequence is.
+    """
+
+    token_ids_T: torch.Tensor
+    lengths_B: torch.Tensor
+    max_length: int
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Collator(Protocol):
+    """Tokenizes; is pickled into DataLoader workers (started by spawn) and never touches CUDA."""
+
+    def __call__(
+        self, rows: np.ndarray[Any, np.dtype[np.int64]], sequences: Sequence[str]
+    ) -> TokenBatch:
+        """Return the batch of `sequences`, which are upper-case and stand for `rows`."""
+        ...
+
+
+class Encoder(Protocol):
+    """A `torch.nn.Module` in eval mode. Called under `torch.inference_mode()`."""
+
+    def __call__(self, batch: TokenBatch) -> torch.Tensor:
+        """Return float32 (B, E): one pooled vector for each sequence, in the batch's order.
+
+        A sequence's vector must not depend on its neighbours in the batch.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """One way to embed sequences. The object must be cheap to import: no torch at import time."""
+
+    info: BackendInfo
+
+    def token_cost(self, sequence: str) -> int:
+        """Return about how many tokens `sequence` becomes; called for every row, so be quick.
+
+        Batches are sorted by it and cut so that their cost stays under the token budget.
+        """
+        ...
+
+    def open_weights(self, location: str) -> Weights:
+        """Find, download if need be, and check the weights at `location` without loading them.
+
+        Raises:
+            WeightsError: Nothing there, unreadable, unsafe, or of another architecture.
+        """
+        ...
+
+    def load_collator(self, weights: Weights) -> Collator:
+        """Return the collator that goes with `weights`."""
+        ...
+
+    def load_encoder(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: Attention,
+    ) -> Encoder:
+        """Load the model onto `device` for computing in `dtype`.
+
+        Raises:
+            WeightsError: The file does not hold what the model needs.
+            UsageError: `attention` is not to be had here; the message says why.
+        """
+        ...
