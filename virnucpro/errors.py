@@ -56,7 +56,7 @@ class MemoryExhaustedError(VirnucproError):
     exit_code = 4
 
 
-class Terminated(BaseException):  # noqa: N818 - the twin of KeyboardInterrupt, not an error
+class Terminated(BaseException):
     """SIGTERM arrived: finished parts are kept, and the command ends with 143.
 
     Like KeyboardInterrupt no Exception, so that nothing catches it on the way.

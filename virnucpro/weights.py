@@ -50,8 +50,8 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise WeightsError(
-            f"{location}: no such file or directory here, and not to be had from the Hugging Face "
-            f"hub ({str(error).splitlines()[0]}); give a local path, or check the id and the network"
+            f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
+            f"({str(error).splitlines()[0]}); give a local path, or check the id and the network"
         ) from error
 
 
