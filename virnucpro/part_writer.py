@@ -1,0 +1,136 @@
+"""The thread that turns finished batches into checkpoint parts, beside the GPU's work."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from virnucpro.checkpoints.parts import Identity, next_part_number, part_name, write_part
+from virnucpro.errors import NonFiniteEmbeddingError
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+_MAX_WAITING_BATCHES = 8
+
+logger = logging.getLogger(__name__)
+
+
+class PartWriter:
+    """Collects batches and writes a part about every `rows_per_part` rows or `seconds_per_part`.
+
+    A context manager. Leaving it, also by an exception, writes what has been handed over, so that
+    an interrupted run keeps all that it computed. The queue is bounded: a disk slower than the
+    device holds the device back instead of filling the memory.
+
+    Attributes:
+        seconds_blocked: How long `put` waited for the disk.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        process_index: int,
+        identity: Identity,
+        *,
+        rows_per_part: int = 10_000,
+        seconds_per_part: float = 300.0,
+    ) -> None:
+        self._directory = directory
+        self._process_index = process_index
+        self._identity = identity
+        self._rows_per_part = rows_per_part
+        self._seconds_per_part = seconds_per_part
+        self._number = next_part_number(directory, process_index)
+        self._rows: list[IntArray] = []
+        self._embeddings: list[FloatArray] = []
+        self._num_rows = 0
+        self._part_began = 0.0
+        self._failure: BaseException | None = None
+        self._queue: queue.Queue[tuple[IntArray, Callable[[], FloatArray]] | None] = queue.Queue(
+            _MAX_WAITING_BATCHES
+        )
+        self._thread = threading.Thread(target=self._run, name="part-writer", daemon=True)
+        self.seconds_blocked = 0.0
+
+    def __enter__(self) -> PartWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self._failure is not None:
+            if error is None:
+                raise self._failure
+            logger.warning("The last part was not written: %s", self._failure)
+
+    def put(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
+        """Hand over one batch; `fetch` is called in the thread and returns its (B, E) embeddings.
+
+        Raises:
+            VirnucproError: What went wrong in the thread since the last call.
+        """
+        if self._failure is not None:
+            raise self._failure
+        began = time.monotonic()
+        self._queue.put((rows, fetch))
+        self.seconds_blocked += time.monotonic() - began
+
+    def _run(self) -> None:
+        # After a failure the queue is still emptied, or `put` would wait for ever.
+        while (item := self._queue.get()) is not None:
+            if self._failure is None:
+                self._guard(self._collect, *item)
+        if self._failure is None:
+            self._guard(self._write)
+
+    def _guard(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            self._failure = error
+
+    def _collect(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
+        embeddings = fetch()
+        bad = ~np.isfinite(embeddings).all(axis=1)
+        if bad.any():
+            raise NonFiniteEmbeddingError(
+                f"{self._identity.backend} in {self._identity.precision} returned NaN or infinity "
+                f"for {bad.sum()} of {len(rows)} sequences (first row: {rows[bad][0]}); try "
+                "--precision bf16 or fp32, or check the weights"
+            )
+        if not self._rows:
+            self._part_began = time.monotonic()
+        self._rows.append(rows)
+        self._embeddings.append(embeddings)
+        self._num_rows += len(rows)
+        age = time.monotonic() - self._part_began
+        if self._num_rows >= self._rows_per_part or age >= self._seconds_per_part:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._rows:
+            return
+        write_part(
+            self._directory,
+            part_name(self._process_index, self._number),
+            np.concatenate(self._rows),
+            np.concatenate(self._embeddings),
+            self._identity,
+        )
+        self._number += 1
+        self._rows, self._embeddings, self._num_rows = [], [], 0
