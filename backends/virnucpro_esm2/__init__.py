@@ -1,1 +1,71 @@
 """ESM-2: any size of the protein language model, packed and without padding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virnucpro.interface import BackendInfo, Collator, Encoder, Weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from virnucpro.interface import Attention
+
+MAX_RESIDUES = 1024
+"""Longer proteins are cut to their first 1,024 residues, as ESM-2 was trained."""
+
+NUM_SPECIAL_TOKENS = 2
+"""One BOS (`<cls>`) before and one EOS after the residues."""
+
+
+class Esm2Backend:
+    """Embeds proteins by any ESM-2, 8 M to 15 B (Lin et al. 2023, doi:10.1126/science.ade2574)."""
+
+    info = BackendInfo(
+        name="esm2",
+        alphabet="protein",
+        embedding_dim=None,
+        max_tokens=MAX_RESIDUES + NUM_SPECIAL_TOKENS,
+        pooling="mean over residues, at most 1024, without BOS and EOS",
+    )
+
+    def token_cost(self, sequence: str) -> int:
+        """Return the exact number of tokens of `sequence`, BOS and EOS included."""
+        return min(len(sequence), MAX_RESIDUES) + NUM_SPECIAL_TOKENS
+
+    def open_weights(self, location: str) -> Weights:
+        """Find and check a fair-esm `.pt` file, a transformers directory or a hub id.
+
+        Raises:
+            WeightsError: Nothing there, unreadable, unsafe, or no ESM-2.
+        """
+        from virnucpro_esm2.weights import open_weights
+
+        return open_weights(location)
+
+    def load_collator(self, weights: Weights) -> Collator:
+        """Return the tokenizer; all ESM-2 share one, so `weights` does not matter."""
+        from virnucpro_esm2.tokens import Esm2Collator
+
+        return Esm2Collator()
+
+    def load_encoder(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: Attention,
+    ) -> Encoder:
+        """Load the model onto `device`; `auto` attention is `sdpa`.
+
+        Raises:
+            WeightsError: The file does not hold what the model needs.
+            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16.
+        """
+        from virnucpro_esm2.weights import load_model
+
+        return load_model(weights.path, dtype=dtype, device=device, attention=attention)
+
+
+backend = Esm2Backend()

@@ -1,0 +1,285 @@
+"""The ESM-2 encoder: packed sequences, variable-length attention, nothing computed on padding.
+
+Behaviour is that of fair-esm 2.0.0's `ESM2` (https://github.com/facebookresearch/esm, MIT).
+
+Shapes: B sequences in a batch, T tokens of all of them together, L tokens of one sequence, P
+positions, D width, F width of the feed-forward, H heads, K numbers in a head (D = H * K), R = K / 2
+rotary frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from virnucpro.errors import UsageError
+from virnucpro.interface import Attention, TokenBatch
+from virnucpro_esm2 import MAX_RESIDUES, NUM_SPECIAL_TOKENS
+from virnucpro_esm2.tokens import TOKENS
+
+MAX_TOKENS = MAX_RESIDUES + NUM_SPECIAL_TOKENS
+
+TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
+"""In training 15 % of the tokens were masked, 80 % of them by zeros; so embeddings are scaled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Esm2Config:
+    """The sizes of one ESM-2.
+
+    Attributes:
+        num_layers: Transformer layers.
+        embed_dim: Width; also the embedding's dimension.
+        num_heads: Attention heads; divide `embed_dim`.
+        ffn_dim: Width of the feed-forward's hidden layer.
+        layer_norm_eps: Added to the variance in layer norms.
+        token_dropout: Whether token embeddings are scaled by 0.88, as in all published ESM-2.
+    """
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    ffn_dim: int
+    layer_norm_eps: float = 1e-5
+    token_dropout: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers in one attention head."""
+        return self.embed_dim // self.num_heads
+
+
+class Packing(NamedTuple):
+    """Where the sequences of a batch lie among its T tokens.
+
+    Attributes:
+        lengths_B: int64, tokens of each sequence.
+        offsets: int32 (B + 1,), where each sequence starts, and T.
+        max_length: The largest of `lengths_B`, on the host.
+    """
+
+    lengths_B: Tensor
+    offsets: Tensor
+    max_length: int
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of the rotary angles of every token, float32."""
+
+    cos_T11R: Tensor
+    sin_T11R: Tensor
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
+"""Queries, keys and values (T, H, K each) of packed sequences to the attended values (T, H, K)."""
+
+
+def one_by_one(attend_HLK: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attend:
+    """Return packed attention that calls `attend_HLK` for one sequence after the other.
+
+    No padding, and no sequence can touch another. On CUDA it waits for the lengths.
+    """
+
+    def attend(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
+        sizes = packing.lengths_B.tolist()
+        q_HTK, k_HTK, v_HTK = (x.transpose(0, 1) for x in (q_THK, k_THK, v_THK))
+        sequences = zip(*(torch.split(x, sizes, 1) for x in (q_HTK, k_HTK, v_HTK)), strict=True)
+        return torch.cat([attend_HLK(q, k, v) for q, k, v in sequences], 1).transpose(0, 1)
+
+    return attend
+
+
+def _eager_attention(q_HLK: Tensor, k_HLK: Tensor, v_HLK: Tensor) -> Tensor:
+    """Return softmax(Q K^T / sqrt(K)) V written out, the softmax in float32."""
+    scores_HLL = (q_HLK * q_HLK.shape[-1] ** -0.5) @ k_HLK.transpose(-1, -2)
+    weights_HLL = scores_HLL.softmax(-1, dtype=torch.float32).to(v_HLK.dtype)
+    return weights_HLL.matmul(v_HLK)
+
+
+attend_eager = one_by_one(_eager_attention)
+attend_sdpa = one_by_one(F.scaled_dot_product_attention)
+
+
+def attend_varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
+    """Return the attention of the FlashAttention-2 inside torch: CUDA, bf16 or fp16."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # These seven arguments mean the same from torch 2.10 to 2.13; scale and mask are the defaults.
+    offsets, longest = packing.offsets, packing.max_length
+    return cast(Tensor, varlen_attn(q_THK, k_THK, v_THK, offsets, offsets, longest, longest))
+
+
+def load_flash_attend(*, dtype: torch.dtype, device: torch.device) -> Attend:
+    """Return the attention of the package flash-attn.
+
+    Raises:
+        UsageError: flash-attn is not installed or does not work with `dtype` and `device`.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        raise UsageError(
+            f"attention flash needs a CUDA GPU and bf16 or fp16, found {device.type} and "
+            f"{str(dtype).removeprefix('torch.')}; use attention sdpa, which runs everywhere"
+        )
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:
+        raise UsageError(
+            f"attention flash needs the package flash-attn, which cannot be imported ({error}); "
+            "build it for your torch and CUDA (pip install flash-attn --no-build-isolation), or "
+            "use attention sdpa, which has FlashAttention-2 from torch itself"
+        ) from error
+
+    def attend(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
+        offsets, longest = packing.offsets, packing.max_length
+        return cast(
+            Tensor, flash_attn_varlen_func(q_THK, k_THK, v_THK, offsets, offsets, longest, longest)
+        )
+
+    return attend
+
+
+def choose_attend(
+    attention: Attention, *, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> Attend:
+    """Return the attention that goes by the name `attention` on this device.
+
+    Raises:
+        UsageError: `flash` is not to be had here.
+    """
+    if attention == "eager":
+        return attend_eager
+    if attention == "flash":
+        return load_flash_attend(dtype=dtype, device=device)
+    has_varlen = (
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_dim % 8 == 0
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+    return attend_varlen if has_varlen else attend_sdpa
+
+
+def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
+    """Return queries and keys turned by their positions (RoFormer, arXiv:2104.09864).
+
+    Computed in float32 and rounded once, without ever holding a float32 copy of all of `x_T2HK`.
+    """
+    cos, sin = rotary
+    first, second = x_T2HK.chunk(2, -1)
+    turned_T2HK = torch.empty_like(x_T2HK)
+    turned_first, turned_second = turned_T2HK.chunk(2, -1)
+    torch.addcmul(first * cos, second, sin, value=-1, out=turned_first)
+    torch.addcmul(second * cos, first, sin, out=turned_second)
+    return turned_T2HK
+
+
+class Esm2Layer(nn.Module):
+    """One transformer layer, layer norms first; queries, keys and values are one matrix."""
+
+    def __init__(self, config: Esm2Config, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        dim, ffn_dim, eps = config.embed_dim, config.ffn_dim, config.layer_norm_eps
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=device)
+        self.qkv = nn.Linear(dim, 3 * dim, dtype=dtype, device=device)
+        self.out = nn.Linear(dim, dim, dtype=dtype, device=device)
+        self.ffn_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=device)
+        self.fc1 = nn.Linear(dim, ffn_dim, dtype=dtype, device=device)
+        self.fc2 = nn.Linear(ffn_dim, dim, dtype=dtype, device=device)
+
+    def forward(
+        self, hidden_TD: Tensor, rotary: Rotary, packing: Packing, attend: Attend
+    ) -> Tensor:
+        """Return the hidden states after this layer."""
+        qkv_T3HK = self.qkv(self.attention_norm(hidden_TD)).unflatten(1, (3, self.num_heads, -1))
+        q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).unbind(1)
+        attended_THK = attend(q_THK, k_THK, qkv_T3HK[:, 2], packing)
+        hidden_TD = hidden_TD + self.out(attended_THK.flatten(1))
+        ffn_TF = F.gelu(self.fc1(self.ffn_norm(hidden_TD)))
+        return hidden_TD + cast(Tensor, self.fc2(ffn_TF))
+
+
+class Esm2(nn.Module):
+    """An ESM-2 without its heads, from packed tokens to one mean vector for each sequence.
+
+    The parameters are made on the `meta` device: `to_empty` gives them memory, and whoever fills
+    them also calls `set_rotary`.
+    """
+
+    cos_PR: Tensor
+    sin_PR: Tensor
+
+    def __init__(
+        self, config: Esm2Config, *, dtype: torch.dtype, attend: Attend = attend_sdpa
+    ) -> None:
+        super().__init__()
+        meta = torch.device("meta")
+        dim, eps = config.embed_dim, config.layer_norm_eps
+        self.config = config
+        self.attend = attend
+        self.embed_tokens = nn.Embedding(len(TOKENS), dim, dtype=dtype, device=meta)
+        self.layers = nn.ModuleList(
+            Esm2Layer(config, dtype, meta) for _ in range(config.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=meta)
+        angles_PR = torch.empty(MAX_TOKENS, config.head_dim // 2, device=meta)
+        self.register_buffer("cos_PR", angles_PR, persistent=False)
+        self.register_buffer("sin_PR", angles_PR, persistent=False)
+
+    def set_rotary(self, frequencies_R: Tensor) -> None:
+        """Fill the tables of rotary angles, float32 whatever the weights are."""
+        angles_PR = torch.outer(torch.arange(MAX_TOKENS).float(), frequencies_R.float().cpu())
+        self.cos_PR.copy_(angles_PR.cos())
+        self.sin_PR.copy_(angles_PR.sin())
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return float32 (B, D): the mean of each sequence's last hidden states over residues.
+
+        Nothing here waits for the GPU, except attention `one_by_one`.
+        """
+        lengths_B = batch.lengths_B
+        ends_B = lengths_B.cumsum(0)
+        starts_B = ends_B - lengths_B
+        packing = Packing(lengths_B, F.pad(ends_B, (1, 0)).to(torch.int32), batch.max_length)
+        rotary = self._rotary(starts_B, lengths_B, batch.token_ids_T.shape[0])
+        hidden_TD = self.embed_tokens(batch.token_ids_T)
+        if self.config.token_dropout:
+            hidden_TD = hidden_TD * TOKEN_DROPOUT_SCALE
+        for layer in self.layers:
+            hidden_TD = layer(hidden_TD, rotary, packing, self.attend)
+        hidden_TD = self.final_norm(hidden_TD).float()
+        hidden_TD.index_fill_(0, torch.cat((starts_B, ends_B - 1)), 0.0)  # BOS and EOS
+        # unsafe skips a check of the lengths that would wait for the GPU.
+        sum_BD = torch.segment_reduce(hidden_TD, "sum", lengths=lengths_B, unsafe=True)
+        return sum_BD / (lengths_B - NUM_SPECIAL_TOKENS)[:, None]
+
+    def _rotary(self, starts_B: Tensor, lengths_B: Tensor, num_tokens: int) -> Rotary:
+        starts_T = starts_B.repeat_interleave(lengths_B, output_size=num_tokens)
+        position_T = torch.arange(num_tokens, device=starts_T.device) - starts_T
+        return Rotary(
+            self.cos_PR[position_T][:, None, None], self.sin_PR[position_T][:, None, None]
+        )
+
+
+def default_frequencies(head_dim: int) -> Tensor:
+    """Return the R rotary frequencies of ESM-2, float32."""
+    return 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim)
+
+
+def make_empty_model(
+    config: Esm2Config, *, dtype: torch.dtype, device: torch.device, attention: Attention
+) -> Esm2:
+    """Return the model in eval mode on `device`; its weights are whatever was in memory.
+
+    Raises:
+        UsageError: `attention` is not to be had on `device` in `dtype`.
+    """
+    attend = choose_attend(attention, head_dim=config.head_dim, dtype=dtype, device=device)
+    model = Esm2(config, dtype=dtype, attend=attend).to_empty(device=device)
+    model.set_rotary(default_frequencies(config.head_dim))
+    return model.eval().requires_grad_(False)

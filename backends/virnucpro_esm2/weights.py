@@ -1,0 +1,279 @@
+"""Reading ESM-2 from fair-esm `.pt` files and transformers directories: checking, then loading."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from virnucpro.errors import WeightsError
+from virnucpro.interface import Attention, Weights
+from virnucpro.weights import (
+    digest_files,
+    find_weight_files,
+    locate_weights,
+    read_json,
+    read_pickle,
+    read_tensors,
+)
+from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
+
+HUB_FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*")
+
+OTHER_FAIR_ESM_MODELS = {
+    "roberta_large": "ESM-1b or ESM-1v",
+    "protein_bert_base": "ESM-1",
+    "msa_transformer": "the MSA Transformer",
+}
+"""By the `arch` that fair-esm's files of before ESM-2 carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one file layout calls our parameters; several names are stacked in that order.
+
+    Attributes:
+        prefix: A pattern of what is taken off every key.
+        layer: The start of a layer's keys, with a place for its number.
+        outer: Our modules outside the layers to theirs.
+        inner: Our modules inside a layer to theirs.
+        rotary: How the keys of rotary frequencies end.
+    """
+
+    prefix: str
+    layer: str
+    outer: Mapping[str, str]
+    inner: Mapping[str, tuple[str, ...]]
+    rotary: str
+
+
+FAIR_ESM = Layout(
+    prefix=r"encoder\.(sentence_encoder\.)?",
+    layer="layers.{}.",
+    outer={"embed_tokens": "embed_tokens", "final_norm": "emb_layer_norm_after"},
+    inner={
+        "attention_norm": ("self_attn_layer_norm",),
+        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "out": ("self_attn.out_proj",),
+        "ffn_norm": ("final_layer_norm",),
+        "fc1": ("fc1",),
+        "fc2": ("fc2",),
+    },
+    rotary="self_attn.rot_emb.inv_freq",
+)
+
+TRANSFORMERS = Layout(
+    prefix=r"esm\.",
+    layer="encoder.layer.{}.",
+    outer={
+        "embed_tokens": "embeddings.word_embeddings",
+        "final_norm": "encoder.emb_layer_norm_after",
+    },
+    inner={
+        "attention_norm": ("attention.LayerNorm",),
+        "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "out": ("attention.output.dense",),
+        "ffn_norm": ("LayerNorm",),
+        "fc1": ("intermediate.dense",),
+        "fc2": ("output.dense",),
+    },
+    rotary="rotary_embeddings.inv_freq",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An ESM-2 on disk, checked; its tensors are memory-mapped.
+
+    Attributes:
+        config: The model's sizes.
+        files: All files that decide the embeddings.
+        sources: For each parameter of ours the tensors that it is stacked from.
+        frequencies_R: The stored rotary frequencies; None when the file has none.
+    """
+
+    config: Esm2Config
+    files: list[Path]
+    sources: dict[str, tuple[Tensor, ...]]
+    frequencies_R: Tensor | None
+
+
+def open_weights(location: str) -> Weights:
+    """Find, digest and check the weights at `location` without loading them.
+
+    Raises:
+        WeightsError: Nothing there, unreadable, unsafe, or no ESM-2.
+    """
+    path = locate_weights(location, HUB_FILES)
+    checkpoint = read_checkpoint(path)
+    return Weights(location, path, digest_files(checkpoint.files), checkpoint.config.embed_dim)
+
+
+def load_model(
+    path: Path, *, dtype: torch.dtype, device: torch.device, attention: Attention
+) -> Esm2:
+    """Return the model with the weights at `path`, cast tensor by tensor on the way to `device`.
+
+    Raises:
+        WeightsError: The file does not hold an ESM-2.
+        UsageError: `attention` is not to be had on `device` in `dtype`.
+    """
+    checkpoint = read_checkpoint(path)
+    model = make_empty_model(checkpoint.config, dtype=dtype, device=device, attention=attention)
+    for name, parameter in model.named_parameters():
+        sources = checkpoint.sources[name]
+        for part, source in zip(parameter.chunk(len(sources)), sources, strict=True):
+            part.copy_(source)
+    if checkpoint.frequencies_R is not None:
+        model.set_rotary(checkpoint.frequencies_R)
+    return model
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return what is at `path`, a fair-esm file or a transformers directory, after checking it.
+
+    Raises:
+        WeightsError: Unreadable, unsafe, another architecture, or tensors missing or misshapen.
+    """
+    if path.is_dir():
+        config = _read_transformers_config(path / "config.json")
+        files = find_weight_files(path)
+        tensors = {key: value for file in files for key, value in read_tensors(file).items()}
+        return _check(path, config, [*files, path / "config.json"], TRANSFORMERS, tensors)
+    if path.suffix in (".safetensors", ".bin"):
+        raise WeightsError(
+            f"{path}: this file alone does not say how many attention heads the model has; give "
+            "the directory that holds it and its config.json"
+        )
+    config, tensors = _read_fair_esm(path)
+    return _check(path, config, [path], FAIR_ESM, tensors)
+
+
+def source_names(config: Esm2Config, layout: Layout) -> dict[str, tuple[str, ...]]:
+    """Return for each parameter of ours the keys in `layout`, prefix taken off."""
+    modules: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in layout.outer.items()}
+    for number in range(config.num_layers):
+        start = layout.layer.format(number)
+        for ours, theirs in layout.inner.items():
+            modules[f"layers.{number}.{ours}"] = tuple(start + name for name in theirs)
+    return {
+        f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs)
+        for ours, theirs in modules.items()
+        for kind in (("weight",) if ours == "embed_tokens" else ("weight", "bias"))
+    }
+
+
+def _read_fair_esm(path: Path) -> tuple[Esm2Config, dict[str, Any]]:
+    value = read_pickle(path, [argparse.Namespace])
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{path}: a fair-esm file was expected, found {type(value).__name__}")
+    if "args" in value:
+        arch = str(getattr(value["args"], "arch", "unknown"))
+        raise WeightsError(
+            f"{path}: holds {OTHER_FAIR_ESM_MODELS.get(arch, 'another model')} (arch {arch}); "
+            "this backend reads ESM-2 (esm2_*.pt)"
+        )
+    cfg, tensors = value.get("cfg"), value.get("model")
+    model_cfg = cfg.get("model") if isinstance(cfg, Mapping) else None
+    if not isinstance(model_cfg, argparse.Namespace) or not isinstance(tensors, Mapping):
+        hint = " It is a contact-regression file." if "contact-regression" in path.name else ""
+        raise WeightsError(
+            f"{path}: not a fair-esm ESM-2 file, which holds 'cfg' and 'model'.{hint} Give the "
+            "esm2_*.pt itself, or a transformers directory"
+        )
+    fields = vars(model_cfg)
+    embed_dim = _size(path, fields, "encoder_embed_dim")
+    config = Esm2Config(
+        num_layers=_size(path, fields, "encoder_layers"),
+        embed_dim=embed_dim,
+        num_heads=_size(path, fields, "encoder_attention_heads"),
+        ffn_dim=4 * embed_dim,
+        token_dropout=bool(fields.get("token_dropout", True)),
+    )
+    return config, dict(tensors)
+
+
+def _read_transformers_config(path: Path) -> Esm2Config:
+    fields = read_json(path)
+    if fields.get("model_type") != "esm":
+        raise WeightsError(
+            f"{path}: describes a model of type {fields.get('model_type')!r} "
+            f"({', '.join(map(str, fields.get('architectures') or ['?']))}); ESM-2 is of type 'esm'"
+        )
+    # What a config.json leaves out has the default of transformers' EsmConfig.
+    positions = fields.get("position_embedding_type", "absolute")
+    if positions != "rotary" or fields.get("emb_layer_norm_before"):
+        raise WeightsError(
+            f"{path}: describes ESM-1b or ESM-1v ({positions} positions); this backend reads "
+            "ESM-2, which has rotary positions and no layer norm before the first layer"
+        )
+    return Esm2Config(
+        num_layers=_size(path, fields, "num_hidden_layers"),
+        embed_dim=_size(path, fields, "hidden_size"),
+        num_heads=_size(path, fields, "num_attention_heads"),
+        ffn_dim=_size(path, fields, "intermediate_size"),
+        layer_norm_eps=float(fields.get("layer_norm_eps", 1e-12)),
+        token_dropout=bool(fields.get("token_dropout", False)),
+    )
+
+
+def _size(path: Path, fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise WeightsError(f"{path}: {name} should be a positive number, found {value!r}")
+    return value
+
+
+def _check(
+    path: Path,
+    config: Esm2Config,
+    files: list[Path],
+    layout: Layout,
+    raw_tensors: Mapping[str, Any],
+) -> Checkpoint:
+    """Return the checkpoint after comparing its tensors with what the model needs."""
+    tensors = {re.sub(f"^{layout.prefix}", "", key): value for key, value in raw_tensors.items()}
+    if config.embed_dim % (2 * config.num_heads):
+        raise WeightsError(
+            f"{path}: width {config.embed_dim} does not go into {config.num_heads} heads of even "
+            "size"
+        )
+    layer_key = re.compile(re.escape(layout.layer).replace(r"\{\}", r"(\d+)"))
+    num_layers = len({found[1] for found in map(layer_key.match, tensors) if found})
+    if num_layers != config.num_layers:
+        raise WeightsError(
+            f"{path}: the settings say {config.num_layers} layers, the tensors have {num_layers}"
+        )
+    names = source_names(config, layout)
+    missing = [key for keys in names.values() for key in keys if key not in tensors]
+    if missing:
+        raise WeightsError(
+            f"{path}: {len(missing)} tensors of ESM-2 are missing, among them "
+            f"{', '.join(missing[:3])}; the file is incomplete or of another model"
+        )
+    sources = {ours: tuple(tensors[key] for key in keys) for ours, keys in names.items()}
+    rotary_keys = [key for key in tensors if key.endswith(layout.rotary)]
+    frequencies = tensors[rotary_keys[0]] if rotary_keys else None
+    for name, parameter in Esm2(config, dtype=torch.float32).named_parameters():
+        rows, *rest = parameter.shape
+        for key in names[name]:
+            _check_tensor(path, key, tensors[key], (rows // len(names[name]), *rest))
+    if frequencies is not None:
+        _check_tensor(path, rotary_keys[0], frequencies, (config.head_dim // 2,))
+    return Checkpoint(config, files, sources, frequencies)
+
+
+def _check_tensor(path: Path, key: str, tensor: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise WeightsError(f"{path}: {key} should hold floating-point numbers, found {kind}")
+    if tensor.shape != shape:
+        raise WeightsError(
+            f"{path}: {key} has shape {tuple(tensor.shape)}, the settings ask for {shape}"
+        )
