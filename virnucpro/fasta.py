@@ -1,0 +1,198 @@
+"""Reading sequences: FASTA and FASTQ, plain or compressed, from files and standard input."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import re
+import string
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+
+from Bio.SeqIO.FastaIO import SimpleFastaParser
+from Bio.SeqIO.QualityIO import FastqGeneralIterator
+from xopen import xopen
+
+from virnucpro.errors import InputError
+from virnucpro.records import Record, record_id
+
+if TYPE_CHECKING:
+    from virnucpro.interface import Alphabet
+
+STDIN = "-"
+
+# IUPAC-IUB codes (Cornish-Bowden 1985) and gaps; not `*`, which marks the end of a protein.
+_LETTERS = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": string.ascii_uppercase + "*-."}
+_VALID_BYTES = {
+    name: (letters + letters.lower()).encode("ascii") for name, letters in _LETTERS.items()
+}
+_ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
+_ENDINGS = re.compile(
+    r"(?<=.)(\.(fa|fasta|fna|ffn|faa|fas|fq|fastq))?(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
+)
+
+
+def input_stem(path: str | Path) -> str:
+    """Return the name of a sequence file without directory, `.fasta`-like and `.gz`-like endings."""
+    return _ENDINGS.sub("", Path(path).name, count=1)
+
+
+class RecordReader:
+    """Iterates, once, over the records of a FASTA or FASTQ file; what is in it decides, not its name.
+
+    Text is UTF-8; bytes that are not come through as surrogate escapes, so that an id is written
+    as it was read. Compression (gzip, bzip2, xz, zstd) is told by content too.
+
+    Attributes:
+        path: As the user gave it; `-` is standard input.
+        sha256: Hex digest of the file's bytes as they lie on disk, once iteration has ended.
+        num_bytes: The number of those bytes.
+        num_records: Records read.
+
+    Raises:
+        InputError: On iteration: the file is missing, empty, damaged, no FASTA or FASTQ, or a
+            record has no id or letters that are not of the alphabet.
+    """
+
+    def __init__(self, path: str | Path, alphabet: Alphabet) -> None:
+        self.path = str(path)
+        self.sha256 = ""
+        self.num_bytes = 0
+        self.num_records = 0
+        self._alphabet = alphabet
+        self._name = "standard input" if self.path == STDIN else self.path
+        self._line_number = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        try:
+            source = sys.stdin.buffer if self.path == STDIN else Path(self.path).open("rb")
+        except OSError as error:
+            raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
+        hashing = _HashingReader(source)
+        try:
+            yield from self._parse(hashing)
+        finally:
+            if self.path != STDIN:
+                source.close()
+        self.sha256 = hashing.sha256.hexdigest()
+        self.num_bytes = hashing.num_bytes
+
+    def _parse(self, hashing: _HashingReader) -> Iterator[Record]:
+        lines = self._read_lines(hashing)
+        first = next((line for line in lines if line.strip()), "")
+        self._check_first_line(first)
+        handle = _LineHandle(itertools.chain([first], lines))
+        parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
+        start_line = self._line_number
+        try:
+            for header, sequence, *_ in parse(handle):
+                yield self._check(Record(header, sequence), start_line)
+                self.num_records += 1
+                # The parser has just read the next record's first line.
+                start_line = self._line_number
+        except ValueError as error:
+            raise InputError(
+                f"{self._name}, line {start_line}: the FASTQ record that starts here is broken "
+                f"({str(error)[:200]}); is the file complete?"
+            ) from error
+
+    def _read_lines(self, hashing: _HashingReader) -> Iterator[str]:
+        """Yield the decompressed lines, counting them, and read the file to its very end."""
+        try:
+            with xopen(
+                io.BufferedReader(hashing, 1 << 20),
+                "rt",
+                threads=0,
+                encoding="utf-8",
+                errors="surrogateescape",
+            ) as handle:
+                for self._line_number, line in enumerate(handle, 1):
+                    yield line
+            hashing.drain()
+        # Not narrower, because each of the libraries that xopen picks from has errors of its own.
+        except Exception as error:
+            raise InputError(
+                f"{self._name}: cannot be read beyond line {self._line_number}: it is damaged or "
+                f"was cut off ({str(error) or type(error).__name__}); copy or compress it anew"
+            ) from error
+
+    def _check_first_line(self, line: str) -> None:
+        if not line:
+            raise InputError(f"{self._name}: holds no records; FASTA or FASTQ was expected")
+        if "\0" in line or line[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
+            raise InputError(
+                f"{self._name}: is binary or UTF-16, not text; FASTA or FASTQ was expected "
+                "(save UTF-16 text as UTF-8)"
+            )
+        if line[0] not in ">@":
+            raise InputError(
+                f"{self._name}, line {self._line_number}: found {line.strip()[:40]!r} before the "
+                "first header; FASTA starts with '>', FASTQ with '@'"
+            )
+
+    def _check(self, record: Record, line_number: int) -> Record:
+        if not record_id(record.header):
+            raise InputError(
+                f"{self._name}, line {line_number}: the header has no id; write one after "
+                "the '>' or '@'"
+            )
+        letters = record.sequence.encode("ascii", "replace")
+        invalid = letters.translate(None, _VALID_BYTES[self._alphabet])
+        if invalid:
+            raise InputError(self._describe_letter(record, letters.index(invalid[:1]), line_number))
+        return record
+
+    def _describe_letter(self, record: Record, position: int, line_number: int) -> str:
+        letter = record.sequence[position]
+        wanted = "a nucleotide" if self._alphabet == "dna" else "an amino acid"
+        text = (
+            f"{self._name}, line {line_number}: record {record.id[:80]!r} has {letter!r} at "
+            f"position {position + 1}, which is not {wanted} letter"
+        )
+        if self._alphabet == "dna" and letter in _ONLY_IN_PROTEINS:
+            text += "; it looks like a protein: `virnucpro embed --backend esm2` reads those"
+        return text
+
+
+class _HashingReader(io.RawIOBase):
+    """Passes a binary file's bytes on, counting and digesting them."""
+
+    def __init__(self, source: BinaryIO | IO[bytes]) -> None:
+        self._source: Any = source
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        num_read: int = self._source.readinto(buffer)
+        self.sha256.update(memoryview(buffer)[:num_read])
+        self.num_bytes += num_read
+        return num_read
+
+    def drain(self) -> None:
+        """Read what a decompressor has left, such as padding after the last stream."""
+        buffer = bytearray(1 << 16)
+        while self.readinto(buffer):
+            pass
+
+
+class _LineHandle:
+    """As much of a text file as Biopython's parsers use, over an iterator of lines."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[str]:
+        return self._lines
+
+    def readline(self) -> str:
+        return next(self._lines, "")
+
+    def read(self, size: int) -> str:
+        """Answer Biopython's question, asked by `read(0)`, whether this is text."""
+        return "" if size == 0 else self.readline()
