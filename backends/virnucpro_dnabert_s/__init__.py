@@ -1,1 +1,82 @@
-"""DNABERT-S: the DNA language model, from its published files and without their code."""
+"""DNABERT-S: the DNA language model, from its published files and without their code.
+
+Zhou et al., "DNABERT-S: pioneering species differentiation with species-aware DNA embeddings"
+(2024). DNABERT-2 (Zhou et al. 2023) has the same architecture and is read as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virnucpro.interface import (
+    Attention,
+    Backend,
+    BackendInfo,
+    Collator,
+    Encoder,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENS_PER_BASE = 109 / 500
+"""Measured with the published tokenizer on random DNA."""
+
+
+class DnabertSBackend:
+    """Embeds DNA with DNABERT-S, DNABERT-2, or any other size of their architecture."""
+
+    info = BackendInfo(
+        name="dnabert-s",
+        alphabet="dna",
+        embedding_dim=None,
+        max_tokens=None,
+        pooling="mean over all tokens, CLS and SEP included",
+    )
+
+    def token_cost(self, sequence: str) -> int:
+        """Return about how many tokens `sequence` becomes, with CLS and SEP.
+
+        A, C, G and T are merged into longer tokens; every other letter is one [UNK].
+        """
+        num_unknown = len(sequence.encode().translate(None, b"ACGT"))
+        return 2 + num_unknown + round((len(sequence) - num_unknown) * TOKENS_PER_BASE)
+
+    def open_weights(self, location: str) -> Weights:
+        """Find and check the directory, weights file or hub id `location`.
+
+        Raises:
+            WeightsError: Nothing there, unreadable, unsafe, or of another architecture.
+        """
+        from virnucpro_dnabert_s import weights
+
+        return weights.open_weights(location)
+
+    def load_collator(self, weights: Weights) -> Collator:
+        """Return the collator that uses the tokenizer.json beside `weights`."""
+        from virnucpro_dnabert_s.tokens import BpeCollator
+        from virnucpro_dnabert_s.weights import find_files
+
+        return BpeCollator(find_files(weights.path).tokenizer)
+
+    def load_encoder(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: Attention,
+    ) -> Encoder:
+        """Load the model onto `device` for computing in `dtype`.
+
+        Raises:
+            WeightsError: The files do not hold what the model needs.
+            UsageError: `flash` without flash-attn, a GPU, or half precision.
+        """
+        from virnucpro_dnabert_s.weights import load_model
+
+        return load_model(weights.path, dtype=dtype, device=device, attention=attention)
+
+
+backend: Backend = DnabertSBackend()

@@ -1,0 +1,183 @@
+"""The DNABERT-S network: MosaicBERT with ALiBi attention, and mean pooling.
+
+Written after Portes et al. 2023 (MosaicBERT) and the `bert_layers.py` published with DNABERT-2.
+
+Shapes: B sequences, T tokens of all of them, L tokens of the longest one rounded up, H heads,
+D numbers per token. X stands for (B, L) in the padded layout and for (T,) in the packed one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from virnucpro.interface import TokenBatch
+
+AttentionKernel = Literal["eager", "sdpa", "flash"]
+
+# The memory-efficient kernel behind SDPA wants the rows of its bias aligned to 16 bytes.
+LENGTH_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The model's sizes, under the names that config.json gives them."""
+
+    vocab_size: int
+    type_vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    layer_norm_eps: float
+
+
+class Layer(nn.Module):
+    """One post-norm transformer layer: attention, then a gated (GEGLU) feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.gate_and_value = nn.Linear(width, 2 * inner, bias=False)
+        self.mlp_out = nn.Linear(inner, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, hidden_XD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the next hidden states; `attend` turns queries, keys, values into contexts."""
+        context_XD = attend(self.qkv(hidden_XD))
+        hidden_XD = self.attention_norm(self.attention_out(context_XD) + hidden_XD)
+        gate, value = self.gate_and_value(hidden_XD).chunk(2, dim=-1)
+        output_XD: Tensor = self.mlp_norm(self.mlp_out(functional.gelu(gate) * value) + hidden_XD)
+        return output_XD
+
+
+class DnabertS(nn.Module):
+    """DNABERT-S with mean pooling over all tokens; see `virnucpro.interface.Encoder`.
+
+    Holds parameters alone, so it can be built on the meta device and filled later.
+    """
+
+    def __init__(self, config: ModelConfig, attention: AttentionKernel = "sdpa") -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.attention = attention
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return float32 (B, D): each sequence's mean over its last hidden states."""
+        index_BL, is_token_BL = padded_index(batch)
+        if self.attention == "flash":
+            hidden_TD = self._hidden_states(batch.token_ids_T, self._attend_packed(batch))
+            hidden_BLD = hidden_TD[index_BL]
+        else:
+            hidden_BLD = self._hidden_states(
+                batch.token_ids_T[index_BL], self._attend_padded(is_token_BL)
+            )
+        hidden_BLD = hidden_BLD.masked_fill(~is_token_BL[..., None], 0)
+        return hidden_BLD.sum(dim=1, dtype=torch.float32) / batch.lengths_B[:, None]
+
+    def _hidden_states(self, token_ids_X: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        embedded_XD = self.word_embeddings(token_ids_X) + self.token_type_embeddings.weight[0]
+        hidden_XD: Tensor = self.embedding_norm(embedded_XD)
+        for layer in self.layers:
+            hidden_XD = layer(hidden_XD, attend)
+        return hidden_XD
+
+    def _split(self, qkv_XD: Tensor) -> tuple[Tensor, ...]:
+        return qkv_XD.view(*qkv_XD.shape[:-1], 3, self.num_heads, -1).unbind(-3)
+
+    def _attend_padded(self, is_token_BL: Tensor) -> Callable[[Tensor], Tensor]:
+        bias_BHLL = attention_bias(is_token_BL, self.num_heads, self.word_embeddings.weight.dtype)
+        attention = eager_attention if self.attention == "eager" else _sdpa
+
+        def attend(qkv_BLD: Tensor) -> Tensor:
+            query, key, value = (part.transpose(1, 2) for part in self._split(qkv_BLD))
+            return attention(query, key, value, bias_BHLL).transpose(1, 2).flatten(2)
+
+        return attend
+
+    def _attend_packed(self, batch: TokenBatch) -> Callable[[Tensor], Tensor]:
+        from flash_attn import flash_attn_varlen_func
+
+        ends_B = batch.lengths_B.cumsum(0, dtype=torch.int32)
+        boundaries = functional.pad(ends_B, (1, 0))
+        slopes_H = alibi_slopes(self.num_heads, ends_B.device)
+
+        def attend(qkv_TD: Tensor) -> Tensor:
+            query, key, value = self._split(qkv_TD)
+            context: Tensor = flash_attn_varlen_func(
+                query,
+                key,
+                value,
+                cu_seqlens_q=boundaries,
+                cu_seqlens_k=boundaries,
+                max_seqlen_q=batch.max_length,
+                max_seqlen_k=batch.max_length,
+                alibi_slopes=slopes_H,
+            )
+            return context.flatten(1)
+
+        return attend
+
+
+def padded_index(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Return where in the packed tokens each padded position reads, and which are tokens.
+
+    Padding repeats the sequence's own last token, so that nothing of a neighbour gets in.
+
+    Returns:
+        int64 (B, L) and bool (B, L).
+    """
+    length = -(-batch.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    position_L = torch.arange(length, device=batch.lengths_B.device)
+    lengths_B1 = batch.lengths_B[:, None]
+    starts_B1 = batch.lengths_B.cumsum(0)[:, None] - lengths_B1
+    index_BL = starts_B1 + torch.minimum(position_L, lengths_B1 - 1)
+    return index_BL, position_L < lengths_B1
+
+
+def attention_bias(is_token_BL: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+    """Return (B, H, L, L): ALiBi's -slope * |i - j|, and minus infinity for keys of padding."""
+    position_L = torch.arange(is_token_BL.shape[1], device=is_token_BL.device)
+    distance_LL = (position_L[:, None] - position_L).abs()
+    alibi_HLL = -alibi_slopes(num_heads, is_token_BL.device)[:, None, None] * distance_LL
+    return torch.where(is_token_BL[:, None, None, :], alibi_HLL.to(dtype), -math.inf)
+
+
+@functools.cache
+def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
+    """Return float32 (H,): the slopes of Press et al. 2022, also for H that is no power of two.
+
+    Kept per device: copying them for every batch would stall the GPU, and as a buffer of the model
+    they would be rounded with it to half precision.
+    """
+
+    def geometric(num: int) -> list[float]:
+        return [2.0 ** (-8 * (head + 1) / num) for head in range(num)]
+
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = geometric(power) + geometric(2 * power)[::2]
+    return torch.tensor(slopes[:num_heads], device=device)
+
+
+def eager_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Return softmax attention written out: the reference for the other kernels."""
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+    return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
