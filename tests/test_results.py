@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from virnucpro.errors import VirnucproError
+from virnucpro.records import Record
+from virnucpro.results import (
+    write_highest_scores,
+    write_prediction_results,
+    write_records,
+    write_run_json,
+    write_viral_fasta,
+)
+
+F32 = np.float32
+LEGACY = (
+    Path(__file__).resolve().parents[1]
+    / "../shared/legacy/test_with_orfs_refactored/test_with_orfs_merged"
+)
+needs_legacy = pytest.mark.skipif(not LEGACY.is_dir(), reason="no files of the fork here")
+
+
+def read_table(path: Path) -> list[list[str]]:
+    return [line.split("\t") for line in path.read_text().splitlines()]
+
+
+@needs_legacy
+def test_predictions_are_the_forks_byte_for_byte(tmp_path: Path) -> None:
+    theirs = LEGACY / "prediction_results.txt"
+    rows = read_table(theirs)[1:]
+    scores = np.array([row[2:] for row in rows], F32)
+    ours = tmp_path / "prediction_results.txt"
+    write_prediction_results(ours, (row[0] for row in rows), scores)
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@needs_legacy
+def test_highest_scores_are_the_forks_as_float32(tmp_path: Path) -> None:
+    theirs = LEGACY / "prediction_results_highestscore.csv"
+    rows = read_table(theirs)[1:]
+    maxima = np.array([row[2:] for row in rows], F32)
+    ours = tmp_path / "highest.csv"
+    write_highest_scores(
+        ours,
+        [row[0] for row in rows],
+        is_open=np.full(len(rows), True),
+        is_virus=np.array([row[1] == "True" for row in rows]),
+        max_others=maxima[:, 0],
+        max_virus=maxima[:, 1],
+    )
+    assert [row[:2] for row in read_table(ours)] == [row[:2] for row in read_table(theirs)]
+    assert read_table(ours)[0] == read_table(theirs)[0]
+    ours_read = np.array([row[2:] for row in read_table(ours)[1:]], F32)
+    np.testing.assert_array_equal(ours_read, maxima)
+
+
+def test_predictions_read_back_to_the_same_float32(tmp_path: Path) -> None:
+    virus = np.random.default_rng(0).random(70_000, F32)
+    virus[:4] = [0, 1, 1e-30, 0.1]
+    scores = np.stack([1 - virus, virus], axis=1)
+    write_prediction_results(tmp_path / "p.txt", map(str, range(len(virus))), scores)
+    rows = read_table(tmp_path / "p.txt")
+    assert rows[0] == ["Sequence_ID", "Prediction", "score1", "score2"]
+    assert [row[0] for row in rows[1:]] == [str(row) for row in range(len(virus))]
+    np.testing.assert_array_equal(np.array([row[2:] for row in rows[1:]], F32), scores)
+    np.testing.assert_array_equal([row[1] == "virus" for row in rows[1:]], virus > 1 - virus)
+
+
+def test_prediction_of_a_tie_is_others(tmp_path: Path) -> None:
+    write_prediction_results(tmp_path / "p.txt", ["a"], np.array([[0.5, 0.5]], F32))
+    assert read_table(tmp_path / "p.txt")[1] == ["a", "others", "0.5", "0.5"]
+
+
+def test_chunks_without_frames_are_left_out_and_duplicates_kept(tmp_path: Path) -> None:
+    nan = np.nan
+    write_highest_scores(
+        tmp_path / "h.csv",
+        ["a_chunk_1", "a_chunk_2", "a_chunk_1"],
+        is_open=np.array([True, False, True]),
+        is_virus=np.array([True, False, False]),
+        max_others=np.array([0.25, nan, 0.5], F32),
+        max_virus=np.array([0.75, nan, 0.25], F32),
+    )
+    assert (tmp_path / "h.csv").read_text() == (
+        "Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n"
+        "a_chunk_1\tTrue\t0.25\t0.75\n"
+        "a_chunk_1\tFalse\t0.5\t0.25\n"
+    )
+
+
+def test_every_record_has_a_line(tmp_path: Path) -> None:
+    write_records(
+        tmp_path / "records.tsv",
+        ["contig", "read", "read"],
+        length=np.array([1000, 2, 90]),
+        num_chunks=np.array([2, 0, 1]),
+        num_open_chunks=np.array([1, 0, 1]),
+        num_frames=np.array([3, 0, 1]),
+        num_viral_chunks=np.array([1, 0, 0]),
+        score=np.array([0.1 + 0.2, np.nan, 0.25]),
+        call=np.array(["virus", "none", "others"], object),
+        reason=np.array(["-", "too_short", "-"], object),
+    )
+    assert (tmp_path / "records.tsv").read_text() == (
+        "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
+        "\tscore\tcall\treason\n"
+        "contig\t1000\t2\t1\t3\t1\t0.30000000000000004\tvirus\t-\n"
+        "read\t2\t0\t0\t0\t0\tNA\tnone\ttoo_short\n"
+        "read\t90\t1\t1\t1\t0\t0.25\tothers\t-\n"
+    )
+
+
+def test_viral_fasta_keeps_headers_and_letters(tmp_path: Path) -> None:
+    header = b"r\xe9ad|1 \xc3\xa9t\xe9  two".decode("utf-8", "surrogateescape")
+    records = [Record(header, "acgtN" * 33), Record("b", "ACG" * 80)]
+    write_viral_fasta(tmp_path / "viral.fasta", iter(records))
+    written = (tmp_path / "viral.fasta").read_bytes()
+    assert written.startswith(b">r\xe9ad|1 \xc3\xa9t\xe9  two\nacgtN")
+    lines = written.split(b"\n")
+    assert [len(line) for line in lines[1:4]] == [80, 80, 5]
+    assert lines[4:] == [b">b", *[(b"ACG" * 80)[i : i + 80] for i in (0, 80, 160)], b""]
+
+
+def test_ids_with_undecodable_bytes_come_out_as_they_went_in(tmp_path: Path) -> None:
+    write_prediction_results(
+        tmp_path / "p.txt", [b"\xff\xe9".decode("utf-8", "surrogateescape")], np.ones((1, 2), F32)
+    )
+    assert b"\n\xff\xe9\tothers\t1.0\t1.0\n" in (tmp_path / "p.txt").read_bytes()
+
+
+def test_run_json_reads_back(tmp_path: Path) -> None:
+    document = {"schema_version": 1, "inputs": ["\udcff.fa", "é"], "seconds": {"total": 0.5}}
+    write_run_json(tmp_path / "run.json", document)
+    assert json.loads((tmp_path / "run.json").read_text("ascii")) == document
+
+
+def test_an_error_midway_leaves_the_old_file_and_no_half_one(tmp_path: Path) -> None:
+    path = tmp_path / "viral.fasta"
+    path.write_text("old")
+
+    def failing() -> Iterator[Record]:
+        yield Record("a", "ACGT")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_viral_fasta(path, failing())
+    assert [file.name for file in tmp_path.iterdir()] == ["viral.fasta"]
+    assert path.read_text() == "old"
+
+
+def test_a_missing_id_is_an_error_not_a_shorter_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        write_prediction_results(tmp_path / "p.txt", ["a"], np.ones((2, 2), F32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
+    scores = np.ones((100_000, 2), F32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files may not grow over this size, which fails within write() as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(VirnucproError, match=r"p\.txt: cannot be written \(File too large\)"):
+            write_prediction_results(tmp_path / "p.txt", map(str, range(len(scores))), scores)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_directory_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(VirnucproError, match=r"run\.json: cannot be written \(No such file"):
+        write_run_json(tmp_path / "gone" / "run.json", {})

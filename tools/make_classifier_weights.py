@@ -1,0 +1,81 @@
+"""Makes a classifier of seeded random weights, for tests and demonstrations.
+
+Its scores spread over (0, 1) for features of unit variance and mean nothing.
+
+    python -m tools.make_classifier_weights classifier.safetensors --dna-dim 768 --protein-dim 2560
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from virnucpro.classifier import ClassifierMetadata, save_classifier
+
+NUM_HIDDEN = 512
+LOGIT_SPREAD = 2.0
+
+
+def make_classifier(
+    path: Path,
+    dna_dim: int,
+    protein_dim: int,
+    chunk_length_bp: int,
+    dna_backend: str = "dnabert-s",
+    protein_backend: str = "esm2",
+    seed: int = 0,
+) -> None:
+    """Write a classifier of random weights to `path`; the same arguments give the same bytes."""
+    random = np.random.default_rng(seed)
+    input_dim = dna_dim + protein_dim
+    hidden_weight_HD = random.standard_normal((NUM_HIDDEN, input_dim)) / np.sqrt(input_dim)
+    # ReLU leaves of a standard normal the variance 1/2 - 1/(2 pi) and a mean above 0, which weights
+    # that add up to 0 take out again: the logits' difference has mean 0 and the wanted spread.
+    output_weight_H = random.standard_normal(NUM_HIDDEN)
+    output_weight_H -= output_weight_H.mean()
+    variance = (0.5 - 0.5 / np.pi) * np.square(output_weight_H).sum()
+    output_weight_H *= LOGIT_SPREAD / np.sqrt(variance)
+    arrays = {
+        "hidden_layer.weight": hidden_weight_HD,
+        "hidden_layer.bias": np.zeros(NUM_HIDDEN),
+        "bn1.weight": np.ones(NUM_HIDDEN),
+        "bn1.bias": np.zeros(NUM_HIDDEN),
+        "bn1.running_mean": np.zeros(NUM_HIDDEN),
+        "bn1.running_var": np.ones(NUM_HIDDEN),
+        "output_layer.weight": np.stack([-output_weight_H / 2, output_weight_H / 2]),
+        "output_layer.bias": np.zeros(2),
+    }
+    state = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
+    metadata = ClassifierMetadata(
+        dna_backend, protein_backend, dna_dim, protein_dim, chunk_length_bp
+    )
+    save_classifier(path, state, metadata)
+
+
+def main() -> None:
+    """Write one classifier as the command line says."""
+    parser = argparse.ArgumentParser(description="Make a classifier of seeded random weights.")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--dna-dim", type=int, required=True)
+    parser.add_argument("--protein-dim", type=int, required=True)
+    parser.add_argument("--chunk-length", type=int, default=500)
+    parser.add_argument("--dna-backend", default="dnabert-s")
+    parser.add_argument("--protein-backend", default="esm2")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    make_classifier(
+        args.path,
+        args.dna_dim,
+        args.protein_dim,
+        args.chunk_length,
+        args.dna_backend,
+        args.protein_backend,
+        args.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The result files of a run, each written as a stream and put in its place when it is whole.
+
+The two legacy tables are those of the optimized fork of VirNucPro (v1.0); docs/results.md describes
+every file. Text is UTF-8, and bytes of ids that were not are written back as they came.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from virnucpro.errors import VirnucproError
+from virnucpro.records import Record
+
+FASTA_WIDTH = 80
+_BLOCK_ROWS = 65536
+
+Column = npt.NDArray[Any]
+
+
+def write_prediction_results(
+    path: Path, frame_ids: Iterable[str], frame_scores: npt.NDArray[np.float32]
+) -> None:
+    """Write the fork's `prediction_results.txt`: the prediction for each open frame.
+
+    Scores are float32 with the digits of their float64 values, byte for byte as the fork did.
+
+    Args:
+        path: The file to write.
+        frame_ids: The frames' ids, in row order.
+        frame_scores: float32 (F, 2), P(others) and P(virus) of each.
+
+    Raises:
+        VirnucproError: The file cannot be written.
+    """
+    with _open_whole(path) as file:
+        file.write("Sequence_ID\tPrediction\tscore1\tscore2\n")
+        file.writelines(
+            f"{frame_id}\t{'virus' if virus > others else 'others'}\t{others!r}\t{virus!r}\n"
+            for frame_id, (others, virus) in zip(frame_ids, _rows(*frame_scores.T), strict=True)
+        )
+
+
+def write_highest_scores(
+    path: Path,
+    chunk_ids: Iterable[str],
+    *,
+    is_open: Column,
+    is_virus: Column,
+    max_others: Column,
+    max_virus: Column,
+) -> None:
+    """Write the fork's `prediction_results_highestscore.csv`: a line for each open chunk.
+
+    The fork printed what pandas' default parser had read back, whose last digit is sometimes
+    wrong; the digits here are the exact ones, and read as float32 both give the same numbers.
+
+    Args:
+        path: The file to write.
+        chunk_ids: The ids of all chunks, in input order.
+        is_open: Which chunks have an open frame; the others are left out.
+        is_virus: Which are called viral.
+        max_others: float32, the largest P(others) of each chunk's frames.
+        max_virus: float32, the largest P(virus).
+
+    Raises:
+        VirnucproError: The file cannot be written.
+    """
+    chunks = _rows(is_open, is_virus, max_others, max_virus)
+    with _open_whole(path) as file:
+        file.write("Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n")
+        file.writelines(
+            f"{chunk_id}\t{virus}\t{score_0!r}\t{score_1!r}\n"
+            for chunk_id, (is_listed, virus, score_0, score_1) in zip(
+                chunk_ids, chunks, strict=True
+            )
+            if is_listed
+        )
+
+
+def write_records(
+    path: Path,
+    record_ids: Iterable[str],
+    *,
+    length: Column,
+    num_chunks: Column,
+    num_open_chunks: Column,
+    num_frames: Column,
+    num_viral_chunks: Column,
+    score: Column,
+    call: Column,
+    reason: Column,
+) -> None:
+    """Write `records.tsv`: every input record once, in input order, with a column per argument.
+
+    A score that is NaN is written as `NA`, others with all their digits.
+
+    Raises:
+        VirnucproError: The file cannot be written.
+    """
+    counts = _rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
+    calls = _rows(score, call, reason)
+    with _open_whole(path) as file:
+        file.write(
+            "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
+            "\tscore\tcall\treason\n"
+        )
+        file.writelines(
+            f"{record_id}\t{bp}\t{chunks}\t{open_chunks}\t{frames}\t{viral_chunks}"
+            # NaN alone is unequal to itself.
+            f"\t{viral_score if viral_score == viral_score else 'NA'}\t{word}\t{why}\n"
+            for record_id, (bp, chunks, open_chunks, frames, viral_chunks), (
+                viral_score,
+                word,
+                why,
+            ) in zip(record_ids, counts, calls, strict=True)
+        )
+
+
+def write_viral_fasta(path: Path, records: Iterable[Record]) -> None:
+    """Write `viral.fasta`: records under their whole headers, sequences wrapped.
+
+    Raises:
+        VirnucproError: The file cannot be written.
+    """
+    with _open_whole(path) as file:
+        for record in records:
+            file.write(f">{record.header}\n")
+            file.writelines(
+                record.sequence[start : start + FASTA_WIDTH] + "\n"
+                for start in range(0, len(record.sequence), FASTA_WIDTH)
+            )
+
+
+def write_run_json(path: Path, document: dict[str, Any]) -> None:
+    """Write `run.json`: `document` as indented JSON.
+
+    Raises:
+        VirnucproError: The file cannot be written.
+    """
+    with _open_whole(path) as file:
+        file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def _open_whole(path: Path) -> Iterator[TextIO]:
+    """Open `path` for writing; it appears only when it has been written without error."""
+    part_path = path.with_name(path.name + ".part")
+    try:
+        with part_path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part_path.replace(path)
+    except OSError as error:
+        raise VirnucproError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
+            "output directory, then start again with --resume"
+        ) from error
+    finally:
+        with suppress(OSError):
+            part_path.unlink()
+
+
+def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
+    """Yield the columns' entries side by side as Python values, converting block by block."""
+    for start in range(0, len(columns[0]), _BLOCK_ROWS):
+        blocks = (column[start : start + _BLOCK_ROWS].tolist() for column in columns)
+        yield from zip(*blocks, strict=True)
