@@ -1,0 +1,149 @@
+"""The names of the files in a run's output directory, which nobody else needs to know."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from virnucpro.interface import Alphabet
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """Where a run keeps what.
+
+    The names of the tables and of the intermediate files are those of the optimized fork, so that
+    programs which read its output keep working.
+
+    Attributes:
+        output_dir: The run's directory; it may hold other people's files as well.
+        stem: The input's name without its endings.
+    """
+
+    output_dir: Path
+    stem: str
+
+    @property
+    def merged_dir(self) -> Path:
+        """The directory of the two legacy tables."""
+        return self.output_dir / f"{self.stem}_merged"
+
+    @property
+    def prediction_results(self) -> Path:
+        """The table of frames."""
+        return self.merged_dir / "prediction_results.txt"
+
+    @property
+    def highest_scores(self) -> Path:
+        """The table of chunks (tab-separated despite its name)."""
+        return self.merged_dir / "prediction_results_highestscore.csv"
+
+    @property
+    def records_tsv(self) -> Path:
+        """The table of input records."""
+        return self.output_dir / "records.tsv"
+
+    @property
+    def viral_fasta(self) -> Path:
+        """The records that were called viral."""
+        return self.output_dir / "viral.fasta"
+
+    @property
+    def run_json(self) -> Path:
+        """What was run, on what, and how it went."""
+        return self.output_dir / "run.json"
+
+    @property
+    def run_log(self) -> Path:
+        """The run's messages."""
+        return self.output_dir / "run.log"
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that a run keeps locked, so that no second one writes here meanwhile."""
+        return self.output_dir / ".lock"
+
+    @property
+    def frame_store_dir(self) -> Path:
+        """The directory of the frame store; everything in it is the run's."""
+        return self.output_dir / "checkpoints" / "frames"
+
+    def parts_dir(self, alphabet: Alphabet) -> Path:
+        """Return the directory of the parts with the embeddings of one alphabet."""
+        return self.output_dir / "checkpoints" / alphabet
+
+    def chunked_fasta(self, chunk_length_bp: int) -> Path:
+        """Return the intermediate file of chunks."""
+        return self.output_dir / f"{self.stem}_chunked{chunk_length_bp}.fa"
+
+    @property
+    def nucleotide_fasta(self) -> Path:
+        """The intermediate file with the DNA of all open frames."""
+        return self.output_dir / f"{self.stem}_nucleotide.fa"
+
+    @property
+    def protein_fasta(self) -> Path:
+        """The intermediate file with the proteins of all open frames."""
+        return self.output_dir / f"{self.stem}_protein.faa"
+
+    @property
+    def nucleotide_dir(self) -> Path:
+        """The directory of the split intermediate files of DNA."""
+        return self.output_dir / f"{self.stem}_nucleotide"
+
+    @property
+    def protein_dir(self) -> Path:
+        """The directory of the split intermediate files of proteins."""
+        return self.output_dir / f"{self.stem}_protein"
+
+    def split_nucleotide_fasta(self, number: int) -> Path:
+        """Return the intermediate file with the DNA of the `number`-th lot of open frames."""
+        return self.nucleotide_dir / f"output_{number}.fa"
+
+    def split_protein_fasta(self, number: int) -> Path:
+        """Return the intermediate file with the proteins of the `number`-th lot of open frames."""
+        return self.protein_dir / f"output_{number}.fa"
+
+    def is_run(self) -> bool:
+        """Tell whether a run, finished or not, has been here."""
+        return self.run_json.is_file() or self.frame_store_dir.is_dir()
+
+    def clear(self) -> None:
+        """Remove what a run of this layout writes, and directories that are empty then.
+
+        Anything else in the directory stays; so does the lock, which the caller may be holding.
+        """
+        for path in list(self._run_files()):
+            path.unlink(missing_ok=True)
+        if self.frame_store_dir.is_dir():
+            shutil.rmtree(self.frame_store_dir)
+        for directory in (
+            self.merged_dir,
+            self.nucleotide_dir,
+            self.protein_dir,
+            self.parts_dir("dna"),
+            self.parts_dir("protein"),
+            self.output_dir / "checkpoints",
+        ):
+            with suppress(OSError):  # not there, or somebody else's files are in it
+                directory.rmdir()
+
+    def _run_files(self) -> Iterator[Path]:
+        yield from (self.prediction_results, self.highest_scores)
+        yield from (self.records_tsv, self.viral_fasta, self.run_json, self.run_log)
+        yield from (self.nucleotide_fasta, self.protein_fasta)
+        yield from _matching(self.output_dir, rf"{re.escape(self.stem)}_chunked\d+\.fa")
+        yield from _matching(self.nucleotide_dir, r"output_\d+\.fa")
+        yield from _matching(self.protein_dir, r"output_\d+\.fa")
+        for alphabet in ("dna", "protein"):
+            directory = self.output_dir / "checkpoints" / alphabet
+            yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")
+
+
+def _matching(directory: Path, pattern: str) -> Iterator[Path]:
+    if directory.is_dir():
+        yield from (path for path in directory.iterdir() if re.fullmatch(pattern, path.name))

@@ -1,0 +1,427 @@
+"""Parts: the HDF5 files that hold finished embeddings, as FORMAT.md describes them.
+
+A part is written whole, checked by its digest, and never touched again; what is in valid parts is
+finished, everything else is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from virnucpro.checkpoints.migrations import FORMAT_VERSION, FormatVersionError, check_version
+from virnucpro.errors import CheckpointError, IdentityMismatchError
+
+FORMAT_NAME = "virnucpro-embeddings"
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Everything that decides the values in a part.
+
+    Attributes:
+        input_digest: Digest of the sequences that `rows` count.
+        backend: The backend's name.
+        backend_version: The version of the package that it came from.
+        weights_identity: Digest of the weights.
+        precision: What was computed in: `fp32`, `bf16` or `fp16`.
+        chunk_length_bp: Length of the chunks, 0 when records were embedded whole.
+        pooling: How token vectors became one vector.
+        embedding_dim: Numbers in an embedding.
+    """
+
+    input_digest: str
+    backend: str
+    backend_version: str
+    weights_identity: str
+    precision: str
+    chunk_length_bp: int
+    pooling: str
+    embedding_dim: int
+
+    def differences(self, other: Identity) -> list[str]:
+        """Return a sentence for every field in which this run differs from a part's `other`."""
+        there = asdict(other)
+        return [
+            f"{name.replace('_', ' ')} is {here} now and was {there[name]} there"
+            for name, here in asdict(self).items()
+            if here != there[name]
+        ]
+
+
+def part_name(rank: int, number: int) -> str:
+    """Return the file name of a rank's part; `number` counts from 0."""
+    return f"part-{rank:05d}-{number:06d}.h5"
+
+
+def next_part_number(directory: Path, rank: int) -> int:
+    """Return the first number that `rank` has not used yet, for damaged parts neither."""
+    pattern = re.compile(rf"part-{rank:05d}-(\d{{6}})\.h5")
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return max((int(match[1]) + 1 for match in map(pattern.match, names) if match), default=0)
+
+
+def write_part(
+    directory: Path,
+    name: str,
+    rows: IntArray,
+    embeddings: FloatArray,
+    identity: Identity,
+    ids: Sequence[str] | None = None,
+) -> Path:
+    """Write a part and mark it done; when this returns, it survives a crash of the machine.
+
+    Args:
+        directory: Made if need be.
+        name: The part's file name, from `part_name`.
+        rows: int64 (N,), the row of each embedding, none twice.
+        embeddings: float32 (N, E).
+        identity: What made them.
+        ids: The N names of the sequences, for files that must stand alone.
+
+    Raises:
+        CheckpointError: The part exists, or the disk refuses; no half-written part is left.
+    """
+    if embeddings.shape != (len(rows), identity.embedding_dim):
+        raise ValueError(f"{len(rows)} rows, embeddings {embeddings.shape}, {identity}")
+    path = directory / name
+    if path.exists():
+        raise CheckpointError(f"{path}: exists already, and parts are never overwritten")
+    image = _make_image(name, rows, embeddings, identity, ids)
+    done = {
+        "num_rows": len(rows),
+        "num_bytes": len(image),
+        "sha256": hashlib.sha256(image).hexdigest(),
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_durably(path, image)
+        _write_durably(_done_path(path), json.dumps(done).encode())
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); make room or give another output "
+            "directory; finished parts are kept for --resume"
+        ) from error
+    return path
+
+
+def _make_image(
+    name: str,
+    rows: IntArray,
+    embeddings: FloatArray,
+    identity: Identity,
+    ids: Sequence[str] | None,
+) -> bytes:
+    # In memory, because HDF5 2.0 crashes the process when it closes a file on a full disk.
+    with h5py.File(name, "w", driver="core", backing_store=False) as file:
+        file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
+        file.create_dataset("rows", data=rows, dtype="<i8")
+        file.create_dataset("embeddings", data=embeddings, dtype="<f4")
+        if ids is not None:
+            file.create_dataset(
+                "ids", data=list(ids), shape=(len(rows),), dtype=h5py.string_dtype()
+            )
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot sync a directory
+            os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _done_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.done")
+
+
+class _Part(NamedTuple):
+    """Where in the file the data of a part lie, which is all that reading them needs."""
+
+    path: Path
+    identity: Identity
+    num_rows: int
+    rows_offset: int
+    embeddings_offset: int
+
+    def read_rows(self) -> IntArray:
+        """Return the rows: int64 (N,)."""
+        with _explaining(self.path):
+            return np.fromfile(self.path, "<i8", self.num_rows, offset=self.rows_offset)
+
+    def map_embeddings(self) -> FloatArray:
+        """Return the embeddings, float32 (N, E), without reading them; N must not be 0."""
+        shape = (self.num_rows, self.identity.embedding_dim)
+        with _explaining(self.path):
+            return np.memmap(self.path, "<f4", "r", offset=self.embeddings_offset, shape=shape)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn what h5py and the system raise over a bad file into one error that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
+
+
+def _read_part(path: Path) -> _Part:
+    with _explaining(path), h5py.File(path, "r", locking="best-effort") as file:
+        if file.attrs.get("format") != FORMAT_NAME:
+            raise CheckpointError(f"{path}: not a file of the format {FORMAT_NAME}")
+        check_version(path, int(file.attrs["format_version"]))
+        identity = _read_identity(path, file)
+        rows = _open_dataset(path, file, "rows", np.dtype("<i8"), ndim=1)
+        embeddings = _open_dataset(path, file, "embeddings", np.dtype("<f4"), ndim=2)
+        if embeddings.shape != (len(rows), identity.embedding_dim):
+            raise CheckpointError(
+                f"{path}: embeddings have the shape {embeddings.shape}, wanted "
+                f"{(len(rows), identity.embedding_dim)}"
+            )
+        # An empty dataset has no place in the file.
+        offsets = [dataset.id.get_offset() or 0 for dataset in (rows, embeddings)]
+        return _Part(path, identity, len(rows), *offsets)
+
+
+def _read_identity(path: Path, file: h5py.File) -> Identity:
+    values: dict[str, Any] = {}
+    for field in fields(Identity):
+        value = file.attrs.get(field.name)
+        values[field.name] = int(value) if isinstance(value, np.integer) else value
+        if type(values[field.name]).__name__ != field.type:
+            raise CheckpointError(
+                f"{path}: attribute {field.name} should be {field.type}, found {value!r}"
+            )
+    return Identity(**values)
+
+
+def _open_dataset(
+    path: Path, file: h5py.File, name: str, dtype: np.dtype[Any], ndim: int
+) -> h5py.Dataset:
+    """Return a dataset whose bytes lie in one piece in this very file.
+
+    Raises:
+        CheckpointError: It could lead into other files, or is not what was wanted.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise CheckpointError(f"{path}: {name} is missing or a link, which is refused")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != dtype or dataset.ndim != ndim:
+        raise CheckpointError(f"{path}: {name} should be {dtype} with {ndim} dimensions: {dataset}")
+    if (
+        dataset.external is not None
+        or dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS
+    ):
+        raise CheckpointError(f"{path}: {name} is not stored contiguously in the file itself")
+    offset = dataset.id.get_offset()
+    if dataset.size and (offset is None or offset + dataset.nbytes > path.stat().st_size):
+        raise CheckpointError(f"{path}: {name} reaches beyond the end of the file")
+    return dataset
+
+
+def read_identity(path: Path) -> Identity:
+    """Return what made the embeddings in the part `path`.
+
+    Raises:
+        CheckpointError: It is damaged, or of another version of the format.
+    """
+    return _read_part(path).identity
+
+
+def check_part(path: Path, *, full: bool = True) -> None:
+    """Let a part pass only if it is marked done and holds what it held then.
+
+    Args:
+        path: The part.
+        full: Also compute its digest and look for values that are not finite, which reads it all.
+
+    Raises:
+        CheckpointError: It is damaged; `FormatVersionError`, if it is of another version.
+    """
+    done = _read_done(path)
+    with _explaining(path), path.open("rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes != done["num_bytes"]:
+            raise CheckpointError(f"{path}: has {num_bytes} bytes instead of {done['num_bytes']}")
+        if full and hashlib.file_digest(file, "sha256").hexdigest() != done["sha256"]:
+            raise CheckpointError(f"{path}: has changed since it was written (SHA-256)")
+    part = _read_part(path)
+    if part.num_rows != done["num_rows"]:
+        raise CheckpointError(f"{path}: has {part.num_rows} rows instead of {done['num_rows']}")
+    if full and part.num_rows:
+        embeddings_NE = part.map_embeddings()
+        # The extremes tell without a second array of that size; NaN comes through both.
+        if not np.isfinite([embeddings_NE.min(), embeddings_NE.max()]).all():
+            raise CheckpointError(f"{path}: holds embeddings that are NaN or infinite")
+
+
+def _read_done(path: Path) -> dict[str, Any]:
+    try:
+        done = json.loads(_done_path(path).read_text(encoding="utf-8"))
+        return {name: done[name] for name in ("num_rows", "num_bytes", "sha256")}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: was not finished (there is no .done file)") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its .done file cannot be read ({error!r})") from error
+
+
+def finished_parts(directory: Path) -> list[Path]:
+    """Return the parts in `directory` that are marked done, sorted, without looking into them."""
+    return sorted(path for path in directory.glob("part-*.h5") if _done_path(path).exists())
+
+
+def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> list[Path]:
+    """Check all parts in `directory`, set damaged ones aside, and return the others, sorted.
+
+    To be called by one process, before anybody writes there; the others may use `finished_parts`
+    afterwards.
+
+    Args:
+        directory: Need not exist.
+        identity: What this run would write.
+        full: As for `check_part`.
+
+    Raises:
+        IdentityMismatchError: A part comes from another run; nothing was changed.
+        CheckpointError: A part is of another version of the format; nothing was changed.
+    """
+
+    def find_damage(path: Path) -> str | None:
+        try:
+            check_part(path, full=full)
+            differences = identity.differences(read_identity(path))
+        except FormatVersionError:
+            raise
+        except CheckpointError as error:
+            return str(error)
+        if differences:
+            raise IdentityMismatchError(
+                f"{path} belongs to another run: {'; '.join(differences)}. Give another output "
+                "directory (-o), start afresh with --force, or go back to the old input and "
+                "settings"
+            )
+        return None
+
+    paths = sorted(directory.glob("part-*.h5"))
+    with ThreadPoolExecutor() as pool:
+        damages = dict(zip(paths, pool.map(find_damage, paths), strict=True))
+    for leftover in directory.glob(".part-*.tmp"):
+        leftover.unlink()
+    for path, damage in damages.items():
+        if damage is not None:
+            _set_aside(path, damage)
+    return [path for path, damage in damages.items() if damage is None]
+
+
+def _set_aside(path: Path, damage: str) -> None:
+    damaged_path = path.with_name(f"{path.name}.damaged")
+    logger.warning(
+        "%s. It is set aside as %s, and its rows are computed again.", damage, damaged_path.name
+    )
+    # In this order, so that nothing ever counts that is half set aside.
+    _done_path(path).unlink(missing_ok=True)
+    path.rename(damaged_path)
+
+
+def finished_rows(parts: Sequence[Path]) -> IntArray:
+    """Return the rows that are in any of `parts`: int64, sorted, each once.
+
+    Raises:
+        CheckpointError: A part cannot be read.
+    """
+    return np.unique(_concatenate_rows([_read_part(path) for path in parts]))
+
+
+def _concatenate_rows(parts: Sequence[_Part]) -> IntArray:
+    return np.concatenate([np.empty(0, np.int64), *(part.read_rows() for part in parts)])
+
+
+class EmbeddingReader:
+    """Embeddings by row, out of any number of parts, for 16 bytes of memory a row.
+
+    No file stays open between calls, and threads may share a reader.
+
+    Attributes:
+        num_rows: Rows in all parts together.
+        embedding_dim: Numbers in an embedding; 0 when there are no parts.
+    """
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        """Read the rows, but no embeddings, of `parts`.
+
+        Raises:
+            CheckpointError: A part cannot be read, or the parts differ in `embedding_dim`.
+        """
+        self._parts = [_read_part(path) for path in parts]
+        dims = {part.identity.embedding_dim for part in self._parts}
+        if len(dims) > 1:
+            raise CheckpointError(
+                f"{parts[0].parent}: its parts have embeddings of {sorted(dims)} numbers, wanted "
+                "one size; they come from different runs"
+            )
+        # A slot counts the rows of all parts as they come; each part begins at a slot.
+        rows = _concatenate_rows(self._parts)
+        self._slots = np.argsort(rows, kind="stable")
+        self._sorted_rows = rows[self._slots]
+        self._first_slots = np.cumsum([0, *(part.num_rows for part in self._parts)])
+        self.num_rows = len(rows)
+        self.embedding_dim = max(dims, default=0)
+
+    def gather(self, rows: IntArray) -> FloatArray:
+        """Return the embeddings of `rows`, float32 (n, E), in that order.
+
+        Raises:
+            CheckpointError: A row is in no part, or a part has gone since.
+        """
+        found = np.searchsorted(self._sorted_rows, rows, side="left")
+        missing = found == np.searchsorted(self._sorted_rows, rows, side="right")
+        if missing.any():
+            raise CheckpointError(
+                f"{missing.sum()} of {len(rows)} rows asked for are in none of the "
+                f"{len(self._parts)} parts (first: row {rows[missing][0]}); compute them "
+                "with --resume"
+            )
+        slots = self._slots[found]
+        order = np.argsort(slots)
+        embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
+        # One part is mapped at a time: neither memory nor open files grow with their number.
+        bounds = np.searchsorted(slots[order], self._first_slots)
+        for number in np.flatnonzero(np.diff(bounds)):
+            chosen = order[bounds[number] : bounds[number + 1]]
+            part_NE = self._parts[number].map_embeddings()
+            embeddings_NE[chosen] = part_NE[slots[chosen] - self._first_slots[number]]
+        return embeddings_NE
