@@ -178,7 +178,7 @@ def test_bad_features_are_refused(full_size: Classifier, features: np.ndarray) -
         full_size.score(features[:10, :1])
     broken = features[:10].copy()
     broken[3, 5] = np.nan
-    with pytest.raises(ClassifierError, match="row 3 and 0 more"):
+    with pytest.raises(ClassifierError, match="1 of 10 frames, the first at 3,"):
         full_size.score(broken)
 
 

@@ -148,8 +148,8 @@ class Classifier:
         bad_rows = np.flatnonzero(~np.isfinite(scores_NC).all(axis=1))
         if len(bad_rows):
             raise ClassifierError(
-                f"row {bad_rows[0]} and {len(bad_rows) - 1} more have scores that are no numbers; "
-                "their embeddings hold NaN or infinity and must be computed again"
+                f"{len(bad_rows)} of {len(scores_NC)} frames, the first at {bad_rows[0]}, have scores "
+                "that are no numbers; their embeddings hold NaN or infinity: compute them again"
             )
         return scores_NC
 
