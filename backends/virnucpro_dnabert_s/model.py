@@ -17,12 +17,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from virnucpro.interface import TokenBatch
 
 AttentionKernel = Literal["eager", "sdpa", "flash"]
 
-# The memory-efficient kernel behind SDPA wants the rows of its bias aligned to 16 bytes.
+# On a GPU this means the memory-efficient kernel. Without the list, recent torch prefers cuDNN on
+# Hopper, which compiles a plan for every new (B, L), and here nearly every batch has a new one.
+SDPA_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+# The memory-efficient kernel wants the rows of its bias aligned to 16 bytes.
 LENGTH_MULTIPLE = 8
 
 
@@ -154,7 +163,8 @@ def attention_bias(is_token_BL: Tensor, num_heads: int, dtype: torch.dtype) -> T
     position_L = torch.arange(is_token_BL.shape[1], device=is_token_BL.device)
     distance_LL = (position_L[:, None] - position_L).abs()
     alibi_HLL = -alibi_slopes(num_heads, is_token_BL.device)[:, None, None] * distance_LL
-    return torch.where(is_token_BL[:, None, None, :], alibi_HLL.to(dtype), -math.inf)
+    padding_BL = torch.zeros_like(is_token_BL, dtype=dtype).masked_fill(~is_token_BL, -math.inf)
+    return alibi_HLL.to(dtype) + padding_BL[:, None, None, :]
 
 
 @functools.cache
@@ -180,4 +190,5 @@ def eager_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> 
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    with sdpa_kernel(SDPA_BACKENDS):
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
