@@ -35,12 +35,12 @@ def test_a_current_document_passes_unchanged(migrations):
 
 
 def test_a_missing_step_is_named(migrations):
-    with pytest.raises(FormatVersionError, match="from format version 0 to 1.* version 3"):
+    with pytest.raises(FormatVersionError, match=r"from format version 0 to 1.* version 3"):
         migrations.apply({}, 0)
 
 
 def test_a_document_from_the_future_is_refused_with_both_versions(migrations):
-    with pytest.raises(FormatVersionError, match="version 4, written by a newer.*version 3"):
+    with pytest.raises(FormatVersionError, match=r"version 4, written by a newer.*version 3"):
         migrations.apply({}, 4)
 
 

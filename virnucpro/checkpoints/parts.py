@@ -90,7 +90,7 @@ def write_part(
 
     Args:
         directory: Made if need be.
-        name: The part's file name, from `part_name`.
+        name: The file's name, from `part_name`.
         rows: int64 (N,), the row of each embedding, none twice.
         embeddings: float32 (N, E).
         identity: What made them.
@@ -104,12 +104,9 @@ def write_part(
     path = directory / name
     if path.exists():
         raise CheckpointError(f"{path}: exists already, and parts are never overwritten")
-    image = _make_image(name, rows, embeddings, identity, ids)
-    done = {
-        "num_rows": len(rows),
-        "num_bytes": len(image),
-        "sha256": hashlib.sha256(image).hexdigest(),
-    }
+    image = _make_image(rows, embeddings, identity, ids)
+    digest = hashlib.sha256(image).hexdigest()
+    done = {"num_rows": len(rows), "num_bytes": len(image), "sha256": digest}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _write_durably(path, image)
@@ -125,21 +122,15 @@ def write_part(
 
 
 def _make_image(
-    name: str,
-    rows: IntArray,
-    embeddings: FloatArray,
-    identity: Identity,
-    ids: Sequence[str] | None,
+    rows: IntArray, embeddings: FloatArray, identity: Identity, ids: Sequence[str] | None
 ) -> bytes:
     # In memory, because HDF5 2.0 crashes the process when it closes a file on a full disk.
-    with h5py.File(name, "w", driver="core", backing_store=False) as file:
+    with h5py.File("part", "w", driver="core", backing_store=False) as file:
         file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
         file.create_dataset("rows", data=rows, dtype="<i8")
         file.create_dataset("embeddings", data=embeddings, dtype="<f4")
         if ids is not None:
-            file.create_dataset(
-                "ids", data=list(ids), shape=(len(rows),), dtype=h5py.string_dtype()
-            )
+            file.create_dataset("ids", (len(rows),), h5py.string_dtype(), list(ids))
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -157,11 +148,9 @@ def _write_durably(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems cannot sync a directory
-            os.fsync(directory)
-    finally:
-        os.close(directory)
+    with suppress(OSError):  # some network file systems cannot sync a directory
+        os.fsync(directory)
+    os.close(directory)
 
 
 def _done_path(path: Path) -> Path:
@@ -207,11 +196,9 @@ def _read_part(path: Path) -> _Part:
         identity = _read_identity(path, file)
         rows = _open_dataset(path, file, "rows", np.dtype("<i8"), ndim=1)
         embeddings = _open_dataset(path, file, "embeddings", np.dtype("<f4"), ndim=2)
-        if embeddings.shape != (len(rows), identity.embedding_dim):
-            raise CheckpointError(
-                f"{path}: embeddings have the shape {embeddings.shape}, wanted "
-                f"{(len(rows), identity.embedding_dim)}"
-            )
+        wanted = (len(rows), identity.embedding_dim)
+        if embeddings.shape != wanted:
+            raise CheckpointError(f"{path}: embeddings are {embeddings.shape}, wanted {wanted}")
         # An empty dataset has no place in the file.
         offsets = [dataset.id.get_offset() or 0 for dataset in (rows, embeddings)]
         return _Part(path, identity, len(rows), *offsets)
@@ -222,7 +209,7 @@ def _read_identity(path: Path, file: h5py.File) -> Identity:
     for field in fields(Identity):
         value = file.attrs.get(field.name)
         values[field.name] = int(value) if isinstance(value, np.integer) else value
-        if type(values[field.name]).__name__ != field.type:
+        if type(values[field.name]).__name__ != field.type:  # annotations are text here
             raise CheckpointError(
                 f"{path}: attribute {field.name} should be {field.type}, found {value!r}"
             )
@@ -232,20 +219,14 @@ def _read_identity(path: Path, file: h5py.File) -> Identity:
 def _open_dataset(
     path: Path, file: h5py.File, name: str, dtype: np.dtype[Any], ndim: int
 ) -> h5py.Dataset:
-    """Return a dataset whose bytes lie in one piece in this very file.
-
-    Raises:
-        CheckpointError: It could lead into other files, or is not what was wanted.
-    """
+    """Return a dataset after making sure that its bytes lie in one piece in this very file."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise CheckpointError(f"{path}: {name} is missing or a link, which is refused")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype != dtype or dataset.ndim != ndim:
         raise CheckpointError(f"{path}: {name} should be {dtype} with {ndim} dimensions: {dataset}")
-    if (
-        dataset.external is not None
-        or dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS
-    ):
+    layout = dataset.id.get_create_plist().get_layout()
+    if layout != h5py.h5d.CONTIGUOUS or dataset.external is not None:
         raise CheckpointError(f"{path}: {name} is not stored contiguously in the file itself")
     offset = dataset.id.get_offset()
     if dataset.size and (offset is None or offset + dataset.nbytes > path.stat().st_size):
@@ -265,9 +246,7 @@ def read_identity(path: Path) -> Identity:
 def check_part(path: Path, *, full: bool = True) -> None:
     """Let a part pass only if it is marked done and holds what it held then.
 
-    Args:
-        path: The part.
-        full: Also compute its digest and look for values that are not finite, which reads it all.
+    With `full`, all of it is read for its digest and for values that are not finite.
 
     Raises:
         CheckpointError: It is damaged; `FormatVersionError`, if it is of another version.
@@ -307,13 +286,8 @@ def finished_parts(directory: Path) -> list[Path]:
 def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> list[Path]:
     """Check all parts in `directory`, set damaged ones aside, and return the others, sorted.
 
-    To be called by one process, before anybody writes there; the others may use `finished_parts`
-    afterwards.
-
-    Args:
-        directory: Need not exist.
-        identity: What this run would write.
-        full: As for `check_part`.
+    One process calls it, before anybody writes there; the others use `finished_parts` afterwards.
+    `identity` is what this run would write, and `full` means what it means to `check_part`.
 
     Raises:
         IdentityMismatchError: A part comes from another run; nothing was changed.
@@ -349,9 +323,7 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
 
 def _set_aside(path: Path, damage: str) -> None:
     damaged_path = path.with_name(f"{path.name}.damaged")
-    logger.warning(
-        "%s. It is set aside as %s, and its rows are computed again.", damage, damaged_path.name
-    )
+    logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
     # In this order, so that nothing ever counts that is half set aside.
     _done_path(path).unlink(missing_ok=True)
     path.rename(damaged_path)
