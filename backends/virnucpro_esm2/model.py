@@ -89,7 +89,7 @@ def one_by_one(attend_HLK: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attend
         sizes = packing.lengths_B.tolist()
         q_HTK, k_HTK, v_HTK = (x.transpose(0, 1) for x in (q_THK, k_THK, v_THK))
         sequences = zip(*(torch.split(x, sizes, 1) for x in (q_HTK, k_HTK, v_HTK)), strict=True)
-        return torch.cat([attend_HLK(q, k, v) for q, k, v in sequences], 1).transpose(0, 1)
+        return torch.cat([attend_HLK(q, k, v).transpose(0, 1) for q, k, v in sequences])
 
     return attend
 
@@ -97,12 +97,17 @@ def one_by_one(attend_HLK: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attend
 def _eager_attention(q_HLK: Tensor, k_HLK: Tensor, v_HLK: Tensor) -> Tensor:
     """Return softmax(Q K^T / sqrt(K)) V written out, the softmax in float32."""
     scores_HLL = (q_HLK * q_HLK.shape[-1] ** -0.5) @ k_HLK.transpose(-1, -2)
-    weights_HLL = scores_HLL.softmax(-1, dtype=torch.float32).to(v_HLK.dtype)
-    return weights_HLL.matmul(v_HLK)
+    weights_HLL: Tensor = scores_HLL.softmax(-1, dtype=torch.float32).to(v_HLK.dtype)
+    return weights_HLL @ v_HLK
+
+
+def _sdpa_attention(q_HLK: Tensor, k_HLK: Tensor, v_HLK: Tensor) -> Tensor:
+    # Its fast kernels are for four dimensions; with three it falls back to plain matrix products.
+    return F.scaled_dot_product_attention(q_HLK[None], k_HLK[None], v_HLK[None])[0]
 
 
 attend_eager = one_by_one(_eager_attention)
-attend_sdpa = one_by_one(F.scaled_dot_product_attention)
+attend_sdpa = one_by_one(_sdpa_attention)
 
 
 def attend_varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:

@@ -1,0 +1,409 @@
+"""The ESM-2 backend against fair-esm and transformers, and against every kind of bad file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import send_to_device
+from torch.nn.functional import cosine_similarity
+from virnucpro_esm2 import backend
+from virnucpro_esm2.model import Esm2Config
+from virnucpro_esm2.tokens import Esm2Collator
+
+from tools.make_esm2_weights import (
+    make_config,
+    make_random_model,
+    write_fair_esm,
+    write_transformers,
+)
+from virnucpro.errors import UsageError, WeightsError
+from virnucpro.interface import Attention, Backend, TokenBatch
+from virnucpro.testing import BackendContract
+
+CPU = torch.device("cpu")
+AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
+MIXED_LENGTHS = (166, 1, 1200, 2, 33, 1024, 7, 600, 166, 1025)
+
+# Largest difference relative to the largest entry. Float32: what the task asks for (the figures
+# measured are under 1e-6). Half precision: two attentions that round in other places.
+FLOAT32_BOUND = 2e-5
+HALF_PRECISION_BOUNDS = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+class TestEsm2Contract(BackendContract):
+    def make_backend(self) -> Backend:
+        return backend
+
+    def make_weights(self, directory: Path, seed: int) -> str:
+        return str(write_fair_esm(directory / "esm2_test.pt", make_config(), seed=seed))
+
+
+def make_proteins(lengths: tuple[int, ...], letters: str = AMINO_ACIDS) -> list[str]:
+    source = random.Random(0)
+    return ["".join(source.choices(letters, k=length)) for length in lengths]
+
+
+def collate(sequences: list[str]) -> TokenBatch:
+    return Esm2Collator()(np.arange(len(sequences), dtype=np.int64), sequences)
+
+
+def embed(
+    path: Path,
+    sequences: list[str],
+    attention: Attention = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    weights = backend.open_weights(str(path))
+    encoder = backend.load_encoder(weights, dtype=dtype, device=CPU, attention=attention)
+    with torch.inference_mode():
+        return encoder(collate(sequences))
+
+
+def largest_difference(found_BE: torch.Tensor, wanted_BE: torch.Tensor) -> float:
+    """Return the worst sequence's largest difference, relative to its largest entry."""
+    difference_B = (found_BE - wanted_BE).abs().amax(1) / wanted_BE.abs().amax(1)
+    return float(difference_B.max())
+
+
+# Tokens
+
+
+def test_tokens_are_fair_esms() -> None:
+    esm = pytest.importorskip("esm")
+    alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
+    sequences = make_proteins((40, 1, 1024, 1025, 1200), letters="LAGVSERTIDPKQNFYMHWCXBUZO.-")
+    _, _, tokens_BL = alphabet.get_batch_converter(1024)([("", s) for s in sequences])
+    wanted = [row[row != alphabet.padding_idx].tolist() for row in tokens_BL]
+    batch = collate(sequences)
+    assert [x.tolist() for x in batch.token_ids_T.split(batch.lengths_B.tolist())] == wanted
+
+
+@pytest.mark.parametrize("letters", ["J", "**", "a", "é", "M M", "\x00"])
+def test_other_letters_are_one_unknown_token_each(letters: str) -> None:
+    wanted = [20 if letter == "M" else 3 for letter in letters]
+    assert collate([letters]).token_ids_T.tolist() == [0, *wanted, 2]
+
+
+@pytest.mark.parametrize("length", [0, 1, 1023, 1024, 1025, 5000])
+def test_token_cost_is_exact(length: int) -> None:
+    sequence = "M" * length
+    assert backend.token_cost(sequence) == collate([sequence]).max_length
+
+
+def test_collator_is_picklable() -> None:
+    sequences = make_proteins((5, 9))
+    batch = pickle.loads(pickle.dumps(Esm2Collator()))(np.array([7, 3]), sequences)
+    assert batch.rows.tolist() == [7, 3]
+    assert batch.lengths_B.tolist() == [7, 11]
+    assert torch.equal(batch.token_ids_T, collate(sequences).token_ids_T)
+
+
+# Numbers
+
+
+def embed_by_fair_esm(path: Path, sequences: list[str]) -> torch.Tensor:
+    """Return the pooled embeddings of fair-esm's own model, from its own reading of the file."""
+    esm = pytest.importorskip("esm")
+    data = torch.load(path, weights_only=False)
+    regression = torch.load(path.with_name(f"{path.stem}-contact-regression.pt"))
+    load = esm.pretrained.load_model_and_alphabet_core
+    model, alphabet = load(path.stem, data, regression)
+    model = model.float().eval()
+    _, _, tokens_BL = alphabet.get_batch_converter(1024)([("", s) for s in sequences])
+    with torch.inference_mode():
+        hidden_BLD = model(tokens_BL, [model.num_layers])["representations"][model.num_layers]
+    pairs = zip(hidden_BLD, sequences, strict=True)
+    return torch.stack([hidden_LD[1 : len(s[:1024]) + 1].mean(0) for hidden_LD, s in pairs])
+
+
+@pytest.mark.parametrize("dtype_on_disk", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "config", [make_config(6, 40, 2), make_config(36, 64, 4)], ids=["6 layers", "36 layers"]
+)
+def test_equals_fair_esm(config: Esm2Config, dtype_on_disk: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "esm2_test.pt"
+    write_fair_esm(path, config, dtype=dtype_on_disk, contact_regression=True)
+    sequences = make_proteins(MIXED_LENGTHS)
+    wanted_BE = embed_by_fair_esm(path, sequences)
+    together_BE = embed(path, sequences)
+    alone_BE = torch.cat([embed(path, [sequence]) for sequence in sequences])
+    assert largest_difference(together_BE, wanted_BE) < FLOAT32_BOUND
+    assert largest_difference(embed(path, sequences, "eager"), wanted_BE) < FLOAT32_BOUND
+    assert largest_difference(alone_BE, wanted_BE) < FLOAT32_BOUND
+    assert largest_difference(together_BE, alone_BE) < FLOAT32_BOUND
+
+
+def test_without_token_dropout_equals_fair_esm(tmp_path: Path) -> None:
+    config = Esm2Config(6, 40, 2, ffn_dim=160, token_dropout=False)
+    path = write_fair_esm(tmp_path / "esm2_test.pt", config, contact_regression=True)
+    sequences = make_proteins((20, 30))
+    wanted_BE = embed_by_fair_esm(path, sequences)
+    assert largest_difference(embed(path, sequences), wanted_BE) < FLOAT32_BOUND
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])
+def test_both_layouts_give_the_same_numbers(
+    safetensors: bool, num_shards: int, tmp_path: Path
+) -> None:
+    fair_esm = write_fair_esm(tmp_path / "esm2_test.pt", make_config(), dtype=torch.float32)
+    transformers = write_transformers(
+        tmp_path / "model", make_config(), safetensors=safetensors, num_shards=num_shards
+    )
+    sequences = make_proteins((33, 166))
+    assert torch.equal(embed(fair_esm, sequences), embed(transformers, sequences))
+
+
+def test_equals_transformers_reading_and_writing(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = write_transformers(tmp_path / "ours", make_config())
+    model = transformers.EsmModel.from_pretrained(ours, add_pooling_layer=False).eval()
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    # One sequence at a time: padding is what transformers has got wrong.
+    for sequence in make_proteins((1, 33, 600)):
+        with torch.inference_mode():
+            hidden_TD = model(collate([sequence]).token_ids_T[None]).last_hidden_state[0]
+        wanted_BE = hidden_TD[1:-1].mean(0, keepdim=True)
+        assert largest_difference(embed(ours, [sequence]), wanted_BE) < FLOAT32_BOUND
+        theirs_BE = embed(tmp_path / "theirs", [sequence])
+        assert largest_difference(theirs_BE, wanted_BE) < FLOAT32_BOUND
+
+
+def test_float16_rotary_frequencies_of_a_transformers_directory_are_kept(tmp_path: Path) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config(), dtype=torch.float16)
+    directory = write_transformers(
+        tmp_path / "model", make_config(), dtype=torch.float16, safetensors=False
+    )
+    stored = torch.load(path, weights_only=False)["model"]
+    tensors = torch.load(directory / "pytorch_model.bin")
+    tensors["esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq"] = stored[
+        "encoder.sentence_encoder.layers.0.self_attn.rot_emb.inv_freq"
+    ]
+    torch.save(tensors, directory / "pytorch_model.bin")
+    sequences = make_proteins((600,))
+    assert torch.equal(embed(path, sequences), embed(directory, sequences))
+
+
+# Files
+
+
+def test_weights_are_described_without_loading(tmp_path: Path) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config(2, 48, 3))
+    weights = backend.open_weights(str(path))
+    assert weights.embedding_dim == 48
+    assert weights.path == path
+    assert weights.identity.startswith("sha256:")
+
+
+def test_contact_regression_does_not_change_the_identity(tmp_path: Path) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config())
+    identity = backend.open_weights(str(path)).identity
+    torch.save({"model": {}}, tmp_path / "esm2_test-contact-regression.pt")
+    assert backend.open_weights(str(path)).identity == identity
+
+
+def test_config_is_part_of_the_identity(tmp_path: Path) -> None:
+    directory = write_transformers(tmp_path / "model", make_config())
+    identity = backend.open_weights(str(directory)).identity
+    change_config(directory, token_dropout=False)
+    assert backend.open_weights(str(directory)).identity != identity
+
+
+class Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (self.command,)
+
+
+def test_malicious_pickle_is_not_executed(tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "esm2_test.pt"
+    torch.save({"cfg": Malicious(f"touch {trace}"), "model": {}}, path)
+    with pytest.raises(WeightsError, match=r"esm2_test\.pt: refused"):
+        backend.open_weights(str(path))
+    assert not trace.exists()
+
+
+QUERY = "encoder.sentence_encoder.layers.1.self_attn.q_proj.weight"
+FREQUENCIES = "encoder.sentence_encoder.layers.0.self_attn.rot_emb.inv_freq"
+
+
+def remove_query(data: dict[str, Any]) -> None:
+    del data["model"][QUERY]
+
+
+def cut_query(data: dict[str, Any]) -> None:
+    data["model"][QUERY] = data["model"][QUERY][:-1].clone()
+
+
+def quantize_query(data: dict[str, Any]) -> None:
+    data["model"][QUERY] = data["model"][QUERY].to(torch.int8)
+
+
+def cut_frequencies(data: dict[str, Any]) -> None:
+    data["model"][FREQUENCIES] = torch.ones(3)
+
+
+def claim_more_layers(data: dict[str, Any]) -> None:
+    data["cfg"]["model"].encoder_layers = 10**9
+
+
+def claim_odd_heads(data: dict[str, Any]) -> None:
+    data["cfg"]["model"].encoder_attention_heads = 3
+
+
+def forget_width(data: dict[str, Any]) -> None:
+    del data["cfg"]["model"].encoder_embed_dim
+
+
+def become_esm1b(data: dict[str, Any]) -> None:
+    del data["cfg"]
+    data["args"] = Namespace(arch="roberta_large")
+
+
+def become_contact_regression(data: dict[str, Any]) -> None:
+    del data["cfg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove_query, r"1 tensors of ESM-2 are missing, among them layers\.1\.self_attn\.q_proj"),
+        (cut_query, r"q_proj\.weight has shape \(39, 40\), the settings ask for \(40, 40\)"),
+        (quantize_query, r"should hold floating-point numbers, found torch\.int8"),
+        (cut_frequencies, r"inv_freq has shape \(3,\), the settings ask for \(10,\)"),
+        (claim_more_layers, "the settings say 1000000000 layers, the tensors have 6"),
+        (claim_odd_heads, "width 40 does not go into 3 heads"),
+        (forget_width, "encoder_embed_dim should be a positive number, found None"),
+        (become_esm1b, r"holds ESM-1b or ESM-1v \(arch roberta_large\)"),
+        (become_contact_regression, "not a fair-esm ESM-2 file"),
+    ],
+)
+def test_bad_fair_esm_files_are_refused(
+    change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path
+) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config())
+    data = torch.load(path, weights_only=False)
+    change(data)
+    torch.save(data, path)
+    with pytest.raises(WeightsError, match=message) as error:
+        backend.open_weights(str(path))
+    assert str(path) in str(error.value)
+
+
+def change_config(directory: Path, **fields: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, r"'bert' \(BertForMasked"),
+        ({"position_embedding_type": "absolute"}, "ESM-1b or ESM-1v"),
+        ({"emb_layer_norm_before": True}, "ESM-1b or ESM-1v"),
+        ({"num_hidden_layers": 7}, "the settings say 7 layers, the tensors have 6"),
+        ({"hidden_size": "40"}, "hidden_size should be a positive number, found '40'"),
+    ],
+)
+def test_bad_transformers_directories_are_refused(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    directory = write_transformers(tmp_path / "model", make_config())
+    change_config(directory, **fields)
+    with pytest.raises(WeightsError, match=message):
+        backend.open_weights(str(directory))
+
+
+def test_a_file_without_its_config_is_refused(tmp_path: Path) -> None:
+    directory = write_transformers(tmp_path / "model", make_config())
+    with pytest.raises(WeightsError, match="give the directory"):
+        backend.open_weights(str(directory / "model.safetensors"))
+
+
+def test_flash_needs_a_gpu(tmp_path: Path) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config())
+    with pytest.raises(UsageError, match="needs a CUDA GPU and bf16 or fp16, found cpu"):
+        embed(path, ["M"], "flash")
+
+
+# On a GPU
+
+HALF_PRECISIONS = [torch.bfloat16, torch.float16]
+GPU_CONFIG = make_config(12, 256, 4)
+
+
+def embed_on_gpu(dtype: torch.dtype, attention: Attention) -> torch.Tensor:
+    """Return embeddings of the model of the float32 random numbers, cast to `dtype`."""
+    device = torch.device("cuda")
+    model = make_random_model(GPU_CONFIG, dtype=dtype, device=device, attention=attention)
+    source = make_random_model(GPU_CONFIG)
+    for target, value in zip(model.parameters(), source.parameters(), strict=True):
+        target.copy_(value)
+    batch = send_to_device(collate(make_proteins(MIXED_LENGTHS)), device)
+    with torch.inference_mode():
+        return model(batch).cpu()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sdpa", "flash"])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+def test_attentions_agree_on_a_gpu(dtype: torch.dtype, attention: Attention) -> None:
+    if attention == "flash":
+        pytest.importorskip("flash_attn")
+    difference = largest_difference(embed_on_gpu(dtype, attention), embed_on_gpu(dtype, "eager"))
+    assert difference < HALF_PRECISION_BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+def test_half_precision_is_near_float32_on_a_gpu(dtype: torch.dtype) -> None:
+    half_BE, full_BE = embed_on_gpu(dtype, "sdpa"), embed_on_gpu(torch.float32, "sdpa")
+    assert cosine_similarity(half_BE, full_BE).min() > 0.999
+    assert largest_difference(half_BE, full_BE) < HALF_PRECISION_BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+def test_float32_on_a_gpu_equals_the_cpu() -> None:
+    with torch.inference_mode():
+        wanted_BE = make_random_model(GPU_CONFIG)(collate(make_proteins(MIXED_LENGTHS)))
+    assert largest_difference(embed_on_gpu(torch.float32, "sdpa"), wanted_BE) < FLOAT32_BOUND
+
+
+@pytest.mark.gpu
+def test_flash_is_refused_without_flash_attn() -> None:
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        with pytest.raises(UsageError, match="needs the package flash-attn"):
+            embed_on_gpu(torch.bfloat16, "flash")
+    else:
+        pytest.skip("flash-attn is installed")
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu() -> None:
+    device = torch.device("cuda")
+    model = make_random_model(GPU_CONFIG, dtype=torch.bfloat16, device=device)
+    batch = send_to_device(collate(make_proteins(MIXED_LENGTHS)), device)
+    with torch.inference_mode():
+        model(batch)  # The first call may set libraries up.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
