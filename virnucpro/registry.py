@@ -1,0 +1,166 @@
+"""Which backends are installed, and the loading of exactly one.
+
+A backend is any object under the entry-point group `virnucpro.backends`. Python's `entry_points`
+counts a distribution that lies on `sys.path` twice (editable and installed) once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast, get_args
+
+from virnucpro.errors import BackendError
+from virnucpro.interface import INTERFACE_VERSION, Alphabet, Backend, BackendInfo
+
+GROUP = "virnucpro.backends"
+METHODS = ("token_cost", "open_weights", "load_collator", "load_encoder")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendListing:
+    """One line of `virnucpro backends`.
+
+    Attributes:
+        name: What users type.
+        distribution: The installed package that registers it.
+        version: That package's version.
+        info: What the backend says of itself; None when it is broken.
+        reason: Why it is broken; None when it works.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    info: BackendInfo | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBackend:
+    """A backend and where it comes from; its version is part of a checkpoint's identity."""
+
+    backend: Backend
+    name: str
+    distribution: str
+    version: str
+
+
+def describe_backends() -> list[BackendListing]:
+    """Return every installed backend, sorted by name; broken ones carry their reason."""
+    return [
+        _describe(entry, entries) for entries in _find_entry_points().values() for entry in entries
+    ]
+
+
+def load_backend(name: str) -> LoadedBackend:
+    """Import and return the backend called `name`, and no other.
+
+    Raises:
+        BackendError: It is not installed, broken, or registered twice.
+    """
+    found = _find_entry_points()
+    if name not in found:
+        raise BackendError(_explain_unknown(name, list(found)))
+    entry, *others = found[name]
+    distribution, version = _origin(entry)
+    if others:
+        raise BackendError(
+            f"The backend {name!r} is {_explain_duplicates(found[name])}: uninstall all but one "
+            "of these packages."
+        )
+    try:
+        backend = _load(entry)
+    except BackendError as error:
+        raise BackendError(
+            f"The backend {name!r} of the package {distribution} {version} is broken: {error}. "
+            f"Upgrade the package, report this to its authors, or remove it with "
+            f"`pip uninstall {distribution}`."
+        ) from error
+    return LoadedBackend(backend, name, distribution, version)
+
+
+def _find_entry_points() -> dict[str, list[EntryPoint]]:
+    """Return the entry points of each name, sorted by name and distribution."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, _origin(entry))):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _origin(entry: EntryPoint) -> tuple[str, str]:
+    """Return the name and the version of the distribution that registers `entry`."""
+    assert entry.dist is not None  # set on every entry point that `entry_points` returns
+    return entry.dist.name, entry.dist.version
+
+
+def _describe(entry: EntryPoint, entries: list[EntryPoint]) -> BackendListing:
+    distribution, version = _origin(entry)
+    if len(entries) > 1:
+        reason = _explain_duplicates(entries)
+        return BackendListing(entry.name, distribution, version, None, reason)
+    try:
+        info = _load(entry).info
+    except BackendError as error:
+        return BackendListing(entry.name, distribution, version, None, str(error))
+    return BackendListing(entry.name, distribution, version, info, None)
+
+
+def _load(entry: EntryPoint) -> Backend:
+    """Import `entry` and check it; a BackendError's message is the bare reason."""
+    try:
+        backend = entry.load()
+        reason = _find_fault(backend, entry)
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+        raise BackendError(
+            f"importing {entry.value} failed with {type(error).__name__}: {error}"
+        ) from error
+    if reason is not None:
+        raise BackendError(f"{entry.value} is not a backend: {reason}")
+    return cast("Backend", backend)
+
+
+def _find_fault(backend: object, entry: EntryPoint) -> str | None:
+    """Return what keeps an imported object from being a backend, None if nothing does."""
+    if isinstance(backend, type):
+        return f"it is the class {backend.__name__}, an instance of it was expected"
+    info = getattr(backend, "info", None)
+    if not isinstance(info, BackendInfo):
+        return f"its `info` is of type {type(info).__name__}, a BackendInfo was expected"
+    if info.interface_version != INTERFACE_VERSION:
+        return (
+            f"it was written for version {info.interface_version} of the interface, "
+            f"this virnucpro has version {INTERFACE_VERSION}"
+        )
+    missing = [name for name in METHODS if not callable(getattr(backend, name, None))]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    return _find_fault_in_info(info, entry)
+
+
+def _find_fault_in_info(info: BackendInfo, entry: EntryPoint) -> str | None:
+    if info.name != entry.name:
+        return f"it calls itself {info.name!r}, but is registered as {entry.name!r}"
+    if info.alphabet not in get_args(Alphabet):
+        return f"its alphabet is {info.alphabet!r}, not one of {', '.join(get_args(Alphabet))}"
+    for field in ("embedding_dim", "max_tokens"):
+        value = getattr(info, field)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            return f"its {field} is {value!r}, a positive number or None was expected"
+    if not isinstance(info.pooling, str) or not info.pooling:
+        return "its `pooling` does not say how token vectors become one vector"
+    return None
+
+
+def _explain_duplicates(entries: list[EntryPoint]) -> str:
+    return f"registered twice, by {' and '.join(' '.join(_origin(entry)) for entry in entries)}"
+
+
+def _explain_unknown(name: str, installed: list[str]) -> str:
+    nearest = difflib.get_close_matches(name.lower(), installed, n=1)
+    guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return (
+        f"No backend is called {name!r}; installed are: {', '.join(installed) or 'none'}.{guess} "
+        "Install the package that brings it; `virnucpro backends` lists what is there."
+    )

@@ -1,0 +1,28 @@
+"""For people who write backends: the contract that every backend keeps, and a toy as an example.
+
+The names are loaded when first used: the contract needs pytest and torch, the toy neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from virnucpro.testing.contract import BackendContract
+    from virnucpro.testing.toy import ToyBackend
+    from virnucpro.testing.toy.model import write_toy_weights
+
+__all__ = ["BackendContract", "ToyBackend", "write_toy_weights"]
+
+_HOMES = {
+    "BackendContract": "virnucpro.testing.contract",
+    "ToyBackend": "virnucpro.testing.toy",
+    "write_toy_weights": "virnucpro.testing.toy.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'virnucpro.testing' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

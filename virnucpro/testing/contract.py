@@ -1,0 +1,391 @@
+"""The contract that every backend keeps, as a test class to inherit from.
+
+Shapes: B sequences in a batch, T tokens of all of them together, E the embedding's dimension.
+"""
+
+# ruff: noqa: D102  a test's name says what it checks
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch.nn.functional import cosine_similarity
+from torch.utils.data import DataLoader, Dataset
+
+from virnucpro.errors import UsageError, WeightsError
+from virnucpro.interface import (
+    INTERFACE_VERSION,
+    Alphabet,
+    Attention,
+    Backend,
+    BackendInfo,
+    Collator,
+    Encoder,
+    TokenBatch,
+    Weights,
+)
+
+try:
+    import pytest
+except ImportError as error:
+    raise ImportError(
+        "virnucpro.testing.BackendContract is a pytest suite, and pytest is not installed: "
+        "pip install pytest"
+    ) from error
+
+if TYPE_CHECKING:
+    _Dataset = Dataset[TokenBatch]
+else:
+    _Dataset = Dataset
+
+LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
+UNKNOWN_LETTER: dict[Alphabet, str] = {"dna": "N", "protein": "X"}
+CPU = torch.device("cpu")
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+class BackendContract:
+    """Tests that any backend must pass; inherit, name the class `Test...`, fill in two methods.
+
+    Attributes:
+        letters_per_token: Letters that one token stands for at most; only makes long sequences.
+        cost_factor: How far `token_cost` may be from the truth, in either direction.
+        tolerance: Largest difference allowed between two float32 results that ought to be equal,
+            relative to the largest number in them.
+        half_precision_cosine: Least cosine between bfloat16 or float16 and float32 embeddings.
+    """
+
+    letters_per_token: int = 1
+    cost_factor: float = 1.5
+    tolerance: float = 2e-5
+    half_precision_cosine: float = 0.99
+
+    def make_backend(self) -> Backend:
+        """Return the backend under test."""
+        raise NotImplementedError
+
+    def make_weights(self, directory: Path, seed: int) -> str:
+        """Write small weights, others for another seed, into `directory`; return the location."""
+        raise NotImplementedError
+
+    def make_sequences(self) -> list[str]:
+        """Return typical sequences of several lengths, in no order of length."""
+        alphabet = self.make_backend().info.alphabet
+        source = random.Random(0)
+        lengths = (60, 7, 150, 1, 33, 166, 2, 100, 60)
+        sequences = ["".join(source.choices(LETTERS[alphabet], k=length)) for length in lengths]
+        return [*sequences, sequences[0][:20] + 3 * UNKNOWN_LETTER[alphabet] + sequences[0][20:]]
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        """Give the backend under test."""
+        return self.make_backend()
+
+    @pytest.fixture
+    def weights(self, backend: Backend, tmp_path: Path) -> Weights:
+        """Give opened weights of seed 0."""
+        return backend.open_weights(self._make_location(tmp_path / "weights", seed=0))
+
+    @pytest.fixture
+    def collator(self, backend: Backend, weights: Weights) -> Collator:
+        """Give the collator of those weights."""
+        return backend.load_collator(weights)
+
+    @pytest.fixture
+    def encoder(self, backend: Backend, weights: Weights) -> Encoder:
+        """Give the float32 encoder of those weights on the CPU."""
+        return _load_encoder(backend, weights)
+
+    # What is known without weights
+
+    def test_info_is_sane(self, backend: Backend) -> None:
+        info = backend.info
+        assert isinstance(info, BackendInfo)
+        assert info.interface_version == INTERFACE_VERSION
+        assert info.name
+        assert info.name == info.name.lower().strip()
+        assert info.alphabet in get_args(Alphabet)
+        assert info.pooling
+        assert info.embedding_dim is None or info.embedding_dim > 0
+        assert info.max_tokens is None or info.max_tokens > 0
+
+    def test_module_is_imported_without_torch(self, backend: Backend) -> None:
+        code = (
+            f"import sys, {type(backend).__module__}\n"
+            "print(*{'torch', 'accelerate', 'transformers'} & set(sys.modules))"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        child = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert child.returncode == 0, child.stderr
+        assert child.stdout.strip() == ""
+
+    def test_token_cost_grows_with_length(self, backend: Backend) -> None:
+        sequence = max(self.make_sequences(), key=len)
+        costs = [backend.token_cost(sequence[:length]) for length in range(1, len(sequence) + 1)]
+        assert costs[0] > 0
+        assert costs == sorted(costs)
+
+    def test_token_cost_is_near_the_truth(self, backend: Backend, collator: Collator) -> None:
+        sequences = [sequence for sequence in self.make_sequences() if len(sequence) >= 30]
+        true_costs = _collate(collator, sequences).lengths_B.tolist()
+        costs = [backend.token_cost(sequence) for sequence in sequences]
+        ratios = [cost / true_cost for cost, true_cost in zip(costs, true_costs, strict=True)]
+        assert max(ratios) <= self.cost_factor
+        assert min(ratios) >= 1 / self.cost_factor
+
+    # Weights
+
+    def test_weights_state_their_dimension(self, backend: Backend, weights: Weights) -> None:
+        assert weights.embedding_dim > 0
+        assert backend.info.embedding_dim in (None, weights.embedding_dim)
+        assert weights.path.exists()
+
+    def test_identity_belongs_to_the_content(self, backend: Backend, tmp_path: Path) -> None:
+        location = Path(self._make_location(tmp_path / "first", seed=0))
+        copy = shutil.copytree(tmp_path / "first", tmp_path / "copy")
+        other = self._make_location(tmp_path / "other", seed=1)
+        identity = backend.open_weights(str(location)).identity
+        copied = copy / location.relative_to(tmp_path / "first")
+        assert identity
+        assert backend.open_weights(str(copied)).identity == identity
+        assert backend.open_weights(other).identity != identity
+
+    def test_missing_weights_are_refused(self, backend: Backend, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        for name in ("missing", "empty"):
+            with pytest.raises(WeightsError, match=name):
+                backend.open_weights(str(tmp_path / name))
+
+    def test_truncated_weights_are_refused(self, backend: Backend, tmp_path: Path) -> None:
+        location = self._make_location(tmp_path / "weights", seed=0)
+        files = [path for path in (tmp_path / "weights").rglob("*") if path.is_file()]
+        largest = max(files, key=lambda path: path.stat().st_size)
+        os.truncate(largest, largest.stat().st_size // 2)
+        with pytest.raises(WeightsError, match=largest.name):
+            _load_encoder(backend, backend.open_weights(location))
+
+    # Batches
+
+    def test_batch_keeps_rows_and_order(self, collator: Collator) -> None:
+        sequences = self.make_sequences()
+        rows = np.arange(len(sequences), dtype=np.int64)[::-1] * 7 + 3
+        batch = collator(rows, sequences)
+        alone = [_collate(collator, [sequence]) for sequence in sequences]
+        assert isinstance(batch, TokenBatch)
+        assert isinstance(batch.rows, np.ndarray)
+        assert batch.rows.dtype == np.int64
+        assert batch.rows.tolist() == rows.tolist()
+        assert batch.token_ids_T.dtype == batch.lengths_B.dtype == torch.int64
+        assert batch.lengths_B.tolist() == [one.lengths_B.item() for one in alone]
+        assert batch.token_ids_T.tolist() == torch.cat([b.token_ids_T for b in alone]).tolist()
+        assert batch.max_length == batch.lengths_B.max()
+        assert type(batch.max_length) is int
+
+    def test_collator_works_in_a_spawned_worker(self, collator: Collator) -> None:
+        sequences = self.make_sequences()
+        loader = DataLoader(
+            _OneBatch(collator, sequences),
+            batch_size=None,
+            collate_fn=_keep,
+            num_workers=1,
+            multiprocessing_context="spawn",
+        )
+        (batch,) = loader
+        expected = _collate(collator, sequences)
+        assert torch.equal(batch.token_ids_T, expected.token_ids_T)
+        assert torch.equal(batch.lengths_B, expected.lengths_B)
+        assert batch.max_length == expected.max_length
+        assert batch.rows.tolist() == expected.rows.tolist()
+
+    def test_accelerate_moves_the_tensors_alone(self, collator: Collator) -> None:
+        # The meta device shows on any machine what was moved and what was not.
+        batch = send_to_device(_collate(collator, self.make_sequences()), torch.device("meta"))
+        assert isinstance(batch, TokenBatch)
+        assert batch.token_ids_T.is_meta
+        assert batch.lengths_B.is_meta
+        assert isinstance(batch.rows, np.ndarray)
+        assert type(batch.max_length) is int
+
+    # Embeddings
+
+    def test_embeddings_have_the_promised_form(
+        self, weights: Weights, collator: Collator, encoder: Encoder
+    ) -> None:
+        sequences = self.make_sequences()
+        embedding_BE = _embed(encoder, _collate(collator, sequences))
+        assert embedding_BE.shape == (len(sequences), weights.embedding_dim)
+        assert embedding_BE.dtype == torch.float32
+        assert torch.isfinite(embedding_BE).all()
+
+    def test_encoder_is_a_module_in_eval_mode(self, encoder: Encoder) -> None:
+        assert isinstance(encoder, torch.nn.Module)
+        assert not any(module.training for module in encoder.modules())
+
+    def test_embeddings_do_not_depend_on_neighbours(
+        self, collator: Collator, encoder: Encoder
+    ) -> None:
+        sequences = self.make_sequences()
+        together_BE = _embed(encoder, _collate(collator, sequences))
+        reversed_BE = _embed(encoder, _collate(collator, sequences[::-1])).flip(0)
+        alone_BE = torch.cat([_embed(encoder, _collate(collator, [s])) for s in sequences])
+        for one_E, reversed_E, alone_E in zip(together_BE, reversed_BE, alone_BE, strict=True):
+            assert _largest_difference(one_E, alone_E) < self.tolerance
+            assert _largest_difference(reversed_E, alone_E) < self.tolerance
+
+    def test_embeddings_tell_sequences_apart(self, collator: Collator, encoder: Encoder) -> None:
+        sequences = [sequence for sequence in self.make_sequences() if len(sequence) >= 30]
+        embedding_BE = _embed(encoder, _collate(collator, sequences))
+        for row, one_E in enumerate(embedding_BE):
+            for other_E in embedding_BE[row + 1 :]:
+                assert _largest_difference(one_E, other_E) > self.tolerance
+
+    def test_embeddings_are_deterministic(self, collator: Collator, encoder: Encoder) -> None:
+        batch = _collate(collator, self.make_sequences())
+        assert torch.equal(_embed(encoder, batch), _embed(encoder, batch))
+
+    def test_weights_decide_the_embeddings(
+        self, backend: Backend, collator: Collator, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        batch = _collate(collator, self.make_sequences())
+        other = backend.open_weights(self._make_location(tmp_path / "other", seed=1))
+        other_BE = _embed(_load_encoder(backend, other), batch)
+        assert _largest_difference(_embed(encoder, batch), other_BE) > self.tolerance
+
+    def test_single_letters_are_embedded(
+        self, backend: Backend, collator: Collator, encoder: Encoder
+    ) -> None:
+        alphabet = backend.info.alphabet
+        letters = list(LETTERS[alphabet] + UNKNOWN_LETTER[alphabet])
+        assert torch.isfinite(_embed(encoder, _collate(collator, letters))).all()
+
+    def test_long_sequences_are_cut_or_embedded_whole(
+        self, backend: Backend, collator: Collator, encoder: Encoder
+    ) -> None:
+        max_tokens = backend.info.max_tokens
+        num_letters = ((max_tokens or 1500) + 10) * self.letters_per_token
+        long = "".join(random.Random(1).choices(LETTERS[backend.info.alphabet], k=num_letters))
+        batch = _collate(collator, [long, long + long, long[:5]])
+        length, double_length, _ = batch.lengths_B.tolist()
+        assert double_length == length if max_tokens else double_length > length
+        assert torch.isfinite(_embed(encoder, batch)).all()
+        assert backend.token_cost(long) <= self.cost_factor * length
+
+    # Precision and attention
+
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    def test_attentions_agree(
+        self,
+        backend: Backend,
+        weights: Weights,
+        collator: Collator,
+        encoder: Encoder,
+        attention: Attention,
+    ) -> None:
+        batch = _collate(collator, self.make_sequences())
+        other = _load_encoder_or_skip(backend, weights, attention=attention)
+        difference = _largest_difference(_embed(other, batch), _embed(encoder, batch))
+        assert difference < self.tolerance
+
+    def test_bfloat16_is_near_float32(
+        self, backend: Backend, weights: Weights, collator: Collator, encoder: Encoder
+    ) -> None:
+        batch = _collate(collator, self.make_sequences())
+        half_BE = _embed(_load_encoder(backend, weights, dtype=torch.bfloat16), batch)
+        assert half_BE.dtype == torch.float32
+        cosine_B = cosine_similarity(half_BE, _embed(encoder, batch))
+        assert cosine_B.min() > self.half_precision_cosine
+
+    @pytest.mark.gpu
+    @needs_gpu
+    @pytest.mark.parametrize("attention", ["auto", "eager", "sdpa", "flash"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_gpu_is_near_float32_on_the_cpu(
+        self,
+        backend: Backend,
+        weights: Weights,
+        collator: Collator,
+        encoder: Encoder,
+        attention: Attention,
+        dtype: torch.dtype,
+    ) -> None:
+        batch = _collate(collator, self.make_sequences())
+        on_gpu = _load_encoder_or_skip(
+            backend, weights, dtype=dtype, device=torch.device("cuda"), attention=attention
+        )
+        gpu_BE = _embed(on_gpu, send_to_device(batch, torch.device("cuda")))
+        assert gpu_BE.dtype == torch.float32
+        assert gpu_BE.is_cuda
+        cosine_B = cosine_similarity(gpu_BE.cpu(), _embed(encoder, batch))
+        assert cosine_B.min() > self.half_precision_cosine
+
+    def _make_location(self, directory: Path, seed: int) -> str:
+        directory.mkdir()
+        return self.make_weights(directory, seed)
+
+
+class _OneBatch(_Dataset):
+    """One batch, made by the collator in the worker."""
+
+    def __init__(self, collator: Collator, sequences: Sequence[str]) -> None:
+        self.collator = collator
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> TokenBatch:
+        return _collate(self.collator, self.sequences)
+
+
+def _keep(batch: Any) -> Any:
+    """Return `batch` itself: the loader's own conversion would make a tensor of `rows`."""
+    return batch
+
+
+def _collate(collator: Collator, sequences: Sequence[str]) -> TokenBatch:
+    return collator(np.arange(len(sequences), dtype=np.int64), sequences)
+
+
+def _load_encoder(
+    backend: Backend,
+    weights: Weights,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    attention: Attention = "auto",
+) -> Encoder:
+    return backend.load_encoder(weights, dtype=dtype, device=device, attention=attention)
+
+
+def _load_encoder_or_skip(backend: Backend, weights: Weights, **settings: Any) -> Encoder:
+    try:
+        return _load_encoder(backend, weights, **settings)
+    except UsageError as error:
+        return cast("Encoder", pytest.skip(str(error)))
+
+
+def _embed(encoder: Encoder, batch: TokenBatch) -> torch.Tensor:
+    with torch.inference_mode():
+        return encoder(batch)
+
+
+def _largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference relative to the largest number in `other`."""
+    return float((one - other).abs().max() / other.abs().max())

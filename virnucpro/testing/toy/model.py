@@ -1,0 +1,67 @@
+"""The toy's tokenizer and model.
+
+Shapes: B sequences in a batch, T tokens of all of them together, E the embedding's dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from virnucpro.interface import TokenBatch
+
+NUM_LETTERS = 27  # A to Z, and one for everything else
+Int64Array = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class ToyCollator:
+    """Makes one token of each letter and the letter before it."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
+        """Return the batch of `sequences`, packed end to end."""
+        token_ids = [self._tokenize(sequence) for sequence in sequences]
+        lengths = [len(ids) for ids in token_ids]
+        return TokenBatch(
+            token_ids_T=torch.from_numpy(np.concatenate(token_ids)),
+            lengths_B=torch.tensor(lengths),
+            max_length=max(lengths),
+            rows=rows,
+        )
+
+    def _tokenize(self, sequence: str) -> Int64Array:
+        letters = np.frombuffer(sequence[: self.max_tokens].encode(), np.uint8).astype(np.int64)
+        codes = letters - ord("A") + 1
+        codes[(codes < 0) | (codes >= NUM_LETTERS)] = 0
+        before = np.concatenate([[0], codes[:-1]])
+        return NUM_LETTERS * before + codes
+
+
+class ToyEncoder(nn.Module):
+    """A vector for each token, mixed by one layer and averaged over each sequence."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.pairs = nn.Embedding(NUM_LETTERS**2, embedding_dim)
+        self.mix = nn.Linear(embedding_dim, embedding_dim)
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        """Return float32 (B, E), averaged in float32 whatever the weights' precision."""
+        hidden_TE = torch.tanh(self.mix(self.pairs(batch.token_ids_T)))
+        return torch.segment_reduce(hidden_TE.float(), "mean", lengths=batch.lengths_B)
+
+
+def write_toy_weights(path: Path, *, embedding_dim: int = 16, seed: int = 0) -> Path:
+    """Write random weights to `path`, a `.safetensors` file, and return it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_file(ToyEncoder(embedding_dim).state_dict(), path)
+    return path
