@@ -136,9 +136,9 @@ class Classifier:
                 f"the classifier wants features of shape (frames, {self.input_dim}), found "
                 f"{features_ND.shape}"
             )
-        # A matrix product chooses its kernel, and so the order of its sums, by the number of rows
-        # and threads. All blocks are of one size (the last is padded with what it held before),
-        # and float64 rounded to float32 hides what the number of threads still changes.
+        # A matrix product chooses its kernel, and so the order of its sums, by the number of rows.
+        # Hence all blocks are of one size; the last is padded with what it held before. float64
+        # rounded to float32 hides what the number of threads and the device still change.
         scores_NC = np.empty((len(features_ND), len(CLASS_NAMES)), np.float32)
         block_BD = np.zeros((_BLOCK_ROWS, self.input_dim))
         for start in range(0, len(features_ND), _BLOCK_ROWS):
@@ -148,8 +148,8 @@ class Classifier:
         bad_rows = np.flatnonzero(~np.isfinite(scores_NC).all(axis=1))
         if len(bad_rows):
             raise ClassifierError(
-                f"{len(bad_rows)} of {len(scores_NC)} frames, the first at {bad_rows[0]}, have scores "
-                "that are no numbers; their embeddings hold NaN or infinity: compute them again"
+                f"{len(bad_rows)} of {len(scores_NC)} frames, the first at {bad_rows[0]}, have no "
+                "finite score; their embeddings hold NaN or infinity: compute them again"
             )
         return scores_NC
 
