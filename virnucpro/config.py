@@ -153,8 +153,9 @@ class PredictConfig(ComputeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = (self.inputs,) if isinstance(self.inputs, str | Path) else self.inputs
-        self._set("inputs", tuple(str(path) for path in given))
+        given: Any = self.inputs
+        paths = (given,) if isinstance(given, str | Path) else given
+        self._set("inputs", tuple(str(path) for path in paths))
         for name in ("output_dir", "model_path"):
             if getattr(self, name) is not None:
                 self._set(name, Path(getattr(self, name)))

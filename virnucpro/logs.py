@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -36,13 +36,11 @@ def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> N
         handler.close()
     console = _StderrHandler()
     console.setFormatter(_ConsoleFormatter())
-    _installed.append(console)
-    if log_path is not None:
-        _installed.append(_make_file_handler(log_path))
-    for handler in _installed:
-        handler.addFilter(_is_ours_or_warning)
-        root.addHandler(handler)
+    console.addFilter(_is_ours_or_warning)
+    _install(console)
     set_console_level(level)
+    if log_path is not None:
+        _install(_make_file_handler(log_path))
 
 
 def set_console_level(level: int) -> None:
@@ -64,7 +62,6 @@ def log_to_file(path: Path) -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("virnucpro")
     level_before = ours.level
     handler = _make_file_handler(path)
-    handler.addFilter(_is_ours_or_warning)
     root.addHandler(handler)
     if is_main_process():
         # Whoever uses us from Python may have set up no logging at all.
@@ -87,7 +84,13 @@ def log_to_file(path: Path) -> Iterator[None]:
 def _make_file_handler(path: Path) -> logging.FileHandler:
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    handler.addFilter(_is_ours_or_warning)
     return handler
+
+
+def _install(handler: logging.Handler) -> None:
+    _installed.append(handler)
+    logging.getLogger().addHandler(handler)
 
 
 def _is_ours_or_warning(record: logging.LogRecord) -> bool:
@@ -108,9 +111,6 @@ class _ConsoleFormatter(logging.Formatter):
 class _StderrHandler(logging.StreamHandler[IO[str]]):
     """Writes to what `sys.stderr` is at that moment: progress bars stand in for it for a while."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)

@@ -1,0 +1,132 @@
+"""The command line: global options, and the only place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from virnucpro import __version__
+from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
+from virnucpro.logs import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+_COMMANDS = ("predict", "frames", "embed", "backends", "utils")
+
+
+class _Program(click.Group):
+    """A group that imports a command when it is needed, and explains how it ended."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"virnucpro.commands.{cmd_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            with _sigterm_raises():
+                return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            # click's own ways to end, and a reader such as `head` that has seen enough.
+            raise
+        except BaseException as error:
+            raise click.exceptions.Exit(_explain(error)) from error
+
+
+def _explain(error: BaseException) -> int:
+    """Say on standard error what `error` means, and return the exit code."""
+    with_traceback = logger.isEnabledFor(logging.DEBUG)
+    match error:
+        case VirnucproError():
+            logger.error("%s", error, exc_info=with_traceback)
+            return error.exit_code
+        case Terminated():
+            logger.error("terminated")
+            return error.exit_code
+        case KeyboardInterrupt():
+            logger.error("interrupted")
+            return 130
+        case MemoryError():
+            logger.error("this machine's memory is used up", exc_info=with_traceback)
+            return MemoryExhaustedError.exit_code
+        case OSError():
+            # A full disk, a missing permission: the machine's trouble and not a bug.
+            logger.error("%s", error, exc_info=with_traceback)
+            return 1
+        case Exception():
+            logger.error(
+                "%s: %s\nThis is a bug in virnucpro; please report it with what follows.",
+                type(error).__name__,
+                error,
+                exc_info=True,
+            )
+            return 1
+        case _:
+            raise error
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # The cleaning up that follows is not to be interrupted in its turn.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@click.group(
+    cls=_Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Settings, exit codes and every option in full: docs/command-line.md",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Say more; show tracebacks of errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress bars.")
+@click.option(
+    "-l",
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also append messages to this file.",
+)
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Settings for predict (YAML; see utils generate-config).",
+)
+@click.version_option(__version__, prog_name="virnucpro", message="%(prog)s %(version)s")
+def main(verbose: bool, quiet: bool, log_file: Path | None, config: Path | None) -> None:
+    """Tell which contigs and reads are viral.
+
+    Sequences are cut into chunks of 300 or 500 bp and read in six frames; the
+    frames without a stop codon are embedded by DNABERT-S and ESM-2, and a
+    classifier scores them.
+
+    \b
+    Examples:
+      virnucpro predict contigs.fasta -p 500_model.pth
+      virnucpro predict reads.fastq.gz -m 300 -p 300_model.pth -o results
+      virnucpro -c settings.yaml predict contigs.fasta
+      accelerate launch --multi_gpu -m virnucpro predict contigs.fasta
+    """  # noqa: D301 (click reads the \b)
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
+    try:
+        set_up_logging(level, log_file)
+    except OSError as error:
+        raise UsageError(f"{log_file}: cannot be written ({error.strerror})") from error

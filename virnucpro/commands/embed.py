@@ -1,0 +1,70 @@
+"""`virnucpro embed`: one backend over one file of sequences."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from virnucpro.commands.options import (
+    INPUT_PATH,
+    compute_options,
+    given_options,
+    settle_output,
+    wants_progress,
+)
+from virnucpro.commands.progress import progress_bars
+from virnucpro.config import STDIN, EmbedConfig
+
+logger = logging.getLogger(__name__)
+
+
+@click.command("embed")
+@click.argument("input", type=INPUT_PATH)
+@click.option("--backend", required=True, help="A name that `virnucpro backends` lists.")
+@click.option("--weights", required=True, help="File, directory or hub id (owner/name@revision).")
+@click.option(
+    "-o",
+    "--output",
+    "output_path",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The HDF5 file to write.",
+)
+@click.option("--resume", is_flag=True, help="Go on with what an earlier run has finished.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the output file.")
+@compute_options
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens per batch.  [default: by the device]",
+)
+@click.option("--no-progress", is_flag=True, help="Show no progress bar.")
+@click.pass_context
+def embed_command(ctx: click.Context, /, **_: Any) -> None:
+    """Embed the sequences of INPUT and write the vectors to an HDF5 file.
+
+    INPUT is FASTA or FASTQ, plain or compressed (gz, bz2, xz, zst), or - for
+    standard input: DNA or protein, as the backend reads. Rows keep the input's
+    order and carry its ids.
+
+    \b
+    Examples:
+      virnucpro embed proteins.faa --backend esm2 \\
+        --weights facebook/esm2_t33_650M_UR50D -o proteins.h5
+      virnucpro embed genes.fasta --backend dnabert-s \\
+        --weights models/DNABERT-S -o genes.h5
+    """  # noqa: D301 (click reads the \b)
+    given = given_options(ctx)
+    given.pop("no_progress", None)
+    config = EmbedConfig(**given)
+    settled = settle_output(config, config.output_path, may_ask=config.input != STDIN)
+    if settled is None:
+        return
+    from virnucpro.pipeline import embed
+
+    with progress_bars(wanted=wants_progress(ctx)) as show:
+        embed(settled, on_progress=show)
+    logger.info("embeddings: %s", config.output_path)

@@ -1,0 +1,97 @@
+"""What `predict` and `embed` share: options, what was given, and what may be overwritten."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from virnucpro.config import ATTENTIONS, PRECISIONS, ComputeConfig, EmbedConfig, PredictConfig
+from virnucpro.errors import OutputExistsError
+from virnucpro.logs import is_main_process
+
+Config = TypeVar("Config", PredictConfig, EmbedConfig)
+
+INPUT_PATH = click.Path(exists=True, dir_okay=False, allow_dash=True)
+
+_COMPUTE_OPTIONS = (
+    click.option(
+        "-d",
+        "--device",
+        default=ComputeConfig.device,
+        show_default=True,
+        help="auto, cpu, cuda, cuda:N or N.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=ComputeConfig.precision,
+        show_default=True,
+        help="auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU.",
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(ATTENTIONS),
+        default=ComputeConfig.attention,
+        show_default=True,
+        help="flash needs flash-attn, sdpa torch alone; eager is the plain reference.",
+    ),
+    click.option(
+        "--dataloader-workers",
+        type=click.IntRange(min=0),
+        help="Tokenizing processes per GPU.  [default: by the machine]",
+    ),
+)
+
+
+def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `ComputeConfig` that users choose."""
+    for option in reversed(_COMPUTE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def given_options(ctx: click.Context) -> dict[str, Any]:
+    """Return the parameters that the user gave, without those that are at their defaults."""
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+
+
+def settle_output(config: Config, path: Path, *, may_ask: bool) -> Config | None:
+    """Return `config`, with `force` set where the user agreed to it; None where they declined.
+
+    Args:
+        config: The settings so far.
+        path: The output file or directory; an empty directory counts as nothing.
+        may_ask: False where standard input is the data.
+
+    Raises:
+        OutputExistsError: Something is there and nobody can be asked.
+    """
+    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if config.force or config.resume or not occupied:
+        return config
+    in_launch = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if in_launch or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise OutputExistsError(
+            f"{path} exists; give --resume to go on with what is there, --force to overwrite it, "
+            "or another output with -o"
+        )
+    if click.confirm(f"{path} exists. Overwrite it?", err=True):
+        return dataclasses.replace(config, force=True)
+    return None
+
+
+def wants_progress(ctx: click.Context) -> bool:
+    """Return whether the user leaves progress bars on, and this process is to show them."""
+    quiet = ctx.find_root().params.get("quiet") or ctx.params.get("verbose") is False
+    return is_main_process() and not (quiet or ctx.params["no_progress"])

@@ -1,0 +1,254 @@
+"""`virnucpro predict`: every option of the fork, and what it means today."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from virnucpro.commands.options import (
+    INPUT_PATH,
+    compute_options,
+    given_options,
+    settle_output,
+    wants_progress,
+)
+from virnucpro.commands.progress import progress_bars
+from virnucpro.config import MODEL_TYPES, STDIN, PredictConfig, read_settings
+from virnucpro.errors import UsageError
+from virnucpro.logs import is_main_process, set_console_level
+
+if TYPE_CHECKING:
+    from virnucpro.pipeline import PredictResult
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_MEANING = {
+    "num_workers": "--num-workers: scoring needs no workers (--dataloader-workers sets those of "
+    "the embedding passes)",
+    "threads": "--threads: translating is one fast pass, and nothing is merged",
+    "cuda_streams": "--cuda-streams: copying always overlaps with computing",
+    "persistent_models": "--persistent-models: each model is loaded once in a run",
+    "v1_fallback": "--v1-fallback: there is one way of computing",
+}
+"""Options that are accepted for the fork's users, and why nothing depends on them."""
+
+_OTHERWISE_USED = frozenset(
+    {"force_resume", "gpus", "no_progress", "parallel", "v1_attention", "verbose"}
+)
+"""Options that are no field of PredictConfig by themselves."""
+
+
+@click.command("predict")
+@click.argument("inputs", nargs=-1, required=True, type=INPUT_PATH, metavar="INPUT...")
+@click.option(
+    "-o",
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Results; required for several inputs or -.  [default: {input}_predictions]",
+)
+@click.option(
+    "-m",
+    "--model-type",
+    type=click.Choice(MODEL_TYPES),
+    default=PredictConfig.model_type,
+    show_default=True,
+    help="For chunks of 300 bp, of 500 bp, or your own.",
+)
+@click.option(
+    "-p",
+    "--model-path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The classifier.  [default: {model type}_model.pth]",
+)
+@click.option(
+    "-e",
+    "--expected-length",
+    type=click.IntRange(min=1),
+    help="Chunk length in bp.  [default: the model type's]",
+)
+@click.option(
+    "--min-length",
+    type=click.IntRange(min=0),
+    default=PredictConfig.min_length,
+    show_default=True,
+    help="Shorter records get no call (bp).",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=PredictConfig.threshold,
+    show_default=True,
+    help="Records are viral from this score on.",
+)
+@click.option("--resume", is_flag=True, help="Go on with what an earlier run has finished.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the output directory.")
+@click.option("-k", "--keep-intermediate", is_flag=True, help="Also write chunks and frames.")
+@click.option(
+    "--dna-backend",
+    default=PredictConfig.dna_backend,
+    show_default=True,
+    help="Embeds DNA (see virnucpro backends).",
+)
+@click.option(
+    "--protein-backend",
+    default=PredictConfig.protein_backend,
+    show_default=True,
+    help="Embeds proteins.",
+)
+@click.option(
+    "--dna-weights",
+    help="File, directory or hub id (owner/name@revision).  [default: zhihan1996/DNABERT-S]",
+)
+@click.option(
+    "--protein-weights",
+    help=f"The same for proteins.  [default: {PredictConfig.protein_weights}]",
+)
+@compute_options
+@click.option(
+    "--gpus", metavar="N[,N...]", help="Use these GPUs only; several need accelerate launch."
+)
+@click.option("--parallel", is_flag=True, help="Use all GPUs; needs accelerate launch.")
+@click.option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=PredictConfig.batch_size,
+    show_default=True,
+    help="Frames per scoring step.",
+)
+@click.option(
+    "--dnabert-batch-size",
+    type=click.IntRange(min=1),
+    help="Tokens per batch of DNA.  [default: by the device]",
+)
+@click.option(
+    "--esm-batch-size",
+    type=click.IntRange(min=1),
+    help="Tokens per batch of proteins.  [default: by the device]",
+)
+@click.option("--pin-memory", is_flag=True, help="Pin host memory.  [default: on a GPU]")
+@click.option(
+    "--cache-clear-interval",
+    type=click.IntRange(min=0),
+    default=PredictConfig.cache_clear_interval,
+    show_default=True,
+    help="Clear CUDA's cache every so many batches; 0: never.",
+)
+@click.option("--expandable-segments", is_flag=True, help="Against fragmented GPU memory.")
+@click.option(
+    "--skip-checkpoint-validation", is_flag=True, help="Trust finished parts when resuming."
+)
+@click.option(
+    "--force-resume", is_flag=True, help="The same as --resume: damaged parts are redone."
+)
+@click.option("--verbose/--quiet", default=None, help="As before the command.")
+@click.option("--no-progress", is_flag=True, help="Show no progress bars.")
+@click.option("--v1-attention", is_flag=True, help="The same as --attention eager.")
+@click.option("--v1-fallback", is_flag=True, help="No effect.")
+@click.option("-w", "--num-workers", type=int, help="No effect.")
+@click.option("-t", "--threads", "--merge-threads", type=int, help="No effect.")
+@click.option("--cuda-streams/--no-cuda-streams", default=True, help="No effect.")
+@click.option("--persistent-models/--no-persistent-models", help="No effect.")
+@click.pass_context
+def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> None:
+    """Call every record of INPUT viral or not.
+
+    INPUT is FASTA or FASTQ, plain or compressed (gz, bz2, xz, zst), or - for
+    standard input. Results go to the output directory: records.tsv has every
+    record with its score and call, viral.fasta the viral ones.
+
+    \b
+    Examples:
+      virnucpro predict contigs.fasta
+      virnucpro predict reads.fastq.gz -m 300 -o results
+      virnucpro predict contigs.fasta -m custom -p my.safetensors -e 400
+      virnucpro predict contigs.fasta --resume
+      zcat *.fa.gz | virnucpro predict - -o results
+
+    \b
+    On two GPUs:
+      accelerate launch --multi_gpu --num_processes 2 \\
+        -m virnucpro predict contigs.fasta
+    """  # noqa: D301 (click reads the \b)
+    if verbose is not None:
+        set_console_level(logging.DEBUG if verbose else logging.ERROR)
+    config = make_config(ctx)
+    _note_options_without_meaning(ctx)
+    _choose_gpus(ctx.params["gpus"], parallel=ctx.params["parallel"])
+    if not config.resolved_model_path.is_file():
+        raise UsageError(
+            f"{config.resolved_model_path}: no such classifier; give the path of one with -p"
+        )
+    settled = settle_output(config, config.resolved_output_dir, may_ask=STDIN not in config.inputs)
+    if settled is None:
+        return
+    from virnucpro.pipeline import predict
+
+    with progress_bars(wanted=wants_progress(ctx)) as show:
+        result = predict(settled, on_progress=show)
+    _report(result)
+
+
+def make_config(ctx: click.Context) -> PredictConfig:
+    """Return the run's settings: the command line's before the YAML file's before the defaults."""
+    given = given_options(ctx)
+    if "v1_attention" in given:
+        if "attention" in given:
+            raise UsageError("--v1-attention means --attention eager; give one of the two")
+        given["attention"] = "eager"
+    if "force_resume" in given:
+        given["resume"] = True
+    path = ctx.find_root().params.get("config")
+    settings = read_settings(path, given.get("model_type")) if path is not None else {}
+    apart = _WITHOUT_MEANING.keys() | _OTHERWISE_USED
+    return PredictConfig(
+        **settings | {name: value for name, value in given.items() if name not in apart}
+    )
+
+
+def _note_options_without_meaning(ctx: click.Context) -> None:
+    given = given_options(ctx)
+    for name, text in _WITHOUT_MEANING.items():
+        if name in given and is_main_process():
+            logger.warning("no longer of any effect: %s", text)
+
+
+def _choose_gpus(gpus: str | None, *, parallel: bool) -> None:
+    """Hide all GPUs but those that `--gpus` names, and say how several of them are used.
+
+    As in the fork the ids replace CUDA_VISIBLE_DEVICES, and `cuda:N` counts among them. CUDA reads
+    that when it starts, which is later; so this holds in each process of a launch as well.
+    """
+    if gpus is not None:
+        if not re.fullmatch(r"\d+(,\d+)*", gpus):
+            raise UsageError(f"--gpus {gpus}: wanted numbers with commas between, such as 0,1")
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    num_gpus = gpus.count(",") + 1 if gpus is not None else None
+    in_launch = "WORLD_SIZE" in os.environ
+    if in_launch or num_gpus == 1 or not (parallel or gpus):
+        return
+    processes = f" --num_processes {num_gpus}" if num_gpus is not None else ""
+    logger.warning(
+        "this process uses one GPU. For several, run\n  accelerate launch --multi_gpu%s %s",
+        processes,
+        shlex.join(["-m", "virnucpro", *sys.argv[1:]]),
+    )
+
+
+def _report(result: PredictResult) -> None:
+    logger.info(
+        "%s records in %.0f s: %s viral, %s others, %s without a call",
+        f"{result.num_records:,}",
+        result.seconds,
+        f"{result.num_virus:,}",
+        f"{result.num_others:,}",
+        f"{result.num_none:,}",
+    )
+    logger.info("results: %s", result.output_dir)
