@@ -9,8 +9,9 @@ import re
 import string
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
@@ -36,15 +37,16 @@ _ENDINGS = re.compile(
 
 
 def input_stem(path: str | Path) -> str:
-    """Return the name of a sequence file without directory, `.fasta`-like and `.gz`-like endings."""
+    """Return a sequence file's name without directory and endings: `a` for `in/a.fasta.gz`."""
     return _ENDINGS.sub("", Path(path).name, count=1)
 
 
 class RecordReader:
-    """Iterates, once, over the records of a FASTA or FASTQ file; what is in it decides, not its name.
+    """Iterates, once, over the records of a FASTA or FASTQ file.
 
-    Text is UTF-8; bytes that are not come through as surrogate escapes, so that an id is written
-    as it was read. Compression (gzip, bzip2, xz, zstd) is told by content too.
+    Format and compression (gzip, bzip2, xz, zstd) are told by the content, not by the name. Text
+    is UTF-8, and bytes that are not come through as surrogate escapes, so that an id can be
+    written exactly as it was read.
 
     Attributes:
         path: As the user gave it; `-` is standard input.
@@ -68,23 +70,25 @@ class RecordReader:
 
     def __iter__(self) -> Iterator[Record]:
         try:
-            source = sys.stdin.buffer if self.path == STDIN else Path(self.path).open("rb")
+            with self._open() as source:
+                hashing = _HashingReader(source)
+                yield from self._parse(hashing)
+        # Errors after the opening have become ours in _read_lines.
         except OSError as error:
             raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
-        hashing = _HashingReader(source)
-        try:
-            yield from self._parse(hashing)
-        finally:
-            if self.path != STDIN:
-                source.close()
         self.sha256 = hashing.sha256.hexdigest()
         self.num_bytes = hashing.num_bytes
+
+    def _open(self) -> AbstractContextManager[Any]:
+        if self.path == STDIN:
+            return nullcontext(sys.stdin.buffer)
+        return Path(self.path).open("rb")
 
     def _parse(self, hashing: _HashingReader) -> Iterator[Record]:
         lines = self._read_lines(hashing)
         first = next((line for line in lines if line.strip()), "")
         self._check_first_line(first)
-        handle = _LineHandle(itertools.chain([first], lines))
+        handle: Any = _LineHandle(itertools.chain([first], lines))
         parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
         start_line = self._line_number
         try:
@@ -106,7 +110,7 @@ class RecordReader:
                 io.BufferedReader(hashing, 1 << 20),
                 "rt",
                 threads=0,
-                encoding="utf-8",
+                encoding="utf-8-sig",
                 errors="surrogateescape",
             ) as handle:
                 for self._line_number, line in enumerate(handle, 1):
@@ -160,8 +164,8 @@ class RecordReader:
 class _HashingReader(io.RawIOBase):
     """Passes a binary file's bytes on, counting and digesting them."""
 
-    def __init__(self, source: BinaryIO | IO[bytes]) -> None:
-        self._source: Any = source
+    def __init__(self, source: Any) -> None:
+        self._source = source
         self.sha256 = hashlib.sha256()
         self.num_bytes = 0
 

@@ -44,6 +44,20 @@ _FRAME_OFFSETS = np.array([0, 1, 2, 0, 1, 2])
 _NUM_FORWARD = 3
 
 
+class Chunks(NamedTuple):
+    """Where chunks lie in records that are laid end to end, in the order of the records.
+
+    Attributes:
+        num_chunks: int64 (R,), how many chunks each record has.
+        start: int64 (C,), each chunk's first letter, counted from the first record's.
+        length: int64 (C,).
+    """
+
+    num_chunks: Int64Array
+    start: Int64Array
+    length: Int64Array
+
+
 class OpenFrames(NamedTuple):
     """The frames without a stop codon, ordered by chunk and then by frame code.
 
@@ -60,9 +74,16 @@ class OpenFrames(NamedTuple):
     proteins: bytes
 
 
-def count_chunks(record_length: Int64Array, chunk_length_bp: int) -> Int64Array:
-    """Return int64 (R,): into how many chunks records of these lengths are cut; 0 for empty ones."""
-    return -(-record_length // chunk_length_bp)
+def cut_records(record_length: Int64Array, chunk_length_bp: int, min_length_bp: int = 0) -> Chunks:
+    """Return the chunks of records of these lengths; empty and too short records have none."""
+    is_cut = record_length >= min_length_bp
+    num_chunks = np.where(is_cut, _count_chunks(record_length, chunk_length_bp), 0)
+    first_chunk = np.cumsum(num_chunks) - num_chunks
+    number = np.arange(num_chunks.sum()) - np.repeat(first_chunk, num_chunks)
+    length_of_record = np.repeat(record_length, num_chunks)
+    start, length = locate_chunks(length_of_record, number, chunk_length_bp)
+    record_start = np.cumsum(record_length) - record_length
+    return Chunks(num_chunks, np.repeat(record_start, num_chunks) + start, length)
 
 
 def locate_chunks(
@@ -75,13 +96,17 @@ def locate_chunks(
         chunk_number: int64 (C,), the chunk's number in its record, from 0.
         chunk_length_bp: The expected length.
     """
-    num_chunks = count_chunks(record_length, chunk_length_bp)
+    num_chunks = _count_chunks(record_length, chunk_length_bp)
     overlap = num_chunks * chunk_length_bp - record_length
     shift = overlap // num_chunks
     num_longer_shifts = overlap - shift * (num_chunks - 1)
     total_shift = chunk_number * shift + np.minimum(chunk_number, num_longer_shifts)
     start = chunk_number * chunk_length_bp - total_shift
     return start, np.minimum(chunk_length_bp, record_length - start)
+
+
+def _count_chunks(record_length: Int64Array, chunk_length_bp: int) -> Int64Array:
+    return -(-record_length // chunk_length_bp)
 
 
 def find_open_frames(
@@ -109,8 +134,8 @@ def find_open_frames(
 def _translate_everywhere(letters: bytes) -> UInt8Array:
     """Return the amino acid of the codon at every position and on both strands.
 
-    Three positions apart become neighbours, so that every frame is one slice: first the positions
-    0, 3, 6, ..., then 1, 4, 7, ..., then 2, 5, 8, ...; the other strand follows in the opposite order.
+    Positions 3 apart become neighbours, so that every frame is one slice: first come 0, 3, 6, ...,
+    then 1, 4, 7, ..., then 2, 5, 8, ...; the other strand follows in the opposite order.
     """
     num_columns = -(-len(letters) // 3)
     padded = letters + b"-" * (3 * num_columns + 2 - len(letters))
@@ -132,8 +157,7 @@ def _locate_frames(
         - _FRAME_OFFSETS[_NUM_FORWARD:]
         - 3 * num_codons[:, _NUM_FORWARD:]
     )
-    column, phase = np.divmod(lowest, 3)
-    first = phase * (num_letters // 6) + column
+    first: Int64Array = lowest % 3 * (num_letters // 6) + lowest // 3
     first[:, _NUM_FORWARD:] = num_letters - (first + num_codons)[:, _NUM_FORWARD:]
     return first
 
@@ -144,7 +168,8 @@ def _count_stops(
     """Return int32 (C, 6): the stop codons in each frame."""
     running = np.zeros(len(amino_acids) + 1, np.int32)
     np.cumsum(amino_acids == _STOP, out=running[1:])
-    return running[first + num_codons] - running[first]
+    num_stops: npt.NDArray[np.int32] = running[first + num_codons] - running[first]
+    return num_stops
 
 
 def _join_frames(

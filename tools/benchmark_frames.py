@@ -1,0 +1,104 @@
+"""Measures, on one core, how fast sequences are read, cut into chunks, translated and stored.
+
+    python tools/benchmark_frames.py [--megabytes 64] [--directory DIR]
+
+Random sequences of a fixed seed, as 150-bp reads and as 20-kb contigs. Every rate is in megabytes
+of sequence letters a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from virnucpro import frames
+from virnucpro.fasta import RecordReader
+from virnucpro.frame_store import FrameStore, build_frame_store
+
+CHUNK_LENGTH_BP = 500
+BLOCK_BP = 1 << 18
+ROWS_AT_A_TIME = 1 << 12
+
+
+def make_letters(num_letters: int) -> bytes:
+    rng = np.random.default_rng(0)
+    return np.frombuffer(b"ACGT", np.uint8)[rng.integers(0, 4, num_letters, np.uint8)].tobytes()
+
+
+def find_frames(letters: bytes, record_length_bp: int) -> None:
+    block_bp = BLOCK_BP // record_length_bp * record_length_bp
+    for begin in range(0, len(letters), block_bp):
+        block = letters[begin : begin + block_bp]
+        record_length = np.full(len(block) // record_length_bp, record_length_bp)
+        chunks = frames.cut_records(record_length, CHUNK_LENGTH_BP)
+        frames.find_open_frames(block, chunks.start, chunks.length)
+
+
+def write_fasta(path: Path, letters: bytes, record_length_bp: int) -> None:
+    with path.open("wb") as file:
+        for number, begin in enumerate(range(0, len(letters), record_length_bp)):
+            file.write(b">r%d\n%b\n" % (number, letters[begin : begin + record_length_bp]))
+
+
+def read_fasta(path: Path) -> None:
+    for _ in RecordReader(path, "dna"):
+        pass
+
+
+def read_frames(store: FrameStore) -> None:
+    for kind in ("dna", "protein"):
+        source = store.sequences(kind)
+        for start in range(0, len(source), ROWS_AT_A_TIME):
+            source.get_many(range(start, min(start + ROWS_AT_A_TIME, len(source))))
+
+
+def report(what: str, num_letters: int, work: Callable[[], object]) -> None:
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rate = num_letters / 1e6 / seconds
+    print(f"  {what:<34} {rate:8.1f} MB/s {seconds:8.2f} s   peak memory {peak_mib:6.0f} MiB")
+
+
+def benchmark(record_length_bp: int, num_letters: int, directory: Path) -> None:
+    num_records = num_letters // record_length_bp
+    letters = make_letters(num_records * record_length_bp)
+    size = len(letters)
+    print(f"{num_records} records of {record_length_bp} bp")
+    report("chunks and six frames", size, lambda: find_frames(letters, record_length_bp))
+    fasta = directory / f"{record_length_bp}.fa"
+    write_fasta(fasta, letters, record_length_bp)
+    del letters
+    report("reading FASTA", size, lambda: read_fasta(fasta))
+    target = directory / f"store_{record_length_bp}"
+    stores: list[FrameStore] = []
+    report(
+        "FASTA to frame store",
+        size,
+        lambda: stores.append(
+            build_frame_store([str(fasta)], target, chunk_length_bp=CHUNK_LENGTH_BP)
+        ),
+    )
+    print(f"  {stores[0].num_frames} open frames")
+    report("reading every frame back", size, lambda: read_frames(stores[0]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=64, help="sequence letters of each shape")
+    parser.add_argument("--directory", type=Path, help="where to write (default: a temporary one)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
+        for record_length_bp in (150, 20_000):
+            benchmark(record_length_bp, options.megabytes * 1_000_000, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

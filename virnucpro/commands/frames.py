@@ -1,0 +1,79 @@
+"""`virnucpro frames`: the open frames of sequences as a table."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from virnucpro.errors import VirnucproError
+
+if TYPE_CHECKING:
+    from virnucpro.frame_store import FrameStore
+
+_ROWS_AT_A_TIME = 1 << 14
+
+
+@click.command("frames", short_help="Write the open frames of sequences as a table.")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-e",
+    "--expected-length",
+    type=click.IntRange(min=3),
+    default=500,
+    show_default=True,
+    metavar="BP",
+    help="Length of the chunks that records are cut into.",
+)
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    metavar="FILE",
+    help="Where to write the table; standard output by default.",
+)
+def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -> None:
+    """Write the open frames of nucleotide sequences as a TAB-separated table.
+
+    INPUT is FASTA or FASTQ, plain or compressed (gz, bz2, xz, zst); "-" is standard input. Every
+    record is cut into chunks, every chunk is read in six frames, and the frames without a stop
+    codon are written in the columns frame_id, dna and protein.
+
+    \b
+    Examples:
+      virnucpro frames contigs.fa -e 500 -o frames.tsv
+      zcat reads.fq.gz | virnucpro frames - -e 300 | cut -f 1,3
+    """
+    from virnucpro.frame_store import build_frame_store
+
+    beside = None if output == "-" else Path(output).parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".virnucpro-frames-", dir=beside) as scratch:
+            store = build_frame_store(
+                inputs, Path(scratch) / "frames", chunk_length_bp=expected_length
+            )
+            if output == "-":
+                _write_table(store, click.get_binary_stream("stdout"))
+                return
+            part = Path(scratch) / "table.tsv"
+            with part.open("wb") as stream:
+                _write_table(store, stream)
+            part.replace(output)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise VirnucproError(
+            f"{output}: cannot be written ({error.strerror}); give another place with -o"
+        ) from error
+
+
+def _write_table(store: FrameStore, stream: BinaryIO) -> None:
+    stream.write(b"frame_id\tdna\tprotein\n")
+    dna, protein = store.sequences("dna"), store.sequences("protein")
+    for start in range(0, store.num_frames, _ROWS_AT_A_TIME):
+        rows = range(start, min(start + _ROWS_AT_A_TIME, store.num_frames))
+        columns = store.frame_ids(rows.start, rows.stop), dna.get_many(rows), protein.get_many(rows)
+        lines = ["\t".join(row) + "\n" for row in zip(*columns, strict=True)]
+        stream.write("".join(lines).encode("utf-8", "surrogateescape"))

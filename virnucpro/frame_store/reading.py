@@ -1,0 +1,333 @@
+"""The stores opened: many ranks and DataLoader workers read one directory at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from virnucpro import frames
+from virnucpro.errors import CheckpointError
+from virnucpro.records import Record, chunk_id, frame_id, record_id
+
+Int64Array = npt.NDArray[np.int64]
+SequenceKind = Literal["dna", "protein", "record"]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+FRAME_FORMAT = "virnucpro-frame-store"
+RECORD_FORMAT = "virnucpro-record-store"
+
+_PREAD_BYTES = 1 << 30
+
+
+def open_frame_store(directory: Path) -> FrameStore:
+    """Return the frame store in `directory`.
+
+    Raises:
+        CheckpointError: There is none, it is incomplete or damaged, or of another format.
+    """
+    return FrameStore(directory, _read_manifest(directory, FRAME_FORMAT))
+
+
+def open_record_store(directory: Path) -> RecordStore:
+    """Return the record store in `directory`.
+
+    Raises:
+        CheckpointError: There is none, it is incomplete or damaged, or of another format.
+    """
+    return RecordStore(directory, _read_manifest(directory, RECORD_FORMAT))
+
+
+class SequenceSource:
+    """The sequences of one kind by row; picklable, and opens its files where it is used.
+
+    Attributes:
+        directory: Where the store lies.
+        kind: `dna` or `protein` of the open frames, or the `record`s themselves.
+    """
+
+    def __init__(self, directory: Path, kind: SequenceKind) -> None:
+        self.directory = directory
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SequenceSource, (self.directory, self.kind)
+
+    def __len__(self) -> int:
+        return self._store.num_rows
+
+    def __getitem__(self, row: int) -> str:
+        return self.get_many([row])[0]
+
+    def get_many(self, rows: Int64Array | Sequence[int]) -> list[str]:
+        """Return the sequences of `rows`, upper-case, in their order."""
+        return self._store.read_sequences(self.kind, np.asarray(rows, np.int64))
+
+    @cached_property
+    def representatives(self) -> Int64Array:
+        """int64 (rows,): for each row the first row that has the identical sequence."""
+        return open_table(self.directory, f"representatives_{self.kind}.int64")
+
+    @cached_property
+    def _store(self) -> StoredRecords:
+        if self.kind == "record":
+            return open_record_store(self.directory)
+        return open_frame_store(self.directory)
+
+
+class StoredRecords(ABC):
+    """What both kinds of store have: the records of the inputs, in their order.
+
+    Attributes:
+        directory: Where the store lies.
+        inputs: For each input its `path`, `sha256`, `num_bytes` and `num_records`.
+        num_records: Records of all inputs together.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.inputs: list[dict[str, Any]] = manifest["inputs"]
+        self._headers = _TextFile(directory / "headers.text")
+        self._records = _TextFile(directory / "records.text")
+        self._header_offsets = open_table(directory, "header_offsets.int64")
+        self._record_offsets = open_table(directory, "record_offsets.int64")
+        self.num_records = len(self._record_offsets) - 1
+
+    @property
+    @abstractmethod
+    def num_rows(self) -> int:
+        """How many sequences of each kind there are."""
+
+    @abstractmethod
+    def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
+        """Return the sequences of one kind, upper-case, in the order of `rows`."""
+
+    @property
+    def input_digest(self) -> str:
+        """`sha256:` and the SHA-256 of the input, or of the list of several inputs' SHA-256s."""
+        digests = [file["sha256"] for file in self.inputs]
+        if len(digests) > 1:
+            listing = "".join(f"{digest}\n" for digest in digests)
+            digests = [hashlib.sha256(listing.encode("ascii")).hexdigest()]
+        return f"sha256:{digests[0]}"
+
+    @cached_property
+    def record_lengths(self) -> Int64Array:
+        """int64 (num_records,): the letters of each record."""
+        return np.diff(self._record_offsets)
+
+    def record(self, index: int) -> Record:
+        """Return a record as it was read."""
+        header = self._headers.read(*self._header_offsets[index : index + 2].tolist())
+        letters = self._records.read(*self._record_offsets[index : index + 2].tolist())
+        return Record(_decode(header), letters.decode("ascii"))
+
+    def record_id(self, index: int) -> str:
+        """Return one record's id."""
+        return self.record_ids(index, index + 1)[0]
+
+    def record_ids(self, start: int, stop: int) -> list[str]:
+        """Return the ids of the records from `start` up to, but without, `stop`."""
+        offsets = self._header_offsets[start : stop + 1].tolist()
+        headers = self._headers.read(offsets[0], offsets[-1])
+        return [
+            record_id(_decode(headers[begin - offsets[0] : end - offsets[0]]))
+            for begin, end in pairwise(offsets)
+        ]
+
+    @property
+    def num_duplicate_ids(self) -> int:
+        """How many ids belong to more than one record."""
+        return len(self._duplicate_ids)
+
+    def duplicate_ids(self, limit: int) -> list[str]:
+        """Return at most `limit` of the ids that belong to more than one record."""
+        return [self.record_id(index) for index in self._duplicate_ids[:limit].tolist()]
+
+    @cached_property
+    def _duplicate_ids(self) -> Int64Array:
+        return open_table(self.directory, "duplicate_ids.int64")
+
+
+class RecordStore(StoredRecords):
+    """Records on disk, each of which is one row."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many records there are."""
+        return self.num_records
+
+    def sequences(self) -> SequenceSource:
+        """Return the records' sequences by row."""
+        return SequenceSource(self.directory, "record")
+
+    def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
+        """Return the records of `rows`, upper-case."""
+        letters = self._records.read_many(self._record_offsets[rows], self.record_lengths[rows])
+        return [sequence.decode("ascii").upper() for sequence in letters]
+
+
+class FrameStore(StoredRecords):
+    """Records, their chunks and the open frames of those, each of which is one row.
+
+    Rows are in the original's order: by record, chunk and frame code.
+
+    Attributes:
+        chunk_length_bp: The expected length of chunks.
+        min_length_bp: Records shorter than this have no chunks.
+        record_first_chunk: int64 (num_records + 1,), each record's first chunk.
+        chunk_first_frame: int64 (num_chunks + 1,), each chunk's first row.
+        frame_codes: uint8 (num_frames,), indices into `records.FRAME_NAMES`.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        super().__init__(directory, manifest)
+        self.chunk_length_bp: int = manifest["chunk_length_bp"]
+        self.min_length_bp: int = manifest["min_length_bp"]
+        self.record_first_chunk = open_table(directory, "chunk_offsets.int64")
+        self.chunk_first_frame = open_table(directory, "frame_offsets.int64")
+        self.frame_codes: npt.NDArray[np.uint8] = open_table(directory, "frame_codes.uint8")
+        self._proteins = _TextFile(directory / "proteins.text")
+        self._protein_offsets = open_table(directory, "protein_offsets.int64")
+
+    @property
+    def num_chunks(self) -> int:
+        """How many chunks there are, with and without open frames."""
+        return len(self.chunk_first_frame) - 1
+
+    @property
+    def num_frames(self) -> int:
+        """How many open frames there are."""
+        return len(self.frame_codes)
+
+    @property
+    def num_rows(self) -> int:
+        """How many open frames there are."""
+        return self.num_frames
+
+    def sequences(self, kind: Literal["dna", "protein"]) -> SequenceSource:
+        """Return the DNA or the proteins of the open frames by row."""
+        return SequenceSource(self.directory, kind)
+
+    def chunk_ids(self, start: int, stop: int) -> list[str]:
+        """Return the names of the chunks from `start` up to, but without, `stop`."""
+        return self._name_chunks(np.arange(start, stop))
+
+    def frame_ids(self, start: int, stop: int) -> list[str]:
+        """Return the names of the open frames from row `start` up to, but without, `stop`."""
+        names = self._name_chunks(self._find_chunks(np.arange(start, stop)))
+        codes = self.frame_codes[start:stop].tolist()
+        return [frame_id(name, code) for name, code in zip(names, codes, strict=True)]
+
+    def chunk_sequences(self, start: int, stop: int) -> list[str]:
+        """Return the chunks from `start` up to, but without, `stop`, upper-case."""
+        begin, length = self._locate_chunks(np.arange(start, stop))
+        letters = self._records.read_many(begin, length)
+        return [sequence.decode("ascii").upper() for sequence in letters]
+
+    def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
+        """Return the DNA or the proteins of open frames, upper-case, in the order of `rows`."""
+        protein_start = self._protein_offsets[rows]
+        protein_length = self._protein_offsets[rows + 1] - protein_start
+        if kind == "protein":
+            proteins = self._proteins.read_many(protein_start, protein_length)
+            return [protein.decode("ascii") for protein in proteins]
+        codes = self.frame_codes[rows]
+        chunk_start, chunk_length = self._locate_chunks(self._find_chunks(rows))
+        begin, length = frames.locate_frame_dna(chunk_length, codes, protein_length)
+        letters = self._records.read_many(chunk_start + begin, length)
+        return [
+            (frames.reverse_complement(dna) if reverse else dna).decode("ascii").upper()
+            for dna, reverse in zip(letters, frames.is_reverse(codes).tolist(), strict=True)
+        ]
+
+    def _find_chunks(self, rows: Int64Array) -> Int64Array:
+        return np.searchsorted(self.chunk_first_frame, rows, "right") - 1
+
+    def _find_records(self, chunks: Int64Array) -> Int64Array:
+        return np.searchsorted(self.record_first_chunk, chunks, "right") - 1
+
+    def _locate_chunks(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return where chunks lie among the letters of all records: start and length."""
+        records = self._find_records(chunks)
+        number = chunks - self.record_first_chunk[records]
+        record_start = self._record_offsets[records]
+        record_length = self._record_offsets[records + 1] - record_start
+        start, length = frames.locate_chunks(record_length, number, self.chunk_length_bp)
+        return record_start + start, length
+
+    def _name_chunks(self, chunks: Int64Array) -> list[str]:
+        records = self._find_records(chunks)
+        numbers = (chunks - self.record_first_chunk[records] + 1).tolist()
+        ids = {index: self.record_id(index) for index in np.unique(records).tolist()}
+        return [chunk_id(ids[r], n) for r, n in zip(records.tolist(), numbers, strict=True)]
+
+
+class _TextFile:
+    """A file of bytes that is read at given places; several processes may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> bytes:
+        # One call reads at most 2 GiB, which the records of some plants and lungfish exceed.
+        return b"".join(
+            os.pread(self._descriptor, min(_PREAD_BYTES, stop - begin), begin)
+            for begin in range(start, stop, _PREAD_BYTES)
+        )
+
+    def read_many(self, start: Int64Array, length: Int64Array) -> list[bytes]:
+        spans = zip(start.tolist(), (start + length).tolist(), strict=True)
+        return [self.read(begin, end) for begin, end in spans]
+
+
+def open_table(directory: Path, name: str) -> npt.NDArray[Any]:
+    """Return a table of numbers, memory-mapped; its type is the ending of its name."""
+    path = directory / name
+    dtype = np.dtype(path.suffix[1:])
+    if path.stat().st_size == 0:  # which cannot be mapped
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode="r"))
+
+
+def _read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found = (manifest["format"], manifest["format_version"])
+        sizes = {name: (directory / name).stat().st_size for name in manifest["files"]}
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{directory}: holds no complete frame store ({error.filename} is missing; was its "
+            "making interrupted?); make it again from the input"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no manifest of a frame store ({error!r})") from error
+    if found != (wanted_format, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: found {found[0]} version {found[1]}, wanted {wanted_format} version "
+            f"{FORMAT_VERSION}; make it again from the input"
+        )
+    damaged = [name for name, size in sizes.items() if size != manifest["files"][name]]
+    if damaged:
+        raise CheckpointError(
+            f"{directory}: {', '.join(damaged)} changed size since they were written; make the "
+            "frame store again from the input"
+        )
+    return dict(manifest)
+
+
+def _decode(header: bytes) -> str:
+    return header.decode("utf-8", "surrogateescape")

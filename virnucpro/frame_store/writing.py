@@ -1,0 +1,275 @@
+"""The making of a store: one process, one pass over the input, a block of records at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from virnucpro import frames
+from virnucpro.errors import CheckpointError
+from virnucpro.fasta import RecordReader
+from virnucpro.frame_store.reading import (
+    FORMAT_VERSION,
+    FRAME_FORMAT,
+    MANIFEST,
+    RECORD_FORMAT,
+    FrameStore,
+    Int64Array,
+    RecordStore,
+    SequenceKind,
+    open_frame_store,
+    open_record_store,
+)
+from virnucpro.interface import Alphabet
+from virnucpro.records import Record
+
+logger = logging.getLogger(__name__)
+
+# Item i of a text or table lies from offset i to offset i + 1; the first offset is 0.
+_RECORD_FILES = (
+    "headers.text",
+    "header_offsets.int64",
+    "records.text",
+    "record_offsets.int64",
+    "duplicate_ids.int64",  # the first record of each id that several have
+)
+_FRAME_FILES = (
+    "chunk_offsets.int64",  # a record's chunks
+    "frame_offsets.int64",  # a chunk's open frames
+    "frame_codes.uint8",
+    "proteins.text",
+    "protein_offsets.int64",
+    # For each row the first row of the same sequence.
+    "representatives_dna.int64",
+    "representatives_protein.int64",
+)
+
+# Letters handled at a time: few enough for their tables to stay in the processor's cache.
+_BLOCK_BP = 1 << 18
+_ROWS_AT_A_TIME = 1 << 14
+_DIGEST_BYTES = 16
+
+
+def build_frame_store(
+    inputs: Sequence[str], directory: Path, *, chunk_length_bp: int, min_length_bp: int = 0
+) -> FrameStore:
+    """Write the open frames of sequence files to `directory` and return them, opened.
+
+    Args:
+        inputs: Paths of nucleotide FASTA or FASTQ files; `-` is standard input.
+        directory: Made if need be; a store that it holds is replaced.
+        chunk_length_bp: The expected length of chunks.
+        min_length_bp: Shorter records are kept, but get no chunks.
+
+    Raises:
+        InputError: An input cannot be read.
+        CheckpointError: The store cannot be written.
+    """
+    with _open_writer(directory, (*_RECORD_FILES, *_FRAME_FILES)) as writer:
+        manifest: dict[str, Any] = {
+            "format": FRAME_FORMAT,
+            "chunk_length_bp": chunk_length_bp,
+            "min_length_bp": min_length_bp,
+            "inputs": [],
+        }
+        for path in inputs:
+            reader = RecordReader(path, "dna")
+            for letters, record_length in _write_records(writer, reader):
+                chunks = frames.cut_records(record_length, chunk_length_bp, min_length_bp)
+                _write_frames(writer, letters, chunks)
+            manifest["inputs"].append(_describe_input(reader))
+        writer.finish(FrameStore, manifest, ("dna", "protein"))
+    store = open_frame_store(directory)
+    logger.info(
+        "%d records, %d chunks, %d open frames",
+        store.num_records,
+        store.num_chunks,
+        store.num_frames,
+    )
+    return store
+
+
+def build_record_store(
+    inputs: Sequence[str], directory: Path, *, alphabet: Alphabet
+) -> RecordStore:
+    """Write the records of sequence files to `directory`, one row each, and return them, opened.
+
+    Raises:
+        InputError: An input cannot be read.
+        CheckpointError: The store cannot be written.
+    """
+    with _open_writer(directory, (*_RECORD_FILES, "representatives_record.int64")) as writer:
+        manifest: dict[str, Any] = {"format": RECORD_FORMAT, "inputs": []}
+        for path in inputs:
+            reader = RecordReader(path, alphabet)
+            for _ in _write_records(writer, reader):
+                pass
+            manifest["inputs"].append(_describe_input(reader))
+        writer.finish(RecordStore, manifest, ("record",))
+    return open_record_store(directory)
+
+
+@contextmanager
+def _open_writer(directory: Path, names: Sequence[str]) -> Iterator[_StoreWriter]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MANIFEST).unlink(missing_ok=True)
+        with ExitStack() as stack:
+            files = {name: stack.enter_context((directory / name).open("wb")) for name in names}
+            yield _StoreWriter(directory, files)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory}: the frame store cannot be written ({error.strerror}); make room, or "
+            "choose another output directory"
+        ) from error
+
+
+class _StoreWriter:
+    """Appends to the files of a store and ends with its manifest."""
+
+    def __init__(self, directory: Path, files: Mapping[str, BinaryIO]) -> None:
+        self._directory = directory
+        self._files = files
+        self._num_items = dict.fromkeys(files, 0)
+        for name in files:
+            if name.endswith("_offsets.int64"):
+                self.append(name, np.zeros(1, np.int64))
+
+    def append(self, name: str, data: Any) -> None:
+        """Append bytes to a text, or an array to a table of its type."""
+        self._files[name].write(data)
+
+    def append_lengths(self, name: str, lengths: Int64Array) -> None:
+        """Append to a table of offsets what comes of the items' lengths."""
+        offsets = self._num_items[name] + np.cumsum(lengths, dtype=np.int64)
+        self.append(name, offsets)
+        self._num_items[name] += int(lengths.sum())
+
+    def finish(
+        self,
+        store_class: type[FrameStore | RecordStore],
+        manifest: dict[str, Any],
+        kinds: Sequence[SequenceKind],
+    ) -> None:
+        """Add what needs the whole store: equal ids, equal sequences, and the manifest."""
+        self._flush()
+        store = store_class(self._directory, manifest)
+        first = _find_first_equal(store.record_ids, store.num_records)
+        self.append("duplicate_ids.int64", np.unique(first[first != np.arange(len(first))]))
+        for kind in kinds:
+            first = _find_first_equal(_sequence_reader(store, kind), store.num_rows)
+            self.append(f"representatives_{kind}.int64", first)
+        self._flush()
+        files = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+        manifest |= {"format_version": FORMAT_VERSION, "files": files}
+        part = self._directory / f"{MANIFEST}.part"
+        part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        part.replace(self._directory / MANIFEST)
+
+    def _flush(self) -> None:
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _write_records(
+    writer: _StoreWriter, reader: RecordReader
+) -> Iterator[tuple[bytes, Int64Array]]:
+    """Store a file's records; yield the letters and the record lengths of each block."""
+    for block in _take_blocks(reader):
+        headers = [record.header.encode("utf-8", "surrogateescape") for record in block]
+        letters = "".join([record.sequence for record in block]).encode("ascii")
+        record_length = np.array([len(record.sequence) for record in block], np.int64)
+        writer.append("headers.text", b"".join(headers))
+        writer.append_lengths("header_offsets.int64", np.array([len(h) for h in headers], np.int64))
+        writer.append("records.text", letters)
+        writer.append_lengths("record_offsets.int64", record_length)
+        yield letters, record_length
+
+
+def _take_blocks(reader: RecordReader) -> Iterator[list[Record]]:
+    block: list[Record] = []
+    num_letters = 0
+    for record in reader:
+        block.append(record)
+        num_letters += len(record.sequence) + 1
+        if num_letters >= _BLOCK_BP:
+            yield block
+            block, num_letters = [], 0
+    if block:
+        yield block
+
+
+def _write_frames(writer: _StoreWriter, letters: bytes, chunks: frames.Chunks) -> None:
+    writer.append_lengths("chunk_offsets.int64", chunks.num_chunks)
+    # A long record's chunks are not translated all at once either.
+    cuts = np.flatnonzero(np.diff(chunks.start // _BLOCK_BP)) + 1
+    for first, stop in pairwise([0, *cuts.tolist(), len(chunks.start)]):
+        start, length = chunks.start[first:stop], chunks.length[first:stop]
+        low, high = start.min(initial=len(letters)), (start + length).max(initial=0)
+        found = frames.find_open_frames(letters[low:high], start - low, length)
+        writer.append_lengths("frame_offsets.int64", np.bincount(found.chunk, minlength=len(start)))
+        writer.append("frame_codes.uint8", found.code)
+        writer.append("proteins.text", found.proteins)
+        writer.append_lengths("protein_offsets.int64", found.protein_length)
+
+
+def _describe_input(reader: RecordReader) -> dict[str, Any]:
+    return {
+        "path": reader.path,
+        "sha256": reader.sha256,
+        "num_bytes": reader.num_bytes,
+        "num_records": reader.num_records,
+    }
+
+
+def _sequence_reader(
+    store: FrameStore | RecordStore, kind: SequenceKind
+) -> Callable[[int, int], list[str]]:
+    return lambda start, stop: store.read_sequences(kind, np.arange(start, stop))
+
+
+def _find_first_equal(read: Callable[[int, int], list[str]], num_texts: int) -> Int64Array:
+    """Return int64 (num_texts,): for each text the index of the first that equals it.
+
+    Texts are compared by 128-bit BLAKE2b digests, of which a collision is not to be expected.
+
+    Args:
+        read: Returns the texts from a start up to a stop.
+        num_texts: How many there are.
+    """
+    digests = np.empty((num_texts, _DIGEST_BYTES), np.uint8)
+    for start in range(0, num_texts, _ROWS_AT_A_TIME):
+        texts = read(start, min(start + _ROWS_AT_A_TIME, num_texts))
+        joined = b"".join([_digest(text) for text in texts])
+        digests[start : start + len(texts)] = np.frombuffer(joined, np.uint8).reshape(
+            -1, _DIGEST_BYTES
+        )
+    first = np.empty(num_texts, np.int64)
+    leading = digests[:, 0].copy()
+    # One leading byte at a time, so that sorting needs little memory.
+    for byte in range(256):
+        members = np.flatnonzero(leading == byte)
+        words = digests[members].view(np.int64)
+        # Stable: among equal digests the first text stays first.
+        order = np.lexsort((words[:, 0], words[:, 1]))
+        is_new = np.ones(len(order), np.bool_)
+        is_new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+        group = np.cumsum(is_new) - 1
+        first[members[order]] = members[order[is_new]][group]
+    return first
+
+
+def _digest(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
