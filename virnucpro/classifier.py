@@ -207,7 +207,7 @@ def save_classifier(
     Raises:
         ClassifierError: The tensors do not make a classifier, or do not fit the metadata.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = _check_state(path, state, metadata)
     document = {
@@ -215,12 +215,9 @@ def save_classifier(
         "class_names": list(CLASS_NAMES),
         **asdict(metadata),
     }
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     part_path = path.with_name(path.name + ".part")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        part_path,
-        {_METADATA_KEY: json.dumps(document)},
-    )
+    part_path.write_bytes(save(contiguous, {_METADATA_KEY: json.dumps(document)}))
     part_path.replace(path)
 
 
