@@ -168,6 +168,14 @@ def test_an_unwritable_directory_is_explained(tmp_path):
         write(tmp_path / "file", [1])
 
 
+def test_a_part_that_cannot_be_marked_done_is_taken_back(tmp_path):
+    in_the_way = tmp_path / f".{part_name(0, 0)}.done.tmp"
+    in_the_way.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write(tmp_path, [1])
+    assert list(tmp_path.iterdir()) == [in_the_way]
+
+
 # Interruption
 
 WRITE_FOR_EVER = """
