@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virnucpro.config import EmbedConfig, PredictConfig
-    from virnucpro.pipeline import PredictResult, embed, predict
+    from virnucpro.embed_records import embed
+    from virnucpro.pipeline import PredictResult, predict
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,7 @@ _HOMES = {
     "EmbedConfig": "virnucpro.config",
     "PredictConfig": "virnucpro.config",
     "PredictResult": "virnucpro.pipeline",
-    "embed": "virnucpro.pipeline",
+    "embed": "virnucpro.embed_records",
     "predict": "virnucpro.pipeline",
 }
 

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+
+from virnucpro.frame_store import SequenceSource
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 _ROWS_AT_ONCE = 65_536
-
-
-class SequenceSource(Protocol):
-    """Sequences by row, as the frame store offers them; picklable and cheap to open."""
-
-    representatives: IntArray
-    """For each row the first row that holds the same sequence."""
-
-    def __len__(self) -> int: ...
-
-    def get_many(self, rows: IntArray) -> list[str]:
-        """Return the sequences of `rows`, upper-case."""
-        ...
 
 
 def unique_rows(source: SequenceSource) -> IntArray:

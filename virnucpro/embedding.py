@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
-from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
@@ -29,15 +28,14 @@ from virnucpro.batching import (
     BatchSampler,
     IntArray,
     RowsDataset,
-    SequenceSource,
     measure_costs,
     plan_batches,
-    unique_rows,
 )
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import MemoryExhaustedError, UsageError
-from virnucpro.interface import Backend, Collator, TokenBatch, Weights
+from virnucpro.frame_store import SequenceSource
+from virnucpro.interface import Attention, Backend, Collator, TokenBatch, Weights
 from virnucpro.part_writer import FloatArray, PartWriter
 
 logger = logging.getLogger(__name__)
@@ -72,6 +70,7 @@ class EmbeddingJob:
 
     Attributes:
         name: For people, for example `DNA embeddings`.
+        rows: The rows of the source to embed.
         parts_dir: Where the parts go, and where finished ones are found.
         batch_tokens: Token budget of a batch; None for the device's default.
     """
@@ -80,6 +79,7 @@ class EmbeddingJob:
     backend: Backend
     weights: Weights
     source: SequenceSource
+    rows: IntArray
     parts_dir: Path
     identity: Identity
     batch_tokens: int | None
@@ -120,41 +120,29 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     if compute.expandable_segments:
         # Read when CUDA starts, so set before anything touches it.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    wanted = _parse_device(device)
+    wanted = None if device == "auto" else torch.device(device)
+    num_gpus = torch.cuda.device_count()
+    if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
+        raise UsageError(
+            f"device {device}: this machine shows {num_gpus} CUDA GPUs; "
+            "choose another, or the device cpu"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if wanted is not None and wanted.index is not None and not launched:
-        # Accelerate's own way of naming one device; it applies to the first Accelerator only.
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)
+        # Accelerate's own way of naming one device; it counts for the first Accelerator only.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
         torch.cuda.set_device(wanted)
-    initialized = PartialState._shared_state != {}
     accelerator = Accelerator(
-        cpu=wanted is not None and wanted.type == "cpu" and not initialized,
+        cpu=wanted is not None and wanted.type == "cpu",
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
     )
     if wanted is not None and wanted.type != accelerator.device.type:
         raise UsageError(
-            f"--device {device} was asked for, but this process already computes on "
+            f"device {device} was asked for, but this process already computes on "
             f"{accelerator.device}; start a new process, or launch for that device"
         )
     return accelerator
-
-
-def _parse_device(device: str) -> torch.device | None:
-    if device == "auto":
-        return None
-    name = f"cuda:{device}" if device.isdigit() else device
-    try:
-        wanted = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {device}: wanted auto, cpu, cuda, cuda:N or N") from None
-    num_gpus = torch.cuda.device_count()
-    if wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
-        raise UsageError(
-            f"--device {device}: this machine shows {num_gpus} CUDA GPUs; "
-            "choose another, or --device cpu"
-        )
-    return wanted
 
 
 def choose_precision(precision: str, accelerator: Accelerator) -> str:
@@ -180,7 +168,7 @@ def run_embedding(
     compute: ComputeConfig,
     on_progress: ProgressListener | None = None,
 ) -> EmbeddingSummary:
-    """Embed every distinct sequence of the job that is in no finished part yet.
+    """Embed every row of the job that is in no finished part yet.
 
     Every process calls it; all return when all are done.
 
@@ -197,7 +185,7 @@ def run_embedding(
             job.weights,
             dtype=DTYPES[job.identity.precision],
             device=accelerator.device,
-            attention=compute.attention,
+            attention=cast("Attention", compute.attention),
         )
         share = batches.share(accelerator.process_index, accelerator.num_processes)
         loop = _Loop(accelerator, job, compute, share, on_progress)
@@ -209,18 +197,17 @@ def run_embedding(
 
 def plan_job(job: EmbeddingJob, device_type: str) -> Batches:
     """Return the batches of the job that remain to be computed, the same in every process."""
-    rows = unique_rows(job.source)
-    costs = measure_costs(job.backend.token_cost, job.source, rows)
+    costs = measure_costs(job.backend.token_cost, job.source, job.rows)
     budget = job.batch_tokens or DEFAULT_BATCH_TOKENS[device_type]
-    planned = plan_batches(rows, costs, budget)
+    planned = plan_batches(job.rows, costs, budget)
     finished = finished_rows(finished_parts(job.parts_dir))
     remaining = planned.without(finished)
     logger.info(
         "%s: %d distinct of %d sequences, %d already done, %d batches of up to %d tokens to do",
         job.name,
-        len(rows),
+        len(job.rows),
         len(job.source),
-        len(rows) - len(remaining.rows),
+        len(job.rows) - len(remaining.rows),
         len(remaining),
         budget,
     )
@@ -233,7 +220,7 @@ class _Collate:
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
-    def __call__(self, fetched: tuple[IntArray, list[str]]) -> TokenBatch:
+    def __call__(self, fetched: Any) -> TokenBatch:
         return self.collator(*fetched)
 
 
@@ -277,8 +264,8 @@ class _Loop:
         self.rows_done, self.cost_done = (np.cumsum(part) for part in share)
         self.on_progress = on_progress
         self.on_gpu = self.device.type == "cuda"
-        self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None
-        self.download = torch.cuda.Stream(self.device) if self.on_gpu else None
+        self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
+        self.download = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
         self.data_seconds = 0.0
 
     def run(self, loader: Any, encoder: Any, began: float) -> EmbeddingSummary:
@@ -286,9 +273,7 @@ class _Loop:
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         loop_began: float | None = None
-        writer = PartWriter(
-            self.job.parts_dir, self.accelerator.process_index, self.job.identity
-        )
+        writer = PartWriter(self.job.parts_dir, self.accelerator.process_index, self.job.identity)
         with writer:
             for number, batch in enumerate(self._batches(loader), start=1):
                 loop_began = loop_began or time.monotonic()

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virnucpro.batching import BatchSampler, measure_costs, plan_batches, unique_rows
+
+cost_lists = st.lists(st.integers(min_value=0, max_value=300), max_size=200)
+
+
+def make_plan(costs: list[int], budget: int) -> Any:
+    return plan_batches(np.arange(len(costs)) * 3, np.asarray(costs, dtype=np.int64), budget)
+
+
+@given(costs=cost_lists, budget=st.integers(min_value=1, max_value=1000))
+def test_every_row_is_in_one_batch_within_the_budget(costs: list[int], budget: int) -> None:
+    batches = list(make_plan(costs, budget))
+
+    assert sorted(row for batch in batches for row in batch) == [3 * i for i in range(len(costs))]
+    for batch in batches:
+        longest = max(costs[row // 3] for row in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+
+
+@given(costs=cost_lists, budget=st.integers(min_value=1, max_value=1000))
+def test_batches_come_longest_first_and_equal_costs_keep_their_order(
+    costs: list[int], budget: int
+) -> None:
+    rows = [row for batch in make_plan(costs, budget) for row in batch]
+
+    assert rows == sorted(rows, key=lambda row: (-costs[row // 3], row))
+
+
+@given(
+    costs=cost_lists,
+    budget=st.integers(min_value=1, max_value=1000),
+    finished=st.sets(st.integers(min_value=0, max_value=199)),
+)
+def test_finished_rows_leave_the_composition_of_other_batches_alone(
+    costs: list[int], budget: int, finished: set[int]
+) -> None:
+    plan = make_plan(costs, budget)
+    done = {3 * row for row in finished}
+
+    remaining = list(plan.without(np.asarray(sorted(done), dtype=np.int64)))
+
+    left = [[row for row in batch if row not in done] for batch in plan]
+    assert remaining == [batch for batch in left if batch]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
+@given(costs=cost_lists)
+def test_accelerate_hands_every_batch_to_exactly_one_process(
+    num_processes: int, costs: list[int]
+) -> None:
+    plan = make_plan(costs, 400)
+    shards = [
+        list(BatchSamplerShard(BatchSampler(plan), num_processes, index, even_batches=False))
+        for index in range(num_processes)
+    ]
+
+    assert sorted(batch for shard in shards for batch in shard) == sorted(plan)
+    for index, shard in enumerate(shards):
+        rows, tokens = plan.share(index, num_processes)
+        assert rows.tolist() == [len(batch) for batch in shard]
+        assert tokens.tolist() == [sum(costs[row // 3] for row in batch) for batch in shard]
+
+
+class ListSource:
+    def __init__(self, sequences: list[str]) -> None:
+        self.sequences = sequences
+        self.representatives = np.asarray([sequences.index(s) for s in sequences], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def get_many(self, rows: np.ndarray[Any, Any]) -> list[str]:
+        return [self.sequences[row] for row in rows]
+
+
+def test_unique_rows_keep_the_first_of_identical_sequences() -> None:
+    source = ListSource(["AC", "G", "AC", "T", "G"])
+
+    assert unique_rows(source).tolist() == [0, 1, 3]
+
+
+def test_costs_are_aligned_with_the_rows_asked_for() -> None:
+    source = ListSource(["A" * n for n in range(10)])
+
+    costs = measure_costs(lambda sequence: len(sequence) + 2, source, np.asarray([7, 3]))
+
+    assert costs.tolist() == [9, 5]

@@ -1,0 +1,120 @@
+"""The whole story of `embed`, from a sequence file to vectors: one backend and no classifier."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from virnucpro.batching import unique_rows
+from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts, write_embeddings
+from virnucpro.config import EmbedConfig
+from virnucpro.embedding import EmbeddingJob, ProgressListener, choose_precision, make_accelerator
+from virnucpro.errors import OutputExistsError
+from virnucpro.frame_store import RecordStore, build_record_store, open_record_store
+from virnucpro.session import Clock, Model, locked, open_model, run_job
+
+logger = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 16_384
+
+
+def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> Path:
+    """Embed every record of a sequence file with one backend and write one HDF5 file.
+
+    The file is a part as FORMAT.md describes it, with the records' ids; its rows keep the input's
+    order. Empty records have no embedding and are left out. A directory `{output}.parts` holds what
+    is finished until then.
+
+    Args:
+        config: What to do.
+        on_progress: Called after each batch of this process.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
+    """
+    clock = Clock()
+    work_dir = config.output_path.with_name(f"{config.output_path.name}.parts")
+    accelerator = make_accelerator(config)
+    with _claim_output(config, work_dir, accelerator):
+        with clock.time("open model"):
+            precision = choose_precision(config.precision, accelerator)
+            model = open_model(accelerator, config.backend, config.weights)
+        with clock.time("read records"):
+            store_dir = work_dir / "records"
+            if accelerator.is_main_process:
+                build_record_store([config.input], store_dir, alphabet=model.alphabet)
+            accelerator.wait_for_everyone()
+            store = open_record_store(store_dir)
+        job = _make_record_job(config, store, model, precision, work_dir)
+        with clock.time(job.name):
+            run_job(job, config, accelerator, on_progress)
+        if accelerator.is_main_process:
+            _join_parts(config.output_path, store, job)
+        accelerator.wait_for_everyone()
+    return config.output_path
+
+
+def _make_record_job(
+    config: EmbedConfig, store: RecordStore, model: Model, precision: str, work_dir: Path
+) -> EmbeddingJob:
+    source = store.sequences()
+    rows = unique_rows(source)
+    return EmbeddingJob(
+        name=f"{config.backend} embeddings",
+        backend=model.loaded.backend,
+        weights=model.weights,
+        source=source,
+        rows=rows[store.record_lengths[rows] > 0],
+        parts_dir=work_dir,
+        identity=model.make_identity(store.input_digest, precision, chunk_length_bp=0),
+        batch_tokens=config.batch_tokens,
+    )
+
+
+def _join_parts(path: Path, store: RecordStore, job: EmbeddingJob) -> None:
+    """Write the embeddings of all records that are not empty, in input order."""
+    rows = np.flatnonzero(store.record_lengths > 0)
+    if len(rows) < store.num_records:
+        logger.warning(
+            "%d of %d records are empty and have no embedding",
+            store.num_records - len(rows),
+            store.num_records,
+        )
+    reader = EmbeddingReader(finished_parts(job.parts_dir))
+    blocks = (
+        reader.gather(job.source.representatives[rows[start : start + _ROWS_AT_ONCE]])
+        for start in range(0, len(rows), _ROWS_AT_ONCE)
+    )
+    ids = [store.record_id(row) for row in rows.tolist()]
+    write_embeddings(path, rows, blocks, job.identity, ids)
+
+
+@contextmanager
+def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the working directory beside the output, and remove it once the output is whole."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield
+        return
+    begun = config.output_path.exists() or work_dir.exists()
+    if begun and not (config.force or config.resume):
+        raise OutputExistsError(
+            f"{config.output_path}: exists already, at least in part; continue with --resume, "
+            "overwrite it with --force, or choose another output (-o)"
+        )
+    if not config.resume:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with locked(work_dir / ".lock"):
+        accelerator.wait_for_everyone()
+        yield
+    shutil.rmtree(work_dir)
