@@ -6,6 +6,7 @@ allow-list, and safetensors hold no code. torch and huggingface_hub are imported
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -31,7 +32,9 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     Raises:
         WeightsError: `location` is neither there nor to be downloaded.
     """
-    path = Path(location).expanduser()
+    path = Path(location)
+    with contextlib.suppress(RuntimeError):  # no such user: taken as it stands
+        path = path.expanduser()
     if path.exists():
         return path
     hub_id = HUB_ID.fullmatch(location)
@@ -40,7 +43,6 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
             f"{location}: no such file or directory, and not a hub id (owner/name[@revision])"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
@@ -48,10 +50,10 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
                 hub_id["repo"], revision=hub_id["revision"], allow_patterns=list(patterns)
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # its releases let errors of three HTTP libraries through
         raise WeightsError(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
-            f"({str(error).splitlines()[0]}); give a local path, or check the id and the network"
+            f"({' '.join(str(error).split())}); give a local path, or check the id and the network"
         ) from error
 
 
@@ -59,11 +61,17 @@ def digest_files(paths: Sequence[Path]) -> str:
     """Return the SHA-256 of one file, or of the names and SHA-256s of several, as `sha256:HEX`.
 
     The same bytes under the same names give the same digest wherever they lie.
+
+    Raises:
+        WeightsError: A file cannot be read.
     """
     digests = []
     for path in sorted(paths, key=lambda path: path.name):
-        with path.open("rb") as file:
-            digests.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+        try:
+            with path.open("rb") as file:
+                digests.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error})") from error
     if len(digests) == 1:
         return f"sha256:{digests[0][1]}"
     listing = "".join(f"{digest}  {name}\n" for name, digest in digests)
@@ -98,16 +106,23 @@ def find_weight_files(directory: Path) -> list[Path]:
             return [directory / name]
         index = directory / f"{name}.index.json"
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            shards = [directory / shard for shard in names]
-            # An index is untrusted: it may name nothing outside its own directory.
-            bad = [s for s in names if Path(s).name != s or not (directory / s).is_file()]
-            if bad or not shards:
-                raise WeightsError(f"{index}: names files that are not there: {bad}")
-            return shards
+            return _find_shards(index)
     raise WeightsError(
         f"{directory}: holds neither model.safetensors nor pytorch_model.bin (nor an index of them)"
     )
+
+
+def _find_shards(index: Path) -> list[Path]:
+    """Return the files that `index` names; it is untrusted and may name none but its neighbours."""
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names:
+        raise WeightsError(f"{index}: has no weight_map that names files")
+    for name in names:
+        is_plain = isinstance(name, str) and Path(name).name == name
+        if not is_plain or not (index.parent / name).is_file():
+            raise WeightsError(f"{index}: names {name!r}, and no such file is beside it")
+    return [index.parent / name for name in sorted(set(names))]
 
 
 def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torch.Tensor]:
@@ -117,20 +132,25 @@ def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torc
         WeightsError: The file is damaged, holds more than tensors, or would run code on loading.
     """
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+        except Exception as error:  # a damaged header makes it raise almost anything
+            raise WeightsError(
+                f"{path}: not a readable safetensors file ({_summarize(error)})"
+            ) from error
     value = read_pickle(path, safe_globals)
     import torch
 
-    if not isinstance(value, Mapping) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in value.values()
-    ):
+    if not isinstance(value, Mapping):
         raise WeightsError(f"{path}: a plain state dict was expected, found {type(value).__name__}")
+    for name, tensor in value.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise WeightsError(
+                f"{path}: a plain state dict was expected, found a dict where {name!r} is a "
+                f"{type(tensor).__name__}"
+            )
     return dict(value)
 
 
@@ -157,15 +177,20 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except pickle.UnpicklingError as error:
-        found = re.search(
-            r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)[^\w]*(\S+)", str(error)
-        )
-        what = f" It names {found[1] or found[2]}." if found else ""
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" It names {found[1].rstrip('.')}." if found else ""
         raise WeightsError(
             f"{path}: refused, because loading it could run code or it is damaged.{what} Only "
             "tensors and plain containers are read from pickles; save it as safetensors or as a "
             "state dict."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as a PyTorch file ({reason})") from error
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        raise WeightsError(
+            f"{path}: cannot be read as a PyTorch file ({_summarize(error)})"
+        ) from error
+
+
+def _summarize(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
