@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -35,7 +36,7 @@ _ROWS_AT_A_TIME = 1 << 14
     help="Where to write the table; standard output by default.",
 )
 def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -> None:
-    """Write the open frames of nucleotide sequences as a TAB-separated table.
+    r"""Write the open frames of nucleotide sequences as a TAB-separated table.
 
     INPUT is FASTA or FASTQ, plain or compressed (gz, bz2, xz, zst); "-" is standard input. Every
     record is cut into chunks, every chunk is read in six frames, and the frames without a stop
@@ -55,7 +56,7 @@ def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -
                 inputs, Path(scratch) / "frames", chunk_length_bp=expected_length
             )
             if output == "-":
-                _write_table(store, click.get_binary_stream("stdout"))
+                _write_table(store, sys.stdout.buffer)
                 return
             part = Path(scratch) / "table.tsv"
             with part.open("wb") as stream:
