@@ -1,28 +1,24 @@
-"""The DNABERT-S backend against a plain reference, and against every kind of bad file."""
+"""The DNABERT-S network against a plain reference, and its tokens against the published ones."""
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from virnucpro_dnabert_s import backend
 from virnucpro_dnabert_s.model import DnabertS, ModelConfig, alibi_slopes
 from virnucpro_dnabert_s.tokens import BpeCollator
 from virnucpro_dnabert_s.weights import make_meta_model
 
 from tools.make_dnabert_s_weights import REAL_SIZES, Sizes, make_tensors, write_weights
-from virnucpro.errors import UsageError, WeightsError
-from virnucpro.interface import Attention, TokenBatch
+from virnucpro.errors import UsageError
+from virnucpro.interface import Attention, Backend, TokenBatch
+from virnucpro.testing import BackendContract
 
 CPU = torch.device("cpu")
 MIXED_LENGTHS = [1, 2, 3, 8, 9, 64, 109, 500]
@@ -38,12 +34,6 @@ HALF_PRECISION_BOUNDS = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 12 heads in DNABERT-S's layout, as pytorch_model.bin; not to be changed."""
     return write_weights(tmp_path_factory.mktemp("dnabert-s"))
-
-
-@pytest.fixture
-def directory(published: Path, tmp_path: Path) -> Path:
-    """A copy of `published` to change."""
-    return Path(shutil.copytree(published, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -77,13 +67,6 @@ def embed(model: DnabertS, sequences: list[torch.Tensor]) -> torch.Tensor:
     )
     with torch.inference_mode():
         return model(batch).cpu()
-
-
-def embed_dna(directory: Path, sequences: list[str]) -> torch.Tensor:
-    weights = backend.open_weights(str(directory))
-    batch = backend.load_collator(weights)(np.arange(len(sequences)), sequences)
-    with torch.inference_mode():
-        return load(directory)(batch)
 
 
 def random_tokens(lengths: list[int], vocab_size: int = Sizes.vocab_size) -> list[torch.Tensor]:
@@ -142,6 +125,14 @@ def reference_embedding(
         fed = linear(f"{prefix}.mlp.wo", gelu(gated[:, :inner]) * gated[:, inner:])
         x = norm(f"{prefix}.mlp.layernorm", fed + x)
     return x.mean(dim=0)
+
+
+class TestContract(BackendContract):
+    def make_backend(self) -> Backend:
+        return backend
+
+    def make_weights(self, directory: Path, seed: int) -> str:
+        return str(write_weights(directory, seed=seed))
 
 
 # The network
@@ -320,214 +311,3 @@ def test_stored_truncation_and_padding_are_ignored(published: Path) -> None:
     assert stored["truncation"]["max_length"] == stored["padding"]["strategy"]["Fixed"] == 2000
     collate = backend.load_collator(backend.open_weights(str(published)))
     assert collate(np.arange(2), ["N" * 2500, "A"]).lengths_B.tolist() == [2502, 3]
-
-
-def test_pad_ids_change_no_vector(directory: Path) -> None:
-    sequences = ["ACGTTGCA" * 30, "ACG"]
-    expected = embed_dna(directory, sequences)
-    edit_config(directory, pad_token_id=3)
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
-    tokenizer |= {"truncation": None, "padding": None}
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert torch.equal(embed_dna(directory, sequences), expected)
-
-
-def test_collator_survives_pickling(published: Path) -> None:
-    collate = backend.load_collator(backend.open_weights(str(published)))
-    rows, sequences = np.arange(2), ["ACGTTGCA" * 300, "N" * 2100]
-    expected = collate(rows, sequences)
-    result = pickle.loads(pickle.dumps(collate))(rows, sequences)
-    assert torch.equal(result.token_ids_T, expected.token_ids_T)
-    assert torch.equal(result.lengths_B, expected.lengths_B)
-
-
-# Files
-
-
-def edit_config(directory: Path, **changes: object) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_tensors(
-    directory: Path, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-) -> None:
-    path = directory / "pytorch_model.bin"
-    torch.save(edit(torch.load(path, weights_only=True)), path)
-
-
-def make_sharded(directory: Path) -> None:
-    tensors = torch.load(directory / "pytorch_model.bin", weights_only=True)
-    (directory / "pytorch_model.bin").unlink()
-    weight_map = {}
-    for number in (0, 1):
-        name = f"model-0000{number + 1}-of-00002.safetensors"
-        names = sorted(tensors)[number::2]
-        save_file({key: tensors[key] for key in names}, directory / name)
-        weight_map |= dict.fromkeys(names, name)
-    index = json.dumps({"metadata": {}, "weight_map": weight_map})
-    (directory / "model.safetensors.index.json").write_text(index)
-
-
-def test_every_layout_gives_the_same_vectors(published: Path, tmp_path: Path) -> None:
-    sequences = ["ACGTTGCAAC" * 40, "ACNNGT", "G"]
-    expected = embed_dna(published, sequences)
-    safe = write_weights(tmp_path / "safe", safetensors=True)
-    second = write_weights(tmp_path / "second", layout="dnabert-2")
-    sharded = Path(shutil.copytree(published, tmp_path / "sharded"))
-    make_sharded(sharded)
-    for directory in (safe, second, sharded):
-        assert torch.equal(embed_dna(directory, sequences), expected), directory.name
-
-
-def test_made_layouts_are_the_published_ones(tmp_path: Path) -> None:
-    sizes = Sizes(num_layers=12, width=12, feed_forward=8, vocab_size=16)
-    dnabert_s = write_weights(tmp_path / "s", sizes, safetensors=True)
-    dnabert_2 = write_weights(tmp_path / "2", sizes, layout="dnabert-2", safetensors=True)
-    assert len(load_file(dnabert_s / "model.safetensors")) == 138
-    names = load_file(dnabert_2 / "model.safetensors").keys()
-    assert len(names) == 142
-    assert {name.split(".")[0] for name in names} == {"bert", "cls"}
-
-
-def test_a_weights_file_stands_for_its_directory(published: Path) -> None:
-    of_directory = backend.open_weights(str(published))
-    of_file = backend.open_weights(str(published / "pytorch_model.bin"))
-    assert of_file.identity == of_directory.identity
-    assert of_file.embedding_dim == of_directory.embedding_dim == Sizes().width
-
-
-def test_identity_covers_every_file(directory: Path) -> None:
-    def identity() -> str:
-        return backend.open_weights(str(directory)).identity
-
-    identities = [identity()]
-    edit_tensors(directory, lambda tensors: {name: tensors[name] + 1 for name in tensors})
-    identities.append(identity())
-    edit_config(directory, layer_norm_eps=1e-5)
-    identities.append(identity())
-    (directory / "tokenizer.json").write_text((directory / "tokenizer.json").read_text() + "\n")
-    identities.append(identity())
-    assert len(set(identities)) == 4
-
-
-def test_loaded_model_does_not_hang_on_its_file(directory: Path) -> None:
-    model = load(directory)
-    before = embed(model, random_tokens([9]))
-    path = directory / "pytorch_model.bin"
-    with path.open("r+b") as file:
-        file.write(bytes(path.stat().st_size))
-    assert torch.equal(embed(model, random_tokens([9])), before)
-
-
-def refused(directory: Path, match: str) -> None:
-    with pytest.raises(WeightsError, match=match):
-        backend.open_weights(str(directory))
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_missing_file_is_named(directory: Path, name: str) -> None:
-    (directory / name).unlink()
-    refused(directory, f"holds no {name}")
-
-
-def test_missing_tensors_file(directory: Path) -> None:
-    (directory / "pytorch_model.bin").unlink()
-    refused(directory, "neither model.safetensors nor pytorch_model.bin")
-
-
-def test_missing_directory(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "no such file or directory")
-
-
-@pytest.mark.parametrize("safetensors", [False, True])
-def test_truncated_tensors(tmp_path: Path, safetensors: bool) -> None:
-    write_weights(tmp_path, safetensors=safetensors)
-    path = tmp_path / ("model.safetensors" if safetensors else "pytorch_model.bin")
-    path.write_bytes(path.read_bytes()[:-5000])
-    refused(tmp_path, path.name)
-
-
-def test_malicious_pickle_is_not_run(directory: Path) -> None:
-    trace = directory / "was-run"
-
-    class Malice:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (trace,))
-
-    torch.save({"pooler.dense.bias": Malice()}, directory / "pytorch_model.bin")
-    refused(directory, "refused, because loading it could run code")
-    assert not trace.exists()
-
-
-def test_missing_tensor_is_named(directory: Path) -> None:
-    name = "encoder.layer.1.mlp.wo.bias"
-    edit_tensors(directory, lambda tensors: {key: tensors[key] for key in tensors if key != name})
-    refused(directory, rf"1 tensors missing \({name}")
-
-
-def test_plain_bert_is_refused(directory: Path) -> None:
-    def as_plain_bert(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        plain = {"embeddings.position_embeddings.weight": torch.zeros(512, 48)}
-        for name, tensor in tensors.items():
-            if "Wqkv" in name:
-                for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                    plain[name.replace("Wqkv", part)] = piece.clone()
-            else:
-                plain[name] = tensor
-        return plain
-
-    edit_tensors(directory, as_plain_bert)
-    refused(directory, r"Wqkv.*of another architecture \(embeddings.position_embeddings.*\.key\.")
-
-
-def test_esm_directory_is_refused(directory: Path) -> None:
-    edit_config(directory, model_type="esm")
-    refused(directory, "a model of type 'esm'; DNABERT-S's is of type 'bert'")
-
-
-def test_other_sizes_than_in_the_config_are_refused(directory: Path) -> None:
-    edit_config(directory, intermediate_size=100)
-    refused(directory, r"gated_layers.weight is of shape \(192, 48\).* make it \(200, 48\)")
-
-
-def test_other_number_of_layers_than_in_the_config_is_refused(directory: Path) -> None:
-    edit_config(directory, num_hidden_layers=1)
-    refused(directory, r"0 tensors missing, 11 tensors of another architecture \(encoder.layer.1")
-
-
-def test_tokenizer_of_another_model_is_refused(directory: Path) -> None:
-    edit_config(directory, vocab_size=200)
-    refused(directory, "has 256 tokens, but the model's vocab_size is 200")
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"hidden_size": None}, "hidden_size"),
-        ({"num_hidden_layers": "12"}, "num_hidden_layers"),
-        ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"num_attention_heads": 7}, "hidden_size 48 is no multiple of num_attention_heads 7"),
-        ({"layer_norm_eps": None}, "layer_norm_eps"),
-    ],
-)
-def test_senseless_sizes_are_refused(
-    directory: Path, changes: dict[str, object], match: str
-) -> None:
-    edit_config(directory, **changes)
-    refused(directory, match)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_damaged_json(directory: Path, name: str) -> None:
-    path = directory / name
-    path.write_text(path.read_text()[:100])
-    refused(directory, name)
-
-
-def test_backend_is_light() -> None:
-    code = (
-        "import sys; from virnucpro_dnabert_s import backend; backend.token_cost('ACGT');"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'tokenizers', 'numpy')))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
