@@ -12,7 +12,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from virnucpro.batching import unique_rows
-from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts, write_embeddings
+from virnucpro.checkpoints.embeddings_file import write_embeddings
+from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts
 from virnucpro.config import EmbedConfig
 from virnucpro.embedding import EmbeddingJob, ProgressListener, choose_precision, make_accelerator
 from virnucpro.errors import OutputExistsError
@@ -95,7 +96,7 @@ def _join_parts(path: Path, store: RecordStore, job: EmbeddingJob) -> None:
         for start in range(0, len(rows), _ROWS_AT_ONCE)
     )
     ids = [store.record_id(row) for row in rows.tolist()]
-    write_embeddings(path, rows, blocks, job.identity, ids)
+    write_embeddings(path, rows, ids, blocks, job.identity)
 
 
 @contextmanager

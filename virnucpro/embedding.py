@@ -133,7 +133,8 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
         torch.cuda.set_device(wanted)
     accelerator = Accelerator(
-        cpu=wanted is not None and wanted.type == "cpu",
+        # Said even where there is no GPU: Accelerate otherwise makes each process a run of its own.
+        cpu=not num_gpus if wanted is None else wanted.type == "cpu",
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
     )

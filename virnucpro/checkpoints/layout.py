@@ -112,6 +112,11 @@ class RunLayout:
         """Tell whether a run, finished or not, has been here."""
         return self.run_json.is_file() or self.frame_store_dir.is_dir()
 
+    def is_used(self) -> bool:
+        """Tell whether the directory holds anything at all besides a lock."""
+        directory = self.output_dir
+        return directory.exists() and any(path != self.lock_path for path in directory.iterdir())
+
     def clear(self) -> None:
         """Remove what a run of this layout writes, and directories that are empty then.
 

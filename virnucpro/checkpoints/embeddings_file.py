@@ -1,0 +1,77 @@
+"""The file that `embed` ends with: the embeddings of a whole input, written block by block."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+
+from virnucpro.checkpoints.migrations import FORMAT_VERSION
+from virnucpro.checkpoints.parts import FORMAT_NAME, FloatArray, Identity, IntArray
+from virnucpro.errors import CheckpointError
+
+_SPARE_BYTES = 1 << 20
+
+
+def write_embeddings(
+    path: Path,
+    rows: IntArray,
+    ids: Sequence[str],
+    blocks: Iterable[FloatArray],
+    identity: Identity,
+) -> None:
+    """Write one file of the parts' format, in the memory of one block; it replaces an older one.
+
+    Args:
+        path: The file to write.
+        rows: int64 (N,), the position of each sequence in the input.
+        ids: The N sequences' ids.
+        blocks: float32 (n, E) each, N rows in all, in the order of `rows`.
+        identity: What made the embeddings.
+
+    Raises:
+        CheckpointError: The disk is too small or refuses; no half-written file is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    # Asked beforehand, because HDF5 2.0 crashes the process when it closes a file on a full disk;
+    # the embeddings themselves are written without it.
+    num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + _SPARE_BYTES
+    free = shutil.disk_usage(path.parent).free
+    if free < num_bytes:
+        raise CheckpointError(
+            f"{path}: needs {num_bytes / 2**20:.0f} MiB, {free / 2**20:.0f} are free; make room, "
+            "then --resume"
+        )
+    try:
+        offset = _write_frame(temporary, rows, ids, identity)
+        with temporary.open("r+b") as file:
+            file.seek(offset)
+            for block in blocks:
+                file.write(block.tobytes())
+        temporary.rename(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); make room, then --resume"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_frame(path: Path, rows: IntArray, ids: Sequence[str], identity: Identity) -> int:
+    """Write everything but the embeddings, and return where in the file these belong."""
+    reserved = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    reserved.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    reserved.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    shape = (len(rows), identity.embedding_dim)
+    with h5py.File(path, "w", locking="best-effort") as file:
+        file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
+        file.create_dataset("rows", data=rows, dtype="<i8")
+        file.create_dataset("ids", (len(rows),), h5py.string_dtype(), list(ids))
+        embeddings = file.create_dataset("embeddings", shape, "<f4", dcpl=reserved)
+        # An empty dataset has no place in the file.
+        return embeddings.id.get_offset() or 0
