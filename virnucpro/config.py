@@ -321,7 +321,8 @@ def read_settings(path: Path, model_type: str | None = None) -> dict[str, Any]:
         root = loader.get_single_node()
         found = list(_walk(path, loader, root)) if root is not None else []
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({error})") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
     unused = [name for name, _ in found if _KEYS[name].field is None and name != "version"]
     if unused and is_main_process():
         logger.warning(

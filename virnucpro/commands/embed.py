@@ -23,8 +23,15 @@ logger = logging.getLogger(__name__)
 
 @click.command("embed")
 @click.argument("input", type=INPUT_PATH)
-@click.option("--backend", required=True, help="A name that `virnucpro backends` lists.")
-@click.option("--weights", required=True, help="File, directory or hub id (owner/name@revision).")
+@click.option(
+    "--backend", required=True, metavar="NAME", help="A name that `virnucpro backends` lists."
+)
+@click.option(
+    "--weights",
+    required=True,
+    metavar="WEIGHTS",
+    help="File, directory or hub id (owner/name@revision).",
+)
 @click.option(
     "-o",
     "--output",
@@ -38,13 +45,14 @@ logger = logging.getLogger(__name__)
 @compute_options
 @click.option(
     "--batch-tokens",
-    type=click.IntRange(min=1),
+    type=int,
+    metavar="TOKENS",
     help="Tokens per batch.  [default: by the device]",
 )
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 @click.pass_context
 def embed_command(ctx: click.Context, /, **_: Any) -> None:
-    """Embed the sequences of INPUT and write the vectors to an HDF5 file.
+    """Write the embeddings of sequences to an HDF5 file.
 
     INPUT is FASTA or FASTQ, plain or compressed (gz, bz2, xz, zst), or - for
     standard input: DNA or protein, as the backend reads. Rows keep the input's
@@ -63,7 +71,7 @@ def embed_command(ctx: click.Context, /, **_: Any) -> None:
     settled = settle_output(config, config.output_path, may_ask=config.input != STDIN)
     if settled is None:
         return
-    from virnucpro.pipeline import embed
+    from virnucpro import embed
 
     with progress_bars(wanted=wants_progress(ctx)) as show:
         embed(settled, on_progress=show)

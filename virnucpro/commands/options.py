@@ -24,6 +24,7 @@ _COMPUTE_OPTIONS = (
     click.option(
         "-d",
         "--device",
+        metavar="DEVICE",
         default=ComputeConfig.device,
         show_default=True,
         help="auto, cpu, cuda, cuda:N or N.",
@@ -44,7 +45,8 @@ _COMPUTE_OPTIONS = (
     ),
     click.option(
         "--dataloader-workers",
-        type=click.IntRange(min=0),
+        type=int,
+        metavar="N",
         help="Tokenizing processes per GPU.  [default: by the machine]",
     ),
 )

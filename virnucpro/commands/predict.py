@@ -51,6 +51,7 @@ _OTHERWISE_USED = frozenset(
     "-o",
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
     help="Results; required for several inputs or -.  [default: {input}_predictions]",
 )
 @click.option(
@@ -70,19 +71,22 @@ _OTHERWISE_USED = frozenset(
 @click.option(
     "-e",
     "--expected-length",
-    type=click.IntRange(min=1),
-    help="Chunk length in bp.  [default: the model type's]",
+    type=int,
+    metavar="BP",
+    help="Length of a chunk.  [default: the model type's]",
 )
 @click.option(
     "--min-length",
-    type=click.IntRange(min=0),
+    type=int,
+    metavar="BP",
     default=PredictConfig.min_length,
     show_default=True,
-    help="Shorter records get no call (bp).",
+    help="Shorter records get no call.",
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=float,
+    metavar="SCORE",
     default=PredictConfig.threshold,
     show_default=True,
     help="Records are viral from this score on.",
@@ -92,22 +96,26 @@ _OTHERWISE_USED = frozenset(
 @click.option("-k", "--keep-intermediate", is_flag=True, help="Also write chunks and frames.")
 @click.option(
     "--dna-backend",
+    metavar="NAME",
     default=PredictConfig.dna_backend,
     show_default=True,
     help="Embeds DNA (see virnucpro backends).",
 )
 @click.option(
     "--protein-backend",
+    metavar="NAME",
     default=PredictConfig.protein_backend,
     show_default=True,
     help="Embeds proteins.",
 )
 @click.option(
     "--dna-weights",
+    metavar="WEIGHTS",
     help="File, directory or hub id (owner/name@revision).  [default: zhihan1996/DNABERT-S]",
 )
 @click.option(
     "--protein-weights",
+    metavar="WEIGHTS",
     help=f"The same for proteins.  [default: {PredictConfig.protein_weights}]",
 )
 @compute_options
@@ -118,28 +126,32 @@ _OTHERWISE_USED = frozenset(
 @click.option(
     "-b",
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=int,
+    metavar="N",
     default=PredictConfig.batch_size,
     show_default=True,
     help="Frames per scoring step.",
 )
 @click.option(
     "--dnabert-batch-size",
-    type=click.IntRange(min=1),
+    type=int,
+    metavar="TOKENS",
     help="Tokens per batch of DNA.  [default: by the device]",
 )
 @click.option(
     "--esm-batch-size",
-    type=click.IntRange(min=1),
+    type=int,
+    metavar="TOKENS",
     help="Tokens per batch of proteins.  [default: by the device]",
 )
 @click.option("--pin-memory", is_flag=True, help="Pin host memory.  [default: on a GPU]")
 @click.option(
     "--cache-clear-interval",
-    type=click.IntRange(min=0),
+    type=int,
+    metavar="BATCHES",
     default=PredictConfig.cache_clear_interval,
     show_default=True,
-    help="Clear CUDA's cache every so many batches; 0: never.",
+    help="Clear CUDA's cache so often; 0: never.",
 )
 @click.option("--expandable-segments", is_flag=True, help="Against fragmented GPU memory.")
 @click.option(
@@ -152,8 +164,8 @@ _OTHERWISE_USED = frozenset(
 @click.option("--no-progress", is_flag=True, help="Show no progress bars.")
 @click.option("--v1-attention", is_flag=True, help="The same as --attention eager.")
 @click.option("--v1-fallback", is_flag=True, help="No effect.")
-@click.option("-w", "--num-workers", type=int, help="No effect.")
-@click.option("-t", "--threads", "--merge-threads", type=int, help="No effect.")
+@click.option("-w", "--num-workers", type=int, metavar="N", help="No effect.")
+@click.option("-t", "--threads", "--merge-threads", type=int, metavar="N", help="No effect.")
 @click.option("--cuda-streams/--no-cuda-streams", default=True, help="No effect.")
 @click.option("--persistent-models/--no-persistent-models", help="No effect.")
 @click.pass_context
@@ -189,7 +201,7 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
     settled = settle_output(config, config.resolved_output_dir, may_ask=STDIN not in config.inputs)
     if settled is None:
         return
-    from virnucpro.pipeline import predict
+    from virnucpro import predict
 
     with progress_bars(wanted=wants_progress(ctx)) as show:
         result = predict(settled, on_progress=show)

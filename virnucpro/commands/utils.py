@@ -79,7 +79,7 @@ def list_devices_command() -> None:
 )
 @click.option("-f", "--force", is_flag=True, help="Overwrite the file.")
 def generate_config_command(output: Path, force: bool) -> None:
-    """Write a settings file with today's defaults, each explained.
+    """Write the default settings to a file, each explained.
 
     \b
     Example:
@@ -97,7 +97,8 @@ def generate_config_command(output: Path, force: bool) -> None:
 @click.option(
     "-e",
     "--max-errors",
-    type=click.IntRange(min=0),
+    type=int,
+    metavar="N",
     default=10,
     show_default=True,
     help="Names to show of each kind.",

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from virnucpro.cli import main
+from virnucpro.commands import backends
+from virnucpro.commands.predict import make_config, predict_command
+from virnucpro.config import PredictConfig, read_settings
+from virnucpro.errors import BackendError, MemoryExhaustedError
+from virnucpro.interface import BackendInfo
+from virnucpro.registry import BackendListing
+
+COMMANDS = (
+    "predict",
+    "frames",
+    "embed",
+    "backends",
+    "utils",
+    "utils list-devices",
+    "utils validate",
+    "utils generate-config",
+)
+
+
+pytestmark = pytest.mark.usefixtures("fasta")
+
+
+@pytest.fixture
+def fasta(tmp_path, monkeypatch):
+    """Make the working directory one that holds a.fa and b.fa."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.fa"
+    path.write_text(">one first\nACGTACGT\n>two\nACGNNN\n")
+    path.with_name("b.fa").write_bytes(path.read_bytes())
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the program in this process, outside any launch of several."""
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    # --gpus changes it, and it is to be put back afterwards.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return lambda *args, **extra: CliRunner().invoke(main, [str(arg) for arg in args], **extra)
+
+
+def config_of(line: str, *, before: str = "") -> PredictConfig:
+    parent = main.make_context("virnucpro", [*shlex.split(before), "predict"])
+    context = predict_command.make_context("predict", shlex.split(line), parent=parent)
+    return make_config(context)
+
+
+def start(*args, **extra) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "virnucpro", *map(str, args)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **extra,
+    )
+
+
+# How it is started
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "predict --help", "embed --help", "frames --help", "backends"]
+)
+def test_torch_is_not_imported_for(command):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "virnucpro", *command.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "virnucpro.cli" in imported
+    assert not imported & {"torch", "accelerate"}
+
+
+@pytest.mark.parametrize("how", ["-m virnucpro", "virnucpro"])
+def test_ways_to_start(how, repository):
+    done = subprocess.run(
+        [sys.executable, *how.split(), "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=repository,
+    )
+    assert done.stdout.startswith("virnucpro 0.")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_fits_80_columns(run, command, option):
+    result = run(*command.split(), option, terminal_width=80)
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    # click cuts a summary that does not fit.
+    assert not re.search(r"^  .*\.\.\.$", result.stdout, re.MULTILINE)
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("predict --colour red a.fa", "No such option"),
+        ("predict", "Missing argument 'INPUT...'"),
+        ("predict missing.fa", "'missing.fa' does not exist"),
+        ("predict a.fa -m 400", "'400' is not one of '300', '500', 'custom'"),
+        ("predict a.fa -m custom", "custom needs a model"),
+        ("predict a.fa --threshold 2", "wanted a score from 0 to 1"),
+        ("predict a.fa", "500_model.pth: no such classifier; give the path of one with -p"),
+        ("predict a.fa --gpus 0-3", "wanted numbers with commas between"),
+        ("predict a.fa --v1-attention --attention sdpa", "give one of the two"),
+        ("-c a.fa predict a.fa", "a.fa: cannot be read as YAML"),
+        ("-l no/where.log backends", "no/where.log: cannot be written"),
+        ("embed a.fa --backend esm2 -o a.h5", "Missing option '--weights'"),
+        ("predictt a.fa", "No such command"),
+    ],
+)
+def test_wrong_usage_is_2(run, fasta, line, message):
+    result = run(*line.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unreadable_input_is_1(run, tmp_path):
+    (tmp_path / "broken.fa").write_text("no header\n")
+    result = run("utils", "validate", "broken.fa")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: broken.fa, line 1: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (BackendError("esm2 is broken"), 1, "Error: esm2 is broken\n"),
+        (MemoryExhaustedError("give a smaller batch"), 4, "Error: give a smaller batch\n"),
+        (MemoryError(), 4, "memory is used up"),
+        (OSError(28, "No space left on device", "a.h5"), 1, "No space left on device: 'a.h5'\n"),
+        (KeyboardInterrupt(), 130, "Error: interrupted\n"),
+    ],
+)
+def test_errors_become_exit_codes(run, monkeypatch, error, code, message):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(backends, "describe_backends", fail)
+    result = run("backends")
+    assert (result.exit_code, "Traceback" in result.stderr) == (code, False)
+    assert message in result.stderr
+
+
+def test_a_bug_is_called_one(run, monkeypatch):
+    monkeypatch.setattr(backends, "describe_backends", lambda: [None])
+    result = run("backends")
+    assert result.exit_code == 1
+    assert "This is a bug in virnucpro; please report it" in result.stderr
+    assert "Traceback" in result.stderr
+
+
+def test_verbose_shows_where_an_error_comes_from(run, fasta):
+    assert "Traceback" in run("-v", "predict", fasta).stderr
+
+
+def test_quiet_and_log_file(run, fasta, tmp_path):
+    assert run("-q", "-l", "all.log", "predict", fasta, "-w", "4").exit_code == 2
+    log = (tmp_path / "all.log").read_text()
+    assert "no longer of any effect: --num-workers" in log
+    assert "no such classifier" in log
+    quiet = run("predict", fasta, "--quiet", "-w", "4").stderr
+    assert quiet.startswith("Error: 500_model.pth: no such classifier")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_signals_end_it_with_their_exit_code(number, code, message):
+    process = start("utils", "validate", "-")
+    # It has come to its input when it takes more than a pipe holds.
+    process.stdin.write(">a\nACGT\n" * 50_000)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_a_closed_pipe_is_no_trouble(tmp_path):
+    (tmp_path / "same.fa").write_text(">a\nACGT\n" * 50_000)
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start("utils", "validate", tmp_path / "same.fa", "-e", 50_000, stdout=writing)
+    os.close(writing)
+    _, errors = process.communicate()
+    assert errors == ""
+
+
+# predict's options
+
+
+def test_every_option_of_the_fork_is_accepted():
+    config = config_of(
+        "a.fa -m 300 -p m.pth -e 250 -o out -d cpu -b 8 -w 2 -k --resume -f --no-progress "
+        "--dnabert-batch-size 9 --esm-batch-size 10 --parallel --gpus 0,1 -t 4 --verbose "
+        "--skip-checkpoint-validation --force-resume --dataloader-workers 3 --pin-memory "
+        "--expandable-segments --cache-clear-interval 0 --no-cuda-streams --persistent-models "
+        "--v1-fallback --v1-attention"
+    )
+    assert config == PredictConfig(
+        inputs=("a.fa",),
+        model_type="300",
+        model_path=Path("m.pth"),
+        expected_length=250,
+        output_dir=Path("out"),
+        device="cpu",
+        batch_size=8,
+        keep_intermediate=True,
+        resume=True,
+        force=True,
+        dnabert_batch_size=9,
+        esm_batch_size=10,
+        skip_checkpoint_validation=True,
+        dataloader_workers=3,
+        pin_memory=True,
+        expandable_segments=True,
+        cache_clear_interval=0,
+        attention="eager",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a.fa", {}),
+        ("a.fa b.fa -o out", {"inputs": ("a.fa", "b.fa"), "output_dir": Path("out")}),
+        ("- -o out", {"inputs": ("-",), "output_dir": Path("out")}),
+        ("a.fa -d 1", {"device": "cuda:1"}),
+        ("a.fa --force-resume", {"resume": True}),
+        ("a.fa --threads 2 --cuda-streams --quiet", {}),
+        ("a.fa --merge-threads 2 --no-persistent-models --num-workers 1", {}),
+        (
+            "a.fa --dna-backend d --protein-backend p --dna-weights v --protein-weights w "
+            "--precision bf16 --attention sdpa --min-length 150 --threshold 0.7",
+            {
+                "dna_backend": "d",
+                "protein_backend": "p",
+                "dna_weights": "v",
+                "protein_weights": "w",
+                "precision": "bf16",
+                "attention": "sdpa",
+                "min_length": 150,
+                "threshold": 0.7,
+            },
+        ),
+    ],
+)
+def test_options_become_settings(line, expected):
+    assert config_of(line) == PredictConfig(**{"inputs": "a.fa"} | expected)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "prediction: {batch_size: 8, models: {300: three.pth, 500: five.pth}}\n"
+        "features: {esm: {toks_per_batch: 100}}\n"
+    )
+    config = config_of("a.fa -m 300 -b 256", before="-c s.yaml")
+    assert config.batch_size == 256
+    assert config.esm_batch_size == 100
+    assert config.resolved_model_path == Path("three.pth")
+    assert config.dnabert_batch_size is None
+
+
+def test_an_option_without_meaning_says_so_once_and_only_when_given(run, fasta):
+    assert "no longer" not in run("predict", fasta).stderr
+    errors = run("predict", fasta, "-w", "4", "-t", "2", "--cuda-streams").stderr
+    assert errors.count("Warning: no longer of any effect: ") == 3
+    assert errors.count("--num-workers") == 1
+
+
+def test_several_gpus_are_pointed_to_accelerate(run, fasta, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["virnucpro", "predict", "my reads.fa", "--gpus", "0,2"])
+    errors = run("predict", fasta, "--gpus", "0,2").stderr
+    assert (
+        "accelerate launch --multi_gpu --num_processes 2 "
+        "-m virnucpro predict 'my reads.fa' --gpus 0,2\n"
+    ) in errors
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert "accelerate launch --multi_gpu -m" in run("predict", fasta, "--parallel").stderr
+    assert "accelerate" not in run("predict", fasta, "--gpus", "1", "--parallel").stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "accelerate" not in run("predict", fasta, "--gpus", "0,2").stderr
+
+
+# What lies in the output directory already
+
+
+@pytest.fixture
+def occupied(fasta):
+    directory = fasta.parent / "a_predictions"
+    directory.mkdir()
+    (directory / "records.tsv").touch()
+    fasta.with_name("500_model.pth").touch()
+    return directory
+
+
+def test_without_a_terminal_existing_results_are_an_error(run, occupied):
+    result = run("predict", "a.fa")
+    assert result.exit_code == 2
+    assert "a_predictions exists; give --resume to go on" in result.stderr
+    assert "--force to overwrite" in result.stderr
+
+
+def on_a_terminal(*args: str, answer: str) -> tuple[int, str]:
+    """Return the exit code and what a person sees who answers the question."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, *args], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
+    ) as process:
+        os.close(theirs)
+        os.write(ours, f"{answer}\n".encode())
+        output = process.stdout.read()
+    seen = b""
+    try:
+        while chunk := os.read(ours, 1024):
+            seen += chunk
+    except OSError:  # Linux's way to say that the terminal's other end is closed
+        pass
+    os.close(ours)
+    return process.returncode, seen.decode() + output
+
+
+def test_on_a_terminal_the_user_is_asked(occupied):
+    code, seen = on_a_terminal("-m", "virnucpro", "predict", "a.fa", answer="n")
+    assert "a_predictions exists. Overwrite it? [y/N]" in seen
+    assert code == 0
+    assert (occupied / "records.tsv").exists()
+
+
+def test_a_yes_means_force(occupied):
+    program = (
+        "from virnucpro.commands.options import *\n"
+        "config = PredictConfig(inputs='a.fa')\n"
+        "print(settle_output(config, config.resolved_output_dir, may_ask=True).force)"
+    )
+    assert on_a_terminal("-c", program, answer="y")[1].endswith("True\n")
+
+
+@pytest.mark.parametrize("option", ["", "--quiet", "--no-progress"])
+def test_progress_bars_are_for_terminals_and_those_who_want_them(option):
+    program = (
+        "import click, sys\n"
+        "from types import SimpleNamespace\n"
+        "from virnucpro.commands import options, predict, progress\n"
+        f"argv = ['a.fa', *{option.split()}]\n"
+        "with predict.predict_command.make_context('predict', argv) as context:\n"
+        "    with progress.progress_bars(wanted=options.wants_progress(context)) as show:\n"
+        "        if show is not None:\n"
+        "            for done in (0, 30):\n"
+        "                show(SimpleNamespace(name='DNA embeddings', done=done, total=60,\n"
+        "                                     rows_done=1234, rows_total=5000))\n"
+    )
+    code, seen = on_a_terminal("-c", program, answer="")
+    assert code == 0
+    assert ("DNA embeddings" in seen) == (not option)
+    assert ("1,234 of 5,000" in seen and " 50 %" in seen) == (not option)
+    piped = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert piped.stderr == b""
+
+
+# backends
+
+
+def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
+    esm2 = BackendInfo("esm2", "protein", None, 1026, "mean")
+    toy = BackendInfo("toy", "dna", 4, None, "sum")
+    reason = "ModuleNotFoundError: no module named 'torch_of_another_kind', which it imports " * 2
+    listings = [
+        BackendListing("bad", "bad-plugin", "0.1", None, reason),
+        BackendListing("esm2", "virnucpro", "1.0", esm2, None),
+        BackendListing("toy", "toy-plugin", "2.0", toy, None),
+    ]
+    monkeypatch.setattr(backends, "describe_backends", lambda: listings)
+    result = run("backends")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split() for line in (lines[0], lines[1], lines[-2], lines[-1])] == [
+        ["name", "molecule", "dimension", "package", "version", "status"],
+        ["bad", "-", "-", "bad-plugin", "0.1", "broken"],
+        ["esm2", "protein", "by", "weights", "virnucpro", "1.0", "ok"],
+        ["toy", "DNA", "4", "toy-plugin", "2.0", "ok"],
+    ]
+    assert " ".join(" ".join(lines[2:-2]).split()) == reason.strip()
+    assert max(map(len, lines)) <= 80
+    described = json.loads(run("backends", "--json").stdout)
+    assert [entry["status"] for entry in described] == ["broken", "ok", "ok"]
+    assert described[1]["dimension"] is None
+    assert described[2]["dimension"] == 4
+
+
+def test_the_built_in_backends_are_listed(run):
+    lines = run("backends").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["dnabert-s", "esm2"]
+
+
+# utils
+
+
+def test_generated_settings_are_the_defaults(run, caplog):
+    assert run("utils", "generate-config", "-o", "s.yaml").exit_code == 0
+    fields = read_settings(Path("s.yaml"))
+    assert PredictConfig(inputs="a.fa", **fields).settings() == (
+        PredictConfig(inputs="a.fa").settings()
+    )
+    assert not caplog.records
+    assert run("utils", "generate-config", "-o", "s.yaml").exit_code == 2
+    assert run("utils", "generate-config", "-o", "s.yaml", "--force").exit_code == 0
+
+
+def test_validate_counts(run):
+    result = run("utils", "validate", "a.fa")
+    assert result.exit_code == 0
+    assert [line.split(":")[-1].strip() for line in result.stdout.splitlines()] == [
+        "2",
+        "6 to 8, 7.0 on average",
+        "1",
+        "two",
+        "0",
+        "0",
+    ]
+
+
+def test_validate_names_what_is_wrong(run, tmp_path):
+    (tmp_path / "c.fa").write_text(">a\nACGT\n" * 4 + ">b\n\n")
+    result = run("utils", "validate", "c.fa", "-e", "2")
+    assert result.exit_code == 1
+    assert "Empty:                   1\n  b\n" in result.stdout
+    assert "seen before:  3\n  a\n  a\n  ... and 1 more\n" in result.stdout
+
+
+def test_devices_are_listed(run):
+    assert run("utils", "list-devices").stdout.startswith("cpu ")

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from virnucpro.logs import log_to_file, set_console_level, set_up_logging
+
+ours = logging.getLogger("virnucpro.somewhere")
+theirs = logging.getLogger("elsewhere")
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging():
+    root = logging.getLogger()
+    level = root.level
+    yield
+    set_up_logging()
+    for handler in root.handlers:
+        if type(handler).__module__ == "virnucpro.logs":
+            root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def say_everything() -> None:
+    ours.debug("detail")
+    ours.info("news")
+    theirs.info("foreign news")
+    theirs.warning("foreign trouble")
+    ours.error("failure")
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (logging.DEBUG, "detail\nnews\nWarning: foreign trouble\nError: failure\n"),
+        (logging.INFO, "news\nWarning: foreign trouble\nError: failure\n"),
+        (logging.ERROR, "Error: failure\n"),
+    ],
+)
+def test_the_console_shows_each_message_once(capsys, level, expected):
+    set_up_logging()
+    set_up_logging(level)
+    say_everything()
+    assert capsys.readouterr().err == expected
+
+
+def test_only_the_main_process_tells_news(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    set_up_logging()
+    say_everything()
+    assert capsys.readouterr().err == "Warning: foreign trouble\nError: failure\n"
+
+
+def test_a_log_file_has_the_news_even_when_the_console_is_quiet(capsys, tmp_path):
+    path = tmp_path / "all.log"
+    set_up_logging(logging.INFO, path)
+    set_console_level(logging.ERROR)
+    say_everything()
+    assert capsys.readouterr().err == "Error: failure\n"
+    lines = path.read_text().splitlines()
+    assert [line.split(": ")[-1] for line in lines] == ["news", "foreign trouble", "failure"]
+    assert " INFO virnucpro.somewhere: news" in lines[0]
+
+
+def test_a_run_log_is_appended_to_and_ends_with_the_run(tmp_path):
+    path = tmp_path / "run.log"
+    for _ in range(2):
+        with log_to_file(path):
+            ours.info("during")
+        ours.info("after")
+    assert path.read_text().count("during") == 2
+    assert "after" not in path.read_text()
+
+
+def test_a_run_log_says_what_ended_the_run(tmp_path, capsys):
+    path = tmp_path / "run.log"
+    set_up_logging()
+    with pytest.raises(ZeroDivisionError), log_to_file(path):
+        1 / 0  # noqa: B018
+    assert "ended by ZeroDivisionError: division by zero\nTraceback" in path.read_text()
+    assert capsys.readouterr().err == ""
