@@ -15,7 +15,7 @@ from virnucpro.results import (
     write_prediction_results,
     write_records,
     write_run_json,
-    write_viral_fasta,
+    write_fasta,
 )
 
 F32 = np.float32
@@ -119,7 +119,7 @@ def test_every_record_has_a_line(tmp_path: Path) -> None:
 def test_viral_fasta_keeps_headers_and_letters(tmp_path: Path) -> None:
     header = b"r\xe9ad|1 \xc3\xa9t\xe9  two".decode("utf-8", "surrogateescape")
     records = [Record(header, "acgtN" * 33), Record("b", "ACG" * 80)]
-    write_viral_fasta(tmp_path / "viral.fasta", iter(records))
+    write_fasta(tmp_path / "viral.fasta", iter(records))
     written = (tmp_path / "viral.fasta").read_bytes()
     assert written.startswith(b">r\xe9ad|1 \xc3\xa9t\xe9  two\nacgtN")
     lines = written.split(b"\n")
@@ -149,7 +149,7 @@ def test_an_error_midway_leaves_the_old_file_and_no_half_one(tmp_path: Path) -> 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_viral_fasta(path, failing())
+        write_fasta(path, failing())
     assert [file.name for file in tmp_path.iterdir()] == ["viral.fasta"]
     assert path.read_text() == "old"
 

@@ -25,13 +25,14 @@ from virnucpro.config import STDIN, PredictConfig
 from virnucpro.embedding import EmbeddingJob, ProgressListener, choose_precision, make_accelerator
 from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.frame_store import FrameStore, build_frame_store, open_frame_store
+from virnucpro.interface import Alphabet
 from virnucpro.logs import log_to_file
 from virnucpro.results import (
+    write_fasta,
     write_highest_scores,
     write_prediction_results,
     write_records,
     write_run_json,
-    write_viral_fasta,
 )
 from virnucpro.scoring import RecordCalls, call_chunks, call_records
 from virnucpro.session import Clock, Model, locked, open_model, run_job
@@ -44,6 +45,7 @@ RUN_SCHEMA_VERSION = 1
 
 _ROWS_AT_ONCE = 16_384
 _NAMES_AT_ONCE = 65_536
+_INTERMEDIATE_WIDTH = 60
 
 
 @dataclass(frozen=True)
@@ -268,13 +270,47 @@ def _write_tables(
         **records._asdict(),
     )
     viral = np.flatnonzero(records.call == "virus")
-    write_viral_fasta(layout.viral_fasta, (store.record(index) for index in viral.tolist()))
+    write_fasta(layout.viral_fasta, (store.record(index) for index in viral.tolist()))
+    if config.keep_intermediate:
+        _write_intermediate(layout, config, store)
     return records
 
 
-def _in_blocks(names: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
+def _write_intermediate(layout: RunLayout, config: PredictConfig, store: FrameStore) -> None:
+    """Write the fork's intermediate FASTA files, wrapped where it wrapped them."""
+    chunks = zip(
+        _in_blocks(store.chunk_ids, store.num_chunks),
+        _in_blocks(store.chunk_sequences, store.num_chunks),
+        strict=True,
+    )
+    write_fasta(layout.chunked_fasta(store.chunk_length_bp), chunks, _INTERMEDIATE_WIDTH)
+    files: list[tuple[Alphabet, Path, Callable[[int], Path]]] = [
+        ("dna", layout.nucleotide_fasta, layout.split_nucleotide_fasta),
+        ("protein", layout.protein_fasta, layout.split_protein_fasta),
+    ]
+    for kind, path, make_split_path in files:
+        write_fasta(path, _name_sequences(store, kind, 0, store.num_frames), width=None)
+        make_split_path(1).parent.mkdir(exist_ok=True)
+        starts = range(0, store.num_frames, config.sequences_per_file)
+        for number, start in enumerate(starts, start=1):
+            stop = min(start + config.sequences_per_file, store.num_frames)
+            frames = _name_sequences(store, kind, start, stop)
+            write_fasta(make_split_path(number), frames, _INTERMEDIATE_WIDTH)
+
+
+def _name_sequences(
+    store: FrameStore, kind: Alphabet, start: int, stop: int
+) -> Iterator[tuple[str, str]]:
+    source = store.sequences(kind)
+    for first in range(start, stop, _NAMES_AT_ONCE):
+        last = min(first + _NAMES_AT_ONCE, stop)
+        sequences = source.get_many(np.arange(first, last))
+        yield from zip(store.frame_ids(first, last), sequences, strict=True)
+
+
+def _in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
     for start in range(0, total, _NAMES_AT_ONCE):
-        yield from names(start, min(start + _NAMES_AT_ONCE, total))
+        yield from read(start, min(start + _NAMES_AT_ONCE, total))
 
 
 def _summarize(

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from virnucpro.errors import VirnucproError
-from virnucpro.records import Record
 
 FASTA_WIDTH = 80
 _BLOCK_ROWS = 65536
@@ -124,18 +123,20 @@ def write_records(
         )
 
 
-def write_viral_fasta(path: Path, records: Iterable[Record]) -> None:
-    """Write `viral.fasta`: records under their whole headers, sequences wrapped.
+def write_fasta(
+    path: Path, records: Iterable[tuple[str, str]], width: int | None = FASTA_WIDTH
+) -> None:
+    """Write FASTA: (header, sequence) pairs, sequences wrapped at `width` letters or not at all.
 
     Raises:
         VirnucproError: The file cannot be written.
     """
     with _open_whole(path) as file:
-        for record in records:
-            file.write(f">{record.header}\n")
+        for header, sequence in records:
+            file.write(f">{header}\n")
+            step = width or max(1, len(sequence))
             file.writelines(
-                record.sequence[start : start + FASTA_WIDTH] + "\n"
-                for start in range(0, len(record.sequence), FASTA_WIDTH)
+                sequence[start : start + step] + "\n" for start in range(0, len(sequence), step)
             )
 
 
