@@ -15,9 +15,10 @@ from click.testing import CliRunner
 
 from virnucpro.cli import main
 from virnucpro.commands import backends
+from virnucpro.commands.options import settle_output
 from virnucpro.commands.predict import make_config, predict_command
 from virnucpro.config import PredictConfig, read_settings
-from virnucpro.errors import BackendError, MemoryExhaustedError
+from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
 from virnucpro.interface import BackendInfo
 from virnucpro.registry import BackendListing
 
@@ -329,6 +330,16 @@ def test_without_a_terminal_existing_results_are_an_error(run, occupied):
     assert "--force to overwrite" in result.stderr
 
 
+def test_only_the_main_process_of_a_launch_looks(occupied, monkeypatch):
+    config = PredictConfig(inputs="a.fa")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(OutputExistsError):
+        settle_output(config, occupied, used=True, may_ask=True)
+    monkeypatch.setenv("RANK", "1")
+    assert settle_output(config, occupied, used=True, may_ask=True) is config
+
+
 def on_a_terminal(*args: str, answer: str) -> tuple[int, str]:
     """Return the exit code and what a person sees who answers the question."""
     ours, theirs = pty.openpty()
@@ -359,7 +370,7 @@ def test_a_yes_means_force(occupied):
     program = (
         "from virnucpro.commands.options import *\n"
         "config = PredictConfig(inputs='a.fa')\n"
-        "print(settle_output(config, config.resolved_output_dir, may_ask=True).force)"
+        "print(settle_output(config, 'a_predictions', used=True, may_ask=True).force)"
     )
     assert on_a_terminal("-c", program, answer="y")[1].endswith("True\n")
 

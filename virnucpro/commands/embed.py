@@ -68,11 +68,12 @@ def embed_command(ctx: click.Context, /, **_: Any) -> None:
     given = given_options(ctx)
     given.pop("no_progress", None)
     config = EmbedConfig(**given)
-    settled = settle_output(config, config.output_path, may_ask=config.input != STDIN)
+    path = config.output_path
+    settled = settle_output(config, path, used=path.exists(), may_ask=config.input != STDIN)
     if settled is None:
         return
     from virnucpro import embed
 
     with progress_bars(wanted=wants_progress(ctx)) as show:
         embed(settled, on_progress=show)
-    logger.info("embeddings: %s", config.output_path)
+    logger.info("embeddings: %s", path)

@@ -68,19 +68,20 @@ def given_options(ctx: click.Context) -> dict[str, Any]:
     }
 
 
-def settle_output(config: Config, path: Path, *, may_ask: bool) -> Config | None:
+def settle_output(config: Config, path: Path, *, used: bool, may_ask: bool) -> Config | None:
     """Return `config`, with `force` set where the user agreed to it; None where they declined.
 
     Args:
         config: The settings so far.
-        path: The output file or directory; an empty directory counts as nothing.
+        path: The output file or directory.
+        used: Whether there is anything to lose in it.
         may_ask: False where standard input is the data.
 
     Raises:
         OutputExistsError: Something is there and nobody can be asked.
     """
-    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if config.force or config.resume or not occupied:
+    # The main process of a launch may already have begun to write what another finds here.
+    if not used or config.force or config.resume or not is_main_process():
         return config
     in_launch = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if in_launch or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.commands.options import (
     INPUT_PATH,
     compute_options,
@@ -198,7 +199,10 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
         raise UsageError(
             f"{config.resolved_model_path}: no such classifier; give the path of one with -p"
         )
-    settled = settle_output(config, config.resolved_output_dir, may_ask=STDIN not in config.inputs)
+    layout = RunLayout(config.resolved_output_dir, config.stem)
+    settled = settle_output(
+        config, layout.output_dir, used=layout.is_used(), may_ask=STDIN not in config.inputs
+    )
     if settled is None:
         return
     from virnucpro import predict
