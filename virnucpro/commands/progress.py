@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virnucpro.embedding import Progress, ProgressListener
@@ -31,9 +31,10 @@ def progress_bars(*, wanted: bool) -> Iterator[ProgressListener | None]:
 
     def show(update: Progress) -> None:
         rows = f"{update.rows_done:,} of {update.rows_total:,}"
+        state: dict[str, Any] = {"completed": update.done, "total": update.total, "rows": rows}
         if update.name not in tasks:
-            tasks[update.name] = bars.add_task(update.name, total=update.total, rows=rows)
-        bars.update(tasks[update.name], completed=update.done, total=update.total, rows=rows)
+            tasks[update.name] = bars.add_task(update.name, **state)
+        bars.update(tasks[update.name], **state)
 
     with bars:
         yield show
