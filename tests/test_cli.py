@@ -233,7 +233,6 @@ def test_every_option_of_the_fork_is_accepted():
         expected_length=250,
         output_dir=Path("out"),
         device="cpu",
-        batch_size=8,
         keep_intermediate=True,
         resume=True,
         force=True,
@@ -280,12 +279,12 @@ def test_options_become_settings(line, expected):
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
     (tmp_path / "s.yaml").write_text(
-        "prediction: {batch_size: 8, models: {300: three.pth, 500: five.pth}}\n"
+        "prediction: {sequences_per_file: 8, models: {300: three.pth, 500: five.pth}}\n"
         "features: {esm: {toks_per_batch: 100}}\n"
     )
-    config = config_of("a.fa -m 300 -b 256", before="-c s.yaml")
-    assert config.batch_size == 256
-    assert config.esm_batch_size == 100
+    config = config_of("a.fa -m 300 --esm-batch-size 256", before="-c s.yaml")
+    assert config.esm_batch_size == 256
+    assert config.sequences_per_file == 8
     assert config.resolved_model_path == Path("three.pth")
     assert config.dnabert_batch_size is None
 

@@ -76,7 +76,6 @@ def test_defaults_are_those_of_the_fork():
     assert config.resolved_output_dir == Path("contigs_predictions")
     assert config.resolved_model_path == Path("500_model.pth")
     assert config.chunk_length_bp == 500
-    assert config.batch_size == 256
     assert config.cache_clear_interval == 100
 
 
@@ -121,8 +120,8 @@ def test_devices(given, device):
         ({"device": "gpu"}, "device 'gpu': wanted auto"),
         ({"precision": "int8"}, "precision 'int8': wanted one of auto, fp32"),
         ({"attention": "fast"}, "attention 'fast'"),
-        ({"batch_size": 0}, "batch_size 0: wanted a whole number, at least 1"),
-        ({"batch_size": None}, "batch_size None"),
+        ({"esm_batch_size": 0}, "esm_batch_size 0: wanted a whole number, at least 1"),
+        ({"sequences_per_file": None}, "sequences_per_file None"),
         ({"expected_length": -5}, "expected_length -5"),
         ({"esm_batch_size": "2048"}, "esm_batch_size '2048'"),
         ({"dataloader_workers": True}, "dataloader_workers True"),
@@ -158,7 +157,7 @@ def test_the_forks_own_defaults_mean_ours(settings_file, caplog):
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
     assert "checkpointing.keep_history" in message
-    assert "batch_size" not in message
+    assert "toks_per_batch" not in message
 
 
 def test_keys_without_meaning_are_reported_by_the_main_process_alone(
@@ -173,7 +172,7 @@ def test_every_meaningful_key_arrives(settings_file, caplog):
     caplog.set_level(logging.WARNING)
     fields = read_settings(
         settings_file(
-            "prediction: {batch_size: 8, sequences_per_file: 9, default_model_type: 300}\n"
+            "prediction: {sequences_per_file: 9, default_model_type: 300}\n"
             "device: {default: 1}\n"
             "features:\n"
             "  dnabert: {model_name: me/DNA@v2, batch_size: 10}\n"
@@ -182,7 +181,6 @@ def test_every_meaningful_key_arrives(settings_file, caplog):
         )
     )
     assert fields == {
-        "batch_size": 8,
         "sequences_per_file": 9,
         "model_type": "300",
         "device": "1",
@@ -203,7 +201,7 @@ def test_the_model_goes_with_the_model_type(settings_file, model_type, path):
     assert read_settings(settings_file(text), model_type).get("model_path") == path
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "features:\n", "prediction: {batch_size: }"])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "features:\n", "device: {default: }"])
 def test_what_is_left_empty_sets_nothing(settings_file, text):
     assert read_settings(settings_file(text)) == {}
 
@@ -218,8 +216,11 @@ def test_what_is_left_empty_sets_nothing(settings_file, text):
         ("predictions: {batch_size: 1}", r"'predictions'; did you mean 'prediction'\?"),
         ("esm: {toks_per_batch: 1}", r"unknown key 'esm'; did you mean 'features.esm'\?"),
         ("colour: red", "unknown key 'colour'; known are checkpointing, "),
-        ("prediction: {batch_size: many}", "line 1: prediction.batch_size is 'many', wanted a who"),
-        ("prediction: {batch_size: true}", "is True, wanted a whole number"),
+        (
+            "prediction: {sequences_per_file: many}",
+            "line 1: prediction.sequences_per_file is 'many', wanted a who",
+        ),
+        ("prediction: {sequences_per_file: true}", "is True, wanted a whole number"),
         ("files: {auto_cleanup: 1}", "files.auto_cleanup is 1, wanted true or false"),
         ("device: {default: [0, 1]}", r"device.default is \[0, 1\], wanted text or a whole number"),
         ("prediction: 5", "line 1: found '5', wanted `key: value` lines"),

@@ -116,7 +116,6 @@ class PredictConfig(ComputeConfig):
         protein_backend: Name of the backend that embeds proteins.
         dna_weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
         protein_weights: Its weights, likewise.
-        batch_size: Frames that the classifier scores at once; changes no result.
         dnabert_batch_size: Tokens in a batch of the DNA backend; None for the device's default.
         esm_batch_size: Tokens in a batch of the protein backend; None for the device's default.
         min_length: Records shorter than this many bp get no call.
@@ -140,7 +139,6 @@ class PredictConfig(ComputeConfig):
     protein_backend: str = "esm2"
     dna_weights: str = "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
     protein_weights: str = "facebook/esm2_t36_3B_UR50D"
-    batch_size: int = 256
     dnabert_batch_size: int | None = None
     esm_batch_size: int | None = None
     min_length: int = 0
@@ -164,7 +162,6 @@ class PredictConfig(ComputeConfig):
         self._require_one_of("model_type", MODEL_TYPES)
         for name in (
             "expected_length",
-            "batch_size",
             "dnabert_batch_size",
             "esm_batch_size",
             "sequences_per_file",
@@ -262,7 +259,6 @@ class _Key(NamedTuple):
 
 
 _KEYS = {
-    "prediction.batch_size": _Key("batch_size", (int,)),
     "prediction.sequences_per_file": _Key("sequences_per_file", (int,)),
     "prediction.default_model_type": _Key("model_type", (str, int)),
     "prediction.models.300": _Key("model_path", (str,)),
@@ -276,6 +272,7 @@ _KEYS = {
 } | dict.fromkeys(
     (
         "version",
+        "prediction.batch_size",
         "prediction.num_workers",
         "device.fallback_to_cpu",
         "features.dnabert.trust_remote_code",

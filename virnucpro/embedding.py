@@ -282,7 +282,8 @@ class _Loop:
                 num_rows += len(batch.rows)
                 num_tokens += len(batch.token_ids_T)
                 self._report(number)
-                if self.on_gpu and number % max(1, self.compute.cache_clear_interval) == 0:
+                interval = self.compute.cache_clear_interval
+                if self.on_gpu and interval and number % interval == 0:
                     torch.cuda.empty_cache()
         ended = time.monotonic()
         loop_began = loop_began or ended

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WITHOUT_MEANING = {
+    "batch_size": "--batch-size: the classifier computes in blocks of one size, so that a score "
+    "never depends on it",
     "num_workers": "--num-workers: scoring needs no workers (--dataloader-workers sets those of "
     "the embedding passes)",
     "threads": "--threads: translating is one fast pass, and nothing is merged",
@@ -125,15 +127,6 @@ _OTHERWISE_USED = frozenset(
 )
 @click.option("--parallel", is_flag=True, help="Use all GPUs; needs accelerate launch.")
 @click.option(
-    "-b",
-    "--batch-size",
-    type=int,
-    metavar="N",
-    default=PredictConfig.batch_size,
-    show_default=True,
-    help="Frames per scoring step.",
-)
-@click.option(
     "--dnabert-batch-size",
     type=int,
     metavar="TOKENS",
@@ -165,6 +158,7 @@ _OTHERWISE_USED = frozenset(
 @click.option("--no-progress", is_flag=True, help="Show no progress bars.")
 @click.option("--v1-attention", is_flag=True, help="The same as --attention eager.")
 @click.option("--v1-fallback", is_flag=True, help="No effect.")
+@click.option("-b", "--batch-size", type=int, metavar="N", help="No effect.")
 @click.option("-w", "--num-workers", type=int, metavar="N", help="No effect.")
 @click.option("-t", "--threads", "--merge-threads", type=int, metavar="N", help="No effect.")
 @click.option("--cuda-streams/--no-cuda-streams", default=True, help="No effect.")

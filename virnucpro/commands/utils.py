@@ -17,8 +17,6 @@ _SETTINGS = f"""\
 version: "2.0.0"
 
 prediction:
-  # Frames that the classifier scores at once.
-  batch_size: {PredictConfig.batch_size}
   # Sequences in each of the files that --keep-intermediate splits.
   sequences_per_file: {PredictConfig.sequences_per_file}
   # 300, 500 or custom.
