@@ -112,10 +112,19 @@ def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator)
             f"{config.output_path}: exists already, at least in part; continue with --resume, "
             "overwrite it with --force, or choose another output (-o)"
         )
-    if not config.resume:
-        shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True, exist_ok=True)
     with locked(work_dir / ".lock"):
+        if not config.resume:
+            _clear(work_dir)
         accelerator.wait_for_everyone()
         yield
     shutil.rmtree(work_dir)
+
+
+def _clear(work_dir: Path) -> None:
+    """Remove what an earlier run left, but not the lock that this one holds."""
+    for path in work_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()

@@ -96,14 +96,13 @@ def locked(path: Path) -> Iterator[None]:
         UsageError: Another run is there already.
     """
     # The lock is the operating system's: it goes with the process, however that ends.
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(path).acquire(timeout=0)
     except Timeout:
         raise UsageError(
             f"{path.parent}: another run is going on here; wait for it, or choose another output"
         ) from None
-    with lock:
+    with held:
         yield
 
 
