@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import FORMAT_NAME, FloatArray, Identity, IntArray
 from virnucpro.errors import CheckpointError
 
-_SPARE_BYTES = 1 << 20
+_SPARE_BYTES = 1 << 16
 
 
 def write_embeddings(
@@ -29,7 +29,7 @@ def write_embeddings(
     Args:
         path: The file to write.
         rows: int64 (N,), the position of each sequence in the input.
-        ids: The N sequences' ids.
+        ids: The N sequences' ids; bytes that were not UTF-8 (surrogate escapes) stay as they were.
         blocks: float32 (n, E) each, N rows in all, in the order of `rows`.
         identity: What made the embeddings.
 
@@ -37,17 +37,11 @@ def write_embeddings(
         CheckpointError: The disk is too small or refuses; no half-written file is left.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    # Asked beforehand, because HDF5 2.0 crashes the process when it closes a file on a full disk;
-    # the embeddings themselves are written without it.
-    num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + _SPARE_BYTES
-    free = shutil.disk_usage(path.parent).free
-    if free < num_bytes:
-        raise CheckpointError(
-            f"{path}: needs {num_bytes / 2**20:.0f} MiB, {free / 2**20:.0f} are free; make room, "
-            "then --resume"
-        )
+    id_bytes = [name.encode("utf-8", "surrogateescape") for name in ids]
+    num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + sum(map(len, id_bytes))
     try:
-        offset = _write_frame(temporary, rows, ids, identity)
+        _try_size(temporary, num_bytes + _SPARE_BYTES)
+        offset = _write_frame(temporary, rows, id_bytes, identity)
         with temporary.open("r+b") as file:
             file.seek(offset)
             for block in blocks:
@@ -55,14 +49,26 @@ def write_embeddings(
         temporary.rename(path)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); make room, then --resume"
+            f"{path}: {num_bytes:,} bytes cannot be written ({error.strerror}); make room, then "
+            "--resume"
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _write_frame(path: Path, rows: IntArray, ids: Sequence[str], identity: Identity) -> int:
+def _try_size(path: Path, num_bytes: int) -> None:
+    """Raise OSError if the disk, a quota or a limit forbids a file of this size.
+
+    Asked beforehand, because HDF5 2.0 may crash the process when it closes a file on a full disk;
+    the embeddings themselves are written without it.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
+def _write_frame(path: Path, rows: IntArray, ids: Sequence[bytes], identity: Identity) -> int:
     """Write everything but the embeddings, and return where in the file these belong."""
     reserved = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     reserved.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
