@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -82,7 +82,7 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 
 def _make_file_handler(path: Path) -> logging.FileHandler:
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_FILE_FORMAT))
     handler.addFilter(_is_ours_or_warning)
     return handler
@@ -106,6 +106,18 @@ class _ConsoleFormatter(logging.Formatter):
         if record.levelno < logging.WARNING:
             return text
         return f"{record.levelname.capitalize()}: {text}"
+
+
+class _FileHandler(logging.FileHandler):
+    """Loses what a full disk refuses: the run's own error will say that it is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _StderrHandler(logging.StreamHandler[IO[str]]):

@@ -76,7 +76,8 @@ class PartWriter:
         if self._failure is not None:
             if error is None:
                 raise self._failure
-            logger.warning("The last part was not written: %s", self._failure)
+            if error is not self._failure:  # else it came through `put`
+                logger.warning("The last part was not written: %s", self._failure)
 
     def put(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
         """Hand over one batch; `fetch` is called in the thread and returns its (B, E) embeddings.
