@@ -143,6 +143,11 @@ class RecordReader:
                 f"{self._name}, line {line_number}: the header has no id; write one after "
                 "the '>' or '@'"
             )
+        if "\0" in record.header:
+            raise InputError(
+                f"{self._name}, line {line_number}: the header has a NUL byte; the file is damaged "
+                "or not text"
+            )
         letters = record.sequence.encode("ascii", "replace")
         invalid = letters.translate(None, _VALID_BYTES[self._alphabet])
         if invalid:
