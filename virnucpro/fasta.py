@@ -126,7 +126,8 @@ class RecordReader:
     def _check_first_line(self, line: str) -> None:
         if not line:
             raise InputError(f"{self._name}: holds no records; FASTA or FASTQ was expected")
-        if "\0" in line or line[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
+        # The escapes stand for bytes that are not UTF-8; the signatures of many formats begin so.
+        if "\0" in line or "\udc80" <= line[0] <= "\udcff":
             raise InputError(
                 f"{self._name}: is binary or UTF-16, not text; FASTA or FASTQ was expected "
                 "(save UTF-16 text as UTF-8)"
