@@ -1,0 +1,342 @@
+"""The whole command on every kind of bad input: one message, the right exit code, no half a run."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import random
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from xopen import xopen
+
+from tests.plugins import install_module
+from virnucpro.cli import main
+
+Run = Callable[..., Result]
+
+
+def make_fasta(num_records: int) -> bytes:
+    letters = random.Random(0)
+    records = [
+        f">r{number} a record\n{''.join(letters.choices('ACGT', k=60))}\n"
+        for number in range(num_records)
+    ]
+    return "".join(records).encode()
+
+
+GOOD = make_fasta(40)
+
+
+@pytest.fixture
+def predict(demo_weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `virnucpro predict` on the demonstration weights, in a directory that holds good.fa."""
+    monkeypatch.chdir(tmp_path)
+    Path("good.fa").write_bytes(GOOD)
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(line: str, output_dir: str = "out", **settings: str) -> Result:
+        options = ["--output-dir", output_dir]
+        for name, value in (demo_weights | settings).items():
+            options += [f"--{name.replace('_', '-')}", value]
+        return CliRunner().invoke(main, ["predict", *options, *line.split()])
+
+    return run
+
+
+def assert_one_error(result: Result, exit_code: int, *parts: str) -> None:
+    assert result.exit_code == exit_code
+    assert [line[:7] for line in result.stderr.splitlines()].count("Error: ") == 1
+    assert "Traceback" not in result.stderr
+    message = result.stderr.partition("Error: ")[2]
+    assert [part for part in parts if part not in message] == []
+
+
+def assert_nothing_to_trust(output_dir: str = "out") -> None:
+    left = {path.name for path in Path(output_dir).rglob("*")}
+    assert not left & {"records.tsv", "viral.fasta", "run.json", "prediction_results.txt"}
+    assert not left & {"manifest.json", "part-00000-000000.h5"}
+
+
+def read_tables(output_dir: str) -> dict[str, bytes]:
+    names = ("records.tsv", "viral.fasta", "*_merged/*")
+    paths = [path for name in names for path in Path(output_dir).glob(name)]
+    assert len(paths) == 4
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def assert_resumes_to(predict: Run, line: str, good: str = "good.fa") -> None:
+    """After mending, the same output directory ends as if nothing had happened."""
+    assert predict(f"{line} --resume").exit_code == 0
+    assert predict(good, "undisturbed").exit_code == 0
+    assert read_tables("out") == read_tables("undisturbed")
+
+
+# Sequences
+
+
+def compress_zstd(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with xopen(buffer, "wb", format="zst", threads=0) as file:
+        file.write(data)
+    return buffer.getvalue()
+
+
+FASTQ = b"@a\nACGT\n+\nIIII\n"
+BAD_FILES = {
+    "empty": (b"", "in.fa: holds no records"),
+    "blank": (b"\n \n\n", "in.fa: holds no records"),
+    "cut gz": (gzip.compress(GOOD)[:-20], "in.fa: cannot be read beyond line "),
+    "cut bz2": (bz2.compress(GOOD)[:-20], "in.fa: cannot be read beyond line "),
+    "cut xz": (lzma.compress(GOOD)[:-20], "in.fa: cannot be read beyond line "),
+    "cut zst": (compress_zstd(GOOD)[:-20], "in.fa: cannot be read beyond line "),
+    "binary": (b"\x89HDF\r\n\x1a\n\0\0", "in.fa: is binary or UTF-16, not text"),
+    "binary later": (GOOD + b">\0\0\xff\0\nACGT\n", "in.fa, line 81: the header has a NUL byte"),
+    "utf-16": (GOOD.decode().encode("utf-16"), "in.fa: is binary or UTF-16, not text"),
+    "protein": (GOOD + b">p\nMKTAYIAK\n", "in.fa, line 81: record 'p' has 'I' at position 6"),
+    "text": (b"Dear all,\n", "in.fa, line 1: found 'Dear all,' before the first header"),
+    "no id": (GOOD + b"> \nACGT\n", "in.fa, line 81: the header has no id"),
+    "quality": (FASTQ + b"@b\nACGT\n+\nII\n" + FASTQ, "in.fa, line 5: the FASTQ record"),
+    "cut record": (FASTQ * 3 + b"@b\nACGT\n+\n", "in.fa, line 13: the FASTQ record"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file(predict: Run, kind: str) -> None:
+    content, message = BAD_FILES[kind]
+    Path("in.fa").write_bytes(content)
+    assert_one_error(predict("in.fa"), 1, message)
+    assert_nothing_to_trust()
+    Path("in.fa").write_bytes(GOOD)
+    assert_resumes_to(predict, "in.fa", good="in.fa")
+
+
+def test_the_second_of_several_files_is_bad(predict: Run) -> None:
+    Path("more.fa").write_bytes(b">more\nACGT\nAC5T\n")
+    assert_one_error(predict("good.fa more.fa"), 1, "more.fa, line 1: record 'more' has '5'")
+    assert_nothing_to_trust()
+    Path("more.fa").write_bytes(b">more\nACGT\n")
+    assert predict("good.fa more.fa --resume").exit_code == 0
+    ids = [line.split(b"\t")[0] for line in read_tables("out")["records.tsv"].splitlines()]
+    assert ids[1:] == [b"r%d" % number for number in range(40)] + [b"more"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("nowhere.fa", "'nowhere.fa' does not exist"), (".", "'.' is a directory")],
+)
+def test_no_file(predict: Run, line: str, message: str) -> None:
+    assert_one_error(predict(line), 2, message)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD.replace(b"\n", b"\r\n"),
+        GOOD.rstrip(),
+        b"\n" + GOOD.replace(b"\n>", b"\n\n>"),
+        b"\xef\xbb\xbf" + GOOD,
+        gzip.compress(GOOD),
+    ],
+    ids=["crlf", "no-newline-at-end", "blank-lines", "byte-order-mark", "gz"],
+)
+def test_unusual_but_good_files(predict: Run, content: bytes) -> None:
+    Path("in").mkdir()
+    Path("in/good.fa").write_bytes(content)
+    assert predict("good.fa", "plain").exit_code == 0
+    assert predict("in/good.fa").exit_code == 0
+    assert read_tables("out") == read_tables("plain")
+
+
+HEADERS = [
+    "é→ü utf-8".encode(),
+    b"\xe9\xff\xfe not utf-8",
+    b"a\ttab\tand more",
+    b"\"quoted\" 'words'",
+    b"a;b|c=d,e{f}%s\\n$(g) rest",
+    b">greater",
+    b"nonbreaking\xc2\xa0space",
+    b"same",
+    b"same",
+    b"1",
+    b"long" + b"x" * (1 << 20) + b" and longer " + b"y" * (1 << 20),
+]
+
+
+def test_any_header_comes_back(predict: Run) -> None:
+    Path("odd.fa").write_bytes(b"".join(b">%s\nGCTGCTGCTGCA\n" % header for header in HEADERS))
+    result = predict("odd.fa --threshold 0")
+    assert result.exit_code == 0
+    assert "1 ids belong to several records, which are kept apart in every table: same" in (
+        result.stderr
+    )
+    tables = read_tables("out")
+    rows = [line.split(b"\t") for line in tables["records.tsv"].split(b"\n")[1:-1]]
+    # An id ends at the first white space, of which Unicode has more than ASCII.
+    ids = [header.replace(b"\xc2\xa0", b" ").split()[0] for header in HEADERS]
+    assert [row[0] for row in rows] == ids
+    assert {row[7] for row in rows} == {b"virus"}
+    viral = tables["viral.fasta"].split(b"\n")[:-1]
+    assert viral[::2] == [b">" + header for header in HEADERS]
+    assert set(viral[1::2]) == {b"GCTGCTGCTGCA"}
+
+
+def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
+    Path("few.fa").write_bytes(
+        b">empty\n>short\nAC\n>stops\n%s\n>ns\nNNNNNN\n" % (b"TAACTAGTTA" * 3)
+    )
+    assert predict("few.fa").exit_code == 0
+    lines = read_tables("out")["records.tsv"].decode().splitlines()
+    assert [line.split("\t")[6:] for line in lines[1:]] == [
+        ["NA", "none", "empty"],
+        ["NA", "none", "too_short"],
+        ["NA", "none", "no_open_frame"],
+        ["NA", "none", "no_open_frame"],
+    ]
+
+
+# Options, backends and weights
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "message"),
+    [
+        ("--threshold 2", 2, "threshold 2.0: wanted a score from 0 to 1"),
+        ("--device tpu", 2, "device 'tpu': wanted auto, cpu, cuda, cuda:N or N"),
+        ("--device cuda:99", 2, "device cuda:99: this machine shows "),
+        ("--dna-backend dnabert", 1, "No backend is called 'dnabert'; installed are: dnabert-s"),
+        ("--dna-backend esm2 --dna-weights {protein_weights}", 2, "backend esm2 reads protein"),
+        ("--dna-weights nowhere", 1, "nowhere: no such file or directory, and not a hub id"),
+        ("--dna-weights some/model@main", 1, "some/model@main: no such file or directory here"),
+        ("--dna-weights void", 1, "void: holds no config.json and no tokenizer.json"),
+        ("--protein-weights good.fa", 1, "good.fa: refused, because"),
+        ("--protein-weights cut.pt", 1, "cut.pt: cannot be read as a PyTorch file"),
+        ("--protein-weights {dna_weights}", 1, "config.json: describes a model of type 'bert'"),
+        ("--model-path nowhere.pth", 2, "nowhere.pth: no such classifier"),
+        ("--model-path good.fa", 1, "good.fa: refused, because"),
+        ("--model-path other.safetensors", 1, "the classifier wants 24 = dnabert-s 16 + esm2 8"),
+        ("--expected-length 300", 1, "trained on chunks of 500 bp, the run cuts chunks of 300"),
+    ],
+)
+def test_settings_that_do_not_fit(
+    predict: Run,
+    demo_weights: dict[str, str],
+    options: str,
+    exit_code: int,
+    message: str,
+) -> None:
+    from tools.make_classifier_weights import make_classifier
+
+    Path("void").mkdir()
+    Path("cut.pt").write_bytes(Path(demo_weights["protein_weights"]).read_bytes()[:-1000])
+    make_classifier(
+        Path("other.safetensors"), dna_dim=16, protein_dim=8, chunk_length_bp=500, seed=0
+    )
+    result = predict(f"good.fa {options.format(**demo_weights)}")
+    assert_one_error(result, exit_code, message)
+    assert_nothing_to_trust()
+    assert_resumes_to(predict, "good.fa")
+
+
+def test_a_gpu_where_there_is_none(predict: Run) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert_one_error(predict("good.fa -d cuda"), 2, "device cuda: this machine shows 0 CUDA GPUs")
+
+
+def test_a_broken_backend(predict: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    install_module(site, "import a_library_that_is_not_there", "broken-plugin")
+    monkeypatch.syspath_prepend(site)
+    message = "The backend 'toy' of the package broken-plugin 1.0 is broken"
+    assert_one_error(
+        predict("good.fa --dna-backend toy"), 1, message, "a_library_that_is_not_there"
+    )
+    # It is in nobody else's way.
+    assert_resumes_to(predict, "good.fa")
+
+
+# Disks
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """Let the system refuse larger files, as a quota does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "message"),
+    [
+        (1_000, "out/checkpoints/frames: the frame store cannot be written (File too large)"),
+        (15_000, "out/checkpoints/dna/part-00000-000000.h5: cannot be written (File too large)"),
+    ],
+    ids=["store", "parts"],
+)
+def test_no_room(predict: Run, num_bytes: int, message: str) -> None:
+    with files_of_at_most(num_bytes):
+        assert_one_error(predict("good.fa"), 1, message)
+    assert not list(Path("out").rglob("part-*"))
+    assert not list(Path("out").rglob("prediction_results*"))
+    assert_resumes_to(predict, "good.fa")
+
+
+def test_no_room_for_results(predict: Run) -> None:
+    assert predict("good.fa").exit_code == 0
+    tables = list(Path("out/good_merged").iterdir())
+    for path in tables:
+        path.unlink()
+    with files_of_at_most(2_000):
+        result = predict("good.fa --resume")
+    assert_one_error(
+        result, 1, "out/good_merged/prediction_results.txt: cannot be written (File too large)"
+    )
+    assert not list(Path("out/good_merged").iterdir())
+    assert_resumes_to(predict, "good.fa")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on which nothing fits")
+def test_no_room_for_the_log_alone(predict: Run) -> None:
+    Path("out").mkdir()
+    Path("out/run.log").symlink_to("/dev/full")
+    Path("bad.fa").write_bytes(b"no header\n")
+    assert_one_error(predict("bad.fa --resume"), 1, "bad.fa, line 1: found 'no header'")
+    assert_resumes_to(predict, "good.fa")
+
+
+def test_a_file_where_the_output_should_be(predict: Run) -> None:
+    Path("out").touch()
+    assert_one_error(predict("good.fa"), 2, "Directory 'out' is a file")
+    assert_one_error(predict("good.fa", "out/below"), 1, "Not a directory: 'out/below'")
+    Path("out").unlink()
+    assert predict("good.fa").exit_code == 0
+
+
+def test_a_file_where_checkpoints_should_be(predict: Run) -> None:
+    Path("out").mkdir()
+    Path("out/checkpoints").touch()
+    assert_one_error(predict("good.fa --resume"), 1, "out/checkpoints/frames: ")
+    Path("out/checkpoints").unlink()
+    assert_resumes_to(predict, "good.fa")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="root may write everywhere else")
+def test_an_output_directory_that_nobody_may_make(predict: Run) -> None:
+    assert not os.path.lexists("/sys/out")
+    assert_one_error(predict("good.fa", "/sys/out"), 1, "'/sys/out'")
