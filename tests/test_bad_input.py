@@ -44,7 +44,7 @@ def predict(demo_weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
 
     def run(line: str, output_dir: str = "out", **settings: str) -> Result:
-        options = ["--output-dir", output_dir]
+        options = ["--device", "cpu", "--output-dir", output_dir]
         for name, value in (demo_weights | settings).items():
             options += [f"--{name.replace('_', '-')}", value]
         return CliRunner().invoke(main, ["predict", *options, *line.split()])
