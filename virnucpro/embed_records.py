@@ -18,7 +18,7 @@ from virnucpro.config import EmbedConfig
 from virnucpro.embedding import EmbeddingJob, ProgressListener, choose_precision, make_accelerator
 from virnucpro.errors import OutputExistsError
 from virnucpro.frame_store import RecordStore, build_record_store, open_record_store
-from virnucpro.session import Clock, Model, locked, open_model, run_job
+from virnucpro.session import Clock, Model, ending_together, locked, open_model, run_job
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
     clock = Clock()
     work_dir = config.output_path.with_name(f"{config.output_path.name}.parts")
     accelerator = make_accelerator(config)
-    with _claim_output(config, work_dir, accelerator):
+    with ending_together(accelerator), _claim_output(config, work_dir, accelerator):
         with clock.time("open model"):
             precision = choose_precision(config.precision, accelerator)
             model = open_model(accelerator, config.backend, config.weights)

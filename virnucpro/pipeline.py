@@ -35,7 +35,7 @@ from virnucpro.results import (
     write_run_json,
 )
 from virnucpro.scoring import RecordCalls, call_chunks, call_records
-from virnucpro.session import Clock, Model, locked, open_model, run_job
+from virnucpro.session import Clock, Model, ending_together, locked, open_model, run_job
 from virnucpro.weights import digest_files
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
     clock = Clock()
     layout = RunLayout(config.resolved_output_dir, config.stem)
     accelerator = make_accelerator(config)
-    with _claim_run(layout, config, accelerator):
+    with ending_together(accelerator), _claim_run(layout, config, accelerator):
         with clock.time("open models"):
             precision = choose_precision(config.precision, accelerator)
             models = _open_models(config, accelerator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from virnucpro.checkpoints.parts import Identity, collect_parts
 from virnucpro.config import ComputeConfig
 from virnucpro.embedding import EmbeddingJob, EmbeddingSummary, ProgressListener, run_embedding
-from virnucpro.errors import UsageError, WeightsError
+from virnucpro.errors import UsageError, VirnucproError, WeightsError
 from virnucpro.interface import Alphabet, Weights
 from virnucpro.registry import LoadedBackend, load_backend
 
@@ -104,6 +105,27 @@ def locked(path: Path) -> Iterator[None]:
         ) from None
     with held:
         yield
+
+
+@contextmanager
+def ending_together(accelerator: Accelerator) -> Iterator[None]:
+    """Part from the other processes of a launch in good order.
+
+    Raises:
+        VirnucproError: Another process has ended, so that this one cannot go on.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo has no class of errors of its own; NCCL waits for the launcher to end the process.
+        if "gloo" not in str(error):
+            raise
+        raise VirnucproError(
+            "another process of this launch has ended, and its own message says why"
+        ) from error
+    # Threads of a process group that still lives as Python ends abort one process in four. Not
+    # destroyed at once: another run may follow. Not after an error: NCCL would wait for the others.
+    atexit.register(accelerator.end_training)
 
 
 def open_model(accelerator: Accelerator, backend_name: str, location: str) -> Model:
