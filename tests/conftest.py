@@ -39,3 +39,11 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("no shared test material beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of `PredictConfig` for small seeded models, which the golden tables come from."""
+    from tools.make_demo_weights import make_demo_weights
+
+    return make_demo_weights(tmp_path_factory.mktemp("weights"))

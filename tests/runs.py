@@ -1,0 +1,76 @@
+"""Makes inputs, starts runs as processes of their own, and reads what they leave."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from virnucpro.checkpoints.parts import finished_parts, finished_rows
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VIRNUCPRO = (sys.executable, "-m", "virnucpro")
+SMALL_PARTS = (sys.executable, str(Path(__file__).with_name("small_parts.py")))
+"""The command line, but with a part for every 64 rows, so that a small run has many."""
+
+
+def accelerate_launch(num_processes: int, *program: str) -> list[str]:
+    """Return the command that starts `program` in several processes, on CPUs too."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    # Port 0 is any free one: several tests may run at once.
+    options = ["--multi_gpu", "--num_machines=1", "--main_process_port=0"]
+    return [*launch, *options, f"--num_processes={num_processes}", *program]
+
+
+def predict_options(weights: Mapping[str, str]) -> list[str]:
+    """Return the options of `predict` that use `weights`, on a CPU."""
+    names = {name: f"--{name.replace('_', '-')}" for name in weights}
+    return ["--device=cpu", *(f"{names[name]}={value}" for name, value in weights.items())]
+
+
+def run(*command: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def write_reads(path: Path, num_reads: int, seed: int = 0) -> Path:
+    """Write random reads of 40 to 120 bp; every tenth repeats an earlier one."""
+    generator = random.Random(seed)
+    reads: list[str] = []
+    for number in range(num_reads):
+        length = generator.randint(40, 120)
+        new = "".join(generator.choices("ACGT", k=length))
+        reads.append(generator.choice(reads) if number % 10 == 9 else new)
+    path.write_text("".join(f">read_{number}\n{read}\n" for number, read in enumerate(reads)))
+    return path
+
+
+def read_tables(directory: Path) -> dict[str, bytes]:
+    """Return the contents of the tables and of viral.fasta, by name."""
+    paths = [*directory.glob("*_merged/*"), directory / "records.tsv", directory / "viral.fasta"]
+    assert len(paths) == 4
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def parts_of(directory: Path) -> dict[str, float]:
+    """Return the run's finished parts and when each was last changed."""
+    parts = [*finished_parts(directory / "checkpoints/dna")]
+    parts += finished_parts(directory / "checkpoints/protein")
+    return {str(part.relative_to(directory)): part.stat().st_mtime for part in parts}
+
+
+def rows_of(directory: Path, alphabet: str) -> list[int]:
+    """Return the rows in all finished parts, one after the other as they are stored."""
+    parts = finished_parts(directory / "checkpoints" / alphabet)
+    return [int(row) for part in parts for row in finished_rows([part])]
+
+
+def distinct_rows(directory: Path, alphabet: str) -> list[int]:
+    """Return the rows that have to be embedded: the first of each sequence."""
+    table = directory / f"checkpoints/frames/representatives_{alphabet}.int64"
+    return np.unique(np.fromfile(table, np.int64)).tolist()
