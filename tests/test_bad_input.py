@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from xopen import xopen
 
 from tests.plugins import install_module
+from tests.runs import read_tables
 from virnucpro.cli import main
 
 Run = Callable[..., Result]
@@ -66,18 +67,11 @@ def assert_nothing_to_trust(output_dir: str = "out") -> None:
     assert not left & {"manifest.json", "part-00000-000000.h5"}
 
 
-def read_tables(output_dir: str) -> dict[str, bytes]:
-    names = ("records.tsv", "viral.fasta", "*_merged/*")
-    paths = [path for name in names for path in Path(output_dir).glob(name)]
-    assert len(paths) == 4
-    return {path.name: path.read_bytes() for path in paths}
-
-
 def assert_resumes_to(predict: Run, line: str, good: str = "good.fa") -> None:
     """After mending, the same output directory ends as if nothing had happened."""
     assert predict(f"{line} --resume").exit_code == 0
     assert predict(good, "undisturbed").exit_code == 0
-    assert read_tables("out") == read_tables("undisturbed")
+    assert read_tables(Path("out")) == read_tables(Path("undisturbed"))
 
 
 # Sequences
@@ -125,7 +119,7 @@ def test_the_second_of_several_files_is_bad(predict: Run) -> None:
     assert_nothing_to_trust()
     Path("more.fa").write_bytes(b">more\nACGT\n")
     assert predict("good.fa more.fa --resume").exit_code == 0
-    ids = [line.split(b"\t")[0] for line in read_tables("out")["records.tsv"].splitlines()]
+    ids = [line.split(b"\t")[0] for line in read_tables(Path("out"))["records.tsv"].splitlines()]
     assert ids[1:] == [b"r%d" % number for number in range(40)] + [b"more"]
 
 
@@ -154,7 +148,7 @@ def test_unusual_but_good_files(predict: Run, content: bytes) -> None:
     Path("in/good.fa").write_bytes(content)
     assert predict("good.fa", "plain").exit_code == 0
     assert predict("in/good.fa").exit_code == 0
-    assert read_tables("out") == read_tables("plain")
+    assert read_tables(Path("out")) == read_tables(Path("plain"))
 
 
 HEADERS = [
@@ -179,7 +173,7 @@ def test_any_header_comes_back(predict: Run) -> None:
     assert "1 ids belong to several records, which are kept apart in every table: same" in (
         result.stderr
     )
-    tables = read_tables("out")
+    tables = read_tables(Path("out"))
     rows = [line.split(b"\t") for line in tables["records.tsv"].split(b"\n")[1:-1]]
     # An id ends at the first white space, of which Unicode has more than ASCII.
     ids = [header.replace(b"\xc2\xa0", b" ").split()[0] for header in HEADERS]
@@ -195,7 +189,7 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
         b">empty\n>short\nAC\n>stops\n%s\n>ns\nNNNNNN\n" % (b"TAACTAGTTA" * 3)
     )
     assert predict("few.fa").exit_code == 0
-    lines = read_tables("out")["records.tsv"].decode().splitlines()
+    lines = read_tables(Path("out"))["records.tsv"].decode().splitlines()
     assert [line.split("\t")[6:] for line in lines[1:]] == [
         ["NA", "none", "empty"],
         ["NA", "none", "too_short"],

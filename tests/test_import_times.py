@@ -1,0 +1,39 @@
+"""What needs no model starts without torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LOWER_FLOORS = (
+    "virnucpro, virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.layout, "
+    "virnucpro.checkpoints.parts, virnucpro.config, virnucpro.fasta, virnucpro.frame_store, "
+    "virnucpro.interface, virnucpro.registry, virnucpro.results, virnucpro.scoring, "
+    "virnucpro.testing, virnucpro.weights"
+)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ("-m", "virnucpro", "frames", "records.fa", "-o", "frames.tsv"),
+        ("-m", "virnucpro", "utils", "validate", "records.fa"),
+        ("-c", "import virnucpro; virnucpro.PredictConfig(inputs='records.fa')"),
+        ("-c", f"import {LOWER_FLOORS}"),
+    ],
+    ids=["frames", "validate", "config", "lower-floors"],
+)
+def test_torch_is_not_imported_by(program, tmp_path):
+    (tmp_path / "records.fa").write_text(">a\nACGTACGT\n")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "virnucpro" in imported
+    assert not imported & {"torch", "accelerate"}
