@@ -334,3 +334,30 @@ def test_a_file_where_checkpoints_should_be(predict: Run) -> None:
 def test_an_output_directory_that_nobody_may_make(predict: Run) -> None:
     assert not os.path.lexists("/sys/out")
     assert_one_error(predict("good.fa", "/sys/out"), 1, "'/sys/out'")
+
+
+# The input as its own output
+
+
+def test_a_result_is_no_input_of_the_run_that_would_replace_it(predict: Run) -> None:
+    assert predict("good.fa").exit_code == 0
+    Path("out/viral.fasta").write_bytes(GOOD)
+    result = predict("out/viral.fasta --force")
+    assert_one_error(result, 2, "out/viral.fasta: is a result that this run would replace")
+    assert Path("out/viral.fasta").read_bytes() == GOOD
+
+
+def test_embed_does_not_overwrite_its_input(
+    demo_weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.fa").write_bytes(GOOD)
+    line = "embed good.fa --backend dnabert-s -o ./good.fa --force --weights"
+    result = CliRunner().invoke(main, [*line.split(), demo_weights["dna_weights"]])
+    assert_one_error(result, 2, "good.fa: is the input")
+    assert Path("good.fa").read_bytes() == GOOD
+
+
+def test_a_mistyped_backend_leaves_nothing_in_the_way(predict: Run) -> None:
+    assert predict("good.fa", dna_backend="dnabert").exit_code == 1
+    assert predict("good.fa").exit_code == 0

@@ -242,3 +242,9 @@ def test_two_processes_write_the_same(config: EmbedConfig, tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "two.h5").read_bytes() == config.output_path.read_bytes()
     assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_finished_file_is_left_alone_by_resume(config: EmbedConfig) -> None:
+    written = embed(config).stat().st_mtime_ns
+
+    assert embed(replace(config, resume=True)).stat().st_mtime_ns == written

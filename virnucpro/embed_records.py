@@ -13,10 +13,10 @@ from accelerate import Accelerator
 
 from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts
-from virnucpro.config import EmbedConfig
+from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, read_identity
+from virnucpro.config import STDIN, EmbedConfig
 from virnucpro.embedding import EmbeddingJob, ProgressListener, choose_precision, make_accelerator
-from virnucpro.errors import OutputExistsError
+from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.frame_store import RecordStore, build_record_store, open_record_store
 from virnucpro.session import Clock, Model, ending_together, locked, open_model, run_job
 
@@ -56,10 +56,13 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             accelerator.wait_for_everyone()
             store = open_record_store(store_dir)
         job = _make_record_job(config, store, model, precision, work_dir)
-        with clock.time(job.name):
-            run_job(job, config, accelerator, on_progress)
-        if accelerator.is_main_process:
-            _join_parts(config.output_path, store, job)
+        if config.resume and _is_finished(config.output_path, job.identity):
+            logger.info("%s: is finished already", config.output_path)
+        else:
+            with clock.time(job.name):
+                run_job(job, config, accelerator, on_progress)
+            if accelerator.is_main_process:
+                _join_parts(config.output_path, store, job)
         accelerator.wait_for_everyone()
     return config.output_path
 
@@ -79,6 +82,13 @@ def _make_record_job(
         identity=model.make_identity(store.input_digest, precision, chunk_length_bp=0),
         batch_tokens=config.batch_tokens,
     )
+
+
+def _is_finished(path: Path, identity: Identity) -> bool:
+    try:
+        return read_identity(path) == identity
+    except CheckpointError:
+        return False
 
 
 def _join_parts(path: Path, store: RecordStore, job: EmbeddingJob) -> None:
@@ -106,7 +116,9 @@ def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator)
         accelerator.wait_for_everyone()
         yield
         return
-    begun = config.output_path.exists() or work_dir.exists()
+    if config.input != STDIN and config.output_path.resolve() == Path(config.input).resolve():
+        raise UsageError(f"{config.output_path}: is the input; choose another output (-o)")
+    begun = config.output_path.exists() or (work_dir.is_dir() and any(_leftovers(work_dir)))
     if begun and not (config.force or config.resume):
         raise OutputExistsError(
             f"{config.output_path}: exists already, at least in part; continue with --resume, "
@@ -121,10 +133,11 @@ def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator)
     shutil.rmtree(work_dir)
 
 
+def _leftovers(work_dir: Path) -> Iterator[Path]:
+    """Yield what an earlier run left, but not the lock that this one may hold."""
+    return (path for path in work_dir.iterdir() if path.name != ".lock")
+
+
 def _clear(work_dir: Path) -> None:
-    """Remove what an earlier run left, but not the lock that this one holds."""
-    for path in work_dir.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != ".lock":
-            path.unlink()
+    for path in list(_leftovers(work_dir)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

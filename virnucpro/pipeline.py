@@ -135,6 +135,12 @@ def _claim_run(
         yield
         return
     directory = layout.output_dir
+    own = [name for name in config.inputs if name != STDIN and layout.owns(Path(name))]
+    if own:
+        raise UsageError(
+            f"{own[0]}: is a result that this run would replace; choose another output directory "
+            "(-o), or copy it"
+        )
     if layout.is_used() and not (config.force or config.resume):
         raise OutputExistsError(
             f"{directory}: exists already; continue that run with --resume, overwrite it with "

@@ -113,9 +113,15 @@ class RunLayout:
         return self.run_json.is_file() or self.frame_store_dir.is_dir()
 
     def is_used(self) -> bool:
-        """Tell whether the directory holds anything at all besides a lock."""
-        directory = self.output_dir
-        return directory.exists() and any(path != self.lock_path for path in directory.iterdir())
+        """Tell whether the directory holds anything but what a run leaves that failed at once."""
+        directory, worthless = self.output_dir, {self.lock_path, self.run_log}
+        return directory.exists() and not worthless.issuperset(directory.iterdir())
+
+    def owns(self, path: Path) -> bool:
+        """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
+        path = path.resolve()
+        files = {file.resolve() for file in self._run_files()}
+        return path in files or path.is_relative_to(self.frame_store_dir.resolve())
 
     def clear(self) -> None:
         """Remove what a run of this layout writes, and directories that are empty then.
