@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from Bio.Data.CodonTable import standard_dna_table
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro import frames
+from virnucpro.cli import main
 from virnucpro.frame_store import build_frame_store
 from virnucpro.records import FRAME_NAMES
 
-LEGACY = Path(__file__).resolve().parents[2] / "shared" / "legacy"
 COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
 LETTERS = "ACGTacgtNnUuRYSWKMBDHVXrywk-."
 
@@ -127,13 +129,15 @@ def test_short_chunks_give_the_frames_of_the_plain_rules(
 
 @pytest.mark.parametrize("chunk_length", [300, 500])
 def test_every_length_is_cut_by_the_plain_rules(chunk_length: int) -> None:
-    lengths = range(1601)
-    chunks = frames.cut_records(np.array(lengths, np.int64), chunk_length)
-    letters = "".join(chr(1000 + n) * n for n in lengths)
+    # Every position has a letter of its own, so that a chunk shows where it was cut.
+    alphabet = "".join(map(chr, range(0x4E00, 0x4E00 + 1600)))
+    sequences = [alphabet[:length] for length in range(1601)]
+    plain = [cut_plainly(sequence, chunk_length) for sequence in sequences]
+    chunks = frames.cut_records(np.arange(1601), chunk_length)
+    letters = "".join(sequences)
     spans = zip(chunks.start.tolist(), chunks.length.tolist(), strict=True)
-    plain = [cut_plainly(chr(1000 + n) * n, chunk_length) for n in lengths]
     assert chunks.num_chunks.tolist() == [len(of_record) for of_record in plain]
-    assert [letters[start : start + length] for start, length in spans] == sum(plain, [])
+    assert [letters[start : start + length] for start, length in spans] == list(chain(*plain))
 
 
 @pytest.mark.parametrize("chunk_length", [300, 500])
@@ -158,16 +162,81 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return [(name, rest.replace("\n", "")) for name, rest in (r.split("\n", 1) for r in records)]
 
 
-@pytest.mark.skipif(not LEGACY.is_dir(), reason="the original's files are not here")
-def test_the_originals_files_are_reproduced(tmp_path: Path) -> None:
+def test_the_originals_files_are_reproduced(shared: Path, tmp_path: Path) -> None:
+    legacy = shared / "legacy"
     store = build_frame_store(
-        [str(LEGACY / "test_with_orfs.fa")], tmp_path / "store", chunk_length_bp=500
+        [str(legacy / "test_with_orfs.fa")], tmp_path / "store", chunk_length_bp=500
     )
     chunks = zip(store.chunk_ids(0, store.num_chunks), store.chunk_sequences(0, 2), strict=True)
     ids = store.frame_ids(0, store.num_frames)
     rows = np.arange(store.num_frames)
     dna = zip(ids, store.sequences("dna").get_many(rows), strict=True)
     protein = zip(ids, store.sequences("protein").get_many(rows), strict=True)
-    assert list(chunks) == read_pairs(LEGACY / "test_with_orfs_chunked500.fa")
-    assert list(dna) == read_pairs(LEGACY / "test_with_orfs_identified_nucleotide.fa")
-    assert list(protein) == read_pairs(LEGACY / "test_with_orfs_identified_protein.faa")
+    assert list(chunks) == read_pairs(legacy / "test_with_orfs_chunked500.fa")
+    assert list(dna) == read_pairs(legacy / "test_with_orfs_identified_nucleotide.fa")
+    assert list(protein) == read_pairs(legacy / "test_with_orfs_identified_protein.faa")
+
+
+# The command
+
+
+@pytest.fixture
+def fasta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Stand in a directory that holds input.fa; return what is in it."""
+    monkeypatch.chdir(tmp_path)
+    text = b">a\xff x\nGCTGCTGCTGC\n>closed\nCTAGCTAGCTAG\n>b\nacgtt\n"
+    Path("input.fa").write_bytes(text)
+    return text
+
+
+TABLE = (
+    b"frame_id\tdna\tprotein\n"
+    b"a\xff_chunk_1F1\tGCTGCTGCTG\tAAA\n"
+    b"a\xff_chunk_1F2\tCTGCTGCTGC\tLLL\n"
+    b"a\xff_chunk_1F3\tTGCTGCTGC\tCCC\n"
+    b"a\xff_chunk_1R1\tGCAGCAGCAG\tAAA\n"
+    b"a\xff_chunk_1R2\tCAGCAGCAGC\tQQQ\n"
+    b"a\xff_chunk_1R3\tAGCAGCAGC\tSSS\n"
+    b"b_chunk_1F1\tACGT\tT\n"
+    b"b_chunk_1F2\tCGTT\tR\n"
+    b"b_chunk_1F3\tGTT\tV\n"
+    b"b_chunk_1R1\tAACG\tN\n"
+    b"b_chunk_1R2\tACGT\tT\n"
+    b"b_chunk_1R3\tCGT\tR\n"
+)
+
+
+def run(*arguments: str, stdin: bytes = b"") -> Result:
+    return CliRunner().invoke(main, ["frames", *arguments], input=stdin)
+
+
+def test_the_command_writes_a_table(fasta: bytes) -> None:
+    assert run("input.fa", "-e", "300", "-o", "frames.tsv").exit_code == 0
+    assert Path("frames.tsv").read_bytes() == TABLE
+    assert sorted(path.name for path in Path().iterdir()) == ["frames.tsv", "input.fa"]
+
+
+def test_the_command_reads_and_writes_pipes(fasta: bytes) -> None:
+    assert run("-", stdin=fasta).stdout_bytes == TABLE
+    assert run("input.fa", "-o", "/dev/null").exit_code == 0
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["nowhere.fa", "-o", "frames.tsv"], 1, "nowhere.fa: cannot be opened"),
+        (["input.fa", "-o", "nowhere/frames.tsv"], 1, "nowhere/frames.tsv: cannot be written"),
+        (["input.fa", "-o", "."], 1, ".: cannot be written (Is a directory)"),
+        (["input.fa", "-o", "./input.fa"], 2, "./input.fa: is the input"),
+        ([], 2, "Missing argument 'INPUT...'"),
+        (["input.fa", "-e", "2"], 2, "2 is not in the range x>=3"),
+    ],
+)
+def test_the_command_explains_what_is_wrong(
+    arguments: list[str], exit_code: int, message: str, fasta: bytes
+) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, message in result.stderr) == (exit_code, True)
+    assert [path.name for path in Path().iterdir()] == ["input.fa"]
+    assert Path("input.fa").read_bytes() == fasta

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from virnucpro.errors import VirnucproError
+from virnucpro.errors import UsageError, VirnucproError
 
 if TYPE_CHECKING:
     from virnucpro.frame_store import FrameStore
@@ -49,19 +49,26 @@ def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -
     """
     from virnucpro.frame_store import build_frame_store
 
-    beside = None if output == "-" else Path(output).parent
+    target = Path(output).resolve()
+    if output != "-" and target in [Path(path).resolve() for path in inputs if path != "-"]:
+        raise UsageError(f"{output}: is the input; choose another output (-o)")
+    # What is no file, such as a pipe or /dev/null, must not be replaced by one.
+    is_file = output != "-" and (target.is_file() or not target.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=".virnucpro-frames-", dir=beside) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=".virnucpro-frames-", dir=target.parent if is_file else None
+        ) as scratch:
             store = build_frame_store(
-                inputs, Path(scratch) / "frames", chunk_length_bp=expected_length
+                inputs, Path(scratch, "store"), chunk_length_bp=expected_length
             )
             if output == "-":
                 _write_table(store, sys.stdout.buffer)
                 return
-            part = Path(scratch) / "table.tsv"
+            part = Path(scratch, "table.tsv") if is_file else target
             with part.open("wb") as stream:
                 _write_table(store, stream)
-            part.replace(output)
+            if is_file:
+                part.replace(target)
     except BrokenPipeError:
         raise
     except OSError as error:

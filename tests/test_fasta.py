@@ -1,0 +1,212 @@
+"""Reading every kind of sequence file, and refusing every kind of bad one."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from xopen import xopen
+
+from virnucpro.errors import InputError
+from virnucpro.fasta import RecordReader, input_stem
+from virnucpro.interface import Alphabet
+from virnucpro.records import Record
+
+FASTA = b">a first\nACGT\nacgt\n>b\nNNN\n"
+FASTQ = b"@a first\nACGTacgt\n+\nIIIIIIII\n@b\nNNN\n+b\n@@@\n"
+RECORDS = [Record("a first", "ACGTacgt"), Record("b", "NNN")]
+
+Write = Callable[[bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_input(data: bytes) -> Path:
+        path = tmp_path / "input"
+        path.write_bytes(data)
+        return path
+
+    return write_input
+
+
+def compress_zstd(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with xopen(buffer, "wb", format="zst", threads=0) as file:
+        file.write(data)
+    return buffer.getvalue()
+
+
+COMPRESSORS = {
+    "plain": bytes,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": compress_zstd,
+}
+
+
+@pytest.mark.parametrize("text", [FASTA, FASTQ], ids=["fasta", "fastq"])
+@pytest.mark.parametrize("compression", COMPRESSORS)
+def test_content_tells_format_and_compression(text: bytes, compression: str, write: Write) -> None:
+    data = COMPRESSORS[compression](text)
+    reader = RecordReader(write(data), "dna")
+    assert list(reader) == RECORDS
+    assert reader.sha256 == hashlib.sha256(data).hexdigest()
+    assert (reader.num_bytes, reader.num_records) == (len(data), 2)
+
+
+def test_a_misleading_name_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "input.gz"
+    path.write_bytes(FASTA)
+    assert list(RecordReader(path, "dna")) == RECORDS
+
+
+@pytest.mark.parametrize("compression", COMPRESSORS)
+def test_standard_input(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = COMPRESSORS[compression](FASTA)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    reader = RecordReader("-", "dna")
+    assert list(reader) == RECORDS
+    assert reader.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_files_joined_after_compression(write: Write) -> None:
+    data = gzip.compress(b">a first\nACGT\n") + gzip.compress(b"acgt\n>b\nNNN\n")
+    reader = RecordReader(write(data), "dna")
+    assert list(reader) == RECORDS
+    assert reader.num_bytes == len(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FASTA.replace(b"\n", b"\r\n"),
+        FASTQ.replace(b"\n", b"\r\n"),
+        FASTA.replace(b"\n", b"\r"),
+        b"\n \n" + FASTA.replace(b"\n", b"\n\n"),
+        FASTA.rstrip(),
+        FASTQ.rstrip(),
+        b"\xef\xbb\xbf" + FASTA,
+        FASTQ + b"\n\n",
+    ],
+    ids=["crlf", "crlf-fastq", "cr", "blank-lines", "cut", "cut-fastq", "bom", "end-fastq"],
+)
+def test_unusual_line_endings(text: bytes, write: Write) -> None:
+    assert list(RecordReader(write(text), "dna")) == RECORDS
+
+
+def test_empty_records_are_records(write: Write) -> None:
+    assert list(RecordReader(write(b">a\n>b\n\n>c"), "dna")) == [
+        Record("a", ""),
+        Record("b", ""),
+        Record("c", ""),
+    ]
+    assert list(RecordReader(write(b"@a\n\n+\n\n@b\nA\n+\nI\n"), "dna")) == [
+        Record("a", ""),
+        Record("b", "A"),
+    ]
+
+
+def test_any_bytes_of_a_header_come_back(write: Write) -> None:
+    header = "é|x=1;\t→".encode() + b" \xff\xfe latin \xe9"
+    (record,) = RecordReader(write(b">" + header + b"\nACGT\n"), "dna")
+    assert record.header.encode("utf-8", "surrogateescape") == header
+    assert record.id == "é|x=1;"
+
+
+def test_a_header_line_of_a_megabyte(write: Write) -> None:
+    header = "id " + "x" * (1 << 20)
+    assert list(RecordReader(write(f">{header}\nACGT\n".encode()), "dna")) == [
+        Record(header, "ACGT")
+    ]
+
+
+@pytest.mark.parametrize("alphabet", ["dna", "protein"])
+def test_letters_of_each_alphabet(alphabet: Alphabet, write: Write) -> None:
+    letters = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": "ACDEFGHIKLMNPQRSTVWYBXZUOJ*-."}[alphabet]
+    (record,) = RecordReader(write(f">a\n{letters}{letters.lower()}\n".encode()), alphabet)
+    assert record.sequence == letters + letters.lower()
+
+
+BAD_INPUTS = {
+    "empty": (b"", "holds no records"),
+    "blank": (b"\n\n  \n", "holds no records"),
+    "empty gz": (gzip.compress(b""), "holds no records"),
+    "cut gz": (gzip.compress(FASTA * 9)[:-12], "damaged or was cut off"),
+    "cut bz2": (bz2.compress(FASTA)[:-5], "damaged or was cut off"),
+    "cut xz": (lzma.compress(FASTA)[:-5], "damaged or was cut off"),
+    "cut zst": (compress_zstd(FASTA)[:-3], "damaged or was cut off"),
+    "changed gz": (gzip.compress(FASTA)[:-8] + b"\0" * 8, "damaged or was cut off"),
+    "binary": (b"\x89HDF\r\n\x1a\n\0\0\0\0", "binary or UTF-16"),
+    "utf-16": (FASTA.decode().encode("utf-16"), "binary or UTF-16"),
+    "utf-16 without mark": (FASTA.decode().encode("utf-16-le"), "binary or UTF-16"),
+    "binary without NUL": (b"\x89PNG\r\n\x1a\n", "binary or UTF-16"),
+    "NUL in a header": (b">a\nA\n>b \0\nA\n", "line 3: the header has a NUL byte"),
+    "text first": (b"\nACGT\n>a\nACGT\n", "line 2: found 'ACGT' before the first header"),
+    "no id": (b">a\nACGT\n>\nACGT\n", "line 3: the header has no id"),
+    "blank id": (b"@ \nACGT\n+\nIIII\n", "line 1: the header has no id"),
+    "short quality": (b"@a\nA\n+\nI\n@b\nACGT\n+\nIII\n@c\nA\n+\nI\n", "line 5: .* is broken"),
+    "long quality": (b"@a\nACGT\n+\nIIIII\n", "line 1: .* is broken"),
+    "no quality": (b"@a\nA\n+\nI\n@b\nACGT\n", "line 5: .* is broken"),
+    "cut FASTQ": (b"@a\nA\n+\nI\n@b\nACGT\n+\n", "line 5: .* is broken"),
+    "FASTA in FASTQ": (b"@a\nA\n+\nI\n>b\nACGT\n", "line 1: .* is broken"),
+    "FASTQ in FASTA": (b">a\nA\n@b\nACGT\n+\nIIII\n", "line 1: record 'a' has '@'"),
+    "protein": (b">a\nACGT\n>p x\nMK\nTAYIE\n", "line 3: record 'p' has 'I' .*esm2"),
+    "stop": (b">p\nMKTA*\n", r"'\*' at position 5.*esm2"),
+    "digits": (b">a\n1 ACGT\n", "has '1' at position 1, which is not a nucleotide letter$"),
+    "not ascii": (">a\nACéGT\n".encode(), "has 'é' at position 3"),
+    "not text": (b">a\nAC\xff\n", r"has '\\udcff' at position 3"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_bad_input_is_explained(kind: str, write: Write) -> None:
+    data, message = BAD_INPUTS[kind]
+    path = write(data)
+    with pytest.raises(InputError, match=message) as caught:
+        list(RecordReader(path, "dna"))
+    assert str(caught.value).startswith(str(path))
+
+
+def test_proteins_are_checked_too(write: Write) -> None:
+    with pytest.raises(InputError, match="has '1' at position 4, which is not an amino acid"):
+        list(RecordReader(write(b">p\nMKT1\n"), "protein"))
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.fa: cannot be opened \(No such file"):
+        list(RecordReader(tmp_path / "nowhere.fa", "dna"))
+    with pytest.raises(InputError, match=r"cannot be opened \(Is a directory"):
+        list(RecordReader(tmp_path, "dna"))
+
+
+def test_records_before_a_fault_are_read(write: Write) -> None:
+    records = iter(RecordReader(write(FASTA + b">c\nACGT!\n"), "dna"))
+    assert [next(records), next(records)] == RECORDS
+    with pytest.raises(InputError, match="line 6"):
+        next(records)
+
+
+@pytest.mark.parametrize(
+    ("path", "stem"),
+    [
+        ("dir/contigs.fa", "contigs"),
+        ("reads.v2.FASTQ.gz", "reads.v2"),
+        ("a.fna.zst", "a"),
+        ("a.faa", "a"),
+        ("a.gz", "a"),
+        ("a.txt", "a.txt"),
+        ("sofa", "sofa"),
+        (".fa", ".fa"),
+        ("a.fa.fa", "a.fa"),
+    ],
+)
+def test_input_stem(path: str, stem: str) -> None:
+    assert input_stem(path) == stem
