@@ -14,6 +14,7 @@ from virnucpro import EmbedConfig, PredictConfig, embed, predict
 for settings in json.loads(Path(sys.argv[1]).read_text()):
     if "inputs" in settings:
         result = predict(PredictConfig(**settings))
-        print(f"<{result.num_records} records>", flush=True)
+        sys.stdout.write(f"<{result.num_records} records>\n")
+        sys.stdout.flush()
     else:
         embed(EmbedConfig(**settings))

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
-import pytest
-from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.batching import BatchSampler, measure_costs, plan_batches, unique_rows
+from virnucpro.batching import ClaimedBatches, measure_costs, plan_batches, unique_rows
 
 cost_lists = st.lists(st.integers(min_value=0, max_value=300), max_size=200)
 
@@ -19,7 +18,7 @@ def make_plan(costs: list[int], budget: int) -> Any:
 
 @given(costs=cost_lists, budget=st.integers(min_value=1, max_value=1000))
 def test_every_row_is_in_one_batch_within_the_budget(costs: list[int], budget: int) -> None:
-    batches = list(make_plan(costs, budget))
+    batches = [batch.tolist() for batch in make_plan(costs, budget)]
 
     assert sorted(row for batch in batches for row in batch) == [3 * i for i in range(len(costs))]
     for batch in batches:
@@ -47,28 +46,27 @@ def test_finished_rows_leave_the_composition_of_other_batches_alone(
     plan = make_plan(costs, budget)
     done = {3 * row for row in finished}
 
-    remaining = list(plan.without(np.asarray(sorted(done), dtype=np.int64)))
+    remaining = plan.without(np.asarray(sorted(done), dtype=np.int64))
 
     left = [[row for row in batch if row not in done] for batch in plan]
-    assert remaining == [batch for batch in left if batch]
+    assert [batch.tolist() for batch in remaining] == [batch for batch in left if batch]
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
-@given(costs=cost_lists)
-def test_accelerate_hands_every_batch_to_exactly_one_process(
-    num_processes: int, costs: list[int]
+@given(costs=cost_lists, turns=st.lists(st.integers(min_value=0, max_value=3), max_size=60))
+def test_every_batch_is_claimed_once_in_order_whoever_is_free(
+    costs: list[int], turns: list[int]
 ) -> None:
     plan = make_plan(costs, 400)
-    shards = [
-        list(BatchSamplerShard(BatchSampler(plan), num_processes, index, even_batches=False))
-        for index in range(num_processes)
-    ]
+    claim = itertools.count().__next__
+    processes = [ClaimedBatches(plan, claim) for _ in range(4)]
+    walks = [iter(process) for process in processes]
+    # Some take turns as they please, then the first takes what is left.
+    taken = [next(walks[turn], None) for turn in turns] + list(walks[0])
 
-    assert sorted(batch for shard in shards for batch in shard) == sorted(plan)
-    for index, shard in enumerate(shards):
-        rows, tokens = plan.share(index, num_processes)
-        assert rows.tolist() == [len(batch) for batch in shard]
-        assert tokens.tolist() == [sum(costs[row // 3] for row in batch) for batch in shard]
+    batches = [batch.tolist() for batch in taken if batch is not None]
+    assert batches == [batch.tolist() for batch in plan]
+    assert sorted(i for process in processes for i in process.claimed) == list(range(len(plan)))
+    assert sum(plan.cost(index) for index in range(len(plan))) == sum(costs)
 
 
 class ListSource:

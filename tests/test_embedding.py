@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,20 +15,21 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-from virnucpro.batching import unique_rows
+from virnucpro.batching import (
+    Batches,
+    ClaimedBatches,
+    measure_costs,
+    plan_batches,
+    unique_rows,
+)
 from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
-from virnucpro.embedding import (
-    EmbeddingJob,
-    Progress,
-    choose_precision,
-    make_accelerator,
-    make_loader,
-    plan_job,
-    run_embedding,
-)
-from virnucpro.errors import NonFiniteEmbeddingError, UsageError
+from virnucpro.devices import choose_precision, make_accelerator
+from virnucpro.embedding import EmbeddingJob, make_loader, run_embedding
+from virnucpro.errors import MemoryExhaustedError, NonFiniteEmbeddingError, UsageError
 from virnucpro.frame_store import build_record_store
+from virnucpro.monitoring import PassStatus
+from virnucpro.session import run_job
 from virnucpro.testing import ToyBackend, write_toy_weights
 
 NUM_RECORDS = 300
@@ -98,13 +100,19 @@ def embed_alone(job: EmbeddingJob) -> np.ndarray:
         return torch.cat([encoder(batch) for batch in batches]).numpy()
 
 
+def plan(job: EmbeddingJob) -> Batches:
+    assert job.batch_tokens is not None
+    costs = measure_costs(job.backend.token_cost, job.source, job.rows)
+    return plan_batches(job.rows, costs, job.batch_tokens)
+
+
 class Interrupts:
     """A listener that presses Ctrl-C after some batches."""
 
     def __init__(self, num_batches: int) -> None:
         self.num_left = num_batches
 
-    def __call__(self, update: Progress) -> None:
+    def __call__(self, update: PassStatus) -> None:
         self.num_left -= 1
         if self.num_left == 0:
             raise KeyboardInterrupt
@@ -127,12 +135,12 @@ def test_no_budget_loses_or_doubles_rows(accelerator, job, batch_tokens: int) ->
 
 
 def test_the_loader_keeps_batches_of_varying_size(accelerator, job: EmbeddingJob) -> None:
-    batches = plan_job(job, "cpu")
-    loader = make_loader(job, batches, CPU, accelerator)
+    claims = ClaimedBatches(plan(job), itertools.count().__next__)
+    loader = make_loader(job, claims, CPU, accelerator)
     # Accelerate drops rows where a sampler of such batches has this attribute.
     assert not hasattr(loader.batch_sampler, "batch_size")
-    loaded = [batch.rows.tolist() for batch in accelerator.prepare(loader)]
-    assert loaded == list(batches)
+    loaded = [batch.rows.tolist() for batch in loader]
+    assert loaded == [batch.tolist() for batch in plan(job)]
     assert len({len(rows) for rows in loaded}) > 3
 
 
@@ -146,7 +154,7 @@ def test_workers_change_nothing(accelerator, job: EmbeddingJob, tmp_path: Path) 
 
 def test_finished_parts_are_not_done_again(accelerator, job: EmbeddingJob) -> None:
     run_embedding(accelerator, job, CPU)
-    updates: list[Progress] = []
+    updates: list[PassStatus] = []
     assert run_embedding(accelerator, job, CPU, updates.append).num_rows == 0
     assert len(finished_parts(job.parts_dir)) == 1
     assert updates == []
@@ -170,20 +178,22 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(accelerator, job, tmp_path
 def test_an_interrupted_run_keeps_what_it_had(accelerator, job: EmbeddingJob) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_embedding(accelerator, job, CPU, Interrupts(4))
-    first_batches = list(plan_job(replace(job, parts_dir=job.parts_dir / "none"), "cpu"))[:4]
-    assert stored_rows(job) == sorted(row for batch in first_batches for row in batch)
+    batches = plan(job)
+    assert stored_rows(job) == sorted(row for index in range(4) for row in batches[index].tolist())
 
 
 def test_progress_adds_up(accelerator, job: EmbeddingJob) -> None:
-    updates: list[Progress] = []
+    updates: list[PassStatus] = []
     run_embedding(accelerator, job, CPU, updates.append)
-    assert len(updates) == len(plan_job(replace(job, parts_dir=job.parts_dir / "none"), "cpu"))
+    assert len(updates) == len(plan(job))
     assert {update.name for update in updates} == {"toy embeddings"}
-    assert {update.total for update in updates} == {sum(len(job.source[row]) for row in job.rows)}
-    assert {update.rows_total for update in updates} == {len(job.rows)}
-    done = [(update.done, update.rows_done) for update in updates]
+    assert {update.total_cost for update in updates} == {
+        sum(len(job.source[row]) for row in job.rows)
+    }
+    assert {update.total_rows for update in updates} == {len(job.rows)}
+    done = [(update.cost, update.num_rows) for update in updates]
     assert done == sorted(set(done))
-    assert done[-1] == (updates[-1].total, updates[-1].rows_total)
+    assert done[-1] == (updates[-1].total_cost, updates[-1].total_rows)
 
 
 def test_a_row_that_becomes_nan_is_named(accelerator, job: EmbeddingJob, tmp_path: Path) -> None:
@@ -232,3 +242,65 @@ def test_a_gpu_that_is_not_there() -> None:
 def test_one_process_computes_on_one_device(accelerator) -> None:
     with pytest.raises(UsageError, match="already computes on cpu; start a new process"):
         make_accelerator(ComputeConfig(device="cuda"))
+
+
+# Out of memory
+
+
+class SmallDevice(ToyBackend):
+    """A toy whose device holds so many tokens; a larger batch fails as CUDA does."""
+
+    num_tokens = 300
+
+    def load_encoder(self, weights, **how):
+        encoder = super().load_encoder(weights, **how)
+
+        def encode(batch):
+            if len(batch.rows) * batch.max_length > self.num_tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            return encoder(batch)
+
+        return encode
+
+
+def test_batches_that_do_not_fit_are_split(accelerator, job: EmbeddingJob, tmp_path, caplog):
+    run_embedding(accelerator, job, CPU)
+    device = SmallDevice()
+    device.num_tokens = max(len(job.source[row]) for row in job.rows)
+    small = replace(job, backend=device, parts_dir=tmp_path / "small")
+    summary = run_embedding(accelerator, small, CPU)
+    assert summary.failed_rows == ()
+    assert summary.budget_tokens < 1_000
+    assert stored_rows(small) == stored_rows(job)
+    np.testing.assert_allclose(stored_embeddings(small), stored_embeddings(job), atol=1e-6)
+    assert "process 0 on cpu ran out of memory on 2 sequences of up to" in caplog.text
+    # It learns: most of the later batches are split before they fail.
+    assert caplog.text.count("ran out of memory") < len(plan(job)) / 2
+
+
+def test_what_does_not_fit_alone_is_reported(accelerator, job: EmbeddingJob, caplog) -> None:
+    small = replace(job, backend=SmallDevice())
+    summary = run_embedding(accelerator, small, CPU)
+    too_long = [row for row in job.rows.tolist() if len(job.source[row]) > 300]
+    assert sorted(summary.failed_rows) == too_long
+    assert caplog.text.count("has not the memory for a single sequence") == len(too_long)
+    assert stored_rows(small) == sorted(set(job.rows.tolist()) - set(too_long))
+
+
+def test_nothing_fits(accelerator, job: EmbeddingJob) -> None:
+    device = SmallDevice()
+    device.num_tokens = 0
+    with pytest.raises(MemoryExhaustedError, match="not one of 270 sequences fits the memory of"):
+        run_job(replace(job, backend=device), CPU, accelerator, None)
+
+
+def test_other_errors_are_not_taken_for_it(accelerator, job: EmbeddingJob) -> None:
+    class Broken(ToyBackend):
+        def load_encoder(self, weights, **how):
+            def encode(batch):
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+            return encode
+
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        run_embedding(accelerator, replace(job, backend=Broken()), CPU)

@@ -15,7 +15,7 @@ import pytest
 from xopen import xopen
 
 from virnucpro.errors import InputError
-from virnucpro.fasta import RecordReader, input_stem
+from virnucpro.fasta import RecordReader
 from virnucpro.interface import Alphabet
 from virnucpro.records import Record
 
@@ -192,21 +192,3 @@ def test_records_before_a_fault_are_read(write: Write) -> None:
     assert [next(records), next(records)] == RECORDS
     with pytest.raises(InputError, match="line 6"):
         next(records)
-
-
-@pytest.mark.parametrize(
-    ("path", "stem"),
-    [
-        ("dir/contigs.fa", "contigs"),
-        ("reads.v2.FASTQ.gz", "reads.v2"),
-        ("a.fna.zst", "a"),
-        ("a.faa", "a"),
-        ("a.gz", "a"),
-        ("a.txt", "a.txt"),
-        ("sofa", "sofa"),
-        (".fa", ".fa"),
-        ("a.fa.fa", "a.fa"),
-    ],
-)
-def test_input_stem(path: str, stem: str) -> None:
-    assert input_stem(path) == stem

@@ -13,6 +13,7 @@ import pytest
 
 from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, finished_rows
 from virnucpro.errors import CheckpointError, NonFiniteEmbeddingError
+from virnucpro.monitoring import PassStatus
 from virnucpro.part_writer import PartWriter
 
 DIM = 3
@@ -37,6 +38,10 @@ def batch(*rows: int) -> tuple[Array, Callable[[], Array]]:
     return row_array, lambda: embed(row_array)
 
 
+def make_status() -> PassStatus:
+    return PassStatus("toy embeddings", total_rows=0, total_cost=0, budget_tokens=0)
+
+
 def embed(rows: Array) -> Array:
     return np.outer(rows + 1, [1, 0.5, 0.25]).astype(np.float32)
 
@@ -46,7 +51,7 @@ def rows_of_parts(directory: Path) -> list[list[int]]:
 
 
 def test_a_part_ends_with_the_batch_that_fills_it(tmp_path: Path) -> None:
-    with PartWriter(tmp_path, 4, IDENTITY, rows_per_part=4) as writer:
+    with PartWriter(tmp_path, 4, IDENTITY, make_status(), rows_per_part=4) as writer:
         for rows in ((0, 1, 2), (5, 3), (4,), (6,)):
             writer.put(*batch(*rows))
     assert [path.name for path in finished_parts(tmp_path)] == [
@@ -60,7 +65,7 @@ def test_a_part_ends_with_the_batch_that_fills_it(tmp_path: Path) -> None:
 
 
 def test_a_part_also_ends_when_it_is_old(tmp_path: Path) -> None:
-    with PartWriter(tmp_path, 0, IDENTITY, seconds_per_part=0) as writer:
+    with PartWriter(tmp_path, 0, IDENTITY, make_status(), seconds_per_part=0) as writer:
         for row in range(3):
             writer.put(*batch(row))
     assert rows_of_parts(tmp_path) == [[0], [1], [2]]
@@ -68,13 +73,13 @@ def test_a_part_also_ends_when_it_is_old(tmp_path: Path) -> None:
 
 def test_parts_are_numbered_on(tmp_path: Path) -> None:
     for row in range(2):
-        with PartWriter(tmp_path, 0, IDENTITY) as writer:
+        with PartWriter(tmp_path, 0, IDENTITY, make_status()) as writer:
             writer.put(*batch(row))
     assert rows_of_parts(tmp_path) == [[0], [1]]
 
 
 def test_nothing_handed_over_is_nothing_written(tmp_path: Path) -> None:
-    with PartWriter(tmp_path, 0, IDENTITY):
+    with PartWriter(tmp_path, 0, IDENTITY, make_status()):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -82,15 +87,15 @@ def test_nothing_handed_over_is_nothing_written(tmp_path: Path) -> None:
 def test_a_slow_disk_holds_the_device_back(tmp_path: Path) -> None:
     disk_is_ready = threading.Event()
     num_accepted = 0
+    status = make_status()
 
     def compute() -> None:
         nonlocal num_accepted
-        with PartWriter(tmp_path, 0, IDENTITY) as writer:
+        with PartWriter(tmp_path, 0, IDENTITY, status) as writer:
             for row in range(100):
                 rows, fetch = batch(row)
                 writer.put(rows, lambda fetch=fetch: disk_is_ready.wait() and fetch())
                 num_accepted += 1
-            assert writer.seconds_blocked > 0
 
     device = threading.Thread(target=compute, daemon=True)
     device.start()
@@ -102,6 +107,8 @@ def test_a_slow_disk_holds_the_device_back(tmp_path: Path) -> None:
     device.join(PATIENCE_S)
     assert not device.is_alive()
     assert num_accepted == 100
+    assert status.device_seconds >= 0.2
+    assert status.disk_seconds > 0
     assert rows_of_parts(tmp_path) == [list(range(100))]
 
 
@@ -111,7 +118,10 @@ def put_and_interrupt(writer: PartWriter, rows: Array, fetch: Callable[[], Array
 
 
 def test_whatever_ends_the_run_what_was_handed_over_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), PartWriter(tmp_path, 0, IDENTITY) as writer:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        PartWriter(tmp_path, 0, IDENTITY, make_status()) as writer,
+    ):
         put_and_interrupt(writer, *batch(7, 8))
     assert rows_of_parts(tmp_path) == [[7, 8]]
 
@@ -124,7 +134,7 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path, bad: float) 
     message = r"toy in fp16 returned NaN or infinity for 2 of 3 sequences \(first row: 30\)"
     with (
         pytest.raises(NonFiniteEmbeddingError, match=message),
-        PartWriter(tmp_path, 0, IDENTITY) as writer,
+        PartWriter(tmp_path, 0, IDENTITY, make_status()) as writer,
     ):
         writer.put(rows, lambda: embeddings)
     assert finished_parts(tmp_path) == []
@@ -143,7 +153,9 @@ def test_what_fails_in_the_thread_ends_the_loop(
     (tmp_path / "file").touch()
     with (
         pytest.raises(CheckpointError, match="cannot be written"),
-        PartWriter(tmp_path / "file" / "parts", 0, IDENTITY, rows_per_part=1) as writer,
+        PartWriter(
+            tmp_path / "file" / "parts", 0, IDENTITY, make_status(), rows_per_part=1
+        ) as writer,
     ):
         put_until_refused(writer)
     assert caplog.messages == []  # said once, by the error
@@ -156,7 +168,7 @@ def test_a_second_trouble_does_not_hide_the_first(
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(KeyboardInterrupt),
-        PartWriter(tmp_path / "file" / "parts", 0, IDENTITY) as writer,
+        PartWriter(tmp_path / "file" / "parts", 0, IDENTITY, make_status()) as writer,
     ):
         put_and_interrupt(writer, *batch(0))
     (message,) = caplog.messages

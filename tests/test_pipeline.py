@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import logging
@@ -10,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.plugins import TOY_PLUGIN, install_project
 from tests.runs import (
@@ -158,6 +160,7 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
         "duplicate_ids": 1,
         "chunks": sum(int(row["num_chunks"]) for row in read_table(golden_run.layout.records_tsv)),
         "frames": len(read_table(golden_run.layout.prediction_results)),
+        "unscored_frames": 0,
         "virus": golden_run.num_virus,
         "others": golden_run.num_others,
         "none": golden_run.num_none,
@@ -313,7 +316,7 @@ def test_another_backend_is_asked_for_by_its_name(predict_into, reads, tmp_path)
 def test_existing_results_are_left_alone(predict_into, reads):
     first = predict_into("out", reads)
     before = {path: path.stat().st_mtime for path in first.output_dir.rglob("*")}
-    with pytest.raises(OutputExistsError, match="--resume.*--force.*-o"):
+    with pytest.raises(OutputExistsError, match=r"--resume.*--force.*-o"):
         predict_into("out", reads)
     assert before == {path: path.stat().st_mtime for path in first.output_dir.rglob("*")}
 
@@ -372,8 +375,8 @@ def test_progress_reaches_the_end_of_each_pass(reads, demo_weights, tmp_path):
     last = {progress.name: progress for progress in seen}
     assert list(last) == ["DNA embeddings", "protein embeddings"]
     for name, alphabet in zip(last, ("dna", "protein"), strict=True):
-        assert last[name].done == last[name].total
-        assert last[name].rows_done == len(rows_of(config.output_dir, alphabet))
+        assert last[name].cost == last[name].total_cost
+        assert last[name].num_rows == len(rows_of(config.output_dir, alphabet))
 
 
 def test_predict_leaves_the_callers_logging_alone(predict_into, reads):
@@ -389,3 +392,38 @@ def test_python_virnucpro_from_a_checkout(predict_into, reads, demo_weights, tmp
     wanted = predict_into("in_process", reads)
     assert read_tables(tmp_path / "by_path") == read_tables(wanted.output_dir)
     assert parts_of(tmp_path / "by_path").keys() == parts_of(wanted.output_dir).keys()
+
+
+def test_a_frame_that_does_not_fit_marks_its_record(
+    reads, demo_weights, tmp_path, monkeypatch, caplog
+):
+    """The longest frames of one record do not fit, as with a GPU too small for them."""
+    from virnucpro_esm2 import backend
+
+    load_encoder = type(backend).load_encoder
+
+    def load_small_device(self, weights, **how):
+        encoder = load_encoder(self, weights, **how)
+
+        def encode(batch):
+            if len(batch.rows) * batch.max_length > 150:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            return encoder(batch)
+
+        return encode
+
+    monkeypatch.setattr(type(backend), "load_encoder", load_small_device)
+    (tmp_path / "long.fa").write_text(">long\n" + "ATG" * 166 + "\n")
+    inputs = (str(reads), str(tmp_path / "long.fa"))
+    config = PredictConfig(inputs=inputs, output_dir=tmp_path / "out", device="cpu", **demo_weights)
+    result = predict(config)
+    lines = {line["record_id"]: line for line in read_table(result.layout.records_tsv)}
+    assert lines["long"]["reason"] == "out_of_memory"
+    assert lines["long"]["call"] == "none"
+    assert result.num_unscored_frames == int(lines["long"]["num_frames"])
+    assert [line["reason"] for name, line in lines.items() if name != "long"].count(
+        "out_of_memory"
+    ) == 0
+    monkeypatch.undo()
+    again = predict(dataclasses.replace(config, resume=True))
+    assert again.num_unscored_frames == 0

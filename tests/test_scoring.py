@@ -145,3 +145,25 @@ def test_a_million_frames_take_less_than_two_seconds() -> None:
     chunks = call_chunks(scores, first)
     call_records(chunks, np.arange(len(first)), np.full(len(num_frames), 150))
     assert time.perf_counter() - start < 2
+
+
+def test_frames_without_scores_are_left_out_and_their_records_say_so():
+    unknown = [np.nan, np.nan]
+    scores = np.array([[0.3, 0.7], unknown, unknown, [0.9, 0.1]], dtype=np.float32)
+    # Record 0: chunks with frames 0-1 and 2; record 1: frame 3; record 2: nothing open.
+    chunks = call_chunks(scores, np.array([0, 2, 3, 4, 4]))
+    assert chunks.is_open.tolist() == [True, False, True, False]
+    assert chunks.num_unscored.tolist() == [1, 1, 0, 0]
+    records = call_records(chunks, np.array([0, 2, 3, 4]), np.array([900, 400, 400]))
+    assert records.num_frames.tolist() == [3, 1, 0]
+    assert records.num_open_chunks.tolist() == [1, 1, 0]
+    assert records.call.tolist() == ["virus", "others", "none"]
+    assert records.reason.tolist() == ["out_of_memory", "-", "no_open_frame"]
+
+
+def test_a_record_without_any_score_has_no_call():
+    chunks = call_chunks(np.full((1, 2), np.nan, np.float32), np.array([0, 1]))
+    records = call_records(chunks, np.array([0, 1]), np.array([500]))
+    assert records.call.tolist() == ["none"]
+    assert records.reason.tolist() == ["out_of_memory"]
+    assert np.isnan(records.score[0])

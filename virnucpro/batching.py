@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +37,8 @@ def measure_costs(
 class Batches:
     """Batches of rows, longest sequences first.
 
-    The first batch is the largest in memory, so that a budget too big for the device fails at
-    once and not after hours; and the shortest come last, so that processes finish together.
+    The first batch holds the longest sequences, so that what does not fit the device shows at once
+    and not after hours; the shortest come last, so that processes finish together.
 
     Attributes:
         rows: Every row once, sorted by falling cost.
@@ -52,10 +53,13 @@ class Batches:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __iter__(self) -> Iterator[list[int]]:
-        # Lists, because Accelerate asks a batch for its truth, which an array refuses.
-        for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True):
-            yield self.rows[start:stop].tolist()
+    def __getitem__(self, index: int) -> IntArray:
+        """Return the rows of one batch."""
+        return self.rows[self.starts[index] : self.starts[index + 1]]
+
+    def cost(self, index: int) -> int:
+        """Return what the rows of one batch cost, in tokens."""
+        return int(self.costs[self.starts[index] : self.starts[index + 1]].sum())
 
     def without(self, finished: IntArray) -> Batches:
         """Return the batches less the rows in `finished`, their composition otherwise kept.
@@ -65,12 +69,6 @@ class Batches:
         kept = ~np.isin(self.rows, finished)
         starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
         return Batches(self.rows[kept], self.costs[kept], np.unique(starts))
-
-    def share(self, process_index: int, num_processes: int) -> tuple[IntArray, IntArray]:
-        """Return (rows, tokens) of each batch that one of several processes takes in turn."""
-        totals = np.concatenate([[0], np.cumsum(self.costs)])
-        mine = slice(process_index, None, num_processes)
-        return np.diff(self.starts)[mine], np.diff(totals[self.starts])[mine]
 
 
 def plan_batches(rows: IntArray, costs: IntArray, budget_tokens: int) -> Batches:
@@ -89,21 +87,30 @@ def plan_batches(rows: IntArray, costs: IntArray, budget_tokens: int) -> Batches
     return Batches(rows[order], sorted_costs, np.asarray(starts, dtype=np.int64))
 
 
-class BatchSampler:
-    """Hands batches to a DataLoader.
+class ClaimedBatches:
+    """Hands a DataLoader the batches that this process claims, one after the other.
 
-    It has no `batch_size` on purpose: Accelerate drops rows from batches of varying size if a
+    All processes take from one list, longest first, each whenever it is free: greedy list
+    scheduling, which balances equal and unequal devices alike. The loader's look-ahead decides how
+    far claims run ahead of the work.
+
+    It has no `batch_size` on purpose: Accelerate loses rows of batches of varying size if a
     sampler has one.
+
+    Attributes:
+        claimed: Indices of the claimed batches, which the loader returns in this order; whoever
+            receives the batches takes them from the left.
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, claim: Callable[[], int]) -> None:
+        self._batches = batches
+        self._claim = claim
+        self.claimed: deque[int] = deque()
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+    def __iter__(self) -> Iterator[IntArray]:
+        while (index := self._claim()) < len(self._batches):
+            self.claimed.append(index)
+            yield self._batches[index]
 
 
 class RowsDataset:
@@ -115,7 +122,6 @@ class RowsDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, rows: Sequence[int]) -> tuple[IntArray, list[str]]:
+    def __getitems__(self, rows: IntArray) -> tuple[IntArray, list[str]]:
         """Return the rows and their sequences."""
-        row_array = np.asarray(rows, dtype=np.int64)
-        return row_array, self.source.get_many(row_array)
+        return rows, self.source.get_many(rows)

@@ -15,10 +15,20 @@ from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, read_identity
 from virnucpro.config import STDIN, EmbedConfig
-from virnucpro.embedding import EmbeddingJob, ProgressListener, choose_precision, make_accelerator
-from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
+from virnucpro.devices import choose_precision, make_accelerator
+from virnucpro.embedding import EmbeddingJob
+from virnucpro.errors import CheckpointError, IncompleteError, OutputExistsError, UsageError
 from virnucpro.frame_store import RecordStore, build_record_store, open_record_store
-from virnucpro.session import Clock, Model, ending_together, locked, open_model, run_job
+from virnucpro.monitoring import ProgressListener
+from virnucpro.session import (
+    Clock,
+    Model,
+    check_shared_directory,
+    ending_together,
+    locked,
+    open_model,
+    run_job,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +70,15 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             logger.info("%s: is finished already", config.output_path)
         else:
             with clock.time(job.name):
-                run_job(job, config, accelerator, on_progress)
+                summaries = run_job(job, config, accelerator, on_progress)
+            failed = [row for summary in summaries for row in summary.failed_rows]
             if accelerator.is_main_process:
-                _join_parts(config.output_path, store, job)
+                _join_parts(config.output_path, store, job, failed)
+            if failed:
+                raise IncompleteError(
+                    f"{config.output_path}: written without {len(failed)} sequences that do not "
+                    "fit the memory of a device; use a device with more, and --force"
+                )
         accelerator.wait_for_everyone()
     return config.output_path
 
@@ -91,18 +107,20 @@ def _is_finished(path: Path, identity: Identity) -> bool:
         return False
 
 
-def _join_parts(path: Path, store: RecordStore, job: EmbeddingJob) -> None:
-    """Write the embeddings of all records that are not empty, in input order."""
-    rows = np.flatnonzero(store.record_lengths > 0)
-    if len(rows) < store.num_records:
+def _join_parts(path: Path, store: RecordStore, job: EmbeddingJob, failed: list[int]) -> None:
+    """Write the embeddings of all records that have one, in input order."""
+    representatives = np.asarray(job.source.representatives)
+    is_empty = store.record_lengths == 0
+    rows = np.flatnonzero(~is_empty & ~np.isin(representatives, failed))
+    if is_empty.any():
         logger.warning(
             "%d of %d records are empty and have no embedding",
-            store.num_records - len(rows),
+            is_empty.sum(),
             store.num_records,
         )
     reader = EmbeddingReader(finished_parts(job.parts_dir))
     blocks = (
-        reader.gather(job.source.representatives[rows[start : start + _ROWS_AT_ONCE]])
+        reader.gather(representatives[rows[start : start + _ROWS_AT_ONCE]])
         for start in range(0, len(rows), _ROWS_AT_ONCE)
     )
     ids = [store.record_id(row) for row in rows.tolist()]
@@ -114,6 +132,7 @@ def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator)
     """Hold the working directory beside the output, and remove it once the output is whole."""
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
+        check_shared_directory(accelerator, work_dir)
         yield
         return
     if config.input != STDIN and config.output_path.resolve() == Path(config.input).resolve():
@@ -129,6 +148,7 @@ def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator)
         if not config.resume:
             _clear(work_dir)
         accelerator.wait_for_everyone()
+        check_shared_directory(accelerator, work_dir)
         yield
     shutil.rmtree(work_dir)
 

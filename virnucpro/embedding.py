@@ -1,67 +1,52 @@
-"""The embedding loop: a prepared loader in, checkpoint parts out.
+"""The embedding loop: a loader in, checkpoint parts out.
 
-Accelerate owns the processes, their devices and the loader. Each process embeds the batches that
-fall to it and writes parts of its own; nothing is exchanged inside the loop, because processes
-have different numbers of batches.
+Each process claims batches, embeds them and writes parts of its own; nothing is exchanged inside
+the loop but the claims, because processes work at their own speeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 
 from virnucpro.batching import (
     Batches,
-    BatchSampler,
+    ClaimedBatches,
     IntArray,
     RowsDataset,
     measure_costs,
     plan_batches,
 )
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
+from virnucpro.claims import make_counter
 from virnucpro.config import ComputeConfig
-from virnucpro.errors import MemoryExhaustedError, UsageError
+from virnucpro.devices import DTYPES, is_out_of_memory, measure_free_memory
 from virnucpro.frame_store import SequenceSource
-from virnucpro.interface import Attention, Backend, Collator, TokenBatch, Weights
+from virnucpro.interface import Attention, Backend, Collator, Encoder, TokenBatch, Weights
+from virnucpro.monitoring import PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 # Throughput hardly changes from 8,000 tokens on an H200; on a CPU small batches stay in the cache.
-DEFAULT_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
+MOST_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 
-# The processes wait for each other at the ends of a pass, which may lie hours apart; one that dies
-# takes the launch down, so nobody waits for the dead.
-_COLLECTIVE_TIMEOUT = timedelta(days=7)
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far this process is in one pass; costs are in tokens."""
-
-    name: str
-    done: int
-    total: int
-    rows_done: int
-    rows_total: int
-
-
-ProgressListener = Callable[[Progress], None]
+_PROBE_TOKENS = 2_048
+_MEMORY_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +57,7 @@ class EmbeddingJob:
         name: For people, for example `DNA embeddings`.
         rows: The rows of the source to embed.
         parts_dir: Where the parts go, and where finished ones are found.
-        batch_tokens: Token budget of a batch; None for the device's default.
+        batch_tokens: Token budget of a batch; None for what the devices can hold.
     """
 
     name: str
@@ -92,75 +77,26 @@ class EmbeddingSummary:
     Attributes:
         num_rows: Rows that this process embedded now.
         num_tokens: Their tokens, special ones included.
+        failed_rows: Rows that do not fit the device, even alone.
+        budget_tokens: Of a batch, at the end.
         load_seconds: From the start of the pass to the first batch.
         loop_seconds: From the first batch to the last part on disk.
         data_seconds: Of the loop, waiting for the loader.
-        disk_seconds: Of the loop, waiting for the disk.
+        device_seconds: Of the loop, the writer waiting for the device; on a CPU, in the encoder.
+        disk_seconds: Of the loop, writing parts; the device goes on meanwhile.
         peak_memory_bytes: Most that was allocated on the GPU; 0 on a CPU.
     """
 
     num_rows: int = 0
     num_tokens: int = 0
+    failed_rows: tuple[int, ...] = ()
+    budget_tokens: int = 0
     load_seconds: float = 0.0
     loop_seconds: float = 0.0
     data_seconds: float = 0.0
+    device_seconds: float = 0.0
     disk_seconds: float = 0.0
     peak_memory_bytes: int = 0
-
-
-def make_accelerator(compute: ComputeConfig) -> Accelerator:
-    """Return the Accelerator of this process on the device that the settings name.
-
-    In a launch of several processes, which GPU each one has is Accelerate's choice.
-
-    Raises:
-        UsageError: The device is not there, or this Python process already computes on another.
-    """
-    device = compute.device
-    if compute.expandable_segments:
-        # Read when CUDA starts, so set before anything touches it.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    wanted = None if device == "auto" else torch.device(device)
-    num_gpus = torch.cuda.device_count()
-    if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
-        raise UsageError(
-            f"device {device}: this machine shows {num_gpus} CUDA GPUs; "
-            "choose another, or the device cpu"
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if wanted is not None and wanted.index is not None and not launched:
-        # Accelerate's own way of naming one device; it counts for the first Accelerator only.
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device
-        torch.cuda.set_device(wanted)
-    accelerator = Accelerator(
-        # Said even where there is no GPU: Accelerate otherwise makes each process a run of its own.
-        cpu=not num_gpus if wanted is None else wanted.type == "cpu",
-        dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
-    )
-    if wanted is not None and wanted.type != accelerator.device.type:
-        raise UsageError(
-            f"device {device} was asked for, but this process already computes on "
-            f"{accelerator.device}; start a new process, or launch for that device"
-        )
-    return accelerator
-
-
-def choose_precision(precision: str, accelerator: Accelerator) -> str:
-    """Return `precision`, or for `auto` the best that every process's device has.
-
-    bf16 from NVIDIA's compute capability 8.0 on, fp16 on older GPUs, fp32 on a CPU.
-    """
-    if precision != "auto":
-        return precision
-    if accelerator.device.type != "cuda":
-        mine = "fp32"
-    else:
-        capable = torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
-        mine = "bf16" if capable else "fp16"
-    # Embeddings of one run share one precision, or they would not be comparable.
-    found = set(gather_object([mine]))
-    return next(choice for choice in ("fp32", "fp16", "bf16") if choice in found)
 
 
 def run_embedding(
@@ -173,36 +109,48 @@ def run_embedding(
 
     Every process calls it; all return when all are done.
 
+    Args:
+        accelerator: Of this process.
+        job: What to embed.
+        compute: How.
+        on_progress: Called after each batch of this process.
+
     Raises:
-        MemoryExhaustedError: A batch does not fit the device.
         NonFiniteEmbeddingError: The encoder returned NaN or infinity.
     """
     began = time.monotonic()
-    batches = plan_job(job, accelerator.device.type)
+    finished = finished_rows(finished_parts(job.parts_dir))
     summary = EmbeddingSummary()
-    if len(batches):
-        loader = accelerator.prepare(make_loader(job, batches, compute, accelerator))
+    if len(np.setdiff1d(job.rows, finished)):
         encoder = job.backend.load_encoder(
             job.weights,
             dtype=DTYPES[job.identity.precision],
             device=accelerator.device,
             attention=cast("Attention", compute.attention),
         )
-        share = batches.share(accelerator.process_index, accelerator.num_processes)
-        loop = _Loop(accelerator, job, compute, share, on_progress)
-        with _explained_memory_errors(job, accelerator.device), torch.inference_mode():
-            summary = loop.run(loader, encoder, began)
-    accelerator.wait_for_everyone()
+        batches, budget = _plan(accelerator, job, encoder, finished)
+        claims = ClaimedBatches(batches, make_counter(accelerator))
+        status = PassStatus(job.name, len(batches.rows), int(batches.costs.sum()), budget)
+        loop = _Loop(accelerator, job, compute, batches, claims, status, on_progress)
+        with torch.inference_mode():
+            summary = loop.run(make_loader(job, claims, compute, accelerator), encoder, began)
+        status.state = "waiting"
+        accelerator.wait_for_everyone()
+        status.state = "done"
     return summary
 
 
-def plan_job(job: EmbeddingJob, device_type: str) -> Batches:
-    """Return the batches of the job that remain to be computed, the same in every process."""
+def _plan(
+    accelerator: Accelerator, job: EmbeddingJob, encoder: Encoder, finished: IntArray
+) -> tuple[Batches, int]:
+    """Return the batches that remain to be computed and their budget, the same in every process."""
     costs = measure_costs(job.backend.token_cost, job.source, job.rows)
-    budget = job.batch_tokens or DEFAULT_BATCH_TOKENS[device_type]
-    planned = plan_batches(job.rows, costs, budget)
-    finished = finished_rows(finished_parts(job.parts_dir))
-    remaining = planned.without(finished)
+    budget = job.batch_tokens
+    if budget is None:
+        # One plan for all: a larger GPU gains next to nothing from larger batches, and takes more
+        # of them instead.
+        budget = min(gather_object([choose_budget(accelerator.device, job, encoder, costs)]))
+    remaining = plan_batches(job.rows, costs, budget).without(finished)
     logger.info(
         "%s: %d distinct of %d sequences, %d already done, %d batches of up to %d tokens to do",
         job.name,
@@ -212,7 +160,32 @@ def plan_job(job: EmbeddingJob, device_type: str) -> Batches:
         len(remaining),
         budget,
     )
-    return remaining
+    return remaining, budget
+
+
+def choose_budget(
+    device: torch.device, job: EmbeddingJob, encoder: Encoder, costs: IntArray
+) -> int:
+    """Return how many tokens a batch may have so that the device's free memory holds it.
+
+    What a token takes is measured on a small batch of the longest sequences, which take most.
+    """
+    most = MOST_BATCH_TOKENS[device.type]
+    if device.type != "cuda":
+        return most
+    longest = max(1, int(costs.max()))
+    rows = job.rows[np.argsort(-costs, kind="stable")[: max(1, _PROBE_TOKENS // longest)]]
+    batch = job.backend.load_collator(job.weights)(rows, job.source.get_many(rows))
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    try:
+        with torch.inference_mode():
+            encoder(send_to_device(batch, device))
+    except torch.OutOfMemoryError:
+        return longest  # the loop goes on from there, one sequence at a time
+    taken = max(1, torch.cuda.max_memory_allocated(device) - before)
+    affordable = _MEMORY_SHARE * measure_free_memory(device) / taken * len(rows) * longest
+    return int(min(most, max(longest, affordable)))
 
 
 class _Collate:
@@ -225,26 +198,48 @@ class _Collate:
         return self.collator(*fetched)
 
 
+def _leave_signals_to_parent(worker_id: int) -> None:
+    """Let a loader's worker outlive SIGTERM and Ctrl-C, which often reach all processes at once.
+
+    It ends with its loader. If it died before, the loader would raise, amid the clean ending.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def make_loader(
-    job: EmbeddingJob, batches: Batches, compute: ComputeConfig, accelerator: Accelerator
+    job: EmbeddingJob, claims: ClaimedBatches, compute: ComputeConfig, accelerator: Accelerator
 ) -> DataLoader[TokenBatch]:
-    """Return the loader of all processes' batches; `accelerator.prepare` splits it."""
+    """Return the prepared loader of the batches that this process claims."""
     on_gpu = accelerator.device.type == "cuda"
     num_workers = compute.dataloader_workers
     if num_workers is None:
         # On a CPU the model needs the cores; on a GPU, tokenizing must stay ahead of it.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         num_workers = min(4, max(1, (os.cpu_count() or 1) // local - 1)) if on_gpu else 0
-    return DataLoader(
+    loader: DataLoader[TokenBatch] = DataLoader(
         RowsDataset(job.source),  # type: ignore[arg-type]
-        batch_sampler=BatchSampler(batches),
+        batch_sampler=claims,  # type: ignore[arg-type]
         collate_fn=_Collate(job.backend.load_collator(job.weights)),
         num_workers=num_workers,
         # A forked worker would inherit CUDA, which does not survive it.
         multiprocessing_context="spawn" if num_workers else None,
-        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_leave_signals_to_parent,
+        # One batch a worker is ahead enough, and what is claimed ahead is late at the end.
+        prefetch_factor=1 if num_workers else None,
         pin_memory=on_gpu if compute.pin_memory is None else compute.pin_memory and on_gpu,
     )
+    # The claims have distributed the batches: for the loader this is the only process.
+    prepared: DataLoader[TokenBatch] = prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        even_batches=False,
+        non_blocking=True,
+    )
+    return prepared
 
 
 class _Loop:
@@ -255,67 +250,134 @@ class _Loop:
         accelerator: Accelerator,
         job: EmbeddingJob,
         compute: ComputeConfig,
-        share: tuple[IntArray, IntArray],
+        batches: Batches,
+        claims: ClaimedBatches,
+        status: PassStatus,
         on_progress: ProgressListener | None,
     ) -> None:
-        self.accelerator = accelerator
+        self.process_index = accelerator.process_index
         self.device = accelerator.device
         self.job = job
-        self.compute = compute
-        self.rows_done, self.cost_done = (np.cumsum(part) for part in share)
+        self.clear_interval = compute.cache_clear_interval
+        self.batches = batches
+        self.claimed = claims.claimed
+        self.status = status
         self.on_progress = on_progress
+        self.failed_rows: list[int] = []
+        # Of a batch, B times its longest squared: short sequences are not held to what long ones
+        # take, whose attention may go by their square.
+        self.most_area: float = math.inf
         self.on_gpu = self.device.type == "cuda"
         self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
         self.download = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
-        self.data_seconds = 0.0
 
-    def run(self, loader: Any, encoder: Any, began: float) -> EmbeddingSummary:
-        num_rows = num_tokens = 0
+    def run(
+        self, loader: DataLoader[TokenBatch], encoder: Encoder, began: float
+    ) -> EmbeddingSummary:
+        status = self.status
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         loop_began: float | None = None
-        writer = PartWriter(self.job.parts_dir, self.accelerator.process_index, self.job.identity)
+        writer = PartWriter(self.job.parts_dir, self.process_index, self.job.identity, status)
         with writer:
-            for number, batch in enumerate(self._batches(loader), start=1):
+            for batch in self._receive(loader):
                 loop_began = loop_began or time.monotonic()
-                writer.put(batch.rows, self._fetcher(encoder(batch)))
-                num_rows += len(batch.rows)
-                num_tokens += len(batch.token_ids_T)
-                self._report(number)
-                interval = self.compute.cache_clear_interval
-                if self.on_gpu and interval and number % interval == 0:
+                status.state = "embedding"
+                for piece, embeddings in self._embed(encoder, batch):
+                    writer.put(piece.rows, self._fetcher(embeddings))
+                cost = self.batches.cost(self.claimed.popleft())
+                status.count_batch(len(batch.rows), len(batch.token_ids_T), cost)
+                if self.on_progress is not None:
+                    self.on_progress(dataclasses.replace(status))
+                interval = self.clear_interval
+                if self.on_gpu and interval and status.num_batches % interval == 0:
                     torch.cuda.empty_cache()
         ended = time.monotonic()
         loop_began = loop_began or ended
         return EmbeddingSummary(
-            num_rows=num_rows,
-            num_tokens=num_tokens,
+            num_rows=status.num_rows - len(self.failed_rows),
+            num_tokens=status.num_tokens,
+            failed_rows=tuple(self.failed_rows),
+            budget_tokens=status.budget_tokens,
             load_seconds=loop_began - began,
             loop_seconds=ended - loop_began,
-            data_seconds=self.data_seconds,
-            disk_seconds=writer.seconds_blocked,
+            data_seconds=status.data_seconds,
+            device_seconds=status.device_seconds,
+            disk_seconds=status.disk_seconds,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if self.on_gpu else 0,
         )
 
-    def _batches(self, loader: Any) -> Iterator[TokenBatch]:
+    def _receive(self, loader: DataLoader[TokenBatch]) -> Iterator[TokenBatch]:
         """Yield batches on the device, their copies issued on a stream of their own."""
         batches = iter(loader)
-        first = True
         while True:
             began = time.monotonic()
             with torch.cuda.stream(self.upload):
                 batch = next(batches, None)
-            if not first:
-                self.data_seconds += time.monotonic() - began
-            first = False
             if batch is None:
                 return
+            if self.status.state == "embedding":  # waiting for the first is loading
+                self.status.data_seconds += time.monotonic() - began
             if self.upload is not None:
                 current = torch.cuda.current_stream(self.device)
                 current.wait_stream(self.upload)
                 for tensor in (batch.token_ids_T, batch.lengths_B):
                     tensor.record_stream(current)
             yield batch
+
+    def _embed(
+        self, encoder: Encoder, batch: TokenBatch
+    ) -> Iterator[tuple[TokenBatch, torch.Tensor]]:
+        """Yield the batch with its embeddings, in pieces where the device cannot hold it whole."""
+        alone = len(batch.rows) == 1
+        if alone or _area(batch) <= self.most_area:
+            embeddings = self._try(encoder, batch)
+            if embeddings is not None:
+                yield batch, embeddings
+                return
+            self._make_room(batch)
+        if alone:
+            self.failed_rows.append(int(batch.rows[0]))
+            return
+        for half in _halve(batch):
+            yield from self._embed(encoder, half)
+
+    def _try(self, encoder: Encoder, batch: TokenBatch) -> torch.Tensor | None:
+        """Return the embeddings, or None if the memory does not suffice."""
+        began = time.monotonic()
+        try:
+            return encoder(batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            if not self.on_gpu:
+                self.status.device_seconds += time.monotonic() - began
+
+    def _make_room(self, batch: TokenBatch) -> None:
+        """Note that a batch does not fit, so that no other of its size is tried."""
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+        where = (self.job.name, self.process_index, self.device)
+        if len(batch.rows) == 1:
+            logger.warning(
+                "%s: process %d on %s has not the memory for a single sequence of %d tokens, which "
+                "is left out (row %d)",
+                *where,
+                batch.max_length,
+                batch.rows[0],
+            )
+            return
+        self.most_area = _area(batch) / 2
+        self.status.budget_tokens = len(batch.rows) * batch.max_length // 2
+        logger.warning(
+            "%s: process %d on %s ran out of memory on %d sequences of up to %d tokens; it goes on "
+            "with batches of half the size",
+            *where,
+            len(batch.rows),
+            batch.max_length,
+        )
 
     def _fetcher(self, embeddings_BE: torch.Tensor) -> Callable[[], FloatArray]:
         """Start the copy to the host and return what waits for it, to be called in the writer."""
@@ -335,26 +397,23 @@ class _Loop:
 
         return fetch
 
-    def _report(self, num_batches: int) -> None:
-        if self.on_progress is not None:
-            rows, cost = self.rows_done, self.cost_done
-            here = num_batches - 1
-            self.on_progress(
-                Progress(
-                    self.job.name, int(cost[here]), int(cost[-1]), int(rows[here]), int(rows[-1])
-                )
-            )
+
+def _area(batch: TokenBatch) -> int:
+    return len(batch.rows) * batch.max_length**2
 
 
-@contextmanager
-def _explained_memory_errors(job: EmbeddingJob, device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info(device)
-        budget = job.batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
-        raise MemoryExhaustedError(
-            f"{job.name}: {device} ran out of memory with batches of {budget} tokens "
-            f"({free / 2**30:.1f} of {total / 2**30:.1f} GiB free now); finished parts are kept: "
-            "give a smaller token budget and --resume"
-        ) from error
+def _halve(batch: TokenBatch) -> Iterator[TokenBatch]:
+    """Yield the first and the second half of a batch of several sequences."""
+    half = len(batch.rows) // 2
+    num_tokens = int(batch.lengths_B[:half].sum())
+    for sequences, tokens in (
+        (slice(half), slice(num_tokens)),
+        (slice(half, None), slice(num_tokens, None)),
+    ):
+        lengths = batch.lengths_B[sequences]
+        yield TokenBatch(
+            token_ids_T=batch.token_ids_T[tokens],
+            lengths_B=lengths,
+            max_length=int(lengths.max()),
+            rows=batch.rows[sequences],
+        )

@@ -56,6 +56,12 @@ class MemoryExhaustedError(VirnucproError):
     exit_code = 4
 
 
+class IncompleteError(VirnucproError):
+    """Everything was written but what a device had not the memory for."""
+
+    exit_code = 2
+
+
 class Terminated(BaseException):
     """SIGTERM arrived: finished parts are kept, and the command ends with 143.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import re
 import string
 import sys
 from collections.abc import Iterator
@@ -31,14 +30,6 @@ _VALID_BYTES = {
     name: (letters + letters.lower()).encode("ascii") for name, letters in _LETTERS.items()
 }
 _ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
-_ENDINGS = re.compile(
-    r"(?<=.)(\.(fa|fasta|fna|ffn|faa|fas|fq|fastq))?(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
-)
-
-
-def input_stem(path: str | Path) -> str:
-    """Return a sequence file's name without directory and endings: `a` for `in/a.fasta.gz`."""
-    return _ENDINGS.sub("", Path(path).name, count=1)
 
 
 class RecordReader:

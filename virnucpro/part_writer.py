@@ -15,6 +15,7 @@ import numpy as np
 
 from virnucpro.checkpoints.parts import Identity, next_part_number, part_name, write_part
 from virnucpro.errors import NonFiniteEmbeddingError
+from virnucpro.monitoring import PassStatus
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -29,10 +30,8 @@ class PartWriter:
 
     A context manager. Leaving it, also by an exception, writes what has been handed over, so that
     an interrupted run keeps all that it computed. The queue is bounded: a disk slower than the
-    device holds the device back instead of filling the memory.
-
-    Attributes:
-        seconds_blocked: How long `put` waited for the disk.
+    device holds the device back instead of filling the memory. How long the thread waits for the
+    device and for the disk is counted in `status`.
     """
 
     def __init__(
@@ -40,6 +39,7 @@ class PartWriter:
         directory: Path,
         process_index: int,
         identity: Identity,
+        status: PassStatus,
         *,
         rows_per_part: int = 10_000,
         seconds_per_part: float = 300.0,
@@ -47,6 +47,7 @@ class PartWriter:
         self._directory = directory
         self._process_index = process_index
         self._identity = identity
+        self._status = status
         self._rows_per_part = rows_per_part
         self._seconds_per_part = seconds_per_part
         self._number = next_part_number(directory, process_index)
@@ -59,7 +60,6 @@ class PartWriter:
             _MAX_WAITING_BATCHES
         )
         self._thread = threading.Thread(target=self._run, name="part-writer", daemon=True)
-        self.seconds_blocked = 0.0
 
     def __enter__(self) -> PartWriter:
         self._thread.start()
@@ -87,9 +87,7 @@ class PartWriter:
         """
         if self._failure is not None:
             raise self._failure
-        began = time.monotonic()
         self._queue.put((rows, fetch))
-        self.seconds_blocked += time.monotonic() - began
 
     def _run(self) -> None:
         # After a failure the queue is still emptied, or `put` would wait for ever.
@@ -106,7 +104,9 @@ class PartWriter:
             self._failure = error
 
     def _collect(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
+        began = time.monotonic()
         embeddings = fetch()
+        self._status.device_seconds += time.monotonic() - began
         bad = ~np.isfinite(embeddings).all(axis=1)
         if bad.any():
             raise NonFiniteEmbeddingError(
@@ -126,6 +126,7 @@ class PartWriter:
     def _write(self) -> None:
         if not self._rows:
             return
+        began = time.monotonic()
         write_part(
             self._directory,
             part_name(self._process_index, self._number),
@@ -133,5 +134,6 @@ class PartWriter:
             np.concatenate(self._embeddings),
             self._identity,
         )
+        self._status.disk_seconds += time.monotonic() - began
         self._number += 1
         self._rows, self._embeddings, self._num_rows = [], [], 0

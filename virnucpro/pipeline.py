@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts
 from virnucpro.classifier import Classifier, load_classifier
 from virnucpro.config import STDIN, PredictConfig
-from virnucpro.embedding import EmbeddingJob, ProgressListener, choose_precision, make_accelerator
+from virnucpro.devices import choose_precision, make_accelerator
+from virnucpro.embedding import EmbeddingJob, EmbeddingSummary
 from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.frame_store import FrameStore, build_frame_store, open_frame_store
 from virnucpro.interface import Alphabet
 from virnucpro.logs import log_to_file
+from virnucpro.monitoring import ProgressListener
 from virnucpro.results import (
     write_fasta,
     write_highest_scores,
@@ -35,7 +38,15 @@ from virnucpro.results import (
     write_run_json,
 )
 from virnucpro.scoring import RecordCalls, call_chunks, call_records
-from virnucpro.session import Clock, Model, ending_together, locked, open_model, run_job
+from virnucpro.session import (
+    Clock,
+    Model,
+    check_shared_directory,
+    ending_together,
+    locked,
+    open_model,
+    run_job,
+)
 from virnucpro.weights import digest_files
 
 logger = logging.getLogger(__name__)
@@ -56,6 +67,7 @@ class PredictResult:
         layout: The paths of every file of the run.
         num_records: Input records; `num_virus`, `num_others` and `num_none` add up to it.
         num_frames: Open frames.
+        num_unscored_frames: Those that a device had not the memory for.
         seconds: Wall time of the whole run.
     """
 
@@ -65,6 +77,7 @@ class PredictResult:
     num_others: int
     num_none: int
     num_frames: int
+    num_unscored_frames: int
     seconds: float
 
     @property
@@ -114,9 +127,10 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
         result = None
         if accelerator.is_main_process:
             with clock.time("scores and tables"):
-                frame_scores = _score_frames(store, jobs, classifier)
+                failed = [_failed_rows(clock.passes[job.name]) for job in jobs]
+                frame_scores = _score_frames(store, jobs, failed, classifier)
                 calls = _write_tables(layout, config, store, frame_scores)
-            result = _summarize(layout, store, calls, clock)
+            result = _summarize(layout, store, calls, frame_scores, clock)
             run = _describe_run(
                 config, accelerator, store, models, classifier, precision, result, clock
             )
@@ -132,6 +146,7 @@ def _claim_run(
     """Hold the run directory, cleared if that was asked for, and log into it."""
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
+        check_shared_directory(accelerator, layout.output_dir)
         yield
         return
     directory = layout.output_dir
@@ -152,6 +167,7 @@ def _claim_run(
             layout.clear()
         with log_to_file(layout.run_log):
             accelerator.wait_for_everyone()
+            check_shared_directory(accelerator, layout.output_dir)
             yield
 
 
@@ -231,19 +247,30 @@ def _make_frame_job(
     )
 
 
+def _failed_rows(summaries: Sequence[EmbeddingSummary]) -> list[int]:
+    return [row for summary in summaries for row in summary.failed_rows]
+
+
 def _score_frames(
-    store: FrameStore, jobs: Sequence[EmbeddingJob], classifier: Classifier
+    store: FrameStore,
+    jobs: Sequence[EmbeddingJob],
+    failed: Sequence[list[int]],
+    classifier: Classifier,
 ) -> npt.NDArray[np.float32]:
-    """Return float32 (F, 2): P(others) and P(virus) of every open frame, in row order."""
+    """Return float32 (F, 2): P(others) and P(virus) of every open frame, in row order.
+
+    Frames that a device had not the memory for, in one pass or the other, have NaN.
+    """
     readers = [EmbeddingReader(finished_parts(job.parts_dir)) for job in jobs]
-    scores = np.empty((store.num_frames, 2), dtype=np.float32)
+    scores = np.full((store.num_frames, 2), np.nan, dtype=np.float32)
     for start in range(0, store.num_frames, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, store.num_frames))
+        block = slice(start, min(start + _ROWS_AT_ONCE, store.num_frames))
+        rows = [job.source.representatives[block] for job in jobs]
+        is_there = ~np.logical_or(*map(np.isin, rows, failed))
         features = [
-            reader.gather(job.source.representatives[rows])
-            for reader, job in zip(readers, jobs, strict=True)
+            reader.gather(wanted[is_there]) for reader, wanted in zip(readers, rows, strict=True)
         ]
-        scores[rows] = classifier.score(np.concatenate(features, axis=1))
+        scores[block][is_there] = classifier.score(np.concatenate(features, axis=1))
     return scores
 
 
@@ -254,9 +281,9 @@ def _write_tables(
     frame_scores: npt.NDArray[np.float32],
 ) -> RecordCalls:
     layout.merged_dir.mkdir(exist_ok=True)
-    write_prediction_results(
-        layout.prediction_results, _in_blocks(store.frame_ids, store.num_frames), frame_scores
-    )
+    is_scored = ~np.isnan(frame_scores[:, 0])
+    frame_ids = compress(_in_blocks(store.frame_ids, store.num_frames), is_scored)
+    write_prediction_results(layout.prediction_results, frame_ids, frame_scores[is_scored])
     chunks = call_chunks(frame_scores, store.chunk_first_frame)
     write_highest_scores(
         layout.highest_scores,
@@ -320,7 +347,11 @@ def _in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[st
 
 
 def _summarize(
-    layout: RunLayout, store: FrameStore, calls: RecordCalls, clock: Clock
+    layout: RunLayout,
+    store: FrameStore,
+    calls: RecordCalls,
+    frame_scores: npt.NDArray[np.float32],
+    clock: Clock,
 ) -> PredictResult:
     words, counts = np.unique(calls.call, return_counts=True)
     num = dict(zip(words.tolist(), counts.tolist(), strict=True))
@@ -331,6 +362,7 @@ def _summarize(
         num_others=num.get("others", 0),
         num_none=num.get("none", 0),
         num_frames=store.num_frames,
+        num_unscored_frames=int(np.isnan(frame_scores[:, 0]).sum()),
         seconds=clock.seconds,
     )
 
@@ -366,6 +398,7 @@ def _describe_run(
             "duplicate_ids": store.num_duplicate_ids,
             "chunks": store.num_chunks,
             "frames": result.num_frames,
+            "unscored_frames": result.num_unscored_frames,
             "virus": result.num_virus,
             "others": result.num_others,
             "none": result.num_none,

@@ -18,15 +18,18 @@ Ints = npt.NDArray[np.int64]
 Words = np.ndarray[Any, np.dtype[np.object_]]
 
 _CALLS: Words = np.array(["none", "others", "virus"], dtype=object)
-_REASONS: Words = np.array(["-", "empty", "too_short", "no_open_frame"], dtype=object)
+_REASONS: Words = np.array(
+    ["-", "empty", "too_short", "out_of_memory", "no_open_frame"], dtype=object
+)
 
 
 class ChunkCalls(NamedTuple):
     """One entry for each chunk, in input order.
 
     Attributes:
-        is_open: Whether the chunk has an open frame; the scores of others are NaN.
+        is_open: Whether the chunk has a scored open frame; the scores of others are NaN.
         num_frames: Its open frames.
+        num_unscored: Those of its open frames without scores.
         max_others: float32, the largest P(others) of its frames.
         max_virus: float32, the largest P(virus) of its frames.
         is_virus: Whether `max_virus >= max_others`.
@@ -34,6 +37,7 @@ class ChunkCalls(NamedTuple):
 
     is_open: Bools
     num_frames: Ints
+    num_unscored: Ints
     max_others: npt.NDArray[np.float32]
     max_virus: npt.NDArray[np.float32]
     is_virus: Bools
@@ -49,7 +53,8 @@ class RecordCalls(NamedTuple):
         num_viral_chunks: Open chunks that are called viral.
         score: float64, the mean of its open chunks' scores; NaN when there is no call.
         call: `virus`, `others`, or `none`.
-        reason: Why there is no call: `empty`, `too_short` or `no_open_frame`; `-` for a call.
+        reason: Why there is no call: `empty`, `too_short` or `no_open_frame`; `out_of_memory` where
+            frames of the record have no scores, also if the others give it a call; else `-`.
     """
 
     num_chunks: Ints
@@ -65,18 +70,28 @@ def call_chunks(frame_scores: npt.NDArray[np.float32], chunk_first_frame: Ints) 
     """Return the original VirNucPro's call for each of C chunks.
 
     Args:
-        frame_scores: float32 (F, 2), P(others) and P(virus) of each open frame.
+        frame_scores: float32 (F, 2), P(others) and P(virus) of each open frame; NaN where they are
+            not known.
         chunk_first_frame: int64 (C + 1); chunk c has the frames from its entry to the next.
     """
     num_frames = np.diff(chunk_first_frame)
-    is_open = num_frames > 0
+    has_frames = num_frames > 0
     # Chunks without frames are left out: reduceat would give them their neighbour's frame.
+    first_frames = chunk_first_frame[:-1][has_frames]
     max_scores = np.full((len(num_frames), 2), np.nan, np.float32)
-    if is_open.any():
-        first_frames = chunk_first_frame[:-1][is_open]
-        max_scores[is_open] = np.maximum.reduceat(frame_scores, first_frames, axis=0)
+    num_unscored = np.zeros(len(num_frames), np.int64)
+    if len(first_frames):
+        max_scores[has_frames] = np.fmax.reduceat(frame_scores, first_frames, axis=0)
+        num_unscored[has_frames] = np.add.reduceat(np.isnan(frame_scores[:, 0]), first_frames)
     max_others, max_virus = np.ascontiguousarray(max_scores.T)
-    return ChunkCalls(is_open, num_frames, max_others, max_virus, max_virus >= max_others)
+    return ChunkCalls(
+        is_open=num_frames > num_unscored,
+        num_frames=num_frames,
+        num_unscored=num_unscored,
+        max_others=max_others,
+        max_virus=max_virus,
+        is_virus=max_virus >= max_others,
+    )
 
 
 def call_records(
@@ -104,12 +119,12 @@ def call_records(
         return np.asarray(sums, np.float64)
 
     num_open_chunks = sum_over_chunks(chunks.is_open)
+    is_too_short = length_bp < max(min_length_bp, CODON_BP)
+    is_unscored = sum_over_chunks(chunks.num_unscored) > 0
     reason_code = np.select(
-        [length_bp == 0, length_bp < max(min_length_bp, CODON_BP), num_open_chunks == 0],
-        [1, 2, 3],
-        default=0,
+        [length_bp == 0, is_too_short, is_unscored, num_open_chunks == 0], [1, 2, 3, 4], default=0
     )
-    has_call = reason_code == 0
+    has_call = (num_open_chunks > 0) & ~is_too_short
     score = np.full(num_records, np.nan)
     total = sum_over_chunks(np.where(chunks.is_open, score_chunks(chunks), 0.0))
     np.divide(total, num_open_chunks, out=score, where=has_call)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import atexit
 import logging
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 
-from virnucpro.checkpoints.parts import Identity, collect_parts
+from virnucpro.checkpoints.parts import Identity, collect_parts, finished_parts
 from virnucpro.config import ComputeConfig
-from virnucpro.embedding import EmbeddingJob, EmbeddingSummary, ProgressListener, run_embedding
-from virnucpro.errors import UsageError, VirnucproError, WeightsError
+from virnucpro.devices import machine_name
+from virnucpro.embedding import EmbeddingJob, EmbeddingSummary, run_embedding
+from virnucpro.errors import MemoryExhaustedError, UsageError, VirnucproError, WeightsError
 from virnucpro.interface import Alphabet, Weights
+from virnucpro.monitoring import ProgressListener
 from virnucpro.registry import LoadedBackend, load_backend
+
+_VISIBILITY_SECONDS = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -136,15 +141,53 @@ def open_model(accelerator: Accelerator, backend_name: str, location: str) -> Mo
         WeightsError: The weights cannot be used, or differ between machines.
     """
     loaded = load_backend(backend_name)
-    with accelerator.local_main_process_first():
-        weights = loaded.backend.open_weights(location)
-    identities = {found.identity for found in gather_object([weights])}
-    if len(identities) > 1:
+    # One process of each machine downloads and digests, and tells the others.
+    weights = loaded.backend.open_weights(location) if accelerator.is_local_main_process else None
+    found: list[tuple[str, Weights]] = gather_object([(machine_name(), weights)])
+    of_machine = {machine: weights for machine, weights in found if weights is not None}
+    identities = {machine: weights.identity for machine, weights in of_machine.items()}
+    if len(set(identities.values())) > 1:
+        listing = ", ".join(f"{machine} has {identity}" for machine, identity in identities.items())
         raise WeightsError(
-            f"{location}: differs between the machines of this launch ({', '.join(identities)}); "
-            "give all of them the same weights"
+            f"{location}: differs between the machines of this launch ({listing}); give all of "
+            "them the same weights"
         )
-    return Model(loaded, weights)
+    return Model(loaded, of_machine[machine_name()])
+
+
+def check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
+    """Make sure that all machines of a launch see the directory which the main process made.
+
+    Raises:
+        UsageError: Some do not.
+    """
+    if accelerator.num_processes == 1:
+        return
+    path = directory / ".launch"
+    (token,) = broadcast_object_list([uuid.uuid4().hex])
+    if accelerator.is_main_process:
+        path.write_text(token)
+    accelerator.wait_for_everyone()
+    found = gather_object([(machine_name(), _appears(path, token))])
+    blind = sorted({machine for machine, sees in found if not sees})
+    if accelerator.is_main_process:
+        path.unlink()
+    if blind:
+        raise UsageError(
+            f"{directory.resolve()}: not to be seen from {', '.join(blind)}; give an output "
+            "directory on a file system that all machines of the launch share"
+        )
+
+
+def _appears(path: Path, content: str) -> bool:
+    """Wait a moment for a file: network file systems may remember that it was not there."""
+    deadline = time.monotonic() + _VISIBILITY_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            if path.read_text() == content:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def run_job(
@@ -159,7 +202,7 @@ def run_job(
 
     Raises:
         IdentityMismatchError: There are parts of another run.
-        MemoryExhaustedError: A batch does not fit the device.
+        MemoryExhaustedError: Not one sequence fits the devices.
         NonFiniteEmbeddingError: The encoder returned NaN or infinity.
     """
     if accelerator.is_main_process:
@@ -167,4 +210,10 @@ def run_job(
     accelerator.wait_for_everyone()
     summary = run_embedding(accelerator, job, compute, on_progress)
     summaries: list[EmbeddingSummary] = gather_object([summary])
+    num_failed = sum(len(summary.failed_rows) for summary in summaries)
+    if num_failed and not finished_parts(job.parts_dir):
+        raise MemoryExhaustedError(
+            f"{job.name}: not one of {num_failed} sequences fits the memory of "
+            f"{accelerator.device}; use a device with more, or smaller weights, and --resume"
+        )
     return summaries

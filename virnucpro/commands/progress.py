@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro.embedding import Progress, ProgressListener
+    from virnucpro.monitoring import PassStatus, ProgressListener
 
 
 @contextmanager
@@ -29,9 +29,13 @@ def progress_bars(*, wanted: bool) -> Iterator[ProgressListener | None]:
         console=Console(stderr=True),
     )
 
-    def show(update: Progress) -> None:
-        rows = f"{update.rows_done:,} of {update.rows_total:,}"
-        state: dict[str, Any] = {"completed": update.done, "total": update.total, "rows": rows}
+    def show(update: PassStatus) -> None:
+        rows = f"{update.num_rows:,} of {update.total_rows:,}"
+        state: dict[str, Any] = {
+            "completed": update.cost,
+            "total": update.total_cost,
+            "rows": rows,
+        }
         if update.name not in tasks:
             tasks[update.name] = bars.add_task(update.name, **state)
         bars.update(tasks[update.name], **state)

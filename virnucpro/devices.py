@@ -1,0 +1,91 @@
+"""The device of each process, and what it is good for: Accelerate, precision, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
+from accelerate.utils.memory import should_reduce_batch_size
+
+from virnucpro.config import ComputeConfig
+from virnucpro.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The processes wait for each other at the ends of a pass, which may lie hours apart; one that dies
+# takes the launch down, so nobody waits for the dead.
+_COLLECTIVE_TIMEOUT = timedelta(days=7)
+
+
+def make_accelerator(compute: ComputeConfig) -> Accelerator:
+    """Return the Accelerator of this process on the device that the settings name.
+
+    In a launch of several processes, which GPU each one has is Accelerate's choice.
+
+    Raises:
+        UsageError: The device is not there, or this Python process already computes on another.
+    """
+    device = compute.device
+    if compute.expandable_segments:
+        # Read when CUDA starts, so set before anything touches it.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    wanted = None if device == "auto" else torch.device(device)
+    num_gpus = torch.cuda.device_count()
+    if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
+        raise UsageError(
+            f"device {device}: this machine shows {num_gpus} CUDA GPUs; "
+            "choose another, or the device cpu"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if wanted is not None and wanted.index is not None and not launched:
+        # Accelerate's own way of naming one device; it counts for the first Accelerator only.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+        torch.cuda.set_device(wanted)
+    accelerator = Accelerator(
+        # Said even where there is no GPU: Accelerate otherwise makes each process a run of its own.
+        cpu=not num_gpus if wanted is None else wanted.type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
+    )
+    if wanted is not None and wanted.type != accelerator.device.type:
+        raise UsageError(
+            f"device {device} was asked for, but this process already computes on "
+            f"{accelerator.device}; start a new process, or launch for that device"
+        )
+    return accelerator
+
+
+def choose_precision(precision: str, accelerator: Accelerator) -> str:
+    """Return `precision`, or for `auto` the best that every process's device has.
+
+    bf16 from NVIDIA's compute capability 8.0 on, fp16 on older GPUs, fp32 on a CPU.
+    """
+    if precision != "auto":
+        return precision
+    if accelerator.device.type != "cuda":
+        mine = "fp32"
+    else:
+        capable = torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
+        mine = "bf16" if capable else "fp16"
+    # Embeddings of one run share one precision, or they would not be comparable.
+    found = set(gather_object([mine]))
+    return next(choice for choice in ("fp32", "fp16", "bf16") if choice in found)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error of torch means that a smaller batch might pass."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def measure_free_memory(device: torch.device) -> int:
+    """Return the bytes that this process could still allocate on a GPU."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def machine_name() -> str:
+    """Return what to call this machine: distinct in a launch, even where hosts are named alike."""
+    return f"{platform.node()} (machine {os.environ.get('GROUP_RANK', '0')})"
