@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -179,11 +180,16 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifie
     Raises:
         ClassifierError: The file is missing, damaged or unsafe, or holds something else.
     """
+    state, metadata = read_state(path)
+    with _explaining(path):
+        return Classifier(state, metadata, digest_files([path]), device)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn whatever reading a classifier raises into one error that names it."""
     try:
-        state, metadata = _read_file(path)
-        return Classifier(
-            _check_state(path, state, metadata), metadata, digest_files([path]), device
-        )
+        yield
     except ClassifierError:
         raise
     except WeightsError as error:
@@ -192,6 +198,17 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifie
         # A damaged or hostile file can hold any type anywhere, and break the readers in any way.
         reason = str(error) or type(error).__name__
         raise ClassifierError(f"{path}: cannot be read as a classifier ({reason})") from error
+
+
+def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | None]:
+    """Return the tensors of the classifier in `path`, and what it was made for if that is told.
+
+    Raises:
+        ClassifierError: As `load_classifier`.
+    """
+    with _explaining(path):
+        state, metadata = _read_file(path)
+        return _check_state(path, state, metadata), metadata
 
 
 def save_classifier(

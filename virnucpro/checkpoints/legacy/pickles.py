@@ -1,0 +1,178 @@
+"""Reading what `torch.save` wrote, as NumPy arrays, without running anything that a file names.
+
+A `.pt` file is a zip archive: `data.pkl` holds the objects, `data/KEY` the numbers of a tensor
+(https://docs.pytorch.org/docs/stable/notes/serialization.html). torch's own weights-only loader
+does not read pickle protocol 4, in which the fork's v2.0 wrote, and does not compare checksums.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from virnucpro.errors import CheckpointError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# fmt: off
+_OPCODES = (
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+    "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
+    "SHORT_BINBYTES", "BINBYTES8", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1",
+    "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT",
+    "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
+)
+# fmt: on
+"""Enough for containers, tensors and arrays; the others make objects, or claim memory at once."""
+
+
+def is_zip(path: Path) -> bool:
+    """Tell whether `path` is a zip archive, as every file of torch.save since 1.6 is."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def read_torch_file(path: Path) -> Any:
+    """Return the object in a file of `torch.save`, its tensors and arrays as NumPy arrays.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds more than numbers, text and containers;
+            nothing of it was run. The message leaves it to the caller to name the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = _check_archive(path, archive)
+            return _Unpickler(archive, root).load()
+    except CheckpointError:
+        raise
+    except MemoryError:
+        raise CheckpointError("does not fit this machine's memory") from None
+    except Exception as error:  # a damaged or hostile file breaks the readers in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"cannot be read as a file of torch.save ({reason}); it is damaged or holds "
+            "more than numbers, text and containers"
+        ) from error
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> str:
+    """Return the directory within the archive, after refusing one that is not torch's."""
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError("is compressed, which torch.save never does; refused")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError("claims to hold more than its size; refused")
+    names = [entry.filename for entry in entries]
+    roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
+    if len(roots) != 1 or len(set(names)) != len(names):
+        raise CheckpointError("a zip archive, but not one of torch.save")
+    if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
+        raise CheckpointError("was written on a big-endian machine, which is not read")
+    return roots[0]
+
+
+class _Unpickler(pickle._Unpickler):
+    """Reads the objects; the pure Python one, because only there opcodes can be left out."""
+
+    dispatch: ClassVar = {
+        code[0]: pickle._Unpickler.dispatch[code[0]]
+        for code in (getattr(pickle, name) for name in _OPCODES)
+    }
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        self._read_storage = functools.cache(
+            lambda key: archive.read(f"{root}/data/{key}")  # which compares the CRC-32
+        )
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f"{module}.{name}"
+        if full_name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[full_name]
+        if full_name not in _FUNCTIONS:
+            raise CheckpointError(
+                f"refused, because it names {full_name}, and loading it could run code"
+            )
+        # A new one each time: a pickle may set attributes, which then go with it.
+        return functools.partial(_FUNCTIONS[full_name])
+
+    def persistent_load(self, saved_id: Any) -> Array:
+        kind, dtype, key, _, num_items = saved_id
+        if kind != "storage":
+            raise ValueError(f"unknown persistent id {kind!r}")
+        return np.frombuffer(self._read_storage(key), dtype, num_items)
+
+
+def _rebuild_tensor(
+    storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
+) -> Array:
+    # NumPy refuses what reaches beyond the storage; strides of 0 would make much of little.
+    if any(stride < 1 for stride, size in zip(strides, shape, strict=True) if size > 1):
+        raise ValueError("a tensor that repeats its numbers")
+    size = storage.itemsize
+    return np.ndarray(
+        shape, storage.dtype, storage, offset * size, tuple(stride * size for stride in strides)
+    )
+
+
+class _Dtype:
+    """Stands for a numpy.dtype, whose own unpickling could be made to corrupt memory."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.dtype = {"f2": "<f2", "f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "b1": "?"}[
+            name
+        ]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in "<|":
+            raise ValueError("numbers in big-endian order")
+
+
+class PickledArray:
+    """Stands for a numpy.ndarray, for the same reason; `numpy.asarray` makes one of it."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array: Array = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, content = state
+        numbers = np.frombuffer(content, dtype.dtype)
+        self.array = numbers.reshape(shape, order="F" if is_fortran else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.array, dtype, copy=bool(copy))
+
+
+def _make_scalar(dtype: _Dtype, content: bytes) -> Any:
+    return np.frombuffer(content, dtype.dtype, 1)[0].item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    return text.encode({"latin1": "latin1"}[encoding])
+
+
+_STORAGE_DTYPES = {
+    "torch.FloatStorage": "<f4",
+    "torch.DoubleStorage": "<f8",
+    "torch.HalfStorage": "<f2",
+    "torch.LongStorage": "<i8",
+    # Named as an argument only.
+    "numpy.ndarray": "ndarray",
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "collections.OrderedDict": dict,
+    "numpy.dtype": _Dtype,
+    "_codecs.encode": _encode,
+    # NumPy 2 moved these.
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy.core.multiarray.scalar": _make_scalar,
+    "numpy._core.multiarray._reconstruct": PickledArray,
+    "numpy._core.multiarray.scalar": _make_scalar,
+}

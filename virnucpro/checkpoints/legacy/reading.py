@@ -1,0 +1,172 @@
+"""Telling what a file of features is, from its contents, and reading it as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from virnucpro.checkpoints.legacy.pickles import is_zip, read_torch_file
+from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document, FormatVersionError
+from virnucpro.checkpoints.parts import FORMAT_NAME, Identity, check_part, read_identity
+from virnucpro.errors import CheckpointError
+
+_ROWS_AT_A_TIME = 8192
+
+UNKNOWN = "unknown (migrated)"
+"""Stands in an identity for what old files do not tell."""
+
+MIXED_IDS = (
+    "a run of v2.0 that was resumed may have paired ids with the wrong embeddings, and nothing in "
+    "the file tells; check it with --verify"
+)
+NOT_MARKED = "there is no .done file beside it; it is whole by its contents"
+
+
+class Generation(NamedTuple):
+    """What wrote a file.
+
+    Attributes:
+        version: The version of the format; see FORMAT.md.
+        name: In words.
+        notes: What a user should know of such files.
+    """
+
+    version: int
+    name: str
+    notes: tuple[str, ...] = ()
+
+
+def read_documents(path: Path, dims: EmbeddingDims) -> Iterator[tuple[Generation, Document]]:
+    """Yield what a file holds as documents of the current version, a block at a time.
+
+    Every document has `ids`, float32 `embeddings` by alphabet, and `precision`.
+
+    Raises:
+        CheckpointError: The file is damaged, unsafe, of a newer version or no file of features, or
+            its values are known to be wrong. The caller names the file.
+    """
+    try:
+        for generation, document in _read_file(path):
+            migrated = FORMAT_MIGRATIONS.apply(document | {"dims": dims}, generation.version)
+            yield generation, migrated
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror or error})") from error
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"is no file of features ({error!r})") from error
+
+
+def _read_file(path: Path) -> Iterator[tuple[Generation, Document]]:
+    if is_zip(path):
+        yield _read_pickle(path)
+    elif h5py.is_hdf5(path):
+        yield from _read_hdf5(path)
+    else:
+        raise CheckpointError("is neither a file of torch.save nor HDF5")
+
+
+def _read_pickle(path: Path) -> tuple[Generation, Document]:
+    document = read_torch_file(path)
+    if not isinstance(document, dict):
+        raise CheckpointError(f"holds {type(document).__name__}, wanted a dict of features")
+    if document.keys() >= {"embeddings", "sequence_ids"}:
+        generation = Generation(2, "v2.0, batch")
+        document["embeddings"] = np.asarray(document["embeddings"])
+    elif "data" not in document or not document.keys() & {"nucleotide", "proteins", "ids"}:
+        raise CheckpointError(f"holds {', '.join(map(str, document)) or 'nothing'}: no features")
+    else:
+        generation = _tell_generation(document)
+    if generation.version and not path.with_name(f"{path.name}.done").exists():
+        generation = generation._replace(notes=(NOT_MARKED,))
+    _check_size(path, document)
+    return generation, document
+
+
+def _tell_generation(document: Document) -> Generation:
+    version = document.get("version")
+    if version is None:
+        return Generation(0, "A or C: the original, the fork before v1.0, or proteins of v2.0")
+    if version != "1.0":
+        raise FormatVersionError(
+            f"its version is {version!r}, and this program knows '1.0' and older of such files; "
+            "update virnucpro"
+        )
+    return Generation(1, "D: v1.0, or DNA of v2.0")
+
+
+def _check_size(path: Path, document: Document) -> None:
+    """Refuse what would become far larger in memory than it is as a file."""
+    data: Any = document.get("data", document.get("embeddings"))
+    if isinstance(data, list):
+        vectors = [item["mean_representation"] if isinstance(item, dict) else item for item in data]
+        num_numbers = sum(map(len, vectors))
+    else:
+        num_numbers = int(np.size(data))
+    if 2 * num_numbers > path.stat().st_size:
+        raise CheckpointError(f"claims {num_numbers:,} numbers, more than the file has room for")
+
+
+def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            if "format" in file.attrs:
+                yield from _read_part(path, file)
+                return
+            generation = Generation(2, "v2.0, shard", (MIXED_IDS,))
+            for ids, embeddings in _read_blocks(path, file, "sequence_ids"):
+                yield generation, {"sequence_ids": ids, "embeddings": embeddings}
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"is no readable HDF5 file of features ({reason})") from error
+
+
+def _read_part(path: Path, file: h5py.File) -> Iterator[tuple[Generation, Document]]:
+    """Yield what `virnucpro migrate` wrote; other parts of ours have nothing to migrate."""
+    if file.attrs["format"] != FORMAT_NAME:
+        raise CheckpointError(f"its format is {file.attrs['format']!r}, which is not known")
+    check_part(path)
+    identity = read_identity(path)
+    if not is_migrated(identity) or "ids" not in file:
+        raise CheckpointError("is a part of virnucpro itself: there is nothing to migrate")
+    generation = Generation(3, identity.weights_identity.removeprefix(f"{UNKNOWN}: "))
+    kind = {"dnabert-s": "dna", "esm2": "protein"}[identity.backend]
+    for ids, embeddings in _read_blocks(path, file, "ids"):
+        document = {"ids": ids, "embeddings": {kind: embeddings}, "precision": identity.precision}
+        yield generation, document
+
+
+def is_migrated(identity: Identity) -> bool:
+    """Tell whether `migrate` wrote a part with this identity."""
+    return identity.weights_identity.startswith(UNKNOWN)
+
+
+def _read_blocks(path: Path, file: h5py.File, ids_name: str) -> Iterator[tuple[list[str], Any]]:
+    ids = _open_dataset(path, file, ids_name, ndim=1)
+    embeddings = _open_dataset(path, file, "embeddings", ndim=2)
+    if len(ids) != len(embeddings):
+        raise CheckpointError(f"{len(ids)} ids and {len(embeddings)} rows; it is damaged")
+    for start in range(0, max(1, len(ids)), _ROWS_AT_A_TIME):
+        block = slice(start, start + _ROWS_AT_A_TIME)
+        names = [name.decode("utf-8", "surrogateescape") for name in ids[block]]
+        yield names, embeddings[block]
+
+
+def _open_dataset(path: Path, file: h5py.File, name: str, ndim: int) -> h5py.Dataset:
+    """Return a dataset whose numbers lie, as they are, in this very file."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise CheckpointError(f"{name} is missing, or a link, which is refused")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != ndim:
+        raise CheckpointError(f"{name} is no dataset of {ndim} dimensions")
+    filters = dataset.id.get_create_plist().get_nfilters()
+    if dataset.is_virtual or dataset.external is not None or filters:
+        raise CheckpointError(f"{name} lies in other files or is compressed, which is refused")
+    if dataset.size * dataset.dtype.itemsize > path.stat().st_size:
+        raise CheckpointError(f"{name} claims more than the file has room for")
+    return dataset

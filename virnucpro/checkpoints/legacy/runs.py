@@ -1,0 +1,94 @@
+"""Where the original and the fork kept what: their files of features, and of sequences."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from virnucpro.errors import InputError
+from virnucpro.fasta import RecordReader
+from virnucpro.interface import Alphabet
+from virnucpro.records import Record
+
+_FEATURE_SUFFIXES = frozenset({".pt", ".pth", ".h5"})
+_FASTA_SUFFIXES = frozenset({".fa", ".faa", ".fasta", ".fna"})
+_ONLY_IN_DNA = frozenset("ACGTUNacgtun")
+_RECORDS_TO_JUDGE_BY = 100
+_RECORDS_AT_A_TIME = 16_384
+
+
+def list_files(source: Path) -> list[Path]:
+    """Return the files below a directory, or the file itself, `output_2` before `output_10`.
+
+    What virnucpro itself keeps in a run directory is left out.
+    """
+    if not source.is_dir():
+        return [source]
+    ours = source / "checkpoints"
+    files = [path for path in source.rglob("*") if path.is_file() and ours not in path.parents]
+    return sorted(files, key=_natural_key)
+
+
+def _natural_key(path: Path) -> list[tuple[int, str]]:
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
+
+
+def feature_files(source: Path) -> list[Path]:
+    """Return the files that may hold features, as `list_files` orders them."""
+    files = list_files(source)
+    return [path for path in files if path == source or path.suffix in _FEATURE_SUFFIXES]
+
+
+def run_parts(output_dir: Path, stem: str) -> list[Path]:
+    """Return the files and directories in `output_dir` that belong to the old run of one input."""
+    names = [
+        f"{stem}_nucleotide",
+        f"{stem}_protein",
+        f"{stem}_merged",
+        f"{stem}_nucleotide.fa",
+        f"{stem}_protein.faa",
+        f"{stem}_identified_nucleotide.fa",
+        f"{stem}_identified_protein.faa",
+        "esm_v2",
+        ".checkpoints",
+        # What `migrate` wrote.
+        "dna",
+        "protein",
+    ]
+    return [output_dir / name for name in names if (output_dir / name).exists()]
+
+
+def read_expected_length(output_dir: Path) -> int | None:
+    """Return the chunk length of the fork's run in `output_dir`, if its state file tells."""
+    path = output_dir / ".checkpoints" / "pipeline_state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return int(state["pipeline_config"]["expected_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def fasta_files(source: Path) -> Iterator[tuple[Path, Alphabet]]:
+    """Yield the readable files of sequences below `source`, with what their letters are."""
+    for path in list_files(source):
+        if path.suffix not in _FASTA_SUFFIXES:
+            continue
+        try:
+            sample = list(islice(RecordReader(path, "protein"), _RECORDS_TO_JUDGE_BY))
+        except InputError:
+            continue
+        is_dna = all(_ONLY_IN_DNA.issuperset(record.sequence) for record in sample)
+        yield path, "dna" if is_dna else "protein"
+
+
+def read_fasta(path: Path, alphabet: Alphabet) -> Iterator[list[Record]]:
+    """Yield a file's records in blocks, up to where a killed run left it damaged."""
+    records = iter(RecordReader(path, alphabet))
+    try:
+        while block := list(islice(records, _RECORDS_AT_A_TIME)):
+            yield block
+    except InputError:
+        return

@@ -1,0 +1,170 @@
+"""The steps from each generation of checkpoints to the next: pure functions on documents.
+
+A document is what one file, or one block of a large one, holds. Its keys by version:
+
+0   `nucleotide`, `proteins` or `ids`; `data`; training files add `labels`
+1   the same, `version` and `status`; `precision` if it is none of v1.0's
+2   `sequence_ids`; `embeddings`, an array with a line for each; `kind` and `precision` if known
+3   `ids`; `embeddings`, a float32 array with a line for each id, by alphabet; `precision`
+
+In all of them `dims` is the `EmbeddingDims` that the reader was told to expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document
+from virnucpro.checkpoints.parts import FloatArray
+from virnucpro.errors import CheckpointError
+
+# No header of a sequence file is longer, and a hostile file could repeat a long one for ever.
+_MAX_ID_LENGTH = 10_000
+
+_PADDED = (
+    "holds DNA features of the fork's first batching (generation B), which were averaged over "
+    "padding as well: the values are wrong; compute them again"
+)
+
+
+class EmbeddingDims(NamedTuple):
+    """Numbers in the embeddings of each alphabet; by default those of the published models."""
+
+    dna: int = 768
+    protein: int = 2560
+
+
+class UnmatchedRowsError(CheckpointError):
+    """Ids and embeddings of a file differ in number.
+
+    Attributes:
+        kind: `dna`, `protein` or `merged`.
+        ids: The ids.
+        num_rows: The number of embeddings.
+    """
+
+    def __init__(self, kind: str, ids: Sequence[str], num_rows: int) -> None:
+        super().__init__(
+            f"{len(ids)} ids and {num_rows} rows: which row is whose cannot be told"
+            + (
+                "; rows without a partner were dropped and later ids shifted: give its DNA and "
+                "protein features as well, and it is joined again from those"
+                if kind == "merged"
+                else ""
+            )
+        )
+        self.kind = kind
+        self.ids = ids
+        self.num_rows = num_rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnmatchedRowsError, (self.kind, self.ids, self.num_rows)
+
+
+@FORMAT_MIGRATIONS.register(0)
+def add_version(document: Document) -> Document:
+    """Return what the fork's v1.0 would have written; refuses generation B.
+
+    Generation A (the original) and C (the fork before v1.0) have the same keys and are right; A's
+    proteins are not in input order. Generation B (the fork's first batching) stacked its features
+    into one tensor and averaged the DNA's over padding; its merged files have `labels: None`.
+    v2.0 writes its protein features like C.
+    """
+    stacked_dna = "nucleotide" in document and not isinstance(document["data"], list)
+    if stacked_dna or ("ids" in document and document.get("labels", ()) is None):
+        raise CheckpointError(_PADDED)
+    return document | {"version": "1.0", "status": "complete", "precision": "unknown"}
+
+
+@FORMAT_MIGRATIONS.register(1)
+def stack_features(document: Document) -> Document:
+    """Return the features as v2.0 writes its shards: ids and one array.
+
+    v1.0 wrote `status: in_progress` first, read the file again, and wrote it anew as `complete`.
+    DNA features are dicts with the id a second time; protein features are tensors. v1.0 ran ESM-2
+    in float32, its switch to bfloat16 being off; of files without version, and of DNA, it is not
+    known.
+    """
+    if document["status"] != "complete":
+        raise CheckpointError(f"was not finished: its status is {document['status']!r}")
+    if "nucleotide" in document:
+        kind, ids = "dna", document["nucleotide"]
+        labels = [item["label"] for item in document["data"]]
+        if len(labels) == len(ids) and labels != ids:
+            raise CheckpointError("the ids in `nucleotide` are not those in `data`")
+        data = [item["mean_representation"] for item in document["data"]]
+    elif "proteins" in document:
+        kind, ids, data = "protein", document["proteins"], document["data"]
+    else:
+        kind, ids, data = "merged", document["ids"], document["data"]
+    return {
+        "dims": document["dims"],
+        "kind": kind,
+        "sequence_ids": ids,
+        "embeddings": _stack(data),
+        "precision": document.get("precision", "fp32" if kind == "protein" else "unknown"),
+    }
+
+
+@FORMAT_MIGRATIONS.register(2)
+def split_alphabets(document: Document) -> Document:
+    """Return embeddings by alphabet, checked; v2.0's own shards and batches are of proteins.
+
+    These say nothing of what they are, so that their width decides. ESM-2 ran in float16. Merged
+    features are DNA, then protein.
+    """
+    dims: EmbeddingDims = document["dims"]
+    ids, embeddings = document["sequence_ids"], np.asarray(document["embeddings"])
+    kind: str = document.get("kind") or _tell_kind(embeddings, dims)
+    wanted = {"dna": dims.dna, "protein": dims.protein, "merged": sum(dims)}[kind]
+    if embeddings.ndim != 2 or (embeddings.shape[1] != wanted and len(embeddings)):
+        raise CheckpointError(
+            f"{kind} embeddings are {embeddings.shape}, wanted (rows, {wanted}); for other models "
+            "give --dna-dim and --protein-dim"
+        )
+    _check_ids(ids)
+    if len(ids) != len(embeddings):
+        raise UnmatchedRowsError(kind, ids, len(embeddings))
+    if embeddings.dtype.kind != "f":
+        raise CheckpointError(f"the embeddings are {embeddings.dtype}, wanted floating-point")
+    embeddings_NE: FloatArray = embeddings.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(embeddings_NE).all(axis=1))
+    if len(bad):
+        raise CheckpointError(
+            f"{len(bad)} of {len(ids)} embeddings hold NaN or infinity, the first of {ids[bad[0]]}"
+        )
+    if kind == "merged":
+        by_alphabet = {"dna": embeddings_NE[:, : dims.dna], "protein": embeddings_NE[:, dims.dna :]}
+    else:
+        by_alphabet = {kind: embeddings_NE}
+    return {
+        "dims": dims,
+        "ids": ids,
+        "embeddings": by_alphabet,
+        "precision": document.get("precision", "fp16"),
+    }
+
+
+def _stack(data: Any) -> Any:
+    """Return a list of vectors as one array; their lengths must be the same."""
+    if not isinstance(data, list):
+        return data
+    widths = {len(vector) for vector in data}
+    if len(widths) > 1:
+        raise CheckpointError(f"embeddings of different lengths: {sorted(widths)}")
+    return np.array(data, np.float32).reshape(len(data), max(widths, default=0))
+
+
+def _tell_kind(embeddings: Any, dims: EmbeddingDims) -> str:
+    width = embeddings.shape[1] if embeddings.ndim == 2 else 0
+    return "dna" if width == dims.dna != dims.protein else "protein"
+
+
+def _check_ids(ids: Any) -> None:
+    if not isinstance(ids, list) or not all(
+        isinstance(name, str) and len(name) <= _MAX_ID_LENGTH for name in ids
+    ):
+        raise CheckpointError("the ids are not a list of names")

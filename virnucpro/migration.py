@@ -1,0 +1,307 @@
+"""`migrate`: old features become parts that stand alone, and old classifiers become safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virnucpro.checkpoints.legacy.joining import (
+    ALPHABETS,
+    Choice,
+    Conversion,
+    DigestArray,
+    FileReport,
+    choose_rows,
+    convert_file,
+    excuse_joined,
+    inspect_file,
+    run_parallel,
+)
+from virnucpro.checkpoints.legacy.reading import UNKNOWN
+from virnucpro.checkpoints.legacy.runs import feature_files, read_expected_length
+from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+from virnucpro.checkpoints.parts import (
+    Identity,
+    IntArray,
+    finished_parts,
+    finished_rows,
+    part_name,
+)
+from virnucpro.classifier import ClassifierMetadata, read_state, save_classifier
+from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.interface import Alphabet
+from virnucpro.session import locked
+from virnucpro.verification import Verification, verify_rows
+
+logger = logging.getLogger(__name__)
+
+ProgressListener = Callable[[str, int, int], None]
+"""Called with what is done to the files, how many are done, and how many there are."""
+
+REPORT_NAME = "migration.json"
+REPORT_SCHEMA_VERSION = 1
+
+_BACKENDS: dict[Alphabet, tuple[str, str]] = {
+    "dna": ("dnabert-s", "mean over all tokens, CLS and SEP included"),
+    "protein": ("esm2", "mean over residues, at most 1024, without BOS and EOS"),
+}
+
+
+@dataclass(frozen=True)
+class MigrationConfig:
+    """What `migrate` does with features.
+
+    Attributes:
+        sources: Files, directories of features, or whole run directories.
+        output_dir: Where the parts go; None to look only.
+        dims: Numbers in the embeddings.
+        jobs: Processes that read files.
+        verification: Which rows to embed again, and with what; None for none.
+    """
+
+    sources: tuple[Path, ...]
+    output_dir: Path | None
+    dims: EmbeddingDims = field(default_factory=EmbeddingDims)
+    jobs: int = 1
+    verification: Verification | None = None
+
+
+def migrate_features(
+    config: MigrationConfig, on_progress: ProgressListener | None = None
+) -> dict[str, Any]:
+    """Bring old features to the current format, and return the report on them.
+
+    Sources are never changed. A migration that was interrupted goes on where it was.
+
+    Returns:
+        What migration.json holds; docs/migrating.md describes it.
+
+    Raises:
+        UsageError: The output directory is in use, or within a source.
+        CheckpointError: Embeddings that were computed again differ, or the disk refuses.
+    """
+    paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
+    earlier = _read_earlier(config, paths)
+    if earlier is not None and earlier["status"] == "complete":
+        logger.info("%s: is complete already", config.output_dir)
+        return earlier
+    inspect = partial(inspect_file, dims=config.dims)
+    reports = _collect(run_parallel(inspect, paths, config.jobs), "reading", paths, on_progress)
+    choice = choose_rows(reports)
+    excuse_joined(reports, choice)
+    report = _describe(config, reports, choice)
+    if config.verification is not None:
+        report["verified"] = verify_rows(
+            config.verification, config.sources, reports, choice, config.dims
+        )
+    if config.output_dir is None or not report["counts"]["ids"]:
+        return report
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(config.output_dir / ".lock"):
+        _write_report(config.output_dir, report)
+        tasks = _plan(config, reports, choice)
+        task_paths = [task.path for task in tasks]
+        _collect(run_parallel(convert_file, tasks, config.jobs), "writing", task_paths, on_progress)
+        report["status"] = "complete"
+        _write_report(config.output_dir, report)
+    return report
+
+
+def migrate_classifier(
+    source: Path, target: Path, metadata: ClassifierMetadata, *, dry_run: bool = False
+) -> None:
+    """Write the classifier in `source` as safetensors, with what it was made for.
+
+    With `dry_run` it is only looked at.
+
+    Raises:
+        ClassifierError: It cannot be read, does not fit the metadata, or is safetensors already.
+        OutputExistsError: The target exists.
+    """
+    if target.exists():
+        raise OutputExistsError(f"{target}: exists already; choose another name (-o)")
+    state, found = read_state(source)
+    if found is not None:
+        raise ClassifierError(f"{source}: is in the current format already ({found})")
+    if not dry_run:
+        save_classifier(target, state, metadata)
+
+
+def _read_earlier(config: MigrationConfig, paths: Sequence[Path]) -> dict[str, Any] | None:
+    """Return the report of an earlier migration of the same files, if there is one to go on with.
+
+    Raises:
+        UsageError: The output directory is in use, or within a source.
+    """
+    directory = config.output_dir
+    if directory is None:
+        return None
+    for source in config.sources:
+        if directory.resolve().is_relative_to(source.resolve()):
+            raise UsageError(f"{directory}: lies within {source}, which is not to be changed")
+    if not directory.exists() or not any(directory.iterdir()):
+        return None
+    try:
+        earlier: dict[str, Any] = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
+        files = [
+            {name: entry[name] for name in ("path", "num_bytes", "mtime_ns")}
+            for entry in earlier["files"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        files = []
+    if files != [_describe_path(path) for path in paths]:
+        raise OutputExistsError(
+            f"{directory}: holds something else than an earlier migration of these very files; "
+            "choose another directory (-o)"
+        )
+    return earlier
+
+
+def _describe_path(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"path": str(path), "num_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _collect(
+    results: Any, name: str, paths: Sequence[Path], on_progress: ProgressListener | None
+) -> list[Any]:
+    collected = []
+    for result in results:
+        collected.append(result)
+        if on_progress is not None:
+            on_progress(name, len(collected), len(paths))
+    return collected
+
+
+def _number_ids(
+    reports: Sequence[FileReport], choice: Choice
+) -> tuple[DigestArray, IntArray, DigestArray]:
+    """Return the taken ids sorted, the row of each, and the ids in the order of their rows.
+
+    Rows count ids as they come, those of DNA first; both alphabets share them.
+    """
+    ids = np.concatenate([choice.ids(reports, alphabet) for alphabet in ALPHABETS])
+    unique, first = np.unique(ids, return_index=True)
+    order = np.argsort(first)
+    rows = np.empty(len(unique), np.int64)
+    rows[order] = np.arange(len(unique))
+    return unique, rows, unique[order]
+
+
+def _plan(
+    config: MigrationConfig, reports: Sequence[FileReport], choice: Choice
+) -> list[Conversion]:
+    """Return the work of every file of which something is taken and not written yet."""
+    assert config.output_dir is not None
+    unique, rows_of_ids, ordered = _number_ids(reports, choice)
+    digest = hashlib.sha256(ordered.tobytes()).hexdigest()
+    lengths = {read_expected_length(source) for source in config.sources}
+    length_bp = lengths.pop() or 0 if len(lengths) == 1 else 0
+    tasks = []
+    for rank, (report, taken) in enumerate(zip(reports, choice.taken, strict=True)):
+        places = np.searchsorted(unique, report.ids).clip(max=max(0, len(unique) - 1))
+        rows = {
+            name: np.where(mask, rows_of_ids[places], -1)
+            for name, mask in taken.items()
+            if mask.any()
+        }
+        task = Conversion(
+            path=report.path,
+            dims=config.dims,
+            rank=rank,
+            rows=rows,
+            directories={name: config.output_dir / name for name in rows},
+            identities={
+                name: _make_identity(report, name, config.dims, digest, length_bp) for name in rows
+            },
+            first_numbers=dict.fromkeys(rows, 0),
+            with_ids=True,
+        )
+        if not all(_is_written(task, name) for name in rows):
+            tasks.append(task)
+    return tasks
+
+
+def _is_written(task: Conversion, alphabet: Alphabet) -> bool:
+    prefix = part_name(task.rank, 0)[: len("part-00000-")]
+    parts = finished_parts(task.directories[alphabet])
+    written = finished_rows([part for part in parts if part.name.startswith(prefix)])
+    return len(written) == np.count_nonzero(task.rows[alphabet] >= 0)
+
+
+def _make_identity(
+    report: FileReport, alphabet: Alphabet, dims: EmbeddingDims, digest: str, length_bp: int
+) -> Identity:
+    assert report.generation is not None
+    backend, pooling = _BACKENDS[alphabet]
+    return Identity(
+        input_digest=f"ids sha256:{digest}",
+        backend=backend,
+        backend_version=UNKNOWN,
+        weights_identity=f"{UNKNOWN}: {report.generation.name}",
+        precision=report.precision,
+        chunk_length_bp=length_bp,
+        pooling=pooling,
+        embedding_dim=getattr(dims, alphabet),
+    )
+
+
+def _describe(
+    config: MigrationConfig, reports: Sequence[FileReport], choice: Choice
+) -> dict[str, Any]:
+    dna, protein = (choice.ids(reports, alphabet) for alphabet in ALPHABETS)
+    return {
+        "schema_version": REPORT_SCHEMA_VERSION,
+        "status": "in progress",
+        "counts": {
+            "ids": len(np.union1d(dna, protein)),
+            "dna": len(dna),
+            "protein": len(protein),
+            "dna without protein": len(np.setdiff1d(dna, protein)),
+            "protein without dna": len(np.setdiff1d(protein, dna)),
+            "repeated": choice.num_repeated,
+            "ambiguous": choice.num_ambiguous,
+            "files refused": sum(report.error is not None for report in reports),
+        },
+        "files": [
+            _describe_file(report, taken, config.dims)
+            for report, taken in zip(reports, choice.taken, strict=True)
+        ],
+    }
+
+
+def _describe_file(
+    report: FileReport, taken: Mapping[Alphabet, Any], dims: EmbeddingDims
+) -> dict[str, Any]:
+    generation = report.generation
+    return {
+        **_describe_path(report.path),
+        "version": generation.version if generation else None,
+        "generation": generation.name if generation else None,
+        "kind": report.kind,
+        "rows": len(report.ids),
+        "dims": {alphabet: getattr(dims, alphabet) for alphabet in report.values},
+        "precision": report.precision,
+        "taken": {alphabet: int(mask.sum()) for alphabet, mask in taken.items()},
+        "notes": list(generation.notes) if generation else [],
+        "error": report.error,
+    }
+
+
+def _write_report(directory: Path, report: Mapping[str, Any]) -> None:
+    part = directory / f"{REPORT_NAME}.part"
+    try:
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8", errors="replace")
+        part.replace(directory / REPORT_NAME)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / REPORT_NAME}: cannot be written ({error.strerror})"
+        ) from error

@@ -1,0 +1,149 @@
+"""Embedding some rows of old features again, to see whether they are what they say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from virnucpro.checkpoints.legacy.joining import Choice, FileReport, digest_ids
+from virnucpro.checkpoints.legacy.reading import read_documents
+from virnucpro.checkpoints.legacy.runs import fasta_files, read_fasta
+from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+from virnucpro.checkpoints.parts import FloatArray
+from virnucpro.errors import CheckpointError, UsageError
+from virnucpro.interface import Alphabet
+from virnucpro.registry import load_backend
+
+logger = logging.getLogger(__name__)
+
+MAX_RELATIVE_ERROR = 0.05
+"""fp16 and bf16 stay well below it; embeddings of two different sequences are far above."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Which embeddings to check.
+
+    Attributes:
+        num_rows: Of each alphabet.
+        weights: For each alphabet the backend's name and the location of its weights.
+        device: A torch device; `auto` is the GPU if there is one.
+    """
+
+    num_rows: int
+    weights: Mapping[Alphabet, tuple[str, str]] = field(default_factory=dict)
+    device: str = "auto"
+
+
+def verify_rows(
+    verification: Verification,
+    sources: Sequence[Path],
+    reports: Sequence[FileReport],
+    choice: Choice,
+    dims: EmbeddingDims,
+) -> dict[str, Any]:
+    """Embed rows again, spread evenly over what is taken, and return how they compare.
+
+    Raises:
+        UsageError: The sources hold no sequences of these rows.
+        CheckpointError: An embedding differs by more than `MAX_RELATIVE_ERROR`.
+    """
+    results: dict[str, Any] = {}
+    for alphabet, (backend_name, location) in verification.weights.items():
+        ids = choice.ids(reports, alphabet)
+        places = np.linspace(0, len(ids) - 1, min(verification.num_rows, len(ids)))
+        wanted = set(ids[np.unique(places.astype(np.int64))].tolist())
+        sequences = _find_sequences(sources, alphabet, wanted)
+        if not sequences:
+            raise UsageError(
+                f"--verify: no {alphabet} sequences of the chosen rows are in the sources; give "
+                "the whole run directory, with its FASTA files"
+            )
+        old = _read_embeddings(reports, choice, alphabet, dims, set(sequences))
+        names = sorted(old)
+        new = _embed(backend_name, location, [sequences[name] for name in names], verification)
+        errors = [
+            float(np.linalg.norm(old[name] - vector) / np.linalg.norm(vector))
+            for name, vector in zip(names, new, strict=True)
+        ]
+        worst = int(np.argmax(errors))
+        logger.info(
+            "%s: %d embeddings computed again differ by at most %.2g",
+            alphabet,
+            len(names),
+            errors[worst],
+        )
+        if errors[worst] > MAX_RELATIVE_ERROR:
+            num_bad = sum(error > MAX_RELATIVE_ERROR for error in errors)
+            raise CheckpointError(
+                f"{num_bad} of {len(names)} {alphabet} embeddings differ from those computed again "
+                f"(the most that of {names[worst]}, by {errors[worst]:.0%}): other weights, or ids "
+                "that a resumed run mixed; nothing was written"
+            )
+        results[alphabet] = {"rows": len(names), "largest relative error": errors[worst]}
+    return results
+
+
+def _find_sequences(
+    sources: Sequence[Path], alphabet: Alphabet, wanted: set[int]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in (
+        path for source in sources for path, kind in fasta_files(source) if kind == alphabet
+    ):
+        for records in read_fasta(path, alphabet):
+            digests = digest_ids([record.id for record in records]).tolist()
+            found.update(
+                (record.id, record.sequence.upper())
+                for record, digest in zip(records, digests, strict=True)
+                if digest in wanted
+            )
+    return found
+
+
+def _read_embeddings(
+    reports: Sequence[FileReport],
+    choice: Choice,
+    alphabet: Alphabet,
+    dims: EmbeddingDims,
+    names: set[str],
+) -> dict[str, FloatArray]:
+    wanted = digest_ids(sorted(names))
+    found: dict[str, FloatArray] = {}
+    for report, taken in zip(reports, choice.taken, strict=True):
+        if alphabet not in taken or not np.isin(report.ids[taken[alphabet]], wanted).any():
+            continue
+        for _, document in read_documents(report.path, dims):
+            for name, vector in zip(document["ids"], document["embeddings"][alphabet], strict=True):
+                if name in names:
+                    found[name] = vector
+    return found
+
+
+@torch.inference_mode()
+def _embed(
+    backend_name: str, location: str, sequences: Sequence[str], verification: Verification
+) -> list[FloatArray]:
+    device = verification.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    backend = load_backend(backend_name).backend
+    weights = backend.open_weights(location)
+    collate = backend.load_collator(weights)
+    encoder = backend.load_encoder(
+        weights, dtype=torch.float32, device=torch.device(device), attention="auto"
+    )
+    embeddings = []
+    for row, sequence in enumerate(sequences):
+        batch = collate(np.array([row]), [sequence])
+        batch = batch._replace(
+            token_ids_T=batch.token_ids_T.to(device), lengths_B=batch.lengths_B.to(device)
+        )
+        embeddings.append(encoder(batch)[0].cpu().numpy())
+    return embeddings
