@@ -1,5 +1,12 @@
-"""Watching a run: what each process does is counted, published, judged and read back."""
+"""Watching a run: what each process does is counted, published, judged and read back.
 
+The loop counts in a `PassStatus`; a `Monitor` in each process publishes that, and the main process
+writes all of it to metrics.jsonl, which is the only thing that a view of a run reads (`RunState`).
+Nothing here imports torch: `virnucpro monitor` is to start at once.
+"""
+
+from virnucpro.monitoring.monitor import Monitor
+from virnucpro.monitoring.run_state import RunState
 from virnucpro.monitoring.status import PassStatus, Place, ProgressListener, Sample
 
-__all__ = ["PassStatus", "Place", "ProgressListener", "Sample"]
+__all__ = ["Monitor", "PassStatus", "Place", "ProgressListener", "RunState", "Sample"]
