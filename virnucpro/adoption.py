@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,10 @@ def adopt_legacy_run(
     """
     places = run_parts(layout.output_dir, layout.stem)
     paths = [path for place in places for path in feature_files(place)]
-    missing = {name: _missing_rows(layout, store, name, identities[name]) for name in identities}
-    if not (paths and any(rows.any() for rows in missing.values())):
+    if not paths or _is_refused(layout, identities):
+        return {}
+    missing = {name: _missing_rows(layout, store, name) for name in identities}
+    if not any(rows.any() for rows in missing.values()):
         return {}
     length_bp = read_expected_length(layout.output_dir)
     if length_bp not in (None, store.chunk_length_bp):
@@ -117,19 +120,24 @@ class _Inspector:
         return inspect_file(path, self._dims)
 
 
-def _missing_rows(
-    layout: RunLayout, store: FrameStore, alphabet: Alphabet, identity: Identity
-) -> BoolArray:
+def _is_refused(layout: RunLayout, identities: Mapping[Alphabet, Identity]) -> bool:
+    """Tell whether parts of another run are there, over which this one is about to end."""
+    for alphabet, identity in identities.items():
+        for part in finished_parts(layout.parts_dir(alphabet)):
+            # A damaged part will be set aside and computed again.
+            with suppress(CheckpointError):
+                if read_identity(part) != identity:
+                    return True
+    return False
+
+
+def _missing_rows(layout: RunLayout, store: FrameStore, alphabet: Alphabet) -> BoolArray:
     """Return bool (frames,): the rows that this run has yet to embed."""
     representatives = store.sequences(alphabet).representatives
     missing: BoolArray = representatives == np.arange(store.num_frames)
-    try:
-        parts = finished_parts(layout.parts_dir(alphabet))
-        if any(read_identity(part) != identity for part in parts):
-            return np.zeros_like(missing)  # the run is about to be refused
-        missing[finished_rows(parts)] = False
-    except CheckpointError:
-        return np.zeros_like(missing)  # likewise, or set aside as damaged and computed again
+    for part in finished_parts(layout.parts_dir(alphabet)):
+        with suppress(CheckpointError):
+            missing[finished_rows([part])] = False
     return missing
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from virnucpro.adoption import adopt_legacy_run
 from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts
@@ -115,6 +116,11 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
             accelerator.wait_for_everyone()
             store = open_frame_store(layout.frame_store_dir)
         jobs = [_make_frame_job(layout, config, store, model, precision) for model in models]
+        if config.resume and accelerator.is_main_process:
+            with clock.time("take over an older run"):
+                alphabets = [model.alphabet for model in models]
+                identities = [job.identity for job in jobs]
+                adopt_legacy_run(layout, store, dict(zip(alphabets, identities, strict=True)))
         for job in jobs:
             with clock.time(job.name):
                 clock.passes[job.name] = run_job(
