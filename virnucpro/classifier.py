@@ -208,7 +208,7 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata 
     """
     with _explaining(path):
         state, metadata = _read_file(path)
-        return _check_state(path, state, metadata), metadata
+        return check_state(path, state, metadata), metadata
 
 
 def save_classifier(
@@ -226,7 +226,7 @@ def save_classifier(
     """
     from safetensors.torch import save
 
-    tensors = _check_state(path, state, metadata)
+    tensors = check_state(path, state, metadata)
     document = {
         "format_version": FORMAT_VERSION,
         "class_names": list(CLASS_NAMES),
@@ -295,10 +295,14 @@ def _module_state(path: Path, module: _StandIn) -> dict[str, Any]:
     }
 
 
-def _check_state(
+def check_state(
     path: Path, state: Mapping[str, Any], metadata: ClassifierMetadata | None
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of a classifier in float32, without `module.` before their names."""
+    """Return the tensors of a classifier in float32, without `module.` before their names.
+
+    Raises:
+        ClassifierError: They make no classifier, or one that does not fit the metadata.
+    """
     found = {name.removeprefix("module."): value for name, value in state.items()}
     found.pop("bn1.num_batches_tracked", None)
     _check_shapes(path, found)

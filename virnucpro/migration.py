@@ -35,7 +35,7 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     part_name,
 )
-from virnucpro.classifier import ClassifierMetadata, read_state, save_classifier
+from virnucpro.classifier import ClassifierMetadata, check_state, read_state, save_classifier
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
 from virnucpro.interface import Alphabet
 from virnucpro.session import locked
@@ -131,6 +131,7 @@ def migrate_classifier(
     state, found = read_state(source)
     if found is not None:
         raise ClassifierError(f"{source}: is in the current format already ({found})")
+    check_state(source, state, metadata)
     if not dry_run:
         save_classifier(target, state, metadata)
 

@@ -32,8 +32,8 @@ def list_files(source: Path) -> list[Path]:
     return sorted(files, key=_natural_key)
 
 
-def _natural_key(path: Path) -> list[tuple[int, str]]:
-    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
+def _natural_key(path: Path) -> list[tuple[str, int]]:
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
 
 
 def feature_files(source: Path) -> list[Path]:
