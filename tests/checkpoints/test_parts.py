@@ -360,6 +360,10 @@ def replace_dataset(file: h5py.File, name: str, kind: str, secret: Path) -> None
         file.create_virtual_dataset(name, layout)
     elif kind == "compressed":
         file.create_dataset(name, data=data, compression="gzip")
+    elif kind == "chunked":
+        file.create_dataset(name, data=data, maxshape=(None, *data.shape[1:]))
+    elif kind == "references":
+        file.create_dataset(name, data.shape, h5py.ref_dtype)
     elif kind == "wrong type":
         file[name] = data.astype(">f8")
     elif kind == "wrong shape":
@@ -377,10 +381,12 @@ def replace_dataset(file: h5py.File, name: str, kind: str, secret: Path) -> None
         ("external link", "a link"),
         ("soft link", "a link"),
         ("missing", "missing"),
-        ("external storage", "not stored contiguously in the file itself"),
-        ("virtual", "not stored contiguously in the file itself"),
-        ("compressed", "not stored contiguously in the file itself"),
+        ("external storage", "lies in other files"),
+        ("virtual", "lies in other files"),
+        ("compressed", "compressed"),
+        ("chunked", "not stored contiguously"),
         ("wrong type", "should be"),
+        ("references", "should be"),
         ("wrong shape", "should be"),
         ("group", "should be"),
         ("unwritten", "beyond the end"),
@@ -466,3 +472,17 @@ def test_many_parts_need_few_open_files(tmp_path):
         write(tmp_path, np.arange(4) + 4 * number, number)
     result = run_python(READ_MANY, Path(__file__).parent, tmp_path)
     assert result.stdout == "300\n", result.stderr
+
+
+# Ids
+
+
+def test_ids_come_with_their_rows_from_any_number_of_parts(tmp_path):
+    parts = [write(tmp_path, [5, 3], ids=["e", "c\udcff"]), write(tmp_path, [4], 1, ids=["d"])]
+    reader = EmbeddingReader(parts)
+    assert reader.gather_ids(np.array([3, 4, 5, 3])) == ["c\udcff", "d", "e", "c\udcff"]
+
+
+def test_a_part_without_ids_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="ids is missing"):
+        EmbeddingReader([write(tmp_path, [1])]).gather_ids(np.array([1]))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 
+from virnucpro.checkpoints.hdf5 import encode_strings
 from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import FORMAT_NAME, FloatArray, Identity, IntArray
 from virnucpro.errors import CheckpointError
@@ -37,7 +38,7 @@ def write_embeddings(
         CheckpointError: The disk is too small or refuses; no half-written file is left.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    id_bytes = [name.encode("utf-8", "surrogateescape") for name in ids]
+    id_bytes = encode_strings(ids)
     num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + sum(map(len, id_bytes))
     try:
         _try_size(temporary, num_bytes + _SPARE_BYTES)

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.migrations import FORMAT_VERSION, FormatVersionError, check_version
 from virnucpro.errors import CheckpointError, IdentityMismatchError
 
@@ -130,7 +131,7 @@ def _make_image(
         file.create_dataset("rows", data=rows, dtype="<i8")
         file.create_dataset("embeddings", data=embeddings, dtype="<f4")
         if ids is not None:
-            file.create_dataset("ids", (len(rows),), h5py.string_dtype(), list(ids))
+            file.create_dataset("ids", (len(rows),), h5py.string_dtype(), hdf5.encode_strings(ids))
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -168,37 +169,37 @@ class _Part(NamedTuple):
 
     def read_rows(self) -> IntArray:
         """Return the rows: int64 (N,)."""
-        with _explaining(self.path):
+        with hdf5.explaining(self.path):
             return np.fromfile(self.path, "<i8", self.num_rows, offset=self.rows_offset)
 
     def map_embeddings(self) -> FloatArray:
         """Return the embeddings, float32 (N, E), without reading them; N must not be 0."""
         shape = (self.num_rows, self.identity.embedding_dim)
-        with _explaining(self.path):
+        with hdf5.explaining(self.path):
             return np.memmap(self.path, "<f4", "r", offset=self.embeddings_offset, shape=shape)
 
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Turn what h5py and the system raise over a bad file into one error that names it."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
+    def read_ids(self, start: int, stop: int) -> list[str]:
+        """Return the ids of the embeddings from `start` up to, but without, `stop`."""
+        with hdf5.open_file(self.path) as file:
+            ids = hdf5.open_strings(file, "ids")
+            if len(ids) != self.num_rows:
+                raise CheckpointError(f"{self.path}: {len(ids)} ids and {self.num_rows} rows")
+            return hdf5.read_strings(ids, start, stop)
 
 
 def _read_part(path: Path) -> _Part:
-    with _explaining(path), h5py.File(path, "r", locking="best-effort") as file:
-        if file.attrs.get("format") != FORMAT_NAME:
+    with hdf5.open_file(path) as file:
+        if hdf5.read_attribute(file, "format") != FORMAT_NAME:
             raise CheckpointError(f"{path}: not a file of the format {FORMAT_NAME}")
-        check_version(path, int(file.attrs["format_version"]))
+        check_version(path, int(hdf5.read_attribute(file, "format_version") or 0))
         identity = _read_identity(path, file)
-        rows = _open_dataset(path, file, "rows", np.dtype("<i8"), ndim=1)
-        embeddings = _open_dataset(path, file, "embeddings", np.dtype("<f4"), ndim=2)
+        rows = hdf5.open_dataset(file, "rows", np.dtype("<i8"), ndim=1)
+        embeddings = hdf5.open_dataset(file, "embeddings", np.dtype("<f4"), ndim=2)
         wanted = (len(rows), identity.embedding_dim)
         if embeddings.shape != wanted:
             raise CheckpointError(f"{path}: embeddings are {embeddings.shape}, wanted {wanted}")
+        if rows.chunks or embeddings.chunks:
+            raise CheckpointError(f"{path}: not stored contiguously, to be mapped into memory")
         # An empty dataset has no place in the file.
         offsets = [dataset.id.get_offset() or 0 for dataset in (rows, embeddings)]
         return _Part(path, identity, len(rows), *offsets)
@@ -207,31 +208,12 @@ def _read_part(path: Path) -> _Part:
 def _read_identity(path: Path, file: h5py.File) -> Identity:
     values: dict[str, Any] = {}
     for field in fields(Identity):
-        value = file.attrs.get(field.name)
-        values[field.name] = int(value) if isinstance(value, np.integer) else value
-        if type(values[field.name]).__name__ != field.type:  # annotations are text here
+        value = values[field.name] = hdf5.read_attribute(file, field.name)
+        if type(value).__name__ != field.type:  # annotations are text here
             raise CheckpointError(
                 f"{path}: attribute {field.name} should be {field.type}, found {value!r}"
             )
     return Identity(**values)
-
-
-def _open_dataset(
-    path: Path, file: h5py.File, name: str, dtype: np.dtype[Any], ndim: int
-) -> h5py.Dataset:
-    """Return a dataset after making sure that its bytes lie in one piece in this very file."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise CheckpointError(f"{path}: {name} is missing or a link, which is refused")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != dtype or dataset.ndim != ndim:
-        raise CheckpointError(f"{path}: {name} should be {dtype} with {ndim} dimensions: {dataset}")
-    layout = dataset.id.get_create_plist().get_layout()
-    if layout != h5py.h5d.CONTIGUOUS or dataset.external is not None:
-        raise CheckpointError(f"{path}: {name} is not stored contiguously in the file itself")
-    offset = dataset.id.get_offset()
-    if dataset.size and (offset is None or offset + dataset.nbytes > path.stat().st_size):
-        raise CheckpointError(f"{path}: {name} reaches beyond the end of the file")
-    return dataset
 
 
 def read_identity(path: Path) -> Identity:
@@ -252,7 +234,7 @@ def check_part(path: Path, *, full: bool = True) -> None:
         CheckpointError: It is damaged; `FormatVersionError`, if it is of another version.
     """
     done = _read_done(path)
-    with _explaining(path), path.open("rb") as file:
+    with hdf5.explaining(path), path.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         if num_bytes != done["num_bytes"]:
             raise CheckpointError(f"{path}: has {num_bytes} bytes instead of {done['num_bytes']}")
@@ -379,6 +361,30 @@ class EmbeddingReader:
         Raises:
             CheckpointError: A row is in no part, or a part has gone since.
         """
+        embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
+        for part, places, lines in self._locate(rows):
+            embeddings_NE[places] = part.map_embeddings()[lines]
+        return embeddings_NE
+
+    def gather_ids(self, rows: IntArray) -> list[str]:
+        """Return the ids of `rows` in that order, from parts that stand alone.
+
+        Raises:
+            CheckpointError: As `gather`; or a part holds no ids.
+        """
+        ids = [""] * len(rows)
+        for part, places, lines in self._locate(rows):
+            first = int(lines[0])
+            names = part.read_ids(first, int(lines[-1]) + 1)
+            for place, line in zip(places.tolist(), lines.tolist(), strict=True):
+                ids[place] = names[line - first]
+        return ids
+
+    def _locate(self, rows: IntArray) -> Iterator[tuple[_Part, IntArray, IntArray]]:
+        """Yield each part that has some of `rows`: their places among these, and in the part.
+
+        One part is mapped at a time: neither memory nor open files grow with their number.
+        """
         found = np.searchsorted(self._sorted_rows, rows, side="left")
         missing = found == np.searchsorted(self._sorted_rows, rows, side="right")
         if missing.any():
@@ -389,11 +395,7 @@ class EmbeddingReader:
             )
         slots = self._slots[found]
         order = np.argsort(slots)
-        embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
-        # One part is mapped at a time: neither memory nor open files grow with their number.
         bounds = np.searchsorted(slots[order], self._first_slots)
         for number in np.flatnonzero(np.diff(bounds)):
             chosen = order[bounds[number] : bounds[number + 1]]
-            part_NE = self._parts[number].map_embeddings()
-            embeddings_NE[chosen] = part_NE[slots[chosen] - self._first_slots[number]]
-        return embeddings_NE
+            yield self._parts[number], chosen, slots[chosen] - self._first_slots[number]
