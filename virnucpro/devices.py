@@ -89,3 +89,15 @@ def measure_free_memory(device: torch.device) -> int:
 def machine_name() -> str:
     """Return what to call this machine: distinct in a launch, even where hosts are named alike."""
     return f"{platform.node()} (machine {os.environ.get('GROUP_RANK', '0')})"
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """Return the UUID of a GPU as NVIDIA's tools write it; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +36,7 @@ from virnucpro.config import ComputeConfig
 from virnucpro.devices import DTYPES, is_out_of_memory, measure_free_memory
 from virnucpro.frame_store import SequenceSource
 from virnucpro.interface import Attention, Backend, Collator, Encoder, TokenBatch, Weights
-from virnucpro.monitoring import PassStatus, ProgressListener
+from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class EmbeddingSummary:
         load_seconds: From the start of the pass to the first batch.
         loop_seconds: From the first batch to the last part on disk.
         data_seconds: Of the loop, waiting for the loader.
-        device_seconds: Of the loop, the writer waiting for the device; on a CPU, in the encoder.
+        device_seconds: Of the loop, the device computing.
         disk_seconds: Of the loop, writing parts; the device goes on meanwhile.
         peak_memory_bytes: Most that was allocated on the GPU; 0 on a CPU.
     """
@@ -104,6 +103,7 @@ def run_embedding(
     job: EmbeddingJob,
     compute: ComputeConfig,
     on_progress: ProgressListener | None = None,
+    monitor: Monitor | None = None,
 ) -> EmbeddingSummary:
     """Embed every row of the job that is in no finished part yet.
 
@@ -114,14 +114,17 @@ def run_embedding(
         job: What to embed.
         compute: How.
         on_progress: Called after each batch of this process.
+        monitor: Watches the pass.
 
     Raises:
         NonFiniteEmbeddingError: The encoder returned NaN or infinity.
     """
-    began = time.monotonic()
+    monitor = monitor or Monitor()
     finished = finished_rows(finished_parts(job.parts_dir))
     summary = EmbeddingSummary()
     if len(np.setdiff1d(job.rows, finished)):
+        status = PassStatus(job.name)
+        monitor.begin_pass(status)
         encoder = job.backend.load_encoder(
             job.weights,
             dtype=DTYPES[job.identity.precision],
@@ -130,13 +133,14 @@ def run_embedding(
         )
         batches, budget = _plan(accelerator, job, encoder, finished)
         claims = ClaimedBatches(batches, make_counter(accelerator))
-        status = PassStatus(job.name, len(batches.rows), int(batches.costs.sum()), budget)
+        status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
+        status.budget_tokens = budget
         loop = _Loop(accelerator, job, compute, batches, claims, status, on_progress)
         with torch.inference_mode():
-            summary = loop.run(make_loader(job, claims, compute, accelerator), encoder, began)
-        status.state = "waiting"
+            summary = loop.run(make_loader(job, claims, compute, accelerator), encoder)
+        monitor.publish()
         accelerator.wait_for_everyone()
-        status.state = "done"
+        monitor.end_pass()
     return summary
 
 
@@ -198,15 +202,6 @@ class _Collate:
         return self.collator(*fetched)
 
 
-def _leave_signals_to_parent(worker_id: int) -> None:
-    """Let a loader's worker outlive SIGTERM and Ctrl-C, which often reach all processes at once.
-
-    It ends with its loader. If it died before, the loader would raise, amid the clean ending.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def make_loader(
     job: EmbeddingJob, claims: ClaimedBatches, compute: ComputeConfig, accelerator: Accelerator
 ) -> DataLoader[TokenBatch]:
@@ -224,7 +219,6 @@ def make_loader(
         num_workers=num_workers,
         # A forked worker would inherit CUDA, which does not survive it.
         multiprocessing_context="spawn" if num_workers else None,
-        worker_init_fn=_leave_signals_to_parent,
         # One batch a worker is ahead enough, and what is claimed ahead is late at the end.
         prefetch_factor=1 if num_workers else None,
         pin_memory=on_gpu if compute.pin_memory is None else compute.pin_memory and on_gpu,
@@ -271,20 +265,17 @@ class _Loop:
         self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
         self.download = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
 
-    def run(
-        self, loader: DataLoader[TokenBatch], encoder: Encoder, began: float
-    ) -> EmbeddingSummary:
+    def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> EmbeddingSummary:
         status = self.status
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
-        loop_began: float | None = None
         writer = PartWriter(self.job.parts_dir, self.process_index, self.job.identity, status)
         with writer:
             for batch in self._receive(loader):
-                loop_began = loop_began or time.monotonic()
-                status.state = "embedding"
-                for piece, embeddings in self._embed(encoder, batch):
-                    writer.put(piece.rows, self._fetcher(embeddings))
+                if status.state == "loading":
+                    status.begin_loop()
+                for piece, embeddings, began in self._embed(encoder, batch):
+                    writer.put(piece.rows, self._fetcher(embeddings, began))
                 cost = self.batches.cost(self.claimed.popleft())
                 status.count_batch(len(batch.rows), len(batch.token_ids_T), cost)
                 if self.on_progress is not None:
@@ -292,15 +283,14 @@ class _Loop:
                 interval = self.clear_interval
                 if self.on_gpu and interval and status.num_batches % interval == 0:
                     torch.cuda.empty_cache()
-        ended = time.monotonic()
-        loop_began = loop_began or ended
+        status.end_loop()
         return EmbeddingSummary(
             num_rows=status.num_rows - len(self.failed_rows),
             num_tokens=status.num_tokens,
             failed_rows=tuple(self.failed_rows),
             budget_tokens=status.budget_tokens,
-            load_seconds=loop_began - began,
-            loop_seconds=ended - loop_began,
+            load_seconds=status.load_seconds,
+            loop_seconds=status.loop_seconds,
             data_seconds=status.data_seconds,
             device_seconds=status.device_seconds,
             disk_seconds=status.disk_seconds,
@@ -327,13 +317,17 @@ class _Loop:
 
     def _embed(
         self, encoder: Encoder, batch: TokenBatch
-    ) -> Iterator[tuple[TokenBatch, torch.Tensor]]:
-        """Yield the batch with its embeddings, in pieces where the device cannot hold it whole."""
+    ) -> Iterator[tuple[TokenBatch, torch.Tensor, Any]]:
+        """Yield the batch with its embeddings, in pieces where the device cannot hold it whole.
+
+        With each piece goes the moment at which the device began to compute it.
+        """
         alone = len(batch.rows) == 1
         if alone or _area(batch) <= self.most_area:
+            began = self._moment()
             embeddings = self._try(encoder, batch)
             if embeddings is not None:
-                yield batch, embeddings
+                yield batch, embeddings, began
                 return
             self._make_room(batch)
         if alone:
@@ -344,16 +338,12 @@ class _Loop:
 
     def _try(self, encoder: Encoder, batch: TokenBatch) -> torch.Tensor | None:
         """Return the embeddings, or None if the memory does not suffice."""
-        began = time.monotonic()
         try:
             return encoder(batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None
-        finally:
-            if not self.on_gpu:
-                self.status.device_seconds += time.monotonic() - began
 
     def _make_room(self, batch: TokenBatch) -> None:
         """Note that a batch does not fit, so that no other of its size is tried."""
@@ -379,9 +369,18 @@ class _Loop:
             batch.max_length,
         )
 
-    def _fetcher(self, embeddings_BE: torch.Tensor) -> Callable[[], FloatArray]:
+    def _moment(self) -> Any:
+        """Return a moment in the device's own work, which on a GPU goes on after the call."""
+        if not self.on_gpu:
+            return time.monotonic()
+        timed = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        return torch.cuda.current_stream(self.device).record_event(timed)
+
+    def _fetcher(self, embeddings_BE: torch.Tensor, began: Any) -> Callable[[], FloatArray]:
         """Start the copy to the host and return what waits for it, to be called in the writer."""
+        ended = self._moment()
         if self.download is None:
+            self.status.device_seconds += ended - began
             return embeddings_BE.numpy
         self.download.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.download):
@@ -392,6 +391,7 @@ class _Loop:
 
         def fetch() -> FloatArray:
             copied.synchronize()
+            self.status.device_seconds += began.elapsed_time(ended) / 1000
             # Copied out, so that the pinned block serves the next batch.
             return host_BE.numpy().copy()
 

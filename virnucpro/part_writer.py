@@ -30,8 +30,8 @@ class PartWriter:
 
     A context manager. Leaving it, also by an exception, writes what has been handed over, so that
     an interrupted run keeps all that it computed. The queue is bounded: a disk slower than the
-    device holds the device back instead of filling the memory. How long the thread waits for the
-    device and for the disk is counted in `status`.
+    device holds the device back instead of filling the memory. The time in writing is counted in
+    `status`.
     """
 
     def __init__(
@@ -104,9 +104,7 @@ class PartWriter:
             self._failure = error
 
     def _collect(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
-        began = time.monotonic()
         embeddings = fetch()
-        self._status.device_seconds += time.monotonic() - began
         bad = ~np.isfinite(embeddings).all(axis=1)
         if bad.any():
             raise NonFiniteEmbeddingError(

@@ -30,7 +30,7 @@ from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.frame_store import FrameStore, build_frame_store, open_frame_store
 from virnucpro.interface import Alphabet
 from virnucpro.logs import log_to_file
-from virnucpro.monitoring import ProgressListener
+from virnucpro.monitoring import Monitor, ProgressListener
 from virnucpro.results import (
     write_fasta,
     write_highest_scores,
@@ -46,6 +46,7 @@ from virnucpro.session import (
     ending_together,
     locked,
     open_model,
+    open_monitor,
     run_job,
 )
 from virnucpro.weights import digest_files
@@ -105,7 +106,11 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
     clock = Clock()
     layout = RunLayout(config.resolved_output_dir, config.stem)
     accelerator = make_accelerator(config)
-    with ending_together(accelerator), _claim_run(layout, config, accelerator):
+    with (
+        ending_together(accelerator),
+        _claim_run(layout, config, accelerator),
+        open_monitor(accelerator, layout.metrics_path) as monitor,
+    ):
         with clock.time("open models"):
             precision = choose_precision(config.precision, accelerator)
             models = _open_models(config, accelerator)
@@ -128,6 +133,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
                     config,
                     accelerator,
                     on_progress,
+                    monitor=monitor,
                     trust_parts=config.skip_checkpoint_validation,
                 )
         result = None
@@ -140,6 +146,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
             run = _describe_run(
                 config, accelerator, store, models, classifier, precision, result, clock
             )
+            run["passes"] = _describe_passes(clock, monitor)
             write_run_json(layout.run_json, run)
         shared: list[PredictResult] = broadcast_object_list([result])
     return shared[0]
@@ -409,9 +416,17 @@ def _describe_run(
             "others": result.num_others,
             "none": result.num_none,
         },
-        "passes": {
-            name: [dataclasses.asdict(summary) for summary in summaries]
-            for name, summaries in clock.passes.items()
-        },
         "seconds": clock.stages | {"total": result.seconds},
+    }
+
+
+def _describe_passes(clock: Clock, monitor: Monitor) -> dict[str, list[dict[str, Any]]]:
+    """Return what each process says that it did in each pass, and what was seen of it."""
+    seen = monitor.summary()
+    return {
+        name: [
+            dataclasses.asdict(summary) | seen.get(name, {}).get(rank, {})
+            for rank, summary in enumerate(summaries)
+        ]
+        for name, summaries in clock.passes.items()
     }

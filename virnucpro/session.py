@@ -18,12 +18,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 
 from virnucpro.checkpoints.parts import Identity, collect_parts, finished_parts
+from virnucpro.claims import launch_store
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import machine_name
+from virnucpro.devices import device_name, gpu_uuid, machine_name
 from virnucpro.embedding import EmbeddingJob, EmbeddingSummary, run_embedding
 from virnucpro.errors import MemoryExhaustedError, UsageError, VirnucproError, WeightsError
 from virnucpro.interface import Alphabet, Weights
-from virnucpro.monitoring import ProgressListener
+from virnucpro.monitoring import Monitor, Place, ProgressListener
+from virnucpro.monitoring.gpu import open_gpu
 from virnucpro.registry import LoadedBackend, load_backend
 
 _VISIBILITY_SECONDS = 15.0
@@ -190,12 +192,24 @@ def _appears(path: Path, content: str) -> bool:
     return False
 
 
+def open_monitor(accelerator: Accelerator, metrics_path: Path) -> Monitor:
+    """Return the monitor of this process, which the main one lets write to `metrics_path`."""
+    return Monitor(
+        metrics_path,
+        Place(rank=accelerator.process_index, device=device_name(accelerator.device)),
+        num_processes=accelerator.num_processes,
+        store=launch_store(accelerator),
+        read_gpu=open_gpu(gpu_uuid(accelerator.device)),
+    )
+
+
 def run_job(
     job: EmbeddingJob,
     compute: ComputeConfig,
     accelerator: Accelerator,
     on_progress: ProgressListener | None,
     *,
+    monitor: Monitor | None = None,
     trust_parts: bool = False,
 ) -> list[EmbeddingSummary]:
     """Check what is finished, embed the rest, and return what each process did.
@@ -208,7 +222,7 @@ def run_job(
     if accelerator.is_main_process:
         collect_parts(job.parts_dir, job.identity, full=not trust_parts)
     accelerator.wait_for_everyone()
-    summary = run_embedding(accelerator, job, compute, on_progress)
+    summary = run_embedding(accelerator, job, compute, on_progress, monitor)
     summaries: list[EmbeddingSummary] = gather_object([summary])
     num_failed = sum(len(summary.failed_rows) for summary in summaries)
     if num_failed and not finished_parts(job.parts_dir):

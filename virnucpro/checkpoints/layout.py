@@ -11,6 +11,9 @@ from pathlib import Path
 
 from virnucpro.interface import Alphabet
 
+METRICS_NAME = "metrics.jsonl"
+"""Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunLayout:
@@ -61,6 +64,11 @@ class RunLayout:
     def run_log(self) -> Path:
         """The run's messages."""
         return self.output_dir / "run.log"
+
+    @property
+    def metrics_path(self) -> Path:
+        """What each process did, every few seconds."""
+        return self.output_dir / METRICS_NAME
 
     @property
     def lock_path(self) -> Path:
@@ -114,7 +122,7 @@ class RunLayout:
 
     def is_used(self) -> bool:
         """Tell whether the directory holds anything but what a run leaves that failed at once."""
-        directory, worthless = self.output_dir, {self.lock_path, self.run_log}
+        directory, worthless = self.output_dir, {self.lock_path, self.run_log, self.metrics_path}
         return directory.exists() and not worthless.issuperset(directory.iterdir())
 
     def owns(self, path: Path) -> bool:
@@ -146,7 +154,7 @@ class RunLayout:
     def _run_files(self) -> Iterator[Path]:
         yield from (self.prediction_results, self.highest_scores)
         yield from (self.records_tsv, self.viral_fasta, self.run_json, self.run_log)
-        yield from (self.nucleotide_fasta, self.protein_fasta)
+        yield from (self.metrics_path, self.nucleotide_fasta, self.protein_fasta)
         yield from _matching(self.output_dir, rf"{re.escape(self.stem)}_chunked\d+\.fa")
         yield from _matching(self.nucleotide_dir, r"output_\d+\.fa")
         yield from _matching(self.protein_dir, r"output_\d+\.fa")

@@ -91,9 +91,7 @@ def _judge(
             yield "hungry", message
 
 
-def _judge_stall(
-    process: ProcessHistory, usual: _Usual, limits: Limits, now: float
-) -> str | None:
+def _judge_stall(process: ProcessHistory, usual: _Usual, limits: Limits, now: float) -> str | None:
     idle = now - process.advanced_at
     if idle < limits.stalled_seconds or process.last.state not in ("loading", "embedding"):
         return None
@@ -116,9 +114,7 @@ def _judge_stall(
     )
 
 
-def _judge_speed(
-    process: ProcessHistory, usual: _Usual, limits: Limits, now: float
-) -> str | None:
+def _judge_speed(process: ProcessHistory, usual: _Usual, limits: Limits, now: float) -> str | None:
     """Compare a process with those on devices of the same name."""
     speed = process.tokens_per_second(now)
     expected = usual.tokens_per_second[process.last.device]

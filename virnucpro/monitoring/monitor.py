@@ -148,9 +148,9 @@ class Monitor:
             self._tick()
             self._status = None
 
-    def summary(self) -> dict[str, list[dict[str, Any]]]:
-        """Return by the name of the pass what each process did, by rank: in the main process."""
-        return self._summary.to_json()
+    def summary(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Return by pass and rank what each process did, as `Summary` says: the main one knows."""
+        return self._summary.to_dict()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._pause()):

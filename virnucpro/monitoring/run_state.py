@@ -79,7 +79,7 @@ class RunState:
                 history.processes[rank].last.to_json() for rank in sorted(history.processes)
             ],
             "warnings": self.warnings,
-            "passes": self.summary.to_json(),
+            "passes": self.summary.to_dict(),
         }
 
 

@@ -109,8 +109,7 @@ class Sample:
     Attributes:
         time: By the main process's clock, in seconds since 1970.
         tokens_per_second: Since the process's sample before.
-        batch_fill: Tokens of a batch for each token of its budget, over the pass; above 0 at most 1
-            unless a single sequence is larger than the budget.
+        batch_fill: What batches cost, as a share of the budget, over the pass.
         gpu: The process's own GPU; None without one, or without NVIDIA's library.
     """
 
@@ -171,7 +170,7 @@ class Sample:
 
 def take_sample(status: PassStatus, place: Place, gpu: GpuReading | None) -> Sample:
     """Return what a process is doing now."""
-    most_tokens = status.num_batches * status.budget_tokens
+    most_cost = status.num_batches * status.budget_tokens
     return Sample(
         time=time.time(),
         **dataclasses.asdict(place),
@@ -189,6 +188,6 @@ def take_sample(status: PassStatus, place: Place, gpu: GpuReading | None) -> Sam
         data_seconds=round(status.data_seconds, 3),
         device_seconds=round(status.device_seconds, 3),
         disk_seconds=round(status.disk_seconds, 3),
-        batch_fill=round(status.num_tokens / most_tokens, 3) if most_tokens else 0.0,
+        batch_fill=round(status.cost / most_cost, 3) if most_cost else 0.0,
         gpu=gpu,
     )

@@ -18,14 +18,14 @@ class Summary:
         processes = self._passes.setdefault(sample.pass_name, {})
         processes.setdefault(sample.rank, _ProcessSummary(sample)).add(sample)
 
-    def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """Return by the name of the pass what each process did, by rank.
+    def to_dict(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Return by the name of the pass and the rank what each process did.
 
         Shares are of the time from its first batch to its last part. Utilization and power are
         means over the time in which it embedded, memory and temperature the highest seen.
         """
         return {
-            name: [processes[rank].to_json() for rank in sorted(processes)]
+            name: {rank: processes[rank].to_dict() for rank in sorted(processes)}
             for name, processes in self._passes.items()
         }
 
@@ -52,7 +52,7 @@ class _ProcessSummary:
     def _mean(self, name: str) -> float | None:
         return round(self.sums[name] / self.seconds[name], 1) if name in self.sums else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         last = self.last
         seconds = last.loop_seconds or 1.0
         return {
