@@ -4,10 +4,11 @@ import functools
 
 from virnucpro import embedding
 from virnucpro.cli import main
+from virnucpro.part_writer import PartWriter
 
 ROWS_PER_PART = 64
-
-embedding.PartWriter = functools.partial(embedding.PartWriter, rows_per_part=ROWS_PER_PART)
+SmallPartWriter = functools.partial(PartWriter, rows_per_part=ROWS_PER_PART)
 
 if __name__ == "__main__":
+    embedding.PartWriter = SmallPartWriter
     main(prog_name="virnucpro")
