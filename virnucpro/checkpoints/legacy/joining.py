@@ -78,7 +78,7 @@ def inspect_file(path: Path, dims: EmbeddingDims) -> FileReport:
         if error.kind == "merged":
             report.ids, report.unmatched_rows = digest_ids(error.ids), error.num_rows
     except CheckpointError as error:
-        report.error = str(error)
+        report.error = str(error).removeprefix(f"{path}: ")
     else:
         report.ids = np.concatenate(ids)
         report.values = {name: np.concatenate(blocks) for name, blocks in values.items()}
@@ -220,7 +220,8 @@ def _read_again(work: Conversion) -> Iterator[tuple[Generation, dict[str, Any]]]
             num_rows += len(document["ids"])
             yield generation, document
     except CheckpointError as error:
-        raise CheckpointError(f"{work.path}: {error}") from error
+        reason = str(error).removeprefix(f"{work.path}: ")
+        raise CheckpointError(f"{work.path}: {reason}") from error
     if any(len(rows) != num_rows for rows in work.rows.values()):
         raise CheckpointError(f"{work.path}: has changed since it was looked at; start again")
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.legacy.pickles import is_zip, read_torch_file
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document, FormatVersionError
-from virnucpro.checkpoints.parts import FORMAT_NAME, Identity, check_part, read_identity
+from virnucpro.checkpoints.parts import FORMAT_NAME, check_part, read_identity
 from virnucpro.errors import CheckpointError
 
 _ROWS_AT_A_TIME = 8192
@@ -113,60 +114,36 @@ def _check_size(path: Path, document: Document) -> None:
 
 
 def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
-    try:
-        with h5py.File(path, "r", locking="best-effort") as file:
-            if "format" in file.attrs:
-                yield from _read_part(path, file)
-                return
+    with hdf5.open_file(path) as file:
+        found = hdf5.read_attribute(file, "format")
+        if found is None:
             generation = Generation(2, "v2.0, shard", (MIXED_IDS,))
-            for ids, embeddings in _read_blocks(path, file, "sequence_ids"):
+            for ids, embeddings in _read_blocks(file, "sequence_ids"):
                 yield generation, {"sequence_ids": ids, "embeddings": embeddings}
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"is no readable HDF5 file of features ({reason})") from error
+        elif found == FORMAT_NAME:
+            yield from _read_part(path, file)
+        else:
+            raise CheckpointError(f"its format is {found!r}, which is not known")
 
 
 def _read_part(path: Path, file: h5py.File) -> Iterator[tuple[Generation, Document]]:
     """Yield what `virnucpro migrate` wrote; other parts of ours have nothing to migrate."""
-    if file.attrs["format"] != FORMAT_NAME:
-        raise CheckpointError(f"its format is {file.attrs['format']!r}, which is not known")
     check_part(path)
     identity = read_identity(path)
-    if not is_migrated(identity) or "ids" not in file:
+    if not identity.weights_identity.startswith(UNKNOWN):
         raise CheckpointError("is a part of virnucpro itself: there is nothing to migrate")
     generation = Generation(3, identity.weights_identity.removeprefix(f"{UNKNOWN}: "))
     kind = {"dnabert-s": "dna", "esm2": "protein"}[identity.backend]
-    for ids, embeddings in _read_blocks(path, file, "ids"):
+    for ids, embeddings in _read_blocks(file, "ids"):
         document = {"ids": ids, "embeddings": {kind: embeddings}, "precision": identity.precision}
         yield generation, document
 
 
-def is_migrated(identity: Identity) -> bool:
-    """Tell whether `migrate` wrote a part with this identity."""
-    return identity.weights_identity.startswith(UNKNOWN)
-
-
-def _read_blocks(path: Path, file: h5py.File, ids_name: str) -> Iterator[tuple[list[str], Any]]:
-    ids = _open_dataset(path, file, ids_name, ndim=1)
-    embeddings = _open_dataset(path, file, "embeddings", ndim=2)
+def _read_blocks(file: h5py.File, ids_name: str) -> Iterator[tuple[list[str], Any]]:
+    ids = hdf5.open_strings(file, ids_name)
+    embeddings = hdf5.open_dataset(file, "embeddings", np.dtype("<f4"), ndim=2)
     if len(ids) != len(embeddings):
         raise CheckpointError(f"{len(ids)} ids and {len(embeddings)} rows; it is damaged")
     for start in range(0, max(1, len(ids)), _ROWS_AT_A_TIME):
-        block = slice(start, start + _ROWS_AT_A_TIME)
-        names = [name.decode("utf-8", "surrogateescape") for name in ids[block]]
-        yield names, embeddings[block]
-
-
-def _open_dataset(path: Path, file: h5py.File, name: str, ndim: int) -> h5py.Dataset:
-    """Return a dataset whose numbers lie, as they are, in this very file."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise CheckpointError(f"{name} is missing, or a link, which is refused")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != ndim:
-        raise CheckpointError(f"{name} is no dataset of {ndim} dimensions")
-    filters = dataset.id.get_create_plist().get_nfilters()
-    if dataset.is_virtual or dataset.external is not None or filters:
-        raise CheckpointError(f"{name} lies in other files or is compressed, which is refused")
-    if dataset.size * dataset.dtype.itemsize > path.stat().st_size:
-        raise CheckpointError(f"{name} claims more than the file has room for")
-    return dataset
+        stop = min(start + _ROWS_AT_A_TIME, len(ids))
+        yield hdf5.read_strings(ids, start, stop), embeddings[start:stop]
