@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +14,26 @@ from types import FrameType
 import click
 
 from virnucpro import __version__
+from virnucpro.commands import ARGUMENTS
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
-from virnucpro.logs import set_up_logging
+from virnucpro.logs import is_main_process, is_one_of_several, set_up_logging
 
 logger = logging.getLogger(__name__)
 
-_COMMANDS = ("predict", "frames", "embed", "backends", "utils")
+_SECONDS_BEFORE_OTHERS_SPEAK = 1
+
+_COMMANDS = ("predict", "frames", "embed", "migrate", "monitor", "backends", "utils")
 
 
 class _Program(click.Group):
     """A group that imports a command when it is needed, and explains how it ended."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        # For a command that starts itself again in several processes.
+        ctx.meta[ARGUMENTS] = (given[: len(given) - len(rest)], rest)
+        return rest
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -47,16 +58,21 @@ class _Program(click.Group):
 
 def _explain(error: BaseException) -> int:
     """Say on standard error what `error` means, and return the exit code."""
+    if isinstance(error, Exception) and not is_main_process():
+        # The main process mostly says the same, whereupon the launcher ends this one.
+        time.sleep(_SECONDS_BEFORE_OTHERS_SPEAK)
     with_traceback = logger.isEnabledFor(logging.DEBUG)
+    # A launcher passes signals on to its processes, and says it once for all.
+    ending = logging.DEBUG if is_one_of_several() else logging.ERROR
     match error:
         case VirnucproError():
             logger.error("%s", error, exc_info=with_traceback)
             return error.exit_code
         case Terminated():
-            logger.error("terminated")
+            logger.log(ending, "terminated")
             return error.exit_code
         case KeyboardInterrupt():
-            logger.error("interrupted")
+            logger.log(ending, "interrupted")
             return 130
         case MemoryError():
             logger.error("this machine's memory is used up", exc_info=with_traceback)
@@ -123,7 +139,7 @@ def main(verbose: bool, quiet: bool, log_file: Path | None, config: Path | None)
       virnucpro predict contigs.fasta -p 500_model.pth
       virnucpro predict reads.fastq.gz -m 300 -p 300_model.pth -o results
       virnucpro -c settings.yaml predict contigs.fasta
-      accelerate launch --multi_gpu -m virnucpro predict contigs.fasta
+      virnucpro predict contigs.fasta -p 500_model.pth --gpus 0,1
     """  # noqa: D301 (click reads the \b)
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     try:

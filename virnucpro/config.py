@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from virnucpro.errors import UsageError
-from virnucpro.logs import is_main_process
+from virnucpro.logs import reads_settings_first
 
 logger = logging.getLogger(__name__)
 
@@ -250,6 +250,11 @@ class EmbedConfig(ComputeConfig):
         self._set("output_path", Path(self.output_path))
         self._require_at_least("batch_tokens", 1)
 
+    @property
+    def work_dir(self) -> Path:
+        """What is finished, until the output is."""
+        return self.output_path.with_name(f"{self.output_path.name}.parts")
+
 
 class _Key(NamedTuple):
     """What a key of the fork's YAML means: a field of PredictConfig, or nothing any more."""
@@ -321,7 +326,7 @@ def read_settings(path: Path, model_type: str | None = None) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
     unused = [name for name, _ in found if _KEYS[name].field is None and name != "version"]
-    if unused and is_main_process():
+    if unused and reads_settings_first():
         logger.warning(
             "%s: these keys no longer have a meaning and are ignored: %s", path, ", ".join(unused)
         )

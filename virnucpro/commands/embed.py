@@ -8,14 +8,18 @@ from typing import Any
 
 import click
 
+from virnucpro.checkpoints.layout import METRICS_NAME
 from virnucpro.commands.options import (
     INPUT_PATH,
+    LAUNCH_OPTIONS,
     compute_options,
     given_options,
+    hide_other_gpus,
+    leave_to_launch,
     settle_output,
     wants_progress,
 )
-from virnucpro.commands.progress import progress_bars
+from virnucpro.commands.progress import shown_progress
 from virnucpro.config import STDIN, EmbedConfig
 
 logger = logging.getLogger(__name__)
@@ -65,15 +69,16 @@ def embed_command(ctx: click.Context, /, **_: Any) -> None:
       virnucpro embed genes.fasta --backend dnabert-s \\
         --weights models/DNABERT-S -o genes.h5
     """  # noqa: D301 (click reads the \b)
-    given = given_options(ctx)
-    given.pop("no_progress", None)
-    config = EmbedConfig(**given)
+    apart = LAUNCH_OPTIONS | {"no_progress"}
+    config = EmbedConfig(**{k: v for k, v in given_options(ctx).items() if k not in apart})
+    hide_other_gpus(ctx.params["gpus"])
     path = config.output_path
     settled = settle_output(config, path, used=path.exists(), may_ask=config.input != STDIN)
     if settled is None:
         return
+    leave_to_launch(ctx, settled, force=settled.force and not config.force)
     from virnucpro import embed
 
-    with progress_bars(wanted=wants_progress(ctx)) as show:
-        embed(settled, on_progress=show)
+    with shown_progress(settled.work_dir / METRICS_NAME, wanted=wants_progress(ctx)):
+        embed(settled)
     logger.info("embeddings: %s", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from virnucpro.commands import ARGUMENTS
 from virnucpro.config import ATTENTIONS, PRECISIONS, ComputeConfig, EmbedConfig, PredictConfig
-from virnucpro.errors import OutputExistsError
-from virnucpro.logs import is_main_process
+from virnucpro.errors import OutputExistsError, UsageError
+from virnucpro.logs import is_launched, is_main_process, is_one_of_several
 
 Config = TypeVar("Config", PredictConfig, EmbedConfig)
 
@@ -49,11 +51,20 @@ _COMPUTE_OPTIONS = (
         metavar="N",
         help="Tokenizing processes per GPU.  [default: by the machine]",
     ),
+    click.option("--gpus", metavar="N[,N...]", help="Use these GPUs.  [default: all]"),
+    click.option(
+        "--num-processes",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Start so many.  [default: one per GPU]",
+    ),
 )
+LAUNCH_OPTIONS = frozenset({"gpus", "num_processes"})
+"""Those of the compute options that are no field of a config."""
 
 
 def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `ComputeConfig` that users choose."""
+    """Add the options that say what to compute on, and how."""
     for option in reversed(_COMPUTE_OPTIONS):
         command = option(command)
     return command
@@ -83,8 +94,7 @@ def settle_output(config: Config, path: Path, *, used: bool, may_ask: bool) -> C
     # The main process of a launch may already have begun to write what another finds here.
     if not used or config.force or config.resume or not is_main_process():
         return config
-    in_launch = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if in_launch or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
+    if is_one_of_several() or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
         raise OutputExistsError(
             f"{path} exists; give --resume to go on with what is there, --force to overwrite it, "
             "or another output with -o"
@@ -92,6 +102,52 @@ def settle_output(config: Config, path: Path, *, used: bool, may_ask: bool) -> C
     if click.confirm(f"{path} exists. Overwrite it?", err=True):
         return dataclasses.replace(config, force=True)
     return None
+
+
+def hide_other_gpus(gpus: str | None) -> None:
+    """Leave visible only the GPUs that `--gpus` names, if it names some.
+
+    As in the fork the ids replace CUDA_VISIBLE_DEVICES, and `cuda:N` counts among them. CUDA reads
+    that when it starts, which is later; so this holds in each process of a launch as well.
+
+    Raises:
+        UsageError: These are no ids.
+    """
+    if gpus is None:
+        return
+    if not re.fullmatch(r"\d+(,\d+)*", gpus):
+        raise UsageError(f"--gpus {gpus}: wanted numbers with commas between, such as 0,1")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+
+
+def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -> None:
+    """Run the command in several processes, if it is to have them, and exit as they do.
+
+    Args:
+        ctx: The command's.
+        config: What the processes will read again from the command line.
+        force: Whether to add `--force`, which a person at the terminal agreed to.
+
+    Raises:
+        UsageError: There are no devices for so many processes.
+    """
+    wanted = ctx.params["num_processes"]
+    if is_launched():
+        num_launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if wanted not in (None, num_launched):
+            raise UsageError(
+                f"--num-processes {wanted}: this is a launch of {num_launched} already; "
+                "leave the option out"
+            )
+        return
+    from virnucpro import launching
+
+    num_processes = launching.choose_num_processes(config.device, wanted, ctx.params["gpus"])
+    if num_processes == 1:
+        return
+    before, own = ctx.meta[ARGUMENTS]
+    forced = ["--force"] if force else []
+    ctx.exit(launching.launch(num_processes, [*before, *forced, *own]))
 
 
 def wants_progress(ctx: click.Context) -> bool:

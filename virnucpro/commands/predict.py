@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +11,18 @@ import click
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.commands.options import (
     INPUT_PATH,
+    LAUNCH_OPTIONS,
     compute_options,
     given_options,
+    hide_other_gpus,
+    leave_to_launch,
     settle_output,
     wants_progress,
 )
-from virnucpro.commands.progress import progress_bars
+from virnucpro.commands.progress import shown_progress
 from virnucpro.config import MODEL_TYPES, STDIN, PredictConfig, read_settings
-from virnucpro.errors import UsageError
-from virnucpro.logs import is_main_process, set_console_level
+from virnucpro.errors import IncompleteError, UsageError
+from virnucpro.logs import reads_settings_first, set_console_level
 
 if TYPE_CHECKING:
     from virnucpro.pipeline import PredictResult
@@ -42,9 +41,13 @@ _WITHOUT_MEANING = {
 }
 """Options that are accepted for the fork's users, and why nothing depends on them."""
 
-_OTHERWISE_USED = frozenset(
-    {"force_resume", "gpus", "no_progress", "parallel", "v1_attention", "verbose"}
-)
+_OTHERWISE_USED = LAUNCH_OPTIONS | {
+    "force_resume",
+    "no_progress",
+    "parallel",
+    "v1_attention",
+    "verbose",
+}
 """Options that are no field of PredictConfig by themselves."""
 
 
@@ -122,10 +125,7 @@ _OTHERWISE_USED = frozenset(
     help=f"The same for proteins.  [default: {PredictConfig.protein_weights}]",
 )
 @compute_options
-@click.option(
-    "--gpus", metavar="N[,N...]", help="Use these GPUs only; several need accelerate launch."
-)
-@click.option("--parallel", is_flag=True, help="Use all GPUs; needs accelerate launch.")
+@click.option("--parallel", is_flag=True, help="Use all GPUs, which is the default.")
 @click.option(
     "--dnabert-batch-size",
     type=int,
@@ -179,16 +179,13 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
       virnucpro predict contigs.fasta --resume
       zcat *.fa.gz | virnucpro predict - -o results
 
-    \b
-    On two GPUs:
-      accelerate launch --multi_gpu --num_processes 2 \\
-        -m virnucpro predict contigs.fasta
+    A process is started for each GPU. Several machines: docs/clusters.md.
     """  # noqa: D301 (click reads the \b)
     if verbose is not None:
         set_console_level(logging.DEBUG if verbose else logging.ERROR)
     config = make_config(ctx)
     _note_options_without_meaning(ctx)
-    _choose_gpus(ctx.params["gpus"], parallel=ctx.params["parallel"])
+    hide_other_gpus(ctx.params["gpus"])
     if not config.resolved_model_path.is_file():
         raise UsageError(
             f"{config.resolved_model_path}: no such classifier; give the path of one with -p"
@@ -199,11 +196,17 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
     )
     if settled is None:
         return
+    leave_to_launch(ctx, settled, force=settled.force and not config.force)
     from virnucpro import predict
 
-    with progress_bars(wanted=wants_progress(ctx)) as show:
-        result = predict(settled, on_progress=show)
+    with shown_progress(layout.metrics_path, wanted=wants_progress(ctx)):
+        result = predict(settled)
     _report(result)
+    if result.num_unscored_frames:
+        raise IncompleteError(
+            f"{result.num_unscored_frames} open frames do not fit the memory of a device; their "
+            "records say out_of_memory in records.tsv. Use a device with more, and --resume"
+        )
 
 
 def make_config(ctx: click.Context) -> PredictConfig:
@@ -226,30 +229,8 @@ def make_config(ctx: click.Context) -> PredictConfig:
 def _note_options_without_meaning(ctx: click.Context) -> None:
     given = given_options(ctx)
     for name, text in _WITHOUT_MEANING.items():
-        if name in given and is_main_process():
+        if name in given and reads_settings_first():
             logger.warning("no longer of any effect: %s", text)
-
-
-def _choose_gpus(gpus: str | None, *, parallel: bool) -> None:
-    """Hide all GPUs but those that `--gpus` names, and say how several of them are used.
-
-    As in the fork the ids replace CUDA_VISIBLE_DEVICES, and `cuda:N` counts among them. CUDA reads
-    that when it starts, which is later; so this holds in each process of a launch as well.
-    """
-    if gpus is not None:
-        if not re.fullmatch(r"\d+(,\d+)*", gpus):
-            raise UsageError(f"--gpus {gpus}: wanted numbers with commas between, such as 0,1")
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    num_gpus = gpus.count(",") + 1 if gpus is not None else None
-    in_launch = "WORLD_SIZE" in os.environ
-    if in_launch or num_gpus == 1 or not (parallel or gpus):
-        return
-    processes = f" --num_processes {num_gpus}" if num_gpus is not None else ""
-    logger.warning(
-        "this process uses one GPU. For several, run\n  accelerate launch --multi_gpu%s %s",
-        processes,
-        shlex.join(["-m", "virnucpro", *sys.argv[1:]]),
-    )
 
 
 def _report(result: PredictResult) -> None:

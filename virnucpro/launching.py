@@ -1,0 +1,130 @@
+"""One process for each GPU: how many a run takes, and the launch that starts them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils import patch_environment
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from virnucpro.errors import Terminated, UsageError, VirnucproError
+from virnucpro.logs import RELAUNCHED
+
+logger = logging.getLogger(__name__)
+
+
+def choose_num_processes(device: str, num_processes: int | None, gpus: str | None) -> int:
+    """Return how many processes a run takes: one for each GPU, unless `num_processes` says less.
+
+    Counts GPUs without starting CUDA, which would take memory of the first one.
+
+    Args:
+        device: As in ComputeConfig.
+        num_processes: What the user wants; None for as many as there are GPUs, or one on a CPU.
+        gpus: The ids, with commas between, that CUDA_VISIBLE_DEVICES holds by the user's wish.
+
+    Raises:
+        UsageError: There are fewer GPUs than that.
+    """
+    if device == "cpu":
+        return num_processes or 1
+    if device not in ("auto", "cuda"):
+        if (num_processes or 1) > 1:
+            raise UsageError(
+                f"{num_processes} processes need a GPU each, and device {device} is a single one; "
+                "leave out one of the two, or choose GPUs with --gpus"
+            )
+        return 1
+    num_gpus = torch.cuda.device_count()
+    if gpus is not None and gpus.count(",") + 1 != num_gpus:
+        raise UsageError(
+            f"--gpus {gpus}: {num_gpus} of these GPUs are there; `nvidia-smi -L` lists those of "
+            "this machine"
+        )
+    if num_processes is None:
+        return max(1, num_gpus)
+    if num_processes > num_gpus and (num_gpus or device == "cuda"):
+        raise UsageError(
+            f"{num_processes} processes need a GPU each, and this machine shows {num_gpus}; "
+            "start fewer, or give --device cpu"
+        )
+    return num_processes
+
+
+def launch(num_processes: int, arguments: Sequence[str]) -> int:
+    """Run the command line in several processes of this machine and return their exit code.
+
+    A signal to this process goes on to the others, which have half a minute to end in good order.
+
+    Args:
+        num_processes: At least 2.
+        arguments: Of the command line, its name left out.
+
+    Raises:
+        VirnucproError: A process was killed.
+        KeyboardInterrupt: This process was interrupted, or one of the others.
+        Terminated: It was terminated, likewise.
+    """
+    options = {
+        "num_machines": 1,
+        "num_processes": num_processes,
+        # Any free port: several launches share a machine.
+        "main_process_port": 0,
+        # Said, because a user's configuration file for Accelerate would say otherwise.
+        "gpu_ids": "all",
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
+    program = ["--module", "virnucpro", *arguments]
+    # Not a mistake without GPUs: otherwise Accelerate starts a single process.
+    command = ["--multi_gpu", *(f"--{name}={value}" for name, value in options.items()), *program]
+    parsed = launch_command_parser().parse_args(command)
+    threads = os.environ.get(
+        "OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes))
+    )
+    with patch_environment(**{RELAUNCHED: "1", "OMP_NUM_THREADS": threads}), _silence():
+        try:
+            launch_command(parsed)
+        except SignalException as error:
+            raise KeyboardInterrupt if error.sigval == signal.SIGINT else Terminated from error
+        except ChildFailedError as error:
+            return _find_exit_code(error)
+    return 0
+
+
+def _find_exit_code(error: ChildFailedError) -> int:
+    """Return the exit code of the process that took the others down."""
+    # Those who merely lost the others end with 1, or are ended by the launcher.
+    consequences = (1, Terminated.exit_code, -signal.SIGTERM)
+    failures = list(error.failures.values())  # in the order in which they were noticed
+    first = next((each for each in failures if each.exitcode not in consequences), failures[0])
+    if first.exitcode < 0:
+        raise VirnucproError(
+            f"process {first.local_rank} was killed ({first.signal_name()}), often for want of "
+            "memory; finished work is kept: run the same command with --resume"
+        ) from error
+    if first.exitcode == Terminated.exit_code:
+        raise Terminated from error
+    if first.exitcode == 130:
+        raise KeyboardInterrupt from error
+    return int(first.exitcode)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Leave the word to the processes, which say themselves what ends them."""
+    if logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
