@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from virnucpro.errors import ClassifierError, WeightsError
-from virnucpro.weights import digest_files, read_pickle
+from virnucpro.weights import check_sizes, digest_files, read_pickle
 
 CLASS_NAMES = ("others", "virus")
 """The columns of the scores, in the published models' order."""
@@ -208,6 +208,7 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata 
     """
     with _explaining(path):
         state, metadata = _read_file(path)
+        check_sizes(path, {name: value for name, value in state.items() if torch.is_tensor(value)})
         return check_state(path, state, metadata), metadata
 
 

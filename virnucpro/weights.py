@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,23 @@ def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torc
                 f"{path}: a plain state dict was expected, found a dict where {name!r} is a "
                 f"{type(tensor).__name__}"
             )
+    check_sizes(path, value)
     return dict(value)
+
+
+def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Let the tensors of `path` pass only if the file has room for each; some repeat one number.
+
+    Raises:
+        WeightsError: Copying one of them would take more memory than the file takes on disk.
+    """
+    num_bytes = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > num_bytes:
+            raise WeightsError(
+                f"{path}: refused, because {name} claims the shape {tuple(tensor.shape)}, for "
+                f"which a file of {num_bytes:,} bytes has no room"
+            )
 
 
 def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
@@ -167,15 +184,13 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
             was executed.
     """
     import pickle
-    import zipfile
 
     import torch
 
+    check_torch_zip(path)
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" It names {found[1].rstrip('.')}." if found else ""
@@ -188,6 +203,37 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
         raise WeightsError(
             f"{path}: cannot be read as a PyTorch file ({_summarize(error)})"
         ) from error
+
+
+def check_torch_zip(path: Path) -> None:
+    """Let a file pass only if it is an archive as `torch.save` makes them since PyTorch 1.6.
+
+    These are never compressed: what is could fill any memory.
+
+    Raises:
+        WeightsError: It is no zip archive, or one that is compressed or claims more than its size.
+    """
+    try:
+        num_bytes = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # a damaged directory makes it raise almost anything
+        raise WeightsError(
+            f"{path}: refused, because it is no whole zip archive ({_summarize(error)}), which "
+            "torch.save writes since PyTorch 1.6; it is damaged, or older: then load it where you "
+            "trust it, and save it again"
+        ) from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise WeightsError(
+            f"{path}: refused, because it is a compressed zip archive, which torch.save never "
+            "writes and which could fill the memory"
+        )
+    if sum(member.file_size for member in members) > num_bytes:
+        raise WeightsError(
+            f"{path}: refused, because it claims to hold more than its {num_bytes:,} bytes"
+        )
 
 
 def _summarize(error: Exception) -> str:
