@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.embeddings_file import write_embeddings
+from virnucpro.checkpoints.layout import METRICS_NAME
 from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, read_identity
 from virnucpro.config import STDIN, EmbedConfig
 from virnucpro.devices import choose_precision, make_accelerator
@@ -27,6 +28,7 @@ from virnucpro.session import (
     ending_together,
     locked,
     open_model,
+    open_monitor,
     run_job,
 )
 
@@ -53,9 +55,13 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
     clock = Clock()
-    work_dir = config.output_path.with_name(f"{config.output_path.name}.parts")
+    work_dir = config.work_dir
     accelerator = make_accelerator(config)
-    with ending_together(accelerator), _claim_output(config, work_dir, accelerator):
+    with (
+        ending_together(accelerator),
+        _claim_output(config, work_dir, accelerator),
+        open_monitor(accelerator, work_dir / METRICS_NAME) as monitor,
+    ):
         with clock.time("open model"):
             precision = choose_precision(config.precision, accelerator)
             model = open_model(accelerator, config.backend, config.weights)
@@ -70,7 +76,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             logger.info("%s: is finished already", config.output_path)
         else:
             with clock.time(job.name):
-                summaries = run_job(job, config, accelerator, on_progress)
+                summaries = run_job(job, config, accelerator, on_progress, monitor=monitor)
             failed = [row for summary in summaries for row in summary.failed_rows]
             if accelerator.is_main_process:
                 _join_parts(config.output_path, store, job, failed)
@@ -137,7 +143,7 @@ def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator)
         return
     if config.input != STDIN and config.output_path.resolve() == Path(config.input).resolve():
         raise UsageError(f"{config.output_path}: is the input; choose another output (-o)")
-    begun = config.output_path.exists() or (work_dir.is_dir() and any(_leftovers(work_dir)))
+    begun = config.output_path.exists() or (work_dir.is_dir() and _is_begun(work_dir))
     if begun and not (config.force or config.resume):
         raise OutputExistsError(
             f"{config.output_path}: exists already, at least in part; continue with --resume, "
@@ -151,6 +157,10 @@ def _claim_output(config: EmbedConfig, work_dir: Path, accelerator: Accelerator)
         check_shared_directory(accelerator, work_dir)
         yield
     shutil.rmtree(work_dir)
+
+
+def _is_begun(work_dir: Path) -> bool:
+    return any(path.name != METRICS_NAME for path in _leftovers(work_dir))
 
 
 def _leftovers(work_dir: Path) -> Iterator[Path]:

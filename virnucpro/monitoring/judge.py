@@ -44,7 +44,7 @@ class Trouble:
 
 def find_trouble(history: History, limits: Limits, now: float) -> list[Trouble]:
     """Return what is wrong now, by rank."""
-    usual = _Usual.of(history, now)
+    usual = _Usual.of(history)
     troubles: list[Trouble] = []
     for rank, process in sorted(history.processes.items()):
         for kind, message in _judge(process, usual, limits, now):
@@ -66,15 +66,14 @@ class _Usual:
     tokens_per_second: dict[str, float]
 
     @classmethod
-    def of(cls, history: History, now: float) -> _Usual:
+    def of(cls, history: History) -> _Usual:
         loads: list[float] = []
         speeds: dict[str, list[float]] = {}
         for process in history.processes.values():
             if process.batch_seconds is not None:
                 loads.append(process.last.load_seconds)
             if process.fills_window:
-                speed = process.tokens_per_second(now)
-                speeds.setdefault(process.last.device, []).append(speed)
+                speeds.setdefault(process.last.device, []).append(_speed(process))
         medians = {device: median_high(found) for device, found in speeds.items()}
         return cls(median_high(loads) if loads else None, medians)
 
@@ -85,7 +84,7 @@ def _judge(
     if message := _judge_stall(process, usual, limits, now):
         yield "stalled", message
     elif process.fills_window:
-        if message := _judge_speed(process, usual, limits, now):
+        if message := _judge_speed(process, usual, limits):
             yield "slow", message
         if message := _judge_data(process, limits):
             yield "hungry", message
@@ -114,9 +113,14 @@ def _judge_stall(process: ProcessHistory, usual: _Usual, limits: Limits, now: fl
     )
 
 
-def _judge_speed(process: ProcessHistory, usual: _Usual, limits: Limits, now: float) -> str | None:
+def _speed(process: ProcessHistory) -> float:
+    """Return the throughput up to when the process was last heard of: silence is no slowness."""
+    return process.tokens_per_second(process.last.time)
+
+
+def _judge_speed(process: ProcessHistory, usual: _Usual, limits: Limits) -> str | None:
     """Compare a process with those on devices of the same name."""
-    speed = process.tokens_per_second(now)
+    speed = _speed(process)
     expected = usual.tokens_per_second[process.last.device]
     if speed >= limits.slow_share * expected:
         return None

@@ -1,0 +1,53 @@
+"""`virnucpro monitor`: the view of a run that goes on elsewhere, or has ended."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from virnucpro.checkpoints.layout import METRICS_NAME
+from virnucpro.commands.progress import follow
+from virnucpro.commands.run_view import render
+from virnucpro.errors import UsageError
+from virnucpro.monitoring import RunState
+
+_ALL_LINES = 1 << 20
+
+
+@click.command("monitor")
+@click.argument(
+    "run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN_DIR"
+)
+@click.option("--once", is_flag=True, help="Show the present state and exit.")
+@click.option("--json", "as_json", is_flag=True, help="The same, as JSON.")
+def monitor_command(run_dir: Path, once: bool, as_json: bool) -> None:
+    """Show how a run stands.
+
+    RUN_DIR is the output directory of predict, or the .parts directory of
+    embed, on this machine or on a file system that it shares with the run's.
+    A run that goes on is followed to its end; Ctrl-C leaves it alone.
+    """
+    path = run_dir / METRICS_NAME
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: not there; give the output directory of `virnucpro predict`, or the .parts "
+            "directory that `virnucpro embed` keeps beside its output while it runs"
+        )
+    state, console = RunState(path), Console()
+    if not (once or as_json):
+        with suppress(KeyboardInterrupt):
+            follow(state, console, threading.Event(), say=click.echo, with_warnings=True)
+        return
+    for _ in state.read():
+        pass
+    if as_json:
+        click.echo(json.dumps(state.to_json(), indent=2))
+        return
+    for warning in state.warnings:
+        click.echo(f"Warning: {warning}")
+    console.print(render(state, console.width, _ALL_LINES))
