@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -262,7 +263,12 @@ def run_parallel(
         return
     # Started afresh: a forked process would inherit threads and CUDA, which do not survive it.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context) as pool:
+    # Ctrl-C reaches all processes at once, and this one sees to the others.
+    ignoring: dict[str, Any] = {
+        "initializer": signal.signal,
+        "initargs": (signal.SIGINT, signal.SIG_IGN),
+    }
+    with ProcessPoolExecutor(min(jobs, len(tasks)), context, **ignoring) as pool:
         try:
             yield from pool.map(function, tasks)
         except BrokenProcessPool as error:
