@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import sys
@@ -16,6 +17,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 VIRNUCPRO = (sys.executable, "-m", "virnucpro")
 SMALL_PARTS = (sys.executable, str(Path(__file__).with_name("small_parts.py")))
 """The command line, but with a part for every 64 rows, so that a small run has many."""
+
+SCORE_COLUMNS = {"score", "score1", "score2", "max_score_0", "max_score_1"}
 
 
 def accelerate_launch(num_processes: int, *program: str) -> list[str]:
@@ -74,3 +77,22 @@ def distinct_rows(directory: Path, alphabet: str) -> list[int]:
     """Return the rows that have to be embedded: the first of each sequence."""
     table = directory / f"checkpoints/frames/representatives_{alphabet}.int64"
     return np.unique(np.fromfile(table, np.int64)).tolist()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    header, *lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    names = header.split("\t")
+    return [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
+
+
+def assert_same_table(path: Path, wanted_path: Path, bound: float) -> None:
+    """Compare two tables: scores to `bound`, everything else and the order to the letter."""
+    found, wanted = read_table(path), read_table(wanted_path)
+    assert len(found) == len(wanted)
+    for row, wanted_row in zip(found, wanted, strict=True):
+        assert list(row) == list(wanted_row)
+        for name, value in wanted_row.items():
+            if name in SCORE_COLUMNS and value != "NA":
+                assert math.isclose(float(row[name]), float(value), rel_tol=0, abs_tol=bound)
+            else:
+                assert row[name] == value

@@ -39,7 +39,7 @@ from virnucpro.errors import IdentityMismatchError, Terminated
 # Small batches make a run slow enough to be killed on its way.
 BUDGETS = {"dnabert_batch_size": 100, "esm_batch_size": 100}
 BUDGET_OPTIONS = ("--dnabert-batch-size=100", "--esm-batch-size=100")
-NUM_READS = 1000
+NUM_READS = 600
 
 
 @pytest.fixture(scope="module")
