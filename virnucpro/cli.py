@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BEFORE_OTHERS_SPEAK = 1
 
-_COMMANDS = ("predict", "frames", "embed", "migrate", "monitor", "backends", "utils")
+_COMMANDS = ("predict", "frames", "embed", "migrate", "export", "monitor", "backends", "utils")
 
 
 class _Program(click.Group):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,25 +37,45 @@ def write_embeddings(
     Raises:
         CheckpointError: The disk is too small or refuses; no half-written file is left.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     id_bytes = encode_strings(ids)
     num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + sum(map(len, id_bytes))
-    try:
-        _try_size(temporary, num_bytes + _SPARE_BYTES)
+    with replace_when_whole(path, num_bytes) as temporary:
         offset = _write_frame(temporary, rows, id_bytes, identity)
         with temporary.open("r+b") as file:
             file.seek(offset)
             for block in blocks:
                 file.write(block.tobytes())
+
+
+@contextmanager
+def replace_when_whole(path: Path, num_bytes: int) -> Iterator[Path]:
+    """Give a temporary name for a file of about this size, which takes its place at the end.
+
+    Raises:
+        CheckpointError: The disk is too small or refuses; no half-written file is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _try_size(temporary, num_bytes + _SPARE_BYTES)
+        yield temporary
         temporary.rename(path)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: {num_bytes:,} bytes cannot be written ({error.strerror}); make room, then "
-            "--resume"
+            f"{path}: {num_bytes:,} bytes cannot be written ({error.strerror or error}); make "
+            "room, then start again, embed with --resume"
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int]) -> int:
+    """Make a float32 dataset without writing it, and return where in the file its bytes belong."""
+    reserved = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    reserved.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    reserved.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    # An empty dataset has no place in the file.
+    return file.create_dataset(name, shape, "<f4", dcpl=reserved).id.get_offset() or 0
 
 
 def _try_size(path: Path, num_bytes: int) -> None:
@@ -71,14 +91,8 @@ def _try_size(path: Path, num_bytes: int) -> None:
 
 def _write_frame(path: Path, rows: IntArray, ids: Sequence[bytes], identity: Identity) -> int:
     """Write everything but the embeddings, and return where in the file these belong."""
-    reserved = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    reserved.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    reserved.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    shape = (len(rows), identity.embedding_dim)
     with h5py.File(path, "w", locking="best-effort") as file:
         file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
         file.create_dataset("rows", data=rows, dtype="<i8")
         file.create_dataset("ids", (len(rows),), h5py.string_dtype(), list(ids))
-        embeddings = file.create_dataset("embeddings", shape, "<f4", dcpl=reserved)
-        # An empty dataset has no place in the file.
-        return embeddings.id.get_offset() or 0
+        return reserve_dataset(file, "embeddings", (len(rows), identity.embedding_dim))

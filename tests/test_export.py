@@ -1,0 +1,203 @@
+"""Embeddings of a run, and of what `migrate` wrote, in the formats of other programs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tests import legacy_files as old
+from tests.runs import write_reads
+from virnucpro import PredictConfig, predict
+from virnucpro.checkpoints.legacy.reading import read_documents
+from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts
+from virnucpro.cli import main
+from virnucpro.errors import CheckpointError, OutputExistsError
+from virnucpro.export import ExportConfig, export_embeddings
+from virnucpro.frame_store import open_frame_store
+from virnucpro.migration import MigrationConfig, migrate_features
+
+DIMS = EmbeddingDims(6, 4)
+DNA = old.make_frames(30, DIMS.dna, seed=1)
+PROTEIN = old.make_frames(30, DIMS.protein, seed=2)
+
+
+@pytest.fixture(scope="module")
+def run(demo_weights, tmp_path_factory) -> Path:
+    """A finished run, in which some frames have the same sequence."""
+    directory = tmp_path_factory.mktemp("run")
+    reads = write_reads(directory / "reads.fa", 40)
+    config = PredictConfig(
+        inputs=[str(reads)], output_dir=directory / "out", device="cpu", **demo_weights
+    )
+    predict(config)
+    return directory / "out"
+
+
+@pytest.fixture
+def unfinished(run, tmp_path) -> Path:
+    """A copy of the run that lacks the proteins."""
+    shutil.copytree(run, tmp_path / "unfinished")
+    shutil.rmtree(tmp_path / "unfinished/checkpoints/protein")
+    return tmp_path / "unfinished"
+
+
+@pytest.fixture
+def migrated(tmp_path) -> Path:
+    """What `migrate` makes of DNA and proteins, of which 20 ids are in both."""
+    old.save(tmp_path / "old/dna.pt", old.dna_document(dict(list(DNA.items())[:25])))
+    old.save(tmp_path / "old/protein.pt", old.protein_document(dict(list(PROTEIN.items())[5:])))
+    migrate_features(MigrationConfig((tmp_path / "old",), tmp_path / "migrated", DIMS))
+    return tmp_path / "migrated"
+
+
+def read_run(run: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    store = open_frame_store(run / "checkpoints/frames")
+    features = {
+        name: EmbeddingReader(finished_parts(run / "checkpoints" / name)).gather(
+            store.sequences(name).representatives
+        )
+        for name in ("dna", "protein")
+    }
+    return store.frame_ids(0, store.num_frames), features
+
+
+def read_numbers(run: Path) -> list[list[str]]:
+    (table,) = run.glob("*_merged/prediction_results.txt")
+    return [line.split("\t") for line in table.read_text().splitlines()[1:]]
+
+
+def test_merged_files_hold_what_the_original_wrote(run, tmp_path):
+    ids, features = read_run(run)
+    summary = export_embeddings(ExportConfig(run, tmp_path / "pt", "pt", sequences_per_file=30))
+    num_files = -(-len(ids) // 30)
+    assert num_files > 1
+    assert [path.name for path in summary.paths] == [
+        f"output_{number}_merged.pt" for number in range(1, num_files + 1)
+    ]
+    documents = [torch.load(path, weights_only=True) for path in summary.paths]
+    assert all(document.keys() == {"ids", "data"} for document in documents)
+    assert [name for document in documents for name in document["ids"]] == ids
+    data = torch.cat([document["data"] for document in documents])
+    np.testing.assert_array_equal(data, np.concatenate(list(features.values()), axis=1))
+    assert sorted(path.name for path in (tmp_path / "pt").iterdir()) == sorted(
+        path.name for path in summary.paths
+    )
+
+
+def test_merged_files_can_be_migrated_again(migrated, tmp_path):
+    (path,) = export_embeddings(ExportConfig(migrated, tmp_path / "pt", "pt")).paths
+    ((generation, document),) = read_documents(path, DIMS)
+    assert generation.version == 0
+    assert document["ids"] == list(DNA)[5:25]
+    np.testing.assert_array_equal(
+        document["embeddings"]["dna"], [DNA[name] for name in document["ids"]]
+    )
+    np.testing.assert_array_equal(
+        document["embeddings"]["protein"], [PROTEIN[name] for name in document["ids"]]
+    )
+
+
+def test_arrays(run, tmp_path):
+    ids, features = read_run(run)
+    (path,) = export_embeddings(ExportConfig(run, tmp_path / "npz", "npz")).paths
+    with np.load(path) as arrays:
+        assert set(arrays) == {"ids", "dna", "protein"}
+        assert arrays["ids"].tolist() == ids
+        for name, expected in features.items():
+            assert arrays[name].dtype == np.float32
+            np.testing.assert_array_equal(arrays[name], expected)
+
+
+def test_anndata_is_laid_out_as_its_format_says(run, tmp_path):
+    ids, features = read_run(run)
+    (path,) = export_embeddings(ExportConfig(run, tmp_path / "h5ad", "anndata")).paths
+    with h5py.File(path) as file:
+        assert dict(file.attrs) == {"encoding-type": "anndata", "encoding-version": "0.1.0"}
+        np.testing.assert_array_equal(file["X"], np.concatenate(list(features.values()), axis=1))
+        obs = file["obs"]
+        assert obs.attrs["_index"] == "frame_id"
+        columns = ["record", "chunk", "row", "score_others", "score_virus"]
+        assert obs.attrs["column-order"].tolist() == columns
+        assert obs["frame_id"].asstr()[:].tolist() == ids
+        assert obs["chunk"].asstr()[:].tolist() == [name[:-2] for name in ids]
+        assert obs["record"].asstr()[0] == ids[0].split("_chunk_")[0]
+        scores = np.float32([[float(x) for x in line[2:]] for line in read_numbers(run)])
+        np.testing.assert_array_equal(obs["score_virus"], scores[:, 1])
+        backends = file["var/backend"].asstr()[:].tolist()
+        dims = [values.shape[1] for values in features.values()]
+        assert backends == ["dnabert-s"] * dims[0] + ["esm2"] * dims[1]
+        assert file["uns/virnucpro/dna/precision"].asstr()[()] == "fp32"
+
+
+def test_anndata_reads_it(run, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    ids, features = read_run(run)
+    (path,) = export_embeddings(ExportConfig(run, tmp_path / "h5ad", "anndata")).paths
+    table = anndata.read_h5ad(path)
+    assert table.obs_names.tolist() == ids
+    np.testing.assert_array_equal(table[:, table.var.backend == "dnabert-s"].X, features["dna"])
+
+
+def test_what_migrate_wrote_has_no_scores(migrated, tmp_path):
+    (path,) = export_embeddings(ExportConfig(migrated, tmp_path / "h5ad", "anndata")).paths
+    with h5py.File(path) as file:
+        assert file["obs"].attrs["column-order"].tolist() == ["record", "chunk", "row"]
+        assert file["obs/record"].asstr()[0] == "r5"
+
+
+def test_a_table_of_other_frames_gives_no_scores(run, tmp_path, caplog):
+    shutil.copytree(run, tmp_path / "copy")
+    (table,) = (tmp_path / "copy").glob("*_merged/prediction_results.txt")
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    (path,) = export_embeddings(ExportConfig(tmp_path / "copy", tmp_path / "x", "anndata")).paths
+    assert "has other frames than the embeddings" in caplog.text
+    with h5py.File(path) as file:
+        assert "score_virus" not in file["obs"]
+
+
+def test_rows_without_partner_are_counted(migrated, tmp_path):
+    summary = export_embeddings(ExportConfig(migrated, tmp_path / "npz", "npz"))
+    assert (summary.num_rows, summary.num_partial) == (20, 10)
+
+
+def test_one_kind_of_embeddings(unfinished, tmp_path):
+    with pytest.raises(CheckpointError, match=r"unfinished: holds dna embeddings only.*npz"):
+        export_embeddings(ExportConfig(unfinished, tmp_path / "pt", "pt"))
+    (path,) = export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz")).paths
+    with np.load(path) as arrays:
+        assert set(arrays) == {"ids", "dna"}
+
+
+def test_damaged_parts_are_not_exported(unfinished, tmp_path):
+    part = finished_parts(unfinished / "checkpoints/dna")[0]
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{part.name}: has changed"):
+        export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz"))
+    assert not (tmp_path / "npz").exists()
+
+
+def test_nothing_is_overwritten(run, tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(OutputExistsError, match="not empty"):
+        export_embeddings(ExportConfig(run, tmp_path, "npz"))
+    with pytest.raises(OutputExistsError, match="mine"):
+        export_embeddings(ExportConfig(run, tmp_path / "mine", "npz"))
+
+
+def test_the_command(migrated, tmp_path):
+    options = ["export", str(migrated), "--to", "npz", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 0
+    assert "20 rows in 1 files" in result.output
+    assert "one embedding only: 10 rows" in result.output
+    result = CliRunner().invoke(main, ["export", str(tmp_path / "out"), *options[2:-1], "x"])
+    assert result.exit_code == 1

@@ -1,0 +1,299 @@
+"""`export`: the embeddings of a run, or of what `migrate` wrote, in the formats of other programs.
+
+Shapes: N rows, D numbers for a row (its DNA embedding, then its protein embedding).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from virnucpro.checkpoints.embeddings_file import replace_when_whole
+from virnucpro.checkpoints.h5ad import Annotations, write_h5ad
+from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.parts import (
+    EmbeddingReader,
+    FloatArray,
+    Identity,
+    IntArray,
+    check_part,
+    finished_parts,
+    finished_rows,
+    read_identity,
+)
+from virnucpro.errors import CheckpointError, OutputExistsError
+from virnucpro.frame_store import open_frame_store
+from virnucpro.interface import Alphabet
+
+logger = logging.getLogger(__name__)
+
+ExportFormat = Literal["pt", "npz", "anndata"]
+ProgressListener = Callable[[str, int, int], None]
+"""Called with what is done, the rows that it is done to, and those that there are."""
+
+ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
+FRAME_ID = re.compile(r"(?P<chunk>(?P<record>.*)_chunk_\d+)[FR][123]", re.DOTALL)
+
+_ROWS_AT_ONCE = 1 << 13
+_IDS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export.
+
+    Attributes:
+        source: A run directory, or the output directory of `migrate`.
+        output_dir: Made if need be; it must be empty.
+        to: `pt`: the merged files of the original VirNucPro; `npz`; `anndata`: one file.
+        sequences_per_file: Rows in a `.pt` or `.npz` file.
+    """
+
+    source: Path
+    output_dir: Path
+    to: ExportFormat
+    sequences_per_file: int = 10_000
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was exported.
+
+    Attributes:
+        paths: The files.
+        num_rows: Rows in them.
+        num_partial: Rows that were left out, because one of their embeddings is missing.
+    """
+
+    paths: list[Path]
+    num_rows: int
+    num_partial: int
+
+
+def export_embeddings(
+    config: ExportConfig, on_progress: ProgressListener | None = None
+) -> ExportSummary:
+    """Write the rows that have all embeddings, in the order of the run.
+
+    Raises:
+        OutputExistsError: The output directory is not empty.
+        CheckpointError: There is nothing to export, it is damaged, or the disk refuses.
+    """
+    directory = config.output_dir
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise OutputExistsError(f"{directory}: exists and is not empty; choose another (-o)")
+    source = _Source(config.source)
+    if config.to == "pt" and len(source.readers) < len(ALPHABETS):
+        raise CheckpointError(
+            f"{config.source}: holds {' and '.join(source.readers)} embeddings only, and the "
+            "original's files hold both; choose --to npz or --to anndata"
+        )
+    if source.num_partial:
+        logger.warning(
+            "%s: %d rows are left out, because one of their embeddings is missing",
+            config.source,
+            source.num_partial,
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    if config.to == "anndata":
+        paths = [_write_anndata(source, directory / "embeddings.h5ad", on_progress)]
+    else:
+        paths = list(_write_files(source, config, on_progress))
+    return ExportSummary(paths, len(source.rows), source.num_partial)
+
+
+class _Source:
+    """The rows of a run, or of what `migrate` wrote, that have all their embeddings.
+
+    Attributes:
+        readers: The embeddings by alphabet.
+        rows: int64 (N,), ascending.
+        num_partial: Rows that have one embedding and lack the other.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        layout = RunLayout(directory, stem="")  # names that depend on it are not asked for
+        is_run = layout.frame_store_dir.is_dir()
+        self._store = open_frame_store(layout.frame_store_dir) if is_run else None
+        places = {
+            name: layout.parts_dir(name) if is_run else directory / name for name in ALPHABETS
+        }
+        parts = {name: finished_parts(place) for name, place in places.items()}
+        self._parts = {name: paths for name, paths in parts.items() if paths}
+        if not self._parts:
+            raise CheckpointError(
+                f"{directory}: holds no finished embeddings; wanted the directory of a run, or "
+                "what `virnucpro migrate` wrote"
+            )
+        for path in itertools.chain(*self._parts.values()):
+            check_part(path)
+        self.readers = {name: EmbeddingReader(paths) for name, paths in self._parts.items()}
+        there = [self._find_rows(name) for name in self._parts]
+        self.rows: IntArray = functools.reduce(np.intersect1d, there)
+        self.num_partial = len(np.unique(np.concatenate(there))) - len(self.rows)
+        if not len(self.rows):
+            raise CheckpointError(f"{directory}: no row has all its embeddings; finish the run")
+
+    def _find_rows(self, alphabet: Alphabet) -> IntArray:
+        """Return int64, ascending: the rows that have an embedding."""
+        embedded = finished_rows(self._parts[alphabet])
+        if self._store is None:
+            return embedded
+        representatives = self._store.sequences(alphabet).representatives
+        return np.flatnonzero(np.isin(representatives, embedded))
+
+    @property
+    def input_dim(self) -> int:
+        """D."""
+        return sum(reader.embedding_dim for reader in self.readers.values())
+
+    @functools.cached_property
+    def identities(self) -> dict[Alphabet, Identity]:
+        """What made the embeddings; of several files that were migrated, of the first."""
+        return {name: read_identity(paths[0]) for name, paths in self._parts.items()}
+
+    def ids(self, rows: IntArray) -> list[str]:
+        """Return the ids of `rows`, which ascend."""
+        if self._store is None:
+            return next(iter(self.readers.values())).gather_ids(rows)
+        names: list[str] = []
+        # Of an unfinished run the rows lie far apart; what lies between is not kept.
+        for block in np.split(rows, np.flatnonzero(np.diff(rows // _IDS_AT_ONCE)) + 1):
+            ids = self._store.frame_ids(int(block[0]), int(block[-1]) + 1)
+            names += [ids[index] for index in (block - block[0]).tolist()]
+        return names
+
+    def embeddings(self, alphabet: Alphabet, rows: IntArray) -> FloatArray:
+        """Return float32 (n, E): the embeddings of `rows` in their order."""
+        if self._store is not None:
+            rows = self._store.sequences(alphabet).representatives[rows]
+        return self.readers[alphabet].gather(rows)
+
+    def features(self, rows: IntArray) -> FloatArray:
+        """Return float32 (n, D) of `rows` in their order."""
+        return np.concatenate([self.embeddings(name, rows) for name in self.readers], axis=1)
+
+    def read_scores(self) -> FloatArray | None:
+        """Return float32 (N, 2), P(others) and P(virus), from the run's table if it has one."""
+        tables = list(self._directory.glob("*_merged/prediction_results.txt"))
+        if self._store is None or len(tables) != 1:
+            return None
+        with tables[0].open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            next(file, None)
+            # A frame is scored if it has both embeddings, so that the table has the same rows.
+            lines = (line.split("\t") for line in file)
+            try:
+                blocks = [self._match_scores(rows, lines) for rows in self.blocks()]
+                if next(file, None) is None:
+                    return np.concatenate(blocks)
+            except (ValueError, IndexError):
+                pass
+        logger.warning("%s: has other frames than the embeddings; left out", tables[0])
+        return None
+
+    def blocks(self) -> Iterator[IntArray]:
+        """Yield the rows in blocks that fit the memory."""
+        for start in range(0, len(self.rows), _ROWS_AT_ONCE):
+            yield self.rows[start : start + _ROWS_AT_ONCE]
+
+    def _match_scores(self, rows: IntArray, lines: Iterator[list[str]]) -> FloatArray:
+        scores = []
+        for name, words in zip(self.ids(rows), itertools.islice(lines, len(rows)), strict=True):
+            if words[0] != name:
+                raise ValueError(name)
+            scores.append((float(words[2]), float(words[3])))
+        return np.array(scores, np.float32)
+
+
+def _write_files(
+    source: _Source, config: ExportConfig, on_progress: ProgressListener | None
+) -> Iterator[Path]:
+    """Write files of `sequences_per_file` rows each, and yield their paths."""
+    num_rows, step = len(source.rows), config.sequences_per_file
+    for number, start in enumerate(range(0, num_rows, step), start=1):
+        rows = source.rows[start : start + step]
+        name = f"output_{number}_merged.pt" if config.to == "pt" else f"output_{number}.npz"
+        path = config.output_dir / name
+        with replace_when_whole(path, 4 * len(rows) * source.input_dim) as temporary:
+            if config.to == "pt":
+                _save_merged(temporary, source, rows)
+            else:
+                _save_arrays(temporary, source, rows)
+        yield path
+        if on_progress is not None:
+            on_progress("exporting", start + len(rows), num_rows)
+
+
+def _save_merged(path: Path, source: _Source, rows: IntArray) -> None:
+    """Write what the original's `merge_data` wrote: `ids`, and `data` of (N, D)."""
+    import torch
+
+    data = torch.from_numpy(source.features(rows))
+    torch.save({"ids": source.ids(rows), "data": data}, path)
+
+
+def _save_arrays(path: Path, source: _Source, rows: IntArray) -> None:
+    arrays = {name: source.embeddings(name, rows) for name in source.readers}
+    with path.open("wb") as file:
+        np.savez(file, ids=np.array(source.ids(rows)), allow_pickle=False, **arrays)
+
+
+def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | None) -> Path:
+    num_rows = len(source.rows)
+
+    def read_features() -> Iterator[FloatArray]:
+        done = 0
+        for rows in source.blocks():
+            yield source.features(rows)
+            done += len(rows)
+            if on_progress is not None:
+                on_progress("exporting", done, num_rows)
+
+    identities = {name: asdict(identity) for name, identity in source.identities.items()}
+    annotations = Annotations(
+        obs=_describe_rows(source),
+        var=_describe_features(source),
+        uns={"virnucpro": identities},
+    )
+    write_h5ad(path, (num_rows, source.input_dim), annotations, read_features())
+    return path
+
+
+def _describe_rows(source: _Source) -> Iterator[dict[str, Any]]:
+    scores = source.read_scores()
+    done = 0
+    for rows in source.blocks():
+        ids = source.ids(rows)
+        matches = [FRAME_ID.fullmatch(name) for name in ids]
+        columns: dict[str, Any] = {
+            "frame_id": ids,
+            "record": [match["record"] if match else "" for match in matches],
+            "chunk": [match["chunk"] if match else "" for match in matches],
+            "row": rows,
+        }
+        if scores is not None:
+            columns["score_others"], columns["score_virus"] = scores[done : done + len(rows)].T
+        yield columns
+        done += len(rows)
+
+
+def _describe_features(source: _Source) -> Mapping[str, Any]:
+    dims = {
+        source.identities[name].backend: reader.embedding_dim
+        for name, reader in source.readers.items()
+    }
+    return {
+        "feature": [
+            f"{backend}_{number}" for backend, dim in dims.items() for number in range(dim)
+        ],
+        "backend": [backend for backend, dim in dims.items() for _ in range(dim)],
+    }
