@@ -375,23 +375,23 @@ def test_a_yes_means_force(occupied):
 
 
 @pytest.mark.parametrize("option", ["", "--quiet", "--no-progress"])
-def test_progress_bars_are_for_terminals_and_those_who_want_them(option):
+def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
     program = (
-        "import click, sys\n"
-        "from types import SimpleNamespace\n"
+        "from pathlib import Path\n"
         "from virnucpro.commands import options, predict, progress\n"
-        f"argv = ['a.fa', *{option.split()}]\n"
+        "from virnucpro.monitoring import Monitor, PassStatus\n"
+        f"path, argv = Path({str(tmp_path)!r}, 'metrics.jsonl'), ['a.fa', *{option.split()}]\n"
         "with predict.predict_command.make_context('predict', argv) as context:\n"
-        "    with progress.progress_bars(wanted=options.wants_progress(context)) as show:\n"
-        "        if show is not None:\n"
-        "            for done in (0, 30):\n"
-        "                show(SimpleNamespace(name='DNA embeddings', done=done, total=60,\n"
-        "                                     rows_done=1234, rows_total=5000))\n"
+        "    wanted = options.wants_progress(context)\n"
+        "    with progress.shown_progress(path, wanted=wanted), Monitor(path) as monitor:\n"
+        "        status = PassStatus('DNA embeddings', 5000, 60, 10)\n"
+        "        status.count_batch(num_rows=1234, num_tokens=30, cost=30)\n"
+        "        monitor.begin_pass(status)\n"
     )
     code, seen = on_a_terminal("-c", program, answer="")
     assert code == 0
     assert ("DNA embeddings" in seen) == (not option)
-    assert ("1,234 of 5,000" in seen and " 50 %" in seen) == (not option)
+    assert ("1,234 of 5,000" in seen and " 50.0 %" in seen) == (not option)
     piped = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert piped.stderr == b""
 

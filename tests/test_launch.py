@@ -57,6 +57,20 @@ def assert_same_results(found, wanted, num_processes: int) -> None:
     assert [len(processes) for processes in run_json["passes"].values()] == [num_processes] * 2
 
 
+def assert_all_were_watched(directory, num_processes: int) -> None:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert (lines[0]["kind"], lines[0]["num_processes"]) == ("start", num_processes)
+    for name, processes in json.loads((directory / "run.json").read_text())["passes"].items():
+        ended = [
+            line for line in lines if (line.get("pass_name"), line.get("state")) == (name, "done")
+        ]
+        assert [line["rank"] for line in ended] == list(range(num_processes))
+        assert sum(line["num_rows"] for line in ended) == ended[0]["total_rows"]
+        assert sum(line["cost"] for line in ended) == ended[0]["total_cost"]
+        assert [process["rank"] for process in processes] == list(range(num_processes))
+    assert lines[-1]["outcome"] == "finished"
+
+
 def batch_counts(directory) -> list[str]:
     """Return what the log says of the numbers of batches of DNA and of proteins."""
     return re.findall(r"(\d+) batches", (directory / "run.log").read_text())
@@ -68,6 +82,7 @@ def test_two_processes_from_a_checkout(inputs, demo_weights, one_process, tmp_pa
     assert done.returncode == 0, done.stderr
     assert_same_results(tmp_path / "out", one_process / "many", num_processes=2)
     assert batch_counts(tmp_path / "out") == NUM_BATCHES
+    assert_all_were_watched(tmp_path / "out", num_processes=2)
     # The main process alone tells the news.
     assert done.stderr.count("results: ") == 1
 

@@ -7,6 +7,7 @@ the run itself shows.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +76,9 @@ def follow(
             is_last = stop.is_set()
             for now in state.read():
                 if live is None:
-                    lines.update(now)
+                    lines.note_end(now)
+            if live is None:
+                lines.tell(state)
             for warning in state.warnings[num_warnings:] if with_warnings else ():
                 say(f"Warning: {warning}")
             num_warnings = len(state.warnings)
@@ -104,20 +107,19 @@ class _Lines:
         self._say = say
         self._pass: tuple[float, str | None] = (0.0, None)
         self._next = 0.0
-        self._is_over = False
 
-    def update(self, state: RunState) -> None:
-        """Say something if it is time to."""
+    def note_end(self, state: RunState) -> None:
+        """Say it if the latest line of the metrics has ended a pass."""
         history = state.history
-        if history.pass_name is None:
-            return
         if self._pass != (history.began_at, history.pass_name):
             self._pass = (history.began_at, history.pass_name)
-            self._next, self._is_over = history.began_at + _FIRST_LINE_SECONDS, False
-        if history.is_done(state.num_processes):
-            if not self._is_over:
-                self._say(describe_pass_end(state))
-            self._is_over = True
-        elif state.last_time >= self._next:
+            self._next = history.began_at + _FIRST_LINE_SECONDS
+        if self._next < math.inf and history.is_done(state.num_processes):
+            self._next = math.inf
+            self._say(describe_pass_end(state))
+
+    def tell(self, state: RunState) -> None:
+        """Say how the pass goes if it is time to."""
+        if state.history.pass_name is not None and state.last_time >= self._next:
             self._next = state.last_time + _LINE_SECONDS
             self._say(describe_pass(state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from virnucpro.monitoring.history import ProcessHistory
 
 _LINES_BESIDE_PROCESSES = 5
 _SILENT_SECONDS = 15.0
+_LOST_SECONDS = 60.0
+_NAME_WIDTH = 12
 _GIB = 1 << 30
 
 # What is left out first where the terminal is narrow.
@@ -36,7 +39,11 @@ def render(state: RunState, width: int, height: int) -> RenderableType:
         f"{100 * history.share_done:.1f} %  {_time_left(state)}",
     )
     shown, hidden = _choose(state, max(1, height - _LINES_BESIDE_PROCESSES))
-    lines: list[RenderableType] = [head, Text(_totals(state)), _table(state, shown, width)]
+    lines: list[RenderableType] = [
+        head,
+        Text(_totals(state), no_wrap=True, overflow="ellipsis"),
+        _table(state, shown, width),
+    ]
     if hidden:
         speeds = sorted(process.tokens_per_second(state.last_time) for process in hidden)
         lines.append(
@@ -75,7 +82,7 @@ def describe_pass_end(state: RunState) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a time as people say it, in its two largest units."""
+    """Return a time as people say it, as exactly as they want it."""
     minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -83,12 +90,17 @@ def format_seconds(seconds: float) -> str:
         return f"{days} d {hours} h"
     if hours:
         return f"{hours} h {minutes} min"
+    if minutes >= 10:
+        return f"{minutes} min"
     return f"{minutes} min {whole} s" if minutes else f"{whole} s"
 
 
 def _time_left(state: RunState) -> str:
     if state.outcome is not None or state.history.is_done(state.num_processes):
         return _outcome(state)
+    silent = time.time() - state.last_time
+    if silent > max(_LOST_SECONDS, 0.1 * state.num_processes):
+        return f"nothing heard for {format_seconds(silent)}"
     left = state.history.seconds_left(state.last_time)
     return "time left not known yet" if left is None else f"{format_seconds(left)} left"
 
@@ -107,15 +119,15 @@ def _totals(state: RunState) -> str:
     history = state.history
     samples = [process.last for process in history.processes.values()]
     devices = Counter(_short(sample.device) for sample in samples)
-    hosts = {sample.host for sample in samples}
-    where = samples[0].host if len(hosts) == 1 else f"{len(hosts)} machines"
+    hosts = {_short_host(sample.host) for sample in samples}
+    where = hosts.pop() if len(hosts) == 1 else f"{len(hosts)} machines"
+    on = " + ".join(f"{number} x {name}" for name, number in sorted(devices.items()))
     return "  ".join(
         (
             _rows(state),
             f"{history.tokens_per_second(state.last_time):,.0f} tokens/s",
-            " + ".join(f"{number} x {name}" for name, number in sorted(devices.items()))
-            + f" on {where}",
-            f"since {format_seconds(state.last_time - state.began_at)}",
+            f"running {format_seconds(state.last_time - state.began_at)}",
+            f"{on} on {where}",
         )
     )
 
@@ -135,7 +147,7 @@ def _choose(
 
 def _table(state: RunState, processes: Sequence[ProcessHistory], width: int) -> Table:
     """Return a line for each process, without the columns that are empty or do not fit."""
-    rows = [_cells(process, state.last_time) for process in processes]
+    rows = [_cells(process, state.last_time, state.num_processes) for process in processes]
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     every = [process.last for process in state.history.processes.values()]
     if len({sample.host for sample in every}) == 1:
@@ -161,14 +173,15 @@ def _table(state: RunState, processes: Sequence[ProcessHistory], width: int) -> 
     return table
 
 
-def _cells(process: ProcessHistory, now: float) -> dict[str, str]:
+def _cells(process: ProcessHistory, now: float, num_processes: int) -> dict[str, str]:
     last, gpu = process.last, process.last.gpu
     silent = now - last.time
+    is_heard = silent <= max(_SILENT_SECONDS, 0.1 * num_processes)
     cells = {
         "#": str(last.rank),
-        "host": last.host,
+        "host": _short_host(last.host),
         "device": _short(last.device),
-        "state": f"silent {silent:.0f} s" if silent > _SILENT_SECONDS else last.state,
+        "state": last.state if last.state == "done" or is_heard else f"silent {silent:.0f} s",
         "rows": f"{last.num_rows:,}",
         "tokens/s": f"{process.tokens_per_second(now):,.0f}",
         "fill": _percent(last.batch_fill),
@@ -197,4 +210,14 @@ def _number(value: float | None, unit: str = "") -> str:
 
 
 def _short(device: str) -> str:
-    return device.removeprefix("NVIDIA ").removeprefix("GeForce ")
+    for maker in ("NVIDIA ", "GeForce ", "Tesla "):
+        device = device.removeprefix(maker)
+    return _cut(device)
+
+
+def _short_host(host: str) -> str:
+    return _cut(host.partition(".")[0])
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
