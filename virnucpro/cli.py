@@ -22,7 +22,17 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BEFORE_OTHERS_SPEAK = 1
 
-_COMMANDS = ("predict", "frames", "embed", "migrate", "export", "monitor", "backends", "utils")
+_COMMANDS = (
+    "predict",
+    "frames",
+    "embed",
+    "migrate",
+    "export",
+    "checkpoints",
+    "monitor",
+    "backends",
+    "utils",
+)
 
 
 class _Program(click.Group):
@@ -98,6 +108,8 @@ def _sigterm_raises() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         # The cleaning up that follows is not to be interrupted in its turn.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Nor by torch, which raises when a loader's worker dies; the same signal often reached it.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
