@@ -1,4 +1,4 @@
-"""`virnucpro utils`: looking at devices and inputs, and writing a settings file."""
+"""`virnucpro utils`: looking at devices, inputs and checkpoints, and writing a settings file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from virnucpro.commands.checkpoints import NO_SUCH_PLACE, dims_options, echo_verdicts
 from virnucpro.commands.options import INPUT_PATH
 from virnucpro.config import PredictConfig
 from virnucpro.errors import OutputExistsError
@@ -52,7 +53,7 @@ _WITHOUT_BASES = str.maketrans("", "", "ACGTUacgtu")
 
 @click.group("utils")
 def utils_command() -> None:
-    """Look at devices and inputs; write a settings file."""
+    """Look at devices, inputs and checkpoints; write a settings file."""
 
 
 @utils_command.command("list-devices")
@@ -136,6 +137,34 @@ def validate_command(ctx: click.Context, /, input: str, max_errors: int) -> None
     _echo_finding("Empty:                  ", findings["empty"], max_errors)
     _echo_finding("With an id seen before: ", findings["repeated"], max_errors)
     ctx.exit(1 if findings["empty"] or findings["repeated"] else 0)
+
+
+@utils_command.command("validate-checkpoints")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--skip-load", is_flag=True, help="Look at the outside of the files only.")
+@dims_options
+@click.pass_context
+def validate_checkpoints_command(
+    ctx: click.Context, /, directory: Path, skip_load: bool, dna_dim: int, protein_dim: int
+) -> None:
+    """Check all checkpoints in a directory, of any program and age.
+
+    Exit code 0: all are valid; 1: some are not; 3: there is no such directory.
+
+    \b
+    Example:
+      virnucpro utils validate-checkpoints contigs_predictions
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+    from virnucpro.inspection import summarize_files
+
+    if not directory.is_dir():
+        click.echo(f"{directory}: no such directory", err=True)
+        ctx.exit(NO_SUCH_PLACE)
+    dims = EmbeddingDims(dna_dim, protein_dim)
+    load = not skip_load
+    is_valid = echo_verdicts(summarize_files(directory, dims, digests=load, load=load))
+    ctx.exit(0 if is_valid else 1)
 
 
 def _echo_finding(label: str, ids: list[str], max_shown: int) -> None:

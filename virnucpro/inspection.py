@@ -1,0 +1,210 @@
+"""What a checkpoint is, and whether it is whole: files of every generation, and run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from virnucpro.checkpoints.hdf5 import open_file, read_attribute
+from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.legacy.joining import ALPHABETS, inspect_file
+from virnucpro.checkpoints.legacy.reading import NOT_MARKED
+from virnucpro.checkpoints.legacy.runs import list_files
+from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+from virnucpro.checkpoints.migrations import FORMAT_VERSION
+from virnucpro.checkpoints.parts import (
+    FORMAT_NAME,
+    EmbeddingReader,
+    Identity,
+    check_part,
+    finished_parts,
+    finished_rows,
+    read_identity,
+)
+from virnucpro.errors import CheckpointError, WeightsError
+from virnucpro.frame_store import FrameStore, open_frame_store
+from virnucpro.interface import Alphabet
+from virnucpro.weights import check_torch_zip
+
+SUFFIXES = frozenset({".pt", ".pth", ".h5"})
+
+_ROWS_AT_ONCE = 1 << 13
+
+
+@dataclass
+class FileSummary:
+    """What one file is and holds.
+
+    Attributes:
+        path: The file.
+        num_bytes: Its size.
+        is_marked: Whether there is a `.done` file beside it.
+        version: The version of the format; None where that cannot be told.
+        what: What wrote it, in words.
+        num_rows: The embeddings in it; None where it was not read.
+        dims: Numbers in an embedding, by what was embedded or by backend.
+        precision: What the embeddings were computed in, or `unknown`.
+        identity: What made them, of the current version.
+        notes: What a user should know.
+        error: Why it cannot be used; None if it can.
+    """
+
+    path: Path
+    num_bytes: int
+    is_marked: bool
+    version: int | None = None
+    what: str = "unknown"
+    num_rows: int | None = None
+    dims: dict[str, int] = field(default_factory=dict)
+    precision: str = "unknown"
+    identity: Identity | None = None
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain values."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def checkpoint_files(place: Path) -> list[Path]:
+    """Return the files below a directory that may be checkpoints, or the file itself."""
+    if not place.is_dir():
+        return [place]
+    ours = place / "checkpoints"
+    files = [*list_files(place), *(list_files(ours) if ours.is_dir() else [])]
+    return [path for path in files if path.suffix in SUFFIXES]
+
+
+def summarize_file(
+    path: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
+) -> FileSummary:
+    """Return what `path` is; never raises for the faults of the file.
+
+    Args:
+        path: A part of ours, the file of `embed`, or features of an older program.
+        dims: What to expect in older files, which do not say what they hold.
+        digests: Whether to read all of a part, too.
+        load: Whether to read older files; without, only what they are made of is looked at.
+    """
+    mark = path.with_name(f"{path.name}.done")
+    summary = FileSummary(path, path.stat().st_size, mark.is_file())
+    try:
+        if _is_ours(path):
+            _summarize_part(summary, digests=digests)
+        elif load:
+            _summarize_legacy(summary, dims)
+        elif not h5py.is_hdf5(path):
+            check_torch_zip(path)
+    except (CheckpointError, WeightsError) as error:
+        summary.error = str(error).removeprefix(f"{path}: ")
+    return summary
+
+
+def _is_ours(path: Path) -> bool:
+    if not h5py.is_hdf5(path):
+        return False
+    with open_file(path) as file:
+        return read_attribute(file, "format") == FORMAT_NAME
+
+
+def _summarize_part(summary: FileSummary, *, digests: bool) -> None:
+    path = summary.path
+    summary.what = "part"
+    identity = summary.identity = read_identity(path)
+    summary.version = FORMAT_VERSION
+    summary.precision, summary.dims = identity.precision, {identity.backend: identity.embedding_dim}
+    reader = EmbeddingReader([path])
+    summary.num_rows = reader.num_rows
+    rows = finished_rows([path])
+    if len(rows) != reader.num_rows or (len(rows) and rows[0] < 0):
+        raise CheckpointError("has negative rows, or some twice")
+    if summary.is_marked:
+        check_part(path, full=digests)
+        return
+    # `embed` ends with such a file; it has ids, which a part of a run has not.
+    reader.gather_ids(rows[:1])
+    summary.notes.append("there is no .done file beside it: its digest cannot be compared")
+    for start in range(0, len(rows) if digests else 0, _ROWS_AT_ONCE):
+        if not np.isfinite(reader.gather(rows[start : start + _ROWS_AT_ONCE])).all():
+            raise CheckpointError("holds embeddings that are NaN or infinite")
+
+
+def _summarize_legacy(summary: FileSummary, dims: EmbeddingDims) -> None:
+    report = inspect_file(summary.path, dims)
+    summary.precision = report.precision
+    summary.error = report.error
+    if report.generation is not None:
+        summary.version, summary.what = report.generation.version, report.generation.name
+        summary.notes += [note for note in report.generation.notes if note != NOT_MARKED]
+        summary.num_rows = len(report.ids)
+        summary.dims = {alphabet: getattr(dims, alphabet) for alphabet in report.values}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How far a run of ours has come.
+
+    Attributes:
+        num_frames: Its open frames.
+        chunk_length_bp: The length of its chunks.
+        wanted: By alphabet the sequences to embed, of which equal ones count once.
+        finished: By alphabet those that are in finished parts.
+        errors: What does not go together.
+    """
+
+    num_frames: int
+    chunk_length_bp: int
+    wanted: dict[Alphabet, int]
+    finished: dict[Alphabet, int]
+    errors: list[str]
+
+
+def summarize_run(directory: Path) -> RunSummary | None:
+    """Return how far the run in `directory` has come; None if there is none.
+
+    Raises:
+        CheckpointError: Its frame store is damaged.
+    """
+    layout = RunLayout(directory, stem="")  # names that depend on it are not asked for
+    if not layout.frame_store_dir.is_dir():
+        return None
+    store = open_frame_store(layout.frame_store_dir)
+    summary = RunSummary(store.num_frames, store.chunk_length_bp, {}, {}, [])
+    for alphabet in ALPHABETS:
+        wanted = np.unique(store.sequences(alphabet).representatives)
+        summary.wanted[alphabet] = len(wanted)
+        try:
+            summary.finished[alphabet] = _count_finished(layout, alphabet, store, wanted)
+        except CheckpointError as error:
+            summary.errors.append(str(error))
+    return summary
+
+
+def _count_finished(
+    layout: RunLayout, alphabet: Alphabet, store: FrameStore, wanted: np.ndarray[Any, Any]
+) -> int:
+    parts = finished_parts(layout.parts_dir(alphabet))
+    rows = finished_rows(parts)
+    if not np.isin(rows, wanted).all():
+        raise CheckpointError(
+            f"{layout.parts_dir(alphabet)}: has rows that are none of the {store.num_frames} open "
+            "frames of the run"
+        )
+    first, *others = map(read_identity, parts) if parts else [None]
+    for path, identity in zip(parts[1:], others, strict=True):
+        if identity is not None and first is not None and identity != first:
+            raise CheckpointError(f"{path}: {'; '.join(first.differences(identity))}")
+    return len(rows)
+
+
+def summarize_files(
+    place: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
+) -> Iterator[FileSummary]:
+    """Yield a summary of each file that `checkpoint_files` finds."""
+    for path in checkpoint_files(place):
+        yield summarize_file(path, dims, digests=digests, load=load)
