@@ -67,7 +67,7 @@ def list_devices_command() -> None:
         click.echo(f"cuda:{index}  {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
 
 
-@utils_command.command("generate-config")
+@utils_command.command("generate-config", short_help="Write the default settings to a file.")
 @click.option(
     "-o",
     "--output",
@@ -139,7 +139,7 @@ def validate_command(ctx: click.Context, /, input: str, max_errors: int) -> None
     ctx.exit(1 if findings["empty"] or findings["repeated"] else 0)
 
 
-@utils_command.command("validate-checkpoints")
+@utils_command.command("validate-checkpoints", short_help="Check all checkpoints in a directory.")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--skip-load", is_flag=True, help="Look at the outside of the files only.")
 @dims_options
