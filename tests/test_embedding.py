@@ -25,9 +25,10 @@ from virnucpro.batching import (
 from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import choose_precision, make_accelerator
-from virnucpro.embedding import EmbeddingJob, make_loader, run_embedding
+from virnucpro.embedding import EmbeddingJob, run_embedding
 from virnucpro.errors import MemoryExhaustedError, NonFiniteEmbeddingError, UsageError
 from virnucpro.frame_store import build_record_store
+from virnucpro.loading import make_loader
 from virnucpro.monitoring import PassStatus
 from virnucpro.session import run_job
 from virnucpro.testing import ToyBackend, write_toy_weights
@@ -136,7 +137,8 @@ def test_no_budget_loses_or_doubles_rows(accelerator, job, batch_tokens: int) ->
 
 def test_the_loader_keeps_batches_of_varying_size(accelerator, job: EmbeddingJob) -> None:
     claims = ClaimedBatches(plan(job), itertools.count().__next__)
-    loader = make_loader(job, claims, CPU, accelerator)
+    collator = job.backend.load_collator(job.weights)
+    loader = make_loader(job.source, collator, claims, CPU, accelerator.device)
     # Accelerate drops rows where a sampler of such batches has this attribute.
     assert not hasattr(loader.batch_sampler, "batch_size")
     loaded = [batch.rows.tolist() for batch in loader]

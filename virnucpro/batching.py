@@ -111,17 +111,3 @@ class ClaimedBatches:
         while (index := self._claim()) < len(self._batches):
             self.claimed.append(index)
             yield self._batches[index]
-
-
-class RowsDataset:
-    """A map-style dataset that fetches a whole batch of rows from a source at once."""
-
-    def __init__(self, source: SequenceSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, rows: IntArray) -> tuple[IntArray, list[str]]:
-        """Return the rows and their sequences."""
-        return rows, self.source.get_many(rows)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 
@@ -26,7 +24,6 @@ from virnucpro.batching import (
     Batches,
     ClaimedBatches,
     IntArray,
-    RowsDataset,
     measure_costs,
     plan_batches,
 )
@@ -35,7 +32,8 @@ from virnucpro.claims import make_counter
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import DTYPES, is_out_of_memory, measure_free_memory
 from virnucpro.frame_store import SequenceSource
-from virnucpro.interface import Attention, Backend, Collator, Encoder, TokenBatch, Weights
+from virnucpro.interface import Attention, Backend, Encoder, TokenBatch, Weights
+from virnucpro.loading import make_loader
 from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
 
@@ -135,9 +133,11 @@ def run_embedding(
         claims = ClaimedBatches(batches, make_counter(accelerator))
         status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
         status.budget_tokens = budget
+        collator = job.backend.load_collator(job.weights)
+        loader = make_loader(job.source, collator, claims, compute, accelerator.device)
         loop = _Loop(accelerator, job, compute, batches, claims, status, on_progress)
         with torch.inference_mode():
-            summary = loop.run(make_loader(job, claims, compute, accelerator), encoder)
+            summary = loop.run(loader, encoder)
         monitor.publish()
         accelerator.wait_for_everyone()
         monitor.end_pass()
@@ -190,50 +190,6 @@ def choose_budget(
     taken = max(1, torch.cuda.max_memory_allocated(device) - before)
     affordable = _MEMORY_SHARE * measure_free_memory(device) / taken * len(rows) * longest
     return int(min(most, max(longest, affordable)))
-
-
-class _Collate:
-    """Turns what RowsDataset returns into a TokenBatch; picklable, for the loader's workers."""
-
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
-
-    def __call__(self, fetched: Any) -> TokenBatch:
-        return self.collator(*fetched)
-
-
-def make_loader(
-    job: EmbeddingJob, claims: ClaimedBatches, compute: ComputeConfig, accelerator: Accelerator
-) -> DataLoader[TokenBatch]:
-    """Return the prepared loader of the batches that this process claims."""
-    on_gpu = accelerator.device.type == "cuda"
-    num_workers = compute.dataloader_workers
-    if num_workers is None:
-        # On a CPU the model needs the cores; on a GPU, tokenizing must stay ahead of it.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        num_workers = min(4, max(1, (os.cpu_count() or 1) // local - 1)) if on_gpu else 0
-    loader: DataLoader[TokenBatch] = DataLoader(
-        RowsDataset(job.source),  # type: ignore[arg-type]
-        batch_sampler=claims,  # type: ignore[arg-type]
-        collate_fn=_Collate(job.backend.load_collator(job.weights)),
-        num_workers=num_workers,
-        # A forked worker would inherit CUDA, which does not survive it.
-        multiprocessing_context="spawn" if num_workers else None,
-        # One batch a worker is ahead enough, and what is claimed ahead is late at the end.
-        prefetch_factor=1 if num_workers else None,
-        pin_memory=on_gpu if compute.pin_memory is None else compute.pin_memory and on_gpu,
-    )
-    # The claims have distributed the batches: for the loader this is the only process.
-    prepared: DataLoader[TokenBatch] = prepare_data_loader(
-        loader,
-        accelerator.device,
-        num_processes=1,
-        process_index=0,
-        put_on_device=True,
-        even_batches=False,
-        non_blocking=True,
-    )
-    return prepared
 
 
 class _Loop:
