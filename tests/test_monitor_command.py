@@ -93,6 +93,17 @@ def test_the_bar_goes_by_cost_and_the_time_too(tmp_path: Path):
     assert draw(state)[0].endswith(" 45.0 %  1 min 50 s left")
 
 
+def test_before_the_first_batch_a_pass_is_loading(tmp_path: Path):
+    assert draw(write_run(tmp_path, make_sample(0), make_sample(5)))[0].endswith(" 0.0 %  loading")
+
+
+def test_of_a_pass_that_is_over_the_mean_utilization_is_shown(tmp_path: Path):
+    idle = replace(GPU, utilization_percent=0)
+    done = make_sample(105, state="done", loop_seconds=90.0, gpu=idle)
+    row = draw(write_run(tmp_path, *watch_all(1, gpu=GPU), done))[3]
+    assert row.split()[-6:] == ["97", "%", "84", "G", "690", "61"]
+
+
 def test_machines_and_devices_are_named_where_they_differ(tmp_path: Path):
     names = {
         0: ("node-with-a-long-name.example.org", "NVIDIA H100 80GB HBM3"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from virnucpro.monitoring import RunState
+from virnucpro.monitoring import RunState, Sample
+from virnucpro.monitoring.gpu import GpuReading
 from virnucpro.monitoring.history import ProcessHistory
 
 _LINES_BESIDE_PROCESSES = 5
@@ -101,6 +103,8 @@ def _time_left(state: RunState) -> str:
     silent = time.time() - state.last_time
     if silent > max(_LOST_SECONDS, 0.1 * state.num_processes):
         return f"nothing heard for {format_seconds(silent)}"
+    if state.history.cost == 0:
+        return "loading"
     left = state.history.seconds_left(state.last_time)
     return "time left not known yet" if left is None else f"{format_seconds(left)} left"
 
@@ -147,7 +151,11 @@ def _choose(
 
 def _table(state: RunState, processes: Sequence[ProcessHistory], width: int) -> Table:
     """Return a line for each process, without the columns that are empty or do not fit."""
-    rows = [_cells(process, state.last_time, state.num_processes) for process in processes]
+    seen = state.summary.to_dict()[state.history.pass_name or ""]
+    rows = [
+        _cells(process, state) | _gpu_cells(process.last, seen[process.last.rank])
+        for process in processes
+    ]
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     every = [process.last for process in state.history.processes.values()]
     if len({sample.host for sample in every}) == 1:
@@ -173,32 +181,40 @@ def _table(state: RunState, processes: Sequence[ProcessHistory], width: int) -> 
     return table
 
 
-def _cells(process: ProcessHistory, now: float, num_processes: int) -> dict[str, str]:
-    last, gpu = process.last, process.last.gpu
-    silent = now - last.time
-    is_heard = silent <= max(_SILENT_SECONDS, 0.1 * num_processes)
-    cells = {
+def _cells(process: ProcessHistory, state: RunState) -> dict[str, str]:
+    last = process.last
+    silent = state.last_time - last.time
+    is_heard = silent <= max(_SILENT_SECONDS, 0.1 * state.num_processes)
+    return {
         "#": str(last.rank),
         "host": _short_host(last.host),
         "device": _short(last.device),
         "state": last.state if last.state == "done" or is_heard else f"silent {silent:.0f} s",
         "rows": f"{last.num_rows:,}",
-        "tokens/s": f"{process.tokens_per_second(now):,.0f}",
+        "tokens/s": f"{process.tokens_per_second(state.last_time):,.0f}",
         "fill": _percent(last.batch_fill),
         "busy": _percent(process.share("device")),
         "data": _percent(process.share("data")),
         "disk": _percent(process.share("disk")),
-        "GPU": "",
-        "mem": "",
-        "W": "",
-        "°C": "",
     }
-    if gpu is not None:
-        cells["GPU"] = _number(gpu.utilization_percent, " %")
-        cells["W"] = _number(gpu.power_watts)
-        cells["°C"] = _number(gpu.temperature_celsius)
-        cells["mem"] = _number(gpu.memory_bytes and gpu.memory_bytes / _GIB, " G")
-    return cells
+
+
+def _gpu_cells(last: Sample, seen: dict[str, Any]) -> dict[str, str]:
+    """Return how the GPU is, or when the process is done, how it was."""
+    gpu = last.gpu or GpuReading()
+    if last.state == "done":
+        gpu = GpuReading(
+            utilization_percent=seen["gpu_utilization_percent"],
+            memory_bytes=seen["gpu_memory_bytes"],
+            power_watts=seen["gpu_power_watts"],
+            temperature_celsius=seen["gpu_temperature_celsius"],
+        )
+    return {
+        "GPU": _number(gpu.utilization_percent, " %"),
+        "mem": _number(gpu.memory_bytes and gpu.memory_bytes / _GIB, " G"),
+        "W": _number(gpu.power_watts),
+        "°C": _number(gpu.temperature_celsius),
+    }
 
 
 def _percent(share: float) -> str:
