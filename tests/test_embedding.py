@@ -306,3 +306,14 @@ def test_other_errors_are_not_taken_for_it(accelerator, job: EmbeddingJob) -> No
 
     with pytest.raises(RuntimeError, match="shapes cannot"):
         run_embedding(accelerator, replace(job, backend=Broken()), CPU)
+
+
+def test_weights_that_do_not_fit(accelerator, job: EmbeddingJob) -> None:
+    class Full(ToyBackend):
+        def load_encoder(self, weights, **how):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB")
+
+    with pytest.raises(
+        MemoryExhaustedError, match=r"toy\.safetensors do not fit the memory of cpu"
+    ):
+        run_embedding(accelerator, replace(job, backend=Full()), CPU)

@@ -31,6 +31,7 @@ from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.claims import make_counter
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import DTYPES, is_out_of_memory, measure_free_memory
+from virnucpro.errors import MemoryExhaustedError
 from virnucpro.frame_store import SequenceSource
 from virnucpro.interface import Attention, Backend, Encoder, TokenBatch, Weights
 from virnucpro.loading import make_loader
@@ -115,6 +116,7 @@ def run_embedding(
         monitor: Watches the pass.
 
     Raises:
+        MemoryExhaustedError: The weights do not fit the device.
         NonFiniteEmbeddingError: The encoder returned NaN or infinity.
     """
     monitor = monitor or Monitor()
@@ -123,12 +125,7 @@ def run_embedding(
     if len(np.setdiff1d(job.rows, finished)):
         status = PassStatus(job.name)
         monitor.begin_pass(status)
-        encoder = job.backend.load_encoder(
-            job.weights,
-            dtype=DTYPES[job.identity.precision],
-            device=accelerator.device,
-            attention=cast("Attention", compute.attention),
-        )
+        encoder = _load_encoder(accelerator.device, job, compute)
         batches, budget = _plan(accelerator, job, encoder, finished)
         claims = ClaimedBatches(batches, make_counter(accelerator))
         status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
@@ -142,6 +139,23 @@ def run_embedding(
         accelerator.wait_for_everyone()
         monitor.end_pass()
     return summary
+
+
+def _load_encoder(device: torch.device, job: EmbeddingJob, compute: ComputeConfig) -> Encoder:
+    try:
+        return job.backend.load_encoder(
+            job.weights,
+            dtype=DTYPES[job.identity.precision],
+            device=device,
+            attention=cast("Attention", compute.attention),
+        )
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryExhaustedError(
+            f"{job.name}: the weights {job.weights.location} do not fit the memory of {device}; use "
+            "a device with more, or smaller weights, and --resume"
+        ) from error
 
 
 def _plan(
