@@ -153,8 +153,8 @@ def _load_encoder(device: torch.device, job: EmbeddingJob, compute: ComputeConfi
         if not is_out_of_memory(error):
             raise
         raise MemoryExhaustedError(
-            f"{job.name}: the weights {job.weights.location} do not fit the memory of {device}; use "
-            "a device with more, or smaller weights, and --resume"
+            f"{job.name}: the weights {job.weights.location} do not fit the memory of {device}; "
+            "use a device with more, or smaller weights, and --resume"
         ) from error
 
 
