@@ -112,6 +112,13 @@ def test_the_time_left_is_not_known_while_nothing_moves():
     assert make_history(stuck).seconds_left(1_500) is None
 
 
+def test_the_time_left_is_not_known_while_all_wait_for_one_that_stands_still():
+    waiting = [make_sample(at, num_batches=180, state="waiting") for at in range(100, 125, 5)]
+    history = make_history([*watch(95), *waiting], watch(95, rank=1))
+    assert history.seconds_left(1_110) > 0
+    assert history.seconds_left(1_120) is None
+
+
 def test_the_time_left_does_not_take_loading_for_slowness():
     history = make_history(watch(20))
     assert history.seconds_left(1_020) == pytest.approx(99_000 / 100)

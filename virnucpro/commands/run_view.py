@@ -106,7 +106,7 @@ def _time_left(state: RunState) -> str:
     if state.history.cost == 0:
         return "loading"
     left = state.history.seconds_left(state.last_time)
-    return "time left not known yet" if left is None else f"{format_seconds(left)} left"
+    return "time left unknown" if left is None else f"{format_seconds(left)} left"
 
 
 def _outcome(state: RunState) -> str:

@@ -7,6 +7,7 @@ from collections import deque
 from virnucpro.monitoring.status import Sample
 
 _LEAST_BATCHES = 10
+_LEAST_SECONDS = 15.0
 _SHARE_OF_PASS = 0.1
 
 
@@ -152,7 +153,14 @@ class History:
 
         Of late is the last minute, or the last tenth of a long pass.
         """
-        if not self._costs or self.cost == self._costs[0][1]:
+        if not self._costs or self.cost == self._costs[0][1] or not self._moves(now):
             return None
         began, cost = self._costs[0]
         return (self.total_cost - self.cost) * (now - began) / (self.cost - cost)
+
+    def _moves(self, now: float) -> bool:
+        """Tell whether any process has finished a batch within a few of its batch times."""
+        return any(
+            now - process.advanced_at < max(_LEAST_SECONDS, 3 * (process.batch_seconds or 0.0))
+            for process in self.processes.values()
+        )
