@@ -296,6 +296,10 @@ def test_predict_tells_of_its_passes(tmp_path: Path, demo_weights):
         assert done["device_seconds"] == pytest.approx(
             done["device_share"] * done["loop_seconds"], rel=0.1, abs=0.01
         )
+    table = run(sys.executable, "-m", "tools.benchmark_utilization", tmp_path / "out").stdout
+    assert [line.split(" | ")[:2] for line in table.splitlines()[2:4]] == [
+        [f"| {name}", "0 (cpu)"] for name in passes
+    ]
     # A new run does not go on in the file of the old one.
     predict(replace(config, force=True))
     text = (tmp_path / "out/metrics.jsonl").read_text()

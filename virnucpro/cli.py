@@ -125,7 +125,7 @@ def _sigterm_raises() -> Iterator[None]:
     epilog="Settings, exit codes and every option in full: docs/command-line.md",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say more; show tracebacks of errors.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress bars.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress.")
 @click.option(
     "-l",
     "--log-file",

@@ -140,7 +140,7 @@ class _FileHandler(logging.FileHandler):
 
 
 class _StderrHandler(logging.StreamHandler[IO[str]]):
-    """Writes to what `sys.stderr` is at that moment: progress bars stand in for it for a while."""
+    """Writes to what `sys.stderr` is at that moment: the live view stands in for it for a while."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
     metavar="TOKENS",
     help="Tokens per batch.  [default: by the device]",
 )
-@click.option("--no-progress", is_flag=True, help="Show no progress bar.")
+@click.option("--no-progress", is_flag=True, help="Show no progress.")
 @click.pass_context
 def embed_command(ctx: click.Context, /, **_: Any) -> None:
     """Write the embeddings of sequences to an HDF5 file.

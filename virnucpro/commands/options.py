@@ -151,6 +151,6 @@ def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -
 
 
 def wants_progress(ctx: click.Context) -> bool:
-    """Return whether the user leaves progress bars on, and this process is to show them."""
+    """Return whether the user wants to see progress, and this process is to show it."""
     quiet = ctx.find_root().params.get("quiet") or ctx.params.get("verbose") is False
     return is_main_process() and not (quiet or ctx.params["no_progress"])

@@ -155,7 +155,7 @@ _OTHERWISE_USED = LAUNCH_OPTIONS | {
     "--force-resume", is_flag=True, help="The same as --resume: damaged parts are redone."
 )
 @click.option("--verbose/--quiet", default=None, help="As before the command.")
-@click.option("--no-progress", is_flag=True, help="Show no progress bars.")
+@click.option("--no-progress", is_flag=True, help="Show no progress.")
 @click.option("--v1-attention", is_flag=True, help="The same as --attention eager.")
 @click.option("--v1-fallback", is_flag=True, help="No effect.")
 @click.option("-b", "--batch-size", type=int, metavar="N", help="No effect.")
