@@ -395,6 +395,18 @@ def test_a_run_is_read_while_it_is_written(tmp_path: Path):
     assert list(state.read()) == []
 
 
+def test_what_others_have_written_does_not_matter(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '7\n[]\n{}\nloss: 3\n{"time": 1.0, "kind": "sample", "rank": 0}\n{"time": "x"}\n'
+    )
+    with Monitor(path) as monitor:
+        do_pass(monitor)
+    state = RunState(path)
+    assert len(list(state.read())) == 5
+    assert state.outcome == "finished"
+
+
 def test_a_file_that_takes_the_place_of_another_is_read_from_its_start(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     state = RunState(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from contextlib import suppress
@@ -39,9 +40,10 @@ def monitor_command(run_dir: Path, once: bool, as_json: bool) -> None:
             "directory that `virnucpro embed` keeps beside its output while it runs"
         )
     state, console = RunState(path), Console()
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if not (once or as_json):
         with suppress(KeyboardInterrupt):
-            follow(state, console, threading.Event(), say=click.echo, with_warnings=True)
+            follow(state, console, threading.Event(), say=say, with_warnings=True)
         return
     for _ in state.read():
         pass
@@ -49,5 +51,5 @@ def monitor_command(run_dir: Path, once: bool, as_json: bool) -> None:
         click.echo(json.dumps(state.to_json(), indent=2))
         return
     for warning in state.warnings:
-        click.echo(f"Warning: {warning}")
+        say(f"Warning: {warning}")
     console.print(render(state, console.width, _ALL_LINES))

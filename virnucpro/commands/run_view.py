@@ -36,7 +36,7 @@ def render(state: RunState, width: int, height: int) -> RenderableType:
     head.add_column(ratio=1)
     head.add_column(no_wrap=True, justify="right")
     head.add_row(
-        f"[bold]{history.pass_name}[/bold]",
+        Text(history.pass_name, style="bold"),
         ProgressBar(total=1.0, completed=history.share_done),
         f"{100 * history.share_done:.1f} %  {_time_left(state)}",
     )
@@ -177,7 +177,7 @@ def _table(state: RunState, processes: Sequence[ProcessHistory], width: int) -> 
             min_width=4 if is_text else widths[name],
         )
     for row in rows:
-        table.add_row(*(row[name] for name in columns))
+        table.add_row(*(Text(row[name]) for name in columns))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ class RunState:
     def read(self) -> Iterator[RunState]:
         """Take in what the file has got since the last call; yield itself after each line."""
         for line in self._lines.read():
-            if line["time"] >= self._since:
-                self._add(line)
-                yield self
+            # What another program or a version too different has written is passed over.
+            with suppress(KeyError, TypeError):
+                if line["time"] >= self._since:
+                    self._add(line)
+                    yield self
 
     def _add(self, line: dict[str, Any]) -> None:
-        self.last_time = line["time"]
         match line["kind"]:
             case "start":
                 self._begin(line)
@@ -60,6 +62,7 @@ class RunState:
                 self.warnings.append(line["message"])
             case "end":
                 self.outcome = line["outcome"]
+        self.last_time = line["time"]
 
     def to_json(self) -> dict[str, Any]:
         """Return all that a view shows."""
@@ -96,11 +99,8 @@ class _Tail:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the new lines, of another file that has taken its place from the start."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
+        # What is not there, or on a server that is away, may be there the next time.
+        with suppress(OSError), self._path.open("rb") as file:
             first = file.readline()
             if first != self._first:
                 self._first, self._position = first, 0
