@@ -29,7 +29,7 @@ with Monitor(
     num_processes=num_processes,
     store=store,
     interval_seconds=0.05,
-    limits=Limits(stalled_seconds=0.5),
+    limits=Limits(stalled_seconds=1.0),
 ) as monitor:
     status = PassStatus("toy embeddings", total_rows=10_000, total_cost=100_000, budget_tokens=10)
     monitor.begin_pass(status)
