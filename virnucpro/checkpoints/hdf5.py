@@ -7,7 +7,10 @@ is wrong is raised as a ValueError, which `explaining` turns into an error that 
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,9 @@ from virnucpro.errors import CheckpointError
 _MAX_ATTRIBUTE_BYTES = 4096
 # On disk: length, address in the file, number there (HDF5 file format, "Variable-length").
 _STRING_ENTRY = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")])
+_HEAP_MARK = b"GCOL\x01"
+_HEAP_HEADER_BYTES = 16
+_MAX_CHECKS = 64
 
 
 @contextmanager
@@ -32,23 +38,72 @@ def explaining(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read ({reason})") from error
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[h5py.File]:
+def open_file(path: Path) -> Iterator[File]:
     """Open an HDF5 file for reading, explaining what goes wrong meanwhile.
 
     Raises:
         CheckpointError: Anything was wrong with the file.
     """
-    with explaining(path), h5py.File(path, "r", locking="best-effort") as file:
+    with explaining(path), _Reader(path, "r") as reader, File(reader) as file:
         yield file
 
 
-def open_dataset(file: h5py.File, name: str, dtype: np.dtype[Any], ndim: int) -> h5py.Dataset:
+class File(h5py.File):  # type: ignore[misc]  # h5py has no types
+    """An HDF5 file whose bytes are looked at before the library sees them."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self.reader = reader
+        super().__init__(reader, "r")
+
+
+class _Reader(io.FileIO):
+    """Hands out bytes, but none of a global heap in which the library would loop for ever.
+
+    Libraries up to at least 2.0 step from object to object of a heap by the size that the object
+    of free space claims, which may be 0 (HDF5 file format, "Global Heap").
+    """
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self.num_bytes = os.fstat(self.fileno()).st_size
+        self._num_checked = 0
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        num_read = super().readinto(buffer) or 0
+        margin = len(_HEAP_MARK) - 1  # it may lie across two reads
+        before = os.pread(self.fileno(), min(margin, start), max(0, start - margin))
+        after = os.pread(self.fileno(), margin, start + num_read)
+        content = b"".join([before, memoryview(buffer)[:num_read], after])
+        place = content.find(_HEAP_MARK)
+        while place >= 0:
+            self._check_heap(start - len(before) + place)
+            place = content.find(_HEAP_MARK, place + 1)
+        return num_read
+
+    def _check_heap(self, address: int) -> None:
+        (size,) = struct.unpack("<8xQ", os.pread(self.fileno(), 16, address).ljust(16, b"\0"))
+        if address + size > self.num_bytes:
+            return  # the library refuses it
+        self._num_checked += size
+        if self._num_checked > _MAX_CHECKS * self.num_bytes:
+            raise OSError("has heaps within heaps")
+        heap = os.pread(self.fileno(), size, address)
+        place = _HEAP_HEADER_BYTES
+        while place + _HEAP_HEADER_BYTES <= len(heap):
+            number, num_bytes = struct.unpack_from("<H6xQ", heap, place)
+            if number == 0 and num_bytes < _HEAP_HEADER_BYTES:
+                raise OSError("has a broken global heap")
+            place += num_bytes if number == 0 else _HEAP_HEADER_BYTES + -(-num_bytes // 8) * 8
+
+
+def open_dataset(file: File, name: str, dtype: np.dtype[Any], ndim: int) -> h5py.Dataset:
     """Return a dataset of numbers, contiguous or in unfiltered chunks, all of it in `file`.
 
     Raises:
@@ -61,7 +116,7 @@ def open_dataset(file: h5py.File, name: str, dtype: np.dtype[Any], ndim: int) ->
     return dataset
 
 
-def open_strings(file: h5py.File, name: str) -> h5py.Dataset:
+def open_strings(file: File, name: str) -> h5py.Dataset:
     """Return a dataset of N strings of variable length, all of them in `file`.
 
     Raises:
@@ -73,8 +128,10 @@ def open_strings(file: h5py.File, name: str) -> h5py.Dataset:
     if kind is None or kind.length is not None:
         raise ValueError(f"{name} should be strings of variable length, found {dataset.dtype}")
     _check_size(file, dataset, len(dataset) * _STRING_ENTRY.itemsize)
-    num_bytes = sum(int(entries["length"].sum(dtype=np.int64)) for entries in _entries(dataset))
-    if num_bytes > _file_size(file):
+    num_bytes = sum(
+        int(entries["length"].sum(dtype=np.int64)) for entries in _entries(file, dataset)
+    )
+    if num_bytes > file.reader.num_bytes:
         raise ValueError(f"{name} claims {num_bytes:,} bytes of text, more than the file holds")
     return dataset
 
@@ -89,7 +146,7 @@ def encode_strings(strings: Iterable[str]) -> list[bytes]:
     return [text.encode("utf-8", "surrogateescape") for text in strings]
 
 
-def read_attribute(file: h5py.File, name: str) -> str | int | None:
+def read_attribute(file: File, name: str) -> str | int | None:
     """Return an attribute of the root group: one text or integer; None if it is not there.
 
     Raises:
@@ -113,7 +170,7 @@ def read_attribute(file: h5py.File, name: str) -> str | int | None:
     return text
 
 
-def _open_stored(file: h5py.File, name: str, ndim: int) -> h5py.Dataset:
+def _open_stored(file: File, name: str, ndim: int) -> h5py.Dataset:
     if type(file.get(name, getlink=True)) is not h5py.HardLink:
         raise ValueError(f"{name} is missing or a link, which is refused")
     dataset = file[name]
@@ -128,12 +185,15 @@ def _open_stored(file: h5py.File, name: str, ndim: int) -> h5py.Dataset:
     return dataset
 
 
-def _check_size(file: h5py.File, dataset: h5py.Dataset, num_bytes: int) -> None:
+def _check_size(file: File, dataset: h5py.Dataset, num_bytes: int) -> None:
     """Raise ValueError unless so many bytes are stored; HDF5 makes up what is not."""
     stored = dataset.id.get_storage_size()
     pieces = _pieces(dataset)
     ends = [offset + size for offset, size in pieces]
-    if num_bytes > min(stored, _file_size(file)) or max(ends, default=0) > _file_size(file):
+    if (
+        num_bytes > min(stored, file.reader.num_bytes)
+        or max(ends, default=0) > file.reader.num_bytes
+    ):
         raise ValueError(f"{dataset.name} reaches beyond the end of the file, or is not written")
 
 
@@ -147,15 +207,12 @@ def _pieces(dataset: h5py.Dataset) -> list[tuple[int, int]]:
     return pieces
 
 
-def _entries(dataset: h5py.Dataset) -> list[np.ndarray[Any, Any]]:
+def _entries(file: File, dataset: h5py.Dataset) -> list[np.ndarray[Any, Any]]:
     """Return the entries of a dataset of strings as they lie in the file, piece by piece."""
-    path = Path(dataset.file.filename)
     size = _STRING_ENTRY.itemsize
     return [
-        np.fromfile(path, _STRING_ENTRY, num_bytes // size, offset=offset)
+        np.frombuffer(
+            os.pread(file.reader.fileno(), num_bytes // size * size, offset), _STRING_ENTRY
+        )
         for offset, num_bytes in _pieces(dataset)
     ]
-
-
-def _file_size(file: h5py.File) -> int:
-    return Path(file.filename).stat().st_size

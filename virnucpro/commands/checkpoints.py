@@ -30,7 +30,7 @@ def checkpoints_command() -> None:
     """Look at files of embeddings, and check them."""
 
 
-@checkpoints_command.command("show")
+@checkpoints_command.command("show", short_help="Say what checkpoints are and hold.")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @dims_options
