@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: a JSON object was expected, found {type(value).__name__}")

@@ -6,10 +6,8 @@ As a program it does so to one file of HDF5, whose library may end the process:
 
 from __future__ import annotations
 
-import json
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 from virnucpro.checkpoints.legacy.reading import read_documents
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import EmbeddingReader, check_part, finished_rows, read_identity
-from virnucpro.errors import CheckpointError, VirnucproError
+from virnucpro.errors import VirnucproError
 
 DIMS = EmbeddingDims(6, 4)
 
@@ -91,7 +89,8 @@ def main(path: Path, first_seed: int, num_seeds: int) -> None:
     content = path.read_bytes()
     copy = path.with_name(f"damaged_{path.name}")
     for seed in range(first_seed, first_seed + num_seeds):
-        print(seed, flush=True)
+        sys.stdout.write(f"{seed}\n")
+        sys.stdout.flush()
         copy.write_bytes(damage(content, seed))
         check_hdf5(copy)
 

@@ -256,7 +256,7 @@ def _read_done(path: Path) -> dict[str, Any]:
         return {name: done[name] for name in ("num_rows", "num_bytes", "sha256")}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: was not finished (there is no .done file)") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its .done file cannot be read ({error!r})") from error
 
 

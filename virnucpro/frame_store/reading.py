@@ -29,6 +29,7 @@ FRAME_FORMAT = "virnucpro-frame-store"
 RECORD_FORMAT = "virnucpro-record-store"
 
 _PREAD_BYTES = 1 << 30
+_MAX_LENGTH_BP = 1 << 40
 
 
 def open_frame_store(directory: Path) -> FrameStore:
@@ -308,12 +309,13 @@ def _read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = (manifest["format"], manifest["format_version"])
         sizes = {name: (directory / name).stat().st_size for name in manifest["files"]}
+        _check_values(manifest)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: holds no complete frame store ({error.filename} is missing; was its "
             "making interrupted?); make it again from the input"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RecursionError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path}: is no manifest of a frame store ({error!r})") from error
     if found != (wanted_format, FORMAT_VERSION):
         raise CheckpointError(
@@ -327,6 +329,18 @@ def _read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
             "frame store again from the input"
         )
     return dict(manifest)
+
+
+def _check_values(manifest: dict[str, Any]) -> None:
+    """Raise LookupError, TypeError or ValueError where a manifest lacks what is read of it."""
+    for file in manifest["inputs"]:
+        bytes.fromhex(file["sha256"])
+    wanted = {"chunk_length_bp", "min_length_bp"} if manifest["format"] == FRAME_FORMAT else ()
+    lengths = [manifest[name] for name in wanted]
+    if not manifest["inputs"] or not all(
+        type(length) is int and 0 <= length < _MAX_LENGTH_BP for length in lengths
+    ):
+        raise ValueError(f"{len(manifest['inputs'])} inputs, lengths {lengths}")
 
 
 def _decode(header: bytes) -> str:

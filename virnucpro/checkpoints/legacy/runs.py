@@ -67,7 +67,7 @@ def read_expected_length(output_dir: Path) -> int | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         return int(state["pipeline_config"]["expected_length"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
         return None
 
 

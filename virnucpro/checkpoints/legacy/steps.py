@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from virnucpro.checkpoints.hdf5 import encode_strings
 from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document
 from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.errors import CheckpointError
@@ -165,6 +166,7 @@ def _tell_kind(embeddings: Any, dims: EmbeddingDims) -> str:
 
 def _check_ids(ids: Any) -> None:
     if not isinstance(ids, list) or not all(
-        isinstance(name, str) and len(name) <= _MAX_ID_LENGTH for name in ids
+        isinstance(name, str) and len(name) <= _MAX_ID_LENGTH and "\0" not in name for name in ids
     ):
         raise CheckpointError("the ids are not a list of names")
+    encode_strings(ids)  # as they will be stored; a ValueError says what cannot be
