@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import pickle
@@ -223,4 +224,18 @@ def test_a_zip_bomb_takes_no_memory(
     with pytest.raises(VirnucproError, match=r"compressed|claims"):
         load(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_a_text_that_is_encoded_again_and_again_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "features.pt"
+    text = "x" * (1 << 20)
+    # The text is pickled once, and every call refers to it.
+    calls = [Call(codecs.encode, text, "latin1") for _ in range(1000)]
+    write_archive(path, pickle.dumps({"ids": calls}, 2))
+    assert path.stat().st_size < 1 << 21
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="makes more bytes than it holds"):
+        read_features(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 23
     tracemalloc.stop()

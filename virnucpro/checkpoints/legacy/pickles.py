@@ -87,7 +87,9 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        objects = archive.read(f"{root}/data.pkl")
+        super().__init__(io.BytesIO(objects))
+        self._room = len(objects)
         self._read_storage = functools.cache(
             lambda key: archive.read(f"{root}/data/{key}")  # which compares the CRC-32
         )
@@ -96,12 +98,21 @@ class _Unpickler(pickle._Unpickler):
         full_name = f"{module}.{name}"
         if full_name in _STORAGE_DTYPES:
             return _STORAGE_DTYPES[full_name]
+        if full_name == "_codecs.encode":
+            return self._encode
         if full_name not in _FUNCTIONS:
             raise CheckpointError(
                 f"refused, because it names {full_name}, and loading it could run code"
             )
         # A new one each time: a pickle may set attributes, which then go with it.
         return functools.partial(_FUNCTIONS[full_name])
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        # A text that stands there once could be made into bytes any number of times.
+        self._room -= len(text)
+        if encoding != "latin1" or self._room < 0:
+            raise CheckpointError("makes more bytes than it holds, or by another encoding; refused")
+        return text.encode("latin1")
 
     def persistent_load(self, saved_id: Any) -> Array:
         kind, dtype, key, _, num_items = saved_id
@@ -154,10 +165,6 @@ def _make_scalar(dtype: _Dtype, content: bytes) -> Any:
     return np.frombuffer(content, dtype.dtype, 1)[0].item()
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode({"latin1": "latin1"}[encoding])
-
-
 _STORAGE_DTYPES = {
     "torch.FloatStorage": "<f4",
     "torch.DoubleStorage": "<f8",
@@ -170,7 +177,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "collections.OrderedDict": dict,
     "numpy.dtype": _Dtype,
-    "_codecs.encode": _encode,
     # NumPy 2 moved these.
     "numpy.core.multiarray._reconstruct": PickledArray,
     "numpy.core.multiarray.scalar": _make_scalar,

@@ -169,4 +169,5 @@ def _check_ids(ids: Any) -> None:
         isinstance(name, str) and len(name) <= _MAX_ID_LENGTH and "\0" not in name for name in ids
     ):
         raise CheckpointError("the ids are not a list of names")
-    encode_strings(ids)  # as they will be stored; a ValueError says what cannot be
+    for name in ids:  # one by one: a pickle may repeat a long one for ever
+        encode_strings([name])
