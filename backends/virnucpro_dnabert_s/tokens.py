@@ -37,7 +37,13 @@ class BpeCollator:
     """Tokenizes sequences with a tokenizer.json; see `virnucpro.interface.Collator`."""
 
     def __init__(self, tokenizer_path: Path) -> None:
+        self._tokenizer_path = tokenizer_path
         self._tokenizer = read_tokenizer(tokenizer_path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By path: the tokenizer itself outgrows the pipe to a worker, and whoever starts one that
+        # dies at once (a script without `if __name__ == "__main__"`) would wait for ever.
+        return BpeCollator, (self._tokenizer_path,)
 
     def __call__(
         self, rows: np.ndarray[Any, np.dtype[np.int64]], sequences: Sequence[str]

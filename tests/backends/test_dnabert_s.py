@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import sys
 from pathlib import Path
 
@@ -311,3 +312,8 @@ def test_stored_truncation_and_padding_are_ignored(published: Path) -> None:
     assert stored["truncation"]["max_length"] == stored["padding"]["strategy"]["Fixed"] == 2000
     collate = backend.load_collator(backend.open_weights(str(published)))
     assert collate(np.arange(2), ["N" * 2500, "A"]).lengths_B.tolist() == [2502, 3]
+
+
+def test_a_worker_is_sent_the_tokenizers_path_alone(tmp_path: Path) -> None:
+    collator = BpeCollator(write_weights(tmp_path / "weights") / "tokenizer.json")
+    assert len(pickle.dumps(collator)) < 1_000
