@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from virnucpro.commands.bars import counting_bars
 from virnucpro.config import PredictConfig
 from virnucpro.errors import UsageError
-
-if TYPE_CHECKING:
-    from virnucpro.migration import ProgressListener
 
 _CLASSIFIER_SUFFIX = ".safetensors"
 
@@ -151,27 +146,8 @@ def _migrate_features(
         if weights
         else None,
     )
-    with _progress_bar() as show:
+    with counting_bars() as show:
         return migrate_features(config, show)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[ProgressListener | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True)) as bars:
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(f"{name} files", total=total)
-            bars.update(tasks[name], completed=done)
-
-        yield show
 
 
 def _echo_report(report: dict[str, Any], *, dry_run: bool) -> None:
