@@ -284,7 +284,7 @@ def test_missing_file_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("name", ["500_model.pth", "old.pt", "ours.safetensors"])
+@pytest.mark.parametrize("name", ["500_model.pth", "ours.safetensors"])
 def test_a_damaged_file_is_refused_or_read_never_a_traceback(
     published: Path, tmp_path: Path, name: str
 ) -> None:
