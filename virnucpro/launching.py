@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser, multi_gpu_launcher
 from accelerate.utils import patch_environment
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -72,26 +72,22 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         KeyboardInterrupt: This process was interrupted, or one of the others.
         Terminated: It was terminated, likewise.
     """
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, torch.get_num_threads() // num_processes)
     options = {
         "num_machines": 1,
         "num_processes": num_processes,
         # Any free port: several launches share a machine.
         "main_process_port": 0,
-        # Said, because a user's configuration file for Accelerate would say otherwise.
-        "gpu_ids": "all",
+        "num_cpu_threads_per_process": threads,
         "mixed_precision": "no",
         "dynamo_backend": "no",
     }
-    program = ["--module", "virnucpro", *arguments]
-    # Not a mistake without GPUs: otherwise Accelerate starts a single process.
-    command = ["--multi_gpu", *(f"--{name}={value}" for name, value in options.items()), *program]
-    parsed = launch_command_parser().parse_args(command)
-    threads = os.environ.get(
-        "OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes))
-    )
-    with patch_environment(**{RELAUNCHED: "1", "OMP_NUM_THREADS": threads}), _silence():
+    command = [*(f"--{name}={value}" for name, value in options.items()), "--module", "virnucpro"]
+    # Not through accelerate's own command, which would mix in the user's configuration file.
+    parsed = launch_command_parser().parse_args([*command, *arguments])
+    with patch_environment(**{RELAUNCHED: "1"}), _silence():
         try:
-            launch_command(parsed)
+            multi_gpu_launcher(parsed)
         except SignalException as error:
             raise KeyboardInterrupt if error.sigval == signal.SIGINT else Terminated from error
         except ChildFailedError as error:
