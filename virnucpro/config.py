@@ -53,7 +53,8 @@ class ComputeConfig:
         dataloader_workers: Tokenizing processes per GPU; None for as many as suit the machine.
         pin_memory: Whether batches lie in pinned host memory; None for yes on a GPU.
         cache_clear_interval: Batches between two clearings of CUDA's cache; 0 for never.
-        expandable_segments: Let CUDA's allocator grow its segments, against fragmentation.
+        expandable_segments: Let CUDA's allocator grow its segments, against fragmentation, unless
+            PYTORCH_ALLOC_CONF says otherwise.
 
     Raises:
         UsageError: A value is not to be had.
@@ -65,7 +66,7 @@ class ComputeConfig:
     dataloader_workers: int | None = None
     pin_memory: bool | None = None
     cache_clear_interval: int = 100
-    expandable_segments: bool = False
+    expandable_segments: bool = True
 
     def __post_init__(self) -> None:
         device = f"cuda:{self.device}" if str(self.device).isdigit() else str(self.device)

@@ -32,7 +32,8 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     device = compute.device
     if compute.expandable_segments:
         # Read when CUDA starts, so set before anything touches it.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        by_user = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", by_user)
     wanted = None if device == "auto" else torch.device(device)
     num_gpus = torch.cuda.device_count()
     if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:

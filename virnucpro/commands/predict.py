@@ -147,7 +147,11 @@ _OTHERWISE_USED = LAUNCH_OPTIONS | {
     show_default=True,
     help="Clear CUDA's cache so often; 0: never.",
 )
-@click.option("--expandable-segments", is_flag=True, help="Against fragmented GPU memory.")
+@click.option(
+    "--expandable-segments/--no-expandable-segments",
+    default=PredictConfig.expandable_segments,
+    help="Against fragmented GPU memory.  [default: on]",
+)
 @click.option(
     "--skip-checkpoint-validation", is_flag=True, help="Trust finished parts when resuming."
 )
