@@ -19,7 +19,9 @@ from torch.nn.functional import cosine_similarity
 from virnucpro_dnabert_s.model import AttentionKernel, DnabertS, ModelConfig
 
 from virnucpro.interface import TokenBatch
+from virnucpro.kernels import can_fuse
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_ORDINARY_TOKEN = 9
 
 
@@ -81,14 +83,18 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def variants(reference: DnabertS, device: torch.device) -> Iterator[tuple[str, DnabertS]]:
-    """Yield the model in every precision and with every attention kernel that `device` has."""
+def variants(
+    reference: DnabertS, precisions: list[str], device: torch.device
+) -> Iterator[tuple[str, DnabertS]]:
+    """Yield the model in these precisions and with every attention kernel that `device` has."""
     kernels: list[AttentionKernel] = ["eager", "sdpa"]
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype in map(DTYPES.__getitem__, precisions):
         model = copy.deepcopy(reference).to(dtype)
         has_flash = importlib.util.find_spec("flash_attn") is not None
         half_on_gpu = device.type == "cuda" and dtype != torch.float32
-        for kernel in [*kernels, *(["flash"] if has_flash and half_on_gpu else [])]:
+        flash: list[AttentionKernel] = ["flash"] if has_flash and half_on_gpu else []
+        fused: list[AttentionKernel] = ["fused"] if can_fuse(dtype, device) else []
+        for kernel in [*kernels, *flash, *fused]:
             model.attention = kernel
             yield f"{str(dtype).removeprefix('torch.')} {kernel}", model
 
@@ -104,6 +110,7 @@ def main() -> None:
     """Print one line for each precision and attention kernel."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--heads", type=int, default=12)
@@ -134,7 +141,7 @@ def main() -> None:
     with torch.inference_mode():
         reference.attention = "eager"
         expected = reference(mixed)
-        for label, model in variants(reference, device):
+        for label, model in variants(reference, args.precision, device):
             seconds = measure_speed(model, batches, device)
             deviation = describe_deviation(model(mixed), expected)
             speed = f"{num_tokens / seconds:10.0f}  {num_frames / seconds:8.0f}"

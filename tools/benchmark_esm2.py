@@ -127,7 +127,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument(
-        "--attention", nargs="+", choices=("eager", "sdpa", "flash"), default=["eager", "sdpa"]
+        "--attention",
+        nargs="+",
+        choices=("eager", "sdpa", "flash", "auto"),
+        default=["eager", "sdpa", "auto"],
     )
     parser.add_argument("--token-budget", type=int, help="tokens in a batch (32768; CPU: 4096)")
     parser.add_argument("--length", type=int, default=160, help="residues of the timed proteins")

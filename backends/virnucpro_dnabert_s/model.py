@@ -3,7 +3,7 @@
 Written after Portes et al. 2023 (MosaicBERT) and the `bert_layers.py` published with DNABERT-2.
 
 Shapes: B sequences, T tokens of all of them, L tokens of the longest one rounded up, H heads,
-D numbers per token. X stands for (B, L) in the padded layout and for (T,) in the packed one.
+D numbers per token, V words. X stands for (B, L) in the padded layout, for (T,) in the packed one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -20,8 +21,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from virnucpro.interface import TokenBatch
+from virnucpro.kernels import plain
 
-AttentionKernel = Literal["eager", "sdpa", "flash"]
+AttentionKernel = Literal["fused", "eager", "sdpa", "flash"]
 
 # On a GPU this means the memory-efficient kernel. Without the list, recent torch prefers cuDNN on
 # Hopper, which compiles a plan for every new (B, L), and here nearly every batch has a new one.
@@ -61,12 +63,14 @@ class Layer(nn.Module):
         self.mlp_out = nn.Linear(inner, width)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, hidden_XD: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        self, hidden_XD: Tensor, attend: Callable[[Tensor], Tensor], kernels: ModuleType
+    ) -> Tensor:
         """Return the next hidden states; `attend` turns queries, keys, values into contexts."""
-        context_XD = attend(self.qkv(hidden_XD))
-        hidden_XD = self.attention_norm(self.attention_out(context_XD) + hidden_XD)
-        gate, value = self.gate_and_value(hidden_XD).chunk(2, dim=-1)
-        output_XD: Tensor = self.mlp_norm(self.mlp_out(functional.gelu(gate) * value) + hidden_XD)
+        delta_XD = self.attention_out(attend(self.qkv(hidden_XD)))
+        hidden_XD = kernels.norm_sum(hidden_XD, delta_XD, self.attention_norm)
+        delta_XD = self.mlp_out(kernels.geglu(self.gate_and_value(hidden_XD)))
+        output_XD: Tensor = kernels.norm_sum(hidden_XD, delta_XD, self.mlp_norm)
         return output_XD
 
 
@@ -87,57 +91,54 @@ class DnabertS(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each sequence's mean over its last hidden states."""
+        if self.attention in ("fused", "flash"):
+            return self._embed_packed(batch)
         index_BL, is_token_BL = padded_index(batch)
-        if self.attention == "flash":
-            hidden_TD = self._hidden_states(batch.token_ids_T, self._attend_packed(batch))
-            hidden_BLD = hidden_TD[index_BL]
-        else:
-            hidden_BLD = self._hidden_states(
-                batch.token_ids_T[index_BL], self._attend_padded(is_token_BL)
-            )
+        attend = self._attend_padded(is_token_BL)
+        hidden_BLD = self._hidden_states(batch.token_ids_T[index_BL], attend, plain)
         hidden_BLD = hidden_BLD.masked_fill(~is_token_BL[..., None], 0)
         return hidden_BLD.sum(dim=1, dtype=torch.float32) / batch.lengths_B[:, None]
 
-    def _hidden_states(self, token_ids_X: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        embedded_XD = self.word_embeddings(token_ids_X) + self.token_type_embeddings.weight[0]
-        hidden_XD: Tensor = self.embedding_norm(embedded_XD)
+    def _embed_packed(self, batch: TokenBatch) -> Tensor:
+        offsets = functional.pad(batch.lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
+        slopes_H = alibi_slopes(self.num_heads, offsets.device)
+        if self.attention == "fused":
+            from virnucpro.kernels import fused
+
+            kernels: ModuleType = fused
+            attend_qkv = functools.partial(fused.attend, slopes_H=slopes_H)
+        else:
+            kernels = plain
+            attend_qkv = functools.partial(_flash_attention, slopes_H=slopes_H)
+
+        def attend(qkv_TD: Tensor) -> Tensor:
+            context_THK = attend_qkv(self._split(qkv_TD), offsets, batch.max_length)
+            return context_THK.flatten(1)
+
+        hidden_TD = self._hidden_states(batch.token_ids_T, attend, kernels).float()
+        # unsafe skips a check of the lengths that would wait for the GPU.
+        return torch.segment_reduce(hidden_TD, "mean", lengths=batch.lengths_B, unsafe=True)
+
+    def _hidden_states(
+        self, token_ids_X: Tensor, attend: Callable[[Tensor], Tensor], kernels: ModuleType
+    ) -> Tensor:
+        # A word starts the same wherever it stands: norm the vocabulary instead of every token.
+        embedded_VD = self.word_embeddings.weight + self.token_type_embeddings.weight[0]
+        hidden_XD = functional.embedding(token_ids_X, self.embedding_norm(embedded_VD))
         for layer in self.layers:
-            hidden_XD = layer(hidden_XD, attend)
+            hidden_XD = layer(hidden_XD, attend, kernels)
         return hidden_XD
 
-    def _split(self, qkv_XD: Tensor) -> tuple[Tensor, ...]:
-        return qkv_XD.view(*qkv_XD.shape[:-1], 3, self.num_heads, -1).unbind(-3)
+    def _split(self, qkv_XD: Tensor) -> Tensor:
+        return qkv_XD.view(*qkv_XD.shape[:-1], 3, self.num_heads, -1)
 
     def _attend_padded(self, is_token_BL: Tensor) -> Callable[[Tensor], Tensor]:
         bias_BHLL = attention_bias(is_token_BL, self.num_heads, self.word_embeddings.weight.dtype)
         attention = eager_attention if self.attention == "eager" else _sdpa
 
         def attend(qkv_BLD: Tensor) -> Tensor:
-            query, key, value = (part.transpose(1, 2) for part in self._split(qkv_BLD))
+            query, key, value = self._split(qkv_BLD).transpose(1, 3).unbind(2)
             return attention(query, key, value, bias_BHLL).transpose(1, 2).flatten(2)
-
-        return attend
-
-    def _attend_packed(self, batch: TokenBatch) -> Callable[[Tensor], Tensor]:
-        from flash_attn import flash_attn_varlen_func
-
-        ends_B = batch.lengths_B.cumsum(0, dtype=torch.int32)
-        boundaries = functional.pad(ends_B, (1, 0))
-        slopes_H = alibi_slopes(self.num_heads, ends_B.device)
-
-        def attend(qkv_TD: Tensor) -> Tensor:
-            query, key, value = self._split(qkv_TD)
-            context: Tensor = flash_attn_varlen_func(
-                query,
-                key,
-                value,
-                cu_seqlens_q=boundaries,
-                cu_seqlens_k=boundaries,
-                max_seqlen_q=batch.max_length,
-                max_seqlen_k=batch.max_length,
-                alibi_slopes=slopes_H,
-            )
-            return context.flatten(1)
 
         return attend
 
@@ -192,3 +193,19 @@ def eager_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     with sdpa_kernel(SDPA_BACKENDS):
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+def _flash_attention(
+    qkv_T3HK: Tensor, offsets: Tensor, max_length: int, *, slopes_H: Tensor
+) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    context_THK: Tensor = flash_attn_varlen_func(
+        *qkv_T3HK.unbind(1),
+        cu_seqlens_q=offsets,
+        cu_seqlens_k=offsets,
+        max_seqlen_q=max_length,
+        max_seqlen_k=max_length,
+        alibi_slopes=slopes_H,
+    )
+    return context_THK

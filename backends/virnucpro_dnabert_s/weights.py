@@ -15,6 +15,7 @@ import torch
 
 from virnucpro.errors import UsageError, WeightsError
 from virnucpro.interface import Attention, Weights
+from virnucpro.kernels import can_fuse
 from virnucpro.weights import (
     digest_files,
     find_weight_files,
@@ -84,9 +85,10 @@ def load_model(
         WeightsError: The files do not hold what the model needs.
         UsageError: `flash` without flash-attn, a GPU, or half precision.
     """
-    kernel = choose_kernel(attention, dtype, device)
     files = find_files(path)
-    model = make_meta_model(read_config(files.config), kernel)
+    config = read_config(files.config)
+    kernel = choose_kernel(attention, config, dtype, device)
+    model = make_meta_model(config, kernel)
     tensors = read_state_dict(files, model)
     # A copy even where nothing changes: the file stays mapped otherwise, and may be replaced.
     model.load_state_dict(
@@ -97,15 +99,16 @@ def load_model(
 
 
 def choose_kernel(
-    attention: Attention, dtype: torch.dtype, device: torch.device
+    attention: Attention, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> AttentionKernel:
-    """Return how attention is computed; `auto` is SDPA, the fastest that needs torch alone.
+    """Return how attention is computed; `auto` is our own kernel where it runs, else SDPA.
 
     Raises:
         UsageError: `flash` without flash-attn, a GPU, or half precision.
     """
     if attention == "auto":
-        return "sdpa"
+        has_even_heads = config.hidden_size % (2 * config.num_attention_heads) == 0
+        return "fused" if has_even_heads and can_fuse(dtype, device) else "sdpa"
     if attention == "flash":
         if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
             raise UsageError(

@@ -57,7 +57,7 @@ class Esm2Backend:
         device: torch.device,
         attention: Attention,
     ) -> Encoder:
-        """Load the model onto `device`; `auto` attention is `sdpa`.
+        """Load the model onto `device`; `auto` is our own kernels where they run, else `sdpa`.
 
         Raises:
             WeightsError: The file does not hold what the model needs.

@@ -9,8 +9,10 @@ rotary frequencies.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple, cast
 
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from virnucpro.errors import UsageError
 from virnucpro.interface import Attention, TokenBatch
+from virnucpro.kernels import can_fuse, plain
 from virnucpro_esm2 import MAX_RESIDUES, NUM_SPECIAL_TOKENS
 from virnucpro_esm2.tokens import TOKENS
 
@@ -151,7 +154,7 @@ def load_flash_attend(*, dtype: torch.dtype, device: torch.device) -> Attend:
 def choose_attend(
     attention: Attention, *, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> Attend:
-    """Return the attention that goes by the name `attention` on this device.
+    """Return torch's or flash-attn's attention by the name `attention` on this device.
 
     Raises:
         UsageError: `flash` is not to be had here.
@@ -198,15 +201,24 @@ class Esm2Layer(nn.Module):
         self.fc2 = nn.Linear(ffn_dim, dim, dtype=dtype, device=device)
 
     def forward(
-        self, hidden_TD: Tensor, rotary: Rotary, packing: Packing, attend: Attend
-    ) -> Tensor:
-        """Return the hidden states after this layer."""
-        qkv_T3HK = self.qkv(self.attention_norm(hidden_TD)).unflatten(1, (3, self.num_heads, -1))
-        q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).unbind(1)
-        attended_THK = attend(q_THK, k_THK, qkv_T3HK[:, 2], packing)
-        hidden_TD = hidden_TD + self.out(attended_THK.flatten(1))
-        ffn_TF = F.gelu(self.fc1(self.ffn_norm(hidden_TD)))
-        return hidden_TD + cast(Tensor, self.fc2(ffn_TF))
+        self,
+        hidden_TD: Tensor,
+        normed_TD: Tensor,
+        next_norm: nn.LayerNorm,
+        attend: Callable[[Tensor], Tensor],
+        kernels: ModuleType,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the hidden states after this layer, as they are and through `next_norm`.
+
+        `normed_TD` are those before it through `attention_norm`, `attend` turns queries, keys and
+        values (T, 3, H, K) into attended values (T, H, K).
+        """
+        qkv_T3HK = self.qkv(normed_TD).unflatten(1, (3, self.num_heads, -1))
+        delta_TD = self.out(attend(qkv_T3HK).flatten(1))
+        hidden_TD, normed_TD = kernels.add_norm(hidden_TD, delta_TD, self.ffn_norm)
+        delta_TD = self.fc2(kernels.gelu(self.fc1(normed_TD)))
+        added: tuple[Tensor, Tensor] = kernels.add_norm(hidden_TD, delta_TD, next_norm)
+        return added
 
 
 class Esm2(nn.Module):
@@ -220,13 +232,19 @@ class Esm2(nn.Module):
     sin_PR: Tensor
 
     def __init__(
-        self, config: Esm2Config, *, dtype: torch.dtype, attend: Attend = attend_sdpa
+        self,
+        config: Esm2Config,
+        *,
+        dtype: torch.dtype,
+        attend: Attend = attend_sdpa,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         meta = torch.device("meta")
         dim, eps = config.embed_dim, config.layer_norm_eps
         self.config = config
         self.attend = attend
+        self.fused = fused
         self.embed_tokens = nn.Embedding(len(TOKENS), dim, dtype=dtype, device=meta)
         self.layers = nn.ModuleList(
             Esm2Layer(config, dtype, meta) for _ in range(config.num_layers)
@@ -251,19 +269,46 @@ class Esm2(nn.Module):
         ends_B = lengths_B.cumsum(0)
         starts_B = ends_B - lengths_B
         packing = Packing(lengths_B, F.pad(ends_B, (1, 0)).to(torch.int32), batch.max_length)
-        rotary = self._rotary(starts_B, lengths_B, batch.token_ids_T.shape[0])
         hidden_TD = self.embed_tokens(batch.token_ids_T)
         if self.config.token_dropout:
             hidden_TD = hidden_TD * TOKEN_DROPOUT_SCALE
-        for layer in self.layers:
-            hidden_TD = layer(hidden_TD, rotary, packing, self.attend)
-        hidden_TD = self.final_norm(hidden_TD).float()
+        hidden_TD = self._run_layers(hidden_TD, packing).float()
         hidden_TD.index_fill_(0, torch.cat((starts_B, ends_B - 1)), 0.0)  # BOS and EOS
         # unsafe skips a check of the lengths that would wait for the GPU.
         sum_BD = torch.segment_reduce(hidden_TD, "sum", lengths=lengths_B, unsafe=True)
         return sum_BD / (lengths_B - NUM_SPECIAL_TOKENS)[:, None]
 
-    def _rotary(self, starts_B: Tensor, lengths_B: Tensor, num_tokens: int) -> Rotary:
+    def _run_layers(self, hidden_TD: Tensor, packing: Packing) -> Tensor:
+        """Return the last hidden states, normalized."""
+        attend, kernels = self._choose_kernels(packing, len(hidden_TD))
+        norms = [cast(nn.LayerNorm, layer.attention_norm) for layer in self.layers]
+        normed_TD = cast(Tensor, norms[0](hidden_TD))
+        for layer, next_norm in zip(self.layers, [*norms[1:], self.final_norm], strict=True):
+            hidden_TD, normed_TD = layer(hidden_TD, normed_TD, next_norm, attend, kernels)
+        return normed_TD
+
+    def _choose_kernels(
+        self, packing: Packing, num_tokens: int
+    ) -> tuple[Callable[[Tensor], Tensor], ModuleType]:
+        if self.fused:
+            from virnucpro.kernels import fused
+
+            return functools.partial(
+                fused.attend,
+                offsets=packing.offsets,
+                max_length=packing.max_length,
+                angles=(self.cos_PR, self.sin_PR),
+            ), fused
+        rotary = self._rotary(packing, num_tokens)
+
+        def attend(qkv_T3HK: Tensor) -> Tensor:
+            q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).unbind(1)
+            return self.attend(q_THK, k_THK, qkv_T3HK[:, 2], packing)
+
+        return attend, plain
+
+    def _rotary(self, packing: Packing, num_tokens: int) -> Rotary:
+        starts_B, lengths_B = packing.offsets[:-1], packing.lengths_B
         starts_T = starts_B.repeat_interleave(lengths_B, output_size=num_tokens)
         position_T = torch.arange(num_tokens, device=starts_T.device) - starts_T
         return Rotary(
@@ -285,6 +330,7 @@ def make_empty_model(
         UsageError: `attention` is not to be had on `device` in `dtype`.
     """
     attend = choose_attend(attention, head_dim=config.head_dim, dtype=dtype, device=device)
-    model = Esm2(config, dtype=dtype, attend=attend).to_empty(device=device)
+    fused = attention == "auto" and can_fuse(dtype, device)
+    model = Esm2(config, dtype=dtype, attend=attend, fused=fused).to_empty(device=device)
     model.set_rotary(default_frequencies(config.head_dim))
     return model.eval().requires_grad_(False)

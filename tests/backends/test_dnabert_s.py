@@ -234,7 +234,7 @@ def test_float32_on_a_gpu_equals_the_cpu(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash"])
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa", "flash"])
 def test_half_precision_on_a_gpu_stays_near_float32(
     attention: Attention, dtype: torch.dtype, cuda: torch.device, tmp_path: Path
 ) -> None:
@@ -249,11 +249,12 @@ def test_half_precision_on_a_gpu_stays_near_float32(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 def test_forward_never_waits_for_the_gpu(
     published: Path, attention: Attention, cuda: torch.device
 ) -> None:
-    model = load(published, attention, device=cuda)
+    model = load(published, attention, torch.bfloat16, cuda)
+    assert model.attention == ("fused" if attention == "auto" else attention)
     token_ids = random_tokens([9, 5])
     batch = TokenBatch(
         torch.cat(token_ids).to(cuda), torch.tensor([9, 5]).to(cuda), 9, np.arange(2)

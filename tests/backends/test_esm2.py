@@ -357,7 +357,7 @@ def embed_on_gpu(dtype: torch.dtype, attention: Attention) -> torch.Tensor:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("attention", ["sdpa", "flash"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "flash"])
 @pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_attentions_agree_on_a_gpu(dtype: torch.dtype, attention: Attention) -> None:
     if attention == "flash":
@@ -367,9 +367,10 @@ def test_attentions_agree_on_a_gpu(dtype: torch.dtype, attention: Attention) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
 @pytest.mark.parametrize("dtype", HALF_PRECISIONS)
-def test_half_precision_is_near_float32_on_a_gpu(dtype: torch.dtype) -> None:
-    half_BE, full_BE = embed_on_gpu(dtype, "sdpa"), embed_on_gpu(torch.float32, "sdpa")
+def test_half_precision_is_near_float32_on_a_gpu(dtype: torch.dtype, attention: Attention) -> None:
+    half_BE, full_BE = embed_on_gpu(dtype, attention), embed_on_gpu(torch.float32, "sdpa")
     assert cosine_similarity(half_BE, full_BE).min() > 0.999
     assert largest_difference(half_BE, full_BE) < HALF_PRECISION_BOUNDS[dtype]
 
@@ -389,9 +390,22 @@ def test_flash_is_refused_without_flash_attn() -> None:
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_gpu() -> None:
+def test_auto_is_our_own_kernels_in_half_precision_alone() -> None:
     device = torch.device("cuda")
-    model = make_random_model(GPU_CONFIG, dtype=torch.bfloat16, device=device)
+
+    def is_fused(dtype: torch.dtype, attention: Attention) -> bool:
+        return make_random_model(GPU_CONFIG, dtype=dtype, device=device, attention=attention).fused
+
+    assert is_fused(torch.bfloat16, "auto")
+    assert not is_fused(torch.bfloat16, "sdpa")
+    assert not is_fused(torch.float32, "auto")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_nothing_waits_for_the_gpu(attention: Attention) -> None:
+    device = torch.device("cuda")
+    model = make_random_model(GPU_CONFIG, dtype=torch.bfloat16, device=device, attention=attention)
     batch = send_to_device(collate(make_proteins(MIXED_LENGTHS)), device)
     with torch.inference_mode():
         model(batch)  # The first call may set libraries up.

@@ -1,0 +1,199 @@
+"""The Triton kernels against plain float64, and where they are not to be had."""
+
+from __future__ import annotations
+
+import random
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from virnucpro.kernels import can_fuse, plain
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+HALF_PRECISIONS = [torch.bfloat16, torch.float16]
+# Of the largest entry: inputs are given, so what is left is the rounding of weights and results.
+BOUNDS = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+@pytest.fixture
+def fused() -> ModuleType:
+    from virnucpro.kernels import fused
+
+    return fused
+
+
+def make_ragged_lengths(seed: int) -> list[int]:
+    source = random.Random(seed)
+    return [1, 63, 64, 65, 1200, *(source.randint(1, 300) for _ in range(10))]
+
+
+def make_offsets(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths], device=CUDA).cumsum(0).to(torch.int32)
+
+
+def make_angles(num_positions: int, num_frequencies: int) -> tuple[Tensor, Tensor]:
+    frequencies_R = 10000.0 ** -(torch.arange(num_frequencies, device=CUDA) / num_frequencies)
+    angles_PR = torch.outer(torch.arange(num_positions, device=CUDA).float(), frequencies_R)
+    return angles_PR.cos(), angles_PR.sin()
+
+
+def attend_in_float64(
+    qkv_T3HK: Tensor,
+    lengths: list[int],
+    angles: tuple[Tensor, Tensor] | None,
+    slopes_H: Tensor | None,
+) -> Tensor:
+    return torch.cat(
+        [_attend_one(qkv_L3HK, angles, slopes_H) for qkv_L3HK in qkv_T3HK.double().split(lengths)]
+    )
+
+
+def _attend_one(
+    qkv_L3HK: Tensor, angles: tuple[Tensor, Tensor] | None, slopes_H: Tensor | None
+) -> Tensor:
+    length = len(qkv_L3HK)
+    query, key, value = qkv_L3HK.transpose(0, 2).unbind(1)  # (H, L, K)
+    if angles is not None:
+        cos, sin = (angle_PR[:length].double() for angle_PR in angles)
+
+        def rotate(x: Tensor) -> Tensor:
+            first, second = x.chunk(2, -1)
+            return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+        query, key = rotate(query), rotate(key)
+    scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+    if slopes_H is not None:
+        position = torch.arange(length, device=scores.device)
+        scores -= slopes_H.double()[:, None, None] * (position[:, None] - position).abs()
+    return (scores.softmax(-1) @ value).transpose(0, 1)
+
+
+def deviation(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+@pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
+@pytest.mark.parametrize(
+    ("num_heads", "head_dim"), [(20, 16), (3, 20), (20, 32), (40, 64), (4, 128)]
+)
+def test_attention(
+    num_heads: int, head_dim: int, positions: str, dtype: torch.dtype, fused: ModuleType
+) -> None:
+    torch.manual_seed(head_dim)
+    lengths = make_ragged_lengths(seed=head_dim)
+    qkv_T3HK = torch.randn(sum(lengths), 3, num_heads, head_dim, dtype=dtype, device=CUDA)
+    angles = make_angles(max(lengths), head_dim // 2) if positions == "rotary" else None
+    slopes_H = torch.rand(num_heads, device=CUDA) if positions == "alibi" else None
+    found_THK = fused.attend(
+        qkv_T3HK, make_offsets(lengths), max(lengths), angles=angles, slopes_H=slopes_H
+    )
+    wanted_THK = attend_in_float64(qkv_T3HK, lengths, angles, slopes_H)
+    assert found_THK.dtype == dtype
+    assert deviation(found_THK, wanted_THK) < BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+def test_attention_of_queries_keys_and_values_that_lie_apart(fused: ModuleType) -> None:
+    lengths = [5, 70]
+    qkv_3THK = torch.randn(3, sum(lengths), 2, 32, dtype=torch.float16, device=CUDA)
+    qkv_T3HK = qkv_3THK.transpose(0, 1)
+    found_THK = fused.attend(qkv_T3HK, make_offsets(lengths), max(lengths))
+    wanted_THK = attend_in_float64(qkv_T3HK, lengths, None, None)
+    assert deviation(found_THK, wanted_THK) < BOUNDS[torch.float16]
+
+
+@pytest.mark.gpu
+def test_attention_reads_nothing_of_a_neighbour(fused: ModuleType) -> None:
+    lengths = [30, 100, 30]
+    qkv_T3HK = torch.randn(sum(lengths), 3, 2, 64, dtype=torch.bfloat16, device=CUDA)
+    sound_THK = fused.attend(qkv_T3HK, make_offsets(lengths), max(lengths))
+    qkv_T3HK[30:130] = torch.nan
+    found_THK = fused.attend(qkv_T3HK, make_offsets(lengths), max(lengths))
+    assert found_THK[30:130].isnan().all()
+    assert torch.equal(found_THK[:30], sound_THK[:30])
+    assert torch.equal(found_THK[130:], sound_THK[130:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+@pytest.mark.parametrize("width", [40, 768, 2560, 5120])
+def test_residual_and_norm(width: int, dtype: torch.dtype, fused: ModuleType) -> None:
+    torch.manual_seed(width)
+    hidden_TD, delta_TD = torch.randn(2, 33, width, dtype=dtype, device=CUDA)
+    norm = nn.LayerNorm(width, 1e-12, dtype=dtype, device=CUDA).requires_grad_(False)
+    norm.weight.normal_(1, 0.1)
+    norm.bias.normal_()
+    sum_TD, normed_TD = fused.add_norm(hidden_TD, delta_TD, norm)
+    wanted_TD = plain.norm_sum(hidden_TD.double(), delta_TD.double(), norm.double())
+    norm.to(dtype)
+    assert torch.equal(sum_TD, hidden_TD + delta_TD)
+    assert deviation(normed_TD, wanted_TD) < BOUNDS[dtype]
+    assert torch.equal(fused.norm_sum(hidden_TD, delta_TD, norm), normed_TD)
+
+
+@pytest.mark.gpu
+def test_gelu_is_as_exact_as_torch_in_float32(fused: ModuleType) -> None:
+    x_TF = torch.linspace(-12, 12, 3 * 1500, device=CUDA).view(3, 1500)
+    wanted_TF = plain.gelu(x_TF.double())
+    error = (fused.gelu(x_TF) - wanted_TF).abs().max()
+    assert error <= max(5e-7, (plain.gelu(x_TF) - wanted_TF).abs().max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+@pytest.mark.parametrize("width", [40, 3072])
+def test_gated_gelu(width: int, dtype: torch.dtype, fused: ModuleType) -> None:
+    torch.manual_seed(width)
+    gate_and_value_TF = torch.randn(33, 2 * width, dtype=dtype, device=CUDA)
+    wanted_TF = plain.geglu(gate_and_value_TF.double())
+    assert deviation(fused.geglu(gate_and_value_TF), wanted_TF) < BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+def test_ragged_batches_compile_each_kernel_once(
+    fused: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    compiled: list[object] = []
+    monkeypatch.setattr(
+        triton.knobs.runtime, "jit_post_compile_hook", lambda **found: compiled.append(found)
+    )
+    num_heads, head_dim = 11, 48  # of no other test, so that the first batch compiles
+    width = num_heads * head_dim
+    norm = nn.LayerNorm(width, dtype=torch.float16, device=CUDA)
+    angles = make_angles(1200, head_dim // 2)
+    for lengths in ([16], [1], [64] * 16, [65, 3], make_ragged_lengths(0)):
+        qkv_T3HK = torch.randn(sum(lengths), 3, num_heads, head_dim, device=CUDA).half()
+        context_THK = fused.attend(qkv_T3HK, make_offsets(lengths), max(lengths), angles=angles)
+        normed_TD = fused.norm_sum(qkv_T3HK[:, 0].flatten(1), context_THK.flatten(1), norm)
+        fused.gelu(normed_TD)
+        assert len(compiled) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+def test_kernels_are_to_be_had_on_a_gpu(dtype: torch.dtype) -> None:
+    assert can_fuse(dtype, CUDA)
+    assert not can_fuse(torch.float32, CUDA)
+
+
+@pytest.mark.gpu
+def test_a_triton_that_fails_is_done_without(
+    fused: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Tensor) -> Tensor:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(fused, "gelu", fail)
+    assert not can_fuse(torch.bfloat16, CUDA)
+    assert "Failed to find C compiler" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_PRECISIONS])
+def test_kernels_are_not_to_be_had_on_a_cpu(dtype: torch.dtype) -> None:
+    assert not can_fuse(dtype, CPU)

@@ -1,0 +1,121 @@
+"""Times each Triton kernel beside what torch takes for the same, and the floor that memory sets.
+
+Needs a CUDA GPU and no files:
+
+    PYTHONPATH=.:backends python tools/benchmark_kernels.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from triton.testing import do_bench
+from virnucpro_dnabert_s.model import alibi_slopes
+from virnucpro_esm2.model import Packing, Rotary, attend_varlen, default_frequencies, rotate
+
+from virnucpro.kernels import fused, plain
+
+DEVICE = torch.device("cuda")
+NUM_TOKENS = 32768
+
+
+def random(*shape: int) -> Tensor:
+    """Return bf16 random numbers."""
+    return torch.randn(shape, device=DEVICE).bfloat16()
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Return the median time of a call, its inputs not in the cache."""
+    return float(do_bench(call, warmup=5, rep=50, return_mode="median"))
+
+
+def print_row(
+    name: str, fused_call: Callable[[], object], torch_call: Callable[[], object] | None, size: int
+) -> None:
+    """Print the two times and that of moving `size` bf16 numbers at the speed of a copy."""
+    floor = size * 2 / COPY_BYTES_PER_MS
+    torch_time = f"{milliseconds(torch_call):>8.3f}" if torch_call else f"{'':>8}"
+    print(f"{name:<36} {milliseconds(fused_call):>8.3f} {torch_time} {floor:>8.3f}", flush=True)
+
+
+def measure_copy() -> float:
+    """Return the bytes, read and written, that a large copy moves in a millisecond."""
+    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
+
+
+def time_attention(num_heads: int, length: int, *, rotary: bool) -> None:
+    """Time attention of heads of 64 in sequences of one length."""
+    num_sequences = NUM_TOKENS // length
+    num_tokens = num_sequences * length
+    qkv_T3HK = random(num_tokens, 3, num_heads, 64)
+    offsets = torch.arange(0, num_tokens + 1, length, dtype=torch.int32, device=DEVICE)
+    size = 4 * num_tokens * num_heads * 64
+    if not rotary:
+        slopes_H = alibi_slopes(num_heads, DEVICE)
+        name = f"attention with ALiBi, {length} tokens"
+        call = lambda: fused.attend(qkv_T3HK, offsets, length, slopes_H=slopes_H)  # noqa: E731
+        print_row(name, call, None, size)
+        return
+    angles_PR = torch.outer(torch.arange(length), default_frequencies(64)).to(DEVICE)
+    angles = angles_PR.cos(), angles_PR.sin()
+    per_token = Rotary(*(x.repeat(num_sequences, 1)[:, None, None] for x in angles))
+    packing = Packing(offsets.diff().long(), offsets, length)
+
+    def torch_call() -> Tensor:
+        q_THK, k_THK = rotate(qkv_T3HK[:, :2], per_token).unbind(1)
+        return attend_varlen(q_THK, k_THK, qkv_T3HK[:, 2], packing)
+
+    name = f"rotary and attention, {length} tokens"
+    print_row(
+        name, lambda: fused.attend(qkv_T3HK, offsets, length, angles=angles), torch_call, size
+    )
+
+
+def time_norm(width: int) -> None:
+    """Time residual and layer norm, the sum kept and not."""
+    hidden_TD, delta_TD = random(NUM_TOKENS, width), random(NUM_TOKENS, width)
+    norm = nn.LayerNorm(width, device=DEVICE, dtype=torch.bfloat16)
+    for name, ours, theirs, passes in (
+        ("residual, norm and sum", fused.add_norm, plain.add_norm, 4),
+        ("residual and norm", fused.norm_sum, plain.norm_sum, 3),
+    ):
+        print_row(
+            f"{name}, width {width}",
+            lambda ours=ours: ours(hidden_TD, delta_TD, norm),
+            lambda theirs=theirs: theirs(hidden_TD, delta_TD, norm),
+            passes * hidden_TD.numel(),
+        )
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print one line for each kernel and shape of ESM-2 3B and DNABERT-S."""
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, {NUM_TOKENS} tokens")
+    print(f"copy {COPY_BYTES_PER_MS / 1e9:.2f} TB/s")
+    print(f"{'milliseconds':<36} {'fused':>8} {'torch':>8} {'floor':>8}")
+    for length in (52, 162, 1026):
+        time_attention(40, length, rotary=True)
+    for length in (109, 1000):
+        time_attention(12, length, rotary=False)
+    for width in (2560, 768):
+        time_norm(width)
+    x_TF = random(NUM_TOKENS, 10240)
+    print_row(
+        "GELU, width 10240", lambda: fused.gelu(x_TF), lambda: plain.gelu(x_TF), 2 * x_TF.numel()
+    )
+    y_TF = random(NUM_TOKENS, 2 * 3072)
+    print_row(
+        "GEGLU, width 3072",
+        lambda: fused.geglu(y_TF),
+        lambda: plain.geglu(y_TF),
+        3 * y_TF.numel() // 2,
+    )
+
+
+if __name__ == "__main__":
+    COPY_BYTES_PER_MS = measure_copy()
+    main()
