@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import pty
 import random
 import subprocess
 import sys
@@ -39,6 +41,25 @@ def run(*command: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess
     return subprocess.run(
         list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False
     )
+
+
+def on_a_terminal(*args: str, answer: str) -> tuple[int, str]:
+    """Return the exit code and what a person sees who answers the question."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, *args], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
+    ) as process:
+        os.close(theirs)
+        os.write(ours, f"{answer}\n".encode())
+        output = process.stdout.read()
+    seen = b""
+    try:
+        while chunk := os.read(ours, 1024):
+            seen += chunk
+    except OSError:  # Linux's way to say that the terminal's other end is closed
+        pass
+    os.close(ours)
+    return process.returncode, seen.decode() + output
 
 
 def write_reads(path: Path, num_reads: int, seed: int = 0) -> Path:

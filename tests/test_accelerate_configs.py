@@ -1,3 +1,5 @@
+"""The configurations that the project offers for `accelerate launch`: each one is used."""
+
 from __future__ import annotations
 
 import socket
@@ -9,21 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.runs import predict_options, read_tables, write_reads
+from virnucpro import PredictConfig, predict
+
 CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
 NAMES = ("cpu", "multi_gpu", "multi_node", "single_gpu")
-# Without a GPU, Accelerate joins the processes only when told that the CPU is meant.
-SCRIPT = """
-import sys, torch
-from accelerate import Accelerator
-accelerator = Accelerator(cpu=not torch.cuda.is_available())
-sys.stdout.write(f"rank {accelerator.process_index} of {accelerator.num_processes}\\n")
-"""
-
-
-def launch(directory: Path, *args: str) -> subprocess.Popen[str]:
-    (directory / "who.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *args, "-m", "who"]
-    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
 
 
 def config(name: str) -> str:
@@ -52,25 +44,53 @@ def test_every_key_is_commented(name: str) -> None:
             assert above.startswith("# "), line
 
 
-@pytest.mark.launch
-@pytest.mark.parametrize(("name", "num_processes"), [("cpu", 2), ("single_gpu", 1)])
-def test_one_machine_starts_its_processes(tmp_path: Path, name: str, num_processes: int) -> None:
-    output, _ = launch(tmp_path, "--config_file", config(name)).communicate(timeout=120)
-    expected = [f"rank {rank} of {num_processes}" for rank in range(num_processes)]
-    assert sorted(output.splitlines()) == expected
+@pytest.fixture(scope="module")
+def reads(tmp_path_factory) -> Path:
+    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 60)
 
 
-@pytest.mark.launch
-def test_two_nodes_make_one_group(tmp_path: Path, free_port: int) -> None:
-    settings = ["--config_file", config("multi_node"), "--num_processes", "2"]
-    settings += ["--main_process_port", str(free_port)]
-    nodes = [launch(tmp_path, *settings, "--machine_rank", str(rank)) for rank in range(2)]
-    outputs = [node.communicate(timeout=120)[0] for node in nodes]
-    assert outputs == ["rank 0 of 2\n", "rank 1 of 2\n"]
+@pytest.fixture(scope="module")
+def one_process(reads, demo_weights, tmp_path_factory) -> dict[str, bytes]:
+    output_dir = tmp_path_factory.mktemp("one_process")
+    predict(PredictConfig(inputs=reads, output_dir=output_dir, device="cpu", **demo_weights))
+    return read_tables(output_dir)
 
 
 @pytest.fixture
-def free_port() -> int:
+def port() -> int:
+    """One that is free, and that two launchers can agree on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(
+    ("name", "options", "num_processes"),
+    [
+        ("cpu", [], 2),
+        ("single_gpu", [], 1),
+        ("multi_gpu", ["--num_processes=2"], 2),
+        ("multi_node", ["--num_processes=2"], 2),
+    ],
+)
+def test_runs(
+    name, options, num_processes, reads, demo_weights, one_process, tmp_path, port
+) -> None:
+    """Each of them, on CPUs and, where there are several machines, with this one as both."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config(name)]
+    program = ["-m", "virnucpro", "predict", str(reads), "-o", str(tmp_path / "out")]
+    # The option is ours and not the launcher's, which has one of nearly the same name.
+    program += [f"--num-processes={num_processes}", *predict_options(demo_weights)]
+    if name == "multi_node":
+        machines = [[f"--machine_rank={rank}", f"--main_process_port={port}"] for rank in (0, 1)]
+    else:
+        machines = [[]]
+    launchers = [
+        subprocess.Popen([*command, *options, *one, *program], stderr=subprocess.PIPE, text=True)
+        for one in machines
+    ]
+    messages = [launcher.communicate()[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0] * len(machines), messages
+    assert read_tables(tmp_path / "out") == one_process
+    assert f'"num_processes": {num_processes},' in (tmp_path / "out/run.json").read_text()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shlex
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.runs import on_a_terminal
 from virnucpro.cli import main
 from virnucpro.commands import backends
 from virnucpro.commands.options import settle_output
@@ -223,7 +223,7 @@ def test_every_option_of_the_fork_is_accepted():
         "a.fa -m 300 -p m.pth -e 250 -o out -d cpu -b 8 -w 2 -k --resume -f --no-progress "
         "--dnabert-batch-size 9 --esm-batch-size 10 --parallel --gpus 0,1 -t 4 --verbose "
         "--skip-checkpoint-validation --force-resume --dataloader-workers 3 --pin-memory "
-        "--expandable-segments --cache-clear-interval 0 --no-cuda-streams --persistent-models "
+        "--no-expandable-segments --cache-clear-interval 0 --no-cuda-streams --persistent-models "
         "--v1-fallback --v1-attention"
     )
     assert config == PredictConfig(
@@ -241,7 +241,7 @@ def test_every_option_of_the_fork_is_accepted():
         skip_checkpoint_validation=True,
         dataloader_workers=3,
         pin_memory=True,
-        expandable_segments=True,
+        expandable_segments=False,
         cache_clear_interval=0,
         attention="eager",
     )
@@ -296,20 +296,6 @@ def test_an_option_without_meaning_says_so_once_and_only_when_given(run, fasta):
     assert errors.count("--num-workers") == 1
 
 
-def test_several_gpus_are_pointed_to_accelerate(run, fasta, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["virnucpro", "predict", "my reads.fa", "--gpus", "0,2"])
-    errors = run("predict", fasta, "--gpus", "0,2").stderr
-    assert (
-        "accelerate launch --multi_gpu --num_processes 2 "
-        "-m virnucpro predict 'my reads.fa' --gpus 0,2\n"
-    ) in errors
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,2"
-    assert "accelerate launch --multi_gpu -m" in run("predict", fasta, "--parallel").stderr
-    assert "accelerate" not in run("predict", fasta, "--gpus", "1", "--parallel").stderr
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "accelerate" not in run("predict", fasta, "--gpus", "0,2").stderr
-
-
 # What lies in the output directory already
 
 
@@ -337,25 +323,6 @@ def test_only_the_main_process_of_a_launch_looks(occupied, monkeypatch):
         settle_output(config, occupied, used=True, may_ask=True)
     monkeypatch.setenv("RANK", "1")
     assert settle_output(config, occupied, used=True, may_ask=True) is config
-
-
-def on_a_terminal(*args: str, answer: str) -> tuple[int, str]:
-    """Return the exit code and what a person sees who answers the question."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, *args], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
-    ) as process:
-        os.close(theirs)
-        os.write(ours, f"{answer}\n".encode())
-        output = process.stdout.read()
-    seen = b""
-    try:
-        while chunk := os.read(ours, 1024):
-            seen += chunk
-    except OSError:  # Linux's way to say that the terminal's other end is closed
-        pass
-    os.close(ours)
-    return process.returncode, seen.decode() + output
 
 
 def test_on_a_terminal_the_user_is_asked(occupied):
