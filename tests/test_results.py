@@ -11,11 +11,11 @@ import pytest
 from virnucpro.errors import VirnucproError
 from virnucpro.records import Record
 from virnucpro.results import (
+    write_fasta,
     write_highest_scores,
     write_prediction_results,
     write_records,
     write_run_json,
-    write_fasta,
 )
 
 F32 = np.float32
