@@ -151,6 +151,36 @@ def test_kill_at_random_moments(reads, demo_weights, undisturbed, tmp_path):
     assert read_tables(output_dir) == read_tables(undisturbed)
 
 
+@pytest.mark.launch
+def test_a_process_that_dies_ends_the_launch_and_fewer_go_on(
+    reads, demo_weights, undisturbed, tmp_path
+):
+    generator = random.Random(5)
+    output_dir = tmp_path / "out"
+    command = make_command(reads, output_dir, demo_weights)
+    num_parts = len(parts_of(undisturbed))
+    for num_processes, moment in ((3, 0.2), (2, 0.5)):
+        before = parts_of(output_dir)
+        process = start(num_processes, *command)
+        wait_for(lambda: len(parts_of(output_dir)) > moment * num_parts, process)  # noqa: B023
+        time.sleep(generator.uniform(0, 0.1))
+        ranks = psutil.Process(process.pid).children()
+        assert len(ranks) == num_processes
+        generator.choice(ranks).kill()
+        process.communicate()
+        assert process.returncode != 0
+        assert not any(rank.is_running() for rank in ranks)
+        assert before.items() <= parts_of(output_dir).items()
+    before = parts_of(output_dir)
+    process = start(1, *command)
+    _, messages = process.communicate()
+    assert process.returncode == 0, messages
+    assert before.items() <= parts_of(output_dir).items()
+    for alphabet in ("dna", "protein"):
+        assert sorted(rows_of(output_dir, alphabet)) == distinct_rows(output_dir, alphabet)
+    assert read_tables(output_dir) == read_tables(undisturbed)
+
+
 def test_signals_keep_what_is_done(reads, demo_weights, undisturbed, tmp_path):
     output_dir = tmp_path / "out"
     command = make_command(reads, output_dir, demo_weights)
