@@ -37,6 +37,14 @@ def test_accelerate_knows_every_key(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_key_yields_to_a_default_of_the_command_line(name: str) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    defaults = vars(launch_command_parser().parse_args(["program"]))
+    assert {defaults.get(key) for key in yaml.safe_load(Path(config(name)).read_text())} == {None}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_key_is_commented(name: str) -> None:
     lines = Path(config(name)).read_text().splitlines()
     for above, line in pairwise(lines):

@@ -1,0 +1,209 @@
+"""What docs/clusters.md says, done: two hosts in network namespaces, restarts, a batch job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.runs import (
+    REPOSITORY,
+    accelerate_launch,
+    distinct_rows,
+    parts_of,
+    predict_options,
+    read_tables,
+    rows_of,
+    write_reads,
+)
+from virnucpro import PredictConfig, predict
+
+pytestmark = pytest.mark.launch
+
+ADDRESSES = ("10.213.5.1", "10.213.5.2")
+SMALL_BATCHES = ("--dnabert-batch-size=100", "--esm-batch-size=100")
+
+
+@pytest.fixture(scope="module")
+def reads(tmp_path_factory) -> Path:
+    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 4000)
+
+
+@pytest.fixture(scope="module")
+def one_process(reads, demo_weights, tmp_path_factory) -> dict[str, bytes]:
+    output_dir = tmp_path_factory.mktemp("one_process")
+    budgets = {"dnabert_batch_size": 100, "esm_batch_size": 100}
+    settings = {"inputs": reads, "output_dir": output_dir, "device": "cpu"}
+    predict(PredictConfig(**settings, **budgets, **demo_weights))
+    return read_tables(output_dir)
+
+
+def start(*command: object, cwd: Path = REPOSITORY, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=os.environ | environment,
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def wait_until_embedding(output_dir: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until batches are computed, some of which are in no part yet."""
+    log_path = output_dir / "run.log"
+    wait_for(lambda: log_path.exists() and "batches of up to" in log_path.read_text(), process)
+    time.sleep(0.4)
+
+
+def assert_complete(output_dir: Path, tables: dict[str, bytes], kept: dict[str, float]) -> None:
+    """Make sure that a run ended well, did nothing twice and left alone what was done before."""
+    assert read_tables(output_dir) == tables
+    assert kept.items() <= parts_of(output_dir).items()
+    for alphabet in ("dna", "protein"):
+        assert sorted(rows_of(output_dir, alphabet)) == distinct_rows(output_dir, alphabet)
+
+
+# Two hosts
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[list[str]]:
+    """Two network namespaces and a cable between them, whose end `0` of each name belongs to it."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root, and ip of iproute2")
+    names = [f"vnp{os.getpid()}{letter}" for letter in "ab"]
+    if subprocess.run(["ip", "netns", "add", names[0]], check=False).returncode:
+        pytest.skip("no network namespaces here")
+    ip("netns", "add", names[1])
+    end, other_end = ([f"{name}0", "netns", name] for name in names)
+    ip("link", "add", "name", *end, "type", "veth", "peer", "name", *other_end)
+    for name, address in zip(names, ADDRESSES, strict=True):
+        ip("-n", name, "address", "add", f"{address}/24", "dev", f"{name}0")
+        for device in ("lo", f"{name}0"):
+            ip("-n", name, "link", "set", device, "up")
+    yield names
+    for name in names:
+        ip("netns", "del", name)
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def launch_on(
+    hosts: list[str], *arguments: object, second_host: tuple[str, ...] = ()
+) -> list[subprocess.Popen[str]]:
+    """Start a launcher on each host; `second_host` goes before the command of the second one."""
+    options = ["--config_file", "accelerate_configs/multi_node.yaml", "--num_processes=2"]
+    options += [f"--main_process_ip={ADDRESSES[0]}", "-m", "virnucpro", *map(str, arguments)]
+    return [
+        start(
+            *("ip", "netns", "exec", host, *(second_host if rank else ())),
+            *(sys.executable, "-m", "accelerate.commands.launch", f"--machine_rank={rank}"),
+            *options,
+            GLOO_SOCKET_IFNAME=f"{host}0",
+        )
+        for rank, host in enumerate(hosts)
+    ]
+
+
+def test_two_hosts_give_what_one_process_gives(hosts, reads, demo_weights, one_process, tmp_path):
+    options = ["-o", tmp_path / "out", *SMALL_BATCHES, *predict_options(demo_weights)]
+    launchers = launch_on(hosts, "predict", reads, *options)
+    messages = [launcher.communicate()[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], messages
+    assert_complete(tmp_path / "out", one_process, kept={})
+    ranks = {Path(name).name.split("-")[1] for name in parts_of(tmp_path / "out")}
+    assert ranks == {"00000", "00001"}
+
+
+def test_a_host_that_does_not_see_the_output_is_named(hosts, reads, demo_weights, tmp_path):
+    """The second host has a name of its own and, where the output goes, another file system."""
+    if subprocess.run(["unshare", "--mount", "--uts", "true"], check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    hide = 'hostname blind && mount -t tmpfs none "$0" && exec "$@"'
+    second_host = ("unshare", "--mount", "--uts", "sh", "-c", hide, str(tmp_path))
+    options = ["-o", tmp_path / "out", *predict_options(demo_weights)]
+    launchers = launch_on(hosts, "predict", reads, *options, second_host=second_host)
+    for launcher in launchers:
+        _, messages = launcher.communicate()
+        assert launcher.returncode != 0
+        assert f"Error: {tmp_path}/out: not to be seen from blind" in messages
+
+
+# Restarts
+
+
+def test_a_launch_restarts_and_goes_on(reads, demo_weights, one_process, tmp_path):
+    output_dir = tmp_path / "out"
+    options = [reads, "-o", output_dir, "--resume", *SMALL_BATCHES, *predict_options(demo_weights)]
+    launch, program = accelerate_launch(2), ["-m", "virnucpro", "predict"]
+    restarts = ["--max_restarts=1", "--rdzv_backend=c10d"]
+    launcher = start(*launch, *restarts, *program, *options, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    wait_until_embedding(output_dir, launcher)
+    psutil.Process(launcher.pid).children()[1].kill()
+    wait_for(lambda: "ended by" in (output_dir / "run.log").read_text(), launcher)
+    kept = parts_of(output_dir)
+    _, messages = launcher.communicate()
+    assert launcher.returncode == 0, messages
+    assert_complete(output_dir, one_process, kept)
+
+
+# SLURM
+
+STAND_INS = {
+    # Two nodes, both of them this machine.
+    "srun": """
+        shift
+        for node in 0 1; do SLURM_NODEID=$node "$@" & echo $! >> launchers; done
+        wait %1 && wait %2
+    """,
+    "scancel": "kill -TERM $(cat launchers)",
+    "scontrol": '[ "$1" = show ] && echo localhost || echo "$@" > queue',
+}
+
+
+def test_a_batch_job_that_is_stopped_goes_back_into_the_queue(
+    reads, demo_weights, one_process, tmp_path
+):
+    for name, text in STAND_INS.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_NNODES": "2",
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = ["bash", REPOSITORY / "examples/slurm.sh", reads, "-o", tmp_path / "out"]
+    command += [*SMALL_BATCHES, *predict_options(demo_weights)]
+
+    first = start(*command, cwd=tmp_path, **job)
+    wait_until_embedding(tmp_path / "out", first)
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+    assert first.returncode != 0
+    assert (tmp_path / "queue").read_text() == f"requeue {os.getpid()}\n"
+    kept = parts_of(tmp_path / "out")
+    assert kept
+    second = start(*command, cwd=tmp_path, **job)
+    _, messages = second.communicate()
+    assert second.returncode == 0, messages
+    assert_complete(tmp_path / "out", one_process, kept)
