@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 STDIN = "-"
 """Stands for standard input where a path is expected."""
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash")
 MODEL_TYPES = ("300", "500", "custom")
 
@@ -48,7 +48,7 @@ class ComputeConfig:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `N`. Several GPUs are used by launching several
             processes, each of which takes its own.
         precision: What the models compute in; `auto` is bf16 on GPUs that have it, fp16 on older
-            ones and fp32 on a CPU.
+            ones and fp32 on a CPU. A backend that knows no fp8 computes in bf16 instead.
         attention: `flash` needs flash-attn, `sdpa` torch alone, `eager` is the plain reference.
         dataloader_workers: Tokenizing processes per GPU; None for as many as suit the machine.
         pin_memory: Whether batches lie in pinned host memory; None for yes on a GPU.

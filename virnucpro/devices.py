@@ -14,7 +14,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import UsageError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+}
 
 # The processes wait for each other at the ends of a pass, which may lie hours apart; one that dies
 # takes the launch down, so nobody waits for the dead.
@@ -63,14 +68,23 @@ def choose_precision(precision: str, accelerator: Accelerator) -> str:
     """Return `precision`, or for `auto` the best that every process's device has.
 
     bf16 from NVIDIA's compute capability 8.0 on, fp16 on older GPUs, fp32 on a CPU.
+
+    Raises:
+        UsageError: fp8 is not to be had on this process's device.
     """
+    on_gpu = accelerator.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(accelerator.device) if on_gpu else (0, 0)
+    if precision == "fp8" and capability < (9, 0):
+        raise UsageError(
+            f"precision fp8 needs an NVIDIA GPU of the Hopper generation or newer, found "
+            f"{device_name(accelerator.device)}; use bf16, or fp16 on GPUs before Ampere"
+        )
     if precision != "auto":
         return precision
-    if accelerator.device.type != "cuda":
+    if not on_gpu:
         mine = "fp32"
     else:
-        capable = torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
-        mine = "bf16" if capable else "fp16"
+        mine = "bf16" if capability >= (8, 0) else "fp16"
     # Embeddings of one run share one precision, or they would not be comparable.
     found = set(gather_object([mine]))
     return next(choice for choice in ("fp32", "fp16", "bf16") if choice in found)

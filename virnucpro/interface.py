@@ -37,6 +37,8 @@ class BackendInfo:
         max_tokens: Longer inputs are cut to this many tokens; None when nothing is cut.
         pooling: How token vectors become one vector, in words; part of a checkpoint's identity.
         interface_version: The `INTERFACE_VERSION` that the backend was written for.
+        supports_fp8: Whether `load_encoder` takes `torch.float8_e4m3fn`. A backend that does not
+            is asked for bfloat16 in a run with `--precision fp8`.
     """
 
     name: str
@@ -45,6 +47,7 @@ class BackendInfo:
     max_tokens: int | None
     pooling: str
     interface_version: int = INTERFACE_VERSION
+    supports_fp8: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +141,10 @@ class Backend(Protocol):
     ) -> Encoder:
         """Load the model onto `device` for computing in `dtype`.
 
+        `torch.float8_e4m3fn` means matrix products in 8 bits and the rest in bfloat16.
+
         Raises:
             WeightsError: The file does not hold what the model needs.
-            UsageError: `attention` is not to be had here; the message says why.
+            UsageError: `attention` or `dtype` is not to be had here; the message says why.
         """
         ...

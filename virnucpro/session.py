@@ -61,6 +61,8 @@ class Model:
 
     def make_identity(self, input_digest: str, precision: str, chunk_length_bp: int) -> Identity:
         """Return the identity of the parts that this model makes of an input."""
+        if precision == "fp8" and not self.loaded.backend.info.supports_fp8:
+            precision = "bf16"
         return Identity(
             input_digest=input_digest,
             backend=self.loaded.name,

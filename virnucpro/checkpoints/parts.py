@@ -42,7 +42,7 @@ class Identity:
         backend: The backend's name.
         backend_version: The version of the package that it came from.
         weights_identity: Digest of the weights.
-        precision: What was computed in: `fp32`, `bf16` or `fp16`.
+        precision: What was computed in: `fp32`, `bf16`, `fp16` or `fp8`.
         chunk_length_bp: Length of the chunks, 0 when records were embedded whole.
         pooling: How token vectors became one vector.
         embedding_dim: Numbers in an embedding.

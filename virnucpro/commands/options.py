@@ -36,7 +36,8 @@ _COMPUTE_OPTIONS = (
         type=click.Choice(PRECISIONS),
         default=ComputeConfig.precision,
         show_default=True,
-        help="auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU.",
+        help="auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU. "
+        "fp8 is for Hopper and newer.",
     ),
     click.option(
         "--attention",
