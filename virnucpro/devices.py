@@ -81,10 +81,8 @@ def choose_precision(precision: str, accelerator: Accelerator) -> str:
         )
     if precision != "auto":
         return precision
-    if not on_gpu:
-        mine = "fp32"
-    else:
-        mine = "bf16" if capability >= (8, 0) else "fp16"
+    half = "bf16" if capability >= (8, 0) else "fp16"
+    mine = half if on_gpu else "fp32"
     # Embeddings of one run share one precision, or they would not be comparable.
     found = set(gather_object([mine]))
     return next(choice for choice in ("fp32", "fp16", "bf16") if choice in found)
