@@ -22,6 +22,7 @@ from virnucpro_esm2.tokens import TOKENS
 from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS, Layout, source_names
 
 from virnucpro.interface import Attention
+from virnucpro.kernels import float8
 
 SIZES = {
     "8M": (6, 320, 20),
@@ -59,6 +60,8 @@ def make_random_model(
         else:
             mean = 1.0 if name.endswith("norm.weight") else 0.0
             parameter.normal_(mean, 0.1, generator=generator)
+    if dtype == float8.DTYPE:
+        model.quantize()
     return model
 
 

@@ -70,7 +70,7 @@ def choose_precision(precision: str, accelerator: Accelerator) -> str:
     bf16 from NVIDIA's compute capability 8.0 on, fp16 on older GPUs, fp32 on a CPU.
 
     Raises:
-        UsageError: fp8 is not to be had on this process's device.
+        UsageError: This process's device cannot multiply in fp8.
     """
     on_gpu = accelerator.device.type == "cuda"
     capability = torch.cuda.get_device_capability(accelerator.device) if on_gpu else (0, 0)

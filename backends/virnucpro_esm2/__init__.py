@@ -27,6 +27,7 @@ class Esm2Backend:
         embedding_dim=None,
         max_tokens=MAX_RESIDUES + NUM_SPECIAL_TOKENS,
         pooling="mean over residues, at most 1024, without BOS and EOS",
+        supports_fp8=True,
     )
 
     def token_cost(self, sequence: str) -> int:
@@ -61,7 +62,8 @@ class Esm2Backend:
 
         Raises:
             WeightsError: The file does not hold what the model needs.
-            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16.
+            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16; fp8 with a width
+                that is no multiple of 16.
         """
         from virnucpro_esm2.weights import load_model
 

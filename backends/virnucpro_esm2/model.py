@@ -9,11 +9,10 @@ rotary frequencies.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from virnucpro.errors import UsageError
 from virnucpro.interface import Attention, TokenBatch
-from virnucpro.kernels import can_fuse, plain
+from virnucpro.kernels import can_fuse, float8, plain
+from virnucpro.kernels.float8 import Float8Linear
 from virnucpro_esm2 import MAX_RESIDUES, NUM_SPECIAL_TOKENS
 from virnucpro_esm2.tokens import TOKENS
 
@@ -76,6 +76,24 @@ class Rotary(NamedTuple):
 
     cos_T11R: Tensor
     sin_T11R: Tensor
+
+
+class Between(NamedTuple):
+    """What lies between the matrix products of the layers, in one batch.
+
+    What goes into a product is a tensor, or `float8.Rows` where products are in 8 bits.
+
+    Attributes:
+        attend: Queries, keys and values (T, 3, H, K) to the attended values (T, D).
+        add_norm: Hidden states, what to add and a layer norm to their sum, and it normalized.
+        gelu: The feed-forward's hidden layer (T, F) to its GELU.
+        norm_sum: As `add_norm`, but the normalized sum alone, and a tensor.
+    """
+
+    attend: Callable[[Tensor], Any]
+    add_norm: Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Any]]
+    gelu: Callable[[Tensor], Any]
+    norm_sum: Callable[[Tensor, Any, Any], Tensor]
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
@@ -201,24 +219,19 @@ class Esm2Layer(nn.Module):
         self.fc2 = nn.Linear(ffn_dim, dim, dtype=dtype, device=device)
 
     def forward(
-        self,
-        hidden_TD: Tensor,
-        normed_TD: Tensor,
-        next_norm: nn.LayerNorm,
-        attend: Callable[[Tensor], Tensor],
-        kernels: ModuleType,
+        self, hidden_TD: Tensor, delta_TD: Tensor | None, between: Between
     ) -> tuple[Tensor, Tensor]:
-        """Return the hidden states after this layer, as they are and through `next_norm`.
+        """Return the hidden states and what is still to be added to them, as they came in."""
+        hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.attention_norm)
+        qkv_T3HK = self.qkv(normed).unflatten(1, (3, self.num_heads, -1))
+        delta_TD = self.out(between.attend(qkv_T3HK))
+        hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.ffn_norm)
+        return hidden_TD, self.fc2(between.gelu(self.fc1(normed)))
 
-        `normed_TD` are those before it through `attention_norm`, `attend` turns queries, keys and
-        values (T, 3, H, K) into attended values (T, H, K).
-        """
-        qkv_T3HK = self.qkv(normed_TD).unflatten(1, (3, self.num_heads, -1))
-        delta_TD = self.out(attend(qkv_T3HK).flatten(1))
-        hidden_TD, normed_TD = kernels.add_norm(hidden_TD, delta_TD, self.ffn_norm)
-        delta_TD = self.fc2(kernels.gelu(self.fc1(normed_TD)))
-        added: tuple[Tensor, Tensor] = kernels.add_norm(hidden_TD, delta_TD, next_norm)
-        return added
+    def quantize(self) -> None:
+        """Let the matrix products be in 8 bits from now on, with the weights as they are."""
+        for name in ("qkv", "out", "fc1", "fc2"):
+            setattr(self, name, Float8Linear(getattr(self, name)))
 
 
 class Esm2(nn.Module):
@@ -243,6 +256,7 @@ class Esm2(nn.Module):
         meta = torch.device("meta")
         dim, eps = config.embed_dim, config.layer_norm_eps
         self.config = config
+        self.is_quantized = False
         self.attend = attend
         self.fused = fused
         self.embed_tokens = nn.Embedding(len(TOKENS), dim, dtype=dtype, device=meta)
@@ -253,6 +267,12 @@ class Esm2(nn.Module):
         angles_PR = torch.empty(MAX_TOKENS, config.head_dim // 2, device=meta)
         self.register_buffer("cos_PR", angles_PR, persistent=False)
         self.register_buffer("sin_PR", angles_PR, persistent=False)
+
+    def quantize(self) -> None:
+        """Let the matrix products be in 8 bits from now on, with the weights as they are."""
+        self.is_quantized = True
+        for layer in self.layers:
+            cast(Esm2Layer, layer).quantize()
 
     def set_rotary(self, frequencies_R: Tensor) -> None:
         """Fill the tables of rotary angles, float32 whatever the weights are."""
@@ -280,32 +300,39 @@ class Esm2(nn.Module):
 
     def _run_layers(self, hidden_TD: Tensor, packing: Packing) -> Tensor:
         """Return the last hidden states, normalized."""
-        attend, kernels = self._choose_kernels(packing, len(hidden_TD))
-        norms = [cast(nn.LayerNorm, layer.attention_norm) for layer in self.layers]
-        normed_TD = cast(Tensor, norms[0](hidden_TD))
-        for layer, next_norm in zip(self.layers, [*norms[1:], self.final_norm], strict=True):
-            hidden_TD, normed_TD = layer(hidden_TD, normed_TD, next_norm, attend, kernels)
-        return normed_TD
+        between = self._choose_between(packing, len(hidden_TD))
+        delta_TD = None
+        for layer in self.layers:
+            hidden_TD, delta_TD = layer(hidden_TD, delta_TD, between)
+        return between.norm_sum(hidden_TD, delta_TD, self.final_norm)
 
-    def _choose_kernels(
-        self, packing: Packing, num_tokens: int
-    ) -> tuple[Callable[[Tensor], Tensor], ModuleType]:
+    def _choose_between(self, packing: Packing, num_tokens: int) -> Between:
+        kernels: ModuleType = plain
+        rotary = None
         if self.fused:
             from virnucpro.kernels import fused
 
-            return functools.partial(
-                fused.attend,
-                offsets=packing.offsets,
-                max_length=packing.max_length,
-                angles=(self.cos_PR, self.sin_PR),
-            ), fused
-        rotary = self._rotary(packing, num_tokens)
+            kernels = fused
+        else:
+            rotary = self._rotary(packing, num_tokens)
 
         def attend(qkv_T3HK: Tensor) -> Tensor:
-            q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).unbind(1)
-            return self.attend(q_THK, k_THK, qkv_T3HK[:, 2], packing)
+            if rotary is None:
+                offsets, angles = packing.offsets, (self.cos_PR, self.sin_PR)
+                attended_THK = kernels.attend(qkv_T3HK, offsets, packing.max_length, angles=angles)
+            else:
+                q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).unbind(1)
+                attended_THK = self.attend(q_THK, k_THK, qkv_T3HK[:, 2], packing)
+            return cast(Tensor, attended_THK.flatten(1))
 
-        return attend, plain
+        if not self.is_quantized:
+            return Between(attend, kernels.add_norm, kernels.gelu, kernels.norm_sum)
+        return Between(
+            lambda qkv_T3HK: kernels.quantize(attend(qkv_T3HK)),
+            kernels.add_norm_quantize,
+            kernels.gelu_quantize,
+            kernels.norm_sum,
+        )
 
     def _rotary(self, packing: Packing, num_tokens: int) -> Rotary:
         starts_B, lengths_B = packing.offsets[:-1], packing.lengths_B
@@ -326,9 +353,18 @@ def make_empty_model(
 ) -> Esm2:
     """Return the model in eval mode on `device`; its weights are whatever was in memory.
 
+    For `float8.DTYPE` that is a bfloat16 model, to be quantized once it has its weights.
+
     Raises:
-        UsageError: `attention` is not to be had on `device` in `dtype`.
+        UsageError: `attention` is not to be had on `device` in `dtype`, or the sizes are not.
     """
+    if dtype == float8.DTYPE:
+        if config.embed_dim % float8.SIZE_MULTIPLE or config.ffn_dim % float8.SIZE_MULTIPLE:
+            raise UsageError(
+                f"precision fp8 wants sizes that are multiples of {float8.SIZE_MULTIPLE}, found a "
+                f"model of width {config.embed_dim} and {config.ffn_dim}; use bf16"
+            )
+        dtype = torch.bfloat16
     attend = choose_attend(attention, head_dim=config.head_dim, dtype=dtype, device=device)
     fused = attention == "auto" and can_fuse(dtype, device)
     model = Esm2(config, dtype=dtype, attend=attend, fused=fused).to_empty(device=device)

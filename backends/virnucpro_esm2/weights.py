@@ -14,6 +14,7 @@ from torch import Tensor
 
 from virnucpro.errors import WeightsError
 from virnucpro.interface import Attention, Weights
+from virnucpro.kernels import float8
 from virnucpro.weights import (
     digest_files,
     find_weight_files,
@@ -132,6 +133,8 @@ def load_model(
             part.copy_(source)
     if checkpoint.frequencies_R is not None:
         model.set_rotary(checkpoint.frequencies_R)
+    if dtype == float8.DTYPE:
+        model.quantize()
     return model
 
 

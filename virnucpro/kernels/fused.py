@@ -1,4 +1,4 @@
-"""Triton kernels: attention of packed sequences, residual with layer norm, GELU and GEGLU.
+"""Triton kernels: attention of packed sequences, residual with layer norm, GELU, GEGLU, 8 bits.
 
 Forward only, for half precision on CUDA; all arithmetic but matrix products is in float32. Sizes
 that change from batch to batch are no constants of the kernels, so each is compiled once a model.
@@ -14,7 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from virnucpro.kernels import float8
+
 LOG2_E = tl.constexpr(1.4426950408889634)
+LARGEST_FLOAT8 = tl.constexpr(float8.LARGEST)
+SMALLEST_ROW = tl.constexpr(float8.SMALLEST_ROW)
 
 
 @triton.jit
@@ -110,25 +114,32 @@ def _add_norm_kernel(
     delta_ptr,
     sum_ptr,
     normed_ptr,
+    scale_ptr,
     weight_ptr,
     bias_ptr,
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add two rows and normalize the sum."""
+    """Add two rows and normalize the sum, in 8 bits if there is room for a scale."""
     col = tl.arange(0, BLOCK)
     mask = col < WIDTH
     index = tl.program_id(0).to(tl.int64) * WIDTH + col
     total = tl.load(hidden_ptr + index, mask, 0.0).to(tl.float32)
-    total += tl.load(delta_ptr + index, mask, 0.0).to(tl.float32)
+    if delta_ptr is not None:
+        total += tl.load(delta_ptr + index, mask, 0.0).to(tl.float32)
     if sum_ptr is not None:
         tl.store(sum_ptr + index, total, mask)
     centred = tl.where(mask, total - tl.sum(total) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
     weight = tl.load(weight_ptr + col, mask, 0.0).to(tl.float32)
     bias = tl.load(bias_ptr + col, mask, 0.0).to(tl.float32)
-    tl.store(normed_ptr + index, centred * scale * weight + bias, mask)
+    normed = centred * scale * weight + bias
+    if scale_ptr is not None:
+        row_scale = tl.maximum(tl.max(tl.abs(normed)), SMALLEST_ROW) / LARGEST_FLOAT8
+        tl.store(scale_ptr + tl.program_id(0), row_scale)
+        normed = normed / row_scale
+    tl.store(normed_ptr + index, normed, mask)
 
 
 @triton.jit
@@ -161,6 +172,33 @@ def _gelu_kernel(in_ptr, out_ptr, WIDTH: tl.constexpr, GATED: tl.constexpr, BLOC
     if GATED:
         result *= tl.load(in_ptr + WIDTH, mask, 0.0).to(tl.float32)
     tl.store(out_ptr + row * WIDTH + col, result, mask)
+
+
+@triton.jit
+def _quantize_kernel(
+    in_ptr, out_ptr, scale_ptr, WIDTH: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Write a row, or its GELU, in 8 bits, and its scale."""
+    row = tl.program_id(0).to(tl.int64)
+    in_ptr += row * WIDTH
+    out_ptr += row * WIDTH
+    largest = tl.full([BLOCK], -float("inf"), tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        col = begin + tl.arange(0, BLOCK)
+        x = tl.load(in_ptr + col, col < WIDTH, 0.0).to(tl.float32)
+        largest = tl.maximum(largest, x if GELU else tl.abs(x))
+    bound = tl.max(largest)
+    if GELU:
+        # GELU rises where it is above 0.17, and is nowhere below -0.17.
+        bound = tl.maximum(_gelu(bound), 0.17)
+    scale = tl.maximum(bound, SMALLEST_ROW) / LARGEST_FLOAT8
+    tl.store(scale_ptr + row, scale)
+    for begin in range(0, WIDTH, BLOCK):
+        col = begin + tl.arange(0, BLOCK)
+        x = tl.load(in_ptr + col, col < WIDTH, 0.0).to(tl.float32)
+        if GELU:
+            x = _gelu(x)
+        tl.store(out_ptr + col, x / scale, col < WIDTH)
 
 
 def attend(
@@ -207,28 +245,53 @@ def attend(
     return out_THK
 
 
-def add_norm(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Return the sum and its layer norm."""
-    sum_XD = torch.empty_like(hidden_XD, memory_format=torch.contiguous_format)
-    return sum_XD, _add_norm(hidden_XD, delta_XD, sum_XD, norm)
+def add_norm(
+    hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """Return the sum and its layer norm; without `delta_XD`, `hidden_XD` and its layer norm."""
+    sum_XD = hidden_XD if delta_XD is None else _empty_like(hidden_XD)
+    normed_XD = _empty_like(hidden_XD)
+    _add_norm(hidden_XD, delta_XD, norm, sum_XD, normed_XD)
+    return sum_XD, normed_XD
+
+
+def add_norm_quantize(
+    hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
+) -> tuple[Tensor, float8.Rows]:
+    """Return the sum and its layer norm in 8 bits."""
+    sum_XD = hidden_XD if delta_XD is None else _empty_like(hidden_XD)
+    normed = _empty_rows(hidden_XD)
+    _add_norm(hidden_XD, delta_XD, norm, sum_XD, *normed)
+    return sum_XD, normed
 
 
 def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Return the layer norm of the sum."""
-    return _add_norm(hidden_XD, delta_XD, None, norm)
+    normed_XD = _empty_like(hidden_XD)
+    _add_norm(hidden_XD, delta_XD, norm, None, normed_XD)
+    return normed_XD
+
+
+def _empty_like(x_XK: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(x_XK, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _add_norm(
-    hidden_XD: Tensor, delta_XD: Tensor, sum_XD: Tensor | None, norm: nn.LayerNorm
-) -> Tensor:
-    normed_XD = torch.empty_like(hidden_XD, memory_format=torch.contiguous_format)
+    hidden_XD: Tensor,
+    delta_XD: Tensor | None,
+    norm: nn.LayerNorm,
+    sum_XD: Tensor | None,
+    normed_XD: Tensor,
+    scale_X1: Tensor | None = None,
+) -> None:
     width = hidden_XD.shape[-1]
     block = triton.next_power_of_2(width)
     _add_norm_kernel[(hidden_XD.numel() // width,)](
         hidden_XD.contiguous(),
-        delta_XD.contiguous(),
-        sum_XD,
+        None if delta_XD is None else delta_XD.contiguous(),
+        None if delta_XD is None else sum_XD,
         normed_XD,
+        scale_X1,
         norm.weight,
         norm.bias,
         norm.eps,
@@ -236,7 +299,6 @@ def _add_norm(
         BLOCK=block,
         num_warps=max(1, block // 1024),
     )
-    return normed_XD
 
 
 def gelu(x_XF: Tensor) -> Tensor:
@@ -256,3 +318,29 @@ def _gelu_rows(in_XF: Tensor, width: int, *, gated: bool) -> Tensor:
         in_XF.contiguous(), out_XF, WIDTH=width, GATED=gated, BLOCK=block, num_warps=1
     )
     return out_XF
+
+
+def quantize(x_XK: Tensor) -> float8.Rows:
+    """Return the rows of a tensor in 8 bits, rounded to the nearest."""
+    return _quantize(x_XK, gelu=False)
+
+
+def gelu_quantize(x_XF: Tensor) -> float8.Rows:
+    """Return the exact GELU in 8 bits."""
+    return _quantize(x_XF, gelu=True)
+
+
+def _quantize(x_XK: Tensor, *, gelu: bool) -> float8.Rows:
+    rows = _empty_rows(x_XK)
+    width = x_XK.shape[-1]
+    _quantize_kernel[(x_XK.numel() // width,)](
+        x_XK.contiguous(), *rows, WIDTH=width, GELU=gelu, BLOCK=2048, num_warps=4
+    )
+    return rows
+
+
+def _empty_rows(like_XK: Tensor) -> float8.Rows:
+    return float8.Rows(
+        _empty_like(like_XK, float8.DTYPE),
+        like_XK.new_empty((*like_XK.shape[:-1], 1), dtype=torch.float32),
+    )

@@ -8,11 +8,24 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from virnucpro.kernels import float8
+from virnucpro.kernels.float8 import quantize as quantize
 
-def add_norm(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Return the sum and its layer norm."""
-    sum_XD = hidden_XD + delta_XD
+
+def add_norm(
+    hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """Return the sum and its layer norm; without `delta_XD`, `hidden_XD` and its layer norm."""
+    sum_XD = hidden_XD if delta_XD is None else hidden_XD + delta_XD
     return sum_XD, norm(sum_XD)
+
+
+def add_norm_quantize(
+    hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
+) -> tuple[Tensor, float8.Rows]:
+    """Return the sum and its layer norm in 8 bits."""
+    sum_XD, normed_XD = add_norm(hidden_XD, delta_XD, norm)
+    return sum_XD, quantize(normed_XD)
 
 
 def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -23,6 +36,11 @@ def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
 def gelu(x_XF: Tensor) -> Tensor:
     """Return the exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016)."""
     return functional.gelu(x_XF)
+
+
+def gelu_quantize(x_XF: Tensor) -> float8.Rows:
+    """Return the exact GELU in 8 bits."""
+    return quantize(gelu(x_XF))
 
 
 def geglu(gate_and_value_XF: Tensor) -> Tensor:
