@@ -8,8 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from virnucpro.kernels import can_fuse, plain
+from virnucpro.kernels import can_fuse, float8, plain
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -137,11 +138,24 @@ def test_residual_and_norm(width: int, dtype: torch.dtype, fused: ModuleType) ->
 
 
 @pytest.mark.gpu
-def test_gelu_is_as_exact_as_torch_in_float32(fused: ModuleType) -> None:
+def test_the_gate_is_as_exact_as_torch_in_float32(fused: ModuleType) -> None:
     x_TF = torch.linspace(-12, 12, 3 * 1500, device=CUDA).view(3, 1500)
-    wanted_TF = plain.gelu(x_TF.double())
-    error = (fused.gelu(x_TF) - wanted_TF).abs().max()
-    assert error <= max(5e-7, (plain.gelu(x_TF) - wanted_TF).abs().max())
+    gate_and_one_TF = torch.cat([x_TF, torch.ones_like(x_TF)], 1)
+    wanted_TF = functional.gelu(x_TF.double())
+    error = (fused.geglu(gate_and_one_TF) - wanted_TF).abs().max()
+    assert error <= max(5e-7, (functional.gelu(x_TF) - wanted_TF).abs().max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+def test_gelu_of_a_linear_layer(dtype: torch.dtype, fused: ModuleType) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 256, dtype=dtype, device=CUDA).requires_grad_(False)
+    x_TD = 4 * torch.randn(3, 33, 64, dtype=dtype, device=CUDA)
+    found_TF = fused.linear_gelu(linear, x_TD)
+    wanted_TF = plain.linear_gelu(linear.double(), x_TD.double())
+    assert found_TF.dtype == dtype
+    assert deviation(found_TF, wanted_TF) < BOUNDS[dtype]
 
 
 @pytest.mark.gpu
@@ -152,6 +166,70 @@ def test_gated_gelu(width: int, dtype: torch.dtype, fused: ModuleType) -> None:
     gate_and_value_TF = torch.randn(33, 2 * width, dtype=dtype, device=CUDA)
     wanted_TF = plain.geglu(gate_and_value_TF.double())
     assert deviation(fused.geglu(gate_and_value_TF), wanted_TF) < BOUNDS[dtype]
+
+
+# 8 bits
+
+
+def dequantize(rows: float8.Rows) -> Tensor:
+    return rows.values_XK.double() * rows.scale_X1.double()
+
+
+def make_uneven_rows(*shape: int, device: torch.device = CPU) -> Tensor:
+    """Return numbers whose rows differ a lot in size, the last of them zeros."""
+    x = torch.randn(*shape, device=device)
+    x *= 10.0 ** torch.linspace(-6, 4, shape[0], device=device)[:, None]
+    x[-1] = 0
+    return x
+
+
+def test_each_row_in_8_bits_is_off_by_a_sixteenth_at_most() -> None:
+    torch.manual_seed(0)
+    x_TK = make_uneven_rows(40, 320)
+    rows = plain.quantize(x_TK)
+    error_TK = (dequantize(rows) - x_TK).abs()
+    smallest_T1 = rows.scale_X1 * 2.0**-10  # half the step of the numbers next to zero
+    assert (error_TK <= torch.maximum(x_TK.abs() / 16, smallest_T1) * 1.0001).all()
+    assert (dequantize(rows).abs().amax(1) / x_TK.abs().amax(1))[:-1].allclose(
+        torch.ones(39, dtype=torch.float64)
+    )
+    assert (dequantize(rows)[-1] == 0).all()
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)])
+def test_linear_layer_in_8_bits(device: torch.device) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(320, 96, dtype=torch.bfloat16, device=device).requires_grad_(False)
+    layer = float8.Float8Linear(linear)
+    rows = plain.quantize(make_uneven_rows(50, 320, device=device))
+    weight_NK = dequantize(float8.Rows(layer.weight, layer.scale_N1))
+    wanted_TN = dequantize(rows) @ weight_NK.T + linear.bias.double()
+    found_TN = layer(rows)
+    assert found_TN.dtype == torch.bfloat16
+    off_T = (found_TN - wanted_TN).abs().amax(1) / wanted_TN.abs().amax(1)
+    assert off_T.max() < BOUNDS[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+@pytest.mark.parametrize("width", [320, 2560, 10240])
+def test_quantizing_as_plain(width: int, dtype: torch.dtype, fused: ModuleType) -> None:
+    torch.manual_seed(width)
+    x_TK = (make_uneven_rows(40, width, device=CUDA) / 100).to(dtype)
+    norm = nn.LayerNorm(width, dtype=dtype, device=CUDA).requires_grad_(False)
+    norm.weight.normal_(1, 0.1)
+    exact = plain.add_norm(x_TK.double(), x_TK.flip(0).double(), norm.double())[1]
+    norm.to(dtype)
+    for found, wanted_TK in (
+        (fused.quantize(x_TK), x_TK.double()),
+        (fused.gelu_quantize(x_TK), functional.gelu(x_TK.double())),
+        (fused.add_norm_quantize(x_TK, x_TK.flip(0), norm)[1], exact),
+    ):
+        wanted = plain.quantize(wanted_TK)
+        # Where rounding in float32 tips a number over, it lands on the neighbour of the right one.
+        assert torch.allclose(found.scale_X1, wanted.scale_X1, rtol=1e-2)
+        error_TK = (dequantize(found) - wanted_TK).abs() / wanted.scale_X1
+        assert (error_TK <= (wanted_TK.abs() / wanted.scale_X1 / 15).clamp(min=2e-3)).all()
 
 
 @pytest.mark.gpu
@@ -171,7 +249,7 @@ def test_ragged_batches_compile_each_kernel_once(
         qkv_T3HK = torch.randn(sum(lengths), 3, num_heads, head_dim, device=CUDA).half()
         context_THK = fused.attend(qkv_T3HK, make_offsets(lengths), max(lengths), angles=angles)
         normed_TD = fused.norm_sum(qkv_T3HK[:, 0].flatten(1), context_THK.flatten(1), norm)
-        fused.gelu(normed_TD)
+        fused.geglu(normed_TD)
         assert len(compiled) == 3
 
 
@@ -189,7 +267,7 @@ def test_a_triton_that_fails_is_done_without(
     def fail(_: Tensor) -> Tensor:
         raise RuntimeError("Failed to find C compiler.")
 
-    monkeypatch.setattr(fused, "gelu", fail)
+    monkeypatch.setattr(fused, "geglu", fail)
     assert not can_fuse(torch.bfloat16, CUDA)
     assert "Failed to find C compiler" in caplog.text
 

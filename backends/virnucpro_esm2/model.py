@@ -86,13 +86,13 @@ class Between(NamedTuple):
     Attributes:
         attend: Queries, keys and values (T, 3, H, K) to the attended values (T, D).
         add_norm: Hidden states, what to add and a layer norm to their sum, and it normalized.
-        gelu: The feed-forward's hidden layer (T, F) to its GELU.
+        linear_gelu: A linear layer and what goes in to its GELU (T, F).
         norm_sum: As `add_norm`, but the normalized sum alone, and a tensor.
     """
 
     attend: Callable[[Tensor], Any]
     add_norm: Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Any]]
-    gelu: Callable[[Tensor], Any]
+    linear_gelu: Callable[[Any, Any], Any]
     norm_sum: Callable[[Tensor, Any, Any], Tensor]
 
 
@@ -226,7 +226,7 @@ class Esm2Layer(nn.Module):
         qkv_T3HK = self.qkv(normed).unflatten(1, (3, self.num_heads, -1))
         delta_TD = self.out(between.attend(qkv_T3HK))
         hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.ffn_norm)
-        return hidden_TD, self.fc2(between.gelu(self.fc1(normed)))
+        return hidden_TD, self.fc2(between.linear_gelu(self.fc1, normed))
 
     def quantize(self) -> None:
         """Let the matrix products be in 8 bits from now on, with the weights as they are."""
@@ -326,11 +326,11 @@ class Esm2(nn.Module):
             return cast(Tensor, attended_THK.flatten(1))
 
         if not self.is_quantized:
-            return Between(attend, kernels.add_norm, kernels.gelu, kernels.norm_sum)
+            return Between(attend, kernels.add_norm, kernels.linear_gelu, kernels.norm_sum)
         return Between(
             lambda qkv_T3HK: kernels.quantize(attend(qkv_T3HK)),
             kernels.add_norm_quantize,
-            kernels.gelu_quantize,
+            lambda linear, rows: kernels.gelu_quantize(linear(rows)),
             kernels.norm_sum,
         )
 

@@ -33,7 +33,7 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
     try:
         from virnucpro.kernels import fused
 
-        fused.gelu(torch.zeros(1, 16, dtype=dtype, device=device))
+        fused.geglu(torch.zeros(1, 16, dtype=dtype, device=device))
     except Exception as error:  # compilers, caches and drivers fail in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         logger.warning("Triton does not work here, so torch's own kernels are used (%s)", reason)

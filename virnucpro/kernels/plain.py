@@ -33,14 +33,14 @@ def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
     return add_norm(hidden_XD, delta_XD, norm)[1]
 
 
-def gelu(x_XF: Tensor) -> Tensor:
-    """Return the exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016)."""
-    return functional.gelu(x_XF)
+def linear_gelu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
+    """Return the exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016), of a linear layer."""
+    return functional.gelu(linear(x_XD))
 
 
 def gelu_quantize(x_XF: Tensor) -> float8.Rows:
     """Return the exact GELU in 8 bits."""
-    return quantize(gelu(x_XF))
+    return quantize(functional.gelu(x_XF))
 
 
 def geglu(gate_and_value_XF: Tensor) -> Tensor:
