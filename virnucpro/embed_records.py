@@ -20,6 +20,7 @@ from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import CheckpointError, IncompleteError, OutputExistsError, UsageError
 from virnucpro.frame_store import RecordStore, build_record_store, open_record_store
+from virnucpro.loading import prepare_workers
 from virnucpro.monitoring import ProgressListener
 from virnucpro.session import (
     Clock,
@@ -63,6 +64,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
         open_monitor(accelerator, work_dir / METRICS_NAME) as monitor,
     ):
         with clock.time("open model"):
+            prepare_workers(config, accelerator.device)
             precision = choose_precision(config.precision, accelerator)
             model = open_model(accelerator, config.backend, config.weights)
         with clock.time("read records"):

@@ -87,7 +87,7 @@ class TokenBatch(NamedTuple):
 
 
 class Collator(Protocol):
-    """Tokenizes; is pickled into DataLoader workers (started by spawn) and never touches CUDA."""
+    """Tokenizes; is pickled into the loader's worker processes, and never touches CUDA."""
 
     def __call__(
         self, rows: np.ndarray[Any, np.dtype[np.int64]], sequences: Sequence[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +19,29 @@ from virnucpro.interface import Collator, TokenBatch
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def prepare_workers(compute: ComputeConfig, device: torch.device) -> None:
+    """Start the process that the loader's workers will be forked from, where it has any.
+
+    It imports what takes long while this process opens the models, and once for all workers. It
+    never touches CUDA, which does not survive a fork.
+    """
+    if count_workers(compute, device):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["accelerate.data_loader"])
+        multiprocessing.forkserver.ensure_running()
+
+
+def count_workers(compute: ComputeConfig, device: torch.device) -> int:
+    """Return how many processes tokenize for this one.
+
+    On a CPU the model needs the cores; on a GPU, tokenizing must stay ahead of it.
+    """
+    if compute.dataloader_workers is not None:
+        return compute.dataloader_workers
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(4, max(1, (os.cpu_count() or 1) // local - 1)) if device.type == "cuda" else 0
+
+
 def make_loader(
     source: SequenceSource,
     collator: Collator,
@@ -27,18 +51,13 @@ def make_loader(
 ) -> DataLoader[TokenBatch]:
     """Return the prepared loader of the batches of rows that this process claims."""
     on_gpu = device.type == "cuda"
-    num_workers = compute.dataloader_workers
-    if num_workers is None:
-        # On a CPU the model needs the cores; on a GPU, tokenizing must stay ahead of it.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        num_workers = min(4, max(1, (os.cpu_count() or 1) // local - 1)) if on_gpu else 0
+    num_workers = count_workers(compute, device)
     loader: DataLoader[TokenBatch] = DataLoader(
         _Rows(source),  # type: ignore[arg-type]
         batch_sampler=claims,  # type: ignore[arg-type]
         collate_fn=_Collate(collator),
         num_workers=num_workers,
-        # A forked worker would inherit CUDA, which does not survive it.
-        multiprocessing_context="spawn" if num_workers else None,
+        multiprocessing_context="forkserver" if num_workers else None,
         # One batch a worker is ahead enough, and what is claimed ahead is late at the end.
         prefetch_factor=1 if num_workers else None,
         pin_memory=on_gpu if compute.pin_memory is None else compute.pin_memory and on_gpu,

@@ -29,6 +29,7 @@ from virnucpro.embedding import EmbeddingJob, EmbeddingSummary
 from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.frame_store import FrameStore, build_frame_store, open_frame_store
 from virnucpro.interface import Alphabet
+from virnucpro.loading import prepare_workers
 from virnucpro.logs import log_to_file
 from virnucpro.monitoring import Monitor, ProgressListener
 from virnucpro.results import (
@@ -112,6 +113,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
         open_monitor(accelerator, layout.metrics_path) as monitor,
     ):
         with clock.time("open models"):
+            prepare_workers(config, accelerator.device)
             precision = choose_precision(config.precision, accelerator)
             models = _open_models(config, accelerator)
             classifier = _open_classifier(config, models)

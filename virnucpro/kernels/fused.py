@@ -1,7 +1,8 @@
 """Kernels for GPUs: attention of packed sequences, residual with layer norm, GELU, GEGLU, 8 bits.
 
-In Triton, but for one of cuBLAS. Forward only, for half precision on CUDA; all arithmetic but matrix products is in float32. Sizes
-that change from batch to batch are no constants of the kernels, so each is compiled once a model.
+In Triton, but for one of cuBLAS. Forward only, for half precision on CUDA; all arithmetic but
+matrix products is in float32. Sizes that change from batch to batch are no constants of the
+kernels, so each is compiled once a model.
 
 Shapes: B sequences, T tokens of all of them, P positions, D width, F width of the feed-forward,
 H heads, K numbers in a head, R = K / 2 rotary frequencies.
