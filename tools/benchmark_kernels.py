@@ -1,4 +1,4 @@
-"""Times each Triton kernel beside what torch takes for the same, and the floor that memory sets.
+"""Times each of our kernels beside what torch takes for the same, and the floor that memory sets.
 
 Needs a CUDA GPU and no files:
 
@@ -15,7 +15,7 @@ from triton.testing import do_bench
 from virnucpro_dnabert_s.model import alibi_slopes
 from virnucpro_esm2.model import Packing, Rotary, attend_varlen, default_frequencies, rotate
 
-from virnucpro.kernels import fused, plain
+from virnucpro.kernels import float8, fused, plain
 
 DEVICE = torch.device("cuda")
 NUM_TOKENS = 32768
@@ -91,11 +91,63 @@ def time_norm(width: int) -> None:
         )
 
 
+def time_8_bits() -> None:
+    """Time what 8 bits add; in the floors a number of them counts half."""
+    hidden_TD, delta_TD, x_TF = (random(NUM_TOKENS, width) for width in (2560, 2560, 10240))
+    norm = nn.LayerNorm(2560, device=DEVICE, dtype=torch.bfloat16)
+    print_row(
+        "to 8 bits, width 2560",
+        lambda: fused.quantize(hidden_TD),
+        lambda: plain.quantize(hidden_TD),
+        hidden_TD.numel() * 3 // 2,
+    )
+    print_row(
+        "GELU to 8 bits, width 10240",
+        lambda: fused.gelu_quantize(x_TF),
+        lambda: plain.gelu_quantize(x_TF),
+        x_TF.numel() * 3 // 2,
+    )
+    print_row(
+        "residual, sum and norm to 8 bits",
+        lambda: fused.add_norm_quantize(hidden_TD, delta_TD, norm),
+        lambda: plain.add_norm_quantize(hidden_TD, delta_TD, norm),
+        hidden_TD.numel() * 7 // 2,
+    )
+
+
+def time_products() -> None:
+    """Time the products of one layer of ESM-2 3B, with GELU in the epilogue, and in 8 bits.
+
+    Under "torch" stands the plain product in bf16; the floor is that of the bytes alone.
+    """
+    for name, num_in, num_out in (
+        ("queries, keys, values", 2560, 3 * 2560),
+        ("attention's output", 2560, 2560),
+        ("feed-forward, in", 2560, 10240),
+        ("feed-forward, out", 10240, 2560),
+    ):
+        x_TK = random(NUM_TOKENS, num_in)
+        linear = nn.Linear(num_in, num_out, device=DEVICE, dtype=torch.bfloat16)
+        layer, rows = float8.Float8Linear(linear), fused.quantize(x_TK)
+        size = NUM_TOKENS * (num_in + num_out) + num_in * num_out
+        print_row(f"{name}: 8 bits", lambda: layer(rows), lambda: linear(x_TK), size)  # noqa: B023
+    linear = nn.Linear(2560, 10240, device=DEVICE, dtype=torch.bfloat16)
+    x_TD = random(NUM_TOKENS, 2560)
+    print_row(
+        "feed-forward, in, and GELU",
+        lambda: fused.linear_gelu(linear, x_TD),
+        lambda: plain.linear_gelu(linear, x_TD),
+        NUM_TOKENS * (2560 + 10240) + 2560 * 10240,
+    )
+
+
 @torch.inference_mode()
 def main() -> None:
     """Print one line for each kernel and shape of ESM-2 3B and DNABERT-S."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, {NUM_TOKENS} tokens")
-    print(f"copy {COPY_BYTES_PER_MS / 1e9:.2f} TB/s")
+    square = random(8192, 8192)
+    tera_flop = 2 * 8192**3 / 1e9 / milliseconds(lambda: square @ square)
+    print(f"copy {COPY_BYTES_PER_MS / 1e9:.2f} TB/s, matrix product {tera_flop:.0f} TFLOP/s")
     print(f"{'milliseconds':<36} {'fused':>8} {'torch':>8} {'floor':>8}")
     for length in (52, 162, 1026):
         time_attention(40, length, rotary=True)
@@ -103,10 +155,7 @@ def main() -> None:
         time_attention(12, length, rotary=False)
     for width in (2560, 768):
         time_norm(width)
-    x_TF = random(NUM_TOKENS, 10240)
-    print_row(
-        "GELU, width 10240", lambda: fused.gelu(x_TF), lambda: plain.gelu(x_TF), 2 * x_TF.numel()
-    )
+    time_8_bits()
     y_TF = random(NUM_TOKENS, 2 * 3072)
     print_row(
         "GEGLU, width 3072",
@@ -114,6 +163,7 @@ def main() -> None:
         lambda: plain.geglu(y_TF),
         3 * y_TF.numel() // 2,
     )
+    time_products()
 
 
 if __name__ == "__main__":
