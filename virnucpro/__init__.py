@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from virnucpro.config import EmbedConfig, PredictConfig
     from virnucpro.embed_records import embed
-    from virnucpro.pipeline import PredictResult, predict
+    from virnucpro.outputs import PredictResult
+    from virnucpro.pipeline import predict
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,7 @@ __all__ = ["EmbedConfig", "PredictConfig", "PredictResult", "embed", "predict"]
 _HOMES = {
     "EmbedConfig": "virnucpro.config",
     "PredictConfig": "virnucpro.config",
-    "PredictResult": "virnucpro.pipeline",
+    "PredictResult": "virnucpro.outputs",
     "embed": "virnucpro.embed_records",
     "predict": "virnucpro.pipeline",
 }

@@ -25,7 +25,7 @@ from virnucpro.errors import IncompleteError, UsageError
 from virnucpro.logs import reads_settings_first, set_console_level
 
 if TYPE_CHECKING:
-    from virnucpro.pipeline import PredictResult
+    from virnucpro.outputs import PredictResult
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,215 @@
+"""What a run of `predict` leaves: its tables, and run.json with what was run and found."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from accelerate import Accelerator
+
+from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.classifier import Classifier
+from virnucpro.config import PredictConfig
+from virnucpro.frame_store import FrameStore
+from virnucpro.interface import Alphabet
+from virnucpro.monitoring import Monitor
+from virnucpro.results import (
+    write_fasta,
+    write_highest_scores,
+    write_prediction_results,
+    write_records,
+)
+from virnucpro.scoring import RecordCalls, call_chunks, call_records
+from virnucpro.session import Clock, Model
+
+RUN_SCHEMA_VERSION = 1
+"""Of run.json, which docs/results.md describes."""
+
+_NAMES_AT_ONCE = 65_536
+_INTERMEDIATE_WIDTH = 60
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a run found and where it wrote it.
+
+    Attributes:
+        layout: The paths of every file of the run.
+        num_records: Input records; `num_virus`, `num_others` and `num_none` add up to it.
+        num_frames: Open frames.
+        num_unscored_frames: Those that a device had not the memory for.
+        seconds: Wall time of the whole run.
+    """
+
+    layout: RunLayout
+    num_records: int
+    num_virus: int
+    num_others: int
+    num_none: int
+    num_frames: int
+    num_unscored_frames: int
+    seconds: float
+
+    @property
+    def output_dir(self) -> Path:
+        """The run directory."""
+        return self.layout.output_dir
+
+
+def write_tables(
+    layout: RunLayout,
+    config: PredictConfig,
+    store: FrameStore,
+    frame_scores: npt.NDArray[np.float32],
+) -> RecordCalls:
+    """Write the tables of frames, chunks and records, and return the records' calls.
+
+    Raises:
+        VirnucproError: A file cannot be written.
+    """
+    layout.merged_dir.mkdir(exist_ok=True)
+    is_scored = ~np.isnan(frame_scores[:, 0])
+    frame_ids = compress(_in_blocks(store.frame_ids, store.num_frames), is_scored)
+    write_prediction_results(layout.prediction_results, frame_ids, frame_scores[is_scored])
+    chunks = call_chunks(frame_scores, store.chunk_first_frame)
+    write_highest_scores(
+        layout.highest_scores,
+        _in_blocks(store.chunk_ids, store.num_chunks),
+        is_open=chunks.is_open,
+        is_virus=chunks.is_virus,
+        max_others=chunks.max_others,
+        max_virus=chunks.max_virus,
+    )
+    records = call_records(
+        chunks, store.record_first_chunk, store.record_lengths, config.min_length, config.threshold
+    )
+    write_records(
+        layout.records_tsv,
+        _in_blocks(store.record_ids, store.num_records),
+        length=store.record_lengths,
+        **records._asdict(),
+    )
+    viral = np.flatnonzero(records.call == "virus")
+    write_fasta(layout.viral_fasta, (store.record(index) for index in viral.tolist()))
+    if config.keep_intermediate:
+        _write_intermediate(layout, config, store)
+    return records
+
+
+def _write_intermediate(layout: RunLayout, config: PredictConfig, store: FrameStore) -> None:
+    """Write the fork's intermediate FASTA files, wrapped where it wrapped them."""
+    chunks = zip(
+        _in_blocks(store.chunk_ids, store.num_chunks),
+        _in_blocks(store.chunk_sequences, store.num_chunks),
+        strict=True,
+    )
+    write_fasta(layout.chunked_fasta(store.chunk_length_bp), chunks, _INTERMEDIATE_WIDTH)
+    files: list[tuple[Alphabet, Path, Callable[[int], Path]]] = [
+        ("dna", layout.nucleotide_fasta, layout.split_nucleotide_fasta),
+        ("protein", layout.protein_fasta, layout.split_protein_fasta),
+    ]
+    for kind, path, make_split_path in files:
+        write_fasta(path, _name_sequences(store, kind, 0, store.num_frames), width=None)
+        make_split_path(1).parent.mkdir(exist_ok=True)
+        starts = range(0, store.num_frames, config.sequences_per_file)
+        for number, start in enumerate(starts, start=1):
+            stop = min(start + config.sequences_per_file, store.num_frames)
+            frames = _name_sequences(store, kind, start, stop)
+            write_fasta(make_split_path(number), frames, _INTERMEDIATE_WIDTH)
+
+
+def _name_sequences(
+    store: FrameStore, kind: Alphabet, start: int, stop: int
+) -> Iterator[tuple[str, str]]:
+    source = store.sequences(kind)
+    for first in range(start, stop, _NAMES_AT_ONCE):
+        last = min(first + _NAMES_AT_ONCE, stop)
+        sequences = source.get_many(np.arange(first, last))
+        yield from zip(store.frame_ids(first, last), sequences, strict=True)
+
+
+def _in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
+    for start in range(0, total, _NAMES_AT_ONCE):
+        yield from read(start, min(start + _NAMES_AT_ONCE, total))
+
+
+def summarize(
+    layout: RunLayout,
+    store: FrameStore,
+    calls: RecordCalls,
+    frame_scores: npt.NDArray[np.float32],
+    clock: Clock,
+) -> PredictResult:
+    """Return the run's counts and paths, and its wall time so far."""
+    words, counts = np.unique(calls.call, return_counts=True)
+    num = dict(zip(words.tolist(), counts.tolist(), strict=True))
+    return PredictResult(
+        layout=layout,
+        num_records=store.num_records,
+        num_virus=num.get("virus", 0),
+        num_others=num.get("others", 0),
+        num_none=num.get("none", 0),
+        num_frames=store.num_frames,
+        num_unscored_frames=int(np.isnan(frame_scores[:, 0]).sum()),
+        seconds=clock.seconds,
+    )
+
+
+def describe_run(
+    config: PredictConfig,
+    accelerator: Accelerator,
+    store: FrameStore,
+    models: Sequence[Model],
+    classifier: Classifier,
+    precision: str,
+    result: PredictResult,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Return the document that run.json holds."""
+    packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
+    return {
+        "schema_version": RUN_SCHEMA_VERSION,
+        "started_at": clock.started_at.isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in packages},
+        "settings": config.settings(),
+        "inputs": store.inputs,
+        "backends": [model.describe() for model in models],
+        "precision": precision,
+        "classifier": {
+            "path": str(config.resolved_model_path),
+            "identity": classifier.identity,
+        },
+        "num_processes": accelerator.num_processes,
+        "counts": {
+            "records": result.num_records,
+            "duplicate_ids": store.num_duplicate_ids,
+            "chunks": store.num_chunks,
+            "frames": result.num_frames,
+            "unscored_frames": result.num_unscored_frames,
+            "virus": result.num_virus,
+            "others": result.num_others,
+            "none": result.num_none,
+        },
+        "seconds": clock.stages | {"total": result.seconds},
+    }
+
+
+def describe_passes(clock: Clock, monitor: Monitor) -> dict[str, list[dict[str, Any]]]:
+    """Return what each process says that it did in each pass, and what was seen of it."""
+    seen = monitor.summary()
+    return {
+        name: [
+            dataclasses.asdict(summary) | seen.get(name, {}).get(rank, {})
+            for rank, summary in enumerate(summaries)
+        ]
+        for name, summaries in clock.passes.items()
+    }
