@@ -22,7 +22,8 @@ from virnucpro.batching import (
     plan_batches,
     unique_rows,
 )
-from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, finished_rows
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
+from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.embedding import EmbeddingJob, run_embedding

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from tests import legacy_files as old
 from tests.runs import write_reads
 from virnucpro import PredictConfig, predict
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.legacy.reading import read_documents
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
-from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts
+from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli import main
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.export import ExportConfig, export_embeddings

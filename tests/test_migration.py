@@ -14,9 +14,9 @@ import torch
 from tests import legacy_files as old
 from tools.make_classifier_weights import make_classifier
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import (
-    EmbeddingReader,
     check_part,
     finished_parts,
     finished_rows,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, finished_rows
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
+from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.errors import CheckpointError, NonFiniteEmbeddingError
 from virnucpro.monitoring import PassStatus
 from virnucpro.part_writer import PartWriter

@@ -12,9 +12,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from virnucpro.batching import unique_rows
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.layout import METRICS_NAME
-from virnucpro.checkpoints.parts import EmbeddingReader, Identity, finished_parts, read_identity
+from virnucpro.checkpoints.parts import Identity, finished_parts, read_identity
 from virnucpro.config import STDIN, EmbedConfig
 from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.embedding import EmbeddingJob

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import replace_when_whole
 from virnucpro.checkpoints.h5ad import Annotations, write_h5ad
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import (
-    EmbeddingReader,
     FloatArray,
     Identity,
     IntArray,

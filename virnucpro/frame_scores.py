@@ -9,8 +9,9 @@ import numpy.typing as npt
 from accelerate import Accelerator
 
 from virnucpro.batching import unique_rows
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.layout import RunLayout
-from virnucpro.checkpoints.parts import EmbeddingReader, finished_parts
+from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.classifier import Classifier, load_classifier
 from virnucpro.config import PredictConfig
 from virnucpro.embedding import EmbeddingJob, EmbeddingSummary

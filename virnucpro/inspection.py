@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.hdf5 import open_file, read_attribute
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.legacy.joining import ALPHABETS, inspect_file
@@ -19,7 +20,6 @@ from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import (
     FORMAT_NAME,
-    EmbeddingReader,
     Identity,
     check_part,
     finished_parts,

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.legacy.reading import read_documents
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
-from virnucpro.checkpoints.parts import EmbeddingReader, check_part, finished_rows, read_identity
+from virnucpro.checkpoints.parts import check_part, finished_rows, read_identity
 from virnucpro.errors import VirnucproError
 
 DIMS = EmbeddingDims(6, 4)

@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.parts import EmbeddingReader, Identity, read_identity
+from virnucpro.checkpoints.parts import Identity, read_identity
 from virnucpro.errors import CheckpointError
 
 IDENTITY = Identity(

@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.migrations import FormatVersionError
 from virnucpro.checkpoints.parts import (
-    EmbeddingReader,
     Identity,
     check_part,
     collect_parts,

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -158,7 +158,7 @@ def _done_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.done")
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Where in the file the data of a part lie, which is all that reading them needs."""
 
     path: Path
@@ -187,7 +187,12 @@ class _Part(NamedTuple):
             return hdf5.read_strings(ids, start, stop)
 
 
-def _read_part(path: Path) -> _Part:
+def read_part(path: Path) -> Part:
+    """Return where the data of the part `path` lie, once it is seen to be one.
+
+    Raises:
+        CheckpointError: It is damaged, or of another version of the format.
+    """
     with hdf5.open_file(path) as file:
         if hdf5.read_attribute(file, "format") != FORMAT_NAME:
             raise CheckpointError(f"{path}: not a file of the format {FORMAT_NAME}")
@@ -202,7 +207,7 @@ def _read_part(path: Path) -> _Part:
             raise CheckpointError(f"{path}: not stored contiguously, to be mapped into memory")
         # An empty dataset has no place in the file.
         offsets = [dataset.id.get_offset() or 0 for dataset in (rows, embeddings)]
-        return _Part(path, identity, len(rows), *offsets)
+        return Part(path, identity, len(rows), *offsets)
 
 
 def _read_identity(path: Path, file: h5py.File) -> Identity:
@@ -222,7 +227,7 @@ def read_identity(path: Path) -> Identity:
     Raises:
         CheckpointError: It is damaged, or of another version of the format.
     """
-    return _read_part(path).identity
+    return read_part(path).identity
 
 
 def check_part(path: Path, *, full: bool = True) -> None:
@@ -240,7 +245,7 @@ def check_part(path: Path, *, full: bool = True) -> None:
             raise CheckpointError(f"{path}: has {num_bytes} bytes instead of {done['num_bytes']}")
         if full and hashlib.file_digest(file, "sha256").hexdigest() != done["sha256"]:
             raise CheckpointError(f"{path}: has changed since it was written (SHA-256)")
-    part = _read_part(path)
+    part = read_part(path)
     if part.num_rows != done["num_rows"]:
         raise CheckpointError(f"{path}: has {part.num_rows} rows instead of {done['num_rows']}")
     if full and part.num_rows:
@@ -317,85 +322,13 @@ def finished_rows(parts: Sequence[Path]) -> IntArray:
     Raises:
         CheckpointError: A part cannot be read.
     """
-    return np.unique(_concatenate_rows([_read_part(path) for path in parts]))
+    return np.unique(concatenate_rows([read_part(path) for path in parts]))
 
 
-def _concatenate_rows(parts: Sequence[_Part]) -> IntArray:
-    return np.concatenate([np.empty(0, np.int64), *(part.read_rows() for part in parts)])
+def concatenate_rows(parts: Sequence[Part]) -> IntArray:
+    """Return the rows of all `parts` as they come: int64.
 
-
-class EmbeddingReader:
-    """Embeddings by row, out of any number of parts, for 16 bytes of memory a row.
-
-    No file stays open between calls, and threads may share a reader.
-
-    Attributes:
-        num_rows: Rows in all parts together.
-        embedding_dim: Numbers in an embedding; 0 when there are no parts.
+    Raises:
+        CheckpointError: A part cannot be read.
     """
-
-    def __init__(self, parts: Sequence[Path]) -> None:
-        """Read the rows, but no embeddings, of `parts`.
-
-        Raises:
-            CheckpointError: A part cannot be read, or the parts differ in `embedding_dim`.
-        """
-        self._parts = [_read_part(path) for path in parts]
-        dims = {part.identity.embedding_dim for part in self._parts}
-        if len(dims) > 1:
-            raise CheckpointError(
-                f"{parts[0].parent}: its parts have embeddings of {sorted(dims)} numbers, wanted "
-                "one size; they come from different runs"
-            )
-        # A slot counts the rows of all parts as they come; each part begins at a slot.
-        rows = _concatenate_rows(self._parts)
-        self._slots = np.argsort(rows, kind="stable")
-        self._sorted_rows = rows[self._slots]
-        self._first_slots = np.cumsum([0, *(part.num_rows for part in self._parts)])
-        self.num_rows = len(rows)
-        self.embedding_dim = max(dims, default=0)
-
-    def gather(self, rows: IntArray) -> FloatArray:
-        """Return the embeddings of `rows`, float32 (n, E), in that order.
-
-        Raises:
-            CheckpointError: A row is in no part, or a part has gone since.
-        """
-        embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
-        for part, places, lines in self._locate(rows):
-            embeddings_NE[places] = part.map_embeddings()[lines]
-        return embeddings_NE
-
-    def gather_ids(self, rows: IntArray) -> list[str]:
-        """Return the ids of `rows` in that order, from parts that stand alone.
-
-        Raises:
-            CheckpointError: As `gather`; or a part holds no ids.
-        """
-        ids = [""] * len(rows)
-        for part, places, lines in self._locate(rows):
-            first = int(lines[0])
-            names = part.read_ids(first, int(lines[-1]) + 1)
-            for place, line in zip(places.tolist(), lines.tolist(), strict=True):
-                ids[place] = names[line - first]
-        return ids
-
-    def _locate(self, rows: IntArray) -> Iterator[tuple[_Part, IntArray, IntArray]]:
-        """Yield each part that has some of `rows`: their places among these, and in the part.
-
-        One part is mapped at a time: neither memory nor open files grow with their number.
-        """
-        found = np.searchsorted(self._sorted_rows, rows, side="left")
-        missing = found == np.searchsorted(self._sorted_rows, rows, side="right")
-        if missing.any():
-            raise CheckpointError(
-                f"{missing.sum()} of {len(rows)} rows asked for are in none of the "
-                f"{len(self._parts)} parts (first: row {rows[missing][0]}); compute them "
-                "with --resume"
-            )
-        slots = self._slots[found]
-        order = np.argsort(slots)
-        bounds = np.searchsorted(slots[order], self._first_slots)
-        for number in np.flatnonzero(np.diff(bounds)):
-            chosen = order[bounds[number] : bounds[number + 1]]
-            yield self._parts[number], chosen, slots[chosen] - self._first_slots[number]
+    return np.concatenate([np.empty(0, np.int64), *(part.read_rows() for part in parts)])

@@ -1,0 +1,88 @@
+"""Embeddings by row, gathered out of any number of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from virnucpro.checkpoints.parts import FloatArray, IntArray, Part, concatenate_rows, read_part
+from virnucpro.errors import CheckpointError
+
+
+class EmbeddingReader:
+    """Embeddings by row, out of any number of parts, for 16 bytes of memory a row.
+
+    No file stays open between calls, and threads may share a reader.
+
+    Attributes:
+        num_rows: Rows in all parts together.
+        embedding_dim: Numbers in an embedding; 0 when there are no parts.
+    """
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        """Read the rows, but no embeddings, of `parts`.
+
+        Raises:
+            CheckpointError: A part cannot be read, or the parts differ in `embedding_dim`.
+        """
+        self._parts = [read_part(path) for path in parts]
+        dims = {part.identity.embedding_dim for part in self._parts}
+        if len(dims) > 1:
+            raise CheckpointError(
+                f"{parts[0].parent}: its parts have embeddings of {sorted(dims)} numbers, wanted "
+                "one size; they come from different runs"
+            )
+        # A slot counts the rows of all parts as they come; each part begins at a slot.
+        rows = concatenate_rows(self._parts)
+        self._slots = np.argsort(rows, kind="stable")
+        self._sorted_rows = rows[self._slots]
+        self._first_slots = np.cumsum([0, *(part.num_rows for part in self._parts)])
+        self.num_rows = len(rows)
+        self.embedding_dim = max(dims, default=0)
+
+    def gather(self, rows: IntArray) -> FloatArray:
+        """Return the embeddings of `rows`, float32 (n, E), in that order.
+
+        Raises:
+            CheckpointError: A row is in no part, or a part has gone since.
+        """
+        embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
+        for part, places, lines in self._locate(rows):
+            embeddings_NE[places] = part.map_embeddings()[lines]
+        return embeddings_NE
+
+    def gather_ids(self, rows: IntArray) -> list[str]:
+        """Return the ids of `rows` in that order, from parts that stand alone.
+
+        Raises:
+            CheckpointError: As `gather`; or a part holds no ids.
+        """
+        ids = [""] * len(rows)
+        for part, places, lines in self._locate(rows):
+            first = int(lines[0])
+            names = part.read_ids(first, int(lines[-1]) + 1)
+            for place, line in zip(places.tolist(), lines.tolist(), strict=True):
+                ids[place] = names[line - first]
+        return ids
+
+    def _locate(self, rows: IntArray) -> Iterator[tuple[Part, IntArray, IntArray]]:
+        """Yield each part that has some of `rows`: their places among these, and in the part.
+
+        One part is mapped at a time: neither memory nor open files grow with their number.
+        """
+        found = np.searchsorted(self._sorted_rows, rows, side="left")
+        missing = found == np.searchsorted(self._sorted_rows, rows, side="right")
+        if missing.any():
+            raise CheckpointError(
+                f"{missing.sum()} of {len(rows)} rows asked for are in none of the "
+                f"{len(self._parts)} parts (first: row {rows[missing][0]}); compute them "
+                "with --resume"
+            )
+        slots = self._slots[found]
+        order = np.argsort(slots)
+        bounds = np.searchsorted(slots[order], self._first_slots)
+        for number in np.flatnonzero(np.diff(bounds)):
+            chosen = order[bounds[number] : bounds[number + 1]]
+            yield self._parts[number], chosen, slots[chosen] - self._first_slots[number]
