@@ -15,6 +15,7 @@ from virnucpro.commands.options import (
     compute_options,
     given_options,
     hide_other_gpus,
+    launch_options,
     leave_to_launch,
     settle_output,
     wants_progress,
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 @click.option("--resume", is_flag=True, help="Go on with what an earlier run has finished.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file.")
 @compute_options
+@launch_options
 @click.option(
     "--batch-tokens",
     type=int,

@@ -1,4 +1,4 @@
-"""What `predict` and `embed` share: options, what was given, and what may be overwritten."""
+"""What commands share: options, what was given, and what may be overwritten."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ import click
 from click.core import ParameterSource
 
 from virnucpro.commands import ARGUMENTS
-from virnucpro.config import ATTENTIONS, PRECISIONS, ComputeConfig, EmbedConfig, PredictConfig
+from virnucpro.config import (
+    ATTENTIONS,
+    MODEL_TYPES,
+    PRECISIONS,
+    ComputeConfig,
+    EmbedConfig,
+    PredictConfig,
+    read_settings,
+)
 from virnucpro.errors import OutputExistsError, UsageError
 from virnucpro.logs import is_launched, is_main_process, is_one_of_several
 
@@ -22,7 +30,94 @@ Config = TypeVar("Config", PredictConfig, EmbedConfig)
 
 INPUT_PATH = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
-_COMPUTE_OPTIONS = (
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _group(*options: Decorator) -> Decorator:
+    """Return one decorator for several options, listed by `--help` in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+inputs_argument = click.argument(
+    "inputs", nargs=-1, required=True, type=INPUT_PATH, metavar="INPUT..."
+)
+
+classifier_options = _group(
+    click.option(
+        "-m",
+        "--model-type",
+        type=click.Choice(MODEL_TYPES),
+        default=PredictConfig.model_type,
+        show_default=True,
+        help="For chunks of 300 bp, of 500 bp, or your own.",
+    ),
+    click.option(
+        "-p",
+        "--model-path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="The classifier.  [default: {model type}_model.pth]",
+    ),
+    click.option(
+        "-e",
+        "--expected-length",
+        type=int,
+        metavar="BP",
+        help="Length of a chunk.  [default: the model type's]",
+    ),
+    click.option(
+        "--min-length",
+        type=int,
+        metavar="BP",
+        default=PredictConfig.min_length,
+        show_default=True,
+        help="Shorter records get no call.",
+    ),
+    click.option(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        default=PredictConfig.threshold,
+        show_default=True,
+        help="Records are viral from this score on.",
+    ),
+)
+"""What is called viral, and by which classifier."""
+
+backend_options = _group(
+    click.option(
+        "--dna-backend",
+        metavar="NAME",
+        default=PredictConfig.dna_backend,
+        show_default=True,
+        help="Embeds DNA (see virnucpro backends).",
+    ),
+    click.option(
+        "--protein-backend",
+        metavar="NAME",
+        default=PredictConfig.protein_backend,
+        show_default=True,
+        help="Embeds proteins.",
+    ),
+    click.option(
+        "--dna-weights",
+        metavar="WEIGHTS",
+        help="File, directory or hub id (owner/name@revision).  [default: zhihan1996/DNABERT-S]",
+    ),
+    click.option(
+        "--protein-weights",
+        metavar="WEIGHTS",
+        help=f"The same for proteins.  [default: {PredictConfig.protein_weights}]",
+    ),
+)
+"""The two models that embed open frames."""
+
+compute_options = _group(
     click.option(
         "-d",
         "--device",
@@ -52,6 +147,10 @@ _COMPUTE_OPTIONS = (
         metavar="N",
         help="Tokenizing processes per GPU.  [default: by the machine]",
     ),
+)
+"""What to compute on, and how."""
+
+launch_options = _group(
     click.option("--gpus", metavar="N[,N...]", help="Use these GPUs.  [default: all]"),
     click.option(
         "--num-processes",
@@ -60,15 +159,10 @@ _COMPUTE_OPTIONS = (
         help="Start so many.  [default: one per GPU]",
     ),
 )
+"""How many processes a command starts."""
+
 LAUNCH_OPTIONS = frozenset({"gpus", "num_processes"})
-"""Those of the compute options that are no field of a config."""
-
-
-def compute_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what to compute on, and how."""
-    for option in reversed(_COMPUTE_OPTIONS):
-        command = option(command)
-    return command
+"""The `launch_options`, which are no fields of a config."""
 
 
 def given_options(ctx: click.Context) -> dict[str, Any]:
@@ -78,6 +172,29 @@ def given_options(ctx: click.Context) -> dict[str, Any]:
         for name, value in ctx.params.items()
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
+
+
+def predict_settings(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of PredictConfig: those `given`, before those of the settings file.
+
+    Raises:
+        UsageError: The settings file cannot be read, or has an unknown key or a wrong value.
+    """
+    path = ctx.find_root().params.get("config")
+    settings = read_settings(path, given.get("model_type")) if path is not None else {}
+    return settings | given
+
+
+def require_classifier(config: PredictConfig) -> None:
+    """Make sure that the classifier is there, before anything that takes longer.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not config.resolved_model_path.is_file():
+        raise UsageError(
+            f"{config.resolved_model_path}: no such classifier; give the path of one with -p"
+        )
 
 
 def settle_output(config: Config, path: Path, *, used: bool, may_ask: bool) -> Config | None:

@@ -10,17 +10,22 @@ import click
 
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.commands.options import (
-    INPUT_PATH,
     LAUNCH_OPTIONS,
+    backend_options,
+    classifier_options,
     compute_options,
     given_options,
     hide_other_gpus,
+    inputs_argument,
+    launch_options,
     leave_to_launch,
+    predict_settings,
+    require_classifier,
     settle_output,
     wants_progress,
 )
 from virnucpro.commands.progress import shown_progress
-from virnucpro.config import MODEL_TYPES, STDIN, PredictConfig, read_settings
+from virnucpro.config import STDIN, PredictConfig
 from virnucpro.errors import IncompleteError, UsageError
 from virnucpro.logs import reads_settings_first, set_console_level
 
@@ -52,7 +57,7 @@ _OTHERWISE_USED = LAUNCH_OPTIONS | {
 
 
 @click.command("predict")
-@click.argument("inputs", nargs=-1, required=True, type=INPUT_PATH, metavar="INPUT...")
+@inputs_argument
 @click.option(
     "-o",
     "--output-dir",
@@ -60,71 +65,13 @@ _OTHERWISE_USED = LAUNCH_OPTIONS | {
     metavar="DIR",
     help="Results; required for several inputs or -.  [default: {input}_predictions]",
 )
-@click.option(
-    "-m",
-    "--model-type",
-    type=click.Choice(MODEL_TYPES),
-    default=PredictConfig.model_type,
-    show_default=True,
-    help="For chunks of 300 bp, of 500 bp, or your own.",
-)
-@click.option(
-    "-p",
-    "--model-path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The classifier.  [default: {model type}_model.pth]",
-)
-@click.option(
-    "-e",
-    "--expected-length",
-    type=int,
-    metavar="BP",
-    help="Length of a chunk.  [default: the model type's]",
-)
-@click.option(
-    "--min-length",
-    type=int,
-    metavar="BP",
-    default=PredictConfig.min_length,
-    show_default=True,
-    help="Shorter records get no call.",
-)
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="SCORE",
-    default=PredictConfig.threshold,
-    show_default=True,
-    help="Records are viral from this score on.",
-)
+@classifier_options
 @click.option("--resume", is_flag=True, help="Go on with what an earlier run has finished.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output directory.")
 @click.option("-k", "--keep-intermediate", is_flag=True, help="Also write chunks and frames.")
-@click.option(
-    "--dna-backend",
-    metavar="NAME",
-    default=PredictConfig.dna_backend,
-    show_default=True,
-    help="Embeds DNA (see virnucpro backends).",
-)
-@click.option(
-    "--protein-backend",
-    metavar="NAME",
-    default=PredictConfig.protein_backend,
-    show_default=True,
-    help="Embeds proteins.",
-)
-@click.option(
-    "--dna-weights",
-    metavar="WEIGHTS",
-    help="File, directory or hub id (owner/name@revision).  [default: zhihan1996/DNABERT-S]",
-)
-@click.option(
-    "--protein-weights",
-    metavar="WEIGHTS",
-    help=f"The same for proteins.  [default: {PredictConfig.protein_weights}]",
-)
+@backend_options
 @compute_options
+@launch_options
 @click.option("--parallel", is_flag=True, help="Use all GPUs, which is the default.")
 @click.option(
     "--dnabert-batch-size",
@@ -190,10 +137,7 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
     config = make_config(ctx)
     _note_options_without_meaning(ctx)
     hide_other_gpus(ctx.params["gpus"])
-    if not config.resolved_model_path.is_file():
-        raise UsageError(
-            f"{config.resolved_model_path}: no such classifier; give the path of one with -p"
-        )
+    require_classifier(config)
     layout = RunLayout(config.resolved_output_dir, config.stem)
     settled = settle_output(
         config, layout.output_dir, used=layout.is_used(), may_ask=STDIN not in config.inputs
@@ -222,12 +166,9 @@ def make_config(ctx: click.Context) -> PredictConfig:
         given["attention"] = "eager"
     if "force_resume" in given:
         given["resume"] = True
-    path = ctx.find_root().params.get("config")
-    settings = read_settings(path, given.get("model_type")) if path is not None else {}
     apart = _WITHOUT_MEANING.keys() | _OTHERWISE_USED
-    return PredictConfig(
-        **settings | {name: value for name, value in given.items() if name not in apart}
-    )
+    fields = {name: value for name, value in given.items() if name not in apart}
+    return PredictConfig(**predict_settings(ctx, fields))
 
 
 def _note_options_without_meaning(ctx: click.Context) -> None:
