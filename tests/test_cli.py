@@ -26,6 +26,7 @@ COMMANDS = (
     "predict",
     "frames",
     "embed",
+    "check-precision",
     "backends",
     "utils",
     "utils list-devices",
@@ -77,7 +78,15 @@ def start(*args, **extra) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "predict --help", "embed --help", "frames --help", "backends"]
+    "command",
+    [
+        "--help",
+        "predict --help",
+        "embed --help",
+        "check-precision --help",
+        "frames --help",
+        "backends",
+    ],
 )
 def test_torch_is_not_imported_for(command):
     done = subprocess.run(
@@ -130,6 +139,8 @@ def test_help_fits_80_columns(run, command, option):
         ("predict a.fa --v1-attention --attention sdpa", "give one of the two"),
         ("-c a.fa predict a.fa", "a.fa: cannot be read as YAML"),
         ("-l no/where.log backends", "no/where.log: cannot be written"),
+        ("check-precision a.fa", "500_model.pth: no such classifier"),
+        ("check-precision a.fa --sample 0", "0 is not in the range x>=1"),
         ("embed a.fa --backend esm2 -o a.h5", "Missing option '--weights'"),
         ("predictt a.fa", "No such command"),
     ],

@@ -6,23 +6,9 @@ python -m tools.sample_records viral.fa.gz bacteria.fa.gz -n 300 --max-length 20
 from __future__ import annotations
 
 import argparse
-import heapq
-import random
 import sys
 
-from virnucpro.fasta import RecordReader
-from virnucpro.records import Record
-
-
-def sample_records(path: str, num_records: int, seed: int) -> list[Record]:
-    """Return `num_records` records of one file, drawn at random, in the file's order."""
-    rng = random.Random(seed)
-    # The records with the largest random numbers: one pass, without knowing how many there are.
-    drawn = heapq.nlargest(
-        num_records,
-        ((rng.random(), index, record) for index, record in enumerate(RecordReader(path, "dna"))),
-    )
-    return [record for _, _, record in sorted(drawn, key=lambda item: item[1])]
+from virnucpro.fasta import sample_records
 
 
 def main() -> None:
@@ -36,7 +22,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for path in args.files:
-        for record in sample_records(path, args.num_records, args.seed):
+        records, _ = sample_records([path], args.num_records, args.seed)
+        for record in records:
             sys.stdout.write(f">{record.header}\n{record.sequence[: args.max_length]}\n")
 
 

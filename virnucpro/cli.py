@@ -28,6 +28,7 @@ _COMMANDS = (
     "embed",
     "migrate",
     "export",
+    "check-precision",
     "checkpoints",
     "monitor",
     "backends",
@@ -51,8 +52,9 @@ class _Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"virnucpro.commands.{cmd_name}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"virnucpro.commands.{name}")
+        command: click.Command = getattr(module, f"{name}_command")
         return command
 
     def invoke(self, ctx: click.Context) -> object:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import io
 import itertools
+import random
 import string
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +158,27 @@ class RecordReader:
         if self._alphabet == "dna" and letter in _ONLY_IN_PROTEINS:
             text += "; it looks like a protein: `virnucpro embed --backend esm2` reads those"
         return text
+
+
+def sample_records(
+    paths: Sequence[str | Path], num_records: int, seed: int
+) -> tuple[list[Record], int]:
+    """Return `num_records` records of nucleotide files, or all, and how many there are.
+
+    Each record is as likely to be drawn as any other, wherever it stands; the sample keeps their
+    order, and the same input and seed give the same one. Memory holds the sample alone.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    rng = random.Random(seed)
+    records = itertools.chain.from_iterable(RecordReader(path, "dna") for path in paths)
+    counter = itertools.count()
+    # Those with the largest random numbers: one pass, without knowing how many there are.
+    drawn = heapq.nlargest(
+        num_records, ((rng.random(), next(counter), record) for record in records)
+    )
+    return [record for _, _, record in sorted(drawn, key=lambda item: item[1])], next(counter)
 
 
 class _HashingReader(io.RawIOBase):

@@ -1,0 +1,293 @@
+"""What a precision changes: a sample of the input embedded and scored in it and in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from accelerate import Accelerator
+
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
+from virnucpro.checkpoints.layout import METRICS_NAME, RunLayout
+from virnucpro.checkpoints.parts import finished_parts
+from virnucpro.classifier import Classifier
+from virnucpro.config import PredictConfig
+from virnucpro.devices import choose_precision, device_name, make_accelerator
+from virnucpro.embedding import EmbeddingJob
+from virnucpro.errors import InputError, UsageError
+from virnucpro.fasta import sample_records
+from virnucpro.frame_scores import (
+    failed_rows,
+    make_frame_job,
+    open_classifier,
+    open_models,
+    score_frames,
+)
+from virnucpro.frame_store import FrameStore, build_frame_store
+from virnucpro.monitoring import Monitor
+from virnucpro.results import write_fasta
+from virnucpro.scoring import call_chunks, call_records, score_chunks
+from virnucpro.session import Clock, Model, open_monitor, run_job
+
+REFERENCE = "fp32"
+
+_MOST_NAMED_FLIPS = 10
+_ROWS_AT_ONCE = 4_096
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EmbeddingDifference:
+    """How far the embeddings of one backend are from those in float32.
+
+    Attributes:
+        backend: Its name.
+        precision: What it computed in: bf16 in a check of fp8, where it knows no fp8.
+        num_sequences: Distinct sequences compared.
+        min_cosine: The smallest cosine of an embedding and its reference.
+        median_cosine: The median of all.
+        largest_deviation: Of any number in an embedding, relative to the largest in its reference.
+    """
+
+    backend: str
+    precision: str
+    num_sequences: int
+    min_cosine: float
+    median_cosine: float
+    largest_deviation: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A call that would change.
+
+    Attributes:
+        id: Of the frame, chunk or record.
+        reference_score: In float32.
+        score: In the checked precision.
+    """
+
+    id: str
+    reference_score: float
+    score: float
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """How far the scores of frames, chunks or records are from those in float32.
+
+    Attributes:
+        level: `frames`, `chunks` or `records`.
+        num_scored: Those that have a score.
+        largest: The largest difference of two scores.
+        median: The median difference.
+        num_flips: How many would be called otherwise.
+        flips: The first of those, in input order.
+    """
+
+    level: str
+    num_scored: int
+    largest: float
+    median: float
+    num_flips: int
+    flips: list[Flip]
+
+
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """What a check has found.
+
+    Attributes:
+        precision: What was checked.
+        device: The name of the GPU, or `cpu`.
+        num_records: In the sample.
+        num_input_records: In the whole input.
+        seed: Of the sample.
+        embeddings: Of the DNA backend and of the protein backend.
+        scores: Of frames, chunks and records.
+    """
+
+    precision: str
+    device: str
+    num_records: int
+    num_input_records: int
+    seed: int
+    embeddings: list[EmbeddingDifference]
+    scores: list[ScoreDifference]
+
+
+def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -> PrecisionCheck:
+    """Embed and score a sample of records in float32 and in `config.precision`, and compare.
+
+    Args:
+        config: What `predict` would do; its output directory is an empty one, for work in progress.
+        num_records: To draw; all of an input that has fewer.
+        seed: Of the drawing.
+
+    Raises:
+        VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
+    """
+    clock = Clock()
+    accelerator = make_accelerator(config)
+    device = device_name(accelerator.device)
+    precision = choose_precision(config.precision, accelerator)
+    if precision == REFERENCE:
+        raise UsageError(
+            f"precision {config.precision} is {REFERENCE} on {device}, which is what the others "
+            "are compared with; name another, such as --precision bf16"
+        )
+    with clock.time("open models"):
+        models = open_models(config, accelerator)
+        classifier = open_classifier(config, models)
+    with clock.time("draw records"):
+        store, num_input_records = _draw_records(config, num_records, seed)
+    with open_monitor(accelerator, config.resolved_output_dir / METRICS_NAME) as monitor:
+        bench = _Bench(accelerator, models, classifier, store, clock, monitor)
+        # As `predict --precision fp32` computes, whatever is checked: flash-attn has no float32.
+        reference = bench.embed_and_score(dataclasses.replace(config, attention="auto"), REFERENCE)
+        checked = bench.embed_and_score(config, precision)
+    return PrecisionCheck(
+        precision=precision,
+        device=device,
+        num_records=store.num_records,
+        num_input_records=num_input_records,
+        seed=seed,
+        embeddings=list(map(_compare_embeddings, reference.passes, checked.passes)),
+        scores=_compare_scores(config, store, reference.frame_scores, checked.frame_scores),
+    )
+
+
+class _Pass(NamedTuple):
+    """A finished pass, and the rows that have no embedding."""
+
+    job: EmbeddingJob
+    failed: list[int]
+
+
+class _Outcome(NamedTuple):
+    """Both passes in one precision, and what comes of them: float32 (F, 2)."""
+
+    passes: list[_Pass]
+    frame_scores: Scores
+
+
+class _Calls(NamedTuple):
+    """The viral scores of all frames, chunks or records, and which are called viral."""
+
+    scores: npt.NDArray[Any]
+    is_viral: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What both precisions are computed with."""
+
+    accelerator: Accelerator
+    models: Sequence[Model]
+    classifier: Classifier
+    store: FrameStore
+    clock: Clock
+    monitor: Monitor
+
+    def embed_and_score(self, config: PredictConfig, precision: str) -> _Outcome:
+        """Return what comes of the sample in one precision."""
+        layout = RunLayout(config.resolved_output_dir / precision, config.stem)
+        passes = []
+        for model in self.models:
+            job = make_frame_job(layout, config, self.store, model, precision)
+            job = dataclasses.replace(job, name=f"{job.name} in {job.identity.precision}")
+            with self.clock.time(job.name):
+                summaries = run_job(job, config, self.accelerator, None, monitor=self.monitor)
+            passes.append(_Pass(job, failed_rows(summaries)))
+        jobs, failed = zip(*passes, strict=True)
+        return _Outcome(passes, score_frames(self.store, jobs, failed, self.classifier))
+
+
+def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[FrameStore, int]:
+    """Return the open frames of the sample, and the number of records in the whole input."""
+    directory = config.resolved_output_dir
+    records, num_input_records = sample_records(config.inputs, num_records, seed)
+    path = directory / "sample.fasta"
+    write_fasta(path, records)
+    store = build_frame_store(
+        [str(path)],
+        directory / "frames",
+        chunk_length_bp=config.chunk_length_bp,
+        min_length_bp=config.min_length,
+    )
+    if not store.num_frames:
+        raise InputError(
+            f"{', '.join(config.inputs)}: none of the {len(records)} records drawn has an open "
+            "frame, so there is nothing to compare; draw more (--sample)"
+        )
+    return store, num_input_records
+
+
+def _compare_embeddings(reference: _Pass, checked: _Pass) -> EmbeddingDifference:
+    rows = np.setdiff1d(checked.job.rows, [*reference.failed, *checked.failed])
+    readers = [EmbeddingReader(finished_parts(each.job.parts_dir)) for each in (reference, checked)]
+    cosines, deviations = np.empty(len(rows)), np.empty(len(rows))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        wanted_NE, found_NE = (reader.gather(rows[block]).astype(np.float64) for reader in readers)
+        norms_N = np.linalg.norm(wanted_NE, axis=1) * np.linalg.norm(found_NE, axis=1)
+        cosines[block] = (wanted_NE * found_NE).sum(axis=1) / norms_N
+        deviations[block] = np.abs(found_NE - wanted_NE).max(axis=1) / np.abs(wanted_NE).max(axis=1)
+    return EmbeddingDifference(
+        backend=checked.job.identity.backend,
+        precision=checked.job.identity.precision,
+        num_sequences=len(rows),
+        min_cosine=float(cosines.min()),
+        median_cosine=float(np.median(cosines)),
+        largest_deviation=float(deviations.max()),
+    )
+
+
+def _compare_scores(
+    config: PredictConfig, store: FrameStore, reference: Scores, checked: Scores
+) -> list[ScoreDifference]:
+    """Return the differences of frames, of chunks and of records."""
+    is_scored = ~np.isnan(reference + checked)
+    wanted, found = (
+        _call(config, store, np.where(is_scored, frame_scores, np.float32(np.nan)))
+        for frame_scores in (reference, checked)
+    )
+    names = {"frames": store.frame_ids, "chunks": store.chunk_ids, "records": store.record_ids}
+    return list(map(_compare_level, names.keys(), names.values(), wanted, found))
+
+
+def _call(config: PredictConfig, store: FrameStore, frame_scores: Scores) -> list[_Calls]:
+    """Return what `predict` says of frames, of chunks and of records with these scores."""
+    chunks = call_chunks(frame_scores, store.chunk_first_frame)
+    records = call_records(
+        chunks, store.record_first_chunk, store.record_lengths, config.min_length, config.threshold
+    )
+    return [
+        _Calls(frame_scores[:, 1], frame_scores[:, 1] > frame_scores[:, 0]),
+        _Calls(score_chunks(chunks), chunks.is_virus),
+        _Calls(records.score, records.call == "virus"),
+    ]
+
+
+def _compare_level(
+    level: str, read_ids: Callable[[int, int], list[str]], reference: _Calls, checked: _Calls
+) -> ScoreDifference:
+    differences = np.abs(checked.scores - reference.scores)
+    differences = differences[~np.isnan(differences)]
+    flipped = np.flatnonzero(reference.is_viral != checked.is_viral).tolist()
+    return ScoreDifference(
+        level=level,
+        num_scored=len(differences),
+        largest=float(differences.max()),
+        median=float(np.median(differences)),
+        num_flips=len(flipped),
+        flips=[
+            Flip(read_ids(i, i + 1)[0], float(reference.scores[i]), float(checked.scores[i]))
+            for i in flipped[:_MOST_NAMED_FLIPS]
+        ],
+    )
