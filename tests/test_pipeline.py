@@ -130,6 +130,8 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
         "duplicate_ids": 1,
         "chunks": sum(int(row["num_chunks"]) for row in read_table(golden_run.layout.records_tsv)),
         "frames": len(read_table(golden_run.layout.prediction_results)),
+        "distinct_dna": len(distinct_rows(golden_run.output_dir, "dna")),
+        "distinct_proteins": len(distinct_rows(golden_run.output_dir, "protein")),
         "unscored_frames": 0,
         "virus": golden_run.num_virus,
         "others": golden_run.num_others,
@@ -146,6 +148,10 @@ def test_run_log_tells_the_story_and_reports_duplicates(golden_run):
     assert f"{golden_run.num_records} records" in log
     assert "1 ids belong to several records, which are kept apart in every table: same" in log
     assert "DNA embeddings: " in log
+    num_dna, num_proteins = (
+        len(distinct_rows(golden_run.output_dir, alphabet)) for alphabet in ("dna", "protein")
+    )
+    assert f"{num_dna} DNA and {num_proteins} proteins of {golden_run.num_frames} open fr" in log
 
 
 @pytest.mark.parametrize("alphabet", ["dna", "protein"])

@@ -194,6 +194,8 @@ def describe_run(
             "duplicate_ids": store.num_duplicate_ids,
             "chunks": store.num_chunks,
             "frames": result.num_frames,
+            "distinct_dna": store.num_distinct("dna"),
+            "distinct_proteins": store.num_distinct("protein"),
             "unscored_frames": result.num_unscored_frames,
             "virus": result.num_virus,
             "others": result.num_others,

@@ -22,7 +22,7 @@ from virnucpro.frame_scores import (
     open_models,
     score_frames,
 )
-from virnucpro.frame_store import build_frame_store, open_frame_store
+from virnucpro.frame_store import FrameStore, build_frame_store, open_frame_store
 from virnucpro.loading import prepare_workers
 from virnucpro.logs import log_to_file
 from virnucpro.monitoring import ProgressListener
@@ -80,6 +80,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
                 _prepare_frames(layout, config)
             accelerator.wait_for_everyone()
             store = open_frame_store(layout.frame_store_dir)
+            _tell_repeats(store)
         jobs = [make_frame_job(layout, config, store, model, precision) for model in models]
         if config.resume and accelerator.is_main_process:
             with clock.time("take over an older run"):
@@ -161,6 +162,20 @@ def _prepare_frames(layout: RunLayout, config: PredictConfig) -> None:
             store.num_duplicate_ids,
             ", ".join(store.duplicate_ids(limit=5)),
         )
+
+
+def _tell_repeats(store: FrameStore) -> None:
+    num_frames = max(1, store.num_frames)
+    num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
+    logger.info(
+        "identical sequences are embedded once: %s DNA and %s proteins of %s open frames, which "
+        "saves %.1f %% and %.1f %%",
+        f"{num_dna:,}",
+        f"{num_proteins:,}",
+        f"{store.num_frames:,}",
+        100 * (1 - num_dna / num_frames),
+        100 * (1 - num_proteins / num_frames),
+    )
 
 
 def _is_built(layout: RunLayout, config: PredictConfig) -> bool:

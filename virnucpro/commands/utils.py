@@ -53,7 +53,7 @@ _WITHOUT_BASES = str.maketrans("", "", "ACGTUacgtu")
 
 @click.group("utils")
 def utils_command() -> None:
-    """Look at devices, inputs and checkpoints; write a settings file."""
+    """Look at devices and files; write a settings file."""
 
 
 @utils_command.command("list-devices")

@@ -221,6 +221,11 @@ class FrameStore(StoredRecords):
         """Return the DNA or the proteins of the open frames by row."""
         return SequenceSource(self.directory, kind)
 
+    def num_distinct(self, kind: Literal["dna", "protein"]) -> int:
+        """Return how many of the open frames' sequences differ, each of which is embedded once."""
+        representatives = self.sequences(kind).representatives
+        return int(np.count_nonzero(representatives == np.arange(self.num_frames)))
+
     def chunk_ids(self, start: int, stop: int) -> list[str]:
         """Return the names of the chunks from `start` up to, but without, `stop`."""
         return self._name_chunks(np.arange(start, stop))
