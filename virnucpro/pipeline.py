@@ -165,16 +165,16 @@ def _prepare_frames(layout: RunLayout, config: PredictConfig) -> None:
 
 
 def _tell_repeats(store: FrameStore) -> None:
-    num_frames = max(1, store.num_frames)
+    num_frames = store.num_frames
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
     logger.info(
         "identical sequences are embedded once: %s DNA and %s proteins of %s open frames, which "
         "saves %.1f %% and %.1f %%",
         f"{num_dna:,}",
         f"{num_proteins:,}",
-        f"{store.num_frames:,}",
-        100 * (1 - num_dna / num_frames),
-        100 * (1 - num_proteins / num_frames),
+        f"{num_frames:,}",
+        100 * (num_frames - num_dna) / max(1, num_frames),
+        100 * (num_frames - num_proteins) / max(1, num_frames),
     )
 
 

@@ -44,7 +44,7 @@ _OWN_OPTIONS = ("as_json", "no_progress", "num_records", "seed")
     metavar="N",
     help="Records to draw, at random over the whole input.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the drawing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @classifier_options
 @backend_options
