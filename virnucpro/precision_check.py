@@ -28,6 +28,7 @@ from virnucpro.frame_scores import (
     score_frames,
 )
 from virnucpro.frame_store import FrameStore, build_frame_store
+from virnucpro.loading import prepare_workers
 from virnucpro.monitoring import Monitor
 from virnucpro.results import write_fasta
 from virnucpro.scoring import call_chunks, call_records, score_chunks
@@ -142,6 +143,7 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
             "are compared with; name another, such as --precision bf16"
         )
     with clock.time("open models"):
+        prepare_workers(config, accelerator.device)
         models = open_models(config, accelerator)
         classifier = open_classifier(config, models)
     with clock.time("draw records"):
