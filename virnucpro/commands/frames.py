@@ -36,7 +36,7 @@ _ROWS_AT_A_TIME = 1 << 14
     help="Where to write the table; standard output by default.",
 )
 def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -> None:
-    r"""Write the open frames of nucleotide sequences as a TAB-separated table.
+    """Write the open frames of nucleotide sequences as a TAB-separated table.
 
     INPUT is FASTA or FASTQ, plain or compressed (gz, bz2, xz, zst); "-" is standard input. Every
     record is cut into chunks, every chunk is read in six frames, and the frames without a stop
@@ -46,7 +46,7 @@ def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -
     Examples:
       virnucpro frames contigs.fa -e 500 -o frames.tsv
       zcat reads.fq.gz | virnucpro frames - -e 300 | cut -f 1,3
-    """
+    """  # noqa: D301 (click reads the \b)
     from virnucpro.frame_store import build_frame_store
 
     target = Path(output).resolve()
