@@ -1,0 +1,1 @@
+"""The small model that ships with virnucpro: its training data, networks, training and figures."""

@@ -1,0 +1,110 @@
+"""Labelled genomes in memory and in one file: 2 bits a base, and what each sequence is.
+
+Shapes: S sequences, N bases of all of them end to end, R runs of ambiguous letters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+AMBIGUOUS = 4
+"""The code of every letter but A, C, G and T, whose codes are 0 to 3."""
+
+CODE_OF_BYTE = bytes(
+    "ACGT".index(chr(byte).upper()) if chr(byte) in "ACGTacgt" else AMBIGUOUS for byte in range(256)
+)
+LABELS = ("split", "class", "sub", "group")
+"""What is known of a sequence; in an index.tsv these are columns."""
+
+
+class Genomes(NamedTuple):
+    """Sequences end to end, and the labels of each.
+
+    Attributes:
+        codes_N: uint8, the bases.
+        start_S: int64, where each sequence starts.
+        length_S: int64.
+        labels: For each of `LABELS` the index of each sequence's name in `names`, int64 (S,).
+        names: For each of `LABELS` the names.
+    """
+
+    codes_N: Tensor
+    start_S: Tensor
+    length_S: Tensor
+    labels: dict[str, Tensor]
+    names: dict[str, list[str]]
+
+    def to(self, device: torch.device) -> Genomes:
+        """Return the same on `device`."""
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        tensors = (self.codes_N, self.start_S, self.length_S)
+        return Genomes(*(tensor.to(device) for tensor in tensors), labels, self.names)
+
+
+def write_genomes(path: Path, sequences: list[bytes], labels: dict[str, list[str]]) -> None:
+    """Write sequences and their labels to `path`, an .npz that holds no pickle.
+
+    Args:
+        path: The file to write; an existing one is replaced.
+        sequences: The letters of each.
+        labels: For each of `LABELS` the name for each sequence.
+    """
+    codes_N = np.frombuffer(b"".join(sequences).translate(CODE_OF_BYTE), np.uint8)
+    is_ambiguous = np.pad((codes_N == AMBIGUOUS).astype(np.int8), 1)
+    edges = np.flatnonzero(np.diff(is_ambiguous))
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "bases": _pack(codes_N),
+        "length": np.array([len(sequence) for sequence in sequences], np.int64),
+        "ambiguous_start": edges[::2],
+        "ambiguous_length": edges[1::2] - edges[::2],
+    }
+    for name in LABELS:
+        arrays[f"{name}_names"], index = np.unique(labels[name], return_inverse=True)
+        arrays[name] = index.astype(np.uint16)
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_genomes(path: Path, split: str) -> Genomes:
+    """Return the sequences of one split of a file that `write_genomes` made.
+
+    Raises:
+        KeyError: The file lacks an array that `write_genomes` writes.
+        ValueError: It is none, holds a pickle, or has no sequence of `split`.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    length_S = arrays["length"]
+    codes_N = _unpack(arrays["bases"], int(length_S.sum()))
+    runs = zip(arrays["ambiguous_start"], arrays["ambiguous_length"], strict=True)
+    for start, length in runs:
+        codes_N[start : start + length] = AMBIGUOUS
+    names = {name: arrays[f"{name}_names"].tolist() for name in LABELS}
+    if split not in names["split"]:
+        raise ValueError(f"{path}: holds the splits {names['split']}, and no {split}")
+    is_wanted_S = arrays["split"] == names["split"].index(split)
+    kept_length_S = length_S[is_wanted_S]
+    return Genomes(
+        torch.from_numpy(codes_N[np.repeat(is_wanted_S, length_S)]),
+        torch.from_numpy(np.cumsum(kept_length_S) - kept_length_S),
+        torch.from_numpy(kept_length_S),
+        {name: torch.from_numpy(arrays[name][is_wanted_S].astype(np.int64)) for name in LABELS},
+        names,
+    )
+
+
+def _pack(codes_N: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return four bases a byte, the first in the lowest bits; an ambiguous one becomes an A."""
+    quads = np.pad(codes_N & 3, (0, -len(codes_N) % 4)).reshape(-1, 4)
+    return quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
+
+
+def _unpack(packed: npt.NDArray[np.uint8], num_bases: int) -> npt.NDArray[np.uint8]:
+    shifts = np.array([0, 2, 4, 6], np.uint8)
+    return (packed[:, None] >> shifts & 3).reshape(-1)[:num_bases]

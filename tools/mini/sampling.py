@@ -1,0 +1,159 @@
+"""Draws labelled chunks, balanced and with simulated sequencing errors, on any device.
+
+Shapes: S sequences, U units (a group within a kind), J kinds (a sub-class within a class), C
+chunks of L bases.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tools.mini.frames import Frames, make_frames
+from tools.mini.genomes import AMBIGUOUS, Genomes
+
+SHARES = {"viral": 0.5, "bacteria": 0.25, "archaea": 0.06, "eukaryote": 0.19}
+"""Of the chunks drawn: half viral, and the cellular half as it is met in samples."""
+
+MAX_ERROR_RATE = 0.02
+INDEL_SHARE = 0.1
+_NUM_PILOT = 1024
+
+
+class Batch(NamedTuple):
+    """Chunks with an open frame, and those frames.
+
+    Attributes:
+        frames: Their `chunk_F` counts the chunks here, from 0.
+        kind_C: int64, the index of each chunk's kind in `Sampler.kinds`.
+        is_viral_C: bool.
+    """
+
+    frames: Frames
+    kind_C: Tensor
+    is_viral_C: Tensor
+
+
+class Sampler:
+    """Draws chunks of one length.
+
+    Classes come in `SHARES`, sub-classes of a class and groups of a sub-class by the square root of
+    their bases, the sequences of a group by their bases. Chunks without an open frame are never
+    scored; kinds that have many of them are drawn so much more often.
+
+    A chunk and its reverse complement have the same six frames, so strands need no drawing.
+
+    Attributes:
+        kinds: `class/sub-class`, the names of the kinds.
+        open_rate_J: float64, the share of each kind's chunks with an open frame.
+    """
+
+    def __init__(
+        self, genomes: Genomes, length_bp: int, word_bp: int, generator: torch.Generator
+    ) -> None:
+        self.length_bp = length_bp
+        self._genomes = genomes
+        self._word_bp = word_bp
+        self._generator = generator
+        labels = genomes.labels
+        kinds_J2, self._kind_S = torch.unique(
+            torch.stack((labels["class"], labels["sub"]), 1), dim=0, return_inverse=True
+        )
+        self._class_J = kinds_J2[:, 0]
+        self.kinds = [
+            f"{genomes.names['class'][klass]}/{genomes.names['sub'][sub]}"
+            for klass, sub in kinds_J2.tolist()
+        ]
+        self._room_S = (genomes.length_S - length_bp + 1).clamp(min=0)
+        self.weight_S = self._balance()
+        self._is_viral_J = torch.tensor(
+            [kind.startswith("viral/") for kind in self.kinds], device=self._class_J.device
+        )
+        self.open_rate_J = self._measure_open_rates()
+        self._open_weight_S = self.weight_S / self.open_rate_J[self._kind_S]
+        self._frames_per_chunk = len(self._draw_frames(_NUM_PILOT, has_errors=False)[0].chunk_F) / (
+            _NUM_PILOT
+        )
+
+    def draw_batch(self, num_frames: int, *, has_errors: bool) -> Batch:
+        """Return `num_frames` open frames, rarely some fewer, and their chunks."""
+        num_chunks = round(1.1 * num_frames / max(self._frames_per_chunk, 0.01))
+        frames, kind_C = self._draw_frames(num_chunks, has_errors=has_errors)
+        # One shape in nearly all steps: memory is allocated once. The last chunk may lack a frame.
+        frames = Frames(*(tensor[:num_frames] for tensor in frames))
+        kept, chunk_F = torch.unique_consecutive(frames.chunk_F, return_inverse=True)
+        kind_C = kind_C[kept]
+        return Batch(frames._replace(chunk_F=chunk_F), kind_C, self._is_viral_J[kind_C])
+
+    def draw_chunks(
+        self, weight_S: Tensor, num_chunks: int, *, has_errors: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the codes of chunks, uint8 (C, L), and the sequence of each, int64 (C,)."""
+        device, generator = weight_S.device, self._generator
+        sequence_C = torch.multinomial(weight_S, num_chunks, True, generator=generator)
+        uniform_C = torch.rand(num_chunks, dtype=torch.float64, device=device, generator=generator)
+        start_C = self._genomes.start_S[sequence_C]
+        first_C = start_C + (uniform_C * self._room_S[sequence_C]).long()
+        index_CL = first_C[:, None] + torch.arange(self.length_bp, device=device)
+        if not has_errors:
+            return self._genomes.codes_N[index_CL], sequence_C
+        # Half of the chunks are exact; the others have all rates up to the largest.
+        rate_C1 = MAX_ERROR_RATE * (self._uniform(num_chunks, 1) * 2 - 1).clamp(min=0)
+        event_CL = self._uniform(*index_CL.shape)
+        # An inserted base repeats the one before it, as in runs of one base; a deletion skips one.
+        indel_C1 = rate_C1 * INDEL_SHARE / 2
+        steps_CL = (event_CL < indel_C1).long() - (event_CL > 1 - indel_C1).long()
+        end_C1 = (start_C + self._genomes.length_S[sequence_C])[:, None]
+        index_CL = torch.minimum(index_CL + steps_CL.cumsum(1), end_C1 - 1)
+        codes_CL = self._genomes.codes_N[torch.maximum(index_CL, first_C[:, None])]
+        other_CL = torch.randint(1, 4, codes_CL.shape, device=device, generator=generator)
+        is_wrong_CL = (self._uniform(*codes_CL.shape) < rate_C1) & (codes_CL != AMBIGUOUS)
+        return torch.where(is_wrong_CL, (codes_CL + other_CL) % 4, codes_CL).byte(), sequence_C
+
+    def _draw_frames(self, num_chunks: int, *, has_errors: bool) -> tuple[Frames, Tensor]:
+        codes_CL, sequence_C = self.draw_chunks(
+            self._open_weight_S, num_chunks, has_errors=has_errors
+        )
+        return make_frames(codes_CL, self._word_bp), self._kind_S[sequence_C]
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, device=self.weight_S.device, generator=self._generator)
+
+    def _balance(self) -> Tensor:
+        """Return float64 (S,): how often each sequence is drawn, 1 in all."""
+        names = self._genomes.names["class"]
+        share_J = torch.tensor(
+            [SHARES[names[klass]] for klass in self._class_J.tolist()], dtype=torch.float64
+        ).to(self._class_J.device)
+        units_U2, unit_S = torch.unique(
+            torch.stack((self._kind_S, self._genomes.labels["group"]), 1),
+            dim=0,
+            return_inverse=True,
+        )
+        kind_U = units_U2[:, 0]
+        room_S = self._room_S.double()
+        room_U = torch.bincount(unit_S, room_S)
+        room_J = torch.bincount(self._kind_S, room_S)
+        share_J = share_J * _shares(room_J.sqrt(), self._class_J)
+        share_U = share_J[kind_U] * _shares(room_U.sqrt(), kind_U)
+        weight_S = share_U[unit_S] * _shares(room_S, unit_S)
+        return weight_S / weight_S.sum()
+
+    def _measure_open_rates(self) -> Tensor:
+        rates = []
+        for kind in range(len(self.kinds)):
+            weight_S = self.weight_S * (self._kind_S == kind)
+            if not weight_S.any():
+                rates.append(1.0)
+                continue
+            codes_CL, _ = self.draw_chunks(weight_S, _NUM_PILOT, has_errors=False)
+            num_open = len(make_frames(codes_CL, self._word_bp).chunk_F.unique())
+            rates.append(max(num_open, 1) / _NUM_PILOT)
+        return torch.tensor(rates, dtype=torch.float64, device=self.weight_S.device)
+
+
+def _shares(size: Tensor, parent: Tensor) -> Tensor:
+    """Return each size as a share of all those with the same parent."""
+    return size / torch.bincount(parent, size).clamp(min=1e-300)[parent]
