@@ -67,12 +67,15 @@ class Training:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if torch.cuda.is_available() else "no"
-        )
+        has_gpu = torch.cuda.is_available()
+        # Said even where there is no GPU: Accelerate otherwise makes each process a run of its own.
+        self.accelerator = Accelerator(cpu=not has_gpu, mixed_precision="bf16" if has_gpu else "no")
         set_seed(args.seed)
         device = self.accelerator.device
-        model = MiniModel(args.sizes, args.dropout)
+        model = MiniModel(args.sizes, args.dropout).to(device)
+        self.ema = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True
+        )
         decayed = [value for value in model.parameters() if value.ndim > 1]
         others = [value for value in model.parameters() if value.ndim <= 1]
         optimizer = torch.optim.AdamW(
@@ -84,11 +87,6 @@ class Training:
             betas=(0.9, 0.98),
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.ema = AveragedModel(
-            self.accelerator.unwrap_model(self.model),
-            multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY),
-            use_buffers=True,
-        )
         self.clock = Clock()
         self.accelerator.register_for_checkpointing(self.ema, self.clock)
         self.state_path = args.output / "state"

@@ -6,6 +6,7 @@ chunks of L bases.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,8 @@ class Sampler:
 
     Attributes:
         kinds: `class/sub-class`, the names of the kinds.
-        open_rate_J: float64, the share of each kind's chunks with an open frame.
+        weight_S: float64, how often each sequence is drawn, before chunks without an open frame
+            are left out; 1 in all.
     """
 
     def __init__(
@@ -71,26 +73,54 @@ class Sampler:
         self._is_viral_J = torch.tensor(
             [kind.startswith("viral/") for kind in self.kinds], device=self._class_J.device
         )
-        self.open_rate_J = self._measure_open_rates()
-        self._open_weight_S = self.weight_S / self.open_rate_J[self._kind_S]
-        self._frames_per_chunk = len(self._draw_frames(_NUM_PILOT, has_errors=False)[0].chunk_F) / (
-            _NUM_PILOT
-        )
+
+    @cached_property
+    def open_rates(self) -> Tensor:
+        """float64 (J,): the share of each kind's chunks with an open frame, measured on some."""
+        rates = []
+        for kind in range(len(self.kinds)):
+            weight_S = self.weight_S * (self._kind_S == kind)
+            if not weight_S.any():
+                rates.append(1.0)
+                continue
+            codes_CL, _ = self.draw_chunks(weight_S, _NUM_PILOT)
+            num_open = len(make_frames(codes_CL, self._word_bp).chunk_F.unique())
+            rates.append(max(num_open, 1) / _NUM_PILOT)
+        return torch.tensor(rates, dtype=torch.float64, device=self.weight_S.device)
+
+    @cached_property
+    def open_weights(self) -> Tensor:
+        """float64 (S,): as `weight_S`, such that it holds for chunks with an open frame."""
+        return self.weight_S / self.open_rates[self._kind_S]
+
+    @cached_property
+    def _frames_per_chunk(self) -> float:
+        codes_CL, _ = self.draw_chunks(self.open_weights, _NUM_PILOT)
+        return max(len(make_frames(codes_CL, self._word_bp).chunk_F), 1) / _NUM_PILOT
 
     def draw_batch(self, num_frames: int, *, has_errors: bool) -> Batch:
         """Return `num_frames` open frames, rarely some fewer, and their chunks."""
-        num_chunks = round(1.1 * num_frames / max(self._frames_per_chunk, 0.01))
-        frames, kind_C = self._draw_frames(num_chunks, has_errors=has_errors)
+        num_chunks = round(1.25 * num_frames / self._frames_per_chunk)
+        codes_CL, sequence_C = self.draw_chunks(
+            self.open_weights, num_chunks, has_errors=has_errors
+        )
+        frames = make_frames(codes_CL, self._word_bp)
         # One shape in nearly all steps: memory is allocated once. The last chunk may lack a frame.
         frames = Frames(*(tensor[:num_frames] for tensor in frames))
         kept, chunk_F = torch.unique_consecutive(frames.chunk_F, return_inverse=True)
-        kind_C = kind_C[kept]
+        kind_C = self._kind_S[sequence_C[kept]]
         return Batch(frames._replace(chunk_F=chunk_F), kind_C, self._is_viral_J[kind_C])
 
     def draw_chunks(
-        self, weight_S: Tensor, num_chunks: int, *, has_errors: bool
+        self, weight_S: Tensor, num_chunks: int, *, has_errors: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return the codes of chunks, uint8 (C, L), and the sequence of each, int64 (C,)."""
+        """Return the codes of chunks, uint8 (C, L), and the sequence of each, int64 (C,).
+
+        Args:
+            weight_S: How often each sequence is drawn.
+            num_chunks: C.
+            has_errors: Simulate sequencing errors.
+        """
         device, generator = weight_S.device, self._generator
         sequence_C = torch.multinomial(weight_S, num_chunks, True, generator=generator)
         uniform_C = torch.rand(num_chunks, dtype=torch.float64, device=device, generator=generator)
@@ -112,17 +142,15 @@ class Sampler:
         is_wrong_CL = (self._uniform(*codes_CL.shape) < rate_C1) & (codes_CL != AMBIGUOUS)
         return torch.where(is_wrong_CL, (codes_CL + other_CL) % 4, codes_CL).byte(), sequence_C
 
-    def _draw_frames(self, num_chunks: int, *, has_errors: bool) -> tuple[Frames, Tensor]:
-        codes_CL, sequence_C = self.draw_chunks(
-            self._open_weight_S, num_chunks, has_errors=has_errors
-        )
-        return make_frames(codes_CL, self._word_bp), self._kind_S[sequence_C]
-
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, device=self.weight_S.device, generator=self._generator)
 
+    def kind_of(self, sequence_C: Tensor) -> list[str]:
+        """Return the name of each sequence's kind."""
+        return [self.kinds[kind] for kind in self._kind_S[sequence_C].tolist()]
+
     def _balance(self) -> Tensor:
-        """Return float64 (S,): how often each sequence is drawn, 1 in all."""
+        """Return `weight_S`."""
         names = self._genomes.names["class"]
         share_J = torch.tensor(
             [SHARES[names[klass]] for klass in self._class_J.tolist()], dtype=torch.float64
@@ -140,18 +168,6 @@ class Sampler:
         share_U = share_J[kind_U] * _shares(room_U.sqrt(), kind_U)
         weight_S = share_U[unit_S] * _shares(room_S, unit_S)
         return weight_S / weight_S.sum()
-
-    def _measure_open_rates(self) -> Tensor:
-        rates = []
-        for kind in range(len(self.kinds)):
-            weight_S = self.weight_S * (self._kind_S == kind)
-            if not weight_S.any():
-                rates.append(1.0)
-                continue
-            codes_CL, _ = self.draw_chunks(weight_S, _NUM_PILOT, has_errors=False)
-            num_open = len(make_frames(codes_CL, self._word_bp).chunk_F.unique())
-            rates.append(max(num_open, 1) / _NUM_PILOT)
-        return torch.tensor(rates, dtype=torch.float64, device=self.weight_S.device)
 
 
 def _shares(size: Tensor, parent: Tensor) -> Tensor:

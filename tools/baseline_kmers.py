@@ -1,0 +1,69 @@
+"""Prints how well 6-mer frequencies and a logistic regression tell viral chunks: the floor.
+
+Chunks are drawn as for the mini model. The penalty is chosen on the valid split.
+
+    python -m tools.baseline_kmers genomes.npz test.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tools.mini.figures import auroc
+from tools.mini.genomes import Genomes, read_genomes
+from tools.mini.kmers import PENALTIES, KmerBaseline, count_kmers
+from tools.mini.sampling import Sampler
+
+LENGTHS_BP = (300, 500, 1000, 3000)
+
+
+def draw_features(
+    genomes: Genomes, length_bp: int, num_chunks: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 6-mer shares, float32 (C, D), and whether each chunk is viral, bool (C,)."""
+    sampler = Sampler(genomes, length_bp, word_bp=3, generator=torch.Generator().manual_seed(seed))
+    codes_CL, sequence_C = sampler.draw_chunks(sampler.weight_S, num_chunks)
+    is_viral = [kind.startswith("viral/") for kind in sampler.kind_of(sequence_C)]
+    return count_kmers(codes_CL), torch.tensor(is_viral)
+
+
+def fit_baseline(
+    train: Genomes, valid: Genomes, length_bp: int, num_chunks: int, seed: int
+) -> KmerBaseline:
+    """Return the baseline whose penalty is the best of `PENALTIES` on `valid`."""
+    features_CD, is_viral_C = draw_features(train, length_bp, num_chunks, seed)
+    valid_CD, valid_is_viral_C = draw_features(valid, length_bp, num_chunks // 4, seed)
+
+    def quality(baseline: KmerBaseline) -> float:
+        return auroc(baseline.score(valid_CD).numpy(), valid_is_viral_C.numpy())
+
+    baselines = [KmerBaseline(features_CD, is_viral_C, penalty) for penalty in PENALTIES]
+    return max(baselines, key=quality)
+
+
+def main() -> None:
+    """Print the AUROC on the test split for each length."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("genomes", type=Path, help="packed, with the splits train and valid")
+    parser.add_argument("test", type=Path, help="packed, with the split test")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
+    parser.add_argument("--num-chunks", type=int, default=20_000, help="to learn from")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    train, valid = (read_genomes(args.genomes, split) for split in ("train", "valid"))
+    test = read_genomes(args.test, "test")
+    for length_bp in args.lengths:
+        baseline = fit_baseline(train, valid, length_bp, args.num_chunks, args.seed)
+        features_CD, is_viral_C = draw_features(test, length_bp, args.num_chunks // 2, args.seed)
+        value = auroc(baseline.score(features_CD).numpy(), np.asarray(is_viral_C))
+        print(f"{length_bp} bp: AUROC {value:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
