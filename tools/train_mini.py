@@ -124,7 +124,8 @@ class Training:
                 ).item()
                 if clock.seconds - clock.evaluated > args.evaluate_seconds:
                     self.evaluate(losses)
-        self.evaluate(losses)
+        if clock.evaluated != clock.seconds:
+            self.evaluate(losses)
         self.accelerator.save_state(str(self.state_path))
 
     def step(self) -> dict[str, Tensor]:

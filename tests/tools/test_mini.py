@@ -36,10 +36,9 @@ def model() -> MiniModel:
     model = MiniModel(SIZES).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.001, 0.002)
+    model.head.bn1.running_mean.normal_()
+    model.head.bn1.running_var.uniform_(0.001, 0.002)
+    torch.nn.init.normal_(model.head.output_layer.weight, std=3)
     return model.half().float().requires_grad_(False)
 
 

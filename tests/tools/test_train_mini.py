@@ -197,12 +197,11 @@ def test_a_model_learns_what_tells_its_genomes_apart(genomes_path: Path, tmp_pat
 
 
 @pytest.mark.launch
-def test_two_processes_train_and_go_on_where_they_stopped(
-    genomes_path: Path, tmp_path: Path
-) -> None:
+def test_two_processes_train_and_one_goes_on(genomes_path: Path, tmp_path: Path) -> None:
     program = ["-m", "tools.train_mini", str(genomes_path), str(tmp_path / "run"), *SMALL]
-    for _ in range(2):
-        done = run(*accelerate_launch(2, *program), "--minutes=1000", "--leg-minutes=0.001")
+    program += ["--minutes=1000", "--leg-minutes=0.001"]
+    for command in (accelerate_launch(2, *program), [sys.executable, *program]):
+        done = run(*command)
         assert done.returncode == 0, done.stderr
     log = read_log(tmp_path / "run")
     assert [line["step"] for line in log] == [20, 40]
