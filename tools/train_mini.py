@@ -39,7 +39,7 @@ SHORT_LENGTHS_BP = (90, 150, 220)
 
 SHORT_SHARE = 0.125
 WARM_UP_SHARE = 0.02
-EMA_DECAY = 0.999
+EMA_DECAY = 0.998
 STEPS_PER_CLOCK = 20
 _FIRST_RESIDUE = 4
 
@@ -73,9 +73,7 @@ class Training:
         set_seed(args.seed)
         device = self.accelerator.device
         model = MiniModel(args.sizes, args.dropout).to(device)
-        self.ema = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True
-        )
+        self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         decayed = [value for value in model.parameters() if value.ndim > 1]
         others = [value for value in model.parameters() if value.ndim <= 1]
         optimizer = torch.optim.AdamW(
@@ -197,6 +195,15 @@ class Training:
         print(line, flush=True)
         with (self.args.output / "log.jsonl").open("a") as file:
             file.write(line + "\n")
+
+
+def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+    """Move the running averages towards the weights: far at first, less and less, at last a little.
+
+    With a constant decay the first of a short training would outweigh all that follow.
+    """
+    seen = int(num_averaged)
+    get_ema_multi_avg_fn(min(EMA_DECAY, (1 + seen) / (10 + seen)))(averaged, current, num_averaged)
 
 
 def call_losses(logits_F2: Tensor, batches: list[Batch]) -> tuple[Tensor, Tensor]:
