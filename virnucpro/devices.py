@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -97,6 +98,19 @@ def measure_free_memory(device: torch.device) -> int:
     """Return the bytes that this process could still allocate on a GPU."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+@torch.inference_mode()
+def count_affordable(call: Callable[[], object], device: torch.device) -> float:
+    """Return how often a GPU's free memory holds what `call` takes at its peak; 0 if not once."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        return 0.0
+    taken = max(1, torch.cuda.max_memory_allocated(device) - before)
+    return measure_free_memory(device) / taken
 
 
 def machine_name() -> str:

@@ -27,10 +27,11 @@ from virnucpro.batching import (
     measure_costs,
     plan_batches,
 )
+from virnucpro.budgets import BudgetKey, read_budget
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.claims import make_counter
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import DTYPES, is_out_of_memory, measure_free_memory
+from virnucpro.devices import DTYPES, count_affordable, device_name, is_out_of_memory
 from virnucpro.errors import MemoryExhaustedError
 from virnucpro.frame_store import SequenceSource
 from virnucpro.interface import Attention, Backend, Encoder, TokenBatch, Weights
@@ -41,6 +42,7 @@ from virnucpro.part_writer import FloatArray, PartWriter
 logger = logging.getLogger(__name__)
 
 # Throughput hardly changes from 8,000 tokens on an H200; on a CPU small batches stay in the cache.
+# What `virnucpro profile` found on the very device is used instead.
 MOST_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 
 _PROBE_TOKENS = 2_048
@@ -126,7 +128,7 @@ def run_embedding(
         status = PassStatus(job.name)
         monitor.begin_pass(status)
         encoder = _load_encoder(accelerator.device, job, compute)
-        batches, budget = _plan(accelerator, job, encoder, finished)
+        batches, budget = _plan(accelerator, job, compute, encoder, finished)
         claims = ClaimedBatches(batches, make_counter(accelerator))
         status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
         status.budget_tokens = budget
@@ -159,7 +161,11 @@ def _load_encoder(device: torch.device, job: EmbeddingJob, compute: ComputeConfi
 
 
 def _plan(
-    accelerator: Accelerator, job: EmbeddingJob, encoder: Encoder, finished: IntArray
+    accelerator: Accelerator,
+    job: EmbeddingJob,
+    compute: ComputeConfig,
+    encoder: Encoder,
+    finished: IntArray,
 ) -> tuple[Batches, int]:
     """Return the batches that remain to be computed and their budget, the same in every process."""
     costs = measure_costs(job.backend.token_cost, job.source, job.rows)
@@ -167,7 +173,8 @@ def _plan(
     if budget is None:
         # One plan for all: a larger GPU gains next to nothing from larger batches, and takes more
         # of them instead.
-        budget = min(gather_object([choose_budget(accelerator.device, job, encoder, costs)]))
+        mine = choose_budget(accelerator.device, job, encoder, costs, compute.attention)
+        budget = min(gather_object([mine]))
     remaining = plan_batches(job.rows, costs, budget).without(finished)
     logger.info(
         "%s: %d distinct of %d sequences, %d already done, %d batches of up to %d tokens to do",
@@ -182,28 +189,23 @@ def _plan(
 
 
 def choose_budget(
-    device: torch.device, job: EmbeddingJob, encoder: Encoder, costs: IntArray
+    device: torch.device, job: EmbeddingJob, encoder: Encoder, costs: IntArray, attention: str
 ) -> int:
-    """Return how many tokens a batch may have so that the device's free memory holds it.
+    """Return how many tokens a batch may have: what is fastest, as far as memory allows.
 
     What a token takes is measured on a small batch of the longest sequences, which take most.
     """
-    most = MOST_BATCH_TOKENS[device.type]
+    identity = job.identity
+    place = (device_name(device), identity.backend, identity.embedding_dim, identity.precision)
+    most = read_budget(BudgetKey(*place, attention)) or MOST_BATCH_TOKENS[device.type]
     if device.type != "cuda":
         return most
     longest = max(1, int(costs.max()))
     rows = job.rows[np.argsort(-costs, kind="stable")[: max(1, _PROBE_TOKENS // longest)]]
     batch = job.backend.load_collator(job.weights)(rows, job.source.get_many(rows))
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    try:
-        with torch.inference_mode():
-            encoder(send_to_device(batch, device))
-    except torch.OutOfMemoryError:
-        return longest  # the loop goes on from there, one sequence at a time
-    taken = max(1, torch.cuda.max_memory_allocated(device) - before)
-    affordable = _MEMORY_SHARE * measure_free_memory(device) / taken * len(rows) * longest
-    return int(min(most, max(longest, affordable)))
+    num_affordable = count_affordable(lambda: encoder(send_to_device(batch, device)), device)
+    # Where not even one fits, the loop goes on from there, one sequence at a time.
+    return int(min(most, max(longest, _MEMORY_SHARE * num_affordable * len(rows) * longest)))
 
 
 class _Loop:

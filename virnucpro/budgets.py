@@ -1,0 +1,121 @@
+"""The token budgets that `virnucpro profile` found best, in a small file that later runs read.
+
+They decide how fast a run is and nothing else, so a file that cannot be used is passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_PATH_VARIABLE = "VIRNUCPRO_BUDGETS"
+_FORMAT = "virnucpro-budgets"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BudgetKey:
+    """What the best budget depends on.
+
+    Attributes:
+        device: The GPU's model, or `cpu`.
+        backend: The backend's name.
+        embedding_dim: Tells the sizes of a backend's models from each other; others of the same
+            size, trained otherwise, are as fast.
+        precision: What is computed in.
+        attention: As in ComputeConfig.
+    """
+
+    device: str
+    backend: str
+    embedding_dim: int
+    precision: str
+    attention: str
+
+
+def budgets_path() -> Path:
+    """Return where budgets are kept: by $VIRNUCPRO_BUDGETS, or else below the user's cache."""
+    given = os.environ.get(_PATH_VARIABLE)
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "virnucpro" / "budgets.json"
+
+
+def read_budget(key: BudgetKey) -> int | None:
+    """Return the stored tokens of a batch, or None where there are none for `key`.
+
+    A file that is damaged or of something else is passed over with a warning.
+    """
+    wanted = dataclasses.asdict(key)
+    for entry in _read_entries(budgets_path()):
+        if {name: entry.get(name) for name in wanted} == wanted:
+            return int(entry["batch_tokens"])
+    return None
+
+
+def store_budget(key: BudgetKey, batch_tokens: int) -> Path:
+    """Keep the tokens of a batch for later runs, in place of what is stored for `key`.
+
+    Returns:
+        The file, which is replaced as a whole, so that a run never reads half of it.
+    """
+    path = budgets_path()
+    wanted = dataclasses.asdict(key)
+    others = [
+        entry
+        for entry in _read_entries(path)
+        if {name: entry.get(name) for name in wanted} != wanted
+    ]
+    document = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "budgets": [*others, {**wanted, "batch_tokens": batch_tokens}],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    part_path.replace(path)
+    return path
+
+
+def _read_entries(path: Path) -> list[dict[str, Any]]:
+    """Return the stored budgets with what they belong to; none of a file that is no use."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, RecursionError, ValueError) as error:
+        return _pass_over(path, str(error))
+    header = (_FORMAT, _FORMAT_VERSION)
+    if not isinstance(document, dict) or header != (
+        document.get("format"),
+        document.get("format_version"),
+    ):
+        return _pass_over(path, f"it is no {_FORMAT} of version {_FORMAT_VERSION}")
+    entries = document.get("budgets")
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        return _pass_over(path, "its budgets are no numbers of tokens, at least 1")
+    return entries
+
+
+def _is_entry(entry: object) -> bool:
+    tokens = entry.get("batch_tokens") if isinstance(entry, dict) else None
+    return type(tokens) is int and tokens >= 1
+
+
+def _pass_over(path: Path, reason: str) -> list[dict[str, Any]]:
+    logger.warning(
+        "%s: passed over (%s); budgets are chosen without it, and `virnucpro profile` writes it "
+        "anew",
+        path,
+        reason,
+    )
+    return []
