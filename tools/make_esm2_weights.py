@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from virnucpro_esm2.benchmarking import SIZES, make_config, save_fair_esm
 from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies, make_empty_model
 from virnucpro_esm2.tokens import TOKENS
 from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS, Layout, source_names
@@ -24,22 +24,7 @@ from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS, Layout, source_names
 from virnucpro.interface import Attention
 from virnucpro.kernels import float8
 
-SIZES = {
-    "8M": (6, 320, 20),
-    "35M": (12, 480, 20),
-    "150M": (30, 640, 20),
-    "650M": (33, 1280, 20),
-    "3B": (36, 2560, 40),
-    "15B": (48, 5120, 40),
-}
-"""Layers, width and heads of the published models."""
-
 CPU = torch.device("cpu")
-
-
-def make_config(num_layers: int = 6, embed_dim: int = 40, num_heads: int = 2) -> Esm2Config:
-    """Return the settings of an ESM-2 of these sizes."""
-    return Esm2Config(num_layers, embed_dim, num_heads, ffn_dim=4 * embed_dim)
 
 
 def make_random_model(
@@ -98,15 +83,7 @@ def write_fair_esm(
         tensors[key] = default_frequencies(config.head_dim)
     state = {f"encoder.sentence_encoder.{key}": value for key, value in tensors.items()}
     state |= {f"encoder.lm_head.{key}": value for key, value in _make_lm_head(tensors).items()}
-    settings = Namespace(
-        arch="esm2",
-        encoder_layers=config.num_layers,
-        encoder_embed_dim=config.embed_dim,
-        encoder_attention_heads=config.num_heads,
-        token_dropout=config.token_dropout,
-    )
-    model = {key: value.to(dtype) for key, value in state.items()}
-    torch.save({"cfg": {"model": settings}, "model": model}, path)
+    save_fair_esm(path, config, {key: value.to(dtype) for key, value in state.items()})
     if contact_regression:
         torch.save({"model": _make_contact_head(config)}, _contact_regression_path(path))
     return path
