@@ -31,6 +31,8 @@ _COMMANDS = (
     "check-precision",
     "checkpoints",
     "monitor",
+    "profile",
+    "benchmark",
     "backends",
     "utils",
 )

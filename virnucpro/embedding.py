@@ -27,7 +27,7 @@ from virnucpro.batching import (
     measure_costs,
     plan_batches,
 )
-from virnucpro.budgets import BudgetKey, read_budget
+from virnucpro.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.claims import make_counter
 from virnucpro.config import ComputeConfig
@@ -40,10 +40,6 @@ from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
 
 logger = logging.getLogger(__name__)
-
-# Throughput hardly changes from 8,000 tokens on an H200; on a CPU small batches stay in the cache.
-# What `virnucpro profile` found on the very device is used instead.
-MOST_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 
 _PROBE_TOKENS = 2_048
 _MEMORY_SHARE = 0.8

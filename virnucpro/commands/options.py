@@ -117,7 +117,7 @@ backend_options = _group(
 )
 """The two models that embed open frames."""
 
-compute_options = _group(
+device_options = _group(
     click.option(
         "-d",
         "--device",
@@ -141,6 +141,11 @@ compute_options = _group(
         show_default=True,
         help="flash needs flash-attn, sdpa torch alone; eager is the plain reference.",
     ),
+)
+"""What to compute on, and how."""
+
+compute_options = _group(
+    device_options,
     click.option(
         "--dataloader-workers",
         type=int,
@@ -148,7 +153,7 @@ compute_options = _group(
         help="Tokenizing processes per GPU.  [default: by the machine]",
     ),
 )
-"""What to compute on, and how."""
+"""The same for a run, which also reads and tokenizes."""
 
 launch_options = _group(
     click.option("--gpus", metavar="N[,N...]", help="Use these GPUs.  [default: all]"),
@@ -236,6 +241,18 @@ def hide_other_gpus(gpus: str | None) -> None:
     if not re.fullmatch(r"\d+(,\d+)*", gpus):
         raise UsageError(f"--gpus {gpus}: wanted numbers with commas between, such as 0,1")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+
+
+def require_single_process(ctx: click.Context) -> None:
+    """Refuse to measure in several processes, which would disturb each other.
+
+    Raises:
+        UsageError: A launch has started others along with this one.
+    """
+    if is_one_of_several():
+        raise UsageError(
+            f"{ctx.command.name} measures one device; run it without a launcher, or in one process"
+        )
 
 
 def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -> None:

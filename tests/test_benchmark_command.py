@@ -1,0 +1,202 @@
+"""`virnucpro benchmark` and `virnucpro profile`, run as a user runs them, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.plugins import install_module, run_python
+from tests.runs import REPOSITORY, VIRNUCPRO, accelerate_launch, run, write_reads
+
+PLUGIN = """
+import dataclasses, torch
+from virnucpro.testing.toy import ToyBackend
+
+class Backend(ToyBackend):
+    info = dataclasses.replace(ToyBackend.info, name="faulty")
+
+    def load_encoder(self, weights, *, dtype, device, attention):
+        encoder = super().load_encoder(weights, dtype=dtype, device=device, attention=attention)
+        if dtype == torch.float16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if dtype == torch.bfloat16:
+            encoder.mix.weight.data.neg_()
+        return encoder
+
+backend = Backend()
+"""
+
+
+def benchmark(*options: object) -> subprocess.CompletedProcess[str]:
+    return run(*VIRNUCPRO, "benchmark", "--device=cpu", "--quick", *options)
+
+
+def profile(*options: object) -> subprocess.CompletedProcess[str]:
+    return run(*VIRNUCPRO, "profile", "--device=cpu", *options)
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a benchmark of everything writes."""
+    directory = tmp_path_factory.mktemp("benchmark") / "out"
+    done = benchmark("--json", "-o", directory)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((directory / "benchmark.json").read_text())
+    return directory
+
+
+def test_both_models_are_measured_beside_other_implementations(output_dir: Path) -> None:
+    report = json.loads((output_dir / "benchmark.json").read_text())
+    assert report["device"] == "cpu"
+    assert report["ceilings"]["flop_per_s"]["fp32"] > 0
+    assert report["ceilings"]["copy_bytes_per_s"] > 0
+    lines = [(line["model"], line["implementation"], line["length_bp"]) for line in report["lines"]]
+    assert lines == [
+        ("dnabert-s small", "virnucpro, auto", 500),
+        ("dnabert-s small", "virnucpro, auto", 150),
+        ("dnabert-s small", "one frame at a time", 500),
+        ("esm2 8M", "virnucpro, auto", 500),
+        ("esm2 8M", "virnucpro, auto", 150),
+        ("esm2 8M", "fair-esm", 500),
+        ("esm2 8M", "transformers EsmModel, sdpa", 500),
+    ]
+    for line in report["lines"]:
+        assert line["tokens_per_s"] > line["sequences_per_s"] > 0
+        assert line["ceiling_share"] > 0
+        assert line["worst_cosine"] == pytest.approx(1, abs=1e-5)
+        assert not line["note"]
+
+
+def test_the_table_says_the_same(output_dir: Path) -> None:
+    report = json.loads((output_dir / "benchmark.json").read_text())
+    text = (output_dir / "benchmark.txt").read_text()
+    for line in report["lines"]:
+        assert f"{line['tokens_per_s']:,.0f}" in text
+    assert "worst cosine" in text
+    assert "GiB" not in text  # only GPUs count what is allocated
+
+
+def test_one_model_is_compared_with_an_earlier_report(
+    demo_weights: Mapping[str, str], tmp_path: Path
+) -> None:
+    options = ["--model=esm2", f"--weights={demo_weights['protein_weights']}"]
+    options += ["--no-vanilla-baseline", "--suite=throughput"]
+    first = json.loads(benchmark(*options, "--json").stdout)
+    (tmp_path / "earlier.json").write_text(json.dumps(first))
+    done = benchmark(*options, "--json", f"--compare-to={tmp_path / 'earlier.json'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["lines"]
+    assert len(found) == 2
+    for line, before in zip(found, first["lines"], strict=True):
+        assert line["worst_cosine"] is None
+        assert line["change"] == pytest.approx(line["tokens_per_s"] / before["tokens_per_s"] - 1)
+    (tmp_path / "earlier.json").write_text('{"lines": [{}]}')
+    done = benchmark(*options, f"--compare-to={tmp_path / 'earlier.json'}")
+    assert done.returncode == 2
+    assert "earlier.json: is no benchmark.json (KeyError: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("precision", "code", "message"),
+    [
+        ("fp32", 0, ""),
+        ("bf16", 1, "further from float32 than it should be: faulty toy.safetensors in bf16"),
+        ("fp16", 2, "out of memory: faulty toy.safetensors in fp16"),
+    ],
+)
+def test_the_exit_code_tells_what_is_wrong(
+    precision: str, code: int, message: str, tmp_path: Path
+) -> None:
+    from virnucpro.testing.toy.model import write_toy_weights
+
+    install_module(tmp_path / "site", PLUGIN, "faulty-backend", name="faulty")
+    write_toy_weights(tmp_path / "toy.safetensors")
+    command = ["-m", "virnucpro", "benchmark", "--device=cpu", "--suite=equivalence", "--json"]
+    options = ["--model=faulty", "--weights=toy.safetensors", f"--precision={precision}"]
+    sites = [REPOSITORY, REPOSITORY / "backends", tmp_path / "site"]
+    done = run_python(*command, *options, sites=sites, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert [line["is_off"] for line in json.loads(done.stdout)["lines"]] == [code == 1]
+    if code == 0:
+        without_weights = run_python(*command, "--model=faulty", sites=sites, cwd=tmp_path)
+        assert without_weights.returncode == 2
+        assert "give some with --weights" in without_weights.stderr
+
+
+@pytest.mark.launch
+def test_a_launch_of_several_is_refused() -> None:
+    done = run(*accelerate_launch(2, "-m", "virnucpro", "profile", "-m=esm2", "--min-batch=512"))
+    assert done.returncode == 1
+    assert "profile measures one device" in done.stderr
+
+
+def embed(output: Path, weights: str, reads: Path) -> tuple[str, np.ndarray[Any, Any]]:
+    """Return what a run says and the embeddings that it writes."""
+    options = ("--backend=dnabert-s", f"--weights={weights}", "-o", output, "--device=cpu")
+    done = run(*VIRNUCPRO, "embed", reads, *options)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(output) as file:
+        return done.stderr, file["embeddings"][:]
+
+
+def test_a_run_takes_the_budget_that_profile_stored(
+    demo_weights: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = demo_weights["dna_weights"]
+    reads = write_reads(tmp_path / "reads.fa", 60)
+    budgets = tmp_path / "budgets.json"
+    monkeypatch.setenv("VIRNUCPRO_BUDGETS", str(budgets))
+    said, wanted = embed(tmp_path / "before.h5", weights, reads)
+    assert "batches of up to 2048 tokens" in said
+
+    done = profile(
+        "--model=dnabert-s",
+        f"--weights={weights}",
+        "--min-batch=100",
+        "--max-batch=300",
+        "--step=100",
+        f"--test-file={reads}",
+        f"--output={tmp_path / 'profile.json'}",
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "profile.json").read_text())
+    assert [each["batch_tokens"] for each in document["measurements"]] == [100, 200, 300]
+    assert all(each["tokens_per_s"] > 0 for each in document["measurements"])
+    best = document["best_batch_tokens"]
+    assert f"Best: {best} tokens a batch" in done.stdout
+
+    said, found = embed(tmp_path / "after.h5", weights, reads)
+    assert f"batches of up to {best} tokens" in said
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+    budgets.write_text("{")
+    said, found = embed(tmp_path / "broken.h5", weights, reads)
+    assert "passed over" in said
+    assert "batches of up to 2048 tokens" in said
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_budgets_double_and_stop_where_they_should() -> None:
+    from virnucpro.errors import UsageError
+    from virnucpro.profiling import BudgetRange
+
+    assert BudgetRange(512).list_for("cpu") == [512, 1024, 2048, 4096, 8192]
+    assert BudgetRange(512).list_for("cuda")[-1] == 131_072
+    assert BudgetRange(512, 2048, 512).list_for("cuda") == [512, 1024, 1536, 2048]
+    assert BudgetRange(20_000).list_for("cpu") == [20_000]
+    with pytest.raises(UsageError, match="at least the smallest"):
+        BudgetRange(512, 100)
+
+
+def test_a_backend_without_weights_of_its_own_asks_for_some() -> None:
+    done = profile("--model=toy")
+    assert done.returncode == 2
+    assert "which weights?" in done.stderr

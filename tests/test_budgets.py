@@ -1,0 +1,80 @@
+"""Where the budgets of `virnucpro profile` lie, and what a file of another kind does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from virnucpro.budgets import BudgetKey, budgets_path, read_budget, store_budget
+
+KEY = BudgetKey("NVIDIA H200", "esm2", 2560, "bf16", "auto")
+HEADER = b'{"format": "virnucpro-budgets", "format_version": 1, '
+OTHERS = [
+    dataclasses.replace(KEY, device="cpu"),
+    dataclasses.replace(KEY, backend="dnabert-s"),
+    dataclasses.replace(KEY, embedding_dim=1280),
+    dataclasses.replace(KEY, precision="fp8"),
+    dataclasses.replace(KEY, attention="sdpa"),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cache" / "budgets.json"
+    monkeypatch.setenv("VIRNUCPRO_BUDGETS", str(path))
+    return path
+
+
+def test_each_key_has_its_own_budget_and_the_last_one_counts(path: Path) -> None:
+    assert read_budget(KEY) is None
+    for budget, key in enumerate([*OTHERS, KEY], 1):
+        assert store_budget(key, 100 * budget) == path
+    store_budget(KEY, 16_384)
+    assert read_budget(KEY) == 16_384
+    assert [read_budget(key) for key in OTHERS] == [100, 200, 300, 400, 500]
+    assert len(json.loads(path.read_text())["budgets"]) == 6
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'"budgets"',
+        b'{"budgets": []}',
+        b'{"format": "virnucpro-budgets", "format_version": 2, "budgets": []}',
+        HEADER + b'"budgets": {}}',
+        HEADER + b'"budgets": [512]}',
+        HEADER + b'"budgets": [{"batch_tokens": 0}]}',
+        HEADER + b'"budgets": [{"batch_tokens": true}]}',
+    ],
+)
+def test_what_is_no_file_of_budgets_is_passed_over_and_replaced(
+    content: bytes, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert read_budget(KEY) is None
+    assert str(path) in caplog.text
+    assert "passed over" in caplog.text
+    store_budget(KEY, 512)
+    assert read_budget(KEY) == 512
+
+
+def test_budgets_lie_in_the_users_cache_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIRNUCPRO_BUDGETS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert budgets_path() == tmp_path / "virnucpro" / "budgets.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert budgets_path() == Path("/home/someone/.cache/virnucpro/budgets.json")

@@ -1,0 +1,265 @@
+"""`virnucpro benchmark`: how fast and how exact the models are on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from virnucpro import __version__
+from virnucpro.commands.options import (
+    device_options,
+    hide_other_gpus,
+    require_single_process,
+)
+from virnucpro.commands.tables import format_table
+from virnucpro.config import ComputeConfig
+from virnucpro.errors import IncompleteError, UsageError, VirnucproError
+
+if TYPE_CHECKING:
+    import torch
+
+    from virnucpro.benchmarking import Line
+    from virnucpro.measuring import Ceilings
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_PER_LINE = {"tiny": 0.1, "small": 1.0, "medium": 3.0, "large": 10.0}
+
+_WITH_SPEEDS = ("all", "throughput", "memory", "scaling")
+_WITH_COSINES = ("all", "equivalence")
+
+Report = dict[str, Any]
+
+
+@click.command("benchmark", short_help="Measure how fast and exact the models are on this machine.")
+@click.option(
+    "--suite",
+    type=click.Choice(("scaling", "throughput", "memory", "equivalence", "all")),
+    default="all",
+    show_default=True,
+    help="Speeds, GPU memory, cosines against float32, or all. scaling: as throughput.",
+)
+@click.option(
+    "--data-size",
+    type=click.Choice(tuple(_SECONDS_PER_LINE)),
+    default="small",
+    show_default=True,
+    help="How long each line is timed: 0.1, 1, 3 or 10 seconds.",
+)
+@click.option("--quick", is_flag=True, help="The small models of a CPU, timed as tiny.")
+@click.option("--model", metavar="NAME", help="Only this backend.  [default: all]")
+@click.option(
+    "--weights", metavar="WEIGHTS", help="Weights of that backend.  [default: random ones]"
+)
+@device_options
+@click.option("--gpus", metavar="N[,N...]", help="Hide the other GPUs; the first is measured.")
+@click.option(
+    "--vanilla-baseline/--no-vanilla-baseline",
+    default=True,
+    help="Other implementations beside ours.  [default: yes]",
+)
+@click.option(
+    "-o",
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write benchmark.json and benchmark.txt there.",
+)
+@click.option(
+    "--compare-to",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="JSON",
+    help="Show what changed since that benchmark.json.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_context
+def benchmark_command(ctx: click.Context, /, **options: Any) -> None:
+    """Measure the models on this machine's first GPU, or on its CPU.
+
+    Without --weights they are random and of the published sizes, on which speed
+    does not depend. Other implementations run beside in the same process, and
+    what the device reaches in large matrix products is measured as well.
+
+    Exit code 1: embeddings are further from float32 than they should be;
+    2: something does not fit the memory, or wrong usage.
+
+    \b
+    Examples:
+      virnucpro benchmark
+      virnucpro benchmark --model esm2 --weights esm2_t36_3B_UR50D.pt
+      virnucpro benchmark --quick --device cpu --json
+    """  # noqa: D301 (click reads the \b)
+    require_single_process(ctx)
+    if options["weights"] is not None and options["model"] is None:
+        raise UsageError("--weights: of which backend? Name it with --model")
+    if options["suite"] == "scaling":
+        logger.warning(
+            "--suite scaling: one device is measured, as by throughput; docs/scheduling.md says "
+            "how runs scale"
+        )
+    hide_other_gpus(options["gpus"])
+    report = _measure(options)
+    if options["compare_to"] is not None:
+        _compare(report, options["compare_to"])
+    text = _format_report(report)
+    document = json.dumps(report, indent=2)
+    click.echo(document if options["as_json"] else text)
+    if options["output_dir"] is not None:
+        options["output_dir"].mkdir(parents=True, exist_ok=True)
+        (options["output_dir"] / "benchmark.json").write_text(document + "\n", encoding="utf-8")
+        (options["output_dir"] / "benchmark.txt").write_text(text + "\n", encoding="utf-8")
+    _judge(report)
+
+
+def _measure(options: dict[str, Any]) -> Report:
+    """Return everything that was measured, as JSON knows values."""
+    from virnucpro import benchmarking
+    from virnucpro.devices import make_accelerator
+
+    config = ComputeConfig(**{name: options[name] for name in ("device", "precision", "attention")})
+    accelerator = make_accelerator(config)
+    device, quick = accelerator.device, options["quick"]
+    plan = benchmarking.Plan(
+        device=device,
+        precisions=benchmarking.choose_precisions(config.precision, accelerator),
+        attention=config.attention,
+        least_seconds=_SECONDS_PER_LINE["tiny" if quick else options["data_size"]],
+        with_speeds=options["suite"] in _WITH_SPEEDS,
+        with_cosines=options["suite"] in _WITH_COSINES,
+        with_references=options["vanilla_baseline"],
+    )
+    with tempfile.TemporaryDirectory(prefix="virnucpro-") as directory:
+        subjects = benchmarking.open_subjects(
+            options["model"],
+            options["weights"],
+            Path(directory),
+            on_gpu=device.type == "cuda" and not quick,
+        )
+        ceilings, lines = benchmarking.measure_table(subjects, plan)
+    return _make_report(device, ceilings, lines)
+
+
+def _make_report(device: torch.device, ceilings: Ceilings | None, lines: list[Line]) -> Report:
+    import torch
+
+    from virnucpro.devices import device_name
+
+    return {
+        "virnucpro": __version__,
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "num_threads": torch.get_num_threads(),
+        "ceilings": dataclasses.asdict(ceilings) if ceilings is not None else None,
+        "lines": [dataclasses.asdict(line) | {"is_off": line.is_off} for line in lines],
+    }
+
+
+def _compare(report: Report, path: Path) -> None:
+    """Add to each line of `report` how much faster it is than in the report at `path`.
+
+    Raises:
+        UsageError: The file is no report.
+    """
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        speeds = {_line_key(line): line["tokens_per_s"] for line in earlier["lines"]}
+        device = earlier["device"]
+        changes = [
+            line["tokens_per_s"] / speeds[_line_key(line)] - 1
+            if line["tokens_per_s"] and speeds.get(_line_key(line))
+            else None
+            for line in report["lines"]
+        ]
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: is no benchmark.json ({type(error).__name__}: {error}); give what "
+            "`virnucpro benchmark --json` printed or -o wrote"
+        ) from error
+    if device != report["device"]:
+        logger.warning("%s: measured on %s, and this is %s", path, device, report["device"])
+    for line, change in zip(report["lines"], changes, strict=True):
+        line["change"] = change
+
+
+def _line_key(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["model"], line["implementation"], line["precision"], line["length_bp"]
+
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("tokens/s", "tokens_per_s", "{:,.0f}"),
+    ("frames/s", "sequences_per_s", "{:,.0f}"),
+    ("of ceiling", "ceiling_share", "{:.1%}"),
+    ("GiB", "peak_memory_bytes", "{:.2f}"),
+    ("worst cosine", "worst_cosine", "{:.6f}"),
+    ("change", "change", "{:+.1%}"),
+)
+"""Heading, field of a line, and format of what is not measured in every suite."""
+
+
+def _format_report(report: Report) -> str:
+    """Return the table, with what it was measured on above and what is missing below."""
+    lines = report["lines"]
+    measured = [column for column in _COLUMNS if any(line.get(column[1]) for line in lines)]
+    rows = [
+        [
+            line["model"],
+            line["implementation"],
+            line["precision"],
+            f"{line['length_bp'] or '-'}",
+            *(_format_value(line, name, form) for _, name, form in measured),
+        ]
+        for line in lines
+    ]
+    headings = ["model", "implementation", "precision", "bp", *(column[0] for column in measured)]
+    device = report["device"]
+    threads = f" ({report['num_threads']} threads)" if device == "cpu" else ""
+    text = [f"{device}{threads}, torch {report['torch']}, virnucpro {report['virnucpro']}"]
+    if report["ceilings"] is not None:
+        text.append(_format_ceilings(report["ceilings"]))
+    text += ["", format_table(headings, rows, num_left=2)]
+    notes = [f"{line['implementation']}: {line['note']}" for line in lines if line["note"]]
+    return "\n".join([*text, *([""] if notes else []), *dict.fromkeys(notes)])
+
+
+def _format_value(line: dict[str, Any], name: str, form: str) -> str:
+    value = line.get(name)
+    if value is None:
+        return "-"
+    return form.format(value / 2**30 if name == "peak_memory_bytes" else value)
+
+
+def _format_ceilings(ceilings: dict[str, Any]) -> str:
+    products = [
+        f"{precision} {flop_per_s / 1e12:,.2f} TFLOP/s"
+        for precision, flop_per_s in ceilings["flop_per_s"].items()
+    ]
+    copied = f"copies {ceilings['copy_bytes_per_s'] / 1e9:,.0f} GB/s"
+    return f"At best: {', '.join([*products, copied])}"
+
+
+def _judge(report: Report) -> None:
+    """Let the command fail if what is ours did not fit the memory, or is not exact enough.
+
+    Raises:
+        IncompleteError: It did not fit.
+        VirnucproError: It is too far from float32.
+    """
+    ours = [line for line in report["lines"] if line["is_ours"]]
+    named = {field: [_name(line) for line in ours if line[field]] for field in ("note", "is_off")}
+    if named["note"]:
+        raise IncompleteError(f"out of memory: {'; '.join(named['note'])}")
+    if named["is_off"]:
+        raise VirnucproError(
+            f"further from float32 than it should be: {'; '.join(dict.fromkeys(named['is_off']))}; "
+            "see the column of cosines, and try --precision fp32 or --attention sdpa"
+        )
+
+
+def _name(line: dict[str, Any]) -> str:
+    return f"{line['model']} in {line['precision']}"

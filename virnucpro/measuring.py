@@ -1,0 +1,210 @@
+"""Measuring on a device: what it does at best, and how fast an encoder is on a batch.
+
+Shapes: B sequences in a batch, E numbers in an embedding, K numbers into a linear layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from virnucpro.devices import DTYPES, is_out_of_memory
+from virnucpro.interface import Alphabet, Backend, Collator, Encoder, TokenBatch
+from virnucpro.kernels.float8 import Float8Linear, quantize
+
+_LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
+_BASES_PER_LETTER: dict[Alphabet, int] = {"dna": 1, "protein": 3}
+_SHORTEST_SHARE = 0.95
+
+# Large enough that the device does its best.
+_MATRIX_SIZE = {"cuda": 8192, "cpu": 2048}
+_COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}
+_CEILING_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device does at best, measured on it.
+
+    Attributes:
+        flop_per_s: In a product of two large matrices, by precision.
+        copy_bytes_per_s: Read and written in a large copy within its memory.
+    """
+
+    flop_per_s: dict[str, float]
+    copy_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast an encoder is on a batch.
+
+    Attributes:
+        tokens_per_s: Special tokens included.
+        sequences_per_s: Of that batch.
+        peak_memory_bytes: Most that was allocated, weights included; None on a CPU.
+    """
+
+    tokens_per_s: float
+    sequences_per_s: float
+    peak_memory_bytes: int | None
+
+
+@torch.inference_mode()
+def measure_ceilings(device: torch.device, precisions: Iterable[str]) -> Ceilings:
+    """Return what `device` does at best in each of `precisions`, and in copying."""
+    flop = 2 * _MATRIX_SIZE[device.type] ** 3
+    products = {precision: _make_product(precision, device) for precision in precisions}
+    source = torch.empty(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    copy = functools.partial(torch.empty_like(source).copy_, source)
+    return Ceilings(
+        flop_per_s={
+            precision: flop / measure_seconds(product, device, _CEILING_SECONDS)
+            for precision, product in products.items()
+        },
+        copy_bytes_per_s=2 * source.numel() / measure_seconds(copy, device, _CEILING_SECONDS),
+    )
+
+
+def _make_product(precision: str, device: torch.device) -> Callable[[], object]:
+    """Return a call that multiplies two large square matrices, as a linear layer does."""
+    size = _MATRIX_SIZE[device.type]
+    dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
+    layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
+    input_XK = torch.randn(size, size, device=device, dtype=dtype)
+    if precision == "fp8":
+        return functools.partial(Float8Linear(layer), quantize(input_XK))
+    return functools.partial(torch.mm, input_XK, layer.weight.t())
+
+
+def measure_seconds(
+    call: Callable[[], object], device: torch.device, least_seconds: float
+) -> float:
+    """Return the mean seconds of a call, repeated for about `least_seconds` after warming up."""
+    call()  # compiles, and finds its memory
+    once = _time(call, device, 1)
+    num_steps = int(least_seconds / max(once, 1e-6))
+    return _time(call, device, num_steps) if num_steps > 1 else once
+
+
+def _time(call: Callable[[], object], device: torch.device, num_steps: int) -> float:
+    """Return the mean seconds of `num_steps` calls, on a GPU by its own clock."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        for _ in range(num_steps):
+            call()
+        return (time.perf_counter() - began) / num_steps
+    stream = torch.cuda.current_stream(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    stream.record_event(start)
+    for _ in range(num_steps):
+        call()
+    stream.record_event(end)
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / num_steps
+
+
+@torch.inference_mode()
+def measure_encoder(
+    encoder: Encoder, batch: TokenBatch, device: torch.device, least_seconds: float
+) -> Speed:
+    """Return how fast `encoder` is on `batch`, timed for about `least_seconds`.
+
+    Raises:
+        RuntimeError: torch's own, for want of memory (`is_out_of_memory`).
+    """
+    on_gpu = device.type == "cuda"
+    moved = send_to_device(batch, device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = measure_seconds(lambda: encoder(moved), device, least_seconds)
+    return Speed(
+        tokens_per_s=len(batch.token_ids_T) / seconds,
+        sequences_per_s=len(batch.rows) / seconds,
+        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
+    )
+
+
+def measure_budgets(
+    encoder: Encoder,
+    batches: Iterable[tuple[int, TokenBatch]],
+    device: torch.device,
+    least_seconds: float,
+) -> Iterator[tuple[int, Speed]]:
+    """Yield each token budget with the speed of its batch, until one does not fit the memory."""
+    for budget_tokens, batch in batches:
+        try:
+            speed = measure_encoder(encoder, batch, device, least_seconds)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return
+        yield budget_tokens, speed
+
+
+def make_sequences(alphabet: Alphabet, length_bp: int) -> Iterator[str]:
+    """Yield random open frames of chunks of `length_bp`, without end; always the same."""
+    source = random.Random(0)
+    longest = max(1, length_bp // _BASES_PER_LETTER[alphabet])
+    shortest = max(1, round(_SHORTEST_SHARE * longest))
+    while True:
+        length = source.randint(shortest, longest)
+        yield "".join(source.choices(_LETTERS[alphabet], k=length))
+
+
+def fill_batch(
+    backend: Backend, collator: Collator, sequences: Iterable[str], budget_tokens: int
+) -> TokenBatch:
+    """Return as many of the first `sequences` as a batch of a run with that budget holds."""
+    taken: list[str] = []
+    longest = 0
+    for sequence in sequences:
+        longest = max(longest, backend.token_cost(sequence))
+        if taken and longest * (len(taken) + 1) > budget_tokens:
+            break
+        taken.append(sequence)
+    return collator(np.arange(len(taken), dtype=np.int64), taken)
+
+
+@torch.inference_mode()
+def embed_mixed(
+    encoder: Encoder, backend: Backend, collator: Collator, device: torch.device
+) -> Tensor:
+    """Return float32 (B, E) on the host: of 32 random sequences of 12 to 1,500 bp, always these."""
+    alphabet = backend.info.alphabet
+    lengths_bp = np.geomspace(12, 1500, 32).astype(int).tolist()
+    sequences = [next(make_sequences(alphabet, length_bp)) for length_bp in lengths_bp]
+    batch = collator(np.arange(len(sequences), dtype=np.int64), sequences)
+    embeddings_BE = encoder(send_to_device(batch, device))
+    return embeddings_BE.cpu()
+
+
+def find_worst_cosine(found_BE: Tensor, wanted_BE: Tensor) -> float:
+    """Return the smallest cosine between two embeddings of a sequence; NaN counts as -1."""
+    cosine_B = cosine_similarity(found_BE.double(), wanted_BE.double())
+    return float(cosine_B.nan_to_num(nan=-1.0).min())
+
+
+def count_flop_per_token(encoder: Encoder) -> int:
+    """Return the floating-point operations that each token takes in products with weights.
+
+    Every matrix of weights that is no table of embeddings is taken as multiplied once. What grows
+    with the length of a sequence, inside attention, does not count.
+    """
+    modules = cast("nn.Module", encoder).modules()
+    weights = [
+        getattr(module, "weight", None)
+        for module in modules
+        if not isinstance(module, nn.Embedding)
+    ]
+    return 2 * sum(w.numel() for w in weights if isinstance(w, Tensor) and w.ndim == 2)

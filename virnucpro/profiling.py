@@ -1,0 +1,148 @@
+"""Finding the token budget that is fastest for a model on a device."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from virnucpro.budgets import BudgetKey
+from virnucpro.config import ComputeConfig
+from virnucpro.devices import DTYPES, choose_precision, device_name, make_accelerator
+from virnucpro.errors import MemoryExhaustedError, UsageError
+from virnucpro.fasta import RecordReader
+from virnucpro.interface import Attention, TokenBatch
+from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_budgets
+from virnucpro.session import Model, open_model
+
+logger = logging.getLogger(__name__)
+
+LARGEST_BUDGETS = {"cuda": 131_072, "cpu": 8_192}
+"""Where doubling ends, by kind of device."""
+
+_LENGTH_BP = 500
+_SECONDS_PER_BUDGET = 1.0
+_MOST_RECORDS = 10_000
+
+# Smaller batches take less memory and end more evenly, so a larger one has to gain something.
+_AS_GOOD_AS_THE_BEST = 0.99
+
+
+@dataclass(frozen=True)
+class BudgetRange:
+    """Which budgets to try, in tokens.
+
+    Attributes:
+        smallest: The first.
+        largest: Where to stop; None for the device's of `LARGEST_BUDGETS`.
+        step: From one to the next; None for twice the last.
+
+    Raises:
+        UsageError: The largest is smaller than the smallest.
+    """
+
+    smallest: int
+    largest: int | None = None
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.largest is not None and self.largest < self.smallest:
+            raise UsageError(
+                f"batches of {self.smallest} to {self.largest} tokens: the largest has to be at "
+                "least the smallest"
+            )
+
+    def list_for(self, device_type: str) -> list[int]:
+        """Return the budgets, rising."""
+        largest = self.largest or max(self.smallest, LARGEST_BUDGETS[device_type])
+        if self.step is not None:
+            return list(range(self.smallest, largest + 1, self.step))
+        doubled = (self.smallest << exponent for exponent in itertools.count())
+        return list(itertools.takewhile(lambda budget: budget <= largest, doubled))
+
+
+@dataclass(frozen=True)
+class BudgetProfile:
+    """How fast a model is by the tokens in a batch.
+
+    Attributes:
+        key: What was measured, and on what.
+        speeds: By budget, rising.
+    """
+
+    key: BudgetKey
+    speeds: dict[int, Speed]
+
+    @property
+    def best(self) -> int:
+        """The smallest budget that is as fast as any, but for a hundredth."""
+        fastest = max(speed.tokens_per_s for speed in self.speeds.values())
+        return next(
+            budget_tokens
+            for budget_tokens, speed in self.speeds.items()
+            if speed.tokens_per_s >= _AS_GOOD_AS_THE_BEST * fastest
+        )
+
+
+def profile_budgets(
+    config: ComputeConfig,
+    backend_name: str,
+    location: str,
+    wanted: BudgetRange,
+    test_path: Path | None = None,
+) -> BudgetProfile:
+    """Measure one backend with its weights in batches of rising size.
+
+    Args:
+        config: What to compute on, and how.
+        backend_name: For example `esm2`.
+        location: Of its weights.
+        wanted: The budgets; what does not fit the device's memory ends them early.
+        test_path: Sequences to measure on; None for random open frames of 500 bp.
+
+    Raises:
+        MemoryExhaustedError: Not even the smallest batch fits.
+        VirnucproError: The settings, the weights or the sequences cannot be used.
+    """
+    accelerator = make_accelerator(config)
+    device = accelerator.device
+    precision = choose_precision(config.precision, accelerator)
+    model = open_model(accelerator, backend_name, location)
+    identity = model.make_identity("", precision, _LENGTH_BP)
+    encoder = model.loaded.backend.load_encoder(
+        model.weights,
+        dtype=DTYPES[identity.precision],
+        device=device,
+        attention=cast("Attention", config.attention),
+    )
+    batches = _make_batches(model, wanted.list_for(device.type), test_path)
+    speeds = {}
+    for budget_tokens, speed in measure_budgets(encoder, batches, device, _SECONDS_PER_BUDGET):
+        logger.info("%d tokens a batch: %.0f tokens/s", budget_tokens, speed.tokens_per_s)
+        speeds[budget_tokens] = speed
+    if not speeds:
+        raise MemoryExhaustedError(
+            f"{backend_name}: not even {wanted.smallest} tokens fit the memory of {device}; use a "
+            "device with more, or a smaller --min-batch"
+        )
+    place = (device_name(device), backend_name, identity.embedding_dim, identity.precision)
+    return BudgetProfile(BudgetKey(*place, config.attention), speeds)
+
+
+def _make_batches(
+    model: Model, budgets: Iterable[int], test_path: Path | None
+) -> Iterator[tuple[int, TokenBatch]]:
+    """Yield each budget with a batch that fills it; sequences of a file repeat if they are few."""
+    backend = model.loaded.backend
+    collator = backend.load_collator(model.weights)
+    given: list[str] = []
+    if test_path is not None:
+        records = itertools.islice(RecordReader(test_path, model.alphabet), _MOST_RECORDS)
+        given = [record.sequence.upper() for record in records if record.sequence]
+    for budget_tokens in budgets:
+        random_ones = make_sequences(model.alphabet, _LENGTH_BP)
+        sequences = itertools.cycle(given) if given else random_ones
+        yield budget_tokens, fill_batch(backend, collator, sequences, budget_tokens)
