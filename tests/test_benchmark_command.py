@@ -129,6 +129,10 @@ def test_the_exit_code_tells_what_is_wrong(
         without_weights = run_python(*command, "--model=faulty", sites=sites, cwd=tmp_path)
         assert without_weights.returncode == 2
         assert "give some with --weights" in without_weights.stderr
+    if code == 2:
+        profiled = run_python("-m", "virnucpro", "profile", *options, sites=sites, cwd=tmp_path)
+        assert profiled.returncode == 4
+        assert "do not fit the memory of cpu" in profiled.stderr
 
 
 @pytest.mark.launch

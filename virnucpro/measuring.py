@@ -18,7 +18,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from virnucpro.devices import DTYPES, is_out_of_memory
+from virnucpro.devices import DTYPES
 from virnucpro.interface import Alphabet, Backend, Collator, Encoder, TokenBatch
 from virnucpro.kernels.float8 import Float8Linear, quantize
 
@@ -133,23 +133,6 @@ def measure_encoder(
         sequences_per_s=len(batch.rows) / seconds,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
     )
-
-
-def measure_budgets(
-    encoder: Encoder,
-    batches: Iterable[tuple[int, TokenBatch]],
-    device: torch.device,
-    least_seconds: float,
-) -> Iterator[tuple[int, Speed]]:
-    """Yield each token budget with the speed of its batch, until one does not fit the memory."""
-    for budget_tokens, batch in batches:
-        try:
-            speed = measure_encoder(encoder, batch, device, least_seconds)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return
-        yield budget_tokens, speed
 
 
 def make_sequences(alphabet: Alphabet, length_bp: int) -> Iterator[str]:

@@ -11,11 +11,17 @@ from typing import cast
 
 from virnucpro.budgets import BudgetKey
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import DTYPES, choose_precision, device_name, make_accelerator
-from virnucpro.errors import MemoryExhaustedError, UsageError
+from virnucpro.devices import (
+    DTYPES,
+    choose_precision,
+    device_name,
+    is_out_of_memory,
+    make_accelerator,
+)
+from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
 from virnucpro.fasta import RecordReader
 from virnucpro.interface import Attention, TokenBatch
-from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_budgets
+from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_encoder
 from virnucpro.session import Model, open_model
 
 logger = logging.getLogger(__name__)
@@ -112,21 +118,25 @@ def profile_budgets(
     precision = choose_precision(config.precision, accelerator)
     model = open_model(accelerator, backend_name, location)
     identity = model.make_identity("", precision, _LENGTH_BP)
-    encoder = model.loaded.backend.load_encoder(
-        model.weights,
-        dtype=DTYPES[identity.precision],
-        device=device,
-        attention=cast("Attention", config.attention),
-    )
     batches = _make_batches(model, wanted.list_for(device.type), test_path)
-    speeds = {}
-    for budget_tokens, speed in measure_budgets(encoder, batches, device, _SECONDS_PER_BUDGET):
-        logger.info("%d tokens a batch: %.0f tokens/s", budget_tokens, speed.tokens_per_s)
-        speeds[budget_tokens] = speed
+    speeds: dict[int, Speed] = {}
+    try:
+        encoder = model.loaded.backend.load_encoder(
+            model.weights,
+            dtype=DTYPES[identity.precision],
+            device=device,
+            attention=cast("Attention", config.attention),
+        )
+        for budget_tokens, batch in batches:
+            speeds[budget_tokens] = measure_encoder(encoder, batch, device, _SECONDS_PER_BUDGET)
+            logger.info("measured batches of %d tokens", budget_tokens)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
     if not speeds:
         raise MemoryExhaustedError(
-            f"{backend_name}: not even {wanted.smallest} tokens fit the memory of {device}; use a "
-            "device with more, or a smaller --min-batch"
+            f"{backend_name}: the weights and a batch of {wanted.smallest} tokens do not fit the "
+            f"memory of {device}; use a device with more, or a smaller --min-batch"
         )
     place = (device_name(device), backend_name, identity.embedding_dim, identity.precision)
     return BudgetProfile(BudgetKey(*place, config.attention), speeds)
@@ -142,6 +152,8 @@ def _make_batches(
     if test_path is not None:
         records = itertools.islice(RecordReader(test_path, model.alphabet), _MOST_RECORDS)
         given = [record.sequence.upper() for record in records if record.sequence]
+        if not given:
+            raise InputError(f"{test_path}: holds empty records only; give some with sequences")
     for budget_tokens in budgets:
         random_ones = make_sequences(model.alphabet, _LENGTH_BP)
         sequences = itertools.cycle(given) if given else random_ones
