@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tools.make_classifier_weights import make_classifier
+from virnucpro.calibration import Calibration
 from virnucpro.classifier import (
     Classifier,
     ClassifierMetadata,
@@ -25,6 +29,14 @@ from virnucpro.weights import digest_files
 DNA = ("dnabert-s", 8)
 PROTEIN = ("esm2", 12)
 METADATA = ClassifierMetadata("dnabert-s", "esm2", 8, 12, 500)
+IDENTITIES = ("sha256:d", "sha256:p")
+CALIBRATED = replace(
+    METADATA,
+    dna_weights_identity=IDENTITIES[0],
+    protein_weights_identity=IDENTITIES[1],
+    calibration=Calibration(0.75, 0.25, -0.125, 64),
+    origin={"inputs": [{"path": "phages.fa", "sha256": "0" * 64}], "seed": 1},
+)
 
 PUBLISHED = """
 import sys
@@ -185,9 +197,9 @@ def test_bad_features_are_refused(full_size: Classifier, features: np.ndarray) -
 
 def test_dimensions_are_compared_when_the_file_tells_no_more(published: Path) -> None:
     classifier = load_classifier(published / "state.pt")
-    classifier.check_fits(("any", 5), ("thing", 15), 300)
+    classifier.check_fits(("any", 5), ("thing", 15), 300, IDENTITIES)
     with pytest.raises(ClassifierError, match=r"wants 20 .* give 24 = dnabert-s 8 \+ esm2 16"):
-        classifier.check_fits(DNA, ("esm2", 16), 500)
+        classifier.check_fits(DNA, ("esm2", 16), 500, IDENTITIES)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +226,58 @@ def test_misfits_are_named(
 ) -> None:
     save_classifier(tmp_path / "c", read_state(published), METADATA)
     classifier = load_classifier(tmp_path / "c")
-    classifier.check_fits(DNA, PROTEIN, 500)
+    classifier.check_fits(DNA, PROTEIN, 500, IDENTITIES)
     with pytest.raises(ClassifierError, match=message):
-        classifier.check_fits(dna, protein, chunk_length_bp)
+        classifier.check_fits(dna, protein, chunk_length_bp, IDENTITIES)
+
+
+def test_other_weights_of_the_same_size_are_refused(published: Path, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "c", read_state(published), CALIBRATED)
+    classifier = load_classifier(tmp_path / "c")
+    classifier.check_fits(DNA, PROTEIN, 500, IDENTITIES)
+    with pytest.raises(ClassifierError, match="trained on esm2 weights sha256:p, the run uses"):
+        classifier.check_fits(DNA, PROTEIN, 500, (IDENTITIES[0], "sha256:q"))
+
+
+# --- what our own files tell
+
+
+def test_calibration_and_origin_are_kept(published: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_classifier(tmp_path / name, read_state(published), CALIBRATED)
+    assert load_classifier(tmp_path / "a").metadata == CALIBRATED
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_version_1_is_read_and_tells_less(published: Path, tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    document = {
+        "format_version": 1,
+        "class_names": ["others", "virus"],
+        "dna_backend": "dnabert-s",
+        "protein_backend": "esm2",
+        "dna_dim": 8,
+        "protein_dim": 12,
+        "chunk_length_bp": 500,
+    }
+    save_file(read_state(published), path, {"virnucpro_classifier": json.dumps(document)})
+    classifier = load_classifier(path)
+    assert classifier.metadata == METADATA
+    assert classifier.calibration is None
+    classifier.check_fits(DNA, PROTEIN, 500, ("sha256:any", "sha256:thing"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"slope": -1.0}, {"offset": float("nan")}, {"slope": "1"}, {"x": 1}]
+)
+def test_an_impossible_calibration_is_refused(published: Path, tmp_path: Path, change) -> None:
+    save_classifier(tmp_path / "c", read_state(published), CALIBRATED)
+    with safe_open(tmp_path / "c", "pt") as file:
+        document = json.loads(file.metadata()["virnucpro_classifier"])
+    document["calibration"] |= change
+    save_file(read_state(published), tmp_path / "c", {"virnucpro_classifier": json.dumps(document)})
+    with pytest.raises(ClassifierError, match="c: cannot be read as a classifier"):
+        load_classifier(tmp_path / "c")
 
 
 # --- files that are none
@@ -263,7 +324,7 @@ def test_metadata_must_agree_with_the_tensors(published: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ('{"format_version": 2}', "version 2, and this program reads version 1"),
+        ('{"format_version": 3}', "version 3, and this program reads versions 1 to 2"),
         ('{"format_version": 1, "class_names": ["virus", "others"]}', "the classes are"),
         ('{"format_version": 1, "class_names": ["others", "virus"]}', "cannot be read"),
         ("[", "cannot be read as a classifier"),

@@ -121,7 +121,7 @@ def test_viral_records_come_out_as_they_went_in(golden_run):
 def test_run_json_tells_what_was_run(golden_run, demo_weights):
     run_json = json.loads(golden_run.layout.run_json.read_text())
     assert " ".join(sorted(run_json)) == (
-        "backends classifier counts inputs num_processes passes precision schema_version "
+        "backends calls classifier counts inputs num_processes passes precision schema_version "
         "seconds settings started_at versions"
     )
     assert run_json["schema_version"] == 1
@@ -141,6 +141,8 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
     assert [model["name"] for model in run_json["backends"]] == ["dnabert-s", "esm2"]
     assert run_json["settings"]["protein_weights"] == demo_weights["protein_weights"]
     assert (run_json["precision"], run_json["num_processes"]) == ("fp32", 1)
+    unknown = {"expected_fdr": None, "viral_share": None}
+    assert run_json["calls"] == {"by": "score", "threshold": 0.5} | unknown
 
 
 def test_run_log_tells_the_story_and_reports_duplicates(golden_run):

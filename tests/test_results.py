@@ -106,13 +106,14 @@ def test_every_record_has_a_line(tmp_path: Path) -> None:
         score=np.array([0.1 + 0.2, np.nan, 0.25]),
         call=np.array(["virus", "none", "others"], object),
         reason=np.array(["-", "too_short", "-"], object),
+        probability=np.array([0.125, np.nan, np.nan]),
     )
     assert (tmp_path / "records.tsv").read_text() == (
         "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
-        "\tscore\tcall\treason\n"
-        "contig\t1000\t2\t1\t3\t1\t0.30000000000000004\tvirus\t-\n"
-        "read\t2\t0\t0\t0\t0\tNA\tnone\ttoo_short\n"
-        "read\t90\t1\t1\t1\t0\t0.25\tothers\t-\n"
+        "\tscore\tcall\treason\tprobability\n"
+        "contig\t1000\t2\t1\t3\t1\t0.30000000000000004\tvirus\t-\t0.125\n"
+        "read\t2\t0\t0\t0\t0\tNA\tnone\ttoo_short\tNA\n"
+        "read\t90\t1\t1\t1\t0\t0.25\tothers\t-\tNA\n"
     )
 
 

@@ -78,6 +78,7 @@ def test_read_of_one_chunk_is_called_as_its_chunk() -> None:
     assert below["call"] == "others"
     assert below["score"] < 0.5
     read = call_one((0.25, 0.75))
+    assert np.isnan(read.pop("probability"))
     assert read == {
         "num_chunks": 1,
         "num_open_chunks": 1,

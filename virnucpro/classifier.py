@@ -13,7 +13,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from virnucpro.calibration import Calibration
 from virnucpro.errors import ClassifierError, WeightsError
 from virnucpro.weights import check_sizes, digest_files, read_pickle
 
 CLASS_NAMES = ("others", "virus")
 """The columns of the scores, in the published models' order."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 adds the identities of the weights, the calibration and the origin to version 1."""
+
 # One key holding JSON: safetensors writes several keys in a random order, and the same classifier
 # would have another digest each time.
 _METADATA_KEY = "virnucpro_classifier"
@@ -52,13 +55,29 @@ _STAND_INS = [
 
 @dataclass(frozen=True, slots=True)
 class ClassifierMetadata:
-    """What a classifier was trained for; only our own files tell it."""
+    """What a classifier was trained for; only our own files tell it.
+
+    Attributes:
+        dna_backend: Name of the backend that made the DNA embeddings.
+        protein_backend: Of the one that made the protein embeddings.
+        dna_dim: Numbers in a DNA embedding.
+        protein_dim: Numbers in a protein embedding.
+        chunk_length_bp: The length that records were cut to.
+        dna_weights_identity: `Weights.identity` of the DNA backend's weights; None if not known.
+        protein_weights_identity: The same of the protein backend.
+        calibration: What makes probabilities of its scores; None if they are none.
+        origin: What it was trained on and how, as JSON knows values; None if not known.
+    """
 
     dna_backend: str
     protein_backend: str
     dna_dim: int
     protein_dim: int
     chunk_length_bp: int
+    dna_weights_identity: str | None = None
+    protein_weights_identity: str | None = None
+    calibration: Calibration | None = None
+    origin: Mapping[str, Any] | None = None
 
 
 class Classifier:
@@ -90,18 +109,28 @@ class Classifier:
         self._output_bias_C = tensors["output_layer.bias"]
         self.input_dim = self._hidden_weight_DH.shape[0]
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """What makes probabilities of the scores; None if they are none."""
+        return None if self.metadata is None else self.metadata.calibration
+
     def check_fits(
-        self, dna: tuple[str, int], protein: tuple[str, int], chunk_length_bp: int
+        self,
+        dna: tuple[str, int],
+        protein: tuple[str, int],
+        chunk_length_bp: int,
+        weights_identities: tuple[str, str],
     ) -> None:
-        """Check that the classifier goes with the backends and the chunk length.
+        """Check that the classifier goes with the backends, their weights and the chunk length.
 
         Args:
             dna: Name and embedding dimension of the DNA backend.
             protein: The same of the protein backend.
             chunk_length_bp: The length that records are cut to.
+            weights_identities: Of the weights of the DNA and of the protein backend.
 
         Raises:
-            ClassifierError: It was made for other dimensions, backends or chunks.
+            ClassifierError: It was made for other dimensions, backends, weights or chunks.
         """
         made_for = self.metadata
         given = _describe_features(dna, protein)
@@ -123,6 +152,8 @@ class Classifier:
                 f"cuts chunks of {chunk_length_bp} bp; set the expected length to "
                 f"{made_for.chunk_length_bp}, or choose another classifier"
             )
+        if made_for is not None:
+            _check_weights(made_for, weights_identities)
 
     def score(self, features_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return float32 (N, 2), P(others) and P(virus), for float32 (N, D) features.
@@ -165,6 +196,18 @@ class Classifier:
 
 def _describe_features(dna: tuple[str, int], protein: tuple[str, int]) -> str:
     return f"{dna[1] + protein[1]} = {dna[0]} {dna[1]} + {protein[0]} {protein[1]}"
+
+
+def _check_weights(made_for: ClassifierMetadata, identities: tuple[str, str]) -> None:
+    trained_on = made_for.dna_weights_identity, made_for.protein_weights_identity
+    names = made_for.dna_backend, made_for.protein_backend
+    for name, wanted, found in zip(names, trained_on, identities, strict=True):
+        if wanted not in (None, found):
+            raise ClassifierError(
+                f"the classifier was trained on {name} weights {wanted}, the run uses {found}; "
+                "choose the very files that it was trained on (the same model in another file "
+                "format counts as another), or another classifier"
+            )
 
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifier:
@@ -269,18 +312,24 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], ClassifierMetadata
 
 
 def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetadata:
-    if document["format_version"] != FORMAT_VERSION:
+    if document["format_version"] not in range(1, FORMAT_VERSION + 1):
         raise ClassifierError(
             f"{path}: a classifier file of version {document['format_version']}, and this program "
-            f"reads version {FORMAT_VERSION}; update virnucpro"
+            f"reads versions 1 to {FORMAT_VERSION}; update virnucpro"
         )
     if tuple(document["class_names"]) != CLASS_NAMES:
         raise ClassifierError(
             f"{path}: the classes are {document['class_names']}, wanted {list(CLASS_NAMES)}"
         )
-    return ClassifierMetadata(
-        **{field.name: document[field.name] for field in fields(ClassifierMetadata)}
-    )
+    values = {
+        field.name: document[field.name]
+        for field in fields(ClassifierMetadata)
+        # What version 1 did not know has a default.
+        if field.default is MISSING or field.name in document
+    }
+    if values.get("calibration") is not None:
+        values["calibration"] = Calibration(**values["calibration"])
+    return ClassifierMetadata(**values)
 
 
 def _module_state(path: Path, module: _StandIn) -> dict[str, Any]:

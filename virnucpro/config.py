@@ -1,22 +1,15 @@
-"""A run's settings: frozen, checked in one place, and readable from the fork's YAML."""
+"""A run's settings: frozen, and checked in one place."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 from virnucpro.errors import UsageError
-from virnucpro.logs import reads_settings_first
-
-logger = logging.getLogger(__name__)
 
 STDIN = "-"
 """Stands for standard input where a path is expected."""
@@ -102,7 +95,53 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(ComputeConfig):
+class FramesConfig(ComputeConfig):
+    """What embeds the open frames: what `predict` and `train` share.
+
+    Attributes:
+        dna_backend: Name of the backend that embeds DNA.
+        protein_backend: Name of the backend that embeds proteins.
+        dna_weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
+        protein_weights: Its weights, likewise.
+        dnabert_batch_size: Tokens in a batch of the DNA backend; None for the device's default.
+        esm_batch_size: Tokens in a batch of the protein backend; None for the device's default.
+        resume: Keep what an earlier run of the same settings finished, and do the rest.
+        force: Overwrite what is there. With `resume`, finished work is kept.
+
+    Raises:
+        UsageError: A value is not to be had.
+    """
+
+    dna_backend: str = "dnabert-s"
+    protein_backend: str = "esm2"
+    dna_weights: str = "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
+    protein_weights: str = "facebook/esm2_t36_3B_UR50D"
+    dnabert_batch_size: int | None = None
+    esm_batch_size: int | None = None
+    resume: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dna_weights", "protein_weights"):
+            self._set(name, str(getattr(self, name)))
+        for name in ("dnabert_batch_size", "esm_batch_size"):
+            self._require_at_least(name, 1)
+
+    def _set_paths(self, name: str) -> None:
+        given: Any = getattr(self, name)
+        paths = (given,) if isinstance(given, str | Path) else given
+        self._set(name, tuple(str(path) for path in paths))
+
+    def _require_share(self, name: str) -> None:
+        """Refuse what is no share strictly between 0 and 1."""
+        value = getattr(self, name)
+        if value is not None and not 0 < value < 1:
+            raise UsageError(f"{name} {value!r}: wanted a share between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(FramesConfig):
     """What `predict` does.
 
     Attributes:
@@ -113,17 +152,13 @@ class PredictConfig(ComputeConfig):
         model_type: `300`, `500` or `custom`: which classifier, and so which chunk length.
         model_path: The classifier; by default `{model_type}_model.pth` in the working directory.
         expected_length: Chunk length in bp; by default the model type's, 500 for a custom one.
-        dna_backend: Name of the backend that embeds DNA.
-        protein_backend: Name of the backend that embeds proteins.
-        dna_weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
-        protein_weights: Its weights, likewise.
-        dnabert_batch_size: Tokens in a batch of the DNA backend; None for the device's default.
-        esm_batch_size: Tokens in a batch of the protein backend; None for the device's default.
         min_length: Records shorter than this many bp get no call.
         threshold: A record is called viral from this score on.
+        max_fdr: Call as many records viral as keep the expected share of others among them within
+            this, instead of by `threshold`; None not to. Needs a calibrated classifier.
+        viral_share: The share of viral records in the input that probabilities are to assume;
+            None for what the classifier was calibrated for.
         keep_intermediate: Also write the fork's intermediate FASTA files.
-        resume: Keep what an earlier run of the same settings finished, and do the rest.
-        force: Overwrite an existing output directory. With `resume`, finished work is kept.
         skip_checkpoint_validation: Trust finished parts without reading them again.
         sequences_per_file: Sequences in each of the files that `keep_intermediate` splits.
 
@@ -136,39 +171,27 @@ class PredictConfig(ComputeConfig):
     model_type: str = "500"
     model_path: Path | None = None
     expected_length: int | None = None
-    dna_backend: str = "dnabert-s"
-    protein_backend: str = "esm2"
-    dna_weights: str = "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
-    protein_weights: str = "facebook/esm2_t36_3B_UR50D"
-    dnabert_batch_size: int | None = None
-    esm_batch_size: int | None = None
     min_length: int = 0
     threshold: float = 0.5
+    max_fdr: float | None = None
+    viral_share: float | None = None
     keep_intermediate: bool = False
-    resume: bool = False
-    force: bool = False
     skip_checkpoint_validation: bool = False
     sequences_per_file: int = 10_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given: Any = self.inputs
-        paths = (given,) if isinstance(given, str | Path) else given
-        self._set("inputs", tuple(str(path) for path in paths))
+        self._set_paths("inputs")
         for name in ("output_dir", "model_path"):
             if getattr(self, name) is not None:
                 self._set(name, Path(getattr(self, name)))
-        for name in ("dna_weights", "protein_weights", "model_type"):
-            self._set(name, str(getattr(self, name)))
+        self._set("model_type", str(self.model_type))
         self._require_one_of("model_type", MODEL_TYPES)
-        for name in (
-            "expected_length",
-            "dnabert_batch_size",
-            "esm_batch_size",
-            "sequences_per_file",
-        ):
-            self._require_at_least(name, 1)
+        self._require_at_least("expected_length", 1)
+        self._require_at_least("sequences_per_file", 1)
         self._require_at_least("min_length", 0)
+        self._require_share("max_fdr")
+        self._require_share("viral_share")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -184,6 +207,10 @@ class PredictConfig(ComputeConfig):
             raise UsageError("model type custom needs a model; give its path (-p)")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold {self.threshold}: wanted a score from 0 to 1")
+        if self.max_fdr is not None and self.threshold != type(self).threshold:
+            raise UsageError(
+                "max_fdr and threshold both say what is called viral; give one of them"
+            )
 
     @property
     def stem(self) -> str:
@@ -257,138 +284,102 @@ class EmbedConfig(ComputeConfig):
         return self.output_path.with_name(f"{self.output_path.name}.parts")
 
 
-class _Key(NamedTuple):
-    """What a key of the fork's YAML means: a field of PredictConfig, or nothing any more."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(FramesConfig):
+    """What `train` does.
 
-    field: str | None
-    types: tuple[type, ...] = (object,)
-
-
-_KEYS = {
-    "prediction.sequences_per_file": _Key("sequences_per_file", (int,)),
-    "prediction.default_model_type": _Key("model_type", (str, int)),
-    "prediction.models.300": _Key("model_path", (str,)),
-    "prediction.models.500": _Key("model_path", (str,)),
-    "device.default": _Key("device", (str, int)),
-    "features.dnabert.model_name": _Key("dna_weights", (str,)),
-    "features.dnabert.batch_size": _Key("dnabert_batch_size", (int,)),
-    "features.esm.model_name": _Key("protein_weights", (str,)),
-    "features.esm.toks_per_batch": _Key("esm_batch_size", (int,)),
-    "files.auto_cleanup": _Key("keep_intermediate", (bool,)),
-} | dict.fromkeys(
-    (
-        "version",
-        "prediction.batch_size",
-        "prediction.num_workers",
-        "device.fallback_to_cpu",
-        "features.dnabert.trust_remote_code",
-        "features.esm.truncation_seq_length",
-        "features.esm.representation_layer",
-        "parallelization.enabled",
-        "parallelization.num_workers",
-        "checkpointing.enabled",
-        "checkpointing.checkpoint_dir",
-        "checkpointing.keep_history",
-        "files.keep_files",
-        "logging.default_level",
-        "logging.format",
-        "logging.auto_log_file",
-        "progress.enabled",
-        "progress.bar_width",
-        "progress.update_interval",
-        "validation.warn_ambiguous_bases",
-        "validation.max_ambiguous_percent",
-        "validation.check_duplicate_ids",
-    ),
-    _Key(None),
-)
-_TYPE_NAMES = {int: "a whole number", str: "text", bool: "true or false"}
-_SECTIONS = {name[: dot.start()] for name in _KEYS for dot in re.finditer(r"\.", name)}
-
-
-def read_settings(path: Path, model_type: str | None = None) -> dict[str, Any]:
-    """Return the fields of `PredictConfig` that the fork's YAML file at `path` sets.
-
-    Keys that no longer have a meaning are accepted, and named in one warning. A key without a value
-    is as good as absent.
-
-    Args:
-        path: The file; docs/command-line.md lists its keys.
-        model_type: Given elsewhere, and stronger: it picks the model among `prediction.models`.
+    Attributes:
+        viral: FASTA or FASTQ files of viral sequences.
+        other: Files of other sequences; each file is a class, and all classes count alike.
+        merged: The original's labelled features instead of sequences.
+        output_path: The classifier to write; the report and all finished work go to a directory
+            beside it.
+        expected_length: Length in bp that records are cut into.
+        groups: A table with the columns `id` and `group`: records of one group, such as a species,
+            are never on two sides of a split. None for each record alone.
+        valid_share: The share of the records that decides when to stop, and that the calibration
+            is fitted to.
+        test_share: The share of the records that only the report sees.
+        epochs: Passes over the training frames, at most.
+        seed: Of the splits, the sampling, the training and the confidence intervals.
+        dna_dim: Numbers in a DNA embedding of `merged`.
+        protein_dim: Numbers in a protein embedding of `merged`.
 
     Raises:
-        UsageError: The file cannot be read, or has an unknown key or a value of a wrong type.
+        UsageError: A value is not to be had, or values do not go together.
     """
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        found = list(_walk(path, loader, root)) if root is not None else []
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
-    unused = [name for name, _ in found if _KEYS[name].field is None and name != "version"]
-    if unused and reads_settings_first():
-        logger.warning(
-            "%s: these keys no longer have a meaning and are ignored: %s", path, ", ".join(unused)
-        )
-    return _make_fields({name: value for name, value in found if value is not None}, model_type)
+
+    viral: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
+    output_path: Path
+    expected_length: int = 500
+    groups: Path | None = None
+    valid_share: float = 0.1
+    test_share: float = 0.1
+    epochs: int = 100
+    seed: int = 0
+    dna_dim: int = 768
+    protein_dim: int = 2560
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("viral", "other", "merged"):
+            self._set_paths(name)
+        self._set("output_path", Path(self.output_path))
+        for name in ("expected_length", "epochs", "dna_dim", "protein_dim"):
+            self._require_at_least(name, 1)
+        self._require_at_least("seed", 0)
+        self._require_share("valid_share")
+        self._require_share("test_share")
+        if self.valid_share + self.test_share >= 1:
+            raise UsageError(
+                f"valid_share {self.valid_share} and test_share {self.test_share}: nothing is left "
+                "to train on; wanted less than 1 together"
+            )
+        sequences = bool(self.viral), bool(self.other)
+        if any(sequences) == bool(self.merged) or any(sequences) != all(sequences):
+            raise UsageError(
+                "wanted either viral and other sequences (--viral and --other), or labelled "
+                "features (--merged)"
+            )
+        if STDIN in self.inputs:
+            raise UsageError("training reads its input more than once; give files instead of -")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All input files, viral ones first."""
+        return (*self.viral, *self.other, *self.merged)
+
+    @property
+    def work_dir(self) -> Path:
+        """Where the report and all finished work go: `head_training` for `head.safetensors`."""
+        return self.output_path.with_name(f"{self.output_path.stem}_training")
 
 
-def _walk(
-    path: Path, loader: yaml.SafeLoader, section: yaml.Node, prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted names and values of all known keys below `section`."""
-    if not isinstance(section, yaml.MappingNode):
-        where = f"{path}, line {section.start_mark.line + 1}"
-        raise UsageError(f"{where}: found {section.value!r}, wanted `key: value` lines")
-    for key_node, node in section.value:
-        name = f"{prefix}{key_node.value}"
-        where = f"{path}, line {key_node.start_mark.line + 1}"
-        if name in _SECTIONS:
-            if node.tag != "tag:yaml.org,2002:null":
-                yield from _walk(path, loader, node, f"{name}.")
-        elif name in _KEYS:
-            value = loader.construct_object(node, deep=True)
-            _check_type(where, name, value)
-            yield name, value
-        else:
-            raise UsageError(f"{where}: unknown key {name!r}{_suggest_key(name)}")
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What `evaluate` does.
 
+    Attributes:
+        predictions: The output directory of `predict`, or its `records.tsv`.
+        truth: A table with the columns `id`, `label` and perhaps `group`.
+        output_dir: Where the report goes; by default `evaluation` beside `records.tsv`.
+        force: Overwrite a report that is there.
+    """
 
-def _check_type(where: str, name: str, value: Any) -> None:
-    types = _KEYS[name].types
-    # bool is a kind of int in Python, but not here.
-    if value is None or types == (object,) or type(value) in types:
-        return
-    wanted = " or ".join(_TYPE_NAMES[kind] for kind in types)
-    raise UsageError(f"{where}: {name} is {value!r}, wanted {wanted}")
+    predictions: Path
+    truth: Path
+    output_dir: Path | None = None
+    force: bool = False
 
+    @property
+    def records_tsv(self) -> Path:
+        """The table of the run's records."""
+        path = Path(self.predictions)
+        return path / "records.tsv" if path.is_dir() else path
 
-def _suggest_key(name: str) -> str:
-    known = sorted(_KEYS.keys() | _SECTIONS)
-    # A key may also have been put into another section.
-    last = name.rpartition(".")[2]
-    near = difflib.get_close_matches(name, known, n=1) or [
-        other for other in known if other.rpartition(".")[2] == last
-    ]
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-
-
-def _make_fields(values: dict[str, Any], model_type: str | None) -> dict[str, Any]:
-    model_type = model_type or str(values.get("prediction.default_model_type", "500"))
-    other_models = {f"prediction.models.{other}" for other in MODEL_TYPES if other != model_type}
-    fields = {
-        field: value
-        for name, value in values.items()
-        if name not in other_models and (field := _KEYS[name].field) is not None
-    }
-    for name in ("model_type", "device"):
-        if name in fields:
-            fields[name] = str(fields[name])
-    if "keep_intermediate" in fields:
-        fields["keep_intermediate"] = not fields["keep_intermediate"]
-    if PredictConfig.dna_weights.startswith(f"{fields.get('dna_weights')}@"):
-        fields["dna_weights"] = PredictConfig.dna_weights
-    if re.fullmatch(r"esm2_t\d+_\w+_UR50D", fields.get("protein_weights", "")):
-        fields["protein_weights"] = f"facebook/{fields['protein_weights']}"
-    return fields
+    @property
+    def resolved_output_dir(self) -> Path:
+        """Where the report goes, given or by default."""
+        return self.output_dir or self.records_tsv.with_name("evaluation")

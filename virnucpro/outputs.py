@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
+from virnucpro.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
@@ -27,7 +28,7 @@ from virnucpro.results import (
     write_prediction_results,
     write_records,
 )
-from virnucpro.scoring import RecordCalls, call_chunks, call_records
+from virnucpro.scoring import ChunkCalls, RecordCalls, call_chunks, call_records, recall_records
 from virnucpro.session import Clock, Model
 
 RUN_SCHEMA_VERSION = 1
@@ -69,8 +70,19 @@ def write_tables(
     config: PredictConfig,
     store: FrameStore,
     frame_scores: npt.NDArray[np.float32],
-) -> RecordCalls:
+    calibration: Calibration | None,
+) -> tuple[RecordCalls, dict[str, Any]]:
     """Write the tables of frames, chunks and records, and return the records' calls.
+
+    Args:
+        layout: Where they go.
+        config: The run's settings.
+        store: The open frames.
+        frame_scores: float32 (F, 2), NaN for frames without scores.
+        calibration: The classifier's, if it has one.
+
+    Returns:
+        The calls, and what run.json says of how they were made.
 
     Raises:
         VirnucproError: A file cannot be written.
@@ -88,9 +100,7 @@ def write_tables(
         max_others=chunks.max_others,
         max_virus=chunks.max_virus,
     )
-    records = call_records(
-        chunks, store.record_first_chunk, store.record_lengths, config.min_length, config.threshold
-    )
+    records, rule = _call_records(config, store, chunks, calibration)
     write_records(
         layout.records_tsv,
         _in_blocks(store.record_ids, store.num_records),
@@ -101,7 +111,28 @@ def write_tables(
     write_fasta(layout.viral_fasta, (store.record(index) for index in viral.tolist()))
     if config.keep_intermediate:
         _write_intermediate(layout, config, store)
-    return records
+    return records, rule
+
+
+def _call_records(
+    config: PredictConfig, store: FrameStore, chunks: ChunkCalls, calibration: Calibration | None
+) -> tuple[RecordCalls, dict[str, Any]]:
+    records = call_records(
+        chunks, store.record_first_chunk, store.record_lengths, config.min_length, config.threshold
+    )
+    rule: dict[str, Any] = {"by": "score", "threshold": config.threshold}
+    if calibration is None:
+        return records, rule | {"expected_fdr": None, "viral_share": None}
+    viral_share = config.viral_share or calibration.viral_share
+    records = records._replace(
+        probability=calibration.probabilities(records.score, records.num_open_chunks, viral_share)
+    )
+    if config.max_fdr is not None:
+        threshold = choose_threshold(records.probability, config.max_fdr)
+        rule = {"by": "probability", "threshold": threshold}
+        records = recall_records(records, threshold)
+    expected_fdr = expect_fdr(records.probability, records.call == "virus")
+    return records, rule | {"expected_fdr": expected_fdr, "viral_share": viral_share}
 
 
 def _write_intermediate(layout: RunLayout, config: PredictConfig, store: FrameStore) -> None:

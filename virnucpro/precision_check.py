@@ -21,6 +21,7 @@ from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import InputError, UsageError
 from virnucpro.fasta import sample_records
 from virnucpro.frame_scores import (
+    FrameFeatures,
     failed_rows,
     make_frame_job,
     open_classifier,
@@ -207,7 +208,9 @@ class _Bench:
                 summaries = run_job(job, config, self.accelerator, None, monitor=self.monitor)
             passes.append(_Pass(job, failed_rows(summaries)))
         jobs, failed = zip(*passes, strict=True)
-        return _Outcome(passes, score_frames(self.store, jobs, failed, self.classifier))
+        return _Outcome(
+            passes, score_frames(self.store, FrameFeatures(jobs, failed), self.classifier)
+        )
 
 
 def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[FrameStore, int]:

@@ -7,6 +7,7 @@ every file. Text is UTF-8, and bytes of ids that were not are written back as th
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,7 +40,7 @@ def write_prediction_results(
     Raises:
         VirnucproError: The file cannot be written.
     """
-    with _open_whole(path) as file:
+    with open_whole(path) as file:
         file.write("Sequence_ID\tPrediction\tscore1\tscore2\n")
         file.writelines(
             f"{frame_id}\t{'virus' if virus > others else 'others'}\t{others!r}\t{virus!r}\n"
@@ -73,7 +74,7 @@ def write_highest_scores(
         VirnucproError: The file cannot be written.
     """
     chunks = _rows(is_open, is_virus, max_others, max_virus)
-    with _open_whole(path) as file:
+    with open_whole(path) as file:
         file.write("Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n")
         file.writelines(
             f"{chunk_id}\t{virus}\t{score_0!r}\t{score_1!r}\n"
@@ -96,31 +97,36 @@ def write_records(
     score: Column,
     call: Column,
     reason: Column,
+    probability: Column,
 ) -> None:
     """Write `records.tsv`: every input record once, in input order, with a column per argument.
 
-    A score that is NaN is written as `NA`, others with all their digits.
+    A score or probability that is NaN is written as `NA`, others with all their digits.
 
     Raises:
         VirnucproError: The file cannot be written.
     """
     counts = _rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
-    calls = _rows(score, call, reason)
-    with _open_whole(path) as file:
+    calls = _rows(score, call, reason, probability)
+    with open_whole(path) as file:
         file.write(
             "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
-            "\tscore\tcall\treason\n"
+            "\tscore\tcall\treason\tprobability\n"
         )
         file.writelines(
             f"{record_id}\t{bp}\t{chunks}\t{open_chunks}\t{frames}\t{viral_chunks}"
-            # NaN alone is unequal to itself.
-            f"\t{viral_score if viral_score == viral_score else 'NA'}\t{word}\t{why}\n"
+            f"\t{_number(viral_score)}\t{word}\t{why}\t{_number(chance)}\n"
             for record_id, (bp, chunks, open_chunks, frames, viral_chunks), (
                 viral_score,
                 word,
                 why,
+                chance,
             ) in zip(record_ids, counts, calls, strict=True)
         )
+
+
+def _number(value: float) -> str:
+    return "NA" if math.isnan(value) else repr(value)
 
 
 def write_fasta(
@@ -131,7 +137,7 @@ def write_fasta(
     Raises:
         VirnucproError: The file cannot be written.
     """
-    with _open_whole(path) as file:
+    with open_whole(path) as file:
         for header, sequence in records:
             file.write(f">{header}\n")
             step = width or max(1, len(sequence))
@@ -146,12 +152,12 @@ def write_run_json(path: Path, document: dict[str, Any]) -> None:
     Raises:
         VirnucproError: The file cannot be written.
     """
-    with _open_whole(path) as file:
+    with open_whole(path) as file:
         file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
-def _open_whole(path: Path) -> Iterator[TextIO]:
+def open_whole(path: Path) -> Iterator[TextIO]:
     """Open `path` for writing; it appears only when it has been written without error."""
     part_path = path.with_name(path.name + ".part")
     try:

@@ -55,6 +55,8 @@ class RecordCalls(NamedTuple):
         call: `virus`, `others`, or `none`.
         reason: Why there is no call: `empty`, `too_short` or `no_open_frame`; `out_of_memory` where
             frames of the record have no scores, also if the others give it a call; else `-`.
+        probability: float64, that the record is viral; NaN when there is no call, or no calibration
+            to tell it.
     """
 
     num_chunks: Ints
@@ -64,6 +66,7 @@ class RecordCalls(NamedTuple):
     score: npt.NDArray[np.float64]
     call: Words
     reason: Words
+    probability: npt.NDArray[np.float64]
 
 
 def call_chunks(frame_scores: npt.NDArray[np.float32], chunk_first_frame: Ints) -> ChunkCalls:
@@ -101,7 +104,7 @@ def call_records(
     min_length_bp: int = 0,
     threshold: float = 0.5,
 ) -> RecordCalls:
-    """Return the call for each of R records.
+    """Return the call for each of R records; probabilities are left to a calibration.
 
     Args:
         chunks: The calls of all chunks.
@@ -137,7 +140,17 @@ def call_records(
         score=score,
         call=_CALLS[call_code],
         reason=_REASONS[reason_code],
+        probability=np.full(num_records, np.nan),
     )
+
+
+def recall_records(records: RecordCalls, threshold: float | None) -> RecordCalls:
+    """Return the records with new calls: viral from this probability on, or none for None."""
+    has_call = records.call != "none"
+    is_virus = np.zeros(len(has_call), np.bool_)
+    if threshold is not None:
+        is_virus = records.probability >= threshold
+    return records._replace(call=_CALLS[np.where(has_call, 1 + is_virus, 0)])
 
 
 def score_chunks(chunks: ChunkCalls) -> npt.NDArray[np.float64]:

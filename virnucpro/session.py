@@ -1,4 +1,4 @@
-"""What `predict` and `embed` do alike: hold a directory, open models, run a pass, keep time."""
+"""What `predict`, `embed` and `train` do alike: hold a directory, open models, run a pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +17,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 
+from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import Identity, collect_parts, finished_parts
 from virnucpro.claims import launch_store
-from virnucpro.config import ComputeConfig
+from virnucpro.config import STDIN, ComputeConfig, FramesConfig
 from virnucpro.devices import device_name, gpu_uuid, machine_name
 from virnucpro.embedding import EmbeddingJob, EmbeddingSummary, run_embedding
-from virnucpro.errors import MemoryExhaustedError, UsageError, VirnucproError, WeightsError
+from virnucpro.errors import (
+    MemoryExhaustedError,
+    OutputExistsError,
+    UsageError,
+    VirnucproError,
+    WeightsError,
+)
 from virnucpro.interface import Alphabet, Weights
+from virnucpro.logs import log_to_file
 from virnucpro.monitoring import Monitor, Place, ProgressListener
 from virnucpro.monitoring.gpu import open_gpu
 from virnucpro.registry import LoadedBackend, load_backend
@@ -114,6 +122,49 @@ def locked(path: Path) -> Iterator[None]:
         ) from None
     with held:
         yield
+
+
+@contextmanager
+def claim_run(
+    layout: RunLayout, inputs: Sequence[str], config: FramesConfig, accelerator: Accelerator
+) -> Iterator[None]:
+    """Hold the run directory, cleared unless the run resumes, and log into it.
+
+    Args:
+        layout: Of the directory.
+        inputs: Files that the run reads, which must not be among those that it writes.
+        config: Says whether to resume or to overwrite.
+        accelerator: Of this process.
+
+    Raises:
+        OutputExistsError: Something is there, and neither was asked for.
+        UsageError: Another run is there, an input is a result, or a machine does not see it.
+    """
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        check_shared_directory(accelerator, layout.output_dir)
+        yield
+        return
+    directory = layout.output_dir
+    own = [name for name in inputs if name != STDIN and layout.owns(Path(name))]
+    if own:
+        raise UsageError(
+            f"{own[0]}: is a result that this run would replace; choose another output directory "
+            "(-o), or copy it"
+        )
+    if layout.is_used() and not (config.force or config.resume):
+        raise OutputExistsError(
+            f"{directory}: exists already; continue that run with --resume, overwrite it with "
+            "--force, or choose another output directory (-o)"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(layout.lock_path):
+        if not config.resume:
+            layout.clear()
+        with log_to_file(layout.run_log):
+            accelerator.wait_for_everyone()
+            check_shared_directory(accelerator, layout.output_dir)
+            yield
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from virnucpro.config import (
     ComputeConfig,
     EmbedConfig,
     PredictConfig,
-    read_settings,
+    TrainConfig,
 )
 from virnucpro.errors import OutputExistsError, UsageError
 from virnucpro.logs import is_launched, is_main_process, is_one_of_several
+from virnucpro.settings_file import read_settings
 
-Config = TypeVar("Config", PredictConfig, EmbedConfig)
+Config = TypeVar("Config", PredictConfig, EmbedConfig, TrainConfig)
 
 INPUT_PATH = click.Path(exists=True, dir_okay=False, allow_dash=True)
 

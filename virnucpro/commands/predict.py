@@ -46,10 +46,15 @@ _WITHOUT_MEANING = {
 }
 """Options that are accepted for the fork's users, and why nothing depends on them."""
 
+PRESETS = {"relaxed": 0.1, "conservative": 0.01}
+"""The bounds on the expected false discovery rate that options of these names stand for."""
+
 _OTHERWISE_USED = LAUNCH_OPTIONS | {
+    "conservative",
     "force_resume",
     "no_progress",
     "parallel",
+    "relaxed",
     "v1_attention",
     "verbose",
 }
@@ -66,6 +71,22 @@ _OTHERWISE_USED = LAUNCH_OPTIONS | {
     help="Results; required for several inputs or -.  [default: {input}_predictions]",
 )
 @classifier_options
+@click.option(
+    "--max-fdr",
+    type=float,
+    metavar="RATE",
+    help="Instead, call as many as keep the expected false discovery rate within this.",
+)
+@click.option("--relaxed", is_flag=True, help=f"The same as --max-fdr {PRESETS['relaxed']}.")
+@click.option(
+    "--conservative", is_flag=True, help=f"The same as --max-fdr {PRESETS['conservative']}."
+)
+@click.option(
+    "--viral-share",
+    type=float,
+    metavar="SHARE",
+    help="Of viral records in INPUT, for probabilities.  [default: the classifier's]",
+)
 @click.option("--resume", is_flag=True, help="Go on with what an earlier run has finished.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output directory.")
 @click.option("-k", "--keep-intermediate", is_flag=True, help="Also write chunks and frames.")
@@ -164,11 +185,21 @@ def make_config(ctx: click.Context) -> PredictConfig:
         if "attention" in given:
             raise UsageError("--v1-attention means --attention eager; give one of the two")
         given["attention"] = "eager"
+    given |= _choose_max_fdr(given)
     if "force_resume" in given:
         given["resume"] = True
     apart = _WITHOUT_MEANING.keys() | _OTHERWISE_USED
     fields = {name: value for name, value in given.items() if name not in apart}
     return PredictConfig(**predict_settings(ctx, fields))
+
+
+def _choose_max_fdr(given: dict[str, Any]) -> dict[str, float]:
+    """Return what `--max-fdr`, or the preset that was given, sets."""
+    named = [name for name in PRESETS if name in given]
+    ways = [f"--{name.replace('_', '-')}" for name in (*named, "max_fdr") if name in given]
+    if len(ways) > 1:
+        raise UsageError(f"{' and '.join(ways)} all set the false discovery rate; give one")
+    return {"max_fdr": PRESETS[named[0]]} if named else {}
 
 
 def _note_options_without_meaning(ctx: click.Context) -> None:

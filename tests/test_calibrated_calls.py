@@ -1,0 +1,134 @@
+"""Probabilities in records.tsv, and calls by them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runs import VIRNUCPRO, predict_options, read_table, run, write_reads
+from virnucpro import PredictConfig, PredictResult, predict
+from virnucpro.calibration import Calibration
+from virnucpro.classifier import read_state, save_classifier
+from virnucpro.errors import ClassifierError
+from virnucpro.fasta import RecordReader
+
+CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks=20)
+
+
+@pytest.fixture(scope="module")
+def calibrated(demo_weights: dict[str, str], tmp_path_factory) -> dict[str, str]:
+    """The demonstration's settings, its classifier with a calibration."""
+    path = tmp_path_factory.mktemp("classifier") / "calibrated.safetensors"
+    state, metadata = read_state(Path(demo_weights["model_path"]))
+    save_classifier(path, state, replace(metadata, calibration=CALIBRATION))
+    return demo_weights | {"model_path": str(path)}
+
+
+@pytest.fixture(scope="module")
+def finished(calibrated, tmp_path_factory) -> PredictConfig:
+    """A run with the calibrated classifier, of which the tests change how it calls."""
+    directory = tmp_path_factory.mktemp("run")
+    reads = write_reads(directory / "reads.fa", 60)
+    config = PredictConfig(
+        inputs=reads, output_dir=directory / "out", device="cpu", resume=True, **calibrated
+    )
+    predict(config)
+    return config
+
+
+def read_probabilities(result: PredictResult) -> np.ndarray:
+    rows = read_table(result.layout.records_tsv)
+    return np.array([float(row["probability"].replace("NA", "nan")) for row in rows])
+
+
+def read_rule(result: PredictResult) -> dict:
+    return json.loads(result.layout.run_json.read_text())["calls"]
+
+
+def test_every_called_record_has_a_probability(finished: PredictConfig) -> None:
+    result = predict(finished)
+    rows = read_table(result.layout.records_tsv)
+    assert {row["call"] for row in rows} == {"virus", "others", "none"}
+    for row in rows:
+        assert (row["probability"] == "NA") == (row["call"] == "none") == (row["score"] == "NA")
+    called = [row for row in rows if row["call"] != "none"]
+    np.testing.assert_allclose(
+        [float(row["probability"]) for row in called],
+        CALIBRATION.probabilities(
+            np.array([float(row["score"]) for row in called]),
+            np.array([int(row["num_open_chunks"]) for row in called]),
+        ),
+    )
+    # Without --max-fdr the score decides, as ever.
+    assert all((float(row["score"]) >= 0.5) == (row["call"] == "virus") for row in called)
+    viral = [1 - float(row["probability"]) for row in called if row["call"] == "virus"]
+    assert read_rule(result) == {
+        "by": "score",
+        "threshold": 0.5,
+        "expected_fdr": pytest.approx(np.mean(viral)),
+        "viral_share": 0.5,
+    }
+
+
+@pytest.mark.parametrize("max_fdr", [0.05, 0.2, 0.45])
+def test_calls_keep_the_expected_fdr_within_the_bound(finished, max_fdr) -> None:
+    result = predict(replace(finished, max_fdr=max_fdr))
+    rule = read_rule(result)
+    probability = read_probabilities(result)
+    rows = read_table(result.layout.records_tsv)
+    is_virus = np.array([row["call"] == "virus" for row in rows])
+    assert is_virus.any()
+    assert rule["by"] == "probability"
+    assert rule["expected_fdr"] == pytest.approx((1 - probability[is_virus]).mean())
+    assert rule["expected_fdr"] <= max_fdr
+    np.testing.assert_array_equal(is_virus, probability >= rule["threshold"])
+    # One more record would be one too many.
+    rest = np.sort(probability[~is_virus & ~np.isnan(probability)])[::-1]
+    assert (1 - np.append(probability[is_virus], rest[0])).mean() > max_fdr
+    viral = [record.id for record in RecordReader(result.layout.viral_fasta, "dna")]
+    assert viral == [row["record_id"] for row in rows if row["call"] == "virus"]
+
+
+def test_a_bound_that_nothing_meets_calls_nothing(finished: PredictConfig) -> None:
+    result = predict(replace(finished, max_fdr=1e-9))
+    assert result.num_virus == 0
+    assert result.num_others > 0
+    assert (read_rule(result)["threshold"], read_rule(result)["expected_fdr"]) == (None, None)
+
+
+def test_fewer_viruses_in_the_input_make_each_less_probable(finished: PredictConfig) -> None:
+    usual = read_probabilities(predict(finished))
+    result = predict(replace(finished, viral_share=0.1))
+    rare = read_probabilities(result)
+    odds = rare / (1 - rare)
+    np.testing.assert_allclose(9 * odds, usual / (1 - usual))
+    assert read_rule(result)["viral_share"] == 0.1
+
+
+@pytest.mark.parametrize("settings", [{"max_fdr": 0.05}, {"viral_share": 0.1}])
+def test_without_a_calibration_a_score_is_no_probability(
+    demo_weights, tmp_path: Path, settings
+) -> None:
+    reads = write_reads(tmp_path / "reads.fa", 10)
+    config = PredictConfig(
+        inputs=reads, output_dir=tmp_path / "out", device="cpu", **demo_weights, **settings
+    )
+    with pytest.raises(ClassifierError, match="its score is not a probability"):
+        predict(config)
+    result = predict(replace(config, max_fdr=None, viral_share=None, force=True))
+    assert np.isnan(read_probabilities(result)).all()
+
+
+def test_presets_are_bounds(calibrated, tmp_path: Path) -> None:
+    reads = write_reads(tmp_path / "reads.fa", 10)
+    command = [*VIRNUCPRO, "predict", reads, "-o", tmp_path / "out", *predict_options(calibrated)]
+    assert run(*command, "--conservative").returncode == 0
+    settings = json.loads((tmp_path / "out/run.json").read_text())["settings"]
+    assert settings["max_fdr"] == 0.01
+    done = run(*command, "--relaxed", "--max-fdr=0.2")
+    assert done.returncode == 2
+    assert "--relaxed and --max-fdr all set the false discovery rate" in done.stderr

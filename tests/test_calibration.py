@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from virnucpro.calibration import (
+    Calibration,
+    choose_threshold,
+    expect_fdr,
+    fit_calibration,
+)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+def make_records(num_records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores, open chunks and truth of records whose probabilities are known to be P.
+
+    logit P = (0.4 + 0.5 ln n) logit(score), over symmetric scores, so that half are viral.
+    """
+    random = np.random.default_rng(seed)
+    score = sigmoid(random.standard_normal(num_records) * 2)
+    num_open_chunks = random.integers(1, 20, num_records)
+    chance = sigmoid((0.4 + 0.5 * np.log(num_open_chunks)) * np.log(score / (1 - score)))
+    return score, num_open_chunks, random.random(num_records) < chance
+
+
+def test_known_probabilities_are_found_again() -> None:
+    calibration = fit_calibration(*make_records(40_000))
+    assert calibration.slope == pytest.approx(0.4, abs=0.05)
+    assert calibration.slope_growth == pytest.approx(0.5, abs=0.05)
+    assert calibration.offset == pytest.approx(0, abs=0.05)
+    assert (calibration.most_chunks, calibration.viral_share) == (19, 0.5)
+    score, num_open_chunks, is_viral = make_records(40_000, seed=1)
+    probability = calibration.probabilities(score, num_open_chunks)
+    for low in np.arange(0, 1, 0.1):
+        chosen = (probability >= low) & (probability < low + 0.1)
+        assert is_viral[chosen].mean() == pytest.approx(probability[chosen].mean(), abs=0.04)
+
+
+def test_unequal_numbers_of_each_kind_count_one_half_each() -> None:
+    score, num_open_chunks, is_viral = make_records(60_000)
+    is_kept = ~is_viral | (np.arange(len(score)) % 10 == 0)
+    calibration = fit_calibration(score[is_kept], num_open_chunks[is_kept], is_viral[is_kept])
+    assert calibration.offset == pytest.approx(0, abs=0.1)
+    # A tenth of the viral records are left: odds of 1 to 10.
+    probability = calibration.probabilities(score, num_open_chunks, viral_share=1 / 11)
+    assert probability[is_kept].mean() == pytest.approx(is_viral[is_kept].mean(), abs=0.01)
+
+
+def test_classes_without_an_overlap_leave_the_slope_finite() -> None:
+    score = np.repeat([0.1, 0.9], 10)
+    calibration = fit_calibration(score, np.ones(20, np.int64), score > 0.5)
+    np.testing.assert_allclose(
+        calibration.probabilities(np.array([0.1, 0.9]), np.array([1, 1])), [1 / 12, 11 / 12], 1e-3
+    )
+    assert calibration.slope_growth == pytest.approx(0)
+
+
+def test_scores_that_tell_the_wrong_way_are_not_believed() -> None:
+    score = np.repeat([0.1, 0.9], 50)
+    calibration = fit_calibration(score, np.ones(100, np.int64), score < 0.5)
+    np.testing.assert_allclose(calibration.probabilities(score, np.ones(100)), 0.5, atol=1e-9)
+
+
+def test_more_chunks_make_surer_up_to_those_seen() -> None:
+    calibration = Calibration(0.5, 0.5, 0.0, most_chunks=10)
+    high, low = np.full(4, 0.8), np.full(4, 0.2)
+    num_open_chunks = np.array([1, 5, 10, 1000])
+    rising = calibration.probabilities(high, num_open_chunks)
+    assert (np.diff(rising[:3]) > 0).all()
+    assert rising[2] == rising[3]
+    np.testing.assert_allclose(calibration.probabilities(low, num_open_chunks), 1 - rising)
+
+
+def test_scores_at_the_ends_and_none_at_all() -> None:
+    calibration = Calibration(1.0, 0.0, 0.0, most_chunks=1)
+    probability = calibration.probabilities(np.array([0.0, 1.0, np.nan]), np.array([1, 1, 0]))
+    assert 0 < probability[0] < 1e-6
+    assert 1 - 1e-6 < probability[1] < 1
+    assert np.isnan(probability[2])
+
+
+# Thresholds
+
+
+def test_the_longest_list_within_the_bound_is_called() -> None:
+    probability = np.array([0.6, np.nan, 0.99, 0.9, 0.2])
+    threshold = choose_threshold(probability, 0.1)
+    assert threshold == 0.9
+    assert expect_fdr(probability, probability >= threshold) == pytest.approx((0.01 + 0.1) / 2)
+    assert choose_threshold(probability, 0.175) == 0.6
+    assert choose_threshold(probability, 0.99) == 0.2
+
+
+def test_equal_probabilities_are_called_together() -> None:
+    # Two of the three would stay within the bound, and nothing tells which.
+    assert choose_threshold(np.array([0.99, 0.8, 0.8]), 0.11) == 0.99
+
+
+@pytest.mark.parametrize("probability", [[0.5, 0.4], [np.nan], []])
+def test_nothing_is_called_where_nothing_can_be(probability: list[float]) -> None:
+    found = np.array(probability, np.float64)
+    assert choose_threshold(found, 0.01) is None
+    assert expect_fdr(found, np.zeros(len(found), bool)) is None
