@@ -1,0 +1,165 @@
+"""`virnucpro evaluate` on tables written by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from sklearn.metrics import average_precision_score, matthews_corrcoef, roc_auc_score
+
+from tests.runs import read_table, run
+from virnucpro.cli import main
+
+HEADER = (
+    "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
+    "\tscore\tcall\treason\tprobability\n"
+)
+# id, length, score, call, reason, probability; label, group
+RECORDS = [
+    ("p1", 450, "0.9", "virus", "-", "0.95", "virus", "phage"),
+    ("p2", 700, "0.8", "virus", "-", "0.85", "virus", "phage"),
+    ("p3", 700, "0.4", "others", "-", "0.25", "viral", "phage"),
+    ("p4", 300, "NA", "none", "no_open_frame", "NA", "1", "phage"),
+    ("b1", 12000, "0.1", "others", "-", "0.05", "others", "bacteria"),
+    ("b2", 900, "0.45", "others", "-", "0.3", "other", "bacteria"),
+    ("b3", 800, "0.6", "virus", "-", "0.65", "0", "bacteria"),
+    ("b4", 0, "NA", "none", "empty", "NA", "0", "bacteria"),
+    ("b5", 300, "NA", "none", "no_open_frame", "NA", "0", ""),
+]
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> tuple[Path, Path]:
+    records, truth = tmp_path / "records.tsv", tmp_path / "labels.tsv"
+    lines = [
+        f"{name}\t{bp}\t1\t1\t1\t0\t{score}\t{call}\t{reason}\t{chance}\n"
+        for name, bp, score, call, reason, chance, *_ in RECORDS
+    ]
+    # A record that nobody has labelled.
+    records.write_text(HEADER + "".join(lines) + "x\t9\t1\t1\t1\t0\t0.5\tvirus\t-\t0.5\n")
+    labels = [f"{name}\t{label}\t{group}\n" for name, *_, label, group in RECORDS]
+    truth.write_text("id\tlabel\tgroup\n" + "".join(labels) + "unseen\tvirus\tphage\n")
+    return records, truth
+
+
+def evaluate(*args: object) -> Result:
+    return CliRunner().invoke(main, ["evaluate", *map(str, args)])
+
+
+def read_report(directory: Path) -> dict[tuple[str, str, str], str]:
+    rows = read_table(directory / "report.tsv")
+    return {(row["records"], row["subset"], row["metric"]): row["value"] for row in rows}
+
+
+def test_figures_of_a_table_written_by_hand(tables, tmp_path: Path) -> None:
+    _, truth = tables
+    result = evaluate(tmp_path, "--truth", truth)
+    assert result.exit_code == 0, result.output
+    report = read_report(tmp_path / "evaluation")
+    called = [record for record in RECORDS if record[3] != "none"]
+    is_viral = np.array([record[6] in ("virus", "viral", "1") for record in called])
+    score = np.array([float(record[2]) for record in called])
+    is_called = np.array([record[3] == "virus" for record in called])
+    wanted = {
+        "auroc": roc_auc_score(is_viral, score),
+        "auprc": average_precision_score(is_viral, score),
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "specificity": 2 / 3,
+        "mcc": matthews_corrcoef(is_viral, is_called),
+        "brier": np.mean([0.05**2, 0.15**2, 0.75**2, 0.05**2, 0.3**2, 0.65**2]),
+    }
+    for name, value in wanted.items():
+        assert float(report["with a call", "all", name]) == pytest.approx(value, rel=1e-5)
+    # Of all records, the viral one without a call is a miss and the others are rightly not called.
+    assert float(report["all", "all", "recall"]) == pytest.approx(2 / 4)
+    assert float(report["all", "all", "specificity"]) == pytest.approx(4 / 5)
+    everyone = [*zip(is_viral, score, strict=True), (True, -1), (False, -1), (False, -1)]
+    assert float(report["all", "all", "auroc"]) == pytest.approx(
+        roc_auc_score(*zip(*everyone, strict=True)), rel=1e-5
+    )
+
+
+def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path) -> None:
+    records, truth = tables
+    result = evaluate(records, "--truth", truth, "-o", tmp_path / "out")
+    assert "without a call, virus: 1 no_open_frame\n" in result.output
+    assert "without a call, others: 1 empty, 1 no_open_frame\n" in result.output
+    assert "with a call, all: 3 viral, 3 others\n" in result.output
+    document = json.loads((tmp_path / "out/report.json").read_text())
+    assert document["without_call"]["others"] == {"empty": 1, "no_open_frame": 1}
+    assert document["num_labels"] == 10
+    sizes = [(tmp_path / f"out/report.{ending}").stat().st_size for ending in ("png", "svg")]
+    assert min(sizes) > 10_000
+
+
+def test_length_bins_and_groups(tables, tmp_path: Path) -> None:
+    _, truth = tables
+    assert evaluate(tmp_path, "--truth", truth).exit_code == 0
+    document = json.loads((tmp_path / "evaluation/report.json").read_text())
+    counts = {
+        section["subset"]: (section["num_viral"], section["num_others"])
+        for section in document["sections"]
+        if section["records"] == "with a call"
+    }
+    assert counts == {
+        "all": (3, 3),
+        "length 0-499": (1, 0),
+        "length 500-999": (2, 2),
+        "length 10000+": (0, 1),
+        "all viral against group bacteria": (3, 3),
+        "group phage against all others": (3, 3),
+    }
+    report = read_report(tmp_path / "evaluation")
+    assert report["with a call", "length 10000+", "auroc"] == "NA"
+    assert float(report["with a call", "length 500-999", "auroc"]) == 0.5
+
+
+def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> None:
+    records, truth = tables
+    lines = [line.rpartition("\t")[0] for line in records.read_text().splitlines()]
+    records.write_text("\n".join(lines) + "\n")
+    assert evaluate(records, "--truth", truth).exit_code == 0
+    assert read_report(tmp_path / "evaluation")["with a call", "all", "brier"] == "NA"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id\tclass\np1\tvirus\n", "line 1: the columns are id, class, wanted id, label"),
+        ("id\tlabel\np1\tphage\n", "line 2: the label is 'phage', wanted one of virus"),
+        ("id\tlabel\np1\tvirus\np2\n", "line 3: found 1 columns, wanted 2"),
+        ("id\tlabel\np1\tvirus\np1\tothers\n", "line 3: 'p1' had another label before"),
+        ("id\tlabel\nq\tvirus\n", "none of its 1 ids is among the 10 records"),
+        ("", "line 1: the columns are none"),
+    ],
+)
+def test_labels_that_cannot_be_used(tables, tmp_path: Path, text: str, message: str) -> None:
+    records, truth = tables
+    truth.write_text(text)
+    result = evaluate(records, "--truth", truth)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_report_is_not_overwritten_unasked(tables, tmp_path: Path) -> None:
+    records, truth = tables
+    assert evaluate(records, "--truth", truth).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()}
+    assert evaluate(records, "--truth", truth).exit_code == 2
+    assert evaluate(records, "--truth", truth, "--force").exit_code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()} == before
+
+
+def test_figures_need_an_extra_that_the_message_names(tables, tmp_path: Path) -> None:
+    _, truth = tables
+    without = "import sys; sys.modules['matplotlib'] = None; from virnucpro.cli import main; main()"
+    done = run(sys.executable, "-c", without, "evaluate", tmp_path, "--truth", truth)
+    assert done.returncode == 2
+    assert "pip install 'virnucpro[train]'" in done.stderr
+    assert not (tmp_path / "evaluation").exists()

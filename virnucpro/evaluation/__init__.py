@@ -1,0 +1,1 @@
+"""How well calls agree with the truth: figures with confidence intervals, tables and plots."""

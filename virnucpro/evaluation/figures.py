@@ -1,0 +1,110 @@
+"""The figures of a report: ROC, precision and recall, calibration, scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from virnucpro.errors import UsageError, VirnucproError
+from virnucpro.evaluation.metrics import (
+    NUM_CALIBRATION_BINS,
+    Predictions,
+    bin_probabilities,
+    trace_curves,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ENDINGS = ("png", "svg")
+_NUM_SCORE_BINS = 40
+
+
+def require_matplotlib() -> None:
+    """Make sure that figures can be drawn, before anything long is begun.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "reports have figures, and matplotlib, which draws them, is not installed; "
+            "pip install 'virnucpro[train]'"
+        ) from error
+
+
+def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
+    """Write `report.png` and `report.svg`; the same predictions give the same bytes.
+
+    Args:
+        directory: Where they go.
+        predictions: With both kinds of records.
+        title: Says what they are.
+
+    Raises:
+        VirnucproError: A file cannot be written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    (roc, precision), (calibration, scores) = figure.subplots(2, 2)
+    _draw_curves(roc, precision, predictions)
+    _draw_calibration(calibration, predictions)
+    _draw_scores(scores, predictions)
+    figure.suptitle(title)
+    # A date and random names would make each file another.
+    metadata: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}
+    with mpl.rc_context({"svg.hashsalt": "virnucpro"}):
+        for ending in _ENDINGS:
+            path = directory / f"report.{ending}"
+            try:
+                figure.savefig(path, dpi=120, metadata=metadata[ending])
+            except OSError as error:
+                raise VirnucproError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _draw_curves(roc: Axes, precision: Axes, predictions: Predictions) -> None:
+    true, false = trace_curves(predictions)
+    recall = true / true[-1]
+    roc.plot(np.append(0, false / false[-1]), np.append(0, recall))
+    roc.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    roc.set(title="ROC", xlabel="false positive rate", ylabel="recall")
+    precision.step(recall, true / (true + false), where="pre")
+    share = true[-1] / (true[-1] + false[-1])
+    precision.axhline(share, color="grey", linestyle=":")
+    precision.set(title="precision and recall", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
+
+
+def _draw_calibration(axes: Axes, predictions: Predictions) -> None:
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    as_probability = predictions._replace(probability=predictions.score.clip(0, 1))
+    axes.plot(*bin_probabilities(as_probability)[:2], marker="o", label="score, before calibration")
+    if not np.isnan(predictions.probability).all():
+        axes.plot(*bin_probabilities(predictions)[:2], marker="o", label="probability")
+    axes.set(
+        title=f"calibration, {NUM_CALIBRATION_BINS} bins",
+        xlabel="mean of the bin",
+        ylabel="share of viral records in the bin",
+    )
+    axes.legend()
+
+
+def _draw_scores(axes: Axes, predictions: Predictions) -> None:
+    kinds = {"viral": predictions.is_viral, "others": ~predictions.is_viral}
+    for name, chosen in kinds.items():
+        weight = predictions.weight[chosen]
+        axes.hist(
+            predictions.score[chosen],
+            bins=_NUM_SCORE_BINS,
+            range=(0, 1),
+            weights=weight / weight.sum(),
+            alpha=0.5,
+            label=name,
+        )
+    axes.set(title="scores", xlabel="score", ylabel="share of the kind")
+    axes.legend()
