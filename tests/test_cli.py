@@ -17,15 +17,18 @@ from virnucpro.cli import main
 from virnucpro.commands import backends
 from virnucpro.commands.options import settle_output
 from virnucpro.commands.predict import make_config, predict_command
-from virnucpro.config import PredictConfig, read_settings
+from virnucpro.config import PredictConfig
 from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
 from virnucpro.interface import BackendInfo
 from virnucpro.registry import BackendListing
+from virnucpro.settings_file import read_settings
 
 COMMANDS = (
     "predict",
     "frames",
     "embed",
+    "train",
+    "evaluate",
     "check-precision",
     "backends",
     "utils",

@@ -9,21 +9,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro.config import EmbedConfig, PredictConfig
+    from virnucpro.config import EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
     from virnucpro.embed_records import embed
+    from virnucpro.evaluation.runs import Evaluation, evaluate
     from virnucpro.outputs import PredictResult
     from virnucpro.pipeline import predict
+    from virnucpro.training.runs import TrainResult, train
 
 __version__ = "0.1.0"
 
-__all__ = ["EmbedConfig", "PredictConfig", "PredictResult", "embed", "predict"]
+__all__ = [
+    "EmbedConfig",
+    "EvaluateConfig",
+    "Evaluation",
+    "PredictConfig",
+    "PredictResult",
+    "TrainConfig",
+    "TrainResult",
+    "embed",
+    "evaluate",
+    "predict",
+    "train",
+]
 
 _HOMES = {
     "EmbedConfig": "virnucpro.config",
+    "EvaluateConfig": "virnucpro.config",
+    "Evaluation": "virnucpro.evaluation.runs",
     "PredictConfig": "virnucpro.config",
     "PredictResult": "virnucpro.outputs",
+    "TrainConfig": "virnucpro.config",
+    "TrainResult": "virnucpro.training.runs",
     "embed": "virnucpro.embed_records",
+    "evaluate": "virnucpro.evaluation.runs",
     "predict": "virnucpro.pipeline",
+    "train": "virnucpro.training.runs",
 }
 
 

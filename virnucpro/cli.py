@@ -26,6 +26,8 @@ _COMMANDS = (
     "predict",
     "frames",
     "embed",
+    "train",
+    "evaluate",
     "migrate",
     "export",
     "check-precision",

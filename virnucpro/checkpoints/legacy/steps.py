@@ -7,7 +7,8 @@ A document is what one file, or one block of a large one, holds. Its keys by ver
 2   `sequence_ids`; `embeddings`, an array with a line for each; `kind` and `precision` if known
 3   `ids`; `embeddings`, a float32 array with a line for each id, by alphabet; `precision`
 
-In all of them `dims` is the `EmbeddingDims` that the reader was told to expect.
+`labels` go through all versions. In all of them `dims` is the `EmbeddingDims` that the reader was
+told to expect.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def stack_features(document: Document) -> Document:
         "sequence_ids": ids,
         "embeddings": _stack(data),
         "precision": document.get("precision", "fp32" if kind == "protein" else "unknown"),
+        **_keep_labels(document),
     }
 
 
@@ -146,7 +148,12 @@ def split_alphabets(document: Document) -> Document:
         "ids": ids,
         "embeddings": by_alphabet,
         "precision": document.get("precision", "fp16"),
+        **_keep_labels(document),
     }
+
+
+def _keep_labels(document: Document) -> Document:
+    return {"labels": document["labels"]} if "labels" in document else {}
 
 
 def _stack(data: Any) -> Any:

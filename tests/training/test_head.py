@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from virnucpro.classifier import Classifier
+from virnucpro.errors import UsageError
+from virnucpro.training.head import Examples, FittedHead, fit_head
+
+CPU = torch.device("cpu")
+
+
+def make_examples(num_frames: int, seed: int, noise: float = 1.0) -> Examples:
+    random = np.random.default_rng(seed)
+    is_viral = random.random(num_frames) < 0.5
+    # Far from zero and of very different scales, as embeddings of two models are.
+    signal = is_viral[:, None] + noise * random.standard_normal((num_frames, 6))
+    features = signal * np.array([1e-3, 1e-2, 0.1, 1, 10, 100]) + np.array([5, 0, -3, 2, 100, 0])
+    return Examples(features.astype(np.float32), is_viral, np.ones(num_frames))
+
+
+def fit(epochs: int = 30, seed: int = 0, **changes) -> FittedHead:
+    train, valid = make_examples(600, 0), make_examples(300, 1)
+    return fit_head(train._replace(**changes), valid, epochs=epochs, seed=seed, device=CPU)
+
+
+def test_the_saved_head_takes_features_as_they_are() -> None:
+    fitted = fit()
+    test = make_examples(400, 2)
+    scores = Classifier(fitted.state, None, identity="").score(test.features)
+    assert ((scores[:, 1] > 0.5) == test.is_viral).mean() > 0.85
+    # The best epoch's weights give the best epoch's loss.
+    valid = make_examples(300, 1)
+    scores = Classifier(fitted.state, None, identity="").score(valid.features)
+    chance = np.where(valid.is_viral, scores[:, 1], scores[:, 0])
+    loss = min(losses["valid"] for losses in fitted.losses)
+    assert -np.log(chance).mean() == pytest.approx(loss, rel=1e-3)
+
+
+def test_the_seed_decides() -> None:
+    first, again, other = fit(), fit(), fit(seed=1)
+    assert first.losses == again.losses != other.losses
+    for name, tensor in first.state.items():
+        assert torch.equal(tensor, again.state[name])
+
+
+def test_callers_chances_are_left_alone() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    fit(epochs=1)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_it_stops_when_it_no_longer_helps() -> None:
+    # Labels by chance: whatever is learnt is wrong on other frames.
+    labels = np.random.default_rng(9).random(600) < 0.5
+    fitted = fit(epochs=100, is_viral=labels)
+    assert len(fitted.losses) == fitted.best_epoch + 5
+    assert len(fitted.losses) < 100
+
+
+def test_weights_decide_what_counts() -> None:
+    labels = make_examples(600, 0).is_viral
+    fitted = fit(weight=np.where(labels, 1e-3, 1.0))
+    scores = Classifier(fitted.state, None, identity="").score(make_examples(400, 2).features)
+    assert (scores[:, 1] > 0.5).mean() < 0.2
+
+
+def test_one_frame_is_not_enough() -> None:
+    one = Examples(np.zeros((1, 6), np.float32), np.array([True]), np.ones(1))
+    with pytest.raises(UsageError, match="1 frames to train on; wanted at least two"):
+        fit_head(one, one, epochs=1, seed=0, device=CPU)

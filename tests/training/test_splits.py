@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from virnucpro.errors import UsageError
+from virnucpro.training.corpus import Corpus, InputClass
+from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
+from virnucpro.training.stretches import join_chunks, name_size, weigh
+
+SHARES = (0.8, 0.1, 0.1)
+CLASSES = (InputClass("virus", True), InputClass("bacteria", False), InputClass("fungi", False))
+
+
+def make_corpus(records_per_class: list[int], num_chunks: int = 4, num_frames: int = 2) -> Corpus:
+    """Return records that all have so many chunks, and chunks that all have so many frames."""
+    num_records = sum(records_per_class)
+    total = num_records * num_chunks
+    return Corpus(
+        CLASSES,
+        [f"r{index}" for index in range(num_records)],
+        np.repeat(np.arange(3), records_per_class),
+        np.repeat(np.arange(num_records), num_chunks),
+        np.tile(np.arange(num_chunks), num_records),
+        np.arange(total + 1) * num_frames,
+        np.ones(total, np.bool_),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_whole_and_shares_are_kept_in_each_class(seed: int) -> None:
+    corpus = make_corpus([300, 200, 100])
+    groups = [f"species {index // 3}" for index in range(600)]
+    split = split_groups(corpus, groups, SHARES, seed)
+    assert all(len(set(split[start : start + 3])) == 1 for start in range(0, 600, 3))
+    for index in range(3):
+        counts = np.bincount(split[corpus.record_class == index], minlength=3)
+        np.testing.assert_allclose(counts / counts.sum(), SHARES, atol=0.03)
+    again = split_groups(corpus, groups, SHARES, seed)
+    np.testing.assert_array_equal(split, again)
+    assert (split_groups(corpus, groups, SHARES, seed + 100) != split).any()
+
+
+def test_a_group_of_several_classes_is_on_one_side() -> None:
+    corpus = make_corpus([50, 50, 50])
+    # A prophage and its host, say.
+    groups = [f"pair {index % 50}" for index in range(150)]
+    split = split_groups(corpus, groups, SHARES, 0)
+    np.testing.assert_array_equal(split[:50], split[50:100])
+    np.testing.assert_array_equal(split[:50], split[100:])
+
+
+def test_three_groups_are_enough_for_three_splits() -> None:
+    split = split_groups(make_corpus([3, 3, 3]), [f"{index}" for index in range(9)], SHARES, 0)
+    for first in (0, 3, 6):
+        assert sorted(split[first : first + 3]) == [0, 1, 2]
+
+
+def test_a_giant_group_is_trained_on() -> None:
+    corpus = make_corpus([100, 100, 100])
+    groups = ["giant" if 100 <= index < 160 else f"{index}" for index in range(300)]
+    for seed in range(5):
+        split = split_groups(corpus, groups, SHARES, seed)
+        assert (split[100:160] == 0).all()
+        assert {1, 2} <= set(split[160:200])
+
+
+def test_other_classes_are_sampled_to_balance() -> None:
+    corpus = make_corpus([100, 400, 60], num_chunks=20)
+    split = np.arange(560) % 3
+    chosen = choose_chunks(corpus, split, seed=0)
+    for index, name in enumerate(SPLITS):
+        chunks = chosen[name]
+        assert (np.diff(chunks) > 0).all()
+        assert (split[corpus.chunk_record[chunks]] == index).all()
+        viral, bacteria, fungi = (
+            corpus.num_frames[chunks[corpus.chunk_class[chunks] == number]].sum()
+            for number in range(3)
+        )
+        assert viral in (33 * 40, 34 * 40)
+        assert bacteria == pytest.approx(viral / 2, abs=2 * 16)
+        # All there is, or half as much as there is viral.
+        assert fungi == pytest.approx(min(20 * 40, viral / 2), abs=2 * 16)
+    # What is held out lies in runs, what is trained on all over the place.
+    held = chosen["test"][corpus.chunk_class[chosen["test"]] == 1]
+    assert (np.diff(held) == 1).mean() > 0.8
+    trained = chosen["train"][corpus.chunk_class[chosen["train"]] == 1]
+    assert (np.diff(trained) == 1).mean() < 0.5
+
+
+def test_a_split_without_a_kind_is_refused() -> None:
+    corpus = make_corpus([3, 3, 3])
+    with pytest.raises(UsageError, match="the test split has no open frame of other sequences"):
+        choose_chunks(corpus, np.array([0, 1, 2, 0, 1, 1, 0, 1, 1]), seed=0)
+
+
+def test_weights_balance_what_sampling_cannot() -> None:
+    class_N = np.repeat([0, 1, 2], [10, 500, 3])
+    weight = balance(class_N, np.array([True, False, False]))
+    sums = np.bincount(class_N, weight)
+    np.testing.assert_allclose(sums, [0.5, 0.25, 0.25])
+
+
+# Stretches
+
+
+def test_stretches_are_means_of_neighbours() -> None:
+    corpus = make_corpus([1, 1, 1], num_chunks=7)
+    usable = np.array([0, 1, 3, 4, 6])  # of the first record; chunks 2 and 5 have no open frame
+    score = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    found = join_chunks(corpus, usable, score)
+    listed = list(zip(found.size, found.num_open_chunks, np.round(found.score, 6), strict=True))
+    assert listed == [
+        *((1, 1, value) for value in score),
+        # Of two chunks each; the seventh is alone and no stretch of two.
+        *((2, 2, 0.2), (2, 1, 0.5), (2, 1, 0.7)),
+        *((4, 3, 0.3), (4, 2, 0.8)),
+        (8, 5, 0.5),
+    ]
+    assert [name_size(size) for size in (1, 2, 4, 16)] == [
+        *("1 chunk", "2 chunks", "3-4 chunks", "9-16 chunks")
+    ]
+
+
+def test_all_sizes_and_classes_count_alike() -> None:
+    corpus = make_corpus([4, 10, 2], num_chunks=8)
+    stretches = join_chunks(corpus, np.arange(len(corpus.chunk_record)), np.full(128, 0.5))
+    weight = weigh(corpus, stretches)
+    assert weight.mean() == pytest.approx(1)
+    of_size = [weight[stretches.size == size].sum() for size in (1, 2, 4, 8)]
+    np.testing.assert_allclose(of_size, of_size[0])
+    sums = np.bincount(corpus.record_class[stretches.record], weight)
+    np.testing.assert_allclose(sums / sums.sum(), [0.5, 0.25, 0.25])
+
+
+def test_a_size_that_one_kind_alone_reaches_does_not_count() -> None:
+    corpus = Corpus(
+        CLASSES[:2],
+        ["long", "short"],
+        np.array([0, 1]),
+        np.array([0, 0, 0, 0, 1, 1]),
+        np.array([0, 1, 2, 3, 0, 1]),
+        np.arange(7),
+        np.ones(6, np.bool_),
+    )
+    stretches = join_chunks(corpus, np.arange(6), np.full(6, 0.5))
+    weight = weigh(corpus, stretches)
+    assert (weight[stretches.size == 4] == 0).all()
+    assert (weight[stretches.size <= 2] > 0).all()

@@ -1,0 +1,173 @@
+"""What a classifier may be trained on: labelled records, their chunks, and the frames of those.
+
+Shapes: R records, C chunks, F frames, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from virnucpro.config import input_stem
+from virnucpro.errors import InputError
+from virnucpro.evaluation.tables import read_table
+from virnucpro.frame_store import FrameStore
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+_CHUNKS_AT_ONCE = 1 << 14
+_BASES = frozenset("ACGT")
+
+
+class InputClass(NamedTuple):
+    """One kind of sequences: an input file, or a directory of the original's features."""
+
+    name: str
+    is_viral: bool
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Labelled records in the order of the input.
+
+    Attributes:
+        classes: The K kinds of sequences.
+        record_ids: The R ids.
+        record_class: int64 (R,), index into `classes`.
+        chunk_record: int64 (C,), the record of each chunk.
+        chunk_number: int64 (C,), its position among the record's chunks, from 0.
+        chunk_first_frame: int64 (C + 1,); chunk c has the frames from its entry to the next.
+        is_usable: bool (C,), chunks that have frames and no ambiguous base.
+    """
+
+    classes: tuple[InputClass, ...]
+    record_ids: Sequence[str]
+    record_class: Ints
+    chunk_record: Ints
+    chunk_number: Ints
+    chunk_first_frame: Ints
+    is_usable: Bools
+
+    @cached_property
+    def is_viral(self) -> Bools:
+        """Which classes are viral: bool (K,)."""
+        return np.array([one.is_viral for one in self.classes])
+
+    @cached_property
+    def chunk_class(self) -> Ints:
+        """The class of each chunk: int64 (C,)."""
+        return self.record_class[self.chunk_record]
+
+    @cached_property
+    def num_frames(self) -> Ints:
+        """The frames of each chunk that may be trained on: int64 (C,)."""
+        return np.where(self.is_usable, np.diff(self.chunk_first_frame), 0)
+
+    @cached_property
+    def num_chunks(self) -> Ints:
+        """Up to which chunk each record reaches: int64 (R,)."""
+        found = np.zeros(len(self.record_ids), np.int64)
+        np.maximum.at(found, self.chunk_record, self.chunk_number + 1)
+        return found
+
+    def rows(self, chunks: Ints) -> Ints:
+        """Return int64 (F,): the rows of the frames of some chunks, in their order."""
+        first, num_frames = self.chunk_first_frame[chunks], self.num_frames[chunks]
+        before = np.cumsum(num_frames) - num_frames
+        return np.repeat(first - before, num_frames) + np.arange(num_frames.sum())
+
+
+def name_classes(viral: Sequence[str], other: Sequence[str]) -> tuple[InputClass, ...]:
+    """Return a class for each file, named after it, or by its whole path where names are alike."""
+    paths = [*viral, *other]
+    stems = [input_stem(path) for path in paths]
+    return tuple(
+        InputClass(stem if stems.count(stem) == 1 else path, index < len(viral))
+        for index, (path, stem) in enumerate(zip(paths, stems, strict=True))
+    )
+
+
+def make_corpus(store: FrameStore, classes: tuple[InputClass, ...]) -> Corpus:
+    """Return the records of a frame store, whose inputs are the classes.
+
+    A chunk with an ambiguous base is left out whole, as in the original's training: what such a
+    base stands for is not known, and its codon translates to nothing.
+    """
+    num_chunks = np.diff(store.record_first_chunk)
+    chunk_record = np.repeat(np.arange(store.num_records), num_chunks)
+    is_usable = np.diff(store.chunk_first_frame) > 0
+    for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
+        stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
+        is_usable[start:stop] &= [
+            _BASES.issuperset(sequence) for sequence in store.chunk_sequences(start, stop)
+        ]
+    return Corpus(
+        classes,
+        store.record_ids(0, store.num_records),
+        np.repeat(np.arange(len(classes)), [file["num_records"] for file in store.inputs]),
+        chunk_record,
+        np.arange(store.num_chunks) - store.record_first_chunk[chunk_record],
+        np.asarray(store.chunk_first_frame),
+        is_usable,
+    )
+
+
+def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
+    """Return the group of each record; one that the table does not name is a group of its own.
+
+    Args:
+        path: A table with the columns `id` and `group`.
+        record_ids: The R ids.
+
+    Raises:
+        InputError: The table cannot be read, contradicts itself, or names none of the records.
+    """
+    groups: dict[str, str] = {}
+    for number, line in read_table(path, ("id", "group")):
+        if groups.setdefault(line["id"], line["group"]) != line["group"]:
+            raise InputError(f"{path}, line {number}: {line['id']!r} was in another group before")
+    if groups.keys().isdisjoint(record_ids):
+        raise InputError(
+            f"{path}: none of its {len(groups)} ids is among the {len(record_ids)} records; wanted "
+            "the first words of the sequences' headers"
+        )
+    return [groups.get(name, f"record {name}") for name in record_ids]
+
+
+def describe_classes(
+    corpus: Corpus, splits: Mapping[str, Ints], groups: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return for each class what the report says of it, the chosen chunks of each split included.
+
+    Records without a usable frame are counted: no classifier calls those.
+    """
+    has_frames = np.zeros(len(corpus.record_ids), np.bool_)
+    has_frames[corpus.chunk_record[corpus.is_usable]] = True
+    group_array = np.array(groups, dtype=object)
+    described = []
+    for index, one in enumerate(corpus.classes):
+        is_member = corpus.record_class == index
+        document = {
+            "class": one.name,
+            "is_viral": one.is_viral,
+            "num_records": int(is_member.sum()),
+            "num_records_without_frames": int((is_member & ~has_frames).sum()),
+        }
+        for name, chunks in splits.items():
+            mine = chunks[corpus.chunk_class[chunks] == index]
+            records = np.unique(corpus.chunk_record[mine])
+            document[name] = {
+                "num_groups": len(set(group_array[records].tolist())),
+                "num_records": len(records),
+                "num_chunks": len(mine),
+                "num_frames": int(corpus.num_frames[mine].sum()),
+            }
+        described.append(document)
+    return described

@@ -1,0 +1,347 @@
+"""The whole story of `train`, from labelled sequences to a calibrated classifier and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from virnucpro import __version__
+from virnucpro.calibration import Calibration, fit_calibration
+from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+from virnucpro.checkpoints.parts import FloatArray
+from virnucpro.classifier import Classifier, ClassifierMetadata, load_classifier, save_classifier
+from virnucpro.config import PredictConfig, TrainConfig
+from virnucpro.devices import choose_precision, make_accelerator
+from virnucpro.errors import IncompleteError, OutputExistsError
+from virnucpro.evaluation.figures import draw_report, require_matplotlib
+from virnucpro.evaluation.report import Section, against_the_rest, measure_subsets, write_report
+from virnucpro.frame_scores import (
+    FrameFeatures,
+    failed_rows,
+    make_frame_job,
+    open_models,
+    prepare_frames,
+)
+from virnucpro.frame_store import FrameStore, open_frame_store
+from virnucpro.loading import prepare_workers
+from virnucpro.monitoring import Monitor, ProgressListener
+from virnucpro.scoring import call_chunks, score_chunks
+from virnucpro.session import (
+    Clock,
+    Model,
+    claim_run,
+    ending_together,
+    open_monitor,
+    run_job,
+)
+from virnucpro.training.corpus import (
+    Corpus,
+    Ints,
+    describe_classes,
+    make_corpus,
+    name_classes,
+    read_groups,
+)
+from virnucpro.training.head import Examples, FittedHead, fit_head
+from virnucpro.training.merged import read_merged
+from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
+from virnucpro.training.stretches import (
+    SIZES,
+    Stretches,
+    join_chunks,
+    make_predictions,
+    name_size,
+    weigh,
+)
+from virnucpro.weights import digest_files
+
+logger = logging.getLogger(__name__)
+
+_THRESHOLD = PredictConfig.threshold
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training made.
+
+    Attributes:
+        model_path: The classifier.
+        report_dir: Where its report is.
+        sections: The figures of the report, on records that the training has not seen.
+    """
+
+    model_path: Path
+    report_dir: Path
+    sections: list[Section]
+
+
+class _Material(NamedTuple):
+    """Everything that a classifier is made of.
+
+    Attributes:
+        corpus: The labelled records.
+        groups: The group of each record.
+        chosen: The chunks of each split.
+        gather: Returns the features of rows, float32 (n, D).
+        metadata: Of the classifier, but for its calibration.
+    """
+
+    corpus: Corpus
+    groups: list[str]
+    chosen: dict[str, Ints]
+    gather: Callable[[Ints], FloatArray]
+    metadata: ClassifierMetadata
+
+
+def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> TrainResult:
+    """Train a classifier on labelled sequences, calibrate it, and report how good it is.
+
+    In a launch of several processes all of them embed, and the main one does the rest.
+
+    Args:
+        config: What to do.
+        on_progress: Called after each batch of this process.
+
+    Raises:
+        VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
+    """
+    require_matplotlib()
+    clock = Clock()
+    if config.output_path.exists() and not (config.force or config.resume):
+        raise OutputExistsError(
+            f"{config.output_path}: exists already; overwrite it with --force, or choose another "
+            "(-o)"
+        )
+    layout = RunLayout(config.work_dir, config.output_path.stem)
+    accelerator = make_accelerator(config)
+    with (
+        ending_together(accelerator),
+        claim_run(layout, config.inputs, config, accelerator),
+        open_monitor(accelerator, layout.metrics_path) as monitor,
+    ):
+        if config.merged:
+            material = _read_merged(config) if accelerator.is_main_process else None
+        else:
+            material = _embed(config, layout, accelerator, clock, monitor, on_progress)
+        result = None
+        if material is not None and accelerator.is_main_process:
+            result = _make_classifier(config, layout, material, accelerator, clock)
+        shared: list[TrainResult] = broadcast_object_list([result])
+    return shared[0]
+
+
+def _read_merged(config: TrainConfig) -> _Material:
+    dims = EmbeddingDims(config.dna_dim, config.protein_dim)
+    corpus, features, precisions = read_merged(config.merged, dims)
+    groups, chosen = _choose(config, corpus)
+    metadata = ClassifierMetadata(
+        config.dna_backend,
+        config.protein_backend,
+        config.dna_dim,
+        config.protein_dim,
+        config.expected_length,
+        origin={
+            "inputs": [_describe_file(path) for path in config.merged],
+            "precision": sorted(set(precisions)),
+        },
+    )
+    return _Material(corpus, groups, chosen, lambda rows: features[rows], metadata)
+
+
+def _describe_file(path: str | Path) -> dict[str, Any]:
+    return {"path": str(path), "sha256": digest_files([Path(path)]).removeprefix("sha256:")}
+
+
+def _embed(
+    config: TrainConfig,
+    layout: RunLayout,
+    accelerator: Accelerator,
+    clock: Clock,
+    monitor: Monitor,
+    on_progress: ProgressListener | None,
+) -> _Material:
+    """Embed the frames that all processes choose alike."""
+    with clock.time("open models"):
+        prepare_workers(config, accelerator.device)
+        precision = choose_precision(config.precision, accelerator)
+        models = open_models(config, accelerator)
+    with clock.time("find open frames"):
+        if accelerator.is_main_process:
+            prepare_frames(
+                config.inputs, layout.frame_store_dir, chunk_length_bp=config.expected_length
+            )
+        accelerator.wait_for_everyone()
+        store = open_frame_store(layout.frame_store_dir)
+        corpus = make_corpus(store, name_classes(config.viral, config.other))
+        groups, chosen = _choose(config, corpus)
+    rows = corpus.rows(np.sort(np.concatenate(list(chosen.values()))))
+    jobs = [make_frame_job(layout, config, store, model, precision, rows) for model in models]
+    failed = []
+    for job in jobs:
+        with clock.time(job.name):
+            summaries = run_job(job, config, accelerator, on_progress, monitor=monitor)
+        failed += failed_rows(summaries)
+    if failed:
+        raise IncompleteError(
+            f"{len(failed)} frames do not fit the memory of a device; use a device with more, and "
+            "--resume"
+        )
+    precisions = [job.identity.precision for job in jobs]
+    metadata = _describe_models(config, models, store, precisions)
+    return _Material(corpus, groups, chosen, FrameFeatures(jobs, [[], []]).gather, metadata)
+
+
+def _describe_models(
+    config: TrainConfig, models: Sequence[Model], store: FrameStore, precisions: list[str]
+) -> ClassifierMetadata:
+    dna, protein = models
+    return ClassifierMetadata(
+        dna.loaded.name,
+        protein.loaded.name,
+        dna.weights.embedding_dim,
+        protein.weights.embedding_dim,
+        config.expected_length,
+        dna.weights.identity,
+        protein.weights.identity,
+        origin={
+            "inputs": [{"path": file["path"], "sha256": file["sha256"]} for file in store.inputs],
+            "precision": precisions,
+        },
+    )
+
+
+def _choose(config: TrainConfig, corpus: Corpus) -> tuple[list[str], dict[str, Ints]]:
+    """Return the group of each record, and the chunks of each split."""
+    if config.groups is None:
+        # Several records of one id may well be one thing.
+        groups = [f"record {name}" for name in corpus.record_ids]
+    else:
+        groups = read_groups(config.groups, corpus.record_ids)
+    shares = (1 - config.valid_share - config.test_share, config.valid_share, config.test_share)
+    split = split_groups(corpus, groups, shares, config.seed)
+    return groups, choose_chunks(corpus, split, config.seed)
+
+
+def _make_classifier(
+    config: TrainConfig,
+    layout: RunLayout,
+    material: _Material,
+    accelerator: Accelerator,
+    clock: Clock,
+) -> TrainResult:
+    corpus, chosen = material.corpus, material.chosen
+    with clock.time("training"):
+        train_set, valid_set = (_make_examples(material, name) for name in ("train", "valid"))
+        fitted = fit_head(
+            train_set, valid_set, epochs=config.epochs, seed=config.seed, device=accelerator.device
+        )
+    with clock.time("calibration and report"):
+        head = Classifier(fitted.state, material.metadata, identity="")
+        valid = _score(material, head, "valid")
+        calibration = _calibrate(corpus, valid)
+        metadata = dataclasses.replace(
+            material.metadata,
+            calibration=calibration,
+            origin={"virnucpro": __version__, **(material.metadata.origin or {})}
+            | _describe_choice(config, material),
+        )
+        sections = _report(config, layout, material, calibration, _score(material, head, "test"))
+        config.output_path.parent.mkdir(parents=True, exist_ok=True)
+        save_classifier(config.output_path, fitted.state, metadata)
+        about = _describe_training(config, material, fitted, metadata)
+        write_report(layout.output_dir, sections, about)
+    logger.info("%s: trained on %d chunks", config.output_path, len(chosen["train"]))
+    return TrainResult(config.output_path, layout.output_dir, sections)
+
+
+def _make_examples(material: _Material, split: str) -> Examples:
+    corpus, chunks = material.corpus, material.chosen[split]
+    class_of_frame = np.repeat(corpus.chunk_class[chunks], corpus.num_frames[chunks])
+    return Examples(
+        material.gather(corpus.rows(chunks)),
+        corpus.is_viral[class_of_frame],
+        balance(class_of_frame, corpus.is_viral) * len(class_of_frame),
+    )
+
+
+def _score(material: _Material, head: Classifier, split: str) -> Stretches:
+    """Return the stretches of a held-out split, scored as `predict` scores records."""
+    corpus, chunks = material.corpus, material.chosen[split]
+    frame_scores = head.score(material.gather(corpus.rows(chunks)))
+    first_frame = np.concatenate([[0], np.cumsum(corpus.num_frames[chunks])])
+    return join_chunks(corpus, chunks, score_chunks(call_chunks(frame_scores, first_frame)))
+
+
+def _calibrate(corpus: Corpus, valid: Stretches) -> Calibration:
+    weight = weigh(corpus, valid)
+    used = weight > 0
+    is_viral = corpus.is_viral[corpus.record_class[valid.record]]
+    return fit_calibration(
+        valid.score[used], valid.num_open_chunks[used], is_viral[used], weight[used]
+    )
+
+
+def _report(
+    config: TrainConfig,
+    layout: RunLayout,
+    material: _Material,
+    calibration: Calibration,
+    test: Stretches,
+) -> list[Section]:
+    """Draw the figures and return the figures in numbers of what training has not seen."""
+    corpus = material.corpus
+    _, cluster_of_record = np.unique(np.array(material.groups), return_inverse=True)
+    probability = calibration.probabilities(test.score, test.num_open_chunks)
+    found = make_predictions(corpus, test, probability, cluster_of_record, _THRESHOLD)
+    used = found.weight > 0
+    found, size = found.select(used), test.size[used]
+    lengths = [(name_size(one), size == one) for one in SIZES]
+    class_of_stretch = corpus.record_class[test.record[used]]
+    classes = [
+        against_the_rest(f"class {one.name}", class_of_stretch == index, found.is_viral)
+        for index, one in enumerate(corpus.classes)
+    ]
+    draw_report(layout.output_dir, found, f"{config.output_path.name}: held-out records")
+    before = found._replace(probability=found.score)
+    return [
+        *measure_subsets("test", found, [*lengths, *classes], config.seed),
+        *measure_subsets("test, score taken as probability", before, lengths, config.seed),
+    ]
+
+
+def _describe_choice(config: TrainConfig, material: _Material) -> dict[str, Any]:
+    corpus = material.corpus
+    return {
+        "classes": [one._asdict() for one in corpus.classes],
+        "groups": None if config.groups is None else _describe_file(config.groups),
+        "num_frames": {
+            name: int(corpus.num_frames[material.chosen[name]].sum()) for name in SPLITS
+        },
+        "settings": {
+            name: getattr(config, name) for name in ("seed", "epochs", "valid_share", "test_share")
+        },
+    }
+
+
+def _describe_training(
+    config: TrainConfig, material: _Material, fitted: FittedHead, metadata: ClassifierMetadata
+) -> dict[str, Any]:
+    return {
+        "classifier": {
+            "path": str(config.output_path),
+            "identity": load_classifier(config.output_path).identity,
+            "metadata": dataclasses.asdict(metadata),
+        },
+        "classes": describe_classes(material.corpus, material.chosen, material.groups),
+        "best_epoch": fitted.best_epoch,
+        "losses": fitted.losses,
+    }
