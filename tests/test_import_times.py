@@ -8,9 +8,10 @@ import sys
 import pytest
 
 LOWER_FLOORS = (
-    "virnucpro, virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.layout, "
-    "virnucpro.checkpoints.parts, virnucpro.config, virnucpro.fasta, virnucpro.frame_store, "
-    "virnucpro.interface, virnucpro.registry, virnucpro.results, virnucpro.scoring, "
+    "virnucpro, virnucpro.calibration, virnucpro.checkpoints.embeddings_file, "
+    "virnucpro.checkpoints.layout, virnucpro.checkpoints.parts, virnucpro.config, "
+    "virnucpro.evaluation.runs, virnucpro.fasta, virnucpro.frame_store, virnucpro.interface, "
+    "virnucpro.registry, virnucpro.results, virnucpro.scoring, virnucpro.settings_file, "
     "virnucpro.testing, virnucpro.weights"
 )
 
