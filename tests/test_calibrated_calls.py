@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,9 @@ def test_every_called_record_has_a_probability(finished: PredictConfig) -> None:
         "expected_fdr": pytest.approx(np.mean(viral)),
         "viral_share": 0.5,
     }
+    made_for = json.loads(result.layout.run_json.read_text())["classifier"]["made_for"]
+    assert made_for["calibration"] == asdict(CALIBRATION)
+    assert made_for["chunk_length_bp"] == 500
 
 
 @pytest.mark.parametrize("max_fdr", [0.05, 0.2, 0.45])

@@ -327,6 +327,7 @@ def test_metadata_must_agree_with_the_tensors(published: Path, tmp_path: Path) -
         ('{"format_version": 3}', "version 3, and this program reads versions 1 to 2"),
         ('{"format_version": 1, "class_names": ["virus", "others"]}', "the classes are"),
         ('{"format_version": 1, "class_names": ["others", "virus"]}', "cannot be read"),
+        ('{"format_version": 2, "origin": 1e999}', "cannot be read as a classifier .*JSON"),
         ("[", "cannot be read as a classifier"),
     ],
 )

@@ -312,6 +312,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], ClassifierMetadata
 
 
 def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetadata:
+    json.dumps(document, allow_nan=False)  # run.json is going to hold it, without NaN
     if document["format_version"] not in range(1, FORMAT_VERSION + 1):
         raise ClassifierError(
             f"{path}: a classifier file of version {document['format_version']}, and this program "

@@ -176,11 +176,17 @@ class FrameFeatures:
         Raises:
             CheckpointError: An embedding is missing.
         """
-        embeddings = [
-            reader.gather(source.representatives[rows])
-            for reader, source in zip(self._readers, self._sources, strict=True)
-        ]
-        return np.concatenate(embeddings, axis=1)
+        dims = [reader.embedding_dim for reader in self._readers]
+        features_ND = np.empty((len(rows), sum(dims)), np.float32)
+        columns_of_models = np.split(features_ND, np.cumsum(dims)[:-1], axis=1)
+        # In blocks, so that training has its many frames in memory once.
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            block = slice(start, start + _ROWS_AT_ONCE)
+            for reader, source, columns_NE in zip(
+                self._readers, self._sources, columns_of_models, strict=True
+            ):
+                columns_NE[block] = reader.gather(source.representatives[rows[block]])
+        return features_ND
 
 
 def score_frames(

@@ -218,6 +218,7 @@ def describe_run(
         "classifier": {
             "path": str(config.resolved_model_path),
             "identity": classifier.identity,
+            "made_for": classifier.metadata and dataclasses.asdict(classifier.metadata),
         },
         "num_processes": accelerator.num_processes,
         "counts": {

@@ -161,5 +161,5 @@ def test_figures_need_an_extra_that_the_message_names(tables, tmp_path: Path) ->
     without = "import sys; sys.modules['matplotlib'] = None; from virnucpro.cli import main; main()"
     done = run(sys.executable, "-c", without, "evaluate", tmp_path, "--truth", truth)
     assert done.returncode == 2
-    assert "pip install 'virnucpro[train]'" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
     assert not (tmp_path / "evaluation").exists()

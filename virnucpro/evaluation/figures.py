@@ -32,8 +32,8 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "reports have figures, and matplotlib, which draws them, is not installed; "
-            "pip install 'virnucpro[train]'"
+            "reports have figures, and matplotlib, which draws them, is not installed; install "
+            "virnucpro with its extra `train`: pip install '.[train]' in its directory"
         ) from error
 
 

@@ -122,19 +122,21 @@ def _read_truth(path: Path) -> dict[str, tuple[bool, str]]:
 def _read_records(config: EvaluateConfig, truth: dict[str, tuple[bool, str]]) -> _Labelled:
     path = config.records_tsv
     columns = ("record_id", "length", "score", "call", "reason")
-    lines = list(read_table(path, columns, ("probability",)))
-    labelled = [(number, line) for number, line in lines if line["record_id"] in truth]
+    labelled, num_records = [], 0
+    for number, line in read_table(path, columns, ("probability",)):
+        num_records += 1
+        if line["record_id"] in truth:
+            labelled.append((number, line))
     if not labelled:
         raise InputError(
-            f"{config.truth}: none of its {len(truth)} ids is among the {len(lines)} records of "
+            f"{config.truth}: none of its {len(truth)} ids is among the {num_records} records of "
             f"{path}; wanted the first words of the sequences' headers"
         )
-    ids = {line["record_id"] for _, line in lines}
     logger.info(
         "%d of %d records have a label; %d labels have no record",
         len(labelled),
-        len(lines),
-        len(truth.keys() - ids),
+        num_records,
+        len(truth.keys() - {line["record_id"] for _, line in labelled}),
     )
     found = [truth[line["record_id"]] for _, line in labelled]
     has_call = np.array([line["call"] != "none" for _, line in labelled])
