@@ -223,6 +223,11 @@ def test_precision_on_a_cpu(accelerator, asked: str, chosen: str) -> None:
     assert choose_precision(asked, accelerator) == chosen
 
 
+def test_fp8_is_refused_on_a_cpu(accelerator) -> None:
+    with pytest.raises(UsageError, match="Hopper generation or newer, found cpu; use bf16"):
+        choose_precision("fp8", accelerator)
+
+
 def test_the_precision_is_what_the_model_computes_in(accelerator, job: EmbeddingJob) -> None:
     run_embedding(accelerator, job, CPU)
     bf16 = replace(

@@ -89,6 +89,12 @@ def test_a_model_is_described_and_makes_identities(model: Model, demo_weights) -
     assert (identity.chunk_length_bp, identity.embedding_dim) == (300, 48)
 
 
+def test_a_backend_that_knows_no_fp8_computes_in_bf16(accelerator, model, demo_weights) -> None:
+    other = open_model(accelerator, "esm2", demo_weights["protein_weights"])
+    assert model.make_identity("sha256:11", "fp8", 300).precision == "bf16"
+    assert other.make_identity("sha256:11", "fp8", 300).precision == "fp8"
+
+
 def test_models_that_are_not_to_be_had(accelerator) -> None:
     with pytest.raises(BackendError, match="Did you mean 'dnabert-s'"):
         open_model(accelerator, "dnabert_s", "nowhere")

@@ -28,6 +28,7 @@ from tools.make_esm2_weights import (
 )
 from virnucpro.errors import UsageError, WeightsError
 from virnucpro.interface import Attention, Backend, TokenBatch
+from virnucpro.kernels import float8
 from virnucpro.testing import BackendContract
 
 CPU = torch.device("cpu")
@@ -336,6 +337,23 @@ def test_flash_needs_a_gpu(tmp_path: Path) -> None:
     path = write_fair_esm(tmp_path / "esm2_test.pt", make_config())
     with pytest.raises(UsageError, match="needs a CUDA GPU and bf16 or fp16, found cpu"):
         embed(path, ["M"], "flash")
+
+
+# 8 bits
+
+
+def test_8_bits_are_near_float32(tmp_path: Path) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config(6, 64, 4))
+    proteins = make_proteins(MIXED_LENGTHS)
+    found_BE = embed(path, proteins, dtype=float8.DTYPE)
+    wanted_BE = embed(path, proteins)
+    assert 0.99 < cosine_similarity(found_BE, wanted_BE).min() < 0.99999
+
+
+def test_8_bits_want_sizes_that_are_multiples_of_16(tmp_path: Path) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config())
+    with pytest.raises(UsageError, match="multiples of 16, found a model of width 40 and 160"):
+        embed(path, ["M"], dtype=float8.DTYPE)
 
 
 # On a GPU
