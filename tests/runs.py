@@ -8,10 +8,13 @@ import pty
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 
@@ -41,6 +44,26 @@ def run(*command: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess
     return subprocess.run(
         list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False
     )
+
+
+def let_compute(process: subprocess.Popen[str], cpu_seconds: float) -> None:
+    """Wait until a process and all below it have computed for so long, or the process has ended.
+
+    Unlike a wait by the clock this lets the same be done on a machine that others use too.
+    """
+    wanted = _cpu_seconds(process.pid) + cpu_seconds
+    while process.poll() is None and _cpu_seconds(process.pid) < wanted:
+        time.sleep(0.01)
+
+
+def _cpu_seconds(pid: int) -> float:
+    total = 0.0
+    with suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(pid)
+        for one in [leader, *leader.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                total += sum(one.cpu_times()[:2])
+    return total
 
 
 def on_a_terminal(*args: str, answer: str) -> tuple[int, str]:

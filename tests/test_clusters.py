@@ -18,6 +18,7 @@ from tests.runs import (
     REPOSITORY,
     accelerate_launch,
     distinct_rows,
+    let_compute,
     parts_of,
     predict_options,
     read_tables,
@@ -66,7 +67,7 @@ def wait_until_embedding(output_dir: Path, process: subprocess.Popen[str]) -> No
     """Wait until batches are computed, some of which are in no part yet."""
     log_path = output_dir / "run.log"
     wait_for(lambda: log_path.exists() and "batches of up to" in log_path.read_text(), process)
-    time.sleep(0.4)
+    let_compute(process, 0.8)
 
 
 def assert_complete(output_dir: Path, tables: dict[str, bytes], kept: dict[str, float]) -> None:

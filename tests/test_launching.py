@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from tests.runs import (
     VIRNUCPRO,
     distinct_rows,
+    let_compute,
     on_a_terminal,
     parts_of,
     predict_options,
@@ -229,12 +230,12 @@ def test_signals_reach_all_and_what_is_done_is_kept(demo_weights, tmp_path):
 
 
 def wait_until_embedding(log_path: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until one more run than before has begun to embed, and a moment."""
+    """Wait until one more run than before has begun to embed, and has computed a little."""
     before = num_passes(log_path)
     while num_passes(log_path) == before:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
-    time.sleep(0.4)
+    let_compute(process, 0.8)
 
 
 def num_passes(log_path: Path) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_errors_are_as_frequent_as_asked_for() -> None:
 def test_repeats_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_text(f">a\n{'ACGATTGCA' * 30}\n>b\n{'ACGATTGCA' * 30}\n")
-    done = run("python", "-m", "tools.measure_duplicates", path, cwd=REPOSITORY)
+    done = run(sys.executable, "-m", "tools.measure_duplicates", path, cwd=REPOSITORY)
     found = re.fullmatch(
         r"2 records, (\d+) open frames; dna: (\d+) distinct, 50.00% saved; "
         r"protein: (\d+) distinct, \d\d\.\d\d% saved\n",
