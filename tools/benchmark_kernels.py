@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from triton.testing import do_bench
 from virnucpro_dnabert_s.model import alibi_slopes
-from virnucpro_esm2.model import Packing, Rotary, attend_varlen, default_frequencies, rotate
+from virnucpro_esm2.model import Packing, attend_varlen, default_frequencies, make_rotary, rotate
 
 from virnucpro.kernels import float8, fused, plain
 
@@ -62,11 +62,11 @@ def time_attention(num_heads: int, length: int, *, rotary: bool) -> None:
         return
     angles_PR = torch.outer(torch.arange(length), default_frequencies(64)).to(DEVICE)
     angles = angles_PR.cos(), angles_PR.sin()
-    per_token = Rotary(*(x.repeat(num_sequences, 1)[:, None, None] for x in angles))
+    per_token = make_rotary(*(x.repeat(num_sequences, 1) for x in angles))
     packing = Packing(offsets.diff().long(), offsets, length)
 
     def torch_call() -> Tensor:
-        q_THK, k_THK = rotate(qkv_T3HK[:, :2], per_token).unbind(1)
+        q_THK, k_THK = rotate(qkv_T3HK[:, :2], per_token).to(qkv_T3HK.dtype).unbind(1)
         return attend_varlen(q_THK, k_THK, qkv_T3HK[:, 2], packing)
 
     name = f"rotary and attention, {length} tokens"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -72,10 +73,13 @@ class Packing(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of the rotary angles of every token, float32."""
+    """Cosines and sines of the rotary angles of every token, float32, for both halves of a head.
 
-    cos_T11R: Tensor
-    sin_T11R: Tensor
+    The sines of the first half are negative: `x * cos + swapped x * sin` turns.
+    """
+
+    cos_T11K: Tensor
+    sin_T11K: Tensor
 
 
 class Between(NamedTuple):
@@ -100,35 +104,36 @@ Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
 """Queries, keys and values (T, H, K each) of packed sequences to the attended values (T, H, K)."""
 
 
-def one_by_one(attend_HLK: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attend:
-    """Return packed attention that calls `attend_HLK` for one sequence after the other.
+def by_length(attend_BHLK: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attend:
+    """Return packed attention that calls `attend_BHLK` for each run of sequences of one length.
 
-    No padding, and no sequence can touch another. On CUDA it waits for the lengths.
+    No padding, and no sequence can touch another. Batches are sorted, so runs are long. On CUDA it
+    waits for the lengths.
     """
 
     def attend(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
-        sizes = packing.lengths_B.tolist()
-        q_HTK, k_HTK, v_HTK = (x.transpose(0, 1) for x in (q_THK, k_THK, v_THK))
-        sequences = zip(*(torch.split(x, sizes, 1) for x in (q_HTK, k_HTK, v_HTK)), strict=True)
-        return torch.cat([attend_HLK(q, k, v).transpose(0, 1) for q, k, v in sequences])
+        runs = [(length, sum(run)) for length, run in groupby(packing.lengths_B.tolist())]
+        sizes = [size for _, size in runs]
+        pieces = zip(*(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True)
+        attended = []
+        for (length, _), piece in zip(runs, pieces, strict=True):
+            q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in piece)
+            attended.append(attend_BHLK(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1))
+        return torch.cat(attended)
 
-    return attend
+    # Every batch has other lengths, so a compiler would never be done with it.
+    return cast(Attend, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
 
 
-def _eager_attention(q_HLK: Tensor, k_HLK: Tensor, v_HLK: Tensor) -> Tensor:
+def _eager_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
     """Return softmax(Q K^T / sqrt(K)) V written out, the softmax in float32."""
-    scores_HLL = (q_HLK * q_HLK.shape[-1] ** -0.5) @ k_HLK.transpose(-1, -2)
-    weights_HLL: Tensor = scores_HLL.softmax(-1, dtype=torch.float32).to(v_HLK.dtype)
-    return weights_HLL @ v_HLK
+    scores_BHLL = (q_BHLK * q_BHLK.shape[-1] ** -0.5) @ k_BHLK.transpose(-1, -2)
+    weights_BHLL: Tensor = scores_BHLL.softmax(-1, dtype=torch.float32).to(v_BHLK.dtype)
+    return weights_BHLL @ v_BHLK
 
 
-def _sdpa_attention(q_HLK: Tensor, k_HLK: Tensor, v_HLK: Tensor) -> Tensor:
-    # Its fast kernels are for four dimensions; with three it falls back to plain matrix products.
-    return F.scaled_dot_product_attention(q_HLK[None], k_HLK[None], v_HLK[None])[0]
-
-
-attend_eager = one_by_one(_eager_attention)
-attend_sdpa = one_by_one(_sdpa_attention)
+attend_eager = by_length(_eager_attention)
+attend_sdpa = by_length(F.scaled_dot_product_attention)
 
 
 def attend_varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
@@ -190,18 +195,16 @@ def choose_attend(
     return attend_varlen if has_varlen else attend_sdpa
 
 
-def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
-    """Return queries and keys turned by their positions (RoFormer, arXiv:2104.09864).
+def make_rotary(cos_TR: Tensor, sin_TR: Tensor) -> Rotary:
+    """Return the angles of every token in the form that `rotate` wants."""
+    cos_TK, sin_TK = torch.cat((cos_TR, cos_TR), 1), torch.cat((-sin_TR, sin_TR), 1)
+    return Rotary(cos_TK[:, None, None], sin_TK[:, None, None])
 
-    Computed in float32 and rounded once, without ever holding a float32 copy of all of `x_T2HK`.
-    """
-    cos, sin = rotary
-    first, second = x_T2HK.chunk(2, -1)
-    turned_T2HK = torch.empty_like(x_T2HK)
-    turned_first, turned_second = turned_T2HK.chunk(2, -1)
-    torch.addcmul(first * cos, second, sin, value=-1, out=turned_first)
-    torch.addcmul(second * cos, first, sin, out=turned_second)
-    return turned_T2HK
+
+def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
+    """Return queries and keys turned by their positions, float32 (RoFormer, arXiv:2104.09864)."""
+    swapped_T2HK = x_T2HK.roll(x_T2HK.shape[-1] // 2, -1)
+    return torch.addcmul(x_T2HK * rotary.cos_T11K, swapped_T2HK, rotary.sin_T11K)
 
 
 class Esm2Layer(nn.Module):
@@ -283,7 +286,7 @@ class Esm2(nn.Module):
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): the mean of each sequence's last hidden states over residues.
 
-        Nothing here waits for the GPU, except attention `one_by_one`.
+        Nothing here waits for the GPU, except attention `by_length`.
         """
         lengths_B = batch.lengths_B
         ends_B = lengths_B.cumsum(0)
@@ -321,8 +324,12 @@ class Esm2(nn.Module):
                 offsets, angles = packing.offsets, (self.cos_PR, self.sin_PR)
                 attended_THK = kernels.attend(qkv_T3HK, offsets, packing.max_length, angles=angles)
             else:
-                q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).unbind(1)
-                attended_THK = self.attend(q_THK, k_THK, qkv_T3HK[:, 2], packing)
+                dtype = qkv_T3HK.dtype
+                # CPUs attend faster in float32, which the rotation computes in anyway.
+                inner = torch.float32 if qkv_T3HK.device.type == "cpu" else dtype
+                q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
+                v_THK = qkv_T3HK[:, 2].to(inner)
+                attended_THK = self.attend(q_THK, k_THK, v_THK, packing).to(dtype)
             return cast(Tensor, attended_THK.flatten(1))
 
         if not self.is_quantized:
@@ -338,9 +345,7 @@ class Esm2(nn.Module):
         starts_B, lengths_B = packing.offsets[:-1], packing.lengths_B
         starts_T = starts_B.repeat_interleave(lengths_B, output_size=num_tokens)
         position_T = torch.arange(num_tokens, device=starts_T.device) - starts_T
-        return Rotary(
-            self.cos_PR[position_T][:, None, None], self.sin_PR[position_T][:, None, None]
-        )
+        return make_rotary(self.cos_PR[position_T], self.sin_PR[position_T])
 
 
 def default_frequencies(head_dim: int) -> Tensor:
