@@ -16,6 +16,7 @@ STDIN = "-"
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash")
+COMPILE_SETTINGS = ("auto", "on", "off")
 MODEL_TYPES = ("300", "500", "custom")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -43,6 +44,8 @@ class ComputeConfig:
         precision: What the models compute in; `auto` is bf16 on GPUs that have it, fp16 on older
             ones and fp32 on a CPU. A backend that knows no fp8 computes in bf16 instead.
         attention: `flash` needs flash-attn, `sdpa` torch alone, `eager` is the plain reference.
+        compile: Whether torch.compile compiles the models' layers; `auto` is where that pays: on a
+            GPU, for a model without kernels of its own, and for enough sequences.
         dataloader_workers: Tokenizing processes per GPU; None for as many as suit the machine.
         pin_memory: Whether batches lie in pinned host memory; None for yes on a GPU.
         cache_clear_interval: Batches between two clearings of CUDA's cache; 0 for never.
@@ -56,6 +59,7 @@ class ComputeConfig:
     device: str = "auto"
     precision: str = "auto"
     attention: str = "auto"
+    compile: str = "auto"
     dataloader_workers: int | None = None
     pin_memory: bool | None = None
     cache_clear_interval: int = 100
@@ -68,6 +72,7 @@ class ComputeConfig:
         self._set("device", device)
         self._require_one_of("precision", PRECISIONS)
         self._require_one_of("attention", ATTENTIONS)
+        self._require_one_of("compile", COMPILE_SETTINGS)
         self._require_at_least("dataloader_workers", 0)
         self._require_at_least("cache_clear_interval", 0)
 

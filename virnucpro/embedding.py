@@ -30,6 +30,7 @@ from virnucpro.batching import (
 from virnucpro.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.claims import make_counter
+from virnucpro.compiling import compile_layers
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import DTYPES, count_affordable, device_name, is_out_of_memory
 from virnucpro.errors import MemoryExhaustedError
@@ -81,6 +82,7 @@ class EmbeddingSummary:
         device_seconds: Of the loop, the device computing.
         disk_seconds: Of the loop, writing parts; the device goes on meanwhile.
         peak_memory_bytes: Most that was allocated on the GPU; 0 on a CPU.
+        compiled: Whether torch.compile compiled the encoder.
     """
 
     num_rows: int = 0
@@ -93,6 +95,7 @@ class EmbeddingSummary:
     device_seconds: float = 0.0
     disk_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    compiled: bool = False
 
 
 def run_embedding(
@@ -116,6 +119,7 @@ def run_embedding(
     Raises:
         MemoryExhaustedError: The weights do not fit the device.
         NonFiniteEmbeddingError: The encoder returned NaN or infinity.
+        UsageError: Compiling was asked for and does not work.
     """
     monitor = monitor or Monitor()
     finished = finished_rows(finished_parts(job.parts_dir))
@@ -123,16 +127,21 @@ def run_embedding(
     if len(np.setdiff1d(job.rows, finished)):
         status = PassStatus(job.name)
         monitor.begin_pass(status)
-        encoder = _load_encoder(accelerator.device, job, compute)
-        batches, budget = _plan(accelerator, job, compute, encoder, finished)
+        device = accelerator.device
+        costs = measure_costs(job.backend.token_cost, job.source, job.rows)
+        encoder = _load_encoder(device, job, compute)
+        compiled = compile_layers(
+            encoder, compute.compile, num_tokens=int(costs.sum()), device=device
+        )
+        batches, budget = _plan(accelerator, job, compute, encoder, costs, finished)
         claims = ClaimedBatches(batches, make_counter(accelerator))
         status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
         status.budget_tokens = budget
         collator = job.backend.load_collator(job.weights)
-        loader = make_loader(job.source, collator, claims, compute, accelerator.device)
+        loader = make_loader(job.source, collator, claims, compute, device)
         loop = _Loop(accelerator, job, compute, batches, claims, status, on_progress)
         with torch.inference_mode():
-            summary = loop.run(loader, encoder)
+            summary = dataclasses.replace(loop.run(loader, encoder), compiled=compiled)
         monitor.publish()
         accelerator.wait_for_everyone()
         monitor.end_pass()
@@ -161,10 +170,10 @@ def _plan(
     job: EmbeddingJob,
     compute: ComputeConfig,
     encoder: Encoder,
+    costs: IntArray,
     finished: IntArray,
 ) -> tuple[Batches, int]:
     """Return the batches that remain to be computed and their budget, the same in every process."""
-    costs = measure_costs(job.backend.token_cost, job.source, job.rows)
     budget = job.batch_tokens
     if budget is None:
         # One plan for all: a larger GPU gains next to nothing from larger batches, and takes more

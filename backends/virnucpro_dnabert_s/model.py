@@ -89,6 +89,11 @@ class DnabertS(nn.Module):
         self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
+    @property
+    def has_own_kernels(self) -> bool:
+        """Whether `torch.compile` would find nothing to fuse."""
+        return self.attention == "fused"
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each sequence's mean over its last hidden states."""
         if self.attention in ("fused", "flash"):

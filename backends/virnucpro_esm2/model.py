@@ -277,6 +277,11 @@ class Esm2(nn.Module):
         for layer in self.layers:
             cast(Esm2Layer, layer).quantize()
 
+    @property
+    def has_own_kernels(self) -> bool:
+        """Whether `torch.compile` would find nothing to fuse."""
+        return self.fused
+
     def set_rotary(self, frequencies_R: Tensor) -> None:
         """Fill the tables of rotary angles, float32 whatever the weights are."""
         angles_PR = torch.outer(torch.arange(MAX_TOKENS).float(), frequencies_R.float().cpu())

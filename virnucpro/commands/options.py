@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from virnucpro.commands import ARGUMENTS
 from virnucpro.config import (
     ATTENTIONS,
+    COMPILE_SETTINGS,
     MODEL_TYPES,
     PRECISIONS,
     ComputeConfig,
@@ -147,6 +148,13 @@ device_options = _group(
 
 compute_options = _group(
     device_options,
+    click.option(
+        "--compile",
+        type=click.Choice(COMPILE_SETTINGS),
+        default=ComputeConfig.compile,
+        show_default=True,
+        help="Compile the models with torch.compile; auto: where that pays.",
+    ),
     click.option(
         "--dataloader-workers",
         type=int,

@@ -1,0 +1,94 @@
+"""Compiling the layers of encoders with torch.compile, where that saves more time than it takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from virnucpro.errors import UsageError
+from virnucpro.interface import Encoder
+
+logger = logging.getLogger(__name__)
+
+# On an H200 compiling took 3 to 5 s a model and then saved a seventh of the time, at 5e14 FLOP/s:
+# what is gained after 35 s of work, or 2e16 FLOP. docs/performance.md has the figures.
+_LEAST_FLOP = 2e16
+
+
+def compile_layers(
+    encoder: Encoder, setting: str, *, num_tokens: int, device: torch.device
+) -> bool:
+    """Compile the encoder's layers if `setting` says so, and return whether it did.
+
+    Every `nn.ModuleList` is taken for layers, each to be compiled by itself, for any shape, when a
+    batch first gets there; an encoder without one is compiled as a whole.
+
+    Args:
+        encoder: Changed in place.
+        setting: `auto`, `on` or `off`.
+        num_tokens: Of the whole pass, finished or not, so that a resumed run decides alike.
+        device: Where the encoder is.
+
+    Raises:
+        UsageError: `on`, and compiling does not work here.
+    """
+    module = cast(nn.Module, encoder)
+    if setting == "off" or getattr(encoder, "has_own_kernels", False):
+        return False
+    if setting == "auto" and not pays(module, num_tokens, device):
+        return False
+    keep_cache()
+    reason = _find_obstacle(device)
+    if reason is not None:
+        if setting == "on":
+            raise UsageError(
+                f"compile on: torch.compile does not work here ({reason}); it needs a C++ compiler "
+                "and on a GPU Triton. Leave the option at auto, or say off"
+            )
+        logger.warning("torch.compile does not work here, so nothing is compiled (%s)", reason)
+        return False
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    for layer in [layer for layers in lists for layer in layers] or [module]:
+        layer.compile(dynamic=True)
+    return True
+
+
+def pays(module: nn.Module, num_tokens: int, device: torch.device) -> bool:
+    """Return whether compiling saves more than it takes, if the module embeds that many tokens.
+
+    Decided from the work alone, not by the clock, so that the processes of a run, and those that
+    resume it, come to the same.
+    """
+    # On a CPU matrix products take nearly all of the time, and there is nothing to save.
+    if device.type != "cuda":
+        return False
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    return 2 * num_parameters * num_tokens >= _LEAST_FLOP
+
+
+def keep_cache() -> None:
+    """Let what is compiled outlast the machine's next start, unless the user has named a place.
+
+    Torch's own choice is the directory for temporary files.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        path = Path(caches, "virnucpro", "torchinductor").expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that nobody knows or may write to
+        return  # torch's own choice will do
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(path))
+
+
+def _find_obstacle(device: torch.device) -> str | None:
+    """Return why torch.compile does not work here, or None if it does."""
+    try:
+        torch.compile(lambda x: x.sin() + x)(torch.zeros(16, device=device))
+    except Exception as error:  # compilers, caches and drivers fail in many ways
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
