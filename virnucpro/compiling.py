@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -42,7 +40,6 @@ def compile_layers(
         return False
     if setting == "auto" and not pays(module, num_tokens, device):
         return False
-    keep_cache()
     reason = _find_obstacle(device)
     if reason is not None:
         if setting == "on":
@@ -69,20 +66,6 @@ def pays(module: nn.Module, num_tokens: int, device: torch.device) -> bool:
         return False
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     return 2 * num_parameters * num_tokens >= _LEAST_FLOP
-
-
-def keep_cache() -> None:
-    """Let what is compiled outlast the machine's next start, unless the user has named a place.
-
-    Torch's own choice is the directory for temporary files.
-    """
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        path = Path(caches, "virnucpro", "torchinductor").expanduser()
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a home that nobody knows or may write to
-        return  # torch's own choice will do
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(path))
 
 
 def _find_obstacle(device: torch.device) -> str | None:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -45,6 +46,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
         # Read when CUDA starts, so set before anything touches it.
         by_user = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         os.environ.setdefault("PYTORCH_ALLOC_CONF", by_user)
+    keep_compiled()
     wanted = None if device == "auto" else torch.device(device)
     num_gpus = torch.cuda.device_count()
     if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
@@ -70,6 +72,19 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def keep_compiled() -> None:
+    """Let what torch.compile makes outlast this machine's run, unless the user has named a place.
+
+    Torch's own place is the directory for temporary files, which it notes as soon as its compiler
+    is imported.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with suppress(OSError, RuntimeError):  # a home that nobody knows or may write to
+        path = Path(caches, "virnucpro", "torchinductor").expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(path))
 
 
 def keep_freed_memory() -> None:

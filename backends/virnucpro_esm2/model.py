@@ -104,25 +104,23 @@ Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
 """Queries, keys and values (T, H, K each) of packed sequences to the attended values (T, H, K)."""
 
 
-def by_length(attend_BHLK: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attend:
-    """Return packed attention that calls `attend_BHLK` for each run of sequences of one length.
+def _attend_by_length(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, lengths_B: Tensor, eager: bool
+) -> Tensor:
+    """Return the attention of each run of sequences of one length after the other.
 
     No padding, and no sequence can touch another. Batches are sorted, so runs are long. On CUDA it
     waits for the lengths.
     """
-
-    def attend(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
-        runs = [(length, sum(run)) for length, run in groupby(packing.lengths_B.tolist())]
-        sizes = [size for _, size in runs]
-        pieces = zip(*(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True)
-        attended = []
-        for (length, _), piece in zip(runs, pieces, strict=True):
-            q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in piece)
-            attended.append(attend_BHLK(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1))
-        return torch.cat(attended)
-
-    # Every batch has other lengths, so a compiler would never be done with it.
-    return cast(Attend, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
+    attend_BHLK = _eager_attention if eager else F.scaled_dot_product_attention
+    runs = [(length, sum(run)) for length, run in groupby(lengths_B.tolist())]
+    sizes = [size for _, size in runs]
+    pieces = zip(*(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True)
+    attended = []
+    for (length, _), piece in zip(runs, pieces, strict=True):
+        q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in piece)
+        attended.append(attend_BHLK(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended)
 
 
 def _eager_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
@@ -132,8 +130,26 @@ def _eager_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
     return weights_BHLL @ v_BHLK
 
 
-attend_eager = by_length(_eager_attention)
-attend_sdpa = by_length(F.scaled_dot_product_attention)
+# An operator of its own, so that torch.compile does not look inside: every batch has other lengths,
+# and it would never be done.
+_by_length_op = torch.library.custom_op(
+    "virnucpro_esm2::attend_by_length",
+    _attend_by_length,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor lengths, bool eager) -> Tensor",
+)
+_by_length_op.register_fake(lambda q_THK, *_: q_THK.new_empty(q_THK.shape))
+
+
+def by_length(*, eager: bool) -> Attend:
+    """Return packed attention that runs everywhere, written out or torch's."""
+    return lambda q_THK, k_THK, v_THK, packing: _by_length_op(
+        q_THK, k_THK, v_THK, packing.lengths_B, eager
+    )
+
+
+attend_eager = by_length(eager=True)
+attend_sdpa = by_length(eager=False)
 
 
 def attend_varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
