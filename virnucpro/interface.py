@@ -97,7 +97,11 @@ class Collator(Protocol):
 
 
 class Encoder(Protocol):
-    """A `torch.nn.Module` in eval mode. Called under `torch.inference_mode()`."""
+    """A `torch.nn.Module` in eval mode. Called under `torch.inference_mode()`.
+
+    torch.compile may compile its layers (`--compile`), which are the entries of its
+    `nn.ModuleList`s, unless it has an attribute `has_own_kernels` that is true.
+    """
 
     def __call__(self, batch: TokenBatch) -> torch.Tensor:
         """Return float32 (B, E): one pooled vector for each sequence, in the batch's order.
