@@ -13,8 +13,8 @@ from virnucpro.interface import Encoder
 
 logger = logging.getLogger(__name__)
 
-# On an H200 compiling took 3 to 5 s a model and then saved a seventh of the time, at 5e14 FLOP/s:
-# what is gained after 35 s of work, or 2e16 FLOP. docs/performance.md has the figures.
+# On an H200 compiling took up to 4.3 s a model and then saved a seventh of the time: won back after
+# 30 s at 5e14 FLOP/s. docs/performance.md has the figures.
 _LEAST_FLOP = 2e16
 
 
