@@ -49,6 +49,8 @@ def compile_layers(
             )
         logger.warning("torch.compile does not work here, so nothing is compiled (%s)", reason)
         return False
+    # Nobody has asked for what `auto` does: what the compiler cannot do is computed without it.
+    torch._dynamo.config.suppress_errors = setting == "auto"
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     for layer in [layer for layers in lists for layer in layers] or [module]:
         layer.compile(dynamic=True)

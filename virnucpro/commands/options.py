@@ -119,6 +119,22 @@ backend_options = _group(
 )
 """The two models that embed open frames."""
 
+budget_options = _group(
+    click.option(
+        "--dnabert-batch-size",
+        type=int,
+        metavar="TOKENS",
+        help="Tokens per batch of DNA.  [default: by the device]",
+    ),
+    click.option(
+        "--esm-batch-size",
+        type=int,
+        metavar="TOKENS",
+        help="Tokens per batch of proteins.  [default: by the device]",
+    ),
+)
+"""How much of each of them goes into a batch."""
+
 device_options = _group(
     click.option(
         "-d",

@@ -12,6 +12,7 @@ from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.commands.options import (
     LAUNCH_OPTIONS,
     backend_options,
+    budget_options,
     classifier_options,
     compute_options,
     given_options,
@@ -94,18 +95,7 @@ _OTHERWISE_USED = LAUNCH_OPTIONS | {
 @compute_options
 @launch_options
 @click.option("--parallel", is_flag=True, help="Use all GPUs, which is the default.")
-@click.option(
-    "--dnabert-batch-size",
-    type=int,
-    metavar="TOKENS",
-    help="Tokens per batch of DNA.  [default: by the device]",
-)
-@click.option(
-    "--esm-batch-size",
-    type=int,
-    metavar="TOKENS",
-    help="Tokens per batch of proteins.  [default: by the device]",
-)
+@budget_options
 @click.option("--pin-memory", is_flag=True, help="Pin host memory.  [default: on a GPU]")
 @click.option(
     "--cache-clear-interval",

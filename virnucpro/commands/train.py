@@ -11,6 +11,7 @@ from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.commands.options import (
     LAUNCH_OPTIONS,
     backend_options,
+    budget_options,
     compute_options,
     given_options,
     hide_other_gpus,
@@ -136,18 +137,7 @@ class _ListCommand(click.Command):
 )
 @compute_options
 @launch_options
-@click.option(
-    "--dnabert-batch-size",
-    type=int,
-    metavar="TOKENS",
-    help="Tokens per batch of DNA.  [default: by the device]",
-)
-@click.option(
-    "--esm-batch-size",
-    type=int,
-    metavar="TOKENS",
-    help="Tokens per batch of proteins.  [default: by the device]",
-)
+@budget_options
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
 @click.pass_context
 def train_command(ctx: click.Context, /, **_: Any) -> None:
