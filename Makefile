@@ -1,4 +1,4 @@
-# make demo   installs into .venv and runs the example, with weights made on the spot
+# make demo   installs into .venv and runs the example with the small model that ships with the program
 # make test   installs the test tools as well and runs the tests
 # make check  everything that has to be clean before a change is pushed
 
@@ -11,16 +11,9 @@ DEMO_DIR := demo
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO_DIR)
-	$(BIN)/python -m tools.make_demo_weights $(DEMO_DIR)/weights
-	$(BIN)/virnucpro predict examples/example.fasta \
-	  --model-path $(DEMO_DIR)/weights/500_model.safetensors \
-	  --dna-weights $(DEMO_DIR)/weights/dnabert_s \
-	  --protein-weights $(DEMO_DIR)/weights/esm2.pt \
-	  --output-dir $(DEMO_DIR)/results
+	$(BIN)/virnucpro predict examples/example.fasta --model-type mini --output-dir $(DEMO_DIR)
 	@echo
-	@cat $(DEMO_DIR)/results/records.tsv
-	@echo
-	@echo "The weights of this demonstration are random: the calls mean nothing yet."
+	@cat $(DEMO_DIR)/records.tsv
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest --numprocesses=auto

@@ -134,7 +134,7 @@ def test_help_fits_80_columns(run, command, option):
         ("predict --colour red a.fa", "No such option"),
         ("predict", "Missing argument 'INPUT...'"),
         ("predict missing.fa", "'missing.fa' does not exist"),
-        ("predict a.fa -m 400", "'400' is not one of '300', '500', 'custom'"),
+        ("predict a.fa -m 400", "'400' is not one of '300', '500', 'mini', 'custom'"),
         ("predict a.fa -m custom", "custom needs a model"),
         ("predict a.fa --threshold 2", "wanted a score from 0 to 1"),
         ("predict a.fa", "500_model.pth: no such classifier; give the path of one with -p"),

@@ -41,6 +41,8 @@ def test_defaults_are_those_of_the_fork():
         ({"model_type": "300"}, 300),
         ({"model_type": "300", "expected_length": 400}, 400),
         ({"model_type": "custom", "model_path": "mine.pth"}, 500),
+        ({"model_type": "mini"}, 500),
+        ({"model_type": "mini", "expected_length": 300}, 300),
     ],
 )
 def test_chunk_length_comes_from_the_model_type(settings, length_bp):
@@ -71,8 +73,9 @@ def test_devices(given, device):
         ({"inputs": ("-", "-"), "output_dir": "out"}, "given twice"),
         ({"inputs": ("a.fa", "b.fa")}, "need an output directory"),
         ({"inputs": "-"}, "need an output directory"),
-        ({"model_type": "400"}, "model_type '400': wanted one of 300, 500, custom"),
+        ({"model_type": "400"}, "model_type '400': wanted one of 300, 500, mini, custom"),
         ({"model_type": "custom"}, "custom needs a model"),
+        ({"model_type": "mini", "expected_length": 400}, "expected length 400: model type mini"),
         ({"device": "gpu"}, "device 'gpu': wanted auto"),
         ({"precision": "int8"}, "precision 'int8': wanted one of auto, fp32"),
         ({"attention": "fast"}, "attention 'fast'"),

@@ -17,7 +17,12 @@ STDIN = "-"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash")
 COMPILE_SETTINGS = ("auto", "on", "off")
-MODEL_TYPES = ("300", "500", "custom")
+MODEL_TYPES = ("300", "500", "mini", "custom")
+
+MINI_DIRECTORY = Path(__file__).with_name("data") / "mini"
+"""The small model that ships with this package: docs/mini.md."""
+
+MINI_LENGTHS_BP = (300, 500)
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _COMPRESSION = frozenset({".gz", ".bz2", ".xz", ".zst"})
@@ -154,8 +159,10 @@ class PredictConfig(FramesConfig):
             may be given as it is.
         output_dir: Where results go; by default `{stem}_predictions` in the working directory.
             Required with several inputs or standard input.
-        model_type: `300`, `500` or `custom`: which classifier, and so which chunk length.
-        model_path: The classifier; by default `{model_type}_model.pth` in the working directory.
+        model_type: `300`, `500` or `custom`: which classifier, and so which chunk length. `mini`:
+            the small model in this package, classifier and weights, for chunks of 500 or 300 bp.
+        model_path: The classifier; by default the package's for `mini`, for the others
+            `{model_type}_model.pth` in the working directory.
         expected_length: Chunk length in bp; by default the model type's, 500 for a custom one.
         min_length: Records shorter than this many bp get no call.
         threshold: A record is called viral from this score on.
@@ -192,12 +199,20 @@ class PredictConfig(FramesConfig):
                 self._set(name, Path(getattr(self, name)))
         self._set("model_type", str(self.model_type))
         self._require_one_of("model_type", MODEL_TYPES)
+        if self.model_type == "mini":
+            self._use_mini()
         self._require_at_least("expected_length", 1)
         self._require_at_least("sequences_per_file", 1)
         self._require_at_least("min_length", 0)
         self._require_share("max_fdr")
         self._require_share("viral_share")
         self._check_together()
+
+    def _use_mini(self) -> None:
+        """Let the package's files stand for the weights that are not given."""
+        for name, directory in (("dna_weights", "dnabert_s"), ("protein_weights", "esm2")):
+            if getattr(self, name) == getattr(type(self), name):
+                self._set(name, str(MINI_DIRECTORY / directory))
 
     def _check_together(self) -> None:
         if not self.inputs:
@@ -210,6 +225,15 @@ class PredictConfig(FramesConfig):
             )
         if self.model_type == "custom" and self.model_path is None:
             raise UsageError("model type custom needs a model; give its path (-p)")
+        if (
+            self.model_type == "mini"
+            and self.model_path is None
+            and self.chunk_length_bp not in MINI_LENGTHS_BP
+        ):
+            raise UsageError(
+                f"expected length {self.chunk_length_bp}: model type mini is for chunks of "
+                f"{' or '.join(map(str, MINI_LENGTHS_BP))} bp"
+            )
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold {self.threshold}: wanted a score from 0 to 1")
         if self.max_fdr is not None and self.threshold != type(self).threshold:
@@ -239,6 +263,8 @@ class PredictConfig(FramesConfig):
     @property
     def resolved_model_path(self) -> Path:
         """Where the classifier is, given or by default."""
+        if self.model_path is None and self.model_type == "mini":
+            return MINI_DIRECTORY / f"{self.chunk_length_bp}_model.safetensors"
         return self.model_path or Path(f"{self.model_type}_model.pth")
 
     def settings(self) -> dict[str, Any]:

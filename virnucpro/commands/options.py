@@ -57,7 +57,7 @@ classifier_options = _group(
         type=click.Choice(MODEL_TYPES),
         default=PredictConfig.model_type,
         show_default=True,
-        help="For chunks of 300 bp, of 500 bp, or your own.",
+        help="For chunks of 300 bp, of 500 bp; mini: the small model inside; or your own.",
     ),
     click.option(
         "-p",

@@ -135,6 +135,7 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
 
     \b
     Examples:
+      virnucpro predict contigs.fasta --model-type mini
       virnucpro predict contigs.fasta
       virnucpro predict reads.fastq.gz -m 300 -o results
       virnucpro predict contigs.fasta -m custom -p my.safetensors -e 400

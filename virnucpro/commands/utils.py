@@ -20,7 +20,7 @@ version: "2.0.0"
 prediction:
   # Sequences in each of the files that --keep-intermediate splits.
   sequences_per_file: {PredictConfig.sequences_per_file}
-  # 300, 500 or custom.
+  # 300, 500, mini or custom.
   default_model_type: "{PredictConfig.model_type}"
   # The classifier of each model type; relative to the working directory.
   models:
