@@ -16,9 +16,8 @@ import torch
 from tools.mini.figures import auroc
 from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.kmers import PENALTIES, KmerBaseline, count_kmers
+from tools.mini.records import LENGTHS_BP
 from tools.mini.sampling import Sampler
-
-LENGTHS_BP = (300, 500, 1000, 3000)
 
 
 def draw_features(

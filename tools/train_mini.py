@@ -250,11 +250,19 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def write_settings(path: Path, args: argparse.Namespace, num_processes: int) -> None:
+    """Write the settings as JSON: all that are numbers, and how many processes there are."""
+    numbers = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
+    path.write_text(json.dumps({**numbers, "num_processes": num_processes}, indent=2) + "\n")
+
+
 def main() -> None:
     """Train as the command line says."""
     args = parse_arguments()
     args.output.mkdir(parents=True, exist_ok=True)
     training = Training(args)
+    if training.accelerator.is_main_process:
+        write_settings(args.output / "settings.json", args, training.accelerator.num_processes)
     training.run()
     training.accelerator.end_training()
 

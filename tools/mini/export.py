@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from virnucpro_dnabert_s.weights import published_name
@@ -119,4 +119,4 @@ def _write_directory(
         name: tensor.detach().to("cpu", torch.float16).contiguous()
         for name, tensor in tensors.items()
     }
-    save_file(halves, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").write_bytes(save(halves, {"format": "pt"}))

@@ -29,10 +29,14 @@ def auroc(scores: Floats, is_viral: Bools) -> float:
 
 
 def calibration_error(scores: Floats, is_viral: Bools) -> float:
-    """Return the expected calibration error over 15 bins of equal width (Guo et al. 2017)."""
+    """Return the expected calibration error over 15 bins of equal width (Guo et al. 2017).
+
+    Chunks are weighed such that half of them are viral, as probabilities assume.
+    """
     bins = np.minimum((scores * _NUM_BINS).astype(int), _NUM_BINS - 1)
-    gaps = np.bincount(bins, is_viral - scores, _NUM_BINS)
-    return float(np.abs(gaps).sum() / len(scores))
+    weights = np.where(is_viral, 0.5 / max(is_viral.sum(), 1), 0.5 / max((~is_viral).sum(), 1))
+    gaps = np.bincount(bins, weights * (is_viral - scores), _NUM_BINS)
+    return float(np.abs(gaps).sum())
 
 
 def figures_by_kind(

@@ -1,0 +1,122 @@
+"""Records of known kind: drawn from packed genomes, and called by `virnucpro predict`.
+
+Shapes: N records of L bases.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tools.mini.genomes import Genomes
+from tools.mini.sampling import Sampler
+
+CHUNK_LENGTHS_BP = (300, 500)
+LENGTHS_BP = (300, 500, 1000, 3000)
+"""Of the records that figures and calibrations are made of."""
+
+_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
+
+
+class DrawnRecords(NamedTuple):
+    """Records of one length.
+
+    Attributes:
+        codes_NL: uint8.
+        kinds_N: The kind of each, `class/sub-class`.
+        is_viral_N: bool.
+    """
+
+    codes_NL: Tensor
+    kinds_N: npt.NDArray[np.str_]
+    is_viral_N: npt.NDArray[np.bool_]
+
+
+class CalledRecords(NamedTuple):
+    """What a run said of each of its records.
+
+    Attributes:
+        has_call: bool (N,).
+        is_called_viral: bool (N,).
+        score: float64 (N,), NaN without a call.
+        probability: float64 (N,), NaN without a call or a calibration.
+        num_open_chunks: int64 (N,).
+        run: What `run.json` says.
+    """
+
+    has_call: npt.NDArray[np.bool_]
+    is_called_viral: npt.NDArray[np.bool_]
+    score: npt.NDArray[np.float64]
+    probability: npt.NDArray[np.float64]
+    num_open_chunks: npt.NDArray[np.int64]
+    run: dict[str, Any]
+
+
+def draw_records(genomes: Genomes, length_bp: int, num_records: int, seed: int) -> DrawnRecords:
+    """Return records of `length_bp`, half of them viral.
+
+    Those that are one chunk are drawn such that the kinds are balanced among the records with an
+    open frame, the only ones that have a score, and such that about `num_records` have one. Of
+    longer records nearly all have one, and `num_records` are drawn.
+    """
+    sampler = Sampler(genomes, length_bp, 3, torch.Generator().manual_seed(seed))
+    weight_S = sampler.weight_S
+    if length_bp in CHUNK_LENGTHS_BP:
+        weight_S = sampler.open_weights
+        # What the shares of open chunks were divided by makes up for the chunks that are not.
+        num_records = round(num_records * float(weight_S.sum()))
+    codes_NL, sequence_N = sampler.draw_chunks(weight_S, num_records)
+    kinds_N = np.array(sampler.kind_of(sequence_N))
+    return DrawnRecords(codes_NL, kinds_N, np.char.startswith(kinds_N, "viral/"))
+
+
+def call_records(
+    records: DrawnRecords, model: Path, chunk_length_bp: int, directory: Path
+) -> CalledRecords:
+    """Write the records into `directory`, call them with `virnucpro predict`, and return the calls.
+
+    Args:
+        records: What to call.
+        model: A directory as `tools.mini.export` writes it.
+        chunk_length_bp: Which of its classifiers.
+        directory: Made if it is not there; an earlier run in it is overwritten.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    fasta = directory / "records.fasta"
+    with fasta.open("wb") as file:
+        for number, codes_L in enumerate(records.codes_NL.numpy()):
+            file.write(b">record_%d\n%s\n" % (number, _LETTERS[codes_L].tobytes()))
+    output = directory / "predicted"
+    command = [sys.executable, "-m", "virnucpro", "predict", str(fasta), "-o", str(output)]
+    command += ["-m", "custom", "-p", str(model / f"{chunk_length_bp}_model.safetensors")]
+    command += ["-e", str(chunk_length_bp), "--force", "--no-progress"]
+    command += ["--dna-weights", str(model / "dnabert_s"), "--protein-weights", str(model / "esm2")]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return read_calls(output)
+
+
+def read_calls(output: Path) -> CalledRecords:
+    """Return the calls in the output directory of a finished run."""
+    with (output / "records.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    numbers = {
+        name: np.array([np.nan if row[name] == "NA" else float(row[name]) for row in rows])
+        for name in ("score", "probability")
+    }
+    call = np.array([row["call"] for row in rows])
+    return CalledRecords(
+        has_call=call != "none",
+        is_called_viral=call == "virus",
+        **numbers,
+        num_open_chunks=np.array([int(row["num_open_chunks"]) for row in rows]),
+        run=json.loads((output / "run.json").read_text()),
+    )
