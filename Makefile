@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	rm -rf $(DEMO_DIR)
 	$(BIN)/virnucpro predict examples/example.fasta --model-type mini --output-dir $(DEMO_DIR)
 	@echo
-	@cat $(DEMO_DIR)/records.tsv
+	@$(BIN)/python -m tools.compare_calls $(DEMO_DIR) examples/labels.tsv
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest --numprocesses=auto

@@ -1,24 +1,80 @@
 from __future__ import annotations
 
+import math
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.runs import REPOSITORY, VIRNUCPRO, read_table, run
-from virnucpro.config import MINI_DIRECTORY
+from virnucpro.classifier import load_classifier
+from virnucpro.config import MINI_DIRECTORY, MINI_LENGTHS_BP
+
+EXAMPLE = REPOSITORY / "examples" / "example.fasta"
+LABELS = REPOSITORY / "examples" / "labels.tsv"
 
 
-def test_the_shipped_model_is_small() -> None:
-    files = [path for path in MINI_DIRECTORY.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"300_model.safetensors", "500_model.safetensors"}
-    assert sum(path.stat().st_size for path in files) <= 16_000_000
-
-
-@pytest.mark.parametrize("length_bp", [300, 500])
-def test_the_shipped_model_knows_the_example(tmp_path, length_bp) -> None:
-    command = (*VIRNUCPRO, "predict", REPOSITORY / "examples" / "example.fasta")
-    options = ("--model-type=mini", "-e", length_bp, "-o", tmp_path / "results", "--device=cpu")
-    done = run(*command, *options)
-    assert done.returncode == 0, done.stderr
-    calls = {
-        row["record_id"]: row["call"] for row in read_table(tmp_path / "results" / "records.tsv")
+def probabilities(directory: Path) -> dict[str, float]:
+    return {
+        row["record_id"]: float(row["probability"]) for row in read_table(directory / "records.tsv")
     }
-    assert calls["NC_001416.1:1-8000"] == "virus"
+
+
+def test_the_shipped_model_is_small_whole_and_says_what_it_is() -> None:
+    files = [path for path in MINI_DIRECTORY.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16_000_000
+    for length_bp in MINI_LENGTHS_BP:
+        made_for = load_classifier(MINI_DIRECTORY / f"{length_bp}_model.safetensors").metadata
+        assert made_for.chunk_length_bp == length_bp
+        assert made_for.calibration is not None
+        assert made_for.dna_weights_identity.startswith("sha256:")
+        assert made_for.protein_weights_identity.startswith("sha256:")
+        assert made_for.origin["valid"][str(length_bp)]["all"] > 0.87
+        assert len(made_for.origin["inputs"][0]["sha256"]) == 64
+
+
+def test_the_example_is_called_as_the_demonstration_says(tmp_path: Path) -> None:
+    output = tmp_path / "demo"
+    done = run(*VIRNUCPRO, "predict", EXAMPLE, "-m", "mini", "-o", output, "--device=cpu")
+    assert done.returncode == 0, done.stderr
+    known = {row["id"]: row["label"] for row in read_table(LABELS)}
+    found = probabilities(output)
+    assert found.keys() == known.keys()
+    # Where the model is sure it is right; that it is not always sure, the demonstration shows too.
+    sure = {name: value for name, value in found.items() if not 0.15 < value < 0.85}
+    assert len(sure) == 4
+    for name, value in sure.items():
+        assert known[name] == ("virus" if value > 0.5 else "others")
+    calls = {row["record_id"]: row["call"] for row in read_table(output / "records.tsv")}
+    table = run(sys.executable, "-m", "tools.compare_calls", output, LABELS).stdout.splitlines()
+    assert len(table) == len(known) + 1
+    for line in table[1:]:
+        name, *_, label, call, probability = line.split()
+        assert (label, call) == (known[name], calls[name])
+        assert float(probability) == pytest.approx(found[name], abs=0.006)
+
+
+def test_chunks_of_300_bp_have_a_classifier_too(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options = ("-m", "mini", "-e", 300, "-o", output, "--device=cpu")
+    done = run(*VIRNUCPRO, "predict", EXAMPLE, *options)
+    assert done.returncode == 0, done.stderr
+    found = probabilities(output)
+    assert not any(math.isnan(value) for value in found.values())
+    assert found["KJ690172.1"] > 0.8
+    assert found["NC_008253.1:1-8000"] < 0.2
+
+
+@pytest.mark.parametrize("name", ["dna", "protein"])
+def test_the_shipped_classifier_refuses_other_weights(tmp_path: Path, name: str) -> None:
+    directory = {"dna": "dnabert_s", "protein": "esm2"}[name]
+    other = tmp_path / directory
+    other.mkdir()
+    for path in (MINI_DIRECTORY / directory).iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    config = other / "config.json"
+    config.write_text(config.read_text() + "\n")
+    options = ("-m", "mini", f"--{name}-weights", other, "-o", tmp_path / "out", "--device=cpu")
+    done = run(*VIRNUCPRO, "predict", EXAMPLE, *options)
+    assert done.returncode == 1
+    assert "the classifier was trained on" in done.stderr
