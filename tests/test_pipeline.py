@@ -212,7 +212,7 @@ def test_the_300_bp_model(predict_into, demo_weights):
     model_path = Path(demo_weights["model_path"]).with_name("300_model.safetensors")
     result = predict_into("short", INPUTS[0], model_type="300", model_path=model_path)
     rows = read_table(result.layout.records_tsv)
-    assert [row["num_chunks"] for row in rows] == "27 10 7 27 10 7 12 10 22".split()
+    assert [int(row["num_chunks"]) for row in rows] == [27, 10, 7, 27, 10, 7, 12, 10, 22]
     assert result.num_none == 0
     with pytest.raises(ClassifierError, match="300"):
         predict_into("long", INPUTS[0], model_path=model_path)

@@ -31,13 +31,13 @@ def test_the_documented_program_runs(program: str, repository: Path, tmp_path: P
         check=True,
     )
     lines = done.stdout.splitlines()
-    assert re.fullmatch(r"\d of 6 records are viral", lines[0])
+    assert re.fullmatch(r"\d of 9 records are viral", lines[0])
     fasta = (repository / "examples" / "example.fasta").read_text()
     ids = re.findall(r"^>(\S+)", fasta, re.MULTILINE)
-    assert [line.split()[0] for line in lines[1:7]] == ids
-    assert {line.split()[1] for line in lines[1:7]} <= {"virus", "others"}
-    assert lines[7] == f"(6, 48) {ids[0]} dnabert-s fp32"
-    assert lines[8] == "these results are there already"
+    assert [line.split()[0] for line in lines[1:10]] == ids
+    assert {line.split()[1] for line in lines[1:10]} <= {"virus", "others"}
+    assert lines[10] == f"(9, 256) {ids[0]} dnabert-s fp32"
+    assert lines[11] == "these results are there already"
     assert re.fullmatch(r"protein embeddings: (\d+) of \1 sequences", lines[-1])
     assert "INFO:virnucpro.session:scores and tables: " in done.stderr
     assert (tmp_path / "demo" / "python" / "viral.fasta").is_file()

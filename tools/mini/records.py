@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from tools.mini.genomes import Genomes
 from tools.mini.sampling import Sampler
+from virnucpro import PredictConfig, predict
 
 CHUNK_LENGTHS_BP = (300, 500)
 LENGTHS_BP = (300, 500, 1000, 3000)
@@ -82,7 +81,7 @@ def draw_records(genomes: Genomes, length_bp: int, num_records: int, seed: int) 
 def call_records(
     records: DrawnRecords, model: Path, chunk_length_bp: int, directory: Path
 ) -> CalledRecords:
-    """Write the records into `directory`, call them with `virnucpro predict`, and return the calls.
+    """Write the records into `directory`, call them as `virnucpro predict` does, return the calls.
 
     Args:
         records: What to call.
@@ -95,13 +94,19 @@ def call_records(
     with fasta.open("wb") as file:
         for number, codes_L in enumerate(records.codes_NL.numpy()):
             file.write(b">record_%d\n%s\n" % (number, _LETTERS[codes_L].tobytes()))
-    output = directory / "predicted"
-    command = [sys.executable, "-m", "virnucpro", "predict", str(fasta), "-o", str(output)]
-    command += ["-m", "custom", "-p", str(model / f"{chunk_length_bp}_model.safetensors")]
-    command += ["-e", str(chunk_length_bp), "--force", "--no-progress"]
-    command += ["--dna-weights", str(model / "dnabert_s"), "--protein-weights", str(model / "esm2")]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    return read_calls(output)
+    result = predict(
+        PredictConfig(
+            inputs=(str(fasta),),
+            output_dir=directory / "predicted",
+            model_type="custom",
+            model_path=model / f"{chunk_length_bp}_model.safetensors",
+            expected_length=chunk_length_bp,
+            dna_weights=str(model / "dnabert_s"),
+            protein_weights=str(model / "esm2"),
+            force=True,
+        )
+    )
+    return read_calls(result.output_dir)
 
 
 def read_calls(output: Path) -> CalledRecords:
