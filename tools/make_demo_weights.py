@@ -1,6 +1,6 @@
 """Writes small random weights for everything that `virnucpro predict` needs.
 
-For the demonstration and the tests: the same seed gives the same files, and what they predict
+For the tests: the same seed gives the same files, and what they predict
 means nothing.
 """
 
