@@ -137,7 +137,10 @@ def test_help_fits_80_columns(run, command, option):
         ("predict a.fa -m 400", "'400' is not one of '300', '500', 'mini', 'custom'"),
         ("predict a.fa -m custom", "custom needs a model"),
         ("predict a.fa --threshold 2", "wanted a score from 0 to 1"),
-        ("predict a.fa", "500_model.pth: no such classifier; give the path of one with -p"),
+        (
+            "predict a.fa",
+            "500_model.pth: no such classifier; give the path of one with -p, or -m mini",
+        ),
         ("predict a.fa --gpus 0-3", "wanted numbers with commas between"),
         ("predict a.fa --v1-attention --attention sdpa", "give one of the two"),
         ("-c a.fa predict a.fa", "a.fa: cannot be read as YAML"),

@@ -223,7 +223,8 @@ def require_classifier(config: PredictConfig) -> None:
     """
     if not config.resolved_model_path.is_file():
         raise UsageError(
-            f"{config.resolved_model_path}: no such classifier; give the path of one with -p"
+            f"{config.resolved_model_path}: no such classifier; give the path of one with "
+            "-p, or -m mini for the small model that ships with virnucpro"
         )
 
 
