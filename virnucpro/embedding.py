@@ -123,6 +123,8 @@ def run_embedding(
     """
     monitor = monitor or Monitor()
     finished = finished_rows(finished_parts(job.parts_dir))
+    # All look before anyone writes a part, or they would not plan the same batches.
+    accelerator.wait_for_everyone()
     summary = EmbeddingSummary()
     if len(np.setdiff1d(job.rows, finished)):
         status = PassStatus(job.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import time
 import uuid
@@ -185,7 +186,13 @@ def ending_together(accelerator: Accelerator) -> Iterator[None]:
         ) from error
     # Threads of a process group that still lives as Python ends abort one process in four. Not
     # destroyed at once: another run may follow. Not after an error: NCCL would wait for the others.
-    atexit.register(accelerator.end_training)
+    atexit.register(_part, accelerator)
+
+
+def _part(accelerator: Accelerator) -> None:
+    """Leave the process group, and let go of what a cycle of references may keep of it."""
+    accelerator.end_training()
+    gc.collect()
 
 
 def open_model(accelerator: Accelerator, backend_name: str, location: str) -> Model:
