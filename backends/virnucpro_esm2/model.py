@@ -88,13 +88,14 @@ class Between(NamedTuple):
     What goes into a product is a tensor, or `float8.Rows` where products are in 8 bits.
 
     Attributes:
-        attend: Queries, keys and values (T, 3, H, K) to the attended values (T, D).
+        attend: Queries, keys and values (T, 3, H, K), and the layer's `value_bound`, to the
+            attended values (T, D).
         add_norm: Hidden states, what to add and a layer norm to their sum, and it normalized.
         linear_gelu: A linear layer and what goes in to its GELU (T, F).
         norm_sum: As `add_norm`, but the normalized sum alone, and a tensor.
     """
 
-    attend: Callable[[Tensor], Any]
+    attend: Callable[[Tensor, Tensor | None], Any]
     add_norm: Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Any]]
     linear_gelu: Callable[[Any, Any], Any]
     norm_sum: Callable[[Tensor, Any, Any], Tensor]
@@ -218,18 +219,38 @@ def make_rotary(cos_TR: Tensor, sin_TR: Tensor) -> Rotary:
 
 
 def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
-    """Return queries and keys turned by their positions, float32 (RoFormer, arXiv:2104.09864)."""
+    """Return queries and keys turned by their positions (RoFormer, arXiv:2104.09864).
+
+    Computed in float32; rounded at once on a GPU, where the same operations as on a CPU, which
+    pass over a float32 copy of everything, would take longer unless they are compiled into one.
+    """
+    if x_T2HK.device.type == "cuda" and not torch.compiler.is_compiling():
+        first, second = x_T2HK.chunk(2, -1)
+        cos, sin = rotary.cos_T11K.chunk(2, -1)[0], rotary.sin_T11K.chunk(2, -1)[1]
+        turned_T2HK = torch.empty_like(x_T2HK)
+        turned_first, turned_second = turned_T2HK.chunk(2, -1)
+        torch.addcmul(first * cos, second, sin, value=-1, out=turned_first)
+        torch.addcmul(second * cos, first, sin, out=turned_second)
+        return turned_T2HK
     swapped_T2HK = x_T2HK.roll(x_T2HK.shape[-1] // 2, -1)
     return torch.addcmul(x_T2HK * rotary.cos_T11K, swapped_T2HK, rotary.sin_T11K)
 
 
 class Esm2Layer(nn.Module):
-    """One transformer layer, layer norms first; queries, keys and values are one matrix."""
+    """One transformer layer, layer norms first; queries, keys and values are one matrix.
+
+    Attributes:
+        value_bound: Where products are in 8 bits, what no number among the values of attention is
+            larger than: a float32 scalar.
+    """
+
+    value_bound: Tensor | None
 
     def __init__(self, config: Esm2Config, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         dim, ffn_dim, eps = config.embed_dim, config.ffn_dim, config.layer_norm_eps
         self.num_heads = config.num_heads
+        self.register_buffer("value_bound", None, persistent=False)
         self.attention_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=device)
         self.qkv = nn.Linear(dim, 3 * dim, dtype=dtype, device=device)
         self.out = nn.Linear(dim, dim, dtype=dtype, device=device)
@@ -243,14 +264,29 @@ class Esm2Layer(nn.Module):
         """Return the hidden states and what is still to be added to them, as they came in."""
         hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.attention_norm)
         qkv_T3HK = self.qkv(normed).unflatten(1, (3, self.num_heads, -1))
-        delta_TD = self.out(between.attend(qkv_T3HK))
+        delta_TD = self.out(between.attend(qkv_T3HK, self.value_bound))
         hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.ffn_norm)
         return hidden_TD, self.fc2(between.linear_gelu(self.fc1, normed))
 
     def quantize(self) -> None:
         """Let the matrix products be in 8 bits from now on, with the weights as they are."""
+        self.value_bound = self._bound_values()
         for name in ("qkv", "out", "fc1", "fc2"):
             setattr(self, name, Float8Linear(getattr(self, name)))
+
+    def _bound_values(self) -> Tensor:
+        """Return `value_bound`.
+
+        A normalized token is no longer than the square root of D, so its product with a row of
+        weights is bounded by the row's length (Cauchy and Schwarz).
+        """
+        norm, dim = self.attention_norm, self.qkv.in_features
+        weight_DD = self.qkv.weight[2 * dim :].float()
+        spread_D = (weight_DD * norm.weight.float()).norm(dim=1) * dim**0.5
+        centre_D = weight_DD @ norm.bias.float() + self.qkv.bias[2 * dim :].float()
+        # Both the tokens and the weights are rounded to 8 bits first.
+        bound: Tensor = (spread_D + centre_D.abs()).max() * float8.ROUNDING**2
+        return bound.clamp(min=float8.SMALLEST_ROW)
 
 
 class Esm2(nn.Module):
@@ -340,23 +376,24 @@ class Esm2(nn.Module):
         else:
             rotary = self._rotary(packing, num_tokens)
 
-        def attend(qkv_T3HK: Tensor) -> Tensor:
+        def attend(qkv_T3HK: Tensor, value_bound: Tensor | None) -> Any:
             if rotary is None:
-                offsets, angles = packing.offsets, (self.cos_PR, self.sin_PR)
-                attended_THK = kernels.attend(qkv_T3HK, offsets, packing.max_length, angles=angles)
-            else:
-                dtype = qkv_T3HK.dtype
-                # CPUs attend faster in float32, which the rotation computes in anyway.
-                inner = torch.float32 if qkv_T3HK.device.type == "cpu" else dtype
-                q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
-                v_THK = qkv_T3HK[:, 2].to(inner)
-                attended_THK = self.attend(q_THK, k_THK, v_THK, packing).to(dtype)
-            return cast(Tensor, attended_THK.flatten(1))
+                where, angles = (packing.offsets, packing.max_length), (self.cos_PR, self.sin_PR)
+                if value_bound is not None:
+                    return kernels.attend_quantize(qkv_T3HK, *where, value_bound, angles=angles)
+                return kernels.attend(qkv_T3HK, *where, angles=angles).flatten(1)
+            dtype = qkv_T3HK.dtype
+            # CPUs attend faster in float32, which the rotation computes in anyway.
+            inner = torch.float32 if qkv_T3HK.device.type == "cpu" else dtype
+            q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
+            v_THK = qkv_T3HK[:, 2].to(inner)
+            attended_TD = self.attend(q_THK, k_THK, v_THK, packing).to(dtype).flatten(1)
+            return attended_TD if value_bound is None else plain.quantize(attended_TD, value_bound)
 
         if not self.is_quantized:
             return Between(attend, kernels.add_norm, kernels.linear_gelu, kernels.norm_sum)
         return Between(
-            lambda qkv_T3HK: kernels.quantize(attend(qkv_T3HK)),
+            attend,
             kernels.add_norm_quantize,
             lambda linear, rows: kernels.gelu_quantize(linear(rows)),
             kernels.norm_sum,

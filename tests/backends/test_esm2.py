@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import send_to_device
+from torch.nn import functional
 from torch.nn.functional import cosine_similarity
 from virnucpro_esm2 import backend
 from virnucpro_esm2.model import Esm2Config
@@ -348,6 +349,18 @@ def test_8_bits_are_near_float32(tmp_path: Path) -> None:
     found_BE = embed(path, proteins, dtype=float8.DTYPE)
     wanted_BE = embed(path, proteins)
     assert 0.99 < cosine_similarity(found_BE, wanted_BE).min() < 0.99999
+
+
+def test_no_value_of_attention_is_above_the_bound_of_its_layer() -> None:
+    config = make_config(2, 64, 4)
+    model = make_random_model(config)
+    quantized = make_random_model(config, dtype=float8.DTYPE)
+    for layer, quantized_layer in zip(model.layers, quantized.layers, strict=True):
+        # Tokens along the rows of weights: nothing of their length makes larger values.
+        weight_DD, bias_D = layer.qkv.weight[2 * 64 :], layer.qkv.bias[2 * 64 :]
+        tokens_DD = layer.attention_norm(weight_DD * layer.attention_norm.weight)
+        largest = functional.linear(tokens_DD, weight_DD, bias_D).abs().max()
+        assert largest < quantized_layer.value_bound < 1.5 * largest
 
 
 def test_8_bits_want_sizes_that_are_multiples_of_16(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number of the format."""
 
+ROUNDING = 1 + 2**-4
+"""Rounding makes a number at most so many times larger."""
+
 SMALLEST_ROW = 1e-12
 """Rows whose numbers are all smaller are scaled as if this were their largest."""
 
@@ -38,10 +41,20 @@ class Rows(NamedTuple):
     scale_X1: Tensor
 
 
-def quantize(x_XK: Tensor) -> Rows:
-    """Return the rows of a tensor in 8 bits, rounded to the nearest."""
+def quantize(x_XK: Tensor, bound: Tensor | None = None) -> Rows:
+    """Return the rows of a tensor in 8 bits, rounded to the nearest.
+
+    Args:
+        x_XK: The numbers.
+        bound: A scalar that none of them is larger than. It becomes 448 instead of each row's
+            largest. That costs little: numbers below 2^-15 of the bound lose digits, no others.
+    """
     x_XK = x_XK.float()
-    scale_X1 = x_XK.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ROW) / LARGEST
+    if bound is None:
+        largest_X1 = x_XK.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ROW)
+    else:
+        largest_X1 = bound.expand(*x_XK.shape[:-1], 1).contiguous()
+    scale_X1 = largest_X1 / LARGEST
     return Rows((x_XK / scale_X1).to(DTYPE), scale_X1)
 
 

@@ -4,8 +4,8 @@ In Triton, but for one of cuBLAS. Forward only, for half precision on CUDA; all 
 matrix products is in float32. Sizes that change from batch to batch are no constants of the
 kernels, so each is compiled once a model.
 
-Shapes: B sequences, T tokens of all of them, P positions, D width, F width of the feed-forward,
-H heads, K numbers in a head, R = K / 2 rotary frequencies.
+Shapes: X stands for the leading dimensions, K is any width, D that of the hidden states, F that of
+the feed-forward.
 """
 
 from __future__ import annotations
@@ -16,97 +16,11 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from virnucpro.kernels import float8
+from virnucpro.kernels.fused_attention import LARGEST_FLOAT8, LOG2_E
+from virnucpro.kernels.fused_attention import attend as attend
+from virnucpro.kernels.fused_attention import attend_quantize as attend_quantize
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-LARGEST_FLOAT8 = tl.constexpr(float8.LARGEST)
 SMALLEST_ROW = tl.constexpr(float8.SMALLEST_ROW)
-
-
-@triton.jit
-def _load_halves(
-    start_ptr,
-    row,
-    length,
-    cos_ptr,
-    sin_ptr,
-    STRIDE: tl.constexpr,
-    HALF: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    """Return the two halves of one head in `row`s of a sequence, rotated if there are angles."""
-    col = tl.arange(0, COLS)[None, :]
-    mask = (row[:, None] < length) & (col < HALF)
-    first_ptr = start_ptr + row[:, None] * STRIDE + col
-    first = tl.load(first_ptr, mask, 0.0)
-    second = tl.load(first_ptr + HALF, mask, 0.0)
-    if cos_ptr is not None:
-        angle = row[:, None] * HALF + col
-        cos = tl.load(cos_ptr + angle, mask, 0.0)
-        sin = tl.load(sin_ptr + angle, mask, 0.0)
-        turned = (first * cos - second * sin).to(first.dtype)
-        second = (second * cos + first * sin).to(first.dtype)
-        first = turned
-    return first, second
-
-
-@triton.jit(do_not_specialize=["num_blocks"])
-def _attention_kernel(
-    qkv_ptr,
-    out_ptr,
-    offsets_ptr,
-    cos_ptr,
-    sin_ptr,
-    slopes_ptr,
-    num_blocks,
-    scale,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    COLS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Attend from BLOCK_M queries of one head of one sequence to all of its keys."""
-    WIDTH: tl.constexpr = 2 * HALF * HEADS
-    program = tl.program_id(0)
-    head = program % HEADS
-    block = program // HEADS % num_blocks
-    sequence = program // HEADS // num_blocks
-    start = tl.load(offsets_ptr + sequence)
-    length = tl.load(offsets_ptr + sequence + 1) - start
-    if block * BLOCK_M >= length:
-        return
-    query_ptr = qkv_ptr + start.to(tl.int64) * (3 * WIDTH) + head * (2 * HALF)
-    key_ptr = query_ptr + WIDTH
-    value_ptr = key_ptr + WIDTH
-    out_ptr += start.to(tl.int64) * WIDTH + head * (2 * HALF)
-
-    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_1, query_2 = _load_halves(query_ptr, row, length, cos_ptr, sin_ptr, 3 * WIDTH, HALF, COLS)
-    col = tl.arange(0, 2 * COLS)[None, :]
-    highest = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    out = tl.zeros([BLOCK_M, 2 * COLS], tl.float32)
-    for begin in range(0, length, BLOCK_N):
-        key_row = begin + tl.arange(0, BLOCK_N)
-        key_1, key_2 = _load_halves(
-            key_ptr, key_row, length, cos_ptr, sin_ptr, 3 * WIDTH, HALF, COLS
-        )
-        score = tl.dot(query_1, tl.trans(key_1))
-        score = tl.dot(query_2, tl.trans(key_2), score) * scale
-        if slopes_ptr is not None:
-            distance = tl.abs(row[:, None] - key_row[None, :]).to(tl.float32)
-            score -= tl.load(slopes_ptr + head) * LOG2_E * distance
-        score = tl.where(key_row[None, :] < length, score, -float("inf"))
-        higher = tl.maximum(highest, tl.max(score, 1))
-        weight = tl.exp2(score - higher[:, None])
-        shrink = tl.exp2(highest - higher)
-        total = total * shrink + tl.sum(weight, 1)
-        value_mask = (key_row[:, None] < length) & (col < 2 * HALF)
-        value = tl.load(value_ptr + key_row[:, None] * (3 * WIDTH) + col, value_mask, 0.0)
-        out = tl.dot(weight.to(value.dtype), value, out * shrink[:, None])
-        highest = higher
-    out_mask = (row[:, None] < length) & (col < 2 * HALF)
-    tl.store(out_ptr + row[:, None] * WIDTH + col, out / total[:, None], out_mask)
 
 
 @triton.jit
@@ -144,7 +58,7 @@ def _add_norm_kernel(
     if scale_ptr is not None:
         row_scale = _scale_of_row(tl.where(mask, normed, 0.0))
         tl.store(scale_ptr + tl.program_id(0), row_scale)
-        normed = normed / row_scale
+        normed *= 1.0 / row_scale
     tl.store(normed_ptr + index, normed, mask)
 
 
@@ -167,6 +81,12 @@ def _gelu(x):
 
 
 @triton.jit
+def _tanh_gelu(x):
+    """Return x / (1 + exp(-2 u)) = x * (1 + tanh(u)) / 2, u = sqrt(2 / pi) * (x + 0.044715 x^3)."""
+    return x / (1.0 + tl.exp2(x * (-2.3022082 - 0.1029432 * x * x)))
+
+
+@triton.jit
 def _geglu_kernel(in_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Write GELU of the first WIDTH numbers of a row, times the next WIDTH."""
     BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
@@ -183,59 +103,15 @@ def _geglu_kernel(in_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 def _quantize_kernel(
     in_ptr, out_ptr, scale_ptr, WIDTH: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write a row, or its GELU, in 8 bits, and its scale."""
+    """Write a row, or the tanh form of its GELU, in 8 bits, and its scale."""
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     x = tl.load(in_ptr + row * WIDTH + col, col < WIDTH, 0.0).to(tl.float32)
     if GELU:
-        x = _gelu(x)
+        x = _tanh_gelu(x)
     scale = _scale_of_row(x)
     tl.store(scale_ptr + row, scale)
-    tl.store(out_ptr + row * WIDTH + col, x / scale, col < WIDTH)
-
-
-def attend(
-    qkv_T3HK: Tensor,
-    offsets: Tensor,
-    max_length: int,
-    *,
-    angles: tuple[Tensor, Tensor] | None = None,
-    slopes_H: Tensor | None = None,
-) -> Tensor:
-    """Return (T, H, K): softmax attention within each sequence.
-
-    Args:
-        qkv_T3HK: Queries, keys and values of packed sequences; K is even.
-        offsets: int32 (B + 1,), where each sequence starts, and T.
-        max_length: Tokens of the longest sequence.
-        angles: Cosines and sines, float32 (P, R) each with P at least `max_length`, by which
-            queries and keys are rotated (RoFormer, arXiv:2104.09864); without them they are not.
-        slopes_H: float32; ALiBi (arXiv:2108.12409) to both sides adds -slope * |i - j| to scores.
-    """
-    num_tokens, _, num_heads, head_dim = qkv_T3HK.shape
-    out_THK = qkv_T3HK.new_empty(num_tokens, num_heads, head_dim)
-    cos_PR, sin_PR = angles or (None, None)
-    block = 64
-    num_blocks = triton.cdiv(max_length, block)
-    _attention_kernel[(num_heads * num_blocks * (len(offsets) - 1),)](
-        qkv_T3HK.contiguous(),
-        out_THK,
-        offsets,
-        cos_PR,
-        sin_PR,
-        slopes_H,
-        num_blocks,
-        LOG2_E.value * head_dim**-0.5,
-        HEADS=num_heads,
-        HALF=head_dim // 2,
-        COLS=max(16, triton.next_power_of_2(head_dim // 2)),
-        BLOCK_M=block,
-        BLOCK_N=block,
-        num_warps=4,
-        # Angles would take up the shared memory that loading ahead needs.
-        num_stages=1 if angles else 3,
-    )
-    return out_THK
+    tl.store(out_ptr + row * WIDTH + col, x * (1.0 / scale), col < WIDTH)
 
 
 def add_norm(
@@ -324,7 +200,7 @@ def quantize(x_XK: Tensor) -> float8.Rows:
 
 
 def gelu_quantize(x_XF: Tensor) -> float8.Rows:
-    """Return the exact GELU in 8 bits."""
+    """Return the GELU in its tanh form, as of `linear_gelu`, in 8 bits."""
     return _quantize(x_XF, gelu=True)
 
 

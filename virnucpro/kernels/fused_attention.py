@@ -1,0 +1,204 @@
+"""Attention of packed sequences of any length, rotary or ALiBi: one Triton kernel for GPUs.
+
+Made for many short sequences. Sizes that change from batch to batch are no constants of the kernel,
+so it is compiled once a model.
+
+Shapes: B sequences, T tokens of all of them, P positions, H heads, K numbers in a head, R = K / 2
+rotary frequencies.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from virnucpro.kernels import float8
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LARGEST_FLOAT8 = tl.constexpr(float8.LARGEST)
+
+
+@triton.jit
+def _load_halves(
+    start_ptr,
+    row,
+    length,
+    cos_ptr,
+    sin_ptr,
+    STRIDE: tl.constexpr,
+    HALF: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Return the two halves of one head in `row`s of a sequence, rotated if there are angles.
+
+    Rows behind the last are the last once more: masking them would take longer.
+    """
+    row = tl.minimum(row, length - 1)[:, None]
+    col = tl.arange(0, COLS)[None, :]
+    mask = col < HALF
+    first_ptr = start_ptr + row * STRIDE + col
+    first = tl.load(first_ptr, mask, 0.0)
+    second = tl.load(first_ptr + HALF, mask, 0.0)
+    if cos_ptr is not None:
+        angle = row * HALF + col
+        cos = tl.load(cos_ptr + angle, mask, 0.0)
+        sin = tl.load(sin_ptr + angle, mask, 0.0)
+        turned = (first * cos - second * sin).to(first.dtype)
+        second = (second * cos + first * sin).to(first.dtype)
+        first = turned
+    return first, second
+
+
+@triton.jit(do_not_specialize=["num_blocks"])
+def _attention_kernel(
+    qkv_ptr,
+    out_ptr,
+    offsets_ptr,
+    cos_ptr,
+    sin_ptr,
+    slopes_ptr,
+    bound_ptr,
+    row_scale_ptr,
+    num_blocks,
+    scale,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Attend from BLOCK_M queries of one head of one sequence to all of its keys.
+
+    In 8 bits if there is a bound of the values, from which all rows have their scale.
+    """
+    WIDTH: tl.constexpr = 2 * HALF * HEADS
+    program = tl.program_id(0)
+    head = program % HEADS
+    block = program // HEADS % num_blocks
+    sequence = program // HEADS // num_blocks
+    start = tl.load(offsets_ptr + sequence)
+    length = tl.load(offsets_ptr + sequence + 1) - start
+    if block * BLOCK_M >= length:
+        return
+    query_ptr = qkv_ptr + start.to(tl.int64) * (3 * WIDTH) + head * (2 * HALF)
+    key_ptr = query_ptr + WIDTH
+    value_ptr = key_ptr + WIDTH
+    out_ptr += start.to(tl.int64) * WIDTH + head * (2 * HALF)
+
+    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    query_1, query_2 = _load_halves(query_ptr, row, length, cos_ptr, sin_ptr, 3 * WIDTH, HALF, COLS)
+    col = tl.arange(0, 2 * COLS)[None, :]
+    highest = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    out = tl.zeros([BLOCK_M, 2 * COLS], tl.float32)
+    for begin in range(0, length, BLOCK_N):
+        key_row = begin + tl.arange(0, BLOCK_N)
+        # Loaded first though needed last: it arrives meanwhile.
+        value_row = tl.minimum(key_row, length - 1)[:, None]
+        value = tl.load(value_ptr + value_row * (3 * WIDTH) + col, col < 2 * HALF, 0.0)
+        key_1, key_2 = _load_halves(
+            key_ptr, key_row, length, cos_ptr, sin_ptr, 3 * WIDTH, HALF, COLS
+        )
+        score = tl.dot(query_1, tl.trans(key_1))
+        score = tl.dot(query_2, tl.trans(key_2), score) * scale
+        if slopes_ptr is not None:
+            distance = tl.abs(row[:, None] - key_row[None, :]).to(tl.float32)
+            score -= tl.load(slopes_ptr + head) * LOG2_E * distance
+        score = tl.where(key_row[None, :] < length, score, -float("inf"))
+        higher = tl.maximum(highest, tl.max(score, 1))
+        weight = tl.exp2(score - higher[:, None])
+        shrink = tl.exp2(highest - higher)
+        total = total * shrink + tl.sum(weight, 1)
+        out = tl.dot(weight.to(value.dtype), value, out * shrink[:, None])
+        highest = higher
+    if bound_ptr is not None:
+        row_scale = tl.load(bound_ptr) / LARGEST_FLOAT8
+        tl.store(row_scale_ptr + start + row, row_scale, (row < length) & (head == 0))
+        total *= row_scale
+    out *= (1.0 / total)[:, None]
+    out_mask = (row[:, None] < length) & (col < 2 * HALF)
+    tl.store(out_ptr + row[:, None] * WIDTH + col, out, out_mask)
+
+
+def attend(
+    qkv_T3HK: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    *,
+    angles: tuple[Tensor, Tensor] | None = None,
+    slopes_H: Tensor | None = None,
+) -> Tensor:
+    """Return (T, H, K): softmax attention within each sequence.
+
+    Args:
+        qkv_T3HK: Queries, keys and values of packed sequences; K is even.
+        offsets: int32 (B + 1,), where each sequence starts, and T.
+        max_length: Tokens of the longest sequence.
+        angles: Cosines and sines, float32 (P, R) each with P at least `max_length`, by which
+            queries and keys are rotated (RoFormer, arXiv:2104.09864); without them they are not.
+        slopes_H: float32; ALiBi (arXiv:2108.12409) to both sides adds -slope * |i - j| to scores.
+    """
+    num_tokens, _, num_heads, head_dim = qkv_T3HK.shape
+    out_THK = qkv_T3HK.new_empty(num_tokens, num_heads, head_dim)
+    _attend(qkv_T3HK, offsets, max_length, out_THK, angles=angles, slopes_H=slopes_H)
+    return out_THK
+
+
+def attend_quantize(
+    qkv_T3HK: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    bound: Tensor,
+    *,
+    angles: tuple[Tensor, Tensor],
+) -> float8.Rows:
+    """Return what `attend` does, (T, H * K), as `float8.quantize` with a bound.
+
+    A mean of values is no larger than the largest of them, which `bound` is or more.
+    """
+    num_tokens, _, num_heads, head_dim = qkv_T3HK.shape
+    rows = float8.Rows(
+        qkv_T3HK.new_empty((num_tokens, num_heads * head_dim), dtype=float8.DTYPE),
+        qkv_T3HK.new_empty((num_tokens, 1), dtype=torch.float32),
+    )
+    _attend(qkv_T3HK, offsets, max_length, rows.values_XK, bound, rows.scale_X1, angles=angles)
+    return rows
+
+
+def _attend(
+    qkv_T3HK: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    out_TD: Tensor,
+    bound: Tensor | None = None,
+    row_scale_T1: Tensor | None = None,
+    *,
+    angles: tuple[Tensor, Tensor] | None,
+    slopes_H: Tensor | None = None,
+) -> None:
+    num_heads, head_dim = qkv_T3HK.shape[2:]
+    cos_PR, sin_PR = angles or (None, None)
+    block = 64
+    num_blocks = triton.cdiv(max_length, block)
+    _attention_kernel[(num_heads * num_blocks * (len(offsets) - 1),)](
+        qkv_T3HK.contiguous(),
+        out_TD,
+        offsets,
+        cos_PR,
+        sin_PR,
+        slopes_H,
+        bound,
+        row_scale_T1,
+        num_blocks,
+        LOG2_E.value * head_dim**-0.5,
+        HEADS=num_heads,
+        HALF=head_dim // 2,
+        COLS=max(16, triton.next_power_of_2(head_dim // 2)),
+        BLOCK_M=block,
+        BLOCK_N=block,
+        num_warps=4,
+        # Angles would take up the shared memory that loading ahead needs.
+        num_stages=1 if angles else 3,
+    )
