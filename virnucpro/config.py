@@ -394,7 +394,8 @@ class EvaluateConfig:
 
     Attributes:
         predictions: The output directory of `predict`, or its `records.tsv`.
-        truth: A table with the columns `id`, `label` and perhaps `group`.
+        truth: A table with the columns `id`, `label` and perhaps `class` and `group`; records of
+            one group are resampled together.
         output_dir: Where the report goes; by default `evaluation` beside `records.tsv`.
         force: Overwrite a report that is there.
     """

@@ -104,6 +104,15 @@ def test_records_of_one_cluster_stand_or_fall_together() -> None:
     assert narrow.high - narrow.low < 0.5 * (high - low)
 
 
+def test_of_one_cluster_there_is_no_interval() -> None:
+    found = make_predictions(num_clusters=40)
+    lone = found._replace(cluster=np.where(found.is_viral, -1, found.cluster))
+    before, after = estimate_metrics(found), estimate_metrics(lone)
+    for name, (value, low, high) in after.items():
+        assert value == before[name].value
+        assert np.isnan([low, high]).all()
+
+
 def test_one_kind_alone_has_no_ranking() -> None:
     found = make_predictions()
     viral = estimate_metrics(found.select(found.is_viral))

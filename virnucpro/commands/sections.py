@@ -18,10 +18,12 @@ def echo_sections(sections: Sequence[Section]) -> None:
     for section in sections:
         click.echo(
             f"{section.records}, {section.subset}: "
-            f"{section.num_viral:,} viral, {section.num_others:,} others"
+            f"{section.num_viral:,} viral, {section.num_others:,} others; 95 % intervals by "
+            f"resampling {section.num_resampled:,} {section.resampled}"
         )
         for name in _SHOWN:
             value, low, high = section.estimates[name]
             # NaN alone is unequal to itself.
-            text = f"{value:.3f} ({low:.3f}-{high:.3f})" if value == value else "not defined"
-            click.echo(f"  {name.replace('_', ' '):18} {text}")
+            text = f"{value:.3f}" if value == value else "not defined"
+            interval = f" ({low:.3f}-{high:.3f})" if low == low else ""
+            click.echo(f"  {name.replace('_', ' '):18} {text}{interval}")

@@ -87,7 +87,9 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     """Return every figure of `METRICS` with the interval of a bootstrap over clusters.
 
     The interval holds the middle 95 % of the replicates in which a figure is defined: of 500, or of
-    fewer where there are more than 20,000 records, but never under 100.
+    fewer where there are more than 20,000 records, but never under 100. Where all viral records,
+    or all others, are of one cluster, nothing tells how much clusters differ: no interval is
+    defined.
 
     Args:
         predictions: At least one record.
@@ -95,10 +97,15 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     """
     random = np.random.default_rng(seed)
     ranked = _Ranked(predictions)
+    values = ranked.measure(ranked.weight)
+    if _has_lone_cluster(predictions):
+        return {
+            name: Estimate(value, math.nan, math.nan)
+            for name, value in zip(METRICS, values, strict=True)
+        }
     names, cluster_N = np.unique(ranked.cluster, return_inverse=True)
     affordable = _RECORDS_TIMES_REPLICATES // len(cluster_N)
     num_replicates = min(_MOST_REPLICATES, max(_FEWEST_REPLICATES, affordable))
-    values = ranked.measure(ranked.weight)
     replicates = np.empty((num_replicates, len(METRICS)))
     shares = np.full(len(names), 1 / len(names))
     for index in range(num_replicates):
@@ -125,6 +132,11 @@ def bin_probabilities(predictions: Predictions) -> tuple[Floats, Floats, Floats]
     weight, promised, found = ranked.sum_bins(ranked.weight)
     filled = weight > 0
     return promised[filled] / weight[filled], found[filled] / weight[filled], weight[filled]
+
+
+def _has_lone_cluster(predictions: Predictions) -> bool:
+    kinds = predictions.is_viral, ~predictions.is_viral
+    return any(len(np.unique(predictions.cluster[kind])) == 1 for kind in kinds)
 
 
 def _interval(values: Floats) -> tuple[float, float]:
