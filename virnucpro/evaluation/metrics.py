@@ -117,6 +117,12 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     }
 
 
+def measure_metrics(predictions: Predictions) -> dict[str, float]:
+    """Return every figure of `METRICS` without an interval, of at least one record."""
+    ranked = _Ranked(predictions)
+    return dict(zip(METRICS, ranked.measure(ranked.weight), strict=True))
+
+
 def trace_curves(predictions: Predictions) -> Curves:
     """Return the points of the ROC and the precision-recall curve."""
     ranked = _Ranked(predictions)
