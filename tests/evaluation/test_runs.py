@@ -89,8 +89,8 @@ def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path
     result = evaluate(records, "--truth", truth, "-o", tmp_path / "out")
     assert "without a call, virus: 1 no_open_frame\n" in result.output
     assert "without a call, others: 1 empty, 1 no_open_frame\n" in result.output
-    title = "with a call, all: 3 viral, 3 others; 95 % intervals by resampling 6 records\n"
-    assert title in result.output
+    few = "3 viral, 3 others; 3 viral and 3 other records are too few for intervals\n"
+    assert f"with a call, all: {few}  auroc              0.778\n" in result.output
     document = json.loads((tmp_path / "out/report.json").read_text())
     assert document["without_call"]["others"] == {"empty": 1, "no_open_frame": 1}
     assert document["num_labels"] == 10
@@ -158,16 +158,16 @@ def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
             for row in read_table(tmp_path / name / "evaluation/report.tsv")
             if (row["records"], row["subset"]) == ("all", "all")
         }
-    assert "by resampling 591 records\n" in result.output
+    assert "95 % intervals by resampling 300 viral and 291 other records\n" in result.output
     resampled = {
-        name: (rows["recall"]["resampled"], rows["recall"]["num_resampled"])
+        name: [rows["recall"][f"{key}resampled"] for key in ("", "num_viral_", "num_others_")]
         for name, rows in found.items()
     }
     assert resampled == {
-        "once": ("records", "60"),
-        "alone": ("groups", "60"),
-        "grouped": ("groups", "60"),
-        "apart": ("records", "591"),
+        "once": ["records", "30", "30"],
+        "alone": ["groups", "30", "30"],
+        "grouped": ["groups", "30", "30"],
+        "apart": ["records", "300", "291"],
     }
     document = json.loads((tmp_path / "grouped/evaluation/report.json").read_text())
     assert {section["resampled"] for section in document["sections"]} == {"groups"}

@@ -128,8 +128,10 @@ def test_the_report_is_there_in_every_form(trained) -> None:
     assert (phages["class"], phages["is_viral"], phages["num_records"]) == ("phages", True, 60)
     held = sum(phages[split]["num_records"] for split in ("train", "valid", "test"))
     assert held + phages["num_records_without_frames"] == 60
-    num_tested = sum(one["test"]["num_records"] for one in report["classes"])
-    assert report["sections"][0]["num_resampled"] == num_tested
+    num_tested = [one["test"]["num_records"] for one in report["classes"]]
+    everything = report["sections"][0]
+    assert everything["num_viral_resampled"] == num_tested[0]
+    assert everything["num_others_resampled"] == num_tested[1] + num_tested[2]
 
 
 def test_the_classifier_tells_what_it_is_for(trained, genomes: Path, weights) -> None:
@@ -210,7 +212,7 @@ def test_a_group_is_never_on_two_sides(configure, genomes, tmp_path) -> None:
     result = train(config)
     everything = result.sections[0]
     assert everything.resampled == "groups"
-    assert everything.num_resampled < 20 < everything.num_viral
+    assert everything.num_viral_resampled < 20 < everything.num_viral
     for one in read_report(config)["classes"]:
         groups = [one[split]["num_groups"] for split in ("train", "valid", "test")]
         assert sum(groups) <= 20

@@ -37,6 +37,8 @@ _CONFIDENCE = 0.95
 _MOST_REPLICATES = 500
 _FEWEST_REPLICATES = 100
 _RECORDS_TIMES_REPLICATES = 10_000_000
+# Of four, replicates draw nothing but one again and again often enough to make the interval's ends.
+_FEWEST_CLUSTERS = 5
 
 
 class Predictions(NamedTuple):
@@ -87,8 +89,8 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     """Return every figure of `METRICS` with the interval of a bootstrap over clusters.
 
     The interval holds the middle 95 % of the replicates in which a figure is defined: of 500, or of
-    fewer where there are more than 20,000 records, but never under 100. Where all viral records,
-    or all others, are of one cluster, nothing tells how much clusters differ: no interval is
+    fewer where there are more than 20,000 records, but never under 100. Viral records of
+    fewer than five clusters, or others, do not tell how much clusters differ: no interval is
     defined.
 
     Args:
@@ -98,7 +100,7 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     random = np.random.default_rng(seed)
     ranked = _Ranked(predictions)
     values = ranked.measure(ranked.weight)
-    if _has_lone_cluster(predictions):
+    if any(0 < num_clusters < _FEWEST_CLUSTERS for num_clusters in count_clusters(predictions)):
         return {
             name: Estimate(value, math.nan, math.nan)
             for name, value in zip(METRICS, values, strict=True)
@@ -123,6 +125,12 @@ def measure_metrics(predictions: Predictions) -> dict[str, float]:
     return dict(zip(METRICS, ranked.measure(ranked.weight), strict=True))
 
 
+def count_clusters(predictions: Predictions) -> tuple[int, int]:
+    """Return how many clusters have viral records, and how many have others."""
+    cluster, is_viral = predictions.cluster, predictions.is_viral
+    return len(np.unique(cluster[is_viral])), len(np.unique(cluster[~is_viral]))
+
+
 def trace_curves(predictions: Predictions) -> Curves:
     """Return the points of the ROC and the precision-recall curve."""
     ranked = _Ranked(predictions)
@@ -138,11 +146,6 @@ def bin_probabilities(predictions: Predictions) -> tuple[Floats, Floats, Floats]
     weight, promised, found = ranked.sum_bins(ranked.weight)
     filled = weight > 0
     return promised[filled] / weight[filled], found[filled] / weight[filled], weight[filled]
-
-
-def _has_lone_cluster(predictions: Predictions) -> bool:
-    kinds = predictions.is_viral, ~predictions.is_viral
-    return any(len(np.unique(predictions.cluster[kind])) == 1 for kind in kinds)
 
 
 def _interval(values: Floats) -> tuple[float, float]:

@@ -9,13 +9,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from virnucpro.evaluation.metrics import Bools, Estimate, Predictions, estimate_metrics
+from virnucpro.evaluation.metrics import (
+    Bools,
+    Estimate,
+    Predictions,
+    count_clusters,
+    estimate_metrics,
+)
 from virnucpro.results import open_whole, write_run_json
 
 REPORT_SCHEMA_VERSION = 1
 _COLUMNS = (
     *("records", "subset", "num_viral", "num_others", "metric", "value", "low", "high"),
-    *("resampled", "num_resampled"),
+    *("resampled", "num_viral_resampled", "num_others_resampled"),
 )
 
 Resampled = Literal["records", "groups"]
@@ -31,7 +37,8 @@ class Section(NamedTuple):
         num_viral: Viral records in it.
         num_others: Other records in it.
         resampled: What the intervals come of resampling as a whole.
-        num_resampled: How many of those it has.
+        num_viral_resampled: How many of those have viral records.
+        num_others_resampled: How many have others.
         estimates: The figures by name.
     """
 
@@ -40,7 +47,8 @@ class Section(NamedTuple):
     num_viral: int
     num_others: int
     resampled: Resampled
-    num_resampled: int
+    num_viral_resampled: int
+    num_others_resampled: int
     estimates: dict[str, Estimate]
 
 
@@ -73,7 +81,7 @@ def measure_subsets(
                     num_viral,
                     len(part.score) - num_viral,
                     resampled,
-                    len(np.unique(part.cluster)),
+                    *count_clusters(part),
                     estimate_metrics(part, seed),
                 )
             )
@@ -110,9 +118,8 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
         for section in sections:
             for metric, estimate in section.estimates.items():
                 numbers = ("NA" if math.isnan(number) else f"{number:.6g}" for number in estimate)
-                subset = map(str, section[:4])
-                clusters = section.resampled, str(section.num_resampled)
-                file.write("\t".join((*subset, metric, *numbers, *clusters)) + "\n")
+                before, after = map(str, section[:4]), map(str, section[4:7])
+                file.write("\t".join((*before, metric, *numbers, *after)) + "\n")
     document = {
         "schema_version": REPORT_SCHEMA_VERSION,
         **about,
