@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -23,20 +24,16 @@ from virnucpro.interface import BackendInfo
 from virnucpro.registry import BackendListing
 from virnucpro.settings_file import read_settings
 
-COMMANDS = (
-    "predict",
-    "frames",
-    "embed",
-    "train",
-    "evaluate",
-    "check-precision",
-    "backends",
-    "utils",
-    "utils list-devices",
-    "utils validate",
-    "utils generate-config",
-)
 
+def walk(command, *words):
+    """Yield the words of a command and of all below it, joined, and each command."""
+    yield " ".join(words), command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(None):
+            yield from walk(command.get_command(None, name), *words, name)
+
+
+COMMANDS = dict(walk(main))
 
 pytestmark = pytest.mark.usefixtures("fasta")
 
@@ -115,7 +112,7 @@ def test_ways_to_start(how, repository):
     assert done.stdout.startswith("virnucpro 0.")
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_fits_80_columns(run, command, option):
     result = run(*command.split(), option, terminal_width=80)
@@ -123,6 +120,19 @@ def test_help_fits_80_columns(run, command, option):
     assert max(map(len, result.stdout.splitlines())) <= 80
     # click cuts a summary that does not fit.
     assert not re.search(r"^  .*\.\.\.$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_documented(command, repository):
+    documented = (repository / "docs/command-line.md").read_text(encoding="utf-8")
+    options = COMMANDS[command].params
+    names = [name for one in options for name in (*one.opts, *one.secondary_opts)]
+    missing = [
+        name
+        for name in names
+        if name.startswith("--") and not re.search(rf"`{name}[` ]", documented)
+    ]
+    assert not missing
 
 
 # How it ends

@@ -10,19 +10,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from tools.mini.figures import auroc
+from tools.mini.figures import balanced_predictions
 from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.kmers import PENALTIES, KmerBaseline, count_kmers
 from tools.mini.records import LENGTHS_BP
 from tools.mini.sampling import Sampler
+from virnucpro.evaluation.metrics import measure_metrics
 
 
 def draw_features(
     genomes: Genomes, length_bp: int, num_chunks: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return 6-mer shares, float32 (C, D), and whether each chunk is viral, bool (C,)."""
     sampler = Sampler(genomes, length_bp, word_bp=3, generator=torch.Generator().manual_seed(seed))
     codes_CL, sequence_C = sampler.draw_chunks(sampler.weight_S, num_chunks)
@@ -36,12 +37,14 @@ def fit_baseline(
     """Return the baseline whose penalty is the best of `PENALTIES` on `valid`."""
     features_CD, is_viral_C = draw_features(train, length_bp, num_chunks, seed)
     valid_CD, valid_is_viral_C = draw_features(valid, length_bp, num_chunks // 4, seed)
-
-    def quality(baseline: KmerBaseline) -> float:
-        return auroc(baseline.score(valid_CD).numpy(), valid_is_viral_C.numpy())
-
     baselines = [KmerBaseline(features_CD, is_viral_C, penalty) for penalty in PENALTIES]
-    return max(baselines, key=quality)
+    return max(baselines, key=lambda one: measure_auroc(one, valid_CD, valid_is_viral_C))
+
+
+def measure_auroc(baseline: KmerBaseline, features_CD: Tensor, is_viral_C: Tensor) -> float:
+    """Return how well the baseline ranks chunks."""
+    scores_C = baseline.score(features_CD).numpy()
+    return measure_metrics(balanced_predictions(scores_C, scores_C, is_viral_C.numpy()))["auroc"]
 
 
 def main() -> None:
@@ -60,7 +63,7 @@ def main() -> None:
     for length_bp in args.lengths:
         baseline = fit_baseline(train, valid, length_bp, args.num_chunks, args.seed)
         features_CD, is_viral_C = draw_features(test, length_bp, args.num_chunks // 2, args.seed)
-        value = auroc(baseline.score(features_CD).numpy(), np.asarray(is_viral_C))
+        value = measure_auroc(baseline, features_CD, is_viral_C)
         print(f"{length_bp} bp: AUROC {value:.3f}", flush=True)
 
 

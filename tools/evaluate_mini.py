@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tools.baseline_kmers import fit_baseline
-from tools.mini.figures import Floats, calibration_error, figures_by_kind
+from tools.mini.figures import Floats, balanced_predictions, figures_by_kind
 from tools.mini.genomes import read_genomes
 from tools.mini.kmers import count_kmers
 from tools.mini.records import (
@@ -42,10 +42,14 @@ def measure(records: DrawnRecords, called: CalledRecords, floor: Floats) -> dict
     has_call = called.has_call
     is_viral, kinds = records.is_viral_N[has_call], records.kinds_N[has_call]
     figures = {
-        name: figures_by_kind(values[has_call], is_viral, kinds)
-        for name, values in (("model", called.score), ("6-mers", floor))
+        name: figures_by_kind(
+            balanced_predictions(score[has_call], probability[has_call], is_viral), kinds
+        )
+        for name, score, probability in (
+            ("model", called.score, called.probability),
+            ("6-mers", floor, floor),
+        )
     }
-    figures["model"]["ece"] = calibration_error(called.probability[has_call], is_viral)
     shares = {
         str(kind): {
             "num_records": int(is_kind.sum()),

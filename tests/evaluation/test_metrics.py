@@ -104,6 +104,23 @@ def test_records_of_one_cluster_stand_or_fall_together() -> None:
     assert narrow.high - narrow.low < 0.5 * (high - low)
 
 
+@pytest.mark.parametrize("kind", [False, True])
+def test_of_four_clusters_there_is_no_interval(kind: bool) -> None:
+    found = make_predictions(num_clusters=40)
+    few, enough = (
+        found._replace(cluster=np.where(found.is_viral == kind, found.cluster % number, 40))
+        for number in (4, 5)
+    )
+    enough = enough._replace(
+        cluster=np.where(found.is_viral == kind, enough.cluster, found.cluster)
+    )
+    before, after = estimate_metrics(enough), estimate_metrics(few)
+    for name, (value, low, high) in after.items():
+        assert value == before[name].value
+        assert np.isnan([low, high]).all()
+        assert before[name].low < before[name].high
+
+
 def test_one_kind_alone_has_no_ranking() -> None:
     found = make_predictions()
     viral = estimate_metrics(found.select(found.is_viral))

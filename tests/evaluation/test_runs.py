@@ -18,7 +18,7 @@ HEADER = (
     "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
     "\tscore\tcall\treason\tprobability\n"
 )
-# id, length, score, call, reason, probability; label, group
+# id, length, score, call, reason, probability; label, class
 RECORDS = [
     ("p1", 450, "0.9", "virus", "-", "0.95", "virus", "phage"),
     ("p2", 700, "0.8", "virus", "-", "0.85", "virus", "phage"),
@@ -41,8 +41,8 @@ def tables(tmp_path: Path) -> tuple[Path, Path]:
     ]
     # A record that nobody has labelled.
     records.write_text(HEADER + "".join(lines) + "x\t9\t1\t1\t1\t0\t0.5\tvirus\t-\t0.5\n")
-    labels = [f"{name}\t{label}\t{group}\n" for name, *_, label, group in RECORDS]
-    truth.write_text("id\tlabel\tgroup\n" + "".join(labels) + "unseen\tvirus\tphage\n")
+    labels = [f"{name}\t{label}\t{kind}\n" for name, *_, label, kind in RECORDS]
+    truth.write_text("id\tlabel\tclass\n" + "".join(labels) + "unseen\tvirus\tphage\n")
     return records, truth
 
 
@@ -89,7 +89,8 @@ def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path
     result = evaluate(records, "--truth", truth, "-o", tmp_path / "out")
     assert "without a call, virus: 1 no_open_frame\n" in result.output
     assert "without a call, others: 1 empty, 1 no_open_frame\n" in result.output
-    assert "with a call, all: 3 viral, 3 others\n" in result.output
+    few = "3 viral, 3 others; 3 viral and 3 other records are too few for intervals\n"
+    assert f"with a call, all: {few}  auroc              0.778\n" in result.output
     document = json.loads((tmp_path / "out/report.json").read_text())
     assert document["without_call"]["others"] == {"empty": 1, "no_open_frame": 1}
     assert document["num_labels"] == 10
@@ -97,7 +98,7 @@ def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path
     assert min(sizes) > 10_000
 
 
-def test_length_bins_and_groups(tables, tmp_path: Path) -> None:
+def test_length_bins_and_classes(tables, tmp_path: Path) -> None:
     _, truth = tables
     assert evaluate(tmp_path, "--truth", truth).exit_code == 0
     document = json.loads((tmp_path / "evaluation/report.json").read_text())
@@ -111,12 +112,78 @@ def test_length_bins_and_groups(tables, tmp_path: Path) -> None:
         "length 0-499": (1, 0),
         "length 500-999": (2, 2),
         "length 10000+": (0, 1),
-        "all viral against group bacteria": (3, 3),
-        "group phage against all others": (3, 3),
+        "all viral against class bacteria": (3, 3),
+        "class phage against all others": (3, 3),
     }
     report = read_report(tmp_path / "evaluation")
     assert report["with a call", "length 10000+", "auroc"] == "NA"
     assert float(report["with a call", "length 500-999", "auroc"]) == 0.5
+
+
+def write_copies(directory: Path, num_copies: int, with_groups: bool) -> None:
+    """Write the tables of 60 records, each `num_copies` times, perhaps with a group for each.
+
+    A record without a group stands for itself, and so the last one has none.
+    """
+    directory.mkdir()
+    random = np.random.default_rng(0)
+    records, truth = [HEADER], ["id\tlabel\tgroup\n" if with_groups else "id\tlabel\n"]
+    for number in range(60):
+        is_viral = number % 2 == 0
+        score = random.beta(3, 2) if is_viral else random.beta(2, 3)
+        call = "virus" if score >= 0.5 else "others"
+        is_last = number == 59
+        for copy in range(1 if is_last else num_copies):
+            name = f"r{number:02}.{copy}"
+            records.append(f"{name}\t700\t1\t1\t1\t0\t{score}\t{call}\t-\t{score}\n")
+            group = "" if is_last else f"genome {number:02}"
+            truth.append(f"{name}\t{int(is_viral)}" + (f"\t{group}\n" if with_groups else "\n"))
+    (directory / "records.tsv").write_text("".join(records))
+    (directory / "labels.tsv").write_text("".join(truth))
+
+
+def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
+    found = {}
+    for name, num_copies, with_groups in (
+        ("once", 1, False),
+        ("alone", 1, True),
+        ("grouped", 10, True),
+        ("apart", 10, False),
+    ):
+        write_copies(tmp_path / name, num_copies, with_groups)
+        result = evaluate(tmp_path / name, "--truth", tmp_path / name / "labels.tsv")
+        assert result.exit_code == 0, result.output
+        found[name] = {
+            row["metric"]: row
+            for row in read_table(tmp_path / name / "evaluation/report.tsv")
+            if (row["records"], row["subset"]) == ("all", "all")
+        }
+    assert "95 % intervals by resampling 300 viral and 291 other records\n" in result.output
+    resampled = {
+        name: [rows["recall"][f"{key}resampled"] for key in ("", "num_viral_", "num_others_")]
+        for name, rows in found.items()
+    }
+    assert resampled == {
+        "once": ["records", "30", "30"],
+        "alone": ["groups", "30", "30"],
+        "grouped": ["groups", "30", "30"],
+        "apart": ["records", "300", "291"],
+    }
+    document = json.loads((tmp_path / "grouped/evaluation/report.json").read_text())
+    assert {section["resampled"] for section in document["sections"]} == {"groups"}
+    for metric in ("recall", "auroc", "brier"):
+        once, alone, grouped, apart = (
+            [float(rows[metric][key]) for key in ("value", "low", "high")]
+            for rows in found.values()
+        )
+        # Ten copies of a genome are no more evidence than one, and the same draws give the same.
+        assert alone == once
+        assert grouped[0] == apart[0]
+        if metric == "recall":  # that of viral records, all of which have as many copies
+            assert grouped == pytest.approx(once, rel=1e-5)
+        # Taken apart they pass for ten times as many: intervals are narrower by the root of ten.
+        ratio = (grouped[2] - grouped[1]) / (apart[2] - apart[1])
+        assert ratio == pytest.approx(10**0.5, rel=0.25)
 
 
 def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> None:
@@ -133,7 +200,8 @@ def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> No
         ("id\tclass\np1\tvirus\n", "line 1: the columns are id, class, wanted id, label"),
         ("id\tlabel\np1\tphage\n", "line 2: the label is 'phage', wanted one of virus"),
         ("id\tlabel\np1\tvirus\np2\n", "line 3: found 1 columns, wanted 2"),
-        ("id\tlabel\np1\tvirus\np1\tothers\n", "line 3: 'p1' had another label before"),
+        ("id\tlabel\np1\tvirus\np1\tothers\n", "line 3: 'p1' had another label, class or group"),
+        ("id\tlabel\tgroup\np1\t1\ta\np1\t1\tb\n", "line 3: 'p1' had another label, class or"),
         ("id\tlabel\nq\tvirus\n", "none of its 1 ids is among the 10 records"),
         ("", "line 1: the columns are none"),
     ],

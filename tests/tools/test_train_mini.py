@@ -13,7 +13,12 @@ import torch
 
 from tests.runs import accelerate_launch, run
 from tools import evaluate_mini, finish_mini
-from tools.mini.figures import auroc, calibration_error, chunk_logits, fit_calibration
+from tools.mini.figures import (
+    balanced_predictions,
+    chunk_logits,
+    figures_by_kind,
+    fit_calibration,
+)
 from tools.mini.genomes import LABELS, read_genomes, write_genomes
 from tools.mini.kmers import KmerBaseline, count_kmers
 from tools.mini.sampling import SHARES, Sampler
@@ -162,11 +167,14 @@ def test_chunk_logits_are_those_of_the_pipelines_scores() -> None:
 
 
 def test_figures_are_those_counted_by_hand() -> None:
-    scores = np.array([0.1, 0.4, 0.4, 0.9])
-    is_viral = np.array([False, False, True, True])
-    assert auroc(scores, is_viral) == 3.5 / 4
-    # The bins of 0.1 and 0.9 are off by 0.1 with one chunk each, that of 0.4 by 0.1 with two.
-    assert calibration_error(scores, is_viral) == pytest.approx(0.1)
+    scores = np.array([0.1, 0.4, 0.1, 0.4, 0.4, 0.9])
+    is_viral = np.array([False, False, False, False, True, True])
+    kinds = np.array(["bacteria", "bacteria", "fungi", "fungi", "phage", "phage"])
+    found = figures_by_kind(balanced_predictions(scores, scores, is_viral), kinds)
+    # Two viral chunks weigh as much as the four others. The bins of 0.1 and 0.9 are off by 0.1 with
+    # a quarter of the weight each, that of 0.4 by 0.1 with half of it.
+    assert found["ece"] == pytest.approx(0.1)
+    assert found["all"] == found["phage"] == found["fungi"] == pytest.approx(3.5 / 4)
 
 
 def test_calibration_undoes_what_was_done() -> None:

@@ -115,6 +115,7 @@ def test_the_report_is_there_in_every_form(trained) -> None:
     assert result.report_dir == config.output_path.with_name("head_training")
     rows = read_table(config.work_dir / "report.tsv")
     assert {row["records"] for row in rows} == {"test", "test, score taken as probability"}
+    assert {row["resampled"] for row in rows} == {"records"}
     assert (config.work_dir / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (config.work_dir / "report.svg").read_text()
     report = read_report(config)
@@ -127,6 +128,10 @@ def test_the_report_is_there_in_every_form(trained) -> None:
     assert (phages["class"], phages["is_viral"], phages["num_records"]) == ("phages", True, 60)
     held = sum(phages[split]["num_records"] for split in ("train", "valid", "test"))
     assert held + phages["num_records_without_frames"] == 60
+    num_tested = [one["test"]["num_records"] for one in report["classes"]]
+    everything = report["sections"][0]
+    assert everything["num_viral_resampled"] == num_tested[0]
+    assert everything["num_others_resampled"] == num_tested[1] + num_tested[2]
 
 
 def test_the_classifier_tells_what_it_is_for(trained, genomes: Path, weights) -> None:
@@ -204,7 +209,10 @@ def test_a_group_is_never_on_two_sides(configure, genomes, tmp_path) -> None:
     lines = [f"{name}\tspecies {index % 20}\n" for index, name in enumerate(names)]
     (tmp_path / "groups.tsv").write_text("id\tgroup\n" + "".join(lines))
     config = configure(tmp_path / "head.safetensors", groups=tmp_path / "groups.tsv", epochs=1)
-    train(config)
+    result = train(config)
+    everything = result.sections[0]
+    assert everything.resampled == "groups"
+    assert everything.num_viral_resampled < 20 < everything.num_viral
     for one in read_report(config)["classes"]:
         groups = [one[split]["num_groups"] for split in ("train", "valid", "test")]
         assert sum(groups) <= 20

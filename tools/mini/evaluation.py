@@ -12,7 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tools.mini.figures import calibrate, chunk_logits, figures_by_kind, fit_calibration
+from tools.mini.figures import (
+    balanced_predictions,
+    calibrate,
+    chunk_logits,
+    figures_by_kind,
+    fit_calibration,
+)
 from tools.mini.genomes import Genomes
 from tools.mini.model import MiniModel, pool
 from tools.mini.sampling import Batch, Sampler
@@ -53,5 +59,7 @@ def evaluate(model: MiniModel, valid_set: ValidSet) -> tuple[dict[str, float], T
     with torch.enable_grad():
         calibration = fit_calibration(logits_F2, chunk_F, is_viral_C)
     logits_C = chunk_logits(calibrate(logits_F2.cpu(), calibration), chunk_F.cpu(), len(kinds_C))
-    figures = figures_by_kind(logits_C.sigmoid().numpy(), is_viral_C.cpu().numpy(), kinds_C)
+    scores_C = logits_C.sigmoid().numpy()
+    predictions = balanced_predictions(scores_C, scores_C, is_viral_C.cpu().numpy())
+    figures = figures_by_kind(predictions, kinds_C)
     return {name: round(value, 4) for name, value in figures.items()}, calibration

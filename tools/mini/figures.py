@@ -1,4 +1,4 @@
-"""How good scores are: AUROC, calibration error, and the calibration that makes it small.
+"""How good scores are, by the package's own figures, and the calibration of frames in training.
 
 Shapes: F frames, C chunks; the last dimension of logits is `others`, `virus`.
 """
@@ -13,47 +13,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from virnucpro.config import PredictConfig
+from virnucpro.evaluation.metrics import Predictions, measure_metrics
+from virnucpro.evaluation.report import against_the_rest
+from virnucpro.training.splits import balance
+
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
-_NUM_BINS = 15
 
 
-def auroc(scores: Floats, is_viral: Bools) -> float:
-    """Return the chance that a viral score is above another; ties count half. NaN if one lacks."""
-    others = np.sort(scores[~is_viral])
-    viral = scores[is_viral]
-    if not len(others) or not len(viral):
-        return float("nan")
-    num_below = np.searchsorted(others, viral, "left") + np.searchsorted(others, viral, "right")
-    return float(num_below.mean() / 2 / len(others))
-
-
-def calibration_error(scores: Floats, is_viral: Bools) -> float:
-    """Return the expected calibration error over 15 bins of equal width (Guo et al. 2017).
-
-    Chunks are weighed such that half of them are viral, as probabilities assume.
-    """
-    bins = np.minimum((scores * _NUM_BINS).astype(int), _NUM_BINS - 1)
-    weights = np.where(is_viral, 0.5 / max(is_viral.sum(), 1), 0.5 / max((~is_viral).sum(), 1))
-    gaps = np.bincount(bins, weights * (is_viral - scores), _NUM_BINS)
-    return float(np.abs(gaps).sum())
-
-
-def figures_by_kind(
-    scores: Floats, is_viral: Bools, kinds: npt.NDArray[np.str_]
-) -> dict[str, float]:
-    """Return the AUROC of all, and of each kind against the whole other side.
+def balanced_predictions(scores: Floats, probabilities: Floats, is_viral: Bools) -> Predictions:
+    """Return chunks or records, weighed such that half of them are viral, as probabilities assume.
 
     Args:
-        scores: Of chunks or records.
-        is_viral: Whether each is.
+        scores: Of N chunks or records, by which they are ranked; from 0.5 on they are called viral.
+        probabilities: Of the same, which may be the scores.
+        is_viral: Whether each is; both kinds must occur.
+    """
+    return Predictions(
+        is_viral,
+        scores.astype(np.float64),
+        probabilities.astype(np.float64),
+        scores >= PredictConfig.threshold,
+        np.arange(len(scores)),
+        balance(is_viral.astype(np.int64), np.array([False, True])),
+    )
+
+
+def figures_by_kind(predictions: Predictions, kinds: npt.NDArray[np.str_]) -> dict[str, float]:
+    """Return AUROC and calibration error of all, and the AUROC of each kind against the other side.
+
+    Args:
+        predictions: N chunks or records, balanced.
         kinds: The kind of each; a kind is viral or cellular as a whole.
     """
-    found = {"all": auroc(scores, is_viral), "ece": calibration_error(scores, is_viral)}
-    for kind in np.unique(kinds):
-        is_kind = kinds == kind
-        chosen = is_kind | (is_viral != is_viral[is_kind][0])
-        found[str(kind)] = auroc(scores[chosen], is_viral[chosen])
+    measured = measure_metrics(predictions)
+    found = {"all": measured["auroc"], "ece": measured["calibration_error"]}
+    for kind in np.unique(kinds).tolist():
+        _, chosen = against_the_rest(kind, kinds == kind, predictions.is_viral)
+        found[kind] = measure_metrics(predictions.select(chosen))["auroc"]
     return found
 
 

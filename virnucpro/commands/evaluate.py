@@ -17,7 +17,8 @@ from virnucpro.config import EvaluateConfig
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="TSV",
-    help="Table with the columns id, label (virus or others) and, if wanted, group.",
+    help="Columns id, label (virus or others) and, if wanted, class (a kind, measured on its own) "
+    "and group (related records, resampled as a whole).",
 )
 @click.option(
     "-o",

@@ -37,6 +37,8 @@ _CONFIDENCE = 0.95
 _MOST_REPLICATES = 500
 _FEWEST_REPLICATES = 100
 _RECORDS_TIMES_REPLICATES = 10_000_000
+# Of four, replicates draw nothing but one again and again often enough to make the interval's ends.
+_FEWEST_CLUSTERS = 5
 
 
 class Predictions(NamedTuple):
@@ -87,7 +89,9 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     """Return every figure of `METRICS` with the interval of a bootstrap over clusters.
 
     The interval holds the middle 95 % of the replicates in which a figure is defined: of 500, or of
-    fewer where there are more than 20,000 records, but never under 100.
+    fewer where there are more than 20,000 records, but never under 100. Viral records of
+    fewer than five clusters, or others, do not tell how much clusters differ: no interval is
+    defined.
 
     Args:
         predictions: At least one record.
@@ -95,10 +99,15 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     """
     random = np.random.default_rng(seed)
     ranked = _Ranked(predictions)
+    values = ranked.measure(ranked.weight)
+    if any(0 < num_clusters < _FEWEST_CLUSTERS for num_clusters in count_clusters(predictions)):
+        return {
+            name: Estimate(value, math.nan, math.nan)
+            for name, value in zip(METRICS, values, strict=True)
+        }
     names, cluster_N = np.unique(ranked.cluster, return_inverse=True)
     affordable = _RECORDS_TIMES_REPLICATES // len(cluster_N)
     num_replicates = min(_MOST_REPLICATES, max(_FEWEST_REPLICATES, affordable))
-    values = ranked.measure(ranked.weight)
     replicates = np.empty((num_replicates, len(METRICS)))
     shares = np.full(len(names), 1 / len(names))
     for index in range(num_replicates):
@@ -108,6 +117,18 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
         name: Estimate(value, *_interval(found))
         for name, value, found in zip(METRICS, values, replicates.T, strict=True)
     }
+
+
+def measure_metrics(predictions: Predictions) -> dict[str, float]:
+    """Return every figure of `METRICS` without an interval, of at least one record."""
+    ranked = _Ranked(predictions)
+    return dict(zip(METRICS, ranked.measure(ranked.weight), strict=True))
+
+
+def count_clusters(predictions: Predictions) -> tuple[int, int]:
+    """Return how many clusters have viral records, and how many have others."""
+    cluster, is_viral = predictions.cluster, predictions.is_viral
+    return len(np.unique(cluster[is_viral])), len(np.unique(cluster[~is_viral]))
 
 
 def trace_curves(predictions: Predictions) -> Curves:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from virnucpro.evaluation.metrics import Bools, Estimate, Predictions, estimate_metrics
+from virnucpro.evaluation.metrics import (
+    Bools,
+    Estimate,
+    Predictions,
+    count_clusters,
+    estimate_metrics,
+)
 from virnucpro.results import open_whole, write_run_json
 
 REPORT_SCHEMA_VERSION = 1
-_COLUMNS = ("records", "subset", "num_viral", "num_others", "metric", "value", "low", "high")
+_COLUMNS = (
+    *("records", "subset", "num_viral", "num_others", "metric", "value", "low", "high"),
+    *("resampled", "num_viral_resampled", "num_others_resampled"),
+)
+
+Resampled = Literal["records", "groups"]
+"""What a cluster of the predictions is."""
 
 
 class Section(NamedTuple):
@@ -24,6 +36,9 @@ class Section(NamedTuple):
         subset: Which of those, such as `length 500-999`, or `all`.
         num_viral: Viral records in it.
         num_others: Other records in it.
+        resampled: What the intervals come of resampling as a whole.
+        num_viral_resampled: How many of those have viral records.
+        num_others_resampled: How many have others.
         estimates: The figures by name.
     """
 
@@ -31,11 +46,18 @@ class Section(NamedTuple):
     subset: str
     num_viral: int
     num_others: int
+    resampled: Resampled
+    num_viral_resampled: int
+    num_others_resampled: int
     estimates: dict[str, Estimate]
 
 
 def measure_subsets(
-    records: str, predictions: Predictions, subsets: Iterable[tuple[str, Bools]], seed: int = 0
+    records: str,
+    predictions: Predictions,
+    subsets: Iterable[tuple[str, Bools]],
+    resampled: Resampled,
+    seed: int = 0,
 ) -> list[Section]:
     """Return the figures of all records and of each subset that has any.
 
@@ -43,6 +65,7 @@ def measure_subsets(
         records: Which records these are, in words.
         predictions: N records.
         subsets: Names, and bool (N,) each.
+        resampled: What their clusters are.
         seed: Of the confidence intervals.
     """
     everything = ("all", np.ones(len(predictions.score), np.bool_))
@@ -51,21 +74,28 @@ def measure_subsets(
         part = predictions.select(chosen)
         if len(part.score):
             num_viral = int(part.is_viral.sum())
-            num_others = len(part.score) - num_viral
             sections.append(
-                Section(records, name, num_viral, num_others, estimate_metrics(part, seed))
+                Section(
+                    records,
+                    name,
+                    num_viral,
+                    len(part.score) - num_viral,
+                    resampled,
+                    *count_clusters(part),
+                    estimate_metrics(part, seed),
+                )
             )
     return sections
 
 
 def against_the_rest(name: str, is_member: Bools, is_viral: Bools) -> tuple[str, Bools]:
-    """Return a subset for a group of records, which has both kinds.
+    """Return a subset for a class of records, which has both kinds.
 
-    A group of one kind, say phages, is measured against all records of the other kind, since most
+    A class of one kind, say phages, is measured against all records of the other kind, since most
     figures are about telling two kinds apart.
 
     Args:
-        name: The group's.
+        name: What the subset is called.
         is_member: bool (N,), which records are in it.
         is_viral: bool (N,), the truth.
     """
@@ -88,8 +118,8 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
         for section in sections:
             for metric, estimate in section.estimates.items():
                 numbers = ("NA" if math.isnan(number) else f"{number:.6g}" for number in estimate)
-                words = (*map(str, section[:4]), metric, *numbers)
-                file.write("\t".join(words) + "\n")
+                before, after = map(str, section[:4]), map(str, section[4:7])
+                file.write("\t".join((*before, metric, *numbers, *after)) + "\n")
     document = {
         "schema_version": REPORT_SCHEMA_VERSION,
         **about,

@@ -16,6 +16,7 @@ from virnucpro.errors import InputError, OutputExistsError
 from virnucpro.evaluation.figures import draw_report, require_matplotlib
 from virnucpro.evaluation.metrics import Bools, Ints, Predictions
 from virnucpro.evaluation.report import (
+    Resampled,
     Section,
     against_the_rest,
     measure_subsets,
@@ -53,7 +54,16 @@ class _Labelled(NamedTuple):
     has_call: Bools
     reason: list[str]
     length_bp: Ints
-    group: list[str]
+    name_of_class: list[str]
+    resampled: Resampled
+
+
+class _Label(NamedTuple):
+    """What the truth says of a record; class and group are empty where it names none."""
+
+    is_viral: bool
+    name_of_class: str
+    group: str
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -88,8 +98,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     subsets = list(_make_subsets(labelled))
     of_called = ((name, chosen[has_call]) for name, chosen in subsets)
     sections = [
-        *measure_subsets("with a call", called, of_called),
-        *measure_subsets("all", labelled.predictions, subsets),
+        *measure_subsets("with a call", called, of_called, labelled.resampled),
+        *measure_subsets("all", labelled.predictions, subsets, labelled.resampled),
     ]
     directory.mkdir(parents=True, exist_ok=True)
     about = {
@@ -104,22 +114,23 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return Evaluation(sections, without_call, directory)
 
 
-def _read_truth(path: Path) -> dict[str, tuple[bool, str]]:
-    """Return for each id whether it is viral, and its group, empty where none is given."""
-    truth: dict[str, tuple[bool, str]] = {}
-    for number, line in read_table(path, ("id", "label"), ("group",)):
+def _read_truth(path: Path) -> dict[str, _Label]:
+    truth: dict[str, _Label] = {}
+    for number, line in read_table(path, ("id", "label"), ("class", "group")):
         if line["label"] not in _IS_VIRAL:
             raise InputError(
                 f"{path}, line {number}: the label is {line['label']!r}, wanted one of "
                 f"{', '.join(_IS_VIRAL)}"
             )
-        found = _IS_VIRAL[line["label"]], line.get("group", "")
+        found = _Label(_IS_VIRAL[line["label"]], line.get("class", ""), line.get("group", ""))
         if truth.setdefault(line["id"], found) != found:
-            raise InputError(f"{path}, line {number}: {line['id']!r} had another label before")
+            raise InputError(
+                f"{path}, line {number}: {line['id']!r} had another label, class or group before"
+            )
     return truth
 
 
-def _read_records(config: EvaluateConfig, truth: dict[str, tuple[bool, str]]) -> _Labelled:
+def _read_records(config: EvaluateConfig, truth: dict[str, _Label]) -> _Labelled:
     path = config.records_tsv
     columns = ("record_id", "length", "score", "call", "reason")
     labelled, num_records = [], 0
@@ -143,18 +154,28 @@ def _read_records(config: EvaluateConfig, truth: dict[str, tuple[bool, str]]) ->
     score = _read_numbers(path, labelled, "score")
     return _Labelled(
         Predictions(
-            is_viral=np.array([is_viral for is_viral, _ in found]),
+            is_viral=np.array([label.is_viral for label in found]),
             score=np.where(has_call, score, _SCORE_WITHOUT_CALL),
             probability=_read_numbers(path, labelled, "probability"),
             is_called=np.array([line["call"] == "virus" for _, line in labelled]),
-            cluster=np.arange(len(found)),
+            cluster=_number_groups([label.group for label in found]),
             weight=np.ones(len(found)),
         ),
         has_call,
         [line["reason"] for _, line in labelled],
         _read_numbers(path, labelled, "length").astype(np.int64),
-        [group for _, group in found],
+        [label.name_of_class for label in found],
+        "groups" if any(label.group for label in found) else "records",
     )
+
+
+def _number_groups(groups: list[str]) -> Ints:
+    """Return int64 (N,): the number of each record's group; a record without one has its own."""
+    group = np.array(groups, dtype=object)
+    number = np.unique(group, return_inverse=True)[1].astype(np.int64)
+    alone = np.flatnonzero(group == "")
+    number[alone] = len(group) + alone
+    return number
 
 
 def _read_numbers(path: Path, lines: list[tuple[int, dict[str, str]]], name: str) -> Any:
@@ -171,13 +192,14 @@ def _read_numbers(path: Path, lines: list[tuple[int, dict[str, str]]], name: str
 
 
 def _make_subsets(labelled: _Labelled) -> Iterator[tuple[str, Bools]]:
-    """Yield the length bins and the groups."""
+    """Yield the length bins and the classes."""
     edges = (0, *_LENGTH_EDGES_BP)
     bins = np.digitize(labelled.length_bp, _LENGTH_EDGES_BP)
     for index, low in enumerate(edges):
         is_last = index == len(edges) - 1
         name = f"length {low}+" if is_last else f"length {low}-{edges[index + 1] - 1}"
         yield name, bins == index
-    group = np.array(labelled.group, dtype=object)
-    for name in sorted(set(labelled.group) - {""}):
-        yield against_the_rest(f"group {name}", group == name, labelled.predictions.is_viral)
+    name_of_class = np.array(labelled.name_of_class, dtype=object)
+    for name in sorted(set(labelled.name_of_class) - {""}):
+        is_member = name_of_class == name
+        yield against_the_rest(f"class {name}", is_member, labelled.predictions.is_viral)

@@ -23,7 +23,13 @@ from virnucpro.config import PredictConfig, TrainConfig
 from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.errors import IncompleteError, OutputExistsError
 from virnucpro.evaluation.figures import draw_report, require_matplotlib
-from virnucpro.evaluation.report import Section, against_the_rest, measure_subsets, write_report
+from virnucpro.evaluation.report import (
+    Resampled,
+    Section,
+    against_the_rest,
+    measure_subsets,
+    write_report,
+)
 from virnucpro.frame_scores import (
     FrameFeatures,
     failed_rows,
@@ -311,10 +317,13 @@ def _report(
         for index, one in enumerate(corpus.classes)
     ]
     draw_report(layout.output_dir, found, f"{config.output_path.name}: held-out records")
+    resampled: Resampled = "records" if config.groups is None else "groups"
     before = found._replace(probability=found.score)
     return [
-        *measure_subsets("test", found, [*lengths, *classes], config.seed),
-        *measure_subsets("test, score taken as probability", before, lengths, config.seed),
+        *measure_subsets("test", found, [*lengths, *classes], resampled, config.seed),
+        *measure_subsets(
+            "test, score taken as probability", before, lengths, resampled, config.seed
+        ),
     ]
 
 

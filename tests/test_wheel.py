@@ -1,0 +1,95 @@
+"""The wheel that `pip install .` builds: what is in it, and that it works without the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import PathDistribution
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+import virnucpro
+from tests.runs import REPOSITORY, read_table, run
+
+PIP = (sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
+PACKAGES = ("virnucpro", "backends/virnucpro_esm2", "backends/virnucpro_dnabert_s")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel of this checkout, built without a network."""
+    why = "is missing, which builds wheels here: pip install '.[dev]'"
+    for name in ("hatchling", "pip"):
+        pytest.importorskip(name, reason=f"{name} {why}")
+    directory = tmp_path_factory.mktemp("wheel")
+    # What pip downloads for a build of its own is installed here.
+    offline = ("--no-build-isolation", "--no-deps", "--no-index")
+    done = run(*PIP, "wheel", *offline, "--wheel-dir", directory, REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    (path,) = directory.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory) -> Path:
+    """A directory with the wheel's packages and nothing else."""
+    directory = tmp_path_factory.mktemp("installed")
+    done = run(*PIP, "install", "--no-deps", "--no-index", "--target", directory, wheel)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def run_installed(installed: Path, *args: object) -> str:
+    done = subprocess.run(
+        [str(installed / "bin" / "virnucpro"), *map(str, args)],
+        cwd=installed.parent,
+        env={**os.environ, "PYTHONPATH": str(installed), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *PACKAGES)
+    if listed.returncode != 0:
+        pytest.skip("not a checkout: git does not tell which files belong to it")
+    names = [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
+    wanted = {name.removeprefix("backends/") for name in names}
+    assert "virnucpro/data/mini/500_model.safetensors" in wanted
+    assert "virnucpro/py.typed" in wanted
+    with ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert held == wanted
+        for name in names:
+            if name.startswith("virnucpro/data/"):
+                assert archive.read(name) == (REPOSITORY / name).read_bytes(), name
+
+
+def test_an_installed_wheel_declares_its_entry_points(installed: Path) -> None:
+    (path,) = installed.glob("*.dist-info")
+    found = PathDistribution(path)
+    assert found.version == virnucpro.__version__
+    declared = {(one.group, one.name): one.value for one in found.entry_points}
+    assert declared == {
+        ("console_scripts", "virnucpro"): "virnucpro.cli:main",
+        ("virnucpro.backends", "esm2"): "virnucpro_esm2:backend",
+        ("virnucpro.backends", "dnabert-s"): "virnucpro_dnabert_s:backend",
+    }
+
+
+def test_an_installed_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -> None:
+    assert run_installed(installed, "--version").strip().endswith(virnucpro.__version__)
+    assert "--model-type" in run_installed(installed, "predict", "--help")
+    (tmp_path / "one.fa").write_text(">one\n" + "ATGGCCAAG" * 40 + "\n")
+    options = ("-m", "mini", "-o", tmp_path / "out", "--device=cpu", "--no-progress")
+    run_installed(installed, "predict", tmp_path / "one.fa", *options)
+    (row,) = read_table(tmp_path / "out" / "records.tsv")
+    assert 0 < float(row["probability"]) < 1
+    # The small model is the installed one.
+    assert str(installed) in (tmp_path / "out" / "run.json").read_text()
