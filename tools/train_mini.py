@@ -5,7 +5,8 @@
 writes `run/model` (the best on the valid split so far, as `virnucpro predict` takes it),
 `run/log.jsonl` and `run/state`, from which the same command goes on. The learning rate follows the
 clock: it ends with `--minutes`, over all legs. The encoders see some tokens masked and learn to
-guess them; with `--pretrain-share` they do only that at first.
+guess them; with `--pretrain-share` they do only that at first. With `--teachers`, the directories
+of earlier runs, the model also learns what those say (Hinton et al. 2015, arXiv:1503.02531).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,7 +31,7 @@ from tools.mini.evaluation import ValidSet, evaluate, make_valid_set
 from tools.mini.export import export_model
 from tools.mini.figures import chunk_logits
 from tools.mini.frames import DNA_MASK, DNA_SPECIAL, PROTEIN_MASK
-from tools.mini.genomes import read_genomes
+from tools.mini.genomes import keep_groups, read_genomes
 from tools.mini.model import MiniModel, Sizes
 from tools.mini.sampling import Batch, Sampler
 
@@ -41,6 +43,8 @@ SHORT_SHARE = 0.125
 WARM_UP_SHARE = 0.02
 EMA_DECAY = 0.998
 STEPS_PER_CLOCK = 20
+SETTINGS_NAME = "settings.json"
+WEIGHTS_NAME = "weights.safetensors"
 _FIRST_RESIDUE = 4
 
 
@@ -73,6 +77,7 @@ class Training:
         set_seed(args.seed)
         device = self.accelerator.device
         model = MiniModel(args.sizes, args.dropout).to(device)
+        self.teachers = [read_teacher(run).to(device) for run in args.teachers]
         self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         decayed = [value for value in model.parameters() if value.ndim > 1]
         others = [value for value in model.parameters() if value.ndim <= 1]
@@ -84,6 +89,8 @@ class Training:
             lr=args.learning_rate,
             betas=(0.9, 0.98),
         )
+        if args.compile:
+            model.compile_layers()
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.clock = Clock()
         self.accelerator.register_for_checkpointing(self.ema, self.clock)
@@ -94,9 +101,11 @@ class Training:
         self.generator.manual_seed(
             args.seed + 1000 * self.clock.step + self.accelerator.process_index
         )
-        genomes = read_genomes(args.genomes, "train").to(device)
+        genomes = keep_groups(read_genomes(args.genomes, "train"), args.group_share).to(device)
         self.samplers = {
-            length_bp: Sampler(genomes, length_bp, args.sizes.word_bp, self.generator)
+            length_bp: Sampler(
+                genomes, length_bp, args.sizes.word_bp, self.generator, args.max_mutation_rate
+            )
             for length_bp in (*SHORT_LENGTHS_BP, *CHUNK_LENGTHS_BP)
         }
         self.valid_sets: dict[int, ValidSet] = {}
@@ -144,7 +153,10 @@ class Training:
         tokens = [(batch.frames.dna_FT, batch.frames.protein_FT) for batch in batches]
         masked = [self._mask(*pair) for pair in tokens]
         logits_F2, guess = self.model(tokens, masked)
-        frame_loss, chunk_loss = call_losses(logits_F2.float(), batches)
+        taught_F2 = self._ask_teachers(tokens) if self.teachers else None
+        frame_loss, chunk_loss = call_losses(
+            logits_F2.float(), batches, taught_F2, args.teacher_weight
+        )
         calls = 0.0 if progress < args.pretrain_share else 0.5
         loss = calls * (frame_loss + chunk_loss) + args.guess_weight * guess
         self.accelerator.backward(loss)
@@ -154,6 +166,13 @@ class Training:
         self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         clock.step += 1
         return {"frame": frame_loss, "chunk": chunk_loss, "guess": guess}
+
+    @torch.no_grad()
+    def _ask_teachers(self, tokens: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the mean of the teachers' log-odds that each frame is viral, as logits (F, 2)."""
+        with self.accelerator.autocast():
+            logits_F2 = [teacher(tokens, tokens)[0].float() for teacher in self.teachers]
+        return torch.stack([logits.log_softmax(1) for logits in logits_F2]).mean(0)
 
     def _mask(self, dna_FT: Tensor, protein_FT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens, in half of the frames some of them masked."""
@@ -184,6 +203,7 @@ class Training:
         if is_best:
             clock.best = mean
             export_model(self.args.output / "model", model, calibrations)
+            save_file(model.state_dict(), self.args.output / WEIGHTS_NAME)
         document: dict[str, Any] = {
             "seconds": round(clock.seconds, 1),
             "step": clock.step,
@@ -206,8 +226,17 @@ def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor)
     get_ema_multi_avg_fn(min(EMA_DECAY, (1 + seen) / (10 + seen)))(averaged, current, num_averaged)
 
 
-def call_losses(logits_F2: Tensor, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of the frames' scores and that of the chunks', which make the calls."""
+def call_losses(
+    logits_F2: Tensor, batches: list[Batch], taught_F2: Tensor | None = None, weight: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of the frames' scores and that of the chunks', which make the calls.
+
+    Args:
+        logits_F2: Of the frames of all batches, one after the other.
+        batches: Their truth.
+        taught_F2: What teachers say instead, logits too.
+        weight: How much that counts; the truth counts the rest.
+    """
     frame_labels, chunks, chunk_labels = [], [], []
     num_chunks = 0
     for batch in batches:
@@ -215,10 +244,25 @@ def call_losses(logits_F2: Tensor, batches: list[Batch]) -> tuple[Tensor, Tensor
         frame_labels.append(batch.is_viral_C[batch.frames.chunk_F])
         chunks.append(batch.frames.chunk_F + num_chunks)
         num_chunks += len(batch.is_viral_C)
-    frame_loss = functional.cross_entropy(logits_F2, torch.cat(frame_labels).long())
-    logits_C = chunk_logits(logits_F2, torch.cat(chunks), num_chunks)
-    wanted_C = torch.cat(chunk_labels).to(logits_C.dtype)
+    chunk_F = torch.cat(chunks)
+    wanted_F2 = functional.one_hot(torch.cat(frame_labels).long(), 2).to(logits_F2.dtype)
+    wanted_C = torch.cat(chunk_labels).to(logits_F2.dtype)
+    if taught_F2 is not None:
+        wanted_F2 = torch.lerp(wanted_F2, taught_F2.softmax(1), weight)
+        taught_C = chunk_logits(taught_F2, chunk_F, num_chunks).sigmoid()
+        wanted_C = torch.lerp(wanted_C, taught_C, weight)
+    frame_loss = functional.cross_entropy(logits_F2, wanted_F2)
+    logits_C = chunk_logits(logits_F2, chunk_F, num_chunks)
     return frame_loss, functional.binary_cross_entropy_with_logits(logits_C, wanted_C)
+
+
+def read_teacher(run: Path) -> MiniModel:
+    """Return the best model of a run that this program wrote."""
+    settings = json.loads((run / SETTINGS_NAME).read_text())
+    sizes = Sizes(**{field.name: settings["sizes"][field.name] for field in fields(Sizes)})
+    model = MiniModel(sizes).eval().requires_grad_(False)
+    model.load_state_dict(load_file(run / WEIGHTS_NAME))
+    return model
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -242,6 +286,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mask-rate", type=float, default=0.2)
     parser.add_argument("--guess-weight", type=float, default=0.2)
     parser.add_argument("--pretrain-share", type=float, default=0.0)
+    parser.add_argument("--max-mutation-rate", type=float, default=0.0, help="of codons")
+    parser.add_argument("--teachers", type=Path, nargs="*", default=[], help="earlier outputs")
+    parser.add_argument("--teacher-weight", type=float, default=0.7, help="the truth has the rest")
+    parser.add_argument("--group-share", type=float, default=1.0, help="learn from fewer groups")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
     for field in fields(Sizes):
         name = f"--{field.name.replace('_', '-')}"
         parser.add_argument(name, type=int, default=field.default, help="a size of the model")
@@ -251,9 +300,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_settings(path: Path, args: argparse.Namespace, num_processes: int) -> None:
-    """Write the settings as JSON: all that are numbers, and how many processes there are."""
+    """Write the settings as JSON: numbers, sizes, and how many processes and teachers there are."""
     numbers = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
-    path.write_text(json.dumps({**numbers, "num_processes": num_processes}, indent=2) + "\n")
+    settings = {
+        **numbers,
+        "sizes": asdict(args.sizes),
+        "num_processes": num_processes,
+        "num_teachers": len(args.teachers),
+    }
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def main() -> None:
@@ -262,7 +317,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     training = Training(args)
     if training.accelerator.is_main_process:
-        write_settings(args.output / "settings.json", args, training.accelerator.num_processes)
+        write_settings(args.output / SETTINGS_NAME, args, training.accelerator.num_processes)
     training.run()
     training.accelerator.end_training()
 

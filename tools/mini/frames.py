@@ -7,6 +7,7 @@ Shapes: C chunks of L bases, F open frames, K codons, T tokens, W words of DNA o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,11 @@ DNA_PAD, DNA_MASK = DNA_SPECIAL.index("[PAD]"), DNA_SPECIAL.index("[MASK]")
 
 _LENGTH_MULTIPLE = 8  # fast attention wants masks of rows aligned to 16 bytes
 _STOP, _NOTHING = len(TOKENS), len(TOKENS) + 1
-# The standard genetic code for bases in the order A, C, G, T; entry 64 is an ambiguous codon.
-_TOKEN_OF_CODON = torch.tensor(
+NO_CODON = 64
+"""Three bases of which one is ambiguous or beyond the end."""
+
+# The standard genetic code for bases in the order A, C, G, T; the last entry is for `NO_CODON`.
+TOKEN_OF_CODON = torch.tensor(
     [
         _STOP if letter == "*" else TOKENS.index(letter)
         for letter in "KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
@@ -46,12 +50,15 @@ class Frames(NamedTuple):
     protein_FT: Tensor
 
 
-def make_frames(codes_CL: Tensor, word_bp: int) -> Frames:
+def make_frames(
+    codes_CL: Tensor, word_bp: int, mutate: Callable[[Tensor], Tensor] | None = None
+) -> Frames:
     """Return the open frames of chunks of one length (at least 3), tokenized.
 
     Args:
         codes_CL: uint8, bases as `tools.mini.genomes` codes them.
         word_bp: The bases in a word of DNA.
+        mutate: Changes the codons of open frames, int64 (F, K), and makes no stops.
     """
     forward_CL = codes_CL.long()
     other_CL = torch.where(forward_CL == AMBIGUOUS, AMBIGUOUS, 3 - forward_CL).flip(1)
@@ -63,11 +70,14 @@ def make_frames(codes_CL: Tensor, word_bp: int) -> Frames:
     is_open_C6 = (length_C6 > 0) & ~(tokens_C6K == _STOP).any(2)
     chunk_F, code_F = is_open_C6.nonzero(as_tuple=True)
     length_F = length_C6[chunk_F, code_F]
-    dna_FL = strands_C2L[chunk_F, code_F // 3]
+    dna_FL, offset_F = strands_C2L[chunk_F, code_F // 3], code_F % 3
+    tokens_FK = tokens_C6K[chunk_F, code_F]
+    if mutate is not None:
+        dna_FL, tokens_FK = _exchange_codons(dna_FL, offset_F, mutate)
     return Frames(
         chunk_F,
-        _tokenize_dna(dna_FL, code_F % 3, length_F, word_bp),
-        _tokenize_proteins(tokens_C6K[chunk_F, code_F], length_F),
+        _tokenize_dna(dna_FL, offset_F, length_F, word_bp),
+        _tokenize_proteins(tokens_FK, length_F),
     )
 
 
@@ -81,10 +91,29 @@ def _translate(strands_C2L: Tensor, offset: int) -> Tensor:
     length = strands_C2L.shape[2]
     num_codons = (length - offset) // 3
     codons = strands_C2L[:, :, offset : offset + 3 * num_codons].unflatten(2, (num_codons, 3))
-    number = 16 * codons[..., 0] + 4 * codons[..., 1] + codons[..., 2]
-    number = number.masked_fill((codons == AMBIGUOUS).any(-1), 64)
-    tokens = _TOKEN_OF_CODON.to(number.device)[number]
+    tokens = TOKEN_OF_CODON.to(codons.device)[_number(codons)]
     return functional.pad(tokens, (0, length // 3 - num_codons), value=_NOTHING)
+
+
+def _number(codons: Tensor) -> Tensor:
+    """Return the numbers of codons, whose three bases are the last dimension."""
+    number = 16 * codons[..., 0] + 4 * codons[..., 1] + codons[..., 2]
+    return number.masked_fill((codons == AMBIGUOUS).any(-1), NO_CODON)
+
+
+def _exchange_codons(
+    dna_FL: Tensor, offset_F: Tensor, mutate: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the DNA and the tokens of its codons (F, K) after `mutate`."""
+    num_codons = dna_FL.shape[1] // 3
+    padded_FL = functional.pad(dna_FL, (0, 2), value=AMBIGUOUS)
+    index_FL = offset_F[:, None] + torch.arange(3 * num_codons, device=dna_FL.device)
+    codons_FK3 = padded_FL.gather(1, index_FL).unflatten(1, (num_codons, 3))
+    number_FK = mutate(_number(codons_FK3))
+    bases_FK3 = torch.stack((number_FK // 16, number_FK // 4 % 4, number_FK % 4), 2)
+    bases_FK3 = torch.where((number_FK == NO_CODON)[..., None], codons_FK3, bases_FK3)
+    changed_FL = padded_FL.scatter(1, index_FL, bases_FK3.flatten(1))[:, : dna_FL.shape[1]]
+    return changed_FL, TOKEN_OF_CODON.to(number_FK.device)[number_FK]
 
 
 def _tokenize_proteins(tokens_FK: Tensor, length_F: Tensor) -> Tensor:

@@ -99,6 +99,28 @@ def read_genomes(path: Path, split: str) -> Genomes:
     )
 
 
+def keep_groups(genomes: Genomes, share: float) -> Genomes:
+    """Return the genomes of a share of the groups of each sub-class, always the same; one at least."""
+    labels = genomes.labels
+    units_U3, unit_S = torch.unique(
+        torch.stack([labels[name] for name in ("class", "sub", "group")], 1),
+        dim=0,
+        return_inverse=True,
+    )
+    rank_U = torch.rand(len(units_U3), generator=torch.Generator().manual_seed(0))
+    is_kept_U = torch.zeros(len(units_U3), dtype=torch.bool)
+    for kind in units_U3[:, :2].unique(dim=0):
+        members = (units_U3[:, :2] == kind).all(1).nonzero()[:, 0]
+        num_kept = max(1, round(share * len(members)))
+        is_kept_U[members[rank_U[members].argsort()[:num_kept]]] = True
+    is_kept_S = is_kept_U[unit_S]
+    return genomes._replace(
+        start_S=genomes.start_S[is_kept_S],
+        length_S=genomes.length_S[is_kept_S],
+        labels={name: label[is_kept_S] for name, label in labels.items()},
+    )
+
+
 def _pack(codes_N: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return four bases a byte, the first in the lowest bits; an ambiguous one becomes an A."""
     quads = np.pad(codes_N & 3, (0, -len(codes_N) % 4)).reshape(-1, 4)

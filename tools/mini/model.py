@@ -7,6 +7,7 @@ V words, M masked tokens, C the classes `others` and `virus`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,14 +114,7 @@ class MiniModel(nn.Module):
         embedded_VD = model.word_embeddings.weight + model.token_type_embeddings.weight[0]
         hidden_FTD = functional.embedding(tokens_FT, model.embedding_norm(embedded_VD))
         for layer in model.layers:
-            query, key, value = self._split(layer.qkv(hidden_FTD), model.num_heads)
-            context_FTD = _attend(query, key, value, bias_FHTT)
-            hidden_FTD = layer.attention_norm(
-                hidden_FTD + self._drop(layer.attention_out(context_FTD))
-            )
-            gate, inner = layer.gate_and_value(hidden_FTD).chunk(2, -1)
-            delta_FTD = layer.mlp_out(functional.gelu(gate) * inner)
-            hidden_FTD = layer.mlp_norm(hidden_FTD + self._drop(delta_FTD))
+            hidden_FTD = self._run_dna_layer(layer, hidden_FTD, bias_FHTT)
         return hidden_FTD
 
     def encode_proteins(self, tokens_FT: Tensor) -> Tensor:
@@ -131,16 +125,34 @@ class MiniModel(nn.Module):
         is_token_F11T = (tokens_FT != PROTEIN_PAD)[:, None, None]
         hidden_FTD = model.embed_tokens(tokens_FT)
         for layer in model.layers:
-            qkv_FTD = layer.qkv(layer.attention_norm(hidden_FTD))
-            query, key, value = self._split(qkv_FTD, model.config.num_heads)
-            query, key = (_rotate(x, *angles) for x in (query, key))
-            hidden_FTD = hidden_FTD + self._drop(
-                layer.out(_attend(query, key, value, is_token_F11T))
-            )
-            delta_FTD = layer.fc2(functional.gelu(layer.fc1(layer.ffn_norm(hidden_FTD))))
-            hidden_FTD = hidden_FTD + self._drop(delta_FTD)
+            hidden_FTD = self._run_protein_layer(layer, hidden_FTD, angles, is_token_F11T)
         output_FTD: Tensor = model.final_norm(hidden_FTD)
         return output_FTD
+
+    def compile_layers(self) -> None:
+        """Let torch compile each encoder's layer, once for all of its layers and any shape."""
+        for name in ("_run_dna_layer", "_run_protein_layer"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
+
+    def _run_dna_layer(self, layer: Any, hidden_FTD: Tensor, bias_FHTT: Tensor) -> Tensor:
+        query, key, value = self._split(layer.qkv(hidden_FTD), self.dna.num_heads)
+        context_FTD = _attend(query, key, value, bias_FHTT)
+        hidden_FTD = layer.attention_norm(hidden_FTD + self._drop(layer.attention_out(context_FTD)))
+        gate, inner = layer.gate_and_value(hidden_FTD).chunk(2, -1)
+        delta_FTD = layer.mlp_out(functional.gelu(gate) * inner)
+        output_FTD: Tensor = layer.mlp_norm(hidden_FTD + self._drop(delta_FTD))
+        return output_FTD
+
+    def _run_protein_layer(
+        self, layer: Any, hidden_FTD: Tensor, angles: tuple[Tensor, Tensor], is_token_F11T: Tensor
+    ) -> Tensor:
+        qkv_FTD = layer.qkv(layer.attention_norm(hidden_FTD))
+        query, key, value = self._split(qkv_FTD, self.protein.config.num_heads)
+        query, key = (_rotate(x, *angles) for x in (query, key))
+        attended_FTD = layer.out(_attend(query, key, value, is_token_F11T))
+        hidden_FTD = hidden_FTD + self._drop(attended_FTD)
+        delta_FTD = layer.fc2(functional.gelu(layer.fc1(layer.ffn_norm(hidden_FTD))))
+        return hidden_FTD + self._drop(delta_FTD)
 
     def _split(self, qkv_FTD: Tensor, num_heads: int) -> tuple[Tensor, ...]:
         """Return queries, keys and values (F, H, T, K)."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tools.mini.frames import Frames, make_frames
 from tools.mini.genomes import AMBIGUOUS, Genomes
+from tools.mini.mutation import Mutator
 
 SHARES = {"viral": 0.5, "bacteria": 0.25, "archaea": 0.06, "eukaryote": 0.19}
 """Of the chunks drawn: half viral, and the cellular half as it is met in samples."""
@@ -45,6 +46,7 @@ class Sampler:
     scored; kinds that have many of them are drawn so much more often.
 
     A chunk and its reverse complement have the same six frames, so strands need no drawing.
+    With a `max_mutation_rate` a batch's open frames are mutated, each for itself.
 
     Attributes:
         kinds: `class/sub-class`, the names of the kinds.
@@ -53,9 +55,15 @@ class Sampler:
     """
 
     def __init__(
-        self, genomes: Genomes, length_bp: int, word_bp: int, generator: torch.Generator
+        self,
+        genomes: Genomes,
+        length_bp: int,
+        word_bp: int,
+        generator: torch.Generator,
+        max_mutation_rate: float = 0.0,
     ) -> None:
         self.length_bp = length_bp
+        self._mutate = Mutator(max_mutation_rate, generator) if max_mutation_rate else None
         self._genomes = genomes
         self._word_bp = word_bp
         self._generator = generator
@@ -104,7 +112,7 @@ class Sampler:
         codes_CL, sequence_C = self.draw_chunks(
             self.open_weights, num_chunks, has_errors=has_errors
         )
-        frames = make_frames(codes_CL, self._word_bp)
+        frames = make_frames(codes_CL, self._word_bp, self._mutate)
         # One shape in nearly all steps: memory is allocated once. The last chunk may lack a frame.
         frames = Frames(*(tensor[:num_frames] for tensor in frames))
         kept, chunk_F = torch.unique_consecutive(frames.chunk_F, return_inverse=True)

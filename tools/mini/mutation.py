@@ -1,0 +1,68 @@
+"""Exchanges codons of open frames as evolution does, so that no genome is learned by heart.
+
+Shapes: F frames, K codons.
+"""
+
+from __future__ import annotations
+
+import torch
+from Bio.Align import substitution_matrices
+from torch import Tensor
+from virnucpro_esm2.tokens import TOKENS
+
+from tools.mini.frames import NO_CODON, TOKEN_OF_CODON
+
+_PRIOR_CODONS = 20.0
+"""How many codons, spread over all, are added to those of a frame when its usage is counted."""
+
+
+class Mutator:
+    """Draws for some codons of a frame another one, of a similar amino acid or of the same.
+
+    How often an amino acid takes another's place is by BLOSUM62 (Henikoff and Henikoff 1992), whose
+    entries are twice the base-2 logarithm of how much more often than by chance it does in related
+    proteins; and codons are drawn as the frame uses them, so that its composition stays. No codon
+    becomes a stop.
+    """
+
+    def __init__(self, max_rate: float, generator: torch.Generator) -> None:
+        self._max_rate = max_rate
+        self._generator = generator
+        self._odds = _make_odds().to(generator.device)
+
+    def __call__(self, codon_FK: Tensor) -> Tensor:
+        """Return int64 (F, K); each frame has a rate of its own, from 0 to the largest.
+
+        Args:
+            codon_FK: int64, codons as `make_frames` numbers them; `NO_CODON` stays.
+        """
+        is_codon_FK = codon_FK != NO_CODON
+        known_FK = codon_FK.clamp(max=NO_CODON - 1)
+        usage_F64 = torch.full((len(codon_FK), NO_CODON), _PRIOR_CODONS / NO_CODON).to(
+            codon_FK.device
+        )
+        usage_F64.scatter_add_(1, known_FK, is_codon_FK.float())
+        summed_FK64 = (self._odds[known_FK] * usage_F64[:, None]).cumsum(2)
+        drawn_FK1 = self._uniform(*codon_FK.shape, 1) * summed_FK64[..., -1:]
+        other_FK = (summed_FK64 <= drawn_FK1).sum(2).clamp(max=NO_CODON - 1)
+        rate_F1 = self._max_rate * self._uniform(len(codon_FK), 1)
+        is_hit_FK = is_codon_FK & (self._uniform(*codon_FK.shape) < rate_F1)
+        return torch.where(is_hit_FK, other_FK, codon_FK)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, device=self._generator.device, generator=self._generator)
+
+
+def _make_odds() -> Tensor:
+    """Return float32 (64, 64): by how much a codon in the first place favours one in the second."""
+    blosum = substitution_matrices.load("BLOSUM62")
+    letters = [
+        TOKENS[token] if token < len(TOKENS) else None
+        for token in TOKEN_OF_CODON[:NO_CODON].tolist()
+    ]
+    odds = torch.zeros(NO_CODON, NO_CODON)
+    for row, first in enumerate(letters):
+        for column, second in enumerate(letters):
+            if first is not None and second is not None:
+                odds[row, column] = 2.0 ** (float(blosum[first][second]) / 2)
+    return odds
