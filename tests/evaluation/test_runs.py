@@ -171,6 +171,18 @@ def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
     }
     document = json.loads((tmp_path / "grouped/evaluation/report.json").read_text())
     assert {section["resampled"] for section in document["sections"]} == {"groups"}
+    # The largest groups are also measured one by one, where nothing is left to resample.
+    groups = [
+        section
+        for section in document["sections"]
+        if section["records"] == "all" and "group genome" in section["subset"]
+    ]
+    assert len(groups) == 50
+    assert {tuple(sorted((group["num_viral"], group["num_others"]))) for group in groups} == {
+        (10, 291),
+        (10, 300),
+    }
+    assert {group["estimates"]["auroc"]["low"] for group in groups} == {None}
     for metric in ("recall", "auroc", "brier"):
         once, alone, grouped, apart = (
             [float(rows[metric][key]) for key in ("value", "low", "high")]

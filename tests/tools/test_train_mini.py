@@ -19,10 +19,17 @@ from tools.mini.figures import (
     figures_by_kind,
     fit_calibration,
 )
-from tools.mini.genomes import LABELS, read_genomes, write_genomes
+from tools.mini.genomes import LABELS, keep_groups, read_genomes, write_genomes
 from tools.mini.kmers import KmerBaseline, count_kmers
 from tools.mini.sampling import SHARES, Sampler
-from tools.train_mini import Training, parse_arguments, write_settings
+from tools.train_mini import (
+    SETTINGS_NAME,
+    Training,
+    call_losses,
+    parse_arguments,
+    read_teacher,
+    write_settings,
+)
 from virnucpro import scoring
 from virnucpro.classifier import load_classifier
 
@@ -125,6 +132,38 @@ def test_large_groups_are_cut_and_small_ones_kept(tmp_path: Path) -> None:
     assert read_genomes(tmp_path / "genomes.npz", "valid").length_S.tolist() == [80]
 
 
+def test_a_teacher_that_is_agreed_with_pulls_nowhere(genomes_path: Path) -> None:
+    genomes = read_genomes(genomes_path, "train")
+    batch = Sampler(genomes, 300, 3, torch.Generator().manual_seed(0)).draw_batch(
+        40, has_errors=False
+    )
+    logits_F2 = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def pull(weight: float) -> float:
+        losses = call_losses(logits_F2, [batch], logits_F2.detach(), weight)
+        (gradient,) = torch.autograd.grad(sum(losses), logits_F2)
+        return float(gradient.abs().max())
+
+    assert pull(1.0) < 1e-7
+    # What the truth still counts is what is left of its pull.
+    assert pull(0.75) == pytest.approx(pull(0.0) / 4, rel=1e-5)
+
+
+def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_path: Path) -> None:
+    args = arguments(genomes_path, tmp_path / "teacher", *SMALL)
+    write_settings(tmp_path / "teacher" / SETTINGS_NAME, args, 1)
+    first = Training(args)
+    for _ in range(3):
+        first.step()
+    first.evaluate({})
+    teacher = read_teacher(tmp_path / "teacher")
+    for name, value in first.ema.module.state_dict().items():
+        torch.testing.assert_close(teacher.state_dict()[name], value)
+    options = ("--protein-width=32", "--teachers", str(tmp_path / "teacher"))
+    second = Training(arguments(genomes_path, tmp_path / "run", *SMALL, *options))
+    assert second.step()["frame"].isfinite()
+
+
 def test_chunks_are_balanced_and_stay_in_their_sequence(genomes_path: Path) -> None:
     genomes = read_genomes(genomes_path, "train")
     sampler = Sampler(genomes, 300, 3, torch.Generator().manual_seed(0))
@@ -154,6 +193,19 @@ def test_the_same_seed_draws_the_same_chunks(genomes_path: Path) -> None:
     assert len(first.frames.chunk_F) == 50
     assert torch.equal(first.frames.dna_FT, second.frames.dna_FT)
     assert not torch.equal(first.frames.dna_FT, other.frames.dna_FT)
+
+
+def test_a_share_of_the_groups_is_kept_of_every_kind(genomes_path: Path) -> None:
+    genomes = read_genomes(genomes_path, "train")
+    for share, num_groups in ((1.0, 3), (0.67, 2), (0.01, 1)):
+        kept = keep_groups(genomes, share)
+        units = torch.stack([kept.labels[name] for name in ("class", "sub", "group")], 1).unique(
+            dim=0
+        )
+        _, num_groups_of_kinds = units[:, :2].unique(dim=0, return_counts=True)
+        assert num_groups_of_kinds.tolist() == [num_groups] * len(KINDS)
+        assert torch.isin(kept.start_S, genomes.start_S).all()
+        assert torch.equal(keep_groups(genomes, share).start_S, kept.start_S)
 
 
 def test_chunk_logits_are_those_of_the_pipelines_scores() -> None:

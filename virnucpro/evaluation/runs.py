@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _IS_VIRAL = {"virus": True, "viral": True, "1": True, "others": False, "other": False, "0": False}
 _LENGTH_EDGES_BP = (500, 1000, 3000, 10_000)
+_MOST_GROUPS = 50
 # Below every score: a record without a call is the last that would be called viral.
 _SCORE_WITHOUT_CALL = -1.0
 
@@ -55,6 +56,7 @@ class _Labelled(NamedTuple):
     reason: list[str]
     length_bp: Ints
     name_of_class: list[str]
+    group: list[str]
     resampled: Resampled
 
 
@@ -165,6 +167,7 @@ def _read_records(config: EvaluateConfig, truth: dict[str, _Label]) -> _Labelled
         [line["reason"] for _, line in labelled],
         _read_numbers(path, labelled, "length").astype(np.int64),
         [label.name_of_class for label in found],
+        [label.group for label in found],
         "groups" if any(label.group for label in found) else "records",
     )
 
@@ -192,14 +195,19 @@ def _read_numbers(path: Path, lines: list[tuple[int, dict[str, str]]], name: str
 
 
 def _make_subsets(labelled: _Labelled) -> Iterator[tuple[str, Bools]]:
-    """Yield the length bins and the classes."""
+    """Yield the length bins, the classes and the largest groups."""
     edges = (0, *_LENGTH_EDGES_BP)
     bins = np.digitize(labelled.length_bp, _LENGTH_EDGES_BP)
     for index, low in enumerate(edges):
         is_last = index == len(edges) - 1
         name = f"length {low}+" if is_last else f"length {low}-{edges[index + 1] - 1}"
         yield name, bins == index
-    name_of_class = np.array(labelled.name_of_class, dtype=object)
-    for name in sorted(set(labelled.name_of_class) - {""}):
-        is_member = name_of_class == name
-        yield against_the_rest(f"class {name}", is_member, labelled.predictions.is_viral)
+    largest = [name for name, _ in Counter(labelled.group).most_common(_MOST_GROUPS)]
+    for what, names, wanted in (
+        ("class", labelled.name_of_class, set(labelled.name_of_class)),
+        ("group", labelled.group, largest),
+    ):
+        name_N = np.array(names, dtype=object)
+        for name in sorted(set(wanted) - {""}):
+            is_viral = labelled.predictions.is_viral
+            yield against_the_rest(f"{what} {name}", name_N == name, is_viral)
