@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def call_losses(
 def read_teacher(run: Path) -> MiniModel:
     """Return the best model of a run that this program wrote."""
     settings = json.loads((run / SETTINGS_NAME).read_text())
-    sizes = Sizes(**{field.name: settings["sizes"][field.name] for field in fields(Sizes)})
+    sizes = Sizes(**{field.name: settings[field.name] for field in fields(Sizes)})
     model = MiniModel(sizes).eval().requires_grad_(False)
     model.load_state_dict(load_file(run / WEIGHTS_NAME))
     return model
@@ -300,11 +300,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_settings(path: Path, args: argparse.Namespace, num_processes: int) -> None:
-    """Write the settings as JSON: numbers, sizes, and how many processes and teachers there are."""
+    """Write the settings as JSON: numbers, and how many processes and teachers there are."""
     numbers = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
     settings = {
         **numbers,
-        "sizes": asdict(args.sizes),
         "num_processes": num_processes,
         "num_teachers": len(args.teachers),
     }
