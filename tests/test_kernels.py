@@ -1,4 +1,4 @@
-"""The Triton kernels against plain float64, and where they are not to be had."""
+"""The kernels of Triton and oneDNN against plain float64, and where they are not to be had."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from virnucpro.kernels import can_fuse, float8, plain
+from virnucpro.kernels import can_fuse, float8, onednn, plain
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 HALF_PRECISIONS = [torch.bfloat16, torch.float16]
 # Of the largest entry: inputs are given, so what is left is the rounding of weights and results.
-BOUNDS = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @pytest.fixture
@@ -305,3 +305,55 @@ def test_a_triton_that_fails_is_done_without(
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_PRECISIONS])
 def test_kernels_are_not_to_be_had_on_a_cpu(dtype: torch.dtype) -> None:
     assert not can_fuse(dtype, CPU)
+
+
+@pytest.fixture(params=[torch.float32, *HALF_PRECISIONS], ids=str)
+def packable(request: pytest.FixtureRequest) -> torch.dtype:
+    """A precision in which oneDNN multiplies here."""
+    dtype: torch.dtype = request.param
+    if not onednn.can_pack(dtype, CPU):
+        pytest.skip(f"oneDNN does not multiply {dtype} on this processor")
+    return dtype
+
+
+@torch.inference_mode()
+def test_packed_layers(packable: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 80, dtype=packable)
+    gated = nn.Linear(48, 160, bias=False, dtype=packable)
+    x_XD = torch.randn(3, 17, 48, dtype=packable)
+    packed = onednn.PackedLinear(linear.weight, linear.bias)
+    found = [
+        packed(x_XD),
+        onednn.linear_gelu(packed, x_XD),
+        onednn.linear_geglu(onednn.PackedGated(gated.weight), x_XD),
+    ]
+    exact_XD = x_XD.double()
+    wanted = [
+        linear.double()(exact_XD),
+        plain.linear_gelu(linear, exact_XD),
+        plain.linear_geglu(gated.double(), exact_XD),
+    ]
+    for found_XF, wanted_XF in zip(found, wanted, strict=True):
+        assert found_XF.dtype == packable
+        assert deviation(found_XF, wanted_XF) < BOUNDS[packable]
+
+
+@torch.inference_mode()
+def test_attention_on_a_cpu(packable: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q_BHLK, k_BHLK, v_BHLK = torch.randn(3, 2, 5, 37, 16, dtype=packable)
+    bias_HLL = torch.randn(5, 37, 37, dtype=packable)
+    for bias in (None, bias_HLL):
+        found_BHLK = onednn.attend(q_BHLK, k_BHLK, v_BHLK, bias)
+        exact = (x.double() for x in (q_BHLK, k_BHLK, v_BHLK))
+        wanted_BHLK = functional.scaled_dot_product_attention(
+            *exact, attn_mask=None if bias is None else bias.double()
+        )
+        # The scores, which become exponents, are rounded too.
+        assert deviation(found_BHLK, wanted_BHLK) < 4 * BOUNDS[packable]
+
+
+def test_where_nothing_is_packed() -> None:
+    assert not onednn.can_pack(torch.float32, CUDA)
+    assert not onednn.can_pack(torch.float64, CPU)  # which oneDNN does not know
