@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from virnucpro.interface import TokenBatch
 from virnucpro.kernels import can_fuse, float8, onednn, plain
+from virnucpro.kernels.halves import embed_halves
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -357,3 +360,37 @@ def test_attention_on_a_cpu(packable: torch.dtype) -> None:
 def test_where_nothing_is_packed() -> None:
     assert not onednn.can_pack(torch.float32, CUDA)
     assert not onednn.can_pack(torch.float64, CPU)  # which oneDNN does not know
+
+
+@pytest.mark.parametrize(("num_sequences", "num_pieces"), [(7, 1), (8, 2), (23, 2)])
+def test_halves_of_a_batch_give_what_the_whole_does(num_sequences: int, num_pieces: int) -> None:
+    lengths_B = torch.arange(num_sequences, 0, -1)
+    batch = TokenBatch(
+        token_ids_T=torch.arange(int(lengths_B.sum())),
+        lengths_B=lengths_B,
+        max_length=num_sequences,
+        rows=np.arange(num_sequences) * 7,
+    )
+    pieces: list[tuple[int, int]] = []
+
+    def embed(piece: TokenBatch) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        assert piece.max_length == piece.lengths_B.max()
+        pieces.append((len(piece.rows), torch.get_num_threads()))
+        means = [
+            ids_L.double().mean() for ids_L in piece.token_ids_T.split(piece.lengths_B.tolist())
+        ]
+        return torch.stack([torch.stack(means), torch.from_numpy(piece.rows).double()], 1)
+
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        with torch.inference_mode():
+            found_BE = embed_halves(embed, batch)
+            assert len(pieces) == num_pieces
+            assert {threads for _, threads in pieces} == {4 // num_pieces}
+            assert sum(num for num, _ in pieces) == num_sequences
+            assert torch.equal(found_BE, embed(batch))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(num_threads)

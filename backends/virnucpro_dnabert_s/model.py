@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from virnucpro.interface import TokenBatch
 from virnucpro.kernels import onednn, plain
+from virnucpro.kernels.halves import embed_halves
 
 AttentionKernel = Literal["fused", "onednn", "eager", "sdpa", "flash"]
 
@@ -118,7 +119,11 @@ class DnabertS(nn.Module):
         """Return float32 (B, D): each sequence's mean over its last hidden states."""
         if self.attention in ("fused", "flash"):
             return self._embed_packed(batch)
-        kernels = onednn if self.attention == "onednn" else plain
+        if self.attention == "onednn":
+            return embed_halves(functools.partial(self._embed_padded, onednn), batch)
+        return self._embed_padded(plain, batch)
+
+    def _embed_padded(self, kernels: ModuleType, batch: TokenBatch) -> Tensor:
         index_BL, is_token_BL = padded_index(batch)
         attend = self._attend_padded(is_token_BL)
         hidden_BLD = self._hidden_states(batch.token_ids_T[index_BL], attend, kernels)

@@ -22,6 +22,7 @@ from virnucpro.errors import UsageError
 from virnucpro.interface import Attention, TokenBatch
 from virnucpro.kernels import can_fuse, float8, onednn, plain
 from virnucpro.kernels.float8 import Float8Linear
+from virnucpro.kernels.halves import embed_halves
 from virnucpro_esm2 import MAX_RESIDUES, NUM_SPECIAL_TOKENS
 from virnucpro_esm2.attention import Attend, Packing, attend_onednn, attend_sdpa, choose_attend
 from virnucpro_esm2.tokens import TOKENS
@@ -237,6 +238,9 @@ class Esm2(nn.Module):
 
         Nothing here waits for the GPU, except attention `by_length`.
         """
+        return embed_halves(self._embed, batch) if self.is_packed else self._embed(batch)
+
+    def _embed(self, batch: TokenBatch) -> Tensor:
         lengths_B = batch.lengths_B
         ends_B = lengths_B.cumsum(0)
         starts_B = ends_B - lengths_B
