@@ -391,6 +391,12 @@ def test_halves_of_a_batch_give_what_the_whole_does(num_sequences: int, num_piec
             assert {threads for _, threads in pieces} == {4 // num_pieces}
             assert sum(num for num, _ in pieces) == num_sequences
             assert torch.equal(found_BE, embed(batch))
-        assert torch.get_num_threads() == 4
+            assert torch.get_num_threads() == 4
+            # As cut by one thread, which rounds as two do.
+            torch.set_num_threads(1)
+            sizes = [num for num, _ in pieces[:num_pieces]]
+            pieces.clear()
+            assert torch.equal(embed_halves(embed, batch), found_BE)
+            assert sorted(num for num, _ in pieces) == sorted(sizes)
     finally:
         torch.set_num_threads(num_threads)

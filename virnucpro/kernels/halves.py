@@ -23,9 +23,12 @@ _FEWEST_SEQUENCES = 8
 
 def embed_halves(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch) -> Tensor:
     """Return what `embed` makes of a batch on a CPU, under `torch.inference_mode()`."""
-    num_threads = torch.get_num_threads()
-    if num_threads % 2 or len(batch.rows) < _FEWEST_SEQUENCES:
+    if len(batch.rows) < _FEWEST_SEQUENCES:
         return embed(batch)
+    num_threads = torch.get_num_threads()
+    if num_threads % 2:
+        # Cut all the same: how products round must not depend on the number of threads.
+        return torch.cat(list(map(embed, halve(batch))))
     pool = _pool(num_threads // 2)
     return torch.cat(list(pool.map(torch.inference_mode()(embed), halve(batch))))
 
