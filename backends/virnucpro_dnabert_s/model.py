@@ -34,8 +34,8 @@ SDPA_BACKENDS = [
     SDPBackend.MATH,
 ]
 
-# The memory-efficient kernel, a GPU's, wants the rows of its bias aligned to 16 bytes.
-LENGTH_MULTIPLE = {"cuda": 8, "cpu": 1}
+# The memory-efficient kernel wants the rows of its bias aligned to 16 bytes.
+LENGTH_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +191,8 @@ def padded_index(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     Returns:
         int64 (B, L) and bool (B, L).
     """
-    device = batch.lengths_B.device
-    multiple = LENGTH_MULTIPLE.get(device.type, 1)
-    length = -(-batch.max_length // multiple) * multiple
-    position_L = torch.arange(length, device=device)
+    length = -(-batch.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    position_L = torch.arange(length, device=batch.lengths_B.device)
     lengths_B1 = batch.lengths_B[:, None]
     starts_B1 = batch.lengths_B.cumsum(0)[:, None] - lengths_B1
     index_BL = starts_B1 + torch.minimum(position_L, lengths_B1 - 1)
