@@ -114,7 +114,12 @@ def test_a_run_says_what_was_compiled_and_keeps_it(demo_weights, tmp_path, monke
         output_dir = tmp_path / setting
         result = predict(
             PredictConfig(
-                inputs=fasta, output_dir=output_dir, device="cpu", compile=setting, **demo_weights
+                inputs=fasta,
+                output_dir=output_dir,
+                device="cpu",
+                attention="sdpa",
+                compile=setting,
+                **demo_weights,
             )
         )
         run = json.loads(result.layout.run_json.read_text())
@@ -129,7 +134,7 @@ def test_no_compiler(tmp_path: Path) -> None:
     weights = write_fair_esm(tmp_path / "esm2_test.pt", make_config(1, 40, 2))
     command = (
         f"{sys.executable} -m virnucpro embed {fasta} --backend esm2 --weights {weights} "
-        f"-o {tmp_path / 'protein.h5'} --device cpu --compile on"
+        f"-o {tmp_path / 'protein.h5'} --device cpu --attention sdpa --compile on"
     )
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "/nonexistent"}
     run = subprocess.run(

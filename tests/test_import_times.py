@@ -35,6 +35,22 @@ def test_torch_is_not_imported_by(program, tmp_path):
         check=True,
         cwd=tmp_path,
     )
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    imported = list_imports(done.stderr)
     assert "virnucpro" in imported
     assert not imported & {"torch", "accelerate"}
+
+
+def test_a_run_on_a_cpu_does_not_import_the_compiler(tmp_path):
+    (tmp_path / "records.fa").write_text(">a\n" + "ATGGCTGCACTGAAAGCT" * 30 + "\n")
+    program = "-X importtime -m virnucpro predict records.fa -m mini --device cpu -o out"
+    done = subprocess.run(
+        [sys.executable, *program.split()], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    imported = list_imports(done.stderr)
+    assert "torch" in imported
+    assert not imported & {"torch._dynamo", "torch._inductor"}
+
+
+def list_imports(stderr):
+    """Return the modules that `-X importtime` names."""
+    return {line.rpartition("|")[2].strip() for line in stderr.splitlines()}

@@ -1,22 +1,25 @@
-"""The Triton kernels against plain float64, and where they are not to be had."""
+"""The kernels of Triton and oneDNN against plain float64, and where they are not to be had."""
 
 from __future__ import annotations
 
 import random
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from virnucpro.kernels import can_fuse, float8, plain
+from virnucpro.interface import TokenBatch
+from virnucpro.kernels import can_fuse, float8, onednn, plain
+from virnucpro.kernels.halves import embed_halves
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 HALF_PRECISIONS = [torch.bfloat16, torch.float16]
 # Of the largest entry: inputs are given, so what is left is the rounding of weights and results.
-BOUNDS = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @pytest.fixture
@@ -305,3 +308,95 @@ def test_a_triton_that_fails_is_done_without(
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_PRECISIONS])
 def test_kernels_are_not_to_be_had_on_a_cpu(dtype: torch.dtype) -> None:
     assert not can_fuse(dtype, CPU)
+
+
+@pytest.fixture(params=[torch.float32, *HALF_PRECISIONS], ids=str)
+def packable(request: pytest.FixtureRequest) -> torch.dtype:
+    """A precision in which oneDNN multiplies here."""
+    dtype: torch.dtype = request.param
+    if not onednn.can_pack(dtype, CPU):
+        pytest.skip(f"oneDNN does not multiply {dtype} on this processor")
+    return dtype
+
+
+@torch.inference_mode()
+def test_packed_layers(packable: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 80, dtype=packable)
+    gated = nn.Linear(48, 160, bias=False, dtype=packable)
+    x_XD = torch.randn(3, 17, 48, dtype=packable)
+    packed = onednn.PackedLinear(linear.weight, linear.bias)
+    found = [
+        packed(x_XD),
+        onednn.linear_gelu(packed, x_XD),
+        onednn.linear_geglu(onednn.PackedGated(gated.weight), x_XD),
+    ]
+    exact_XD = x_XD.double()
+    wanted = [
+        linear.double()(exact_XD),
+        plain.linear_gelu(linear, exact_XD),
+        plain.linear_geglu(gated.double(), exact_XD),
+    ]
+    for found_XF, wanted_XF in zip(found, wanted, strict=True):
+        assert found_XF.dtype == packable
+        assert deviation(found_XF, wanted_XF) < BOUNDS[packable]
+
+
+@torch.inference_mode()
+def test_attention_on_a_cpu(packable: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q_BHLK, k_BHLK, v_BHLK = torch.randn(3, 2, 5, 37, 16, dtype=packable)
+    bias_HLL = torch.randn(5, 37, 37, dtype=packable)
+    for bias in (None, bias_HLL):
+        found_BHLK = onednn.attend(q_BHLK, k_BHLK, v_BHLK, bias)
+        exact = (x.double() for x in (q_BHLK, k_BHLK, v_BHLK))
+        wanted_BHLK = functional.scaled_dot_product_attention(
+            *exact, attn_mask=None if bias is None else bias.double()
+        )
+        # The scores, which become exponents, are rounded too.
+        assert deviation(found_BHLK, wanted_BHLK) < 4 * BOUNDS[packable]
+
+
+def test_where_nothing_is_packed() -> None:
+    assert not onednn.can_pack(torch.float32, CUDA)
+    assert not onednn.can_pack(torch.float64, CPU)  # which oneDNN does not know
+
+
+@pytest.mark.parametrize(("num_sequences", "num_pieces"), [(7, 1), (8, 2), (23, 2)])
+def test_halves_of_a_batch_give_what_the_whole_does(num_sequences: int, num_pieces: int) -> None:
+    lengths_B = torch.arange(num_sequences, 0, -1)
+    batch = TokenBatch(
+        token_ids_T=torch.arange(int(lengths_B.sum())),
+        lengths_B=lengths_B,
+        max_length=num_sequences,
+        rows=np.arange(num_sequences) * 7,
+    )
+    pieces: list[tuple[int, int]] = []
+
+    def embed(piece: TokenBatch) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        assert piece.max_length == piece.lengths_B.max()
+        pieces.append((len(piece.rows), torch.get_num_threads()))
+        means = [
+            ids_L.double().mean() for ids_L in piece.token_ids_T.split(piece.lengths_B.tolist())
+        ]
+        return torch.stack([torch.stack(means), torch.from_numpy(piece.rows).double()], 1)
+
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        with torch.inference_mode():
+            found_BE = embed_halves(embed, batch)
+            assert len(pieces) == num_pieces
+            assert {threads for _, threads in pieces} == {4 // num_pieces}
+            assert sum(num for num, _ in pieces) == num_sequences
+            assert torch.equal(found_BE, embed(batch))
+            assert torch.get_num_threads() == 4
+            # As cut by one thread, which rounds as two do.
+            torch.set_num_threads(1)
+            sizes = [num for num, _ in pieces[:num_pieces]]
+            pieces.clear()
+            assert torch.equal(embed_halves(embed, batch), found_BE)
+            assert sorted(num for num, _ in pieces) == sorted(sizes)
+    finally:
+        torch.set_num_threads(num_threads)

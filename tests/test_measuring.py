@@ -16,6 +16,7 @@ from virnucpro_esm2.model import Esm2
 from virnucpro_esm2.tokens import Esm2Collator
 
 from virnucpro.kernels.float8 import Float8Linear
+from virnucpro.kernels.onednn import PackedGated, PackedLinear, can_pack
 from virnucpro.measuring import (
     count_flop_per_token,
     fill_batch,
@@ -37,6 +38,13 @@ def test_operations_are_those_of_the_published_sizes() -> None:
 def test_layers_in_8_bits_count_as_the_others() -> None:
     linear = torch.nn.Linear(32, 48)
     assert count_flop_per_token(Float8Linear(linear)) == count_flop_per_token(linear) == 2 * 32 * 48
+
+
+@pytest.mark.skipif(not can_pack(torch.float32, CPU), reason="needs oneDNN")
+def test_packed_layers_count_as_the_others() -> None:
+    weight = torch.randn(48, 32)
+    assert count_flop_per_token(PackedLinear(weight, None)) == 2 * 32 * 48
+    assert count_flop_per_token(PackedGated(weight)) == 2 * 32 * 48
 
 
 @pytest.mark.parametrize("budget_tokens", [1, 168, 336, 2048])

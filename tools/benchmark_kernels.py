@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from triton.testing import do_bench
 from virnucpro_dnabert_s.model import alibi_slopes
-from virnucpro_esm2.model import Packing, attend_varlen, default_frequencies, make_rotary, rotate
+from virnucpro_esm2.attention import Packing, attend_varlen
+from virnucpro_esm2.model import default_frequencies, make_rotary, rotate
 
 from virnucpro.kernels import float8, fused, plain
 

@@ -36,6 +36,7 @@ from virnucpro.devices import DTYPES, count_affordable, device_name, is_out_of_m
 from virnucpro.errors import MemoryExhaustedError
 from virnucpro.frame_store import SequenceSource
 from virnucpro.interface import Attention, Backend, Encoder, TokenBatch, Weights
+from virnucpro.kernels.halves import halve
 from virnucpro.loading import make_loader
 from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
@@ -312,7 +313,7 @@ class _Loop:
         if alone:
             self.failed_rows.append(int(batch.rows[0]))
             return
-        for half in _halve(batch):
+        for half in halve(batch):
             yield from self._embed(encoder, half)
 
     def _try(self, encoder: Encoder, batch: TokenBatch) -> torch.Tensor | None:
@@ -379,20 +380,3 @@ class _Loop:
 
 def _area(batch: TokenBatch) -> int:
     return len(batch.rows) * batch.max_length**2
-
-
-def _halve(batch: TokenBatch) -> Iterator[TokenBatch]:
-    """Yield the first and the second half of a batch of several sequences."""
-    half = len(batch.rows) // 2
-    num_tokens = int(batch.lengths_B[:half].sum())
-    for sequences, tokens in (
-        (slice(half), slice(num_tokens)),
-        (slice(half, None), slice(num_tokens, None)),
-    ):
-        lengths = batch.lengths_B[sequences]
-        yield TokenBatch(
-            token_ids_T=batch.token_ids_T[tokens],
-            lengths_B=lengths,
-            max_length=int(lengths.max()),
-            rows=batch.rows[sequences],
-        )

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from virnucpro.interface import TokenBatch
-from virnucpro.kernels import plain
+from virnucpro.kernels import onednn, plain
+from virnucpro.kernels.halves import embed_halves
 
-AttentionKernel = Literal["fused", "eager", "sdpa", "flash"]
+AttentionKernel = Literal["fused", "onednn", "eager", "sdpa", "flash"]
 
 # On a GPU this means the memory-efficient kernel. Without the list, recent torch prefers cuDNN on
 # Hopper, which compiles a plan for every new (B, L), and here nearly every batch has a new one.
@@ -53,6 +54,8 @@ class ModelConfig:
 class Layer(nn.Module):
     """One post-norm transformer layer: attention, then a gated (GEGLU) feed-forward."""
 
+    gate_and_value: Any
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
@@ -69,9 +72,21 @@ class Layer(nn.Module):
         """Return the next hidden states; `attend` turns queries, keys, values into contexts."""
         delta_XD = self.attention_out(attend(self.qkv(hidden_XD)))
         hidden_XD = kernels.norm_sum(hidden_XD, delta_XD, self.attention_norm)
-        delta_XD = self.mlp_out(kernels.geglu(self.gate_and_value(hidden_XD)))
+        delta_XD = self.mlp_out(kernels.linear_geglu(self.gate_and_value, hidden_XD))
         output_XD: Tensor = kernels.norm_sum(hidden_XD, delta_XD, self.mlp_norm)
         return output_XD
+
+    def pack(self) -> None:
+        """Let oneDNN multiply from now on, with the weights as they are."""
+        for name in ("qkv", "attention_out", "mlp_out"):
+            linear = getattr(self, name)
+            setattr(self, name, onednn.PackedLinear(linear.weight, linear.bias))
+        self.gate_and_value = onednn.PackedGated(self.gate_and_value.weight)
+
+
+def _empty_embedding(num: int, width: int) -> nn.Embedding:
+    """Return a table to be filled: drawing numbers on the meta device imports torch's compiler."""
+    return nn.Embedding(num, width, _weight=torch.empty(num, width))
 
 
 class DnabertS(nn.Module):
@@ -84,23 +99,34 @@ class DnabertS(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.attention = attention
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = _empty_embedding(config.vocab_size, config.hidden_size)
+        self.token_type_embeddings = _empty_embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     @property
     def has_own_kernels(self) -> bool:
         """Whether `torch.compile` would find nothing to fuse."""
-        return self.attention == "fused"
+        return self.attention in ("fused", "onednn")
+
+    def pack(self) -> None:
+        """Let oneDNN multiply from now on, on this CPU, with the weights as they are."""
+        self.attention = "onednn"
+        for layer in self.layers:
+            cast(Layer, layer).pack()
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each sequence's mean over its last hidden states."""
         if self.attention in ("fused", "flash"):
             return self._embed_packed(batch)
+        if self.attention == "onednn":
+            return embed_halves(functools.partial(self._embed_padded, onednn), batch)
+        return self._embed_padded(plain, batch)
+
+    def _embed_padded(self, kernels: ModuleType, batch: TokenBatch) -> Tensor:
         index_BL, is_token_BL = padded_index(batch)
         attend = self._attend_padded(is_token_BL)
-        hidden_BLD = self._hidden_states(batch.token_ids_T[index_BL], attend, plain)
+        hidden_BLD = self._hidden_states(batch.token_ids_T[index_BL], attend, kernels)
         hidden_BLD = hidden_BLD.masked_fill(~is_token_BL[..., None], 0)
         return hidden_BLD.sum(dim=1, dtype=torch.float32) / batch.lengths_B[:, None]
 
@@ -127,9 +153,13 @@ class DnabertS(nn.Module):
     def _hidden_states(
         self, token_ids_X: Tensor, attend: Callable[[Tensor], Tensor], kernels: ModuleType
     ) -> Tensor:
-        # A word starts the same wherever it stands: norm the vocabulary instead of every token.
-        embedded_VD = self.word_embeddings.weight + self.token_type_embeddings.weight[0]
-        hidden_XD = functional.embedding(token_ids_X, self.embedding_norm(embedded_VD))
+        words_VD, type_D = self.word_embeddings.weight, self.token_type_embeddings.weight[0]
+        if token_ids_X.numel() < len(words_VD):
+            hidden_XD: Tensor = self.embedding_norm(words_VD[token_ids_X] + type_D)
+        else:
+            # A word starts the same wherever it stands: norm the vocabulary, not every token.
+            normed_VD = self.embedding_norm(words_VD + type_D)
+            hidden_XD = functional.embedding(token_ids_X, normed_VD)
         for layer in self.layers:
             hidden_XD = layer(hidden_XD, attend, kernels)
         return hidden_XD
@@ -138,8 +168,13 @@ class DnabertS(nn.Module):
         return qkv_XD.view(*qkv_XD.shape[:-1], 3, self.num_heads, -1)
 
     def _attend_padded(self, is_token_BL: Tensor) -> Callable[[Tensor], Tensor]:
-        bias_BHLL = attention_bias(is_token_BL, self.num_heads, self.word_embeddings.weight.dtype)
-        attention = eager_attention if self.attention == "eager" else _sdpa
+        dtype = self.word_embeddings.weight.dtype
+        bias_BHLL = attention_bias(is_token_BL, self.num_heads, dtype)
+        attention: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = _sdpa
+        if self.attention == "eager":
+            attention = eager_attention
+        elif self.attention == "onednn" and dtype != torch.float32:
+            attention = onednn.attend
 
         def attend(qkv_BLD: Tensor) -> Tensor:
             query, key, value = self._split(qkv_BLD).transpose(1, 3).unbind(2)

@@ -15,7 +15,7 @@ import torch
 
 from virnucpro.errors import UsageError, WeightsError
 from virnucpro.interface import Attention, Weights
-from virnucpro.kernels import can_fuse
+from virnucpro.kernels import can_fuse, onednn
 from virnucpro.weights import (
     digest_files,
     find_weight_files,
@@ -95,7 +95,10 @@ def load_model(
         {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()},
         assign=True,
     )
-    return model.eval().requires_grad_(False)
+    model.requires_grad_(False)
+    if attention == "auto" and onednn.can_pack(dtype, device):
+        model.pack()
+    return model.eval()
 
 
 def choose_kernel(

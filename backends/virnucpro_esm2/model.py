@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -21,9 +20,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from virnucpro.errors import UsageError
 from virnucpro.interface import Attention, TokenBatch
-from virnucpro.kernels import can_fuse, float8, plain
+from virnucpro.kernels import can_fuse, float8, onednn, plain
 from virnucpro.kernels.float8 import Float8Linear
+from virnucpro.kernels.halves import embed_halves
 from virnucpro_esm2 import MAX_RESIDUES, NUM_SPECIAL_TOKENS
+from virnucpro_esm2.attention import Attend, Packing, attend_onednn, attend_sdpa, choose_attend
 from virnucpro_esm2.tokens import TOKENS
 
 MAX_TOKENS = MAX_RESIDUES + NUM_SPECIAL_TOKENS
@@ -58,20 +59,6 @@ class Esm2Config:
         return self.embed_dim // self.num_heads
 
 
-class Packing(NamedTuple):
-    """Where the sequences of a batch lie among its T tokens.
-
-    Attributes:
-        lengths_B: int64, tokens of each sequence.
-        offsets: int32 (B + 1,), where each sequence starts, and T.
-        max_length: The largest of `lengths_B`, on the host.
-    """
-
-    lengths_B: Tensor
-    offsets: Tensor
-    max_length: int
-
-
 class Rotary(NamedTuple):
     """Cosines and sines of the rotary angles of every token, float32, for both halves of a head.
 
@@ -99,117 +86,6 @@ class Between(NamedTuple):
     add_norm: Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Any]]
     linear_gelu: Callable[[Any, Any], Any]
     norm_sum: Callable[[Tensor, Any, Any], Tensor]
-
-
-Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
-"""Queries, keys and values (T, H, K each) of packed sequences to the attended values (T, H, K)."""
-
-
-def _attend_by_length(
-    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, lengths_B: Tensor, eager: bool
-) -> Tensor:
-    """Return the attention of each run of sequences of one length after the other.
-
-    No padding, and no sequence can touch another. Batches are sorted, so runs are long. On CUDA it
-    waits for the lengths.
-    """
-    attend_BHLK = _eager_attention if eager else F.scaled_dot_product_attention
-    runs = [(length, sum(run)) for length, run in groupby(lengths_B.tolist())]
-    sizes = [size for _, size in runs]
-    pieces = zip(*(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True)
-    attended = []
-    for (length, _), piece in zip(runs, pieces, strict=True):
-        q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in piece)
-        attended.append(attend_BHLK(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1))
-    return torch.cat(attended)
-
-
-def _eager_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
-    """Return softmax(Q K^T / sqrt(K)) V written out, the softmax in float32."""
-    scores_BHLL = (q_BHLK * q_BHLK.shape[-1] ** -0.5) @ k_BHLK.transpose(-1, -2)
-    weights_BHLL: Tensor = scores_BHLL.softmax(-1, dtype=torch.float32).to(v_BHLK.dtype)
-    return weights_BHLL @ v_BHLK
-
-
-# An operator of its own, so that torch.compile does not look inside: every batch has other lengths,
-# and it would never be done.
-_by_length_op = torch.library.custom_op(
-    "virnucpro_esm2::attend_by_length",
-    _attend_by_length,
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor lengths, bool eager) -> Tensor",
-)
-_by_length_op.register_fake(lambda q_THK, *_: q_THK.new_empty(q_THK.shape))
-
-
-def by_length(*, eager: bool) -> Attend:
-    """Return packed attention that runs everywhere, written out or torch's."""
-    return lambda q_THK, k_THK, v_THK, packing: _by_length_op(
-        q_THK, k_THK, v_THK, packing.lengths_B, eager
-    )
-
-
-attend_eager = by_length(eager=True)
-attend_sdpa = by_length(eager=False)
-
-
-def attend_varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
-    """Return the attention of the FlashAttention-2 inside torch: CUDA, bf16 or fp16."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    # These seven arguments mean the same from torch 2.10 to 2.13; scale and mask are the defaults.
-    offsets, longest = packing.offsets, packing.max_length
-    return cast(Tensor, varlen_attn(q_THK, k_THK, v_THK, offsets, offsets, longest, longest))
-
-
-def load_flash_attend(*, dtype: torch.dtype, device: torch.device) -> Attend:
-    """Return the attention of the package flash-attn.
-
-    Raises:
-        UsageError: flash-attn is not installed or does not work with `dtype` and `device`.
-    """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        raise UsageError(
-            f"attention flash needs a CUDA GPU and bf16 or fp16, found {device.type} and "
-            f"{str(dtype).removeprefix('torch.')}; use attention sdpa, which runs everywhere"
-        )
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError as error:
-        raise UsageError(
-            f"attention flash needs the package flash-attn, which cannot be imported ({error}); "
-            "build it for your torch and CUDA (pip install flash-attn --no-build-isolation), or "
-            "use attention sdpa, which has FlashAttention-2 from torch itself"
-        ) from error
-
-    def attend(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
-        offsets, longest = packing.offsets, packing.max_length
-        return cast(
-            Tensor, flash_attn_varlen_func(q_THK, k_THK, v_THK, offsets, offsets, longest, longest)
-        )
-
-    return attend
-
-
-def choose_attend(
-    attention: Attention, *, head_dim: int, dtype: torch.dtype, device: torch.device
-) -> Attend:
-    """Return torch's or flash-attn's attention by the name `attention` on this device.
-
-    Raises:
-        UsageError: `flash` is not to be had here.
-    """
-    if attention == "eager":
-        return attend_eager
-    if attention == "flash":
-        return load_flash_attend(dtype=dtype, device=device)
-    has_varlen = (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
-        and head_dim % 8 == 0
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-    return attend_varlen if has_varlen else attend_sdpa
 
 
 def make_rotary(cos_TR: Tensor, sin_TR: Tensor) -> Rotary:
@@ -288,6 +164,12 @@ class Esm2Layer(nn.Module):
         bound: Tensor = (spread_D + centre_D.abs()).max() * float8.ROUNDING**2
         return bound.clamp(min=float8.SMALLEST_ROW)
 
+    def pack(self) -> None:
+        """Let oneDNN multiply from now on, with the weights as they are."""
+        for name in ("qkv", "out", "fc1", "fc2"):
+            linear = getattr(self, name)
+            setattr(self, name, onednn.PackedLinear(linear.weight, linear.bias))
+
 
 class Esm2(nn.Module):
     """An ESM-2 without its heads, from packed tokens to one mean vector for each sequence.
@@ -312,9 +194,12 @@ class Esm2(nn.Module):
         dim, eps = config.embed_dim, config.layer_norm_eps
         self.config = config
         self.is_quantized = False
+        self.is_packed = False
         self.attend = attend
         self.fused = fused
-        self.embed_tokens = nn.Embedding(len(TOKENS), dim, dtype=dtype, device=meta)
+        # Not drawn at random, which on the meta device imports torch's compiler: 1.4 s.
+        words_VD = torch.empty(len(TOKENS), dim, dtype=dtype, device=meta)
+        self.embed_tokens = nn.Embedding(len(TOKENS), dim, _weight=words_VD)
         self.layers = nn.ModuleList(
             Esm2Layer(config, dtype, meta) for _ in range(config.num_layers)
         )
@@ -329,10 +214,18 @@ class Esm2(nn.Module):
         for layer in self.layers:
             cast(Esm2Layer, layer).quantize()
 
+    def pack(self) -> None:
+        """Let oneDNN multiply from now on, on this CPU, with the weights as they are."""
+        self.is_packed = True
+        if self.embed_tokens.weight.dtype != torch.float32:
+            self.attend = attend_onednn
+        for layer in self.layers:
+            cast(Esm2Layer, layer).pack()
+
     @property
     def has_own_kernels(self) -> bool:
         """Whether `torch.compile` would find nothing to fuse."""
-        return self.fused
+        return self.fused or self.is_packed
 
     def set_rotary(self, frequencies_R: Tensor) -> None:
         """Fill the tables of rotary angles, float32 whatever the weights are."""
@@ -345,6 +238,9 @@ class Esm2(nn.Module):
 
         Nothing here waits for the GPU, except attention `by_length`.
         """
+        return embed_halves(self._embed, batch) if self.is_packed else self._embed(batch)
+
+    def _embed(self, batch: TokenBatch) -> Tensor:
         lengths_B = batch.lengths_B
         ends_B = lengths_B.cumsum(0)
         starts_B = ends_B - lengths_B
@@ -367,7 +263,7 @@ class Esm2(nn.Module):
         return between.norm_sum(hidden_TD, delta_TD, self.final_norm)
 
     def _choose_between(self, packing: Packing, num_tokens: int) -> Between:
-        kernels: ModuleType = plain
+        kernels: ModuleType = onednn if self.is_packed else plain
         rotary = None
         if self.fused:
             from virnucpro.kernels import fused
@@ -383,8 +279,9 @@ class Esm2(nn.Module):
                     return kernels.attend_quantize(qkv_T3HK, *where, value_bound, angles=angles)
                 return kernels.attend(qkv_T3HK, *where, angles=angles).flatten(1)
             dtype = qkv_T3HK.dtype
-            # CPUs attend faster in float32, which the rotation computes in anyway.
-            inner = torch.float32 if qkv_T3HK.device.type == "cpu" else dtype
+            # torch attends faster in float32 on CPUs, which the rotation computes in anyway.
+            on_cpu = qkv_T3HK.device.type == "cpu"
+            inner = torch.float32 if on_cpu and not self.is_packed else dtype
             q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
             v_THK = qkv_T3HK[:, 2].to(inner)
             attended_TD = self.attend(q_THK, k_THK, v_THK, packing).to(dtype).flatten(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from virnucpro.errors import WeightsError
 from virnucpro.interface import Attention, Weights
-from virnucpro.kernels import float8
+from virnucpro.kernels import float8, onednn
 from virnucpro.weights import (
     digest_files,
     find_weight_files,
@@ -135,7 +135,9 @@ def load_model(
         model.set_rotary(checkpoint.frequencies_R)
     if dtype == float8.DTYPE:
         model.quantize()
-    return model
+    elif attention == "auto" and onednn.can_pack(dtype, device):
+        model.pack()
+    return model.eval()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

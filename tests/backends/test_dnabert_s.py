@@ -139,7 +139,7 @@ class TestContract(BackendContract):
 # The network
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 @pytest.mark.parametrize(("num_heads", "width"), [(12, 48), (8, 64), (4, 32), (5, 40)])
 def test_equals_the_reference_alone_and_among_others(
     num_heads: int, width: int, attention: Attention, tmp_path: Path
@@ -210,11 +210,14 @@ def test_real_size_holds_the_published_parameters_without_the_pooler() -> None:
     assert len(model.state_dict()) == 138 - 2
 
 
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_float32_on_the_cpu(published: Path, dtype: torch.dtype) -> None:
+def test_half_precision_stays_near_float32_on_the_cpu(
+    published: Path, dtype: torch.dtype, attention: Attention
+) -> None:
     sequences = random_tokens(MIXED_LENGTHS)
     expected = embed(load(published, "eager"), sequences)
-    model = load(published, "sdpa", dtype)
+    model = load(published, attention, dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     result = embed(model, sequences)
     assert result.dtype == torch.float32

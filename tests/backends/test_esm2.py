@@ -40,6 +40,7 @@ MIXED_LENGTHS = (166, 1, 1200, 2, 33, 1024)
 # precision two attentions round in other places.
 FLOAT32_BOUND = 2e-5
 HALF_PRECISION_BOUNDS = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
+HALF_PRECISIONS = list(HALF_PRECISION_BOUNDS)
 
 
 class TestEsm2Contract(BackendContract):
@@ -138,6 +139,7 @@ def test_equals_fair_esm(config: Esm2Config, dtype_on_disk: torch.dtype, tmp_pat
     alone_BE = torch.cat([embed(path, [sequence]) for sequence in sequences])
     assert largest_difference(together_BE, wanted_BE) < FLOAT32_BOUND
     assert largest_difference(embed(path, sequences, "eager"), wanted_BE) < FLOAT32_BOUND
+    assert largest_difference(embed(path, sequences, "sdpa"), wanted_BE) < FLOAT32_BOUND
     assert largest_difference(alone_BE, wanted_BE) < FLOAT32_BOUND
     assert largest_difference(together_BE, alone_BE) < FLOAT32_BOUND
 
@@ -369,9 +371,20 @@ def test_8_bits_want_sizes_that_are_multiples_of_16(tmp_path: Path) -> None:
         embed(path, ["M"], dtype=float8.DTYPE)
 
 
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
+def test_half_precision_is_near_float32(
+    dtype: torch.dtype, attention: Attention, tmp_path: Path
+) -> None:
+    path = write_fair_esm(tmp_path / "esm2_test.pt", make_config(), dtype=torch.float32)
+    sequences = make_proteins(MIXED_LENGTHS)
+    half_BE, full_BE = embed(path, sequences, attention, dtype), embed(path, sequences, "eager")
+    assert half_BE.dtype == torch.float32
+    assert largest_difference(half_BE, full_BE) < HALF_PRECISION_BOUNDS[dtype]
+
+
 # On a GPU
 
-HALF_PRECISIONS = [torch.bfloat16, torch.float16]
 GPU_CONFIG = make_config(12, 256, 4)
 
 

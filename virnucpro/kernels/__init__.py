@@ -1,6 +1,7 @@
-"""The parts of a transformer between its matrix products: fused for GPUs, plain for everywhere.
+"""The parts of a transformer: fused for GPUs, packed for CPUs, plain for everywhere.
 
-`plain` is torch alone and the reference; `fused` is Triton, imported only where `can_fuse` says so.
+`plain` is torch alone and the reference; `fused` is Triton, imported only where `can_fuse` says so;
+`onednn` is for CPUs where its `can_pack` says so.
 """
 
 from __future__ import annotations

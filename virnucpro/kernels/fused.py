@@ -183,6 +183,11 @@ def linear_gelu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
     return gelu_XF.view(*x_XD.shape[:-1], -1)
 
 
+def linear_geglu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
+    """Return the GELU of the first half of what a linear layer makes, times the second half."""
+    return geglu(linear(x_XD))
+
+
 def geglu(gate_and_value_XF: Tensor) -> Tensor:
     """Return the GELU of the first half of each row times the second half (Shazeer 2020)."""
     width = gate_and_value_XF.shape[-1] // 2

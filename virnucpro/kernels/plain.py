@@ -43,6 +43,11 @@ def gelu_quantize(x_XF: Tensor) -> float8.Rows:
     return quantize(functional.gelu(x_XF))
 
 
+def linear_geglu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
+    """Return the GELU of the first half of what a linear layer makes, times the second half."""
+    return geglu(linear(x_XD))
+
+
 def geglu(gate_and_value_XF: Tensor) -> Tensor:
     """Return the GELU of the first half of each row times the second half (Shazeer 2020)."""
     gate_XF, value_XF = gate_and_value_XF.chunk(2, dim=-1)

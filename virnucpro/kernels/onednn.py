@@ -1,0 +1,93 @@
+"""Products on CPUs through oneDNN: weights in its own layout, and what follows in the same pass.
+
+torch's compiler calls these operators, and torch does not document them: `can_pack` tries them.
+
+Shapes: X stands for the leading dimensions, D is the width, F the width of the feed-forward. In
+attention B sequences of one length L have H heads of K numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether what is here works: on a CPU, if oneDNN multiplies `dtype` on it."""
+    if device.type != "cpu":
+        return False
+    try:
+        x_XD, weight = torch.zeros(1, 16, dtype=dtype), torch.zeros(16, 16, dtype=dtype)
+        linear_geglu(PackedGated(weight), linear_gelu(PackedLinear(weight, weight[0]), x_XD))
+    except Exception as error:  # operators and processors fail in many ways
+        logger.debug("oneDNN does not multiply %s here (%s)", dtype, error)
+        return False
+    return True
+
+
+class PackedLinear(nn.Module):
+    """A linear layer, for inference alone."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight))
+        self.register_buffer("bias", bias)
+
+    def forward(self, x_XD: Tensor) -> Tensor:
+        """Return what the linear layer makes of `x_XD`."""
+        return _multiply(self, x_XD, "none")
+
+
+class PackedGated(nn.Module):
+    """A linear layer without bias, the gates of a GEGLU and then its values."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.gate, self.value = (PackedLinear(half, None) for half in weight.chunk(2))
+
+
+def add_norm(
+    hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """Return the sum, which takes the place of `delta_XD`, and its layer norm."""
+    sum_XD = hidden_XD if delta_XD is None else delta_XD.add_(hidden_XD)
+    return sum_XD, norm(sum_XD)
+
+
+def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Return the layer norm of the sum, which takes the place of `delta_XD`."""
+    return add_norm(hidden_XD, delta_XD, norm)[1]
+
+
+def linear_gelu(linear: PackedLinear, x_XD: Tensor) -> Tensor:
+    """Return the exact GELU of a linear layer (X, F)."""
+    return _multiply(linear, x_XD, "gelu")
+
+
+def linear_geglu(linear: PackedGated, x_XD: Tensor) -> Tensor:
+    """Return the exact GELU of the gates times the values (X, F)."""
+    multiply = torch.ops.mkldnn._linear_pointwise.binary
+    gelu_XF = linear_gelu(linear.gate, x_XD)
+    return cast(Tensor, multiply(x_XD, gelu_XF, linear.value.weight, None, "mul"))
+
+
+def attend(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the attention in half precision, which torch's own multiplies in small pieces."""
+    scores_BHLL = (q_BHLK * q_BHLK.shape[-1] ** -0.5) @ k_BHLK.transpose(-1, -2)
+    if bias is not None:
+        scores_BHLL += bias
+    attended_BHLK: Tensor = scores_BHLL.softmax(-1) @ v_BHLK
+    return attended_BHLK
+
+
+def _multiply(linear: PackedLinear, x_XD: Tensor, then: str) -> Tensor:
+    multiply = torch.ops.mkldnn._linear_pointwise
+    return cast(Tensor, multiply(x_XD, linear.weight, linear.bias, then, [], "none"))
