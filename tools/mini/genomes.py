@@ -100,7 +100,7 @@ def read_genomes(path: Path, split: str) -> Genomes:
 
 
 def keep_groups(genomes: Genomes, share: float) -> Genomes:
-    """Return the genomes of a share of the groups of each sub-class, always the same; one at least."""
+    """Return the genomes of a share of the groups of each sub-class, the same each time."""
     labels = genomes.labels
     units_U3, unit_S = torch.unique(
         torch.stack([labels[name] for name in ("class", "sub", "group")], 1),
