@@ -40,12 +40,13 @@ def test_the_example_is_called_as_the_demonstration_says(tmp_path: Path) -> None
     known = {row["id"]: row["label"] for row in read_table(LABELS)}
     found = probabilities(output)
     assert found.keys() == known.keys()
-    # Where the model is sure it is right; that it is not always sure, the demonstration shows too.
-    sure = {name: value for name, value in found.items() if not 0.15 < value < 0.85}
-    assert len(sure) == 4
-    for name, value in sure.items():
-        assert known[name] == ("virus" if value > 0.5 else "others")
     calls = {row["record_id"]: row["call"] for row in read_table(output / "records.tsv")}
+    # Two pieces of a phage that lies dormant in bacteria pass for theirs, as the page says.
+    wrong = [name for name, call in calls.items() if call != known[name]]
+    assert wrong == ["NC_001416.1:1-8000", "NC_001416.1:20001-23000"]
+    for name, value in found.items():
+        assert (value > 0.5) == (calls[name] == "virus")
+        assert abs(value - 0.5) > 0.3
     table = run(sys.executable, "-m", "tools.compare_calls", output, LABELS).stdout.splitlines()
     assert len(table) == len(known) + 1
     for line in table[1:]:

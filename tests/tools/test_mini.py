@@ -36,9 +36,14 @@ def model() -> MiniModel:
     model = MiniModel(SIZES).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    model.head.bn1.running_mean.normal_()
-    model.head.bn1.running_var.uniform_(0.001, 0.002)
-    torch.nn.init.normal_(model.head.output_layer.weight, std=3)
+    # Statistics as of training, without which a random head would say the same of everything.
+    _, dna_FT, protein_FT = make_frames(as_codes(random_chunks(40, 90, seed=0)), SIZES.word_bp)
+    features_FD = pool(
+        model.encode_dna(dna_FT), dna_FT, model.encode_proteins(protein_FT), protein_FT
+    )
+    hidden_FD = model.head.hidden_layer(features_FD).detach()
+    model.head.bn1.running_mean.copy_(hidden_FD.mean(0))
+    model.head.bn1.running_var.copy_(hidden_FD.var(0))
     return model.half().float().requires_grad_(False)
 
 

@@ -22,18 +22,17 @@ DNA_SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 DNA_PAD, DNA_MASK = DNA_SPECIAL.index("[PAD]"), DNA_SPECIAL.index("[MASK]")
 
 _LENGTH_MULTIPLE = 8  # fast attention wants masks of rows aligned to 16 bytes
-_STOP, _NOTHING = len(TOKENS), len(TOKENS) + 1
 NO_CODON = 64
 """Three bases of which one is ambiguous or beyond the end."""
 
-# The standard genetic code for bases in the order A, C, G, T; the last entry is for `NO_CODON`.
+# The standard genetic code for bases in the order A, C, G, T.
+_LETTERS = "KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
+_STOPS = [number for number, letter in enumerate(_LETTERS) if letter == "*"]
+NO_RESIDUE = len(TOKENS)
 TOKEN_OF_CODON = torch.tensor(
-    [
-        _STOP if letter == "*" else TOKENS.index(letter)
-        for letter in "KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
-    ]
-    + [_NOTHING]
+    [NO_RESIDUE if letter == "*" else TOKENS.index(letter) for letter in _LETTERS] + [NO_RESIDUE]
 )
+"""The residue of each codon; the last is that of `NO_CODON`."""
 
 
 class Frames(NamedTuple):
@@ -60,24 +59,23 @@ def make_frames(
         word_bp: The bases in a word of DNA.
         mutate: Changes the codons of open frames, int64 (F, K), and makes no stops.
     """
-    forward_CL = codes_CL.long()
-    other_CL = torch.where(forward_CL == AMBIGUOUS, AMBIGUOUS, 3 - forward_CL).flip(1)
-    strands_C2L = torch.stack((forward_CL, other_CL), 1)
-    tokens_C6K = torch.stack([_translate(strands_C2L, offset) for offset in range(3)], 2).flatten(
-        1, 2
-    )
-    length_C6 = (tokens_C6K < _STOP).sum(2)
-    is_open_C6 = (length_C6 > 0) & ~(tokens_C6K == _STOP).any(2)
+    # Bytes as long as possible: most chunks have no open frame.
+    other_CL = torch.where(codes_CL == AMBIGUOUS, AMBIGUOUS, 3 - codes_CL).flip(1)
+    strands_C2L = torch.stack((codes_CL, other_CL), 1)
+    codons_C6K = _number_codons(strands_C2L)
+    has_stop_C6 = sum(codons_C6K == stop for stop in _STOPS).bool().any(2)
+    is_open_C6 = (codons_C6K != NO_CODON).any(2) & ~has_stop_C6
     chunk_F, code_F = is_open_C6.nonzero(as_tuple=True)
-    length_F = length_C6[chunk_F, code_F]
-    dna_FL, offset_F = strands_C2L[chunk_F, code_F // 3], code_F % 3
-    tokens_FK = tokens_C6K[chunk_F, code_F]
+    codons_FK = codons_C6K[chunk_F, code_F].long()
+    dna_FL, offset_F = strands_C2L[chunk_F, code_F // 3].long(), code_F % 3
     if mutate is not None:
-        dna_FL, tokens_FK = _exchange_codons(dna_FL, offset_F, mutate)
+        codons_FK = mutate(codons_FK)
+        dna_FL = _write_codons(dna_FL, offset_F, codons_FK)
+    length_F = (codons_FK != NO_CODON).sum(1)
     return Frames(
         chunk_F,
         _tokenize_dna(dna_FL, offset_F, length_F, word_bp),
-        _tokenize_proteins(tokens_FK, length_F),
+        _tokenize_proteins(TOKEN_OF_CODON.to(codons_FK.device)[codons_FK], length_F),
     )
 
 
@@ -86,39 +84,30 @@ def first_word_id(num_bases: int) -> int:
     return len(DNA_SPECIAL) + (4**num_bases - 4) // 3
 
 
-def _translate(strands_C2L: Tensor, offset: int) -> Tensor:
-    """Return int64 (C, 2, K): the tokens of a frame's codons; K is that of the longest frame."""
-    length = strands_C2L.shape[2]
-    num_codons = (length - offset) // 3
-    codons = strands_C2L[:, :, offset : offset + 3 * num_codons].unflatten(2, (num_codons, 3))
-    tokens = TOKEN_OF_CODON.to(codons.device)[_number(codons)]
-    return functional.pad(tokens, (0, length // 3 - num_codons), value=_NOTHING)
+def _number_codons(strands_C2L: Tensor) -> Tensor:
+    """Return uint8 (C, 6, K): the codons of each frame; K is the number in the longest."""
+    first, second, third = (strands_C2L[:, :, shift : shift - 2 or None] for shift in range(3))
+    is_ambiguous = (first | second | third) >= AMBIGUOUS
+    number = (16 * first + 4 * second + third).masked_fill(is_ambiguous, NO_CODON)
+    num_codons = strands_C2L.shape[2] // 3
+    number = functional.pad(number, (0, 3 * num_codons - number.shape[2]), value=NO_CODON)
+    return number.unflatten(2, (num_codons, 3)).transpose(2, 3).flatten(1, 2)
 
 
-def _number(codons: Tensor) -> Tensor:
-    """Return the numbers of codons, whose three bases are the last dimension."""
-    number = 16 * codons[..., 0] + 4 * codons[..., 1] + codons[..., 2]
-    return number.masked_fill((codons == AMBIGUOUS).any(-1), NO_CODON)
-
-
-def _exchange_codons(
-    dna_FL: Tensor, offset_F: Tensor, mutate: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the DNA and the tokens of its codons (F, K) after `mutate`."""
-    num_codons = dna_FL.shape[1] // 3
-    padded_FL = functional.pad(dna_FL, (0, 2), value=AMBIGUOUS)
-    index_FL = offset_F[:, None] + torch.arange(3 * num_codons, device=dna_FL.device)
-    codons_FK3 = padded_FL.gather(1, index_FL).unflatten(1, (num_codons, 3))
-    number_FK = mutate(_number(codons_FK3))
-    bases_FK3 = torch.stack((number_FK // 16, number_FK // 4 % 4, number_FK % 4), 2)
-    bases_FK3 = torch.where((number_FK == NO_CODON)[..., None], codons_FK3, bases_FK3)
-    changed_FL = padded_FL.scatter(1, index_FL, bases_FK3.flatten(1))[:, : dna_FL.shape[1]]
-    return changed_FL, TOKEN_OF_CODON.to(number_FK.device)[number_FK]
+def _write_codons(dna_FL: Tensor, offset_F: Tensor, codons_FK: Tensor) -> Tensor:
+    """Return the DNA with these codons in it; where there is none it stays."""
+    length = dna_FL.shape[1]
+    padded_FL = functional.pad(dna_FL, (0, 2))
+    index_FL = offset_F[:, None] + torch.arange(3 * codons_FK.shape[1], device=dna_FL.device)
+    bases_FK3 = torch.stack((codons_FK // 16, codons_FK // 4 % 4, codons_FK % 4), 2)
+    is_codon_FL = (codons_FK != NO_CODON).repeat_interleave(3, 1)
+    bases_FL = torch.where(is_codon_FL, bases_FK3.flatten(1), padded_FL.gather(1, index_FL))
+    return padded_FL.scatter(1, index_FL, bases_FL)[:, :length]
 
 
 def _tokenize_proteins(tokens_FK: Tensor, length_F: Tensor) -> Tensor:
     num_tokens = _round_up(tokens_FK.shape[1] + 2)
-    is_residue_FK = tokens_FK < _STOP
+    is_residue_FK = tokens_FK != NO_RESIDUE
     # Ambiguous codons leave no gap; what they would write goes to a column that is cut off.
     column_FK = torch.where(is_residue_FK, is_residue_FK.cumsum(1), num_tokens)
     padded_FT = tokens_FK.new_full((len(tokens_FK), num_tokens + 1), PROTEIN_PAD)

@@ -10,7 +10,7 @@ from Bio.Align import substitution_matrices
 from torch import Tensor
 from virnucpro_esm2.tokens import TOKENS
 
-from tools.mini.frames import NO_CODON, TOKEN_OF_CODON
+from tools.mini.frames import NO_CODON, NO_RESIDUE, TOKEN_OF_CODON
 
 _PRIOR_CODONS = 20.0
 """How many codons, spread over all, are added to those of a frame when its usage is counted."""
@@ -56,13 +56,12 @@ class Mutator:
 def _make_odds() -> Tensor:
     """Return float32 (64, 64): by how much a codon in the first place favours one in the second."""
     blosum = substitution_matrices.load("BLOSUM62")
-    letters = [
-        TOKENS[token] if token < len(TOKENS) else None
-        for token in TOKEN_OF_CODON[:NO_CODON].tolist()
+    residues = [
+        None if token == NO_RESIDUE else TOKENS[token] for token in TOKEN_OF_CODON[:-1].tolist()
     ]
     odds = torch.zeros(NO_CODON, NO_CODON)
-    for row, first in enumerate(letters):
-        for column, second in enumerate(letters):
+    for row, first in enumerate(residues):
+        for column, second in enumerate(residues):
             if first is not None and second is not None:
                 odds[row, column] = 2.0 ** (float(blosum[first][second]) / 2)
     return odds
