@@ -362,6 +362,14 @@ def test_where_nothing_is_packed() -> None:
     assert not onednn.can_pack(torch.float64, CPU)  # which oneDNN does not know
 
 
+def test_an_operator_that_computes_something_else_is_not_used(
+    packable: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onednn, "linear_gelu", lambda linear, x_XD: linear(x_XD).relu())
+    assert not onednn.can_pack(packable, CPU)
+    assert "wrongly here" in caplog.text
+
+
 @pytest.mark.parametrize(("num_sequences", "num_pieces"), [(7, 1), (8, 2), (23, 2)])
 def test_halves_of_a_batch_give_what_the_whole_does(num_sequences: int, num_pieces: int) -> None:
     lengths_B = torch.arange(num_sequences, 0, -1)

@@ -1,6 +1,7 @@
 """Products on CPUs through oneDNN: weights in its own layout, and what follows in the same pass.
 
-torch's compiler calls these operators, and torch does not document them: `can_pack` tries them.
+torch's compiler calls these operators, and torch does not document them: `can_pack` tries them and
+compares.
 
 Shapes: X stands for the leading dimensions, D is the width, F the width of the feed-forward. In
 attention B sequences of one length L have H heads of K numbers.
@@ -13,21 +14,32 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from virnucpro.kernels import plain
 
 logger = logging.getLogger(__name__)
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether what is here works: on a CPU, if oneDNN multiplies `dtype` on it."""
+    """Return whether what is here works: on a CPU, if oneDNN multiplies `dtype` on it, and right."""
     if device.type != "cpu":
         return False
+    numbers = torch.linspace(-9, 9, 16 * 36).sin().to(dtype)
+    x_XD, bias, weight = numbers.split((3 * 16, 16, 32 * 16))
+    x_XD, weight = x_XD.view(3, 16), weight.view(32, 16)
     try:
-        x_XD, weight = torch.zeros(1, 16, dtype=dtype), torch.zeros(16, 16, dtype=dtype)
-        linear_geglu(PackedGated(weight), linear_gelu(PackedLinear(weight, weight[0]), x_XD))
+        found = linear_gelu(PackedLinear(weight[:16], bias), x_XD)
+        found = linear_geglu(PackedGated(weight), found)
     except Exception as error:  # operators and processors fail in many ways
         logger.debug("oneDNN does not multiply %s here (%s)", dtype, error)
         return False
-    return True
+    wanted = functional.gelu(functional.linear(x_XD, weight[:16], bias))
+    wanted = plain.geglu(functional.linear(wanted, weight))
+    is_right = torch.allclose(found, wanted, rtol=0.05, atol=0.05 * float(wanted.abs().max()))
+    if not is_right:
+        logger.warning("oneDNN multiplies %s wrongly here: torch's own products are used", dtype)
+    return is_right
 
 
 class PackedLinear(nn.Module):
