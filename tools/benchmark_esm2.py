@@ -27,6 +27,7 @@ from tools.make_esm2_weights import SIZES, make_config, make_random_model
 from virnucpro.devices import keep_freed_memory
 from virnucpro.errors import UsageError
 from virnucpro.interface import Attention, TokenBatch
+from virnucpro.kernels import onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HEADINGS = f"""
@@ -101,6 +102,8 @@ def copy_model(source: Esm2, dtype: torch.dtype, attention: Attention) -> Esm2:
     model = make_empty_model(source.config, dtype=dtype, device=device, attention=attention)
     for target, value in zip(model.parameters(), source.parameters(), strict=True):
         target.copy_(value)
+    if attention == "auto" and onednn.can_pack(dtype, device):
+        model.pack()
     return model
 
 

@@ -13,8 +13,9 @@ from virnucpro.interface import Encoder
 
 logger = logging.getLogger(__name__)
 
-# On an H200 compiling took up to 4.3 s a model and then saved a seventh of the time: won back after
-# 30 s at 5e14 FLOP/s. docs/performance.md has the figures.
+# On an H100 compiling takes 5 s a model, and then an eighth of the time is saved in bf16 (at 5e14
+# FLOP/s) and an eightieth in float32 (at 5e13): won back after so much work in either. The figures
+# are in docs/performance.md.
 _LEAST_FLOP = 2e16
 
 
