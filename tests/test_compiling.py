@@ -99,10 +99,22 @@ def test_auto_compiles_much_work_on_a_gpu_alone() -> None:
     assert not pays(encoder, 2 * 10**15, CPU)
 
 
-@pytest.mark.parametrize("setting", ["auto", "on"])
-def test_own_kernels_are_left_alone(setting: str) -> None:
+def test_weights_in_8_bits_count_as_any() -> None:
+    encoder = Layers(has_own_kernels=False)
+    for layer in encoder.layers:
+        weight = layer.weight.data
+        del layer.weight
+        layer.register_buffer("weight", weight.to(torch.float8_e4m3fn))
+    assert pays(encoder, 2 * 10**15, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("setting", "is_told"), [("auto", False), ("on", True)])
+def test_own_kernels_are_left_alone(
+    setting: str, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     encoder = Layers(has_own_kernels=True)
     assert not compile_layers(encoder, setting, num_tokens=10**18, device=torch.device("cuda"))
+    assert ("--attention sdpa" in caplog.text) == is_told
 
 
 def test_a_run_says_what_was_compiled_and_keeps_it(demo_weights, tmp_path, monkeypatch) -> None:

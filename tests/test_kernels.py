@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import numpy as np
@@ -400,6 +401,8 @@ def test_halves_of_a_batch_give_what_the_whole_does(num_sequences: int, num_piec
             assert sum(num for num, _ in pieces) == num_sequences
             assert torch.equal(found_BE, embed(batch))
             assert torch.get_num_threads() == 4
+            with ThreadPoolExecutor(1) as pool:  # nor is what later threads begin with changed
+                assert pool.submit(torch.get_num_threads).result() == 4
             # As cut by one thread, which rounds as two do.
             torch.set_num_threads(1)
             sizes = [num for num, _ in pieces[:num_pieces]]

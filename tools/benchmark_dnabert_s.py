@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from virnucpro_dnabert_s.model import AttentionKernel, DnabertS, ModelConfig
 
 from virnucpro.interface import TokenBatch
-from virnucpro.kernels import can_fuse
+from virnucpro.kernels import can_fuse, onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_ORDINARY_TOKEN = 9
@@ -97,6 +97,9 @@ def variants(
         for kernel in [*kernels, *flash, *fused]:
             model.attention = kernel
             yield f"{str(dtype).removeprefix('torch.')} {kernel}", model
+        if onednn.can_pack(dtype, device):
+            model.pack()
+            yield f"{str(dtype).removeprefix('torch.')} onednn", model
 
 
 def describe_deviation(embeddings: torch.Tensor, reference: torch.Tensor) -> str:

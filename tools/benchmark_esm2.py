@@ -102,8 +102,7 @@ def copy_model(source: Esm2, dtype: torch.dtype, attention: Attention) -> Esm2:
     model = make_empty_model(source.config, dtype=dtype, device=device, attention=attention)
     for target, value in zip(model.parameters(), source.parameters(), strict=True):
         target.copy_(value)
-    if attention == "auto" and onednn.can_pack(dtype, device):
-        model.pack()
+    onednn.pack_where_it_pays(model, attention, dtype, device)
     return model
 
 

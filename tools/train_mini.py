@@ -77,7 +77,7 @@ class Training:
         set_seed(args.seed)
         device = self.accelerator.device
         model = MiniModel(args.sizes, args.dropout).to(device)
-        self.teachers = [read_teacher(run).to(device) for run in args.teachers]
+        self.teachers = [read_teacher(run, args.sizes.word_bp).to(device) for run in args.teachers]
         self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         decayed = [value for value in model.parameters() if value.ndim > 1]
         others = [value for value in model.parameters() if value.ndim <= 1]
@@ -256,10 +256,19 @@ def call_losses(
     return frame_loss, functional.binary_cross_entropy_with_logits(logits_C, wanted_C)
 
 
-def read_teacher(run: Path) -> MiniModel:
-    """Return the best model of a run that this program wrote."""
+def read_teacher(run: Path, word_bp: int) -> MiniModel:
+    """Return the best model of a run that this program wrote.
+
+    Raises:
+        ValueError: Its DNA is cut into other words than those of `word_bp` bases.
+    """
     settings = json.loads((run / SETTINGS_NAME).read_text())
     sizes = Sizes(**{field.name: settings[field.name] for field in fields(Sizes)})
+    if sizes.word_bp != word_bp:
+        raise ValueError(
+            f"{run}: learned words of {sizes.word_bp} bases, wanted a teacher that knows those of "
+            f"{word_bp}; give the same --word-bp"
+        )
     model = MiniModel(sizes).eval().requires_grad_(False)
     model.load_state_dict(load_file(run / WEIGHTS_NAME))
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import cast
 
@@ -37,7 +38,14 @@ def compile_layers(
         UsageError: `on`, and compiling does not work here.
     """
     module = cast(nn.Module, encoder)
-    if setting == "off" or getattr(encoder, "has_own_kernels", False):
+    if setting == "off":
+        return False
+    if getattr(encoder, "has_own_kernels", False):
+        if setting == "on":
+            logger.warning(
+                "compile on: nothing is compiled, for the model has kernels of its own here; "
+                "--attention sdpa does without them"
+            )
         return False
     if setting == "auto" and not pays(module, num_tokens, device):
         return False
@@ -67,8 +75,9 @@ def pays(module: nn.Module, num_tokens: int, device: torch.device) -> bool:
     # On a CPU matrix products take nearly all of the time, and there is nothing to save.
     if device.type != "cuda":
         return False
-    num_parameters = sum(parameter.numel() for parameter in module.parameters())
-    return 2 * num_parameters * num_tokens >= _LEAST_FLOP
+    # Weights in 8 bits are buffers.
+    weights = itertools.chain(module.parameters(), module.buffers())
+    return 2 * sum(weight.numel() for weight in weights) * num_tokens >= _LEAST_FLOP
 
 
 def _find_obstacle(device: torch.device) -> str | None:

@@ -36,7 +36,6 @@ from virnucpro.devices import DTYPES, count_affordable, device_name, is_out_of_m
 from virnucpro.errors import MemoryExhaustedError
 from virnucpro.frame_store import SequenceSource
 from virnucpro.interface import Attention, Backend, Encoder, TokenBatch, Weights
-from virnucpro.kernels.halves import halve
 from virnucpro.loading import make_loader
 from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
@@ -313,7 +312,7 @@ class _Loop:
         if alone:
             self.failed_rows.append(int(batch.rows[0]))
             return
-        for half in halve(batch):
+        for half in batch.halve():
             yield from self._embed(encoder, half)
 
     def _try(self, encoder: Encoder, batch: TokenBatch) -> torch.Tensor | None:

@@ -85,6 +85,24 @@ class TokenBatch(NamedTuple):
     max_length: int
     rows: np.ndarray[Any, np.dtype[np.int64]]
 
+    def halve(self) -> tuple[TokenBatch, TokenBatch]:
+        """Return the first and the second half of a batch of several sequences."""
+        half = len(self.rows) // 2
+        num_tokens = int(self.lengths_B[:half].sum())
+        first, second = (
+            self._replace(
+                token_ids_T=self.token_ids_T[tokens],
+                lengths_B=self.lengths_B[sequences],
+                max_length=int(self.lengths_B[sequences].max()),
+                rows=self.rows[sequences],
+            )
+            for sequences, tokens in (
+                (slice(half), slice(num_tokens)),
+                (slice(half, None), slice(num_tokens, None)),
+            )
+        )
+        return first, second
+
 
 class Collator(Protocol):
     """Tokenizes; is pickled into the loader's worker processes, and never touches CUDA."""

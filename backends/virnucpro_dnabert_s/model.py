@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, cast
@@ -231,7 +232,9 @@ def eager_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> 
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    with sdpa_kernel(SDPA_BACKENDS):
+    # It sets what all threads of the process go by, and says nothing to CPUs.
+    choice = sdpa_kernel(SDPA_BACKENDS) if query.device.type == "cuda" else nullcontext()
+    with choice:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 

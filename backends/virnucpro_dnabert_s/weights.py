@@ -96,8 +96,7 @@ def load_model(
         assign=True,
     )
     model.requires_grad_(False)
-    if attention == "auto" and onednn.can_pack(dtype, device):
-        model.pack()
+    onednn.pack_where_it_pays(model, attention, dtype, device)
     return model.eval()
 
 

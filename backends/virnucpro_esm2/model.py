@@ -32,6 +32,11 @@ MAX_TOKENS = MAX_RESIDUES + NUM_SPECIAL_TOKENS
 TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
 """In training 15 % of the tokens were masked, 80 % of them by zeros; so embeddings are scaled."""
 
+MOST_UNEQUAL_VALUES = 16
+"""With one scale in 8 bits, numbers may be 2^15 times smaller than the largest until they lose
+digits. What attention makes of values is about 2^9 times smaller than their bound, so some room is
+left if bounds differ by no more than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Esm2Config:
@@ -117,7 +122,8 @@ class Esm2Layer(nn.Module):
 
     Attributes:
         value_bound: Where products are in 8 bits, what no number among the values of attention is
-            larger than: a float32 scalar.
+            larger than: a float32 scalar. None where the values' numbers are of too unequal size
+            for one scale.
     """
 
     value_bound: Tensor | None
@@ -150,7 +156,7 @@ class Esm2Layer(nn.Module):
         for name in ("qkv", "out", "fc1", "fc2"):
             setattr(self, name, Float8Linear(getattr(self, name)))
 
-    def _bound_values(self) -> Tensor:
+    def _bound_values(self) -> Tensor | None:
         """Return `value_bound`.
 
         A normalized token is no longer than the square root of D, so its product with a row of
@@ -161,8 +167,10 @@ class Esm2Layer(nn.Module):
         spread_D = (weight_DD * norm.weight.float()).norm(dim=1) * dim**0.5
         centre_D = weight_DD @ norm.bias.float() + self.qkv.bias[2 * dim :].float()
         # Both the tokens and the weights are rounded to 8 bits first.
-        bound: Tensor = (spread_D + centre_D.abs()).max() * float8.ROUNDING**2
-        return bound.clamp(min=float8.SMALLEST_ROW)
+        bound_D: Tensor = (spread_D + centre_D.abs()) * float8.ROUNDING**2
+        if bound_D.max() > MOST_UNEQUAL_VALUES * bound_D.min():
+            return None
+        return bound_D.max().clamp(min=float8.SMALLEST_ROW)
 
     def pack(self) -> None:
         """Let oneDNN multiply from now on, with the weights as they are."""
@@ -277,7 +285,8 @@ class Esm2(nn.Module):
                 where, angles = (packing.offsets, packing.max_length), (self.cos_PR, self.sin_PR)
                 if value_bound is not None:
                     return kernels.attend_quantize(qkv_T3HK, *where, value_bound, angles=angles)
-                return kernels.attend(qkv_T3HK, *where, angles=angles).flatten(1)
+                attended_TD = kernels.attend(qkv_T3HK, *where, angles=angles).flatten(1)
+                return kernels.quantize(attended_TD) if self.is_quantized else attended_TD
             dtype = qkv_T3HK.dtype
             # torch attends faster in float32 on CPUs, which the rotation computes in anyway.
             on_cpu = qkv_T3HK.device.type == "cpu"
@@ -285,7 +294,7 @@ class Esm2(nn.Module):
             q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
             v_THK = qkv_T3HK[:, 2].to(inner)
             attended_TD = self.attend(q_THK, k_THK, v_THK, packing).to(dtype).flatten(1)
-            return attended_TD if value_bound is None else plain.quantize(attended_TD, value_bound)
+            return plain.quantize(attended_TD, value_bound) if self.is_quantized else attended_TD
 
         if not self.is_quantized:
             return Between(attend, kernels.add_norm, kernels.linear_gelu, kernels.norm_sum)

@@ -135,8 +135,8 @@ def load_model(
         model.set_rotary(checkpoint.frequencies_R)
     if dtype == float8.DTYPE:
         model.quantize()
-    elif attention == "auto" and onednn.can_pack(dtype, device):
-        model.pack()
+    else:
+        onednn.pack_where_it_pays(model, attention, dtype, device)
     return model.eval()
 
 

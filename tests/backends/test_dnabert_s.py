@@ -79,6 +79,17 @@ def relative_deviation(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result - expected).abs().max() / expected.abs().max())
 
 
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_a_cpu_changes_nothing_that_all_threads_go_by(
+    published: Path, attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(_: object) -> None:
+        raise AssertionError("switches kernels of the whole process")
+
+    monkeypatch.setattr("virnucpro_dnabert_s.model.sdpa_kernel", change)
+    assert embed(load(published, attention), random_tokens([9] * 20)).isfinite().all()
+
+
 def reference_slopes(num_heads: int) -> list[float]:
     """The recursion of the ALiBi paper's own code."""
     if math.log2(num_heads).is_integer():

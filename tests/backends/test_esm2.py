@@ -365,6 +365,21 @@ def test_no_value_of_attention_is_above_the_bound_of_its_layer() -> None:
         assert largest < quantized_layer.value_bound < 1.5 * largest
 
 
+def test_values_of_unequal_size_in_8_bits_have_a_scale_for_each_token() -> None:
+    config = make_config(2, 64, 4)
+    models = [make_random_model(config), make_random_model(config)]
+    for model in models:
+        model.layers[0].qkv.weight[2 * 64 + 7] *= 1000
+        model.layers[0].out.weight[:, 7] /= 1000
+    models[1].quantize()
+    assert models[1].layers[0].value_bound is None
+    assert models[1].layers[1].value_bound is not None
+    batch = collate(make_proteins(MIXED_LENGTHS))
+    with torch.inference_mode():
+        wanted_BE, found_BE = (model(batch) for model in models)
+    assert cosine_similarity(found_BE, wanted_BE).min() > 0.99
+
+
 def test_8_bits_want_sizes_that_are_multiples_of_16(tmp_path: Path) -> None:
     path = write_fair_esm(tmp_path / "esm2_test.pt", make_config())
     with pytest.raises(UsageError, match="multiples of 16, found a model of width 40 and 160"):

@@ -198,6 +198,20 @@ def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
         assert ratio == pytest.approx(10**0.5, rel=0.25)
 
 
+def test_records_without_a_group_take_the_place_of_none(tmp_path: Path) -> None:
+    records, truth = [HEADER], ["id\tlabel\tgroup\n"]
+    for number in range(130):
+        records.append(f"r{number}\t500\t1\t1\t1\t0\t0.5\tothers\t-\tNA\n")
+        group = f"genome {number}" if number < 60 else ""
+        truth.append(f"r{number}\t{number % 2}\t{group}\n")
+    (tmp_path / "records.tsv").write_text("".join(records))
+    (tmp_path / "labels.tsv").write_text("".join(truth))
+    result = evaluate(tmp_path, "--truth", tmp_path / "labels.tsv")
+    assert result.exit_code == 0, result.output
+    subsets = {subset for _, subset, _ in read_report(tmp_path / "evaluation")}
+    assert sum("group genome" in subset for subset in subsets) == 50
+
+
 def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> None:
     records, truth = tables
     lines = [line.rpartition("\t")[0] for line in records.read_text().splitlines()]

@@ -156,7 +156,9 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     for _ in range(3):
         first.step()
     first.evaluate({})
-    teacher = read_teacher(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"learned words of 3 bases, wanted .* those of 6"):
+        read_teacher(tmp_path / "teacher", word_bp=6)
+    teacher = read_teacher(tmp_path / "teacher", word_bp=3)
     for name, value in first.ema.module.state_dict().items():
         torch.testing.assert_close(teacher.state_dict()[name], value)
     options = ("--protein-width=32", "--teachers", str(tmp_path / "teacher"))

@@ -1,4 +1,4 @@
-"""Exchanges codons of open frames as evolution does, so that no genome is learned by heart.
+"""Draws codons of open frames anew as evolution does, so that no genome is learned by heart.
 
 Shapes: F frames, K codons.
 """
@@ -17,7 +17,7 @@ _PRIOR_CODONS = 20.0
 
 
 class Mutator:
-    """Draws for some codons of a frame another one, of a similar amino acid or of the same.
+    """Draws some codons of a frame anew, for a similar amino acid or for the same.
 
     How often an amino acid takes another's place is by BLOSUM62 (Henikoff and Henikoff 1992), whose
     entries are twice the base-2 logarithm of how much more often than by chance it does in related
@@ -45,6 +45,8 @@ class Mutator:
         summed_FK64 = (self._odds[known_FK] * usage_F64[:, None]).cumsum(2)
         drawn_FK1 = self._uniform(*codon_FK.shape, 1) * summed_FK64[..., -1:]
         other_FK = (summed_FK64 <= drawn_FK1).sum(2).clamp(max=NO_CODON - 1)
+        # Sums that a GPU makes in parallel may let a codon without odds in by a rounding error.
+        other_FK = torch.where(self._odds[known_FK, other_FK] > 0, other_FK, known_FK)
         rate_F1 = self._max_rate * self._uniform(len(codon_FK), 1)
         is_hit_FK = is_codon_FK & (self._uniform(*codon_FK.shape) < rate_F1)
         return torch.where(is_hit_FK, other_FK, codon_FK)

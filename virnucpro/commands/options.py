@@ -157,7 +157,8 @@ device_options = _group(
         type=click.Choice(ATTENTIONS),
         default=ComputeConfig.attention,
         show_default=True,
-        help="flash needs flash-attn, sdpa torch alone; eager is the plain reference.",
+        help="auto: our kernels on GPUs, oneDNN's products on CPUs, or sdpa, which needs torch "
+        "alone; flash needs flash-attn; eager is the plain reference.",
     ),
 )
 """What to compute on, and how."""

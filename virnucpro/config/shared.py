@@ -42,7 +42,8 @@ class ComputeConfig:
             processes, each of which takes its own.
         precision: What the models compute in; `auto` is bf16 on GPUs that have it, fp16 on older
             ones and fp32 on a CPU. A backend that knows no fp8 computes in bf16 instead.
-        attention: `flash` needs flash-attn, `sdpa` torch alone, `eager` is the plain reference.
+        attention: `auto` is our kernels on GPUs, oneDNN's products on CPUs, or `sdpa`, which
+            needs torch alone; `flash` needs flash-attn; `eager` is the plain reference.
         compile: Whether torch.compile compiles the models' layers; `auto` is where that pays: on a
             GPU, for a model without kernels of its own, and for enough sequences.
         dataloader_workers: Tokenizing processes per GPU; None for as many as suit the machine.

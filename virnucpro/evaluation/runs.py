@@ -202,7 +202,8 @@ def _make_subsets(labelled: _Labelled) -> Iterator[tuple[str, Bools]]:
         is_last = index == len(edges) - 1
         name = f"length {low}+" if is_last else f"length {low}-{edges[index + 1] - 1}"
         yield name, bins == index
-    largest = [name for name, _ in Counter(labelled.group).most_common(_MOST_GROUPS)]
+    groups = Counter(name for name in labelled.group if name)
+    largest = [name for name, _ in groups.most_common(_MOST_GROUPS)]
     for what, names, wanted in (
         ("class", labelled.name_of_class, set(labelled.name_of_class)),
         ("group", labelled.group, largest),

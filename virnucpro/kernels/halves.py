@@ -7,7 +7,8 @@ once in a batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -28,35 +29,23 @@ def embed_halves(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch) -> Te
     num_threads = torch.get_num_threads()
     if num_threads % 2:
         # Cut all the same: how products round must not depend on the number of threads.
-        return torch.cat(list(map(embed, halve(batch))))
+        return torch.cat(list(map(embed, batch.halve())))
     pool = _pool(num_threads // 2)
-    return torch.cat(list(pool.map(torch.inference_mode()(embed), halve(batch))))
+    return torch.cat(list(pool.map(torch.inference_mode()(embed), batch.halve())))
 
 
 @functools.cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
     """Return two workers, each of which computes in `num_threads`."""
-    return ThreadPoolExecutor(2, "half", _begin, (num_threads,))
+    pool = ThreadPoolExecutor(2, "half", _begin, (num_threads,))
+    both = threading.Barrier(2)
+    list(pool.map(lambda _: both.wait(), range(2)))
+    # What they set is also what threads begin with that others make later, but not any more.
+    torch.set_num_threads(torch.get_num_threads())
+    return pool
 
 
 def _begin(num_threads: int) -> None:
     # torch gives a thread the process's number when it first looks, over what was set before.
     torch.get_num_threads()
     torch.set_num_threads(num_threads)
-
-
-def halve(batch: TokenBatch) -> Iterator[TokenBatch]:
-    """Yield the first and the second half of a batch of several sequences."""
-    half = len(batch.rows) // 2
-    num_tokens = int(batch.lengths_B[:half].sum())
-    for sequences, tokens in (
-        (slice(half), slice(num_tokens)),
-        (slice(half, None), slice(num_tokens, None)),
-    ):
-        lengths_B = batch.lengths_B[sequences]
-        yield batch._replace(
-            token_ids_T=batch.token_ids_T[tokens],
-            lengths_B=lengths_B,
-            max_length=int(lengths_B.max()),
-            rows=batch.rows[sequences],
-        )

@@ -10,13 +10,16 @@ attention B sequences of one length L have H heads of K numbers.
 from __future__ import annotations
 
 import logging
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from virnucpro.kernels import plain
+
+if TYPE_CHECKING:
+    from virnucpro.interface import Attention
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,21 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     if not is_right:
         logger.warning("oneDNN multiplies %s wrongly here: torch's own products are used", dtype)
     return is_right
+
+
+class Packable(Protocol):
+    """A model that can let oneDNN multiply."""
+
+    def pack(self) -> None:
+        """Do it from now on, with the weights as they are."""
+
+
+def pack_where_it_pays(
+    model: Packable, attention: Attention, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Pack the model if nobody wants another attention and oneDNN works here."""
+    if attention == "auto" and can_pack(dtype, device):
+        model.pack()
 
 
 class PackedLinear(nn.Module):
