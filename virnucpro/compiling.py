@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, first_line
 from virnucpro.interface import Encoder
 
 logger = logging.getLogger(__name__)
@@ -85,5 +85,5 @@ def _find_obstacle(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: x.sin() + x)(torch.zeros(16, device=device))
     except Exception as error:  # compilers, caches and drivers fail in many ways
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None

@@ -69,3 +69,8 @@ class Terminated(BaseException):
     """
 
     exit_code = 143
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of others says, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from virnucpro.errors import first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,7 +38,7 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
 
         fused.geglu(torch.zeros(1, 16, dtype=dtype, device=device))
     except Exception as error:  # compilers, caches and drivers fail in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         logger.warning("Triton does not work here, so torch's own kernels are used (%s)", reason)
         return False
     return True
