@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 from virnucpro_dnabert_s.model import AttentionKernel, DnabertS, ModelConfig
 
+from virnucpro.compiling import compile_layers
 from virnucpro.interface import TokenBatch
 from virnucpro.kernels import can_fuse, onednn
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--longest", type=int, default=1000, help="tokens, in the comparison")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile torch's own attentions")
     args = parser.parse_args()
     device = torch.device(args.device)
     config = ModelConfig(4096, 2, args.width, args.layers, args.heads, 4 * args.width, 1e-12)
@@ -144,7 +146,15 @@ def main() -> None:
     with torch.inference_mode():
         reference.attention = "eager"
         expected = reference(mixed)
-        for label, model in variants(reference, args.precision, device):
+        for label, variant in variants(reference, args.precision, device):
+            model = variant
+            start = time.perf_counter()
+            if args.compile and not variant.has_own_kernels:
+                model = copy.deepcopy(variant)  # variants share their layers
+                compile_layers(model, "on", num_tokens=0, device=device)
+                model(batches[0])
+                _synchronize(device)
+                print(f"compiled in {time.perf_counter() - start:.1f} s")
             seconds = measure_speed(model, batches, device)
             deviation = describe_deviation(model(mixed), expected)
             speed = f"{num_tokens / seconds:10.0f}  {num_frames / seconds:8.0f}"

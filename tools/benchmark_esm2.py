@@ -24,12 +24,14 @@ from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
 from virnucpro_esm2.tokens import Esm2Collator
 
 from tools.make_esm2_weights import SIZES, make_config, make_random_model
+from virnucpro.compiling import compile_layers
 from virnucpro.devices import keep_freed_memory
 from virnucpro.errors import UsageError
 from virnucpro.interface import Attention, TokenBatch
-from virnucpro.kernels import onednn
+from virnucpro.kernels import float8, onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES_AND_FP8 = {**DTYPES, "fp8": float8.DTYPE}
 HEADINGS = f"""
 Cosine and deviation (relative to an embedding's largest entry) are against fp32 eager.
 {"":<14} {"tokens/s":>11} {"proteins/s":>11} {"ms/batch":>9} {"TFLOP/s":>9} \
@@ -102,7 +104,10 @@ def copy_model(source: Esm2, dtype: torch.dtype, attention: Attention) -> Esm2:
     model = make_empty_model(source.config, dtype=dtype, device=device, attention=attention)
     for target, value in zip(model.parameters(), source.parameters(), strict=True):
         target.copy_(value)
-    onednn.pack_where_it_pays(model, attention, dtype, device)
+    if dtype == float8.DTYPE:
+        model.quantize()
+    else:
+        onednn.pack_where_it_pays(model, attention, dtype, device)
     return model
 
 
@@ -128,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=320)
     parser.add_argument("--heads", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--precision", nargs="+", choices=DTYPES_AND_FP8, default=list(DTYPES))
     parser.add_argument(
         "--attention",
         nargs="+",
@@ -138,6 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, help="tokens in a batch (32768; CPU: 4096)")
     parser.add_argument("--length", type=int, default=160, help="residues of the timed proteins")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="time the layers compiled, too")
     return parser.parse_args()
 
 
@@ -166,13 +172,22 @@ def main() -> None:
     for precision, attention in itertools.product(args.precision, args.attention):
         name = f"{precision} {attention}"
         try:
-            model = copy_model(reference, DTYPES[precision], attention)
+            model = copy_model(reference, DTYPES_AND_FP8[precision], attention)
         except UsageError as error:
             print(f"{name:<14} {error}")
             continue
-        seconds = measure_seconds(functools.partial(model, speed_batch), device, args.steps)
-        speed = format_speed(seconds, config, len(proteins), length)
-        print(f"{name:<14} {speed} {format_numerics(model(mixed_batch), wanted_BE)}", flush=True)
+        for setting in ("off", "on") if args.compile else ("off",):
+            start = time.perf_counter()
+            if compile_layers(model, setting, num_tokens=0, device=device):
+                model(speed_batch)
+                synchronize(device)
+                print(f"{'compiled in':<14} {time.perf_counter() - start:>11.1f} s")
+            elif setting == "on":
+                continue
+            seconds = measure_seconds(functools.partial(model, speed_batch), device, args.steps)
+            speed = format_speed(seconds, config, len(proteins), length)
+            numerics = format_numerics(model(mixed_batch), wanted_BE)
+            print(f"{name:<14} {speed} {numerics}", flush=True)
 
 
 if __name__ == "__main__":
