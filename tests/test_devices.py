@@ -15,18 +15,15 @@ import resource
 import torch
 from virnucpro.devices import keep_freed_memory
 
-num_numbers = 4 << 20  # 16 MiB of float32
-num_pages = 4 * num_numbers // resource.getpagesize()
-
 def count_page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        [torch.ones(num_numbers) for _ in range(4)]
+    for num_mib in range(5, 25):  # each larger than what malloc has learned to keep
+        torch.ones(num_mib << 18)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 untold = count_page_faults()
 keep_freed_memory()
-print(untold / num_pages, count_page_faults() / num_pages)
+print(untold * resource.getpagesize() >> 20, count_page_faults() * resource.getpagesize() >> 20)
 """
 
 
@@ -34,6 +31,6 @@ print(untold / num_pages, count_page_faults() / num_pages)
 def test_freed_memory_is_used_again() -> None:
     done = run(sys.executable, "-c", PROGRAM)
     assert done.returncode == 0, done.stderr
-    untold, told = map(float, done.stdout.split())
-    assert untold > 60  # most of four times twenty tensors are mapped anew
-    assert told < 12
+    untold, told = map(int, done.stdout.split())
+    assert untold > 250  # MiB: all of 5 to 24 are mapped anew
+    assert told < 60

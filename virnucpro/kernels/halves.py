@@ -7,7 +7,6 @@ once in a batch.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -31,18 +30,16 @@ def embed_halves(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch) -> Te
         # Cut all the same: how products round must not depend on the number of threads.
         return torch.cat(list(map(embed, batch.halve())))
     pool = _pool(num_threads // 2)
-    return torch.cat(list(pool.map(torch.inference_mode()(embed), batch.halve())))
+    found = list(pool.map(torch.inference_mode()(embed), batch.halve()))
+    # What workers set when they begin is also what threads begin with that others make later.
+    torch.set_num_threads(num_threads)
+    return torch.cat(found)
 
 
 @functools.cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
     """Return two workers, each of which computes in `num_threads`."""
-    pool = ThreadPoolExecutor(2, "half", _begin, (num_threads,))
-    both = threading.Barrier(2)
-    list(pool.map(lambda _: both.wait(), range(2)))
-    # What they set is also what threads begin with that others make later, but not any more.
-    torch.set_num_threads(torch.get_num_threads())
-    return pool
+    return ThreadPoolExecutor(2, "half", _begin, (num_threads,))
 
 
 def _begin(num_threads: int) -> None:
