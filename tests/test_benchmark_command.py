@@ -17,7 +17,7 @@ from tests.runs import REPOSITORY, VIRNUCPRO, accelerate_launch, run, write_read
 
 PLUGIN = """
 import dataclasses, torch
-from virnucpro.testing.toy import ToyBackend
+from virnucpro.backend.testing.toy import ToyBackend
 
 class Backend(ToyBackend):
     info = dataclasses.replace(ToyBackend.info, name="faulty")
@@ -114,7 +114,7 @@ def test_one_model_is_compared_with_an_earlier_report(
 def test_the_exit_code_tells_what_is_wrong(
     precision: str, code: int, message: str, tmp_path: Path
 ) -> None:
-    from virnucpro.testing.toy.model import write_toy_weights
+    from virnucpro.backend.testing.toy.model import write_toy_weights
 
     install_module(tmp_path / "site", PLUGIN, "faulty-backend", name="faulty")
     write_toy_weights(tmp_path / "toy.safetensors")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tools.make_classifier_weights import make_classifier
+from virnucpro.backend.weights import digest_files
 from virnucpro.calibration import Calibration
 from virnucpro.classifier import (
     Classifier,
@@ -24,7 +25,6 @@ from virnucpro.classifier import (
     save_classifier,
 )
 from virnucpro.errors import ClassifierError
-from virnucpro.weights import digest_files
 
 DNA = ("dnabert-s", 8)
 PROTEIN = ("esm2", 12)

@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from tests.runs import on_a_terminal
+from virnucpro.backend.interface import BackendInfo
+from virnucpro.backend.registry import BackendListing
 from virnucpro.cli import main
 from virnucpro.commands import backends
 from virnucpro.commands.options import settle_output
 from virnucpro.commands.predict import make_config, predict_command
 from virnucpro.config import PredictConfig
 from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
-from virnucpro.interface import BackendInfo
-from virnucpro.registry import BackendListing
 from virnucpro.settings_file import read_settings
 
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 
 from tests.runs import accelerate_launch, run
 from virnucpro import EmbedConfig, embed
+from virnucpro.backend.registry import load_backend
 from virnucpro.cli import main
 from virnucpro.errors import IdentityMismatchError, OutputExistsError, UsageError
-from virnucpro.registry import load_backend
 from virnucpro.session import locked
 
 Run = Callable[..., Result]

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
+from virnucpro.backend.testing import ToyBackend, write_toy_weights
 from virnucpro.batching import (
     Batches,
     ClaimedBatches,
@@ -32,7 +33,6 @@ from virnucpro.frame_store import build_record_store
 from virnucpro.loading import make_loader
 from virnucpro.monitoring import PassStatus
 from virnucpro.session import run_job
-from virnucpro.testing import ToyBackend, write_toy_weights
 
 NUM_RECORDS = 300
 CPU = ComputeConfig(device="cpu")

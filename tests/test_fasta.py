@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from xopen import xopen
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import InputError
 from virnucpro.fasta import RecordReader, sample_records
-from virnucpro.interface import Alphabet
 from virnucpro.records import Record
 
 FASTA = b">a first\nACGT\nacgt\n>b\nNNN\n"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from virnucpro.interface import TokenBatch
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.kernels import can_fuse, float8, onednn, plain
 from virnucpro.kernels.halves import embed_halves
 

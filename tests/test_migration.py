@@ -14,6 +14,7 @@ import torch
 from tests import legacy_files as old
 from tools.make_classifier_weights import make_classifier
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
+from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import (
@@ -30,7 +31,6 @@ from virnucpro.migration import (
     migrate_classifier,
     migrate_features,
 )
-from virnucpro.registry import load_backend
 from virnucpro.verification import Verification
 
 DIMS = EmbeddingDims(6, 4)

@@ -29,6 +29,7 @@ from tools.make_classifier_weights import make_classifier
 from tools.make_demo_weights import PROTEIN_DIM
 from tools.update_golden import GOLDEN, INPUTS
 from virnucpro import PredictConfig, PredictResult, predict
+from virnucpro.backend.testing import write_toy_weights
 from virnucpro.errors import (
     ClassifierError,
     InputError,
@@ -36,7 +37,6 @@ from virnucpro.errors import (
     UsageError,
 )
 from virnucpro.fasta import RecordReader
-from virnucpro.testing import write_toy_weights
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.plugins import TOY_PLUGIN, install_module, install_project, run_python
+from virnucpro.backend.registry import BackendListing, describe_backends, load_backend
 from virnucpro.errors import BackendError
-from virnucpro.registry import BackendListing, describe_backends, load_backend
 
 INFO = "BackendInfo('toy', 'dna', 4, None, 'mean', interface_version={version})"
 METHODS = "    token_cost = open_weights = load_collator = load_encoder = lambda self: None\n"
-PREAMBLE = "from virnucpro.interface import BackendInfo\n"
+PREAMBLE = "from virnucpro.backend.interface import BackendInfo\n"
 
 BROKEN = {
     "import virnucpro_no_such_module": "ModuleNotFoundError: No module named",
@@ -151,7 +151,7 @@ def test_another_process_finds_plugins_without_torch(tmp_path: Path) -> None:
     install_project(TOY_PLUGIN, tmp_path / "good")
     install_module(tmp_path / "bad", "import virnucpro_no_such_module", "toy-bad", name="bad")
     code = (
-        "import json, sys; from virnucpro.registry import describe_backends\n"
+        "import json, sys; from virnucpro.backend.registry import describe_backends\n"
         "found = {listing.name: listing.reason for listing in describe_backends()}\n"
         "print(json.dumps([found, 'torch' in sys.modules]))"
     )

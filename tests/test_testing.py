@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from tests.plugins import TOY_PLUGIN, install_project, run_python
-from virnucpro.interface import Backend, Collator, Encoder, TokenBatch, Weights
-from virnucpro.testing import BackendContract, ToyBackend, toy, write_toy_weights
-from virnucpro.testing.toy.model import ToyEncoder
+from virnucpro.backend.interface import Backend, Collator, Encoder, TokenBatch, Weights
+from virnucpro.backend.testing import BackendContract, ToyBackend, toy, write_toy_weights
+from virnucpro.backend.testing.toy.model import ToyEncoder
 
 DOCS = Path(__file__).parent.parent / "docs" / "backends.md"
 CODE_BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -54,7 +54,7 @@ def test_the_toy_plugin_embeds(tmp_path: Path) -> None:
     write_toy_weights(tmp_path / "toy.safetensors", embedding_dim=3)
     code = """
 import numpy, torch
-from virnucpro.registry import load_backend
+from virnucpro.backend.registry import load_backend
 backend = load_backend("toy").backend
 weights = backend.open_weights("toy.safetensors")
 batch = backend.load_collator(weights)(numpy.arange(2), ["ACGT", "AC"])
@@ -67,7 +67,7 @@ print(*encoder(batch).shape)
 
 
 def test_the_contract_asks_for_pytest(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['pytest'] = None; from virnucpro.testing import BackendContract"
+    code = "import sys; sys.modules['pytest'] = None; from virnucpro.backend.testing import BackendContract"
     child = run_python("-c", code, sites=[], cwd=tmp_path)
     assert "pip install pytest" in child.stderr.splitlines()[-1]
 

@@ -19,8 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from virnucpro.errors import WeightsError
-from virnucpro.weights import (
+from virnucpro.backend.weights import (
     digest_files,
     find_weight_files,
     locate_weights,
@@ -28,6 +27,7 @@ from virnucpro.weights import (
     read_pickle,
     read_tensors,
 )
+from virnucpro.errors import WeightsError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
@@ -104,7 +104,7 @@ def hub() -> Iterator[str]:
 LOCATE = """
 import sys
 from virnucpro.errors import WeightsError
-from virnucpro.weights import locate_weights
+from virnucpro.backend.weights import locate_weights
 try:
     path = locate_weights(sys.argv[1], ["*.json", "*.safetensors"])
     print(sorted(file.name for file in path.iterdir()), (path / "toy.safetensors").read_text())

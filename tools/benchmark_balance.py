@@ -22,12 +22,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from virnucpro import embedding
+from virnucpro.backend.testing import ToyBackend, write_toy_weights
 from virnucpro.batching import measure_costs, unique_rows
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import make_accelerator
 from virnucpro.frame_store import build_record_store, open_record_store
-from virnucpro.testing import ToyBackend, write_toy_weights
 
 NUM_RECORDS = 3_000
 BATCH_TOKENS = 2_000

@@ -24,10 +24,10 @@ from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
 from virnucpro_esm2.tokens import Esm2Collator
 
 from tools.make_esm2_weights import SIZES, make_config, make_random_model
+from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.compiling import compile_layers
 from virnucpro.devices import keep_freed_memory
 from virnucpro.errors import UsageError
-from virnucpro.interface import Attention, TokenBatch
 from virnucpro.kernels import float8, onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

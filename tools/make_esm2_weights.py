@@ -21,7 +21,7 @@ from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies, make_emp
 from virnucpro_esm2.tokens import TOKENS
 from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS, Layout, source_names
 
-from virnucpro.interface import Attention
+from virnucpro.backend.interface import Attention
 from virnucpro.kernels import float8
 
 CPU = torch.device("cpu")

@@ -44,9 +44,9 @@ def build(path: Path, directory: Path) -> str:
 
 def plan(path: Path, directory: Path) -> str:
     """Plan the batches of both passes and fetch every sequence once, batch by batch."""
+    from virnucpro.backend.registry import load_backend
     from virnucpro.batching import measure_costs, plan_batches, unique_rows
     from virnucpro.frame_store import open_frame_store
-    from virnucpro.registry import load_backend
 
     store = open_frame_store(directory)
     num_batches = 0

@@ -28,9 +28,9 @@ import numpy.typing as npt
 from virnucpro_dnabert_s import backend as dnabert_s
 from virnucpro_esm2 import backend as esm2
 
+from virnucpro.backend.interface import Backend
 from virnucpro.batching import measure_costs, plan_batches, unique_rows
 from virnucpro.frame_store import build_frame_store
-from virnucpro.interface import Backend
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.legacy.joining import (
     BoolArray,
@@ -45,7 +46,6 @@ from virnucpro.checkpoints.parts import (
 )
 from virnucpro.errors import CheckpointError
 from virnucpro.frame_store import FrameStore
-from virnucpro.interface import Alphabet
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from virnucpro.backend.interface import (
+    Attention,
+    Backend,
+    Encoder,
+    MeasurableBackend,
+    Reference,
+    Weights,
+)
+from virnucpro.backend.registry import describe_backends, load_backend
 from virnucpro.budgets import MOST_BATCH_TOKENS
 from virnucpro.devices import DTYPES, choose_precision, is_out_of_memory
 from virnucpro.errors import UsageError
-from virnucpro.interface import Attention, Backend, Encoder, MeasurableBackend, Reference, Weights
 from virnucpro.measuring import (
     Ceilings,
     count_flop_per_token,
@@ -31,7 +39,6 @@ from virnucpro.measuring import (
     measure_ceilings,
     measure_encoder,
 )
-from virnucpro.registry import describe_backends, load_backend
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import nn
 
+from virnucpro.backend.interface import Encoder
 from virnucpro.errors import UsageError, first_line
-from virnucpro.interface import Encoder
 
 logger = logging.getLogger(__name__)
 

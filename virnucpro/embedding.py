@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 
+from virnucpro.backend.interface import Attention, Backend, Encoder, TokenBatch, Weights
 from virnucpro.batching import (
     Batches,
     ClaimedBatches,
@@ -35,7 +36,6 @@ from virnucpro.config import ComputeConfig
 from virnucpro.devices import DTYPES, count_affordable, device_name, is_out_of_memory
 from virnucpro.errors import MemoryExhaustedError
 from virnucpro.frame_store import SequenceSource
-from virnucpro.interface import Attention, Backend, Encoder, TokenBatch, Weights
 from virnucpro.loading import make_loader
 from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import replace_when_whole
 from virnucpro.checkpoints.h5ad import Annotations, write_h5ad
@@ -31,7 +32,6 @@ from virnucpro.checkpoints.parts import (
 )
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.frame_store import open_frame_store
-from virnucpro.interface import Alphabet
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from virnucpro.errors import InputError
 from virnucpro.records import Record, record_id
 
 if TYPE_CHECKING:
-    from virnucpro.interface import Alphabet
+    from virnucpro.backend.interface import Alphabet
 
 STDIN = "-"
 

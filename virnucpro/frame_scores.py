@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
+from virnucpro.backend.weights import digest_files
 from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.layout import RunLayout
@@ -23,7 +24,6 @@ from virnucpro.embedding import EmbeddingJob, EmbeddingSummary
 from virnucpro.errors import CheckpointError, ClassifierError, UsageError
 from virnucpro.frame_store import FrameStore, build_frame_store, open_frame_store
 from virnucpro.session import Model, open_model
-from virnucpro.weights import digest_files
 
 logger = logging.getLogger(__name__)
 

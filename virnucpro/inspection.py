@@ -10,6 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from virnucpro.backend.interface import Alphabet
+from virnucpro.backend.weights import check_torch_zip
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.hdf5 import open_file, read_attribute
 from virnucpro.checkpoints.layout import RunLayout
@@ -28,8 +30,6 @@ from virnucpro.checkpoints.parts import (
 )
 from virnucpro.errors import CheckpointError, WeightsError
 from virnucpro.frame_store import FrameStore, open_frame_store
-from virnucpro.interface import Alphabet
-from virnucpro.weights import check_torch_zip
 
 SUFFIXES = frozenset({".pt", ".pth", ".h5"})
 

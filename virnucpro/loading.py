@@ -12,9 +12,9 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
+from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
 from virnucpro.frame_store import SequenceSource
-from virnucpro.interface import Collator, TokenBatch
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -18,8 +18,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from virnucpro.backend.interface import Alphabet, Backend, Collator, Encoder, TokenBatch
 from virnucpro.devices import DTYPES
-from virnucpro.interface import Alphabet, Backend, Collator, Encoder, TokenBatch
 from virnucpro.kernels.float8 import Float8Linear, quantize
 
 _LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}

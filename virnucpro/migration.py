@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.legacy.joining import (
     ALPHABETS,
     Choice,
@@ -37,7 +38,6 @@ from virnucpro.checkpoints.parts import (
 )
 from virnucpro.classifier import ClassifierMetadata, check_state, read_state, save_classifier
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
-from virnucpro.interface import Alphabet
 from virnucpro.session import locked
 from virnucpro.verification import Verification, verify_rows
 

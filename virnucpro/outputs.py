@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
 from virnucpro.frame_store import FrameStore
-from virnucpro.interface import Alphabet
 from virnucpro.monitoring import Monitor
 from virnucpro.results import (
     write_fasta,

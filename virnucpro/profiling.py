@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.budgets import BudgetKey
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import (
@@ -20,7 +21,6 @@ from virnucpro.devices import (
 )
 from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
 from virnucpro.fasta import RecordReader
-from virnucpro.interface import Attention, TokenBatch
 from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_encoder
 from virnucpro.session import Model, open_model
 

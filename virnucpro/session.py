@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 
+from virnucpro.backend.interface import Alphabet, Weights
+from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import Identity, collect_parts, finished_parts
 from virnucpro.claims import launch_store
@@ -31,11 +33,9 @@ from virnucpro.errors import (
     VirnucproError,
     WeightsError,
 )
-from virnucpro.interface import Alphabet, Weights
 from virnucpro.logs import log_to_file
 from virnucpro.monitoring import Monitor, Place, ProgressListener
 from virnucpro.monitoring.gpu import open_gpu
-from virnucpro.registry import LoadedBackend, load_backend
 
 _VISIBILITY_SECONDS = 15.0
 

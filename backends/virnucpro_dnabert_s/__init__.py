@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virnucpro.interface import (
+from virnucpro.backend.interface import (
     Attention,
     BackendInfo,
     Collator,

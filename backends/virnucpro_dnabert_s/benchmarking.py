@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from virnucpro.interface import Reference, Weights
+from virnucpro.backend.interface import Reference, Weights
 from virnucpro_dnabert_s.weights import load_model
 
 SPECIAL_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]

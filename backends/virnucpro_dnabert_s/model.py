@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from virnucpro.interface import TokenBatch
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.kernels import onednn, plain
 from virnucpro.kernels.halves import embed_halves
 
@@ -91,7 +91,7 @@ def _empty_embedding(num: int, width: int) -> nn.Embedding:
 
 
 class DnabertS(nn.Module):
-    """DNABERT-S with mean pooling over all tokens; see `virnucpro.interface.Encoder`.
+    """DNABERT-S with mean pooling over all tokens; see `virnucpro.backend.interface.Encoder`.
 
     Holds parameters alone, so it can be built on the meta device and filled later.
     """

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.errors import WeightsError
-from virnucpro.interface import TokenBatch
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -34,7 +34,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 class BpeCollator:
-    """Tokenizes sequences with a tokenizer.json; see `virnucpro.interface.Collator`."""
+    """Tokenizes sequences with a tokenizer.json; see `virnucpro.backend.interface.Collator`."""
 
     def __init__(self, tokenizer_path: Path) -> None:
         self._tokenizer_path = tokenizer_path

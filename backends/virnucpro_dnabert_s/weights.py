@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from virnucpro.errors import UsageError, WeightsError
-from virnucpro.interface import Attention, Weights
-from virnucpro.kernels import can_fuse, onednn
-from virnucpro.weights import (
+from virnucpro.backend.interface import Attention, Weights
+from virnucpro.backend.weights import (
     digest_files,
     find_weight_files,
     locate_weights,
     read_json,
     read_tensors,
 )
+from virnucpro.errors import UsageError, WeightsError
+from virnucpro.kernels import can_fuse, onednn
 from virnucpro_dnabert_s.model import AttentionKernel, DnabertS, ModelConfig
 from virnucpro_dnabert_s.tokens import read_tokenizer
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virnucpro.interface import (
+from virnucpro.backend.interface import (
     BackendInfo,
     Collator,
     Encoder,
@@ -18,7 +18,7 @@ from virnucpro.interface import (
 if TYPE_CHECKING:
     import torch
 
-    from virnucpro.interface import Attention
+    from virnucpro.backend.interface import Attention
 
 MAX_RESIDUES = 1024
 """Longer proteins are cut to their first 1,024 residues, as ESM-2 was trained."""

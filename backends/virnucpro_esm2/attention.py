@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from virnucpro.backend.interface import Attention
 from virnucpro.errors import UsageError
-from virnucpro.interface import Attention
 from virnucpro.kernels import onednn
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from virnucpro.backend.interface import Reference, TokenBatch, Weights
 from virnucpro.errors import UsageError
-from virnucpro.interface import Reference, TokenBatch, Weights
 from virnucpro_esm2.model import Esm2, Esm2Config
 from virnucpro_esm2.tokens import TOKENS
 from virnucpro_esm2.weights import (

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.errors import UsageError
-from virnucpro.interface import Attention, TokenBatch
 from virnucpro.kernels import can_fuse, float8, onednn, plain
 from virnucpro.kernels.float8 import Float8Linear
 from virnucpro.kernels.halves import embed_halves

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from virnucpro.interface import TokenBatch
+from virnucpro.backend.interface import TokenBatch
 from virnucpro_esm2 import MAX_RESIDUES
 
 TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from virnucpro.errors import WeightsError
-from virnucpro.interface import Attention, Weights
-from virnucpro.kernels import float8, onednn
-from virnucpro.weights import (
+from virnucpro.backend.interface import Attention, Weights
+from virnucpro.backend.weights import (
     digest_files,
     find_weight_files,
     locate_weights,
@@ -23,6 +21,8 @@ from virnucpro.weights import (
     read_pickle,
     read_tensors,
 )
+from virnucpro.errors import WeightsError
+from virnucpro.kernels import float8, onednn
 from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
 
 HUB_FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*")

@@ -17,9 +17,9 @@ from virnucpro_dnabert_s.tokens import BpeCollator
 from virnucpro_dnabert_s.weights import make_meta_model
 
 from tools.make_dnabert_s_weights import REAL_SIZES, Sizes, make_tensors, write_weights
+from virnucpro.backend.interface import Attention, Backend, TokenBatch
+from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError
-from virnucpro.interface import Attention, Backend, TokenBatch
-from virnucpro.testing import BackendContract
 
 CPU = torch.device("cpu")
 MIXED_LENGTHS = [1, 2, 3, 8, 9, 64, 109, 500]

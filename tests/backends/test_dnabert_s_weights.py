@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from virnucpro_dnabert_s import backend
 
 from tools.make_dnabert_s_weights import Sizes, write_weights
+from virnucpro.backend.interface import Encoder
 from virnucpro.errors import WeightsError
-from virnucpro.interface import Encoder
 
 SEQUENCES = ["ACGTTGCAAC" * 40, "ACNNGT", "G"]
 

@@ -27,10 +27,10 @@ from tools.make_esm2_weights import (
     write_fair_esm,
     write_transformers,
 )
+from virnucpro.backend.interface import Attention, Backend, TokenBatch
+from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError, WeightsError
-from virnucpro.interface import Attention, Backend, TokenBatch
 from virnucpro.kernels import float8
-from virnucpro.testing import BackendContract
 
 CPU = torch.device("cpu")
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"

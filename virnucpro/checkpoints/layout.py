@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.interface import Alphabet
+from virnucpro.backend.interface import Alphabet
 
 METRICS_NAME = "metrics.jsonl"
 """Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""

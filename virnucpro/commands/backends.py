@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from virnucpro.registry import BackendListing, describe_backends
+from virnucpro.backend.registry import BackendListing, describe_backends
 
 _COLUMNS = ("name", "molecule", "dimension", "package", "version", "status")
 _MOLECULES = {"dna": "DNA", "protein": "protein"}

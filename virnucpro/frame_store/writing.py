@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from virnucpro import frames
+from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import CheckpointError
 from virnucpro.fasta import RecordReader
 from virnucpro.frame_store.reading import (
@@ -29,7 +30,6 @@ from virnucpro.frame_store.reading import (
     open_frame_store,
     open_record_store,
 )
-from virnucpro.interface import Alphabet
 from virnucpro.records import Record
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from virnucpro.interface import TokenBatch
+    from virnucpro.backend.interface import TokenBatch
 
 _FEWEST_SEQUENCES = 8
 """With fewer, halves may be of too unequal size."""

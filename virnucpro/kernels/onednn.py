@@ -19,7 +19,7 @@ from torch.nn import functional
 from virnucpro.kernels import plain
 
 if TYPE_CHECKING:
-    from virnucpro.interface import Attention
+    from virnucpro.backend.interface import Attention
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from virnucpro import __version__
+from virnucpro.backend.weights import digest_files
 from virnucpro.calibration import Calibration, fit_calibration
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
@@ -68,7 +69,6 @@ from virnucpro.training.stretches import (
     name_size,
     weigh,
 )
-from virnucpro.weights import digest_files
 
 logger = logging.getLogger(__name__)
 

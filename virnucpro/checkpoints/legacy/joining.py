@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.legacy.reading import Generation, read_documents
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims, UnmatchedRowsError
 from virnucpro.checkpoints.parts import Identity, IntArray, finished_parts, part_name, write_part
 from virnucpro.errors import CheckpointError
-from virnucpro.interface import Alphabet
 
 ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
 

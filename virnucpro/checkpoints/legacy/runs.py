@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import InputError
 from virnucpro.fasta import RecordReader
-from virnucpro.interface import Alphabet
 from virnucpro.records import Record
 
 _FEATURE_SUFFIXES = frozenset({".pt", ".pth", ".h5"})

@@ -22,8 +22,7 @@ from accelerate.utils import send_to_device
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader, Dataset
 
-from virnucpro.errors import UsageError, WeightsError
-from virnucpro.interface import (
+from virnucpro.backend.interface import (
     INTERFACE_VERSION,
     Alphabet,
     Attention,
@@ -34,12 +33,13 @@ from virnucpro.interface import (
     TokenBatch,
     Weights,
 )
+from virnucpro.errors import UsageError, WeightsError
 
 try:
     import pytest
 except ImportError as error:
     raise ImportError(
-        "virnucpro.testing.BackendContract is a pytest suite, and pytest is not installed: "
+        "virnucpro.backend.testing.BackendContract is a pytest suite, and pytest is not installed: "
         "pip install pytest"
     ) from error
 

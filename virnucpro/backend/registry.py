@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast, get_args
 
+from virnucpro.backend.interface import INTERFACE_VERSION, Alphabet, Backend, BackendInfo
 from virnucpro.errors import BackendError
-from virnucpro.interface import INTERFACE_VERSION, Alphabet, Backend, BackendInfo
 
 GROUP = "virnucpro.backends"
 METHODS = ("token_cost", "open_weights", "load_collator", "load_encoder")

@@ -2,7 +2,7 @@
 
 A backend turns sequences of one alphabet into vectors. It is a package with one object registered
 under the entry-point group `virnucpro.backends`; docs/backends.md shows a complete one. A backend
-may import this module, `virnucpro.weights`, `virnucpro.kernels`, `virnucpro.records` and
+may import this module, `virnucpro.backend.weights`, `virnucpro.kernels`, `virnucpro.records` and
 `virnucpro.errors`, and nothing else of virnucpro.
 
 Shapes: B sequences in a batch, T tokens of all of them together, E the embedding's dimension.
@@ -57,7 +57,7 @@ class Weights:
     Attributes:
         location: As the user gave it: a file, a directory or a hub id.
         path: Where the files are on this machine.
-        identity: A digest of everything that decides the embeddings (`virnucpro.weights`).
+        identity: A digest of everything that decides the embeddings (`virnucpro.backend.weights`).
         embedding_dim: Numbers in an embedding made with these weights.
     """
 

@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro.testing.contract import BackendContract
-    from virnucpro.testing.toy import ToyBackend
-    from virnucpro.testing.toy.model import write_toy_weights
+    from virnucpro.backend.testing.contract import BackendContract
+    from virnucpro.backend.testing.toy import ToyBackend
+    from virnucpro.backend.testing.toy.model import write_toy_weights
 
 __all__ = ["BackendContract", "ToyBackend", "write_toy_weights"]
 
 _HOMES = {
-    "BackendContract": "virnucpro.testing.contract",
-    "ToyBackend": "virnucpro.testing.toy",
-    "write_toy_weights": "virnucpro.testing.toy.model",
+    "BackendContract": "virnucpro.backend.testing.contract",
+    "ToyBackend": "virnucpro.backend.testing.toy",
+    "write_toy_weights": "virnucpro.backend.testing.toy.model",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'virnucpro.testing' has no attribute {name!r}")
+        raise AttributeError(f"module 'virnucpro.backend.testing' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from virnucpro.backend.interface import Attention, BackendInfo, Weights
+from virnucpro.backend.weights import digest_files, locate_weights, read_tensors
 from virnucpro.errors import UsageError, WeightsError
-from virnucpro.interface import Attention, BackendInfo, Weights
-from virnucpro.weights import digest_files, locate_weights, read_tensors
 
 if TYPE_CHECKING:
     import torch

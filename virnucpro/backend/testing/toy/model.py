@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from virnucpro.interface import TokenBatch
+from virnucpro.backend.interface import TokenBatch
 
 NUM_LETTERS = 27  # A to Z, and one for everything else
 Int64Array = np.ndarray[Any, np.dtype[np.int64]]

@@ -1,0 +1,1 @@
+"""All that a plug-in may import of virnucpro, beside `virnucpro.kernels` and `virnucpro.errors`."""
