@@ -29,9 +29,9 @@ from virnucpro.config import ComputeConfig
 from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.embedding import EmbeddingJob, run_embedding
 from virnucpro.errors import MemoryExhaustedError, NonFiniteEmbeddingError, UsageError
-from virnucpro.frame_store import build_record_store
 from virnucpro.loading import make_loader
 from virnucpro.monitoring import PassStatus
+from virnucpro.sequences.frame_store import build_record_store
 from virnucpro.session import run_job
 
 NUM_RECORDS = 300

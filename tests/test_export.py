@@ -21,8 +21,8 @@ from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli import main
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.export import ExportConfig, export_embeddings
-from virnucpro.frame_store import open_frame_store
 from virnucpro.migration import MigrationConfig, migrate_features
+from virnucpro.sequences.frame_store import open_frame_store
 
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(30, DIMS.dna, seed=1)

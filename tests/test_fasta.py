@@ -17,8 +17,8 @@ from xopen import xopen
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import InputError
-from virnucpro.fasta import RecordReader, sample_records
-from virnucpro.records import Record
+from virnucpro.sequences.fasta import RecordReader, sample_records
+from virnucpro.sequences.records import Record
 
 FASTA = b">a first\nACGT\nacgt\n>b\nNNN\n"
 FASTQ = b"@a first\nACGTacgt\n+\nIIIIIIII\n@b\nNNN\n+b\n@@@\n"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from virnucpro.errors import CheckpointError, InputError
-from virnucpro.frame_store import (
+from virnucpro.sequences.frame_store import (
     FrameStore,
     RecordStore,
     SequenceSource,
@@ -26,7 +26,7 @@ from virnucpro.frame_store import (
     open_record_store,
     writing,
 )
-from virnucpro.records import Record
+from virnucpro.sequences.records import Record
 
 # Reverse frames that start 1 and 2 bases before the end, chunks without open frames, lower case,
 # an ambiguous letter, a short and an empty record, equal sequences and equal ids.
@@ -217,7 +217,7 @@ def test_a_build_that_fails_leaves_no_complete_store(build: BuildFrames, tmp_pat
 def test_a_killed_build_leaves_no_complete_store(build: BuildFrames, tmp_path: Path) -> None:
     build()
     script = (
-        "import sys; from pathlib import Path; from virnucpro.frame_store import build_frame_store;"
+        "import sys; from pathlib import Path; from virnucpro.sequences.frame_store import build_frame_store;"
         "build_frame_store(['-'], Path(sys.argv[1]), chunk_length_bp=12)"
     )
     child = subprocess.Popen(

@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro import frames
 from virnucpro.cli import main
-from virnucpro.frame_store import build_frame_store
-from virnucpro.records import FRAME_NAMES
+from virnucpro.sequences import frames
+from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.records import FRAME_NAMES
 
 COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
 LETTERS = "ACGTacgtNnUuRYSWKMBDHVXrywk-."

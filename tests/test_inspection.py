@@ -17,7 +17,7 @@ from tests import legacy_files as old
 from tests.checkpoints.test_parts import GOLDEN, IDENTITY, embed, mark_done, write
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.cli import main
-from virnucpro.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import build_frame_store
 
 DIMS = ["--dna-dim=6", "--protein-dim=4"]
 DNA = old.make_frames(5, 6, seed=1)

@@ -36,7 +36,7 @@ from virnucpro.errors import (
     OutputExistsError,
     UsageError,
 )
-from virnucpro.fasta import RecordReader
+from virnucpro.sequences.fasta import RecordReader
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.cli import main
-from virnucpro.fasta import RecordReader
+from virnucpro.sequences.fasta import RecordReader
 
 
 @pytest.fixture

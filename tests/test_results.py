@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from virnucpro.errors import VirnucproError
-from virnucpro.records import Record
 from virnucpro.results import (
     write_fasta,
     write_highest_scores,
@@ -17,6 +16,7 @@ from virnucpro.results import (
     write_records,
     write_run_json,
 )
+from virnucpro.sequences.records import Record
 
 F32 = np.float32
 LEGACY = (

@@ -16,7 +16,7 @@ from virnucpro.config import ComputeConfig
 from virnucpro.devices import make_accelerator
 from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import BackendError, IdentityMismatchError, UsageError, WeightsError
-from virnucpro.frame_store import build_record_store
+from virnucpro.sequences.frame_store import build_record_store
 from virnucpro.session import Clock, Model, locked, open_model, run_job
 
 CPU = ComputeConfig(device="cpu")

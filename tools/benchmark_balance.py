@@ -27,7 +27,7 @@ from virnucpro.batching import measure_costs, unique_rows
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import make_accelerator
-from virnucpro.frame_store import build_record_store, open_record_store
+from virnucpro.sequences.frame_store import build_record_store, open_record_store
 
 NUM_RECORDS = 3_000
 BATCH_TOKENS = 2_000

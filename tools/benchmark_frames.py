@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro import frames
-from virnucpro.fasta import RecordReader
-from virnucpro.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences import frames
+from virnucpro.sequences.fasta import RecordReader
+from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 
 CHUNK_LENGTH_BP = 500
 BLOCK_BP = 1 << 18

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from virnucpro.fasta import RecordReader
-from virnucpro.frame_store import FrameStore, build_frame_store
-from virnucpro.frames import reverse_complement
+from virnucpro.sequences.fasta import RecordReader
+from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frames import reverse_complement
 
 BASES = np.frombuffer(b"ACGT", np.uint8)
 

@@ -36,7 +36,7 @@ def write_reads(path: Path, num_reads: int, length_bp: int) -> None:
 
 def build(path: Path, directory: Path) -> str:
     """Build the frame store and say what is in it."""
-    from virnucpro.frame_store import build_frame_store
+    from virnucpro.sequences.frame_store import build_frame_store
 
     store = build_frame_store([str(path)], directory, chunk_length_bp=CHUNK_LENGTH_BP)
     return f"{store.num_records} records, {store.num_frames} open frames"
@@ -46,7 +46,7 @@ def plan(path: Path, directory: Path) -> str:
     """Plan the batches of both passes and fetch every sequence once, batch by batch."""
     from virnucpro.backend.registry import load_backend
     from virnucpro.batching import measure_costs, plan_batches, unique_rows
-    from virnucpro.frame_store import open_frame_store
+    from virnucpro.sequences.frame_store import open_frame_store
 
     store = open_frame_store(directory)
     num_batches = 0

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from tools.mini.genomes import LABELS, write_genomes
-from virnucpro.fasta import RecordReader
+from virnucpro.sequences.fasta import RecordReader
 
 Row = dict[str, str]
 

@@ -30,7 +30,7 @@ from virnucpro_esm2 import backend as esm2
 
 from virnucpro.backend.interface import Backend
 from virnucpro.batching import measure_costs, plan_batches, unique_rows
-from virnucpro.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import build_frame_store
 
 FloatArray = npt.NDArray[np.float64]
 

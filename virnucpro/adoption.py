@@ -45,7 +45,7 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.errors import CheckpointError
-from virnucpro.frame_store import FrameStore
+from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
 

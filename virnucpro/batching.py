@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.frame_store import SequenceSource
+from virnucpro.sequences.frame_store import SequenceSource
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -20,9 +20,9 @@ from virnucpro.config import STDIN, EmbedConfig
 from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import CheckpointError, IncompleteError, OutputExistsError, UsageError
-from virnucpro.frame_store import RecordStore, build_record_store, open_record_store
 from virnucpro.loading import prepare_workers
 from virnucpro.monitoring import ProgressListener
+from virnucpro.sequences.frame_store import RecordStore, build_record_store, open_record_store
 from virnucpro.session import (
     Clock,
     Model,

@@ -35,10 +35,10 @@ from virnucpro.compiling import compile_layers
 from virnucpro.config import ComputeConfig
 from virnucpro.devices import DTYPES, count_affordable, device_name, is_out_of_memory
 from virnucpro.errors import MemoryExhaustedError
-from virnucpro.frame_store import SequenceSource
 from virnucpro.loading import make_loader
 from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
+from virnucpro.sequences.frame_store import SequenceSource
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.errors import CheckpointError, OutputExistsError
-from virnucpro.frame_store import open_frame_store
+from virnucpro.sequences.frame_store import open_frame_store
 
 logger = logging.getLogger(__name__)
 

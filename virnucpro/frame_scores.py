@@ -22,7 +22,7 @@ from virnucpro.classifier import Classifier, load_classifier
 from virnucpro.config import STDIN, FramesConfig, PredictConfig
 from virnucpro.embedding import EmbeddingJob, EmbeddingSummary
 from virnucpro.errors import CheckpointError, ClassifierError, UsageError
-from virnucpro.frame_store import FrameStore, build_frame_store, open_frame_store
+from virnucpro.sequences.frame_store import FrameStore, build_frame_store, open_frame_store
 from virnucpro.session import Model, open_model
 
 logger = logging.getLogger(__name__)

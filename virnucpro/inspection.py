@@ -29,7 +29,7 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.errors import CheckpointError, WeightsError
-from virnucpro.frame_store import FrameStore, open_frame_store
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 
 SUFFIXES = frozenset({".pt", ".pth", ".h5"})
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
-from virnucpro.frame_store import SequenceSource
+from virnucpro.sequences.frame_store import SequenceSource
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -20,7 +20,6 @@ from virnucpro.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
-from virnucpro.frame_store import FrameStore
 from virnucpro.monitoring import Monitor
 from virnucpro.results import (
     write_fasta,
@@ -29,6 +28,7 @@ from virnucpro.results import (
     write_records,
 )
 from virnucpro.scoring import ChunkCalls, RecordCalls, call_chunks, call_records, recall_records
+from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.session import Clock, Model
 
 RUN_SCHEMA_VERSION = 1

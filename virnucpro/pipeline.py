@@ -20,7 +20,6 @@ from virnucpro.frame_scores import (
     prepare_frames,
     score_frames,
 )
-from virnucpro.frame_store import FrameStore, open_frame_store
 from virnucpro.loading import prepare_workers
 from virnucpro.monitoring import ProgressListener
 from virnucpro.outputs import (
@@ -31,6 +30,7 @@ from virnucpro.outputs import (
     write_tables,
 )
 from virnucpro.results import write_run_json
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 from virnucpro.session import (
     Clock,
     claim_run,

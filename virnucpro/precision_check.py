@@ -19,7 +19,6 @@ from virnucpro.config import PredictConfig
 from virnucpro.devices import choose_precision, device_name, make_accelerator
 from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import InputError, UsageError
-from virnucpro.fasta import sample_records
 from virnucpro.frame_scores import (
     FrameFeatures,
     failed_rows,
@@ -28,11 +27,12 @@ from virnucpro.frame_scores import (
     open_models,
     score_frames,
 )
-from virnucpro.frame_store import FrameStore, build_frame_store
 from virnucpro.loading import prepare_workers
 from virnucpro.monitoring import Monitor
 from virnucpro.results import write_fasta
 from virnucpro.scoring import call_chunks, call_records, score_chunks
+from virnucpro.sequences.fasta import sample_records
+from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 from virnucpro.session import Clock, Model, open_monitor, run_job
 
 REFERENCE = "fp32"

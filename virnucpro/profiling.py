@@ -20,8 +20,8 @@ from virnucpro.devices import (
     make_accelerator,
 )
 from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
-from virnucpro.fasta import RecordReader
 from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_encoder
+from virnucpro.sequences.fasta import RecordReader
 from virnucpro.session import Model, open_model
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import check_part
 from virnucpro.classifier import load_classifier
 from virnucpro.errors import CheckpointError, VirnucproError
-from virnucpro.frame_store import build_frame_store, open_frame_store
+from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DNA = old.make_frames(4, DIMS.dna, seed=1)

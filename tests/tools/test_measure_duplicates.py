@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import REPOSITORY, run
 from tools.measure_duplicates import simulate_reads
-from virnucpro.frames import reverse_complement
+from virnucpro.sequences.frames import reverse_complement
 
 GENOMES = (b"ACGTTGCA" * 5 + b"GGATTACA" * 9, b"TTT", b"CCCCCGAGAGACATTAGGA" * 4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from virnucpro.errors import InputError
-from virnucpro.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import build_frame_store
 from virnucpro.training.corpus import make_corpus, name_classes, read_groups
 
 

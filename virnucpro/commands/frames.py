@@ -12,7 +12,7 @@ import click
 from virnucpro.errors import UsageError, VirnucproError
 
 if TYPE_CHECKING:
-    from virnucpro.frame_store import FrameStore
+    from virnucpro.sequences.frame_store import FrameStore
 
 _ROWS_AT_A_TIME = 1 << 14
 
@@ -47,7 +47,7 @@ def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -
       virnucpro frames contigs.fa -e 500 -o frames.tsv
       zcat reads.fq.gz | virnucpro frames - -e 300 | cut -f 1,3
     """  # noqa: D301 (click reads the \b)
-    from virnucpro.frame_store import build_frame_store
+    from virnucpro.sequences.frame_store import build_frame_store
 
     target = Path(output).resolve()
     if output != "-" and target in [Path(path).resolve() for path in inputs if path != "-"]:

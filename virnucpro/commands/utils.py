@@ -114,7 +114,7 @@ def validate_command(ctx: click.Context, /, input: str, max_errors: int) -> None
     Example:
       virnucpro utils validate contigs.fasta.gz
     """  # noqa: D301 (click reads the \b)
-    from virnucpro.fasta import RecordReader
+    from virnucpro.sequences.fasta import RecordReader
 
     seen: set[str] = set()
     findings: dict[str, list[str]] = {"empty": [], "repeated": [], "ambiguous": []}

@@ -38,10 +38,10 @@ from virnucpro.frame_scores import (
     open_models,
     prepare_frames,
 )
-from virnucpro.frame_store import FrameStore, open_frame_store
 from virnucpro.loading import prepare_workers
 from virnucpro.monitoring import Monitor, ProgressListener
 from virnucpro.scoring import call_chunks, score_chunks
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 from virnucpro.session import (
     Clock,
     Model,

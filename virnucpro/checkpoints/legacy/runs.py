@@ -10,8 +10,8 @@ from pathlib import Path
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import InputError
-from virnucpro.fasta import RecordReader
-from virnucpro.records import Record
+from virnucpro.sequences.fasta import RecordReader
+from virnucpro.sequences.records import Record
 
 _FEATURE_SUFFIXES = frozenset({".pt", ".pth", ".h5"})
 _FASTA_SUFFIXES = frozenset({".fa", ".faa", ".fasta", ".fna"})

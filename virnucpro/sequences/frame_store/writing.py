@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from virnucpro import frames
 from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import CheckpointError
-from virnucpro.fasta import RecordReader
-from virnucpro.frame_store.reading import (
+from virnucpro.sequences import frames
+from virnucpro.sequences.fasta import RecordReader
+from virnucpro.sequences.frame_store.reading import (
     FORMAT_VERSION,
     FRAME_FORMAT,
     MANIFEST,
@@ -30,7 +30,7 @@ from virnucpro.frame_store.reading import (
     open_frame_store,
     open_record_store,
 )
-from virnucpro.records import Record
+from virnucpro.sequences.records import Record
 
 logger = logging.getLogger(__name__)
 

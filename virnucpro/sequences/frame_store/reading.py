@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro import frames
 from virnucpro.errors import CheckpointError
-from virnucpro.records import Record, chunk_id, frame_id, record_id
+from virnucpro.sequences import frames
+from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id
 
 Int64Array = npt.NDArray[np.int64]
 SequenceKind = Literal["dna", "protein", "record"]

@@ -19,7 +19,7 @@ from Bio.SeqIO.QualityIO import FastqGeneralIterator
 from xopen import xopen
 
 from virnucpro.errors import InputError
-from virnucpro.records import Record, record_id
+from virnucpro.sequences.records import Record, record_id
 
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Alphabet

@@ -9,7 +9,7 @@ A row is a frame's position in the store, or a record's in a store of records al
 by which embeddings and scores are joined.
 """
 
-from virnucpro.frame_store.reading import (
+from virnucpro.sequences.frame_store.reading import (
     FrameStore,
     RecordStore,
     SequenceSource,
@@ -17,7 +17,7 @@ from virnucpro.frame_store.reading import (
     open_frame_store,
     open_record_store,
 )
-from virnucpro.frame_store.writing import build_frame_store, build_record_store
+from virnucpro.sequences.frame_store.writing import build_frame_store, build_record_store
 
 __all__ = [
     "FrameStore",

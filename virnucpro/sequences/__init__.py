@@ -1,0 +1,1 @@
+"""From files of sequences to chunks and frames, and to the store that keeps them."""
