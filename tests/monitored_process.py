@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-from virnucpro.monitoring import Monitor, PassStatus, Place
-from virnucpro.monitoring.judge import Limits
+from virnucpro.runtime.monitoring import Monitor, PassStatus, Place
+from virnucpro.runtime.monitoring.judge import Limits
 
 rank, num_processes, port = map(int, sys.argv[1:4])
 metrics_path = Path(sys.argv[4])

@@ -373,7 +373,7 @@ def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
     program = (
         "from pathlib import Path\n"
         "from virnucpro.commands import options, predict, progress\n"
-        "from virnucpro.monitoring import Monitor, PassStatus\n"
+        "from virnucpro.runtime.monitoring import Monitor, PassStatus\n"
         f"path, argv = Path({str(tmp_path)!r}, 'metrics.jsonl'), ['a.fa', *{option.split()}]\n"
         "with predict.predict_command.make_context('predict', argv) as context:\n"
         "    wanted = options.wants_progress(context)\n"

@@ -13,7 +13,7 @@ from tests.runs import run
 PROGRAM = """
 import resource
 import torch
-from virnucpro.devices import keep_freed_memory
+from virnucpro.runtime.devices import keep_freed_memory
 
 def count_page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -26,11 +26,11 @@ from virnucpro.batching import (
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.embedding import EmbeddingJob, run_embedding
 from virnucpro.errors import MemoryExhaustedError, NonFiniteEmbeddingError, UsageError
 from virnucpro.loading import make_loader
-from virnucpro.monitoring import PassStatus
+from virnucpro.runtime.devices import choose_precision, make_accelerator
+from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.sequences.frame_store import build_record_store
 from virnucpro.session import run_job
 

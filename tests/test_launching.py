@@ -26,9 +26,10 @@ from tests.runs import (
     rows_of,
     write_reads,
 )
-from virnucpro import EmbedConfig, PredictConfig, embed, launching, predict
+from virnucpro import EmbedConfig, PredictConfig, embed, predict
 from virnucpro.cli import main
 from virnucpro.errors import Terminated, UsageError, VirnucproError
+from virnucpro.runtime import launching
 
 launch = pytest.mark.launch
 

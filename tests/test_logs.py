@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from virnucpro.logs import log_to_file, set_console_level, set_up_logging
+from virnucpro.runtime.logs import log_to_file, set_console_level, set_up_logging
 
 ours = logging.getLogger("virnucpro.somewhere")
 theirs = logging.getLogger("elsewhere")
@@ -17,7 +17,7 @@ def _restored_logging():
     yield
     set_up_logging()
     for handler in root.handlers:
-        if type(handler).__module__ == "virnucpro.logs":
+        if type(handler).__module__ == "virnucpro.runtime.logs":
             root.removeHandler(handler)
     root.setLevel(level)
 

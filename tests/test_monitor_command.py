@@ -23,8 +23,8 @@ from virnucpro.cli import main
 from virnucpro.commands.progress import follow
 from virnucpro.commands.run_view import format_seconds, render
 from virnucpro.errors import WeightsError
-from virnucpro.monitoring import Monitor, PassStatus, Place, RunState, Sample
-from virnucpro.monitoring.gpu import GpuReading
+from virnucpro.runtime.monitoring import Monitor, PassStatus, Place, RunState, Sample
+from virnucpro.runtime.monitoring.gpu import GpuReading
 
 GPU = GpuReading(97, 84 << 30, 141 << 30, 690.3, 61)
 
@@ -270,7 +270,7 @@ def test_a_run_is_followed_without_torch_until_ctrl_c(tmp_path: Path):
     assert first.startswith("DNA embeddings: 0 rows in 0 s")
     assert follower.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in errors.splitlines()}
-    assert "virnucpro.monitoring.run_state" in imported
+    assert "virnucpro.runtime.monitoring.run_state" in imported
     assert not imported & {"torch", "accelerate"}
 
 

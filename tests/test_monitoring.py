@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.monitoring import Monitor, PassStatus, Place, RunState, Sample
-from virnucpro.monitoring.gpu import GpuReading, open_gpu
-from virnucpro.monitoring.history import History
-from virnucpro.monitoring.judge import Limits, find_trouble
-from virnucpro.monitoring.status import take_sample
-from virnucpro.monitoring.summary import Summary
+from virnucpro.runtime.monitoring import Monitor, PassStatus, Place, RunState, Sample
+from virnucpro.runtime.monitoring.gpu import GpuReading, open_gpu
+from virnucpro.runtime.monitoring.history import History
+from virnucpro.runtime.monitoring.judge import Limits, find_trouble
+from virnucpro.runtime.monitoring.status import take_sample
+from virnucpro.runtime.monitoring.summary import Summary
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE_S = 60.0
@@ -453,7 +453,7 @@ def test_without_nvidia_there_is_nothing_to_read(caplog):
 def test_the_gpu_of_a_process_is_read():
     import torch
 
-    from virnucpro.devices import gpu_uuid
+    from virnucpro.runtime.devices import gpu_uuid
 
     device = torch.device("cuda", 0)
     held = torch.zeros(1 << 30, dtype=torch.uint8, device=device)

@@ -14,8 +14,8 @@ import pytest
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.errors import CheckpointError, NonFiniteEmbeddingError
-from virnucpro.monitoring import PassStatus
 from virnucpro.part_writer import PartWriter
+from virnucpro.runtime.monitoring import PassStatus
 
 DIM = 3
 IDENTITY = Identity(

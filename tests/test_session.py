@@ -13,9 +13,9 @@ import pytest
 from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import make_accelerator
 from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import BackendError, IdentityMismatchError, UsageError, WeightsError
+from virnucpro.runtime.devices import make_accelerator
 from virnucpro.sequences.frame_store import build_record_store
 from virnucpro.session import Clock, Model, locked, open_model, run_job
 

@@ -26,7 +26,7 @@ from virnucpro.backend.testing import ToyBackend, write_toy_weights
 from virnucpro.batching import measure_costs, unique_rows
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import make_accelerator
+from virnucpro.runtime.devices import make_accelerator
 from virnucpro.sequences.frame_store import build_record_store, open_record_store
 
 NUM_RECORDS = 3_000

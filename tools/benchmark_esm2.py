@@ -26,9 +26,9 @@ from virnucpro_esm2.tokens import Esm2Collator
 from tools.make_esm2_weights import SIZES, make_config, make_random_model
 from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.compiling import compile_layers
-from virnucpro.devices import keep_freed_memory
 from virnucpro.errors import UsageError
 from virnucpro.kernels import float8, onednn
+from virnucpro.runtime.devices import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES_AND_FP8 = {**DTYPES, "fp8": float8.DTYPE}

@@ -27,7 +27,6 @@ from virnucpro.backend.interface import (
 )
 from virnucpro.backend.registry import describe_backends, load_backend
 from virnucpro.budgets import MOST_BATCH_TOKENS
-from virnucpro.devices import DTYPES, choose_precision, is_out_of_memory
 from virnucpro.errors import UsageError
 from virnucpro.measuring import (
     Ceilings,
@@ -39,6 +38,7 @@ from virnucpro.measuring import (
     measure_ceilings,
     measure_encoder,
 )
+from virnucpro.runtime.devices import DTYPES, choose_precision, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import click
 from virnucpro import __version__
 from virnucpro.commands import ARGUMENTS
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
-from virnucpro.logs import is_main_process, is_one_of_several, set_up_logging
+from virnucpro.runtime.logs import is_main_process, is_one_of_several, set_up_logging
 
 logger = logging.getLogger(__name__)
 

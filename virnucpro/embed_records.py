@@ -17,11 +17,11 @@ from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.layout import METRICS_NAME
 from virnucpro.checkpoints.parts import Identity, finished_parts, read_identity
 from virnucpro.config import STDIN, EmbedConfig
-from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import CheckpointError, IncompleteError, OutputExistsError, UsageError
 from virnucpro.loading import prepare_workers
-from virnucpro.monitoring import ProgressListener
+from virnucpro.runtime.devices import choose_precision, make_accelerator
+from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.sequences.frame_store import RecordStore, build_record_store, open_record_store
 from virnucpro.session import (
     Clock,

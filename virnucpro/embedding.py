@@ -30,14 +30,14 @@ from virnucpro.batching import (
 )
 from virnucpro.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
-from virnucpro.claims import make_counter
 from virnucpro.compiling import compile_layers
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import DTYPES, count_affordable, device_name, is_out_of_memory
 from virnucpro.errors import MemoryExhaustedError
 from virnucpro.loading import make_loader
-from virnucpro.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.part_writer import FloatArray, PartWriter
+from virnucpro.runtime.claims import make_counter
+from virnucpro.runtime.devices import DTYPES, count_affordable, device_name, is_out_of_memory
+from virnucpro.runtime.monitoring import Monitor, PassStatus, ProgressListener
 from virnucpro.sequences.frame_store import SequenceSource
 
 logger = logging.getLogger(__name__)

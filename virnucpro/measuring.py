@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from virnucpro.backend.interface import Alphabet, Backend, Collator, Encoder, TokenBatch
-from virnucpro.devices import DTYPES
 from virnucpro.kernels.float8 import Float8Linear, quantize
+from virnucpro.runtime.devices import DTYPES
 
 _LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 _BASES_PER_LETTER: dict[Alphabet, int] = {"dna": 1, "protein": 3}

@@ -20,13 +20,13 @@ from virnucpro.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
-from virnucpro.monitoring import Monitor
 from virnucpro.results import (
     write_fasta,
     write_highest_scores,
     write_prediction_results,
     write_records,
 )
+from virnucpro.runtime.monitoring import Monitor
 from virnucpro.scoring import ChunkCalls, RecordCalls, call_chunks, call_records, recall_records
 from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.session import Clock, Model

@@ -15,7 +15,7 @@ import numpy as np
 
 from virnucpro.checkpoints.parts import Identity, next_part_number, part_name, write_part
 from virnucpro.errors import NonFiniteEmbeddingError
-from virnucpro.monitoring import PassStatus
+from virnucpro.runtime.monitoring import PassStatus
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]

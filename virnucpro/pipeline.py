@@ -10,7 +10,6 @@ from accelerate.utils import broadcast_object_list
 from virnucpro.adoption import adopt_legacy_run
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.config import PredictConfig
-from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.frame_scores import (
     FrameFeatures,
     failed_rows,
@@ -21,7 +20,6 @@ from virnucpro.frame_scores import (
     score_frames,
 )
 from virnucpro.loading import prepare_workers
-from virnucpro.monitoring import ProgressListener
 from virnucpro.outputs import (
     PredictResult,
     describe_passes,
@@ -30,6 +28,8 @@ from virnucpro.outputs import (
     write_tables,
 )
 from virnucpro.results import write_run_json
+from virnucpro.runtime.devices import choose_precision, make_accelerator
+from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 from virnucpro.session import (
     Clock,

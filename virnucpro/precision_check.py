@@ -16,7 +16,6 @@ from virnucpro.checkpoints.layout import METRICS_NAME, RunLayout
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
-from virnucpro.devices import choose_precision, device_name, make_accelerator
 from virnucpro.embedding import EmbeddingJob
 from virnucpro.errors import InputError, UsageError
 from virnucpro.frame_scores import (
@@ -28,8 +27,9 @@ from virnucpro.frame_scores import (
     score_frames,
 )
 from virnucpro.loading import prepare_workers
-from virnucpro.monitoring import Monitor
 from virnucpro.results import write_fasta
+from virnucpro.runtime.devices import choose_precision, device_name, make_accelerator
+from virnucpro.runtime.monitoring import Monitor
 from virnucpro.scoring import call_chunks, call_records, score_chunks
 from virnucpro.sequences.fasta import sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store

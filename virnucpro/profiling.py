@@ -12,15 +12,15 @@ from typing import cast
 from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.budgets import BudgetKey
 from virnucpro.config import ComputeConfig
-from virnucpro.devices import (
+from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
+from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_encoder
+from virnucpro.runtime.devices import (
     DTYPES,
     choose_precision,
     device_name,
     is_out_of_memory,
     make_accelerator,
 )
-from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
-from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_encoder
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.session import Model, open_model
 

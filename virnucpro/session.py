@@ -22,9 +22,7 @@ from virnucpro.backend.interface import Alphabet, Weights
 from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import Identity, collect_parts, finished_parts
-from virnucpro.claims import launch_store
 from virnucpro.config import STDIN, ComputeConfig, FramesConfig
-from virnucpro.devices import device_name, gpu_uuid, machine_name
 from virnucpro.embedding import EmbeddingJob, EmbeddingSummary, run_embedding
 from virnucpro.errors import (
     MemoryExhaustedError,
@@ -33,9 +31,11 @@ from virnucpro.errors import (
     VirnucproError,
     WeightsError,
 )
-from virnucpro.logs import log_to_file
-from virnucpro.monitoring import Monitor, Place, ProgressListener
-from virnucpro.monitoring.gpu import open_gpu
+from virnucpro.runtime.claims import launch_store
+from virnucpro.runtime.devices import device_name, gpu_uuid, machine_name
+from virnucpro.runtime.logs import log_to_file
+from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
+from virnucpro.runtime.monitoring.gpu import open_gpu
 
 _VISIBILITY_SECONDS = 15.0
 

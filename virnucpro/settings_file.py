@@ -13,7 +13,7 @@ import yaml
 
 from virnucpro.config import MODEL_TYPES, PredictConfig
 from virnucpro.errors import UsageError
-from virnucpro.logs import reads_settings_first
+from virnucpro.runtime.logs import reads_settings_first
 
 logger = logging.getLogger(__name__)
 

@@ -120,7 +120,7 @@ def benchmark_command(ctx: click.Context, /, **options: Any) -> None:
 def _measure(options: dict[str, Any]) -> Report:
     """Return everything that was measured, as JSON knows values."""
     from virnucpro import benchmarking
-    from virnucpro.devices import make_accelerator
+    from virnucpro.runtime.devices import make_accelerator
 
     config = ComputeConfig(**{name: options[name] for name in ("device", "precision", "attention")})
     accelerator = make_accelerator(config)
@@ -148,7 +148,7 @@ def _measure(options: dict[str, Any]) -> Report:
 def _make_report(device: torch.device, ceilings: Ceilings | None, lines: list[Line]) -> Report:
     import torch
 
-    from virnucpro.devices import device_name
+    from virnucpro.runtime.devices import device_name
 
     return {
         "virnucpro": __version__,

@@ -25,7 +25,7 @@ from virnucpro.commands.options import (
 from virnucpro.commands.progress import shown_progress
 from virnucpro.config import PredictConfig
 from virnucpro.errors import UsageError
-from virnucpro.logs import is_one_of_several
+from virnucpro.runtime.logs import is_one_of_several
 
 if TYPE_CHECKING:
     from virnucpro.precision_check import PrecisionCheck, ScoreDifference

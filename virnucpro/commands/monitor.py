@@ -15,7 +15,7 @@ from virnucpro.checkpoints.layout import METRICS_NAME
 from virnucpro.commands.progress import follow
 from virnucpro.commands.run_view import render
 from virnucpro.errors import UsageError
-from virnucpro.monitoring import RunState
+from virnucpro.runtime.monitoring import RunState
 
 _ALL_LINES = 1 << 20
 

@@ -25,7 +25,7 @@ from virnucpro.config import (
     TrainConfig,
 )
 from virnucpro.errors import OutputExistsError, UsageError
-from virnucpro.logs import is_launched, is_main_process, is_one_of_several
+from virnucpro.runtime.logs import is_launched, is_main_process, is_one_of_several
 from virnucpro.settings_file import read_settings
 
 Config = TypeVar("Config", PredictConfig, EmbedConfig, TrainConfig)
@@ -302,7 +302,7 @@ def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -
                 "leave the option out"
             )
         return
-    from virnucpro import launching
+    from virnucpro.runtime import launching
 
     num_processes = launching.choose_num_processes(config.device, wanted, ctx.params["gpus"])
     if num_processes == 1:

@@ -28,7 +28,7 @@ from virnucpro.commands.options import (
 from virnucpro.commands.progress import shown_progress
 from virnucpro.config import STDIN, PredictConfig
 from virnucpro.errors import IncompleteError, UsageError
-from virnucpro.logs import reads_settings_first, set_console_level
+from virnucpro.runtime.logs import reads_settings_first, set_console_level
 
 if TYPE_CHECKING:
     from virnucpro.outputs import PredictResult

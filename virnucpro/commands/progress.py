@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from virnucpro.commands.run_view import describe_pass, describe_pass_end, render
-from virnucpro.monitoring import RunState
+from virnucpro.runtime.monitoring import RunState
 
 logger = logging.getLogger(__name__)
 

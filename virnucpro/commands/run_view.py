@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from virnucpro.monitoring import RunState, Sample
-from virnucpro.monitoring.gpu import GpuReading
-from virnucpro.monitoring.history import ProcessHistory
+from virnucpro.runtime.monitoring import RunState, Sample
+from virnucpro.runtime.monitoring.gpu import GpuReading
+from virnucpro.runtime.monitoring.history import ProcessHistory
 
 _LINES_BESIDE_PROCESSES = 5
 _SILENT_SECONDS = 15.0

@@ -23,7 +23,7 @@ from virnucpro.commands.options import (
 from virnucpro.commands.progress import shown_progress
 from virnucpro.commands.sections import echo_sections
 from virnucpro.config import TrainConfig
-from virnucpro.logs import is_main_process
+from virnucpro.runtime.logs import is_main_process
 
 _SEVERAL = ("--viral", "--other", "--merged")
 _FILES = click.Path(exists=True, dir_okay=False)

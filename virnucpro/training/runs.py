@@ -21,7 +21,6 @@ from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.classifier import Classifier, ClassifierMetadata, load_classifier, save_classifier
 from virnucpro.config import PredictConfig, TrainConfig
-from virnucpro.devices import choose_precision, make_accelerator
 from virnucpro.errors import IncompleteError, OutputExistsError
 from virnucpro.evaluation.figures import draw_report, require_matplotlib
 from virnucpro.evaluation.report import (
@@ -39,7 +38,8 @@ from virnucpro.frame_scores import (
     prepare_frames,
 )
 from virnucpro.loading import prepare_workers
-from virnucpro.monitoring import Monitor, ProgressListener
+from virnucpro.runtime.devices import choose_precision, make_accelerator
+from virnucpro.runtime.monitoring import Monitor, ProgressListener
 from virnucpro.scoring import call_chunks, score_chunks
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 from virnucpro.session import (

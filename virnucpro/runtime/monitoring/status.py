@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from virnucpro.monitoring.gpu import GpuReading
+from virnucpro.runtime.monitoring.gpu import GpuReading
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from virnucpro.monitoring.status import Sample
+from virnucpro.runtime.monitoring.status import Sample
 
 
 class Summary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from virnucpro.monitoring.status import Sample
+from virnucpro.runtime.monitoring.status import Sample
 
 _LEAST_BATCHES = 10
 _LEAST_SECONDS = 15.0

@@ -5,8 +5,8 @@ writes all of it to metrics.jsonl, which is the only thing that a view of a run 
 Nothing here imports torch: `virnucpro monitor` is to start at once.
 """
 
-from virnucpro.monitoring.monitor import Monitor
-from virnucpro.monitoring.run_state import RunState
-from virnucpro.monitoring.status import PassStatus, Place, ProgressListener, Sample
+from virnucpro.runtime.monitoring.monitor import Monitor
+from virnucpro.runtime.monitoring.run_state import RunState
+from virnucpro.runtime.monitoring.status import PassStatus, Place, ProgressListener, Sample
 
 __all__ = ["Monitor", "PassStatus", "Place", "ProgressListener", "RunState", "Sample"]

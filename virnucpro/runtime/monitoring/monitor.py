@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol
 
-from virnucpro.monitoring.gpu import GpuReading
-from virnucpro.monitoring.history import History
-from virnucpro.monitoring.judge import Limits, Trouble, find_trouble
-from virnucpro.monitoring.status import PassStatus, Place, Sample, take_sample
-from virnucpro.monitoring.summary import Summary
+from virnucpro.runtime.monitoring.gpu import GpuReading
+from virnucpro.runtime.monitoring.history import History
+from virnucpro.runtime.monitoring.judge import Limits, Trouble, find_trouble
+from virnucpro.runtime.monitoring.status import PassStatus, Place, Sample, take_sample
+from virnucpro.runtime.monitoring.summary import Summary
 
 logger = logging.getLogger(__name__)
 

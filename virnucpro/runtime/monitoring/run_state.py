@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from virnucpro.monitoring.history import History
-from virnucpro.monitoring.status import Sample
-from virnucpro.monitoring.summary import Summary
+from virnucpro.runtime.monitoring.history import History
+from virnucpro.runtime.monitoring.status import Sample
+from virnucpro.runtime.monitoring.summary import Summary
 
 
 class RunState:

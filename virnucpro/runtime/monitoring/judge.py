@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median_high
 
-from virnucpro.monitoring.history import History, ProcessHistory
+from virnucpro.runtime.monitoring.history import History, ProcessHistory
 
 
 @dataclass(frozen=True)

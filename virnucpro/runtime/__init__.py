@@ -1,0 +1,1 @@
+"""What a run needs around its work: devices, launches, messages, and watching."""
