@@ -2,9 +2,9 @@
 
 import functools
 
-from virnucpro import embedding
 from virnucpro.cli import main
-from virnucpro.part_writer import PartWriter
+from virnucpro.embedding import loop as embedding
+from virnucpro.embedding.writer import PartWriter
 
 ROWS_PER_PART = 64
 SmallPartWriter = functools.partial(PartWriter, rows_per_part=ROWS_PER_PART)

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.batching import ClaimedBatches, measure_costs, plan_batches, unique_rows
+from virnucpro.embedding.batches import ClaimedBatches, measure_costs, plan_batches, unique_rows
 
 cost_lists = st.lists(st.integers(min_value=0, max_value=300), max_size=200)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.budgets import BudgetKey, budgets_path, read_budget, store_budget
+from virnucpro.embedding.budgets import BudgetKey, budgets_path, read_budget, store_budget
 
 KEY = BudgetKey("NVIDIA H200", "esm2", 2560, "bf16", "auto")
 HEADER = b'{"format": "virnucpro-budgets", "format_version": 1, '

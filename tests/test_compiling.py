@@ -20,8 +20,8 @@ from virnucpro_esm2.tokens import Esm2Collator
 from tools.benchmark_dnabert_s import make_batch, make_model
 from tools.make_esm2_weights import make_config, make_random_model, write_fair_esm
 from virnucpro.backend.interface import TokenBatch
-from virnucpro.compiling import compile_layers, pays
 from virnucpro.config import PredictConfig
+from virnucpro.embedding.compiling import compile_layers, pays
 from virnucpro.pipeline import predict
 
 CPU = torch.device("cpu")

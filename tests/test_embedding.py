@@ -16,23 +16,23 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from virnucpro.backend.testing import ToyBackend, write_toy_weights
-from virnucpro.batching import (
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
+from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
+from virnucpro.config import ComputeConfig
+from virnucpro.embedding.batches import (
     Batches,
     ClaimedBatches,
     measure_costs,
     plan_batches,
     unique_rows,
 )
-from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
-from virnucpro.config import ComputeConfig
-from virnucpro.embedding import EmbeddingJob, run_embedding
+from virnucpro.embedding.loader import make_loader
+from virnucpro.embedding.loop import EmbeddingJob, run_embedding
+from virnucpro.embedding.session import run_job
 from virnucpro.errors import MemoryExhaustedError, NonFiniteEmbeddingError, UsageError
-from virnucpro.loading import make_loader
 from virnucpro.runtime.devices import choose_precision, make_accelerator
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.sequences.frame_store import build_record_store
-from virnucpro.session import run_job
 
 NUM_RECORDS = 300
 CPU = ComputeConfig(device="cpu")

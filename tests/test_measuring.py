@@ -15,14 +15,14 @@ from virnucpro_esm2.benchmarking import SIZES, make_config
 from virnucpro_esm2.model import Esm2
 from virnucpro_esm2.tokens import Esm2Collator
 
-from virnucpro.kernels.float8 import Float8Linear
-from virnucpro.kernels.onednn import PackedGated, PackedLinear, can_pack
-from virnucpro.measuring import (
+from virnucpro.embedding.measuring import (
     count_flop_per_token,
     fill_batch,
     find_worst_cosine,
     make_sequences,
 )
+from virnucpro.kernels.float8 import Float8Linear
+from virnucpro.kernels.onednn import PackedGated, PackedLinear, can_pack
 
 CPU = torch.device("cpu")
 

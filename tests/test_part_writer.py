@@ -13,8 +13,8 @@ import pytest
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
+from virnucpro.embedding.writer import PartWriter
 from virnucpro.errors import CheckpointError, NonFiniteEmbeddingError
-from virnucpro.part_writer import PartWriter
 from virnucpro.runtime.monitoring import PassStatus
 
 DIM = 3

@@ -32,8 +32,9 @@ from tests.runs import (
 )
 from tests.small_parts import ROWS_PER_PART, SmallPartWriter
 from tools.make_demo_weights import make_demo_weights
-from virnucpro import PredictConfig, embedding, predict
+from virnucpro import PredictConfig, predict
 from virnucpro.cli import main
+from virnucpro.embedding import loop as embedding
 from virnucpro.errors import IdentityMismatchError, Terminated
 
 # Small batches make a run slow enough to be killed on its way.

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
-from virnucpro.embedding import EmbeddingJob
+from virnucpro.embedding.batches import unique_rows
+from virnucpro.embedding.loop import EmbeddingJob
+from virnucpro.embedding.session import Clock, Model, locked, open_model, run_job
 from virnucpro.errors import BackendError, IdentityMismatchError, UsageError, WeightsError
 from virnucpro.runtime.devices import make_accelerator
 from virnucpro.sequences.frame_store import build_record_store
-from virnucpro.session import Clock, Model, locked, open_model, run_job
 
 CPU = ComputeConfig(device="cpu")
 
@@ -54,7 +54,9 @@ def job(tmp_path: Path, model: Model) -> EmbeddingJob:
 
 
 def test_a_second_run_is_kept_away(tmp_path: Path) -> None:
-    script = "import sys, virnucpro.session as s\nwith s.locked(s.Path(sys.argv[1])): pass"
+    script = (
+        "import sys, virnucpro.embedding.session as s\nwith s.locked(s.Path(sys.argv[1])): pass"
+    )
     other = [sys.executable, "-c", script, str(tmp_path / ".lock")]
     with locked(tmp_path / ".lock"):
         refused = subprocess.run(other, capture_output=True, text=True, check=False)

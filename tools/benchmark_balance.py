@@ -21,11 +21,11 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from virnucpro import embedding
 from virnucpro.backend.testing import ToyBackend, write_toy_weights
-from virnucpro.batching import measure_costs, unique_rows
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import ComputeConfig
+from virnucpro.embedding import loop as embedding
+from virnucpro.embedding.batches import measure_costs, unique_rows
 from virnucpro.runtime.devices import make_accelerator
 from virnucpro.sequences.frame_store import build_record_store, open_record_store
 

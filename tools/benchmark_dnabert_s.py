@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from virnucpro_dnabert_s.model import AttentionKernel, DnabertS, ModelConfig
 
 from virnucpro.backend.interface import TokenBatch
-from virnucpro.compiling import compile_layers
+from virnucpro.embedding.compiling import compile_layers
 from virnucpro.kernels import can_fuse, onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

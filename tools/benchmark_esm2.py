@@ -25,7 +25,7 @@ from virnucpro_esm2.tokens import Esm2Collator
 
 from tools.make_esm2_weights import SIZES, make_config, make_random_model
 from virnucpro.backend.interface import Attention, TokenBatch
-from virnucpro.compiling import compile_layers
+from virnucpro.embedding.compiling import compile_layers
 from virnucpro.errors import UsageError
 from virnucpro.kernels import float8, onednn
 from virnucpro.runtime.devices import keep_freed_memory

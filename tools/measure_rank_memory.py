@@ -45,7 +45,7 @@ def build(path: Path, directory: Path) -> str:
 def plan(path: Path, directory: Path) -> str:
     """Plan the batches of both passes and fetch every sequence once, batch by batch."""
     from virnucpro.backend.registry import load_backend
-    from virnucpro.batching import measure_costs, plan_batches, unique_rows
+    from virnucpro.embedding.batches import measure_costs, plan_batches, unique_rows
     from virnucpro.sequences.frame_store import open_frame_store
 
     store = open_frame_store(directory)

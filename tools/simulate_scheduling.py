@@ -29,7 +29,7 @@ from virnucpro_dnabert_s import backend as dnabert_s
 from virnucpro_esm2 import backend as esm2
 
 from virnucpro.backend.interface import Backend
-from virnucpro.batching import measure_costs, plan_batches, unique_rows
+from virnucpro.embedding.batches import measure_costs, plan_batches, unique_rows
 from virnucpro.sequences.frame_store import build_frame_store
 
 FloatArray = npt.NDArray[np.float64]

@@ -26,9 +26,8 @@ from virnucpro.backend.interface import (
     Weights,
 )
 from virnucpro.backend.registry import describe_backends, load_backend
-from virnucpro.budgets import MOST_BATCH_TOKENS
-from virnucpro.errors import UsageError
-from virnucpro.measuring import (
+from virnucpro.embedding.budgets import MOST_BATCH_TOKENS
+from virnucpro.embedding.measuring import (
     Ceilings,
     count_flop_per_token,
     embed_mixed,
@@ -38,6 +37,7 @@ from virnucpro.measuring import (
     measure_ceilings,
     measure_encoder,
 )
+from virnucpro.errors import UsageError
 from virnucpro.runtime.devices import DTYPES, choose_precision, is_out_of_memory
 
 logger = logging.getLogger(__name__)

@@ -11,19 +11,15 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.layout import METRICS_NAME
 from virnucpro.checkpoints.parts import Identity, finished_parts, read_identity
 from virnucpro.config import STDIN, EmbedConfig
-from virnucpro.embedding import EmbeddingJob
-from virnucpro.errors import CheckpointError, IncompleteError, OutputExistsError, UsageError
-from virnucpro.loading import prepare_workers
-from virnucpro.runtime.devices import choose_precision, make_accelerator
-from virnucpro.runtime.monitoring import ProgressListener
-from virnucpro.sequences.frame_store import RecordStore, build_record_store, open_record_store
-from virnucpro.session import (
+from virnucpro.embedding.batches import unique_rows
+from virnucpro.embedding.loader import prepare_workers
+from virnucpro.embedding.loop import EmbeddingJob
+from virnucpro.embedding.session import (
     Clock,
     Model,
     check_shared_directory,
@@ -33,6 +29,10 @@ from virnucpro.session import (
     open_monitor,
     run_job,
 )
+from virnucpro.errors import CheckpointError, IncompleteError, OutputExistsError, UsageError
+from virnucpro.runtime.devices import choose_precision, make_accelerator
+from virnucpro.runtime.monitoring import ProgressListener
+from virnucpro.sequences.frame_store import RecordStore, build_record_store, open_record_store
 
 logger = logging.getLogger(__name__)
 

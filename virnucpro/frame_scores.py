@@ -14,16 +14,16 @@ import numpy.typing as npt
 from accelerate import Accelerator
 
 from virnucpro.backend.weights import digest_files
-from virnucpro.batching import unique_rows
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import FloatArray, IntArray, finished_parts
 from virnucpro.classifier import Classifier, load_classifier
 from virnucpro.config import STDIN, FramesConfig, PredictConfig
-from virnucpro.embedding import EmbeddingJob, EmbeddingSummary
+from virnucpro.embedding.batches import unique_rows
+from virnucpro.embedding.loop import EmbeddingJob, EmbeddingSummary
+from virnucpro.embedding.session import Model, open_model
 from virnucpro.errors import CheckpointError, ClassifierError, UsageError
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store, open_frame_store
-from virnucpro.session import Model, open_model
 
 logger = logging.getLogger(__name__)
 

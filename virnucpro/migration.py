@@ -37,8 +37,8 @@ from virnucpro.checkpoints.parts import (
     part_name,
 )
 from virnucpro.classifier import ClassifierMetadata, check_state, read_state, save_classifier
+from virnucpro.embedding.session import locked
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
-from virnucpro.session import locked
 from virnucpro.verification import Verification, verify_rows
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from virnucpro.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
+from virnucpro.embedding.session import Clock, Model
 from virnucpro.results import (
     write_fasta,
     write_highest_scores,
@@ -29,7 +30,6 @@ from virnucpro.results import (
 from virnucpro.runtime.monitoring import Monitor
 from virnucpro.scoring import ChunkCalls, RecordCalls, call_chunks, call_records, recall_records
 from virnucpro.sequences.frame_store import FrameStore
-from virnucpro.session import Clock, Model
 
 RUN_SCHEMA_VERSION = 1
 """Of run.json, which docs/results.md describes."""

@@ -10,6 +10,14 @@ from accelerate.utils import broadcast_object_list
 from virnucpro.adoption import adopt_legacy_run
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.config import PredictConfig
+from virnucpro.embedding.loader import prepare_workers
+from virnucpro.embedding.session import (
+    Clock,
+    claim_run,
+    ending_together,
+    open_monitor,
+    run_job,
+)
 from virnucpro.frame_scores import (
     FrameFeatures,
     failed_rows,
@@ -19,7 +27,6 @@ from virnucpro.frame_scores import (
     prepare_frames,
     score_frames,
 )
-from virnucpro.loading import prepare_workers
 from virnucpro.outputs import (
     PredictResult,
     describe_passes,
@@ -31,13 +38,6 @@ from virnucpro.results import write_run_json
 from virnucpro.runtime.devices import choose_precision, make_accelerator
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
-from virnucpro.session import (
-    Clock,
-    claim_run,
-    ending_together,
-    open_monitor,
-    run_job,
-)
 
 logger = logging.getLogger(__name__)
 

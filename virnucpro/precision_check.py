@@ -16,7 +16,9 @@ from virnucpro.checkpoints.layout import METRICS_NAME, RunLayout
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
-from virnucpro.embedding import EmbeddingJob
+from virnucpro.embedding.loader import prepare_workers
+from virnucpro.embedding.loop import EmbeddingJob
+from virnucpro.embedding.session import Clock, Model, open_monitor, run_job
 from virnucpro.errors import InputError, UsageError
 from virnucpro.frame_scores import (
     FrameFeatures,
@@ -26,14 +28,12 @@ from virnucpro.frame_scores import (
     open_models,
     score_frames,
 )
-from virnucpro.loading import prepare_workers
 from virnucpro.results import write_fasta
 from virnucpro.runtime.devices import choose_precision, device_name, make_accelerator
 from virnucpro.runtime.monitoring import Monitor
 from virnucpro.scoring import call_chunks, call_records, score_chunks
 from virnucpro.sequences.fasta import sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
-from virnucpro.session import Clock, Model, open_monitor, run_job
 
 REFERENCE = "fp32"
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import cast
 
 from virnucpro.backend.interface import Attention, TokenBatch
-from virnucpro.budgets import BudgetKey
 from virnucpro.config import ComputeConfig
+from virnucpro.embedding.budgets import BudgetKey
+from virnucpro.embedding.measuring import Speed, fill_batch, make_sequences, measure_encoder
+from virnucpro.embedding.session import Model, open_model
 from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
-from virnucpro.measuring import Speed, fill_batch, make_sequences, measure_encoder
 from virnucpro.runtime.devices import (
     DTYPES,
     choose_precision,
@@ -22,7 +23,6 @@ from virnucpro.runtime.devices import (
     make_accelerator,
 )
 from virnucpro.sequences.fasta import RecordReader
-from virnucpro.session import Model, open_model
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from virnucpro.benchmarking import Line
-    from virnucpro.measuring import Ceilings
+    from virnucpro.embedding.measuring import Ceilings
 
 logger = logging.getLogger(__name__)
 

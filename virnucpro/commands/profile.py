@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.budgets import store_budget
 from virnucpro.commands.options import device_options, require_single_process
 from virnucpro.commands.tables import format_table
 from virnucpro.config import ComputeConfig, PredictConfig
+from virnucpro.embedding.budgets import store_budget
 from virnucpro.errors import UsageError
 
 if TYPE_CHECKING:

@@ -21,6 +21,15 @@ from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.classifier import Classifier, ClassifierMetadata, load_classifier, save_classifier
 from virnucpro.config import PredictConfig, TrainConfig
+from virnucpro.embedding.loader import prepare_workers
+from virnucpro.embedding.session import (
+    Clock,
+    Model,
+    claim_run,
+    ending_together,
+    open_monitor,
+    run_job,
+)
 from virnucpro.errors import IncompleteError, OutputExistsError
 from virnucpro.evaluation.figures import draw_report, require_matplotlib
 from virnucpro.evaluation.report import (
@@ -37,19 +46,10 @@ from virnucpro.frame_scores import (
     open_models,
     prepare_frames,
 )
-from virnucpro.loading import prepare_workers
 from virnucpro.runtime.devices import choose_precision, make_accelerator
 from virnucpro.runtime.monitoring import Monitor, ProgressListener
 from virnucpro.scoring import call_chunks, score_chunks
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
-from virnucpro.session import (
-    Clock,
-    Model,
-    claim_run,
-    ending_together,
-    open_monitor,
-    run_job,
-)
 from virnucpro.training.corpus import (
     Corpus,
     Ints,

@@ -21,20 +21,20 @@ from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 
 from virnucpro.backend.interface import Attention, Backend, Encoder, TokenBatch, Weights
-from virnucpro.batching import (
+from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
+from virnucpro.config import ComputeConfig
+from virnucpro.embedding.batches import (
     Batches,
     ClaimedBatches,
     IntArray,
     measure_costs,
     plan_batches,
 )
-from virnucpro.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
-from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
-from virnucpro.compiling import compile_layers
-from virnucpro.config import ComputeConfig
+from virnucpro.embedding.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
+from virnucpro.embedding.compiling import compile_layers
+from virnucpro.embedding.loader import make_loader
+from virnucpro.embedding.writer import FloatArray, PartWriter
 from virnucpro.errors import MemoryExhaustedError
-from virnucpro.loading import make_loader
-from virnucpro.part_writer import FloatArray, PartWriter
 from virnucpro.runtime.claims import make_counter
 from virnucpro.runtime.devices import DTYPES, count_affordable, device_name, is_out_of_memory
 from virnucpro.runtime.monitoring import Monitor, PassStatus, ProgressListener

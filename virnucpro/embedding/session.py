@@ -23,7 +23,7 @@ from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import Identity, collect_parts, finished_parts
 from virnucpro.config import STDIN, ComputeConfig, FramesConfig
-from virnucpro.embedding import EmbeddingJob, EmbeddingSummary, run_embedding
+from virnucpro.embedding.loop import EmbeddingJob, EmbeddingSummary, run_embedding
 from virnucpro.errors import (
     MemoryExhaustedError,
     OutputExistsError,

@@ -1,0 +1,1 @@
+"""Turns rows of sequences into parts with their embeddings."""
