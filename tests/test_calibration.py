@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from virnucpro.calibration import (
+from virnucpro.scoring.calibration import (
     Calibration,
     choose_threshold,
     expect_fdr,

@@ -17,14 +17,14 @@ from torch import nn
 
 from tools.make_classifier_weights import make_classifier
 from virnucpro.backend.weights import digest_files
-from virnucpro.calibration import Calibration
-from virnucpro.classifier import (
+from virnucpro.errors import ClassifierError
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.classifier import (
     Classifier,
     ClassifierMetadata,
     load_classifier,
     save_classifier,
 )
-from virnucpro.errors import ClassifierError
 
 DNA = ("dnabert-s", 8)
 PROTEIN = ("esm2", 12)

@@ -19,8 +19,8 @@ from virnucpro_esm2 import backend as esm2
 from virnucpro.backend.weights import read_pickle, read_tensors
 from virnucpro.checkpoints.legacy.reading import read_documents
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
-from virnucpro.classifier import load_classifier
 from virnucpro.errors import CheckpointError, VirnucproError, WeightsError
+from virnucpro.scoring.classifier import load_classifier
 
 
 class Call:

@@ -10,8 +10,8 @@ from tests import legacy_files as old
 from tests.checkpoints.test_legacy import Bomb
 from tools.make_classifier_weights import make_classifier
 from virnucpro.checkpoints.parts import finished_parts
-from virnucpro.classifier import load_classifier, read_state
 from virnucpro.cli import main
+from virnucpro.scoring.classifier import load_classifier, read_state
 
 
 def migrate(*arguments):

@@ -23,7 +23,6 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     read_identity,
 )
-from virnucpro.classifier import ClassifierMetadata, load_classifier, read_state
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
 from virnucpro.migration import (
     REPORT_NAME,
@@ -31,6 +30,7 @@ from virnucpro.migration import (
     migrate_classifier,
     migrate_features,
 )
+from virnucpro.scoring.classifier import ClassifierMetadata, load_classifier, read_state
 from virnucpro.verification import Verification
 
 DIMS = EmbeddingDims(6, 4)

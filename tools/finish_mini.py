@@ -22,8 +22,8 @@ from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_records
 from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
-from virnucpro.calibration import Calibration, fit_calibration
-from virnucpro.classifier import read_state, save_classifier
+from virnucpro.scoring.calibration import Calibration, fit_calibration
+from virnucpro.scoring.classifier import read_state, save_classifier
 
 # The valid split has been drawn from with small seeds while the model was chosen.
 _SEED = 1_000_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from virnucpro.classifier import ClassifierMetadata, save_classifier
+from virnucpro.scoring.classifier import ClassifierMetadata, save_classifier
 
 NUM_HIDDEN = 512
 LOGIT_SPREAD = 2.0

@@ -36,9 +36,14 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     part_name,
 )
-from virnucpro.classifier import ClassifierMetadata, check_state, read_state, save_classifier
 from virnucpro.embedding.session import locked
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.scoring.classifier import (
+    ClassifierMetadata,
+    check_state,
+    read_state,
+    save_classifier,
+)
 from virnucpro.verification import Verification, verify_rows
 
 logger = logging.getLogger(__name__)

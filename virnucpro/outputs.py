@@ -16,9 +16,7 @@ import numpy.typing as npt
 from accelerate import Accelerator
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.checkpoints.layout import RunLayout
-from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.session import Clock, Model
 from virnucpro.results import (
@@ -28,7 +26,15 @@ from virnucpro.results import (
     write_records,
 )
 from virnucpro.runtime.monitoring import Monitor
-from virnucpro.scoring import ChunkCalls, RecordCalls, call_chunks, call_records, recall_records
+from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
+from virnucpro.scoring.calls import (
+    ChunkCalls,
+    RecordCalls,
+    call_chunks,
+    call_records,
+    recall_records,
+)
+from virnucpro.scoring.classifier import Classifier
 from virnucpro.sequences.frame_store import FrameStore
 
 RUN_SCHEMA_VERSION = 1

@@ -18,15 +18,6 @@ from virnucpro.embedding.session import (
     open_monitor,
     run_job,
 )
-from virnucpro.frame_scores import (
-    FrameFeatures,
-    failed_rows,
-    make_frame_job,
-    open_classifier,
-    open_models,
-    prepare_frames,
-    score_frames,
-)
 from virnucpro.outputs import (
     PredictResult,
     describe_passes,
@@ -37,6 +28,15 @@ from virnucpro.outputs import (
 from virnucpro.results import write_run_json
 from virnucpro.runtime.devices import choose_precision, make_accelerator
 from virnucpro.runtime.monitoring import ProgressListener
+from virnucpro.scoring.frame_scores import (
+    FrameFeatures,
+    failed_rows,
+    make_frame_job,
+    open_classifier,
+    open_models,
+    prepare_frames,
+    score_frames,
+)
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 
 logger = logging.getLogger(__name__)

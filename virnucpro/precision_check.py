@@ -14,13 +14,17 @@ from accelerate import Accelerator
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.layout import METRICS_NAME, RunLayout
 from virnucpro.checkpoints.parts import finished_parts
-from virnucpro.classifier import Classifier
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.loop import EmbeddingJob
 from virnucpro.embedding.session import Clock, Model, open_monitor, run_job
 from virnucpro.errors import InputError, UsageError
-from virnucpro.frame_scores import (
+from virnucpro.results import write_fasta
+from virnucpro.runtime.devices import choose_precision, device_name, make_accelerator
+from virnucpro.runtime.monitoring import Monitor
+from virnucpro.scoring.calls import call_chunks, call_records, score_chunks
+from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.frame_scores import (
     FrameFeatures,
     failed_rows,
     make_frame_job,
@@ -28,10 +32,6 @@ from virnucpro.frame_scores import (
     open_models,
     score_frames,
 )
-from virnucpro.results import write_fasta
-from virnucpro.runtime.devices import choose_precision, device_name, make_accelerator
-from virnucpro.runtime.monitoring import Monitor
-from virnucpro.scoring import call_chunks, call_records, score_chunks
 from virnucpro.sequences.fasta import sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 

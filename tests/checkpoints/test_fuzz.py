@@ -23,8 +23,8 @@ from tools.make_classifier_weights import make_classifier
 from virnucpro.checkpoints.legacy.reading import read_documents
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import check_part
-from virnucpro.classifier import load_classifier
 from virnucpro.errors import CheckpointError, VirnucproError
+from virnucpro.scoring.classifier import load_classifier
 from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]

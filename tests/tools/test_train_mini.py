@@ -30,8 +30,8 @@ from tools.train_mini import (
     read_teacher,
     write_settings,
 )
-from virnucpro import scoring
-from virnucpro.classifier import load_classifier
+from virnucpro.scoring import calls as scoring
+from virnucpro.scoring.classifier import load_classifier
 
 KINDS = {
     "viral/phage": "AAA ATA TTA AAT GAT",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro.classifier import Classifier
 from virnucpro.errors import UsageError
+from virnucpro.scoring.classifier import Classifier
 from virnucpro.training.head import Examples, FittedHead, fit_head
 
 CPU = torch.device("cpu")

@@ -26,7 +26,6 @@ from tests.runs import (
 )
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import PredictConfig, TrainConfig, TrainResult, predict, train
-from virnucpro.classifier import load_classifier
 from virnucpro.cli import main
 from virnucpro.errors import (
     ClassifierError,
@@ -34,6 +33,7 @@ from virnucpro.errors import (
     OutputExistsError,
     UsageError,
 )
+from virnucpro.scoring.classifier import load_classifier
 
 CHUNK_BP = 90
 FILES = ("phages.fa", "bacteria.fa", "fungi.fa")

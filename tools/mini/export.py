@@ -16,7 +16,7 @@ from virnucpro_esm2.weights import TRANSFORMERS, source_names
 
 from tools.mini.frames import DNA_SPECIAL
 from tools.mini.model import MiniModel
-from virnucpro.classifier import ClassifierMetadata, save_classifier
+from virnucpro.scoring.classifier import ClassifierMetadata, save_classifier
 
 
 def export_model(directory: Path, model: MiniModel, calibrations: dict[int, Tensor]) -> None:

@@ -37,7 +37,7 @@ class Sizes:
 
 
 class Head(nn.Module):
-    """The classifier, under the names of tensors that `virnucpro.classifier` reads."""
+    """The classifier, under the names of tensors that `virnucpro.scoring.classifier` reads."""
 
     def __init__(self, input_dim: int, hidden: int, dropout: float) -> None:
         super().__init__()

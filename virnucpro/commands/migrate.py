@@ -99,8 +99,8 @@ def migrate_command(ctx: click.Context, /, sources: tuple[Path, ...], **options:
 
 
 def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[str, Any]) -> None:
-    from virnucpro.classifier import ClassifierMetadata
     from virnucpro.migration import migrate_classifier
+    from virnucpro.scoring.classifier import ClassifierMetadata
 
     if len(sources) != 1:
         raise UsageError(f"{len(sources)} sources: a classifier is migrated from one file")

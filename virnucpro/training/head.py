@@ -47,7 +47,7 @@ class FittedHead(NamedTuple):
     """A trained MLP.
 
     Attributes:
-        state: Its tensors, as `virnucpro.classifier` names them.
+        state: Its tensors, as `virnucpro.scoring.classifier` names them.
         losses: For each epoch the weighted cross-entropy of the training frames, with dropout, and
             that of the held-out ones.
         best_epoch: The one whose weights are kept, from 1.

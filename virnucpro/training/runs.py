@@ -15,11 +15,9 @@ from accelerate.utils import broadcast_object_list
 
 from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
-from virnucpro.calibration import Calibration, fit_calibration
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import FloatArray
-from virnucpro.classifier import Classifier, ClassifierMetadata, load_classifier, save_classifier
 from virnucpro.config import PredictConfig, TrainConfig
 from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.session import (
@@ -39,16 +37,23 @@ from virnucpro.evaluation.report import (
     measure_subsets,
     write_report,
 )
-from virnucpro.frame_scores import (
+from virnucpro.runtime.devices import choose_precision, make_accelerator
+from virnucpro.runtime.monitoring import Monitor, ProgressListener
+from virnucpro.scoring.calibration import Calibration, fit_calibration
+from virnucpro.scoring.calls import call_chunks, score_chunks
+from virnucpro.scoring.classifier import (
+    Classifier,
+    ClassifierMetadata,
+    load_classifier,
+    save_classifier,
+)
+from virnucpro.scoring.frame_scores import (
     FrameFeatures,
     failed_rows,
     make_frame_job,
     open_models,
     prepare_frames,
 )
-from virnucpro.runtime.devices import choose_precision, make_accelerator
-from virnucpro.runtime.monitoring import Monitor, ProgressListener
-from virnucpro.scoring import call_chunks, score_chunks
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 from virnucpro.training.corpus import (
     Corpus,

@@ -17,12 +17,12 @@ from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import FloatArray, IntArray, finished_parts
-from virnucpro.classifier import Classifier, load_classifier
 from virnucpro.config import STDIN, FramesConfig, PredictConfig
 from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.loop import EmbeddingJob, EmbeddingSummary
 from virnucpro.embedding.session import Model, open_model
 from virnucpro.errors import CheckpointError, ClassifierError, UsageError
+from virnucpro.scoring.classifier import Classifier, load_classifier
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store, open_frame_store
 
 logger = logging.getLogger(__name__)

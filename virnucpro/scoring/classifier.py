@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 
 from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
-from virnucpro.calibration import Calibration
 from virnucpro.errors import ClassifierError, WeightsError
+from virnucpro.scoring.calibration import Calibration
 
 CLASS_NAMES = ("others", "virus")
 """The columns of the scores, in the published models' order."""
