@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from virnucpro.errors import VirnucproError
-from virnucpro.results import (
+from virnucpro.reports.tables import (
     write_fasta,
     write_highest_scores,
     write_prediction_results,

@@ -18,7 +18,7 @@ from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.kmers import PENALTIES, KmerBaseline, count_kmers
 from tools.mini.records import LENGTHS_BP
 from tools.mini.sampling import Sampler
-from virnucpro.evaluation.metrics import measure_metrics
+from virnucpro.reports.metrics import measure_metrics
 
 
 def draw_features(

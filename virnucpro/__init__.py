@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from virnucpro.config import EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
     from virnucpro.embed_records import embed
     from virnucpro.evaluation.runs import Evaluation, evaluate
-    from virnucpro.outputs import PredictResult
     from virnucpro.pipeline import predict
+    from virnucpro.reports.run_results import PredictResult
     from virnucpro.training.runs import TrainResult, train
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _HOMES = {
     "EvaluateConfig": "virnucpro.config",
     "Evaluation": "virnucpro.evaluation.runs",
     "PredictConfig": "virnucpro.config",
-    "PredictResult": "virnucpro.outputs",
+    "PredictResult": "virnucpro.reports.run_results",
     "TrainConfig": "virnucpro.config",
     "TrainResult": "virnucpro.training.runs",
     "embed": "virnucpro.embed_records",

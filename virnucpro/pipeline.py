@@ -18,14 +18,14 @@ from virnucpro.embedding.session import (
     open_monitor,
     run_job,
 )
-from virnucpro.outputs import (
+from virnucpro.reports.run_results import (
     PredictResult,
     describe_passes,
     describe_run,
     summarize,
     write_tables,
 )
-from virnucpro.results import write_run_json
+from virnucpro.reports.tables import write_run_json
 from virnucpro.runtime.devices import choose_precision, make_accelerator
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.scoring.frame_scores import (

@@ -19,7 +19,7 @@ from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.loop import EmbeddingJob
 from virnucpro.embedding.session import Clock, Model, open_monitor, run_job
 from virnucpro.errors import InputError, UsageError
-from virnucpro.results import write_fasta
+from virnucpro.reports.tables import write_fasta
 from virnucpro.runtime.devices import choose_precision, device_name, make_accelerator
 from virnucpro.runtime.monitoring import Monitor
 from virnucpro.scoring.calls import call_chunks, call_records, score_chunks

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from virnucpro.evaluation.metrics import (
+from virnucpro.reports.metrics import (
     Predictions,
     bin_probabilities,
     estimate_metrics,

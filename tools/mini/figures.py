@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from virnucpro.config import PredictConfig
-from virnucpro.evaluation.metrics import Predictions, measure_metrics
-from virnucpro.evaluation.report import against_the_rest
+from virnucpro.reports.metrics import Predictions, measure_metrics
+from virnucpro.reports.report import against_the_rest
 from virnucpro.training.splits import balance
 
 Floats = npt.NDArray[np.floating[Any]]

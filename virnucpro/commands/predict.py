@@ -31,7 +31,7 @@ from virnucpro.errors import IncompleteError, UsageError
 from virnucpro.runtime.logs import reads_settings_first, set_console_level
 
 if TYPE_CHECKING:
-    from virnucpro.outputs import PredictResult
+    from virnucpro.reports.run_results import PredictResult
 
 logger = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ import numpy as np
 
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, OutputExistsError
-from virnucpro.evaluation.figures import draw_report, require_matplotlib
-from virnucpro.evaluation.metrics import Bools, Ints, Predictions
-from virnucpro.evaluation.report import (
+from virnucpro.reports.figures import draw_report, require_matplotlib
+from virnucpro.reports.metrics import Bools, Ints, Predictions
+from virnucpro.reports.report import (
     Resampled,
     Section,
     against_the_rest,
     measure_subsets,
     write_report,
 )
-from virnucpro.evaluation.tables import read_table
+from virnucpro.reports.tsv import read_table
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from virnucpro.embedding.session import (
     run_job,
 )
 from virnucpro.errors import IncompleteError, OutputExistsError
-from virnucpro.evaluation.figures import draw_report, require_matplotlib
-from virnucpro.evaluation.report import (
+from virnucpro.reports.figures import draw_report, require_matplotlib
+from virnucpro.reports.report import (
     Resampled,
     Section,
     against_the_rest,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro.evaluation.metrics import Predictions
+from virnucpro.reports.metrics import Predictions
 from virnucpro.training.corpus import Corpus, Ints
 from virnucpro.training.splits import HELD_OUT_RUN, balance
 

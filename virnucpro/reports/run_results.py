@@ -19,7 +19,7 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.session import Clock, Model
-from virnucpro.results import (
+from virnucpro.reports.tables import (
     write_fasta,
     write_highest_scores,
     write_prediction_results,

@@ -9,14 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from virnucpro.evaluation.metrics import (
+from virnucpro.reports.metrics import (
     Bools,
     Estimate,
     Predictions,
     count_clusters,
     estimate_metrics,
 )
-from virnucpro.results import open_whole, write_run_json
+from virnucpro.reports.tables import open_whole, write_run_json
 
 REPORT_SCHEMA_VERSION = 1
 _COLUMNS = (

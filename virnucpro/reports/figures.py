@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from virnucpro.errors import UsageError, VirnucproError
-from virnucpro.evaluation.metrics import (
+from virnucpro.reports.metrics import (
     NUM_CALIBRATION_BINS,
     Predictions,
     bin_probabilities,

@@ -1,0 +1,1 @@
+"""What is written for people: tables, run.json, metrics and figures."""
