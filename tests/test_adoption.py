@@ -18,9 +18,9 @@ from tests.test_pipeline import assert_same_table
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.errors import IdentityMismatchError
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.migration import MigrationConfig, migrate_features
 from virnucpro.sequences.frame_store import open_frame_store
 

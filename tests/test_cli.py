@@ -22,7 +22,7 @@ from virnucpro.commands.options import settle_output
 from virnucpro.commands.predict import make_config, predict_command
 from virnucpro.config import PredictConfig
 from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
-from virnucpro.settings_file import read_settings
+from virnucpro.legacy.settings import read_settings
 
 
 def walk(command, *words):

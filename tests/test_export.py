@@ -15,12 +15,12 @@ from tests import legacy_files as old
 from tests.runs import write_reads
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.legacy.reading import read_documents
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli import main
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.export import ExportConfig, export_embeddings
+from virnucpro.legacy.documents import read_documents
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.migration import MigrationConfig, migrate_features
 from virnucpro.sequences.frame_store import open_frame_store
 

@@ -17,9 +17,9 @@ import torch
 from virnucpro_esm2 import backend as esm2
 
 from virnucpro.backend.weights import read_pickle, read_tensors
-from virnucpro.checkpoints.legacy.reading import read_documents
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.errors import CheckpointError, VirnucproError, WeightsError
+from virnucpro.legacy.documents import read_documents
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier import load_classifier
 
 

@@ -16,7 +16,6 @@ from tools.make_classifier_weights import make_classifier
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import (
     check_part,
     finished_parts,
@@ -24,6 +23,8 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.legacy.verification import Verification
 from virnucpro.migration import (
     REPORT_NAME,
     MigrationConfig,
@@ -31,7 +32,6 @@ from virnucpro.migration import (
     migrate_features,
 )
 from virnucpro.scoring.classifier import ClassifierMetadata, load_classifier, read_state
-from virnucpro.verification import Verification
 
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(30, DIMS.dna, seed=1)
@@ -260,7 +260,7 @@ def test_the_real_runs(shared, tmp_path):
 @pytest.fixture(scope="module")
 def embedded(demo_weights, tmp_path_factory):
     """A run of v2.0 whose proteins are those of the demonstration model, in float16."""
-    from virnucpro.verification import _embed
+    from virnucpro.legacy.verification import _embed
 
     random = np.random.default_rng(5)
     letters = list("ACDEFGHIKLMNPQRSTVWY")

@@ -7,7 +7,7 @@ import pytest
 
 from virnucpro.config import PredictConfig
 from virnucpro.errors import UsageError
-from virnucpro.settings_file import read_settings
+from virnucpro.legacy.settings import read_settings
 
 FORK_DEFAULTS = """\
 version: "2.0.0"

@@ -15,10 +15,6 @@ from virnucpro.backend.weights import check_torch_zip
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.hdf5 import open_file, read_attribute
 from virnucpro.checkpoints.layout import RunLayout
-from virnucpro.checkpoints.legacy.joining import ALPHABETS, inspect_file
-from virnucpro.checkpoints.legacy.reading import NOT_MARKED
-from virnucpro.checkpoints.legacy.runs import list_files
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import (
     FORMAT_NAME,
@@ -29,6 +25,10 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.errors import CheckpointError, WeightsError
+from virnucpro.legacy.documents import NOT_MARKED
+from virnucpro.legacy.joining import ALPHABETS, inspect_file
+from virnucpro.legacy.old_runs import list_files
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 
 SUFFIXES = frozenset({".pt", ".pth", ".h5"})

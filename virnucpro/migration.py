@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.legacy.joining import (
+from virnucpro.checkpoints.parts import (
+    Identity,
+    IntArray,
+    finished_parts,
+    finished_rows,
+    part_name,
+)
+from virnucpro.embedding.session import locked
+from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.legacy.documents import UNKNOWN
+from virnucpro.legacy.joining import (
     ALPHABETS,
     Choice,
     Conversion,
@@ -26,25 +36,15 @@ from virnucpro.checkpoints.legacy.joining import (
     inspect_file,
     run_parallel,
 )
-from virnucpro.checkpoints.legacy.reading import UNKNOWN
-from virnucpro.checkpoints.legacy.runs import feature_files, read_expected_length
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
-from virnucpro.checkpoints.parts import (
-    Identity,
-    IntArray,
-    finished_parts,
-    finished_rows,
-    part_name,
-)
-from virnucpro.embedding.session import locked
-from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.legacy.old_runs import feature_files, read_expected_length
+from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.legacy.verification import Verification, verify_rows
 from virnucpro.scoring.classifier import (
     ClassifierMetadata,
     check_state,
     read_state,
     save_classifier,
 )
-from virnucpro.verification import Verification, verify_rows
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ import logging
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from virnucpro.adoption import adopt_legacy_run
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.loader import prepare_workers
@@ -18,6 +17,7 @@ from virnucpro.embedding.session import (
     open_monitor,
     run_job,
 )
+from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.run_results import (
     PredictResult,
     describe_passes,

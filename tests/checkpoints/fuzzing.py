@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.legacy.reading import read_documents
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import check_part, finished_rows, read_identity
 from virnucpro.errors import VirnucproError
+from virnucpro.legacy.documents import read_documents
+from virnucpro.legacy.steps import EmbeddingDims
 
 DIMS = EmbeddingDims(6, 4)
 

@@ -20,10 +20,10 @@ from tests import legacy_files as old
 from tests.checkpoints.fuzzing import DIMS, damage, read_features, read_part
 from tests.checkpoints.test_parts import GOLDEN, embed, write
 from tools.make_classifier_weights import make_classifier
-from virnucpro.checkpoints.legacy.reading import read_documents
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import check_part
 from virnucpro.errors import CheckpointError, VirnucproError
+from virnucpro.legacy.documents import read_documents
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier import load_classifier
 from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 

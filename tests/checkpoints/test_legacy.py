@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests import legacy_files as old
-from virnucpro.checkpoints.legacy.joining import choose_rows, excuse_joined, inspect_file
-from virnucpro.checkpoints.legacy.pickles import read_torch_file
-from virnucpro.checkpoints.legacy.reading import MIXED_IDS, NOT_MARKED, read_documents
-from virnucpro.checkpoints.legacy.runs import feature_files, read_expected_length
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS
 from virnucpro.errors import CheckpointError
+from virnucpro.legacy.documents import MIXED_IDS, NOT_MARKED, read_documents
+from virnucpro.legacy.joining import choose_rows, excuse_joined, inspect_file
+from virnucpro.legacy.old_runs import feature_files, read_expected_length
+from virnucpro.legacy.pickles import read_torch_file
+from virnucpro.legacy.steps import EmbeddingDims
 
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(5, DIMS.dna, seed=1)

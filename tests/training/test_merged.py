@@ -11,10 +11,10 @@ import torch
 
 from tests.legacy_files import save
 from virnucpro import TrainConfig, train
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.errors import CheckpointError
+from virnucpro.legacy.merged import read_merged
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier import load_classifier
-from virnucpro.training.merged import read_merged
 
 DIMS = EmbeddingDims(6, 4)
 

@@ -125,9 +125,9 @@ def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[s
 def _migrate_features(
     sources: tuple[Path, ...], output: Path | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    from virnucpro.checkpoints.legacy.steps import EmbeddingDims
+    from virnucpro.legacy.steps import EmbeddingDims
+    from virnucpro.legacy.verification import Verification
     from virnucpro.migration import MigrationConfig, migrate_features
-    from virnucpro.verification import Verification
 
     given = {"dna": options["dna_weights"], "protein": options["protein_weights"]}
     weights: Any = {

@@ -25,8 +25,8 @@ from virnucpro.config import (
     TrainConfig,
 )
 from virnucpro.errors import OutputExistsError, UsageError
+from virnucpro.legacy.settings import read_settings
 from virnucpro.runtime.logs import is_launched, is_main_process, is_one_of_several
-from virnucpro.settings_file import read_settings
 
 Config = TypeVar("Config", PredictConfig, EmbedConfig, TrainConfig)
 

@@ -16,7 +16,6 @@ from accelerate.utils import broadcast_object_list
 from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.layout import RunLayout
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.config import PredictConfig, TrainConfig
 from virnucpro.embedding.loader import prepare_workers
@@ -29,6 +28,8 @@ from virnucpro.embedding.session import (
     run_job,
 )
 from virnucpro.errors import IncompleteError, OutputExistsError
+from virnucpro.legacy.merged import read_merged
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.reports.figures import draw_report, require_matplotlib
 from virnucpro.reports.report import (
     Resampled,
@@ -64,7 +65,6 @@ from virnucpro.training.corpus import (
     read_groups,
 )
 from virnucpro.training.head import Examples, FittedHead, fit_head
-from virnucpro.training.merged import read_merged
 from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
 from virnucpro.training.stretches import (
     SIZES,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro.checkpoints.legacy.reading import read_documents
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.errors import CheckpointError
+from virnucpro.legacy.documents import read_documents
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.training.corpus import Corpus, InputClass
 
 _FRAME_ID = re.compile(r"(?P<record>.*)_chunk_(?P<number>\d+)[FR][123]", re.DOTALL)

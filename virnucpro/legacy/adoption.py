@@ -16,7 +16,16 @@ import numpy as np
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.layout import RunLayout
-from virnucpro.checkpoints.legacy.joining import (
+from virnucpro.checkpoints.parts import (
+    Identity,
+    IntArray,
+    finished_parts,
+    finished_rows,
+    next_part_number,
+    read_identity,
+)
+from virnucpro.errors import CheckpointError
+from virnucpro.legacy.joining import (
     BoolArray,
     Choice,
     Conversion,
@@ -28,23 +37,14 @@ from virnucpro.checkpoints.legacy.joining import (
     inspect_file,
     run_parallel,
 )
-from virnucpro.checkpoints.legacy.runs import (
+from virnucpro.legacy.old_runs import (
     fasta_files,
     feature_files,
     read_expected_length,
     read_fasta,
     run_parts,
 )
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
-from virnucpro.checkpoints.parts import (
-    Identity,
-    IntArray,
-    finished_parts,
-    finished_rows,
-    next_part_number,
-    read_identity,
-)
-from virnucpro.errors import CheckpointError
+from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)

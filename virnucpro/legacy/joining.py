@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.legacy.reading import Generation, read_documents
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims, UnmatchedRowsError
 from virnucpro.checkpoints.parts import Identity, IntArray, finished_parts, part_name, write_part
 from virnucpro.errors import CheckpointError
+from virnucpro.legacy.documents import Generation, read_documents
+from virnucpro.legacy.steps import EmbeddingDims, UnmatchedRowsError
 
 ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
 

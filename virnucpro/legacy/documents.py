@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 
 from virnucpro.checkpoints import hdf5
-from virnucpro.checkpoints.legacy.pickles import is_zip, read_torch_file
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document, FormatVersionError
 from virnucpro.checkpoints.parts import FORMAT_NAME, check_part, read_identity
 from virnucpro.errors import CheckpointError
+from virnucpro.legacy.pickles import is_zip, read_torch_file
+from virnucpro.legacy.steps import EmbeddingDims
 
 _ROWS_AT_A_TIME = 8192
 

@@ -13,12 +13,12 @@ import torch
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.registry import load_backend
-from virnucpro.checkpoints.legacy.joining import Choice, FileReport, digest_ids
-from virnucpro.checkpoints.legacy.reading import read_documents
-from virnucpro.checkpoints.legacy.runs import fasta_files, read_fasta
-from virnucpro.checkpoints.legacy.steps import EmbeddingDims
 from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.errors import CheckpointError, UsageError
+from virnucpro.legacy.documents import read_documents
+from virnucpro.legacy.joining import Choice, FileReport, digest_ids
+from virnucpro.legacy.old_runs import fasta_files, read_fasta
+from virnucpro.legacy.steps import EmbeddingDims
 
 logger = logging.getLogger(__name__)
 
