@@ -5,8 +5,8 @@ import pytest
 
 from virnucpro.errors import UsageError
 from virnucpro.training.corpus import Corpus, InputClass
+from virnucpro.training.fragments import join_chunks, name_size, weigh
 from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
-from virnucpro.training.stretches import join_chunks, name_size, weigh
 
 SHARES = (0.8, 0.1, 0.1)
 CLASSES = (InputClass("virus", True), InputClass("bacteria", False), InputClass("fungi", False))

@@ -64,9 +64,7 @@ from virnucpro.training.corpus import (
     name_classes,
     read_groups,
 )
-from virnucpro.training.head import Examples, FittedHead, fit_head
-from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
-from virnucpro.training.stretches import (
+from virnucpro.training.fragments import (
     SIZES,
     Stretches,
     join_chunks,
@@ -74,6 +72,8 @@ from virnucpro.training.stretches import (
     name_size,
     weigh,
 )
+from virnucpro.training.head import Examples, FittedHead, fit_head
+from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
 
 logger = logging.getLogger(__name__)
 
