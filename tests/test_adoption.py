@@ -21,8 +21,8 @@ from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.errors import IdentityMismatchError
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.migration import MigrationConfig, migrate_features
 from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.workflows.migrate import MigrationConfig, migrate_features
 
 NUM_READS = 60
 FRAMES_PER_FILE = 40

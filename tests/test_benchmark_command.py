@@ -190,7 +190,7 @@ def test_a_run_takes_the_budget_that_profile_stored(
 
 def test_budgets_double_and_stop_where_they_should() -> None:
     from virnucpro.errors import UsageError
-    from virnucpro.profiling import BudgetRange
+    from virnucpro.workflows.profile import BudgetRange
 
     assert BudgetRange(512).list_for("cpu") == [512, 1024, 2048, 4096, 8192]
     assert BudgetRange(512).list_for("cuda")[-1] == 131_072

@@ -22,7 +22,7 @@ from tools.make_esm2_weights import make_config, make_random_model, write_fair_e
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.compiling import compile_layers, pays
-from virnucpro.pipeline import predict
+from virnucpro.workflows.predict import predict
 
 CPU = torch.device("cpu")
 

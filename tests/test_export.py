@@ -18,11 +18,11 @@ from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli import main
 from virnucpro.errors import CheckpointError, OutputExistsError
-from virnucpro.export import ExportConfig, export_embeddings
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.migration import MigrationConfig, migrate_features
 from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.workflows.export import ExportConfig, export_embeddings
+from virnucpro.workflows.migrate import MigrationConfig, migrate_features
 
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(30, DIMS.dna, seed=1)

@@ -10,7 +10,7 @@ import pytest
 LOWER_FLOORS = (
     "virnucpro, virnucpro.scoring.calibration, virnucpro.checkpoints.embeddings_file, "
     "virnucpro.checkpoints.layout, virnucpro.checkpoints.parts, virnucpro.config, "
-    "virnucpro.evaluation.runs, virnucpro.sequences.fasta, virnucpro.sequences.frame_store, virnucpro.backend.interface, "
+    "virnucpro.workflows.evaluate, virnucpro.sequences.fasta, virnucpro.sequences.frame_store, virnucpro.backend.interface, "
     "virnucpro.backend.registry, virnucpro.reports.tables, virnucpro.scoring.calls, virnucpro.legacy.settings, "
     "virnucpro.backend.testing, virnucpro.backend.weights"
 )

@@ -25,13 +25,13 @@ from virnucpro.checkpoints.parts import (
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import Verification
-from virnucpro.migration import (
+from virnucpro.scoring.classifier import ClassifierMetadata, load_classifier, read_state
+from virnucpro.workflows.migrate import (
     REPORT_NAME,
     MigrationConfig,
     migrate_classifier,
     migrate_features,
 )
-from virnucpro.scoring.classifier import ClassifierMetadata, load_classifier, read_state
 
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(30, DIMS.dna, seed=1)

@@ -62,7 +62,7 @@ def plan(path: Path, directory: Path) -> str:
 
 def measure(step: Callable[[Path, Path], str], path: Path, directory: Path, answers: Any) -> None:
     """Run one step in a process that has imported what a run imports."""
-    import virnucpro.pipeline  # noqa: F401
+    import virnucpro.workflows.predict  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.monotonic()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from virnucpro.config import EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
-    from virnucpro.embed_records import embed
-    from virnucpro.evaluation.runs import Evaluation, evaluate
-    from virnucpro.pipeline import predict
     from virnucpro.reports.run_results import PredictResult
-    from virnucpro.training.runs import TrainResult, train
+    from virnucpro.workflows.embed import embed
+    from virnucpro.workflows.evaluate import Evaluation, evaluate
+    from virnucpro.workflows.predict import predict
+    from virnucpro.workflows.train import TrainResult, train
 
 __version__ = "0.1.0"
 
@@ -35,15 +35,15 @@ __all__ = [
 _HOMES = {
     "EmbedConfig": "virnucpro.config",
     "EvaluateConfig": "virnucpro.config",
-    "Evaluation": "virnucpro.evaluation.runs",
+    "Evaluation": "virnucpro.workflows.evaluate",
     "PredictConfig": "virnucpro.config",
     "PredictResult": "virnucpro.reports.run_results",
     "TrainConfig": "virnucpro.config",
-    "TrainResult": "virnucpro.training.runs",
-    "embed": "virnucpro.embed_records",
-    "evaluate": "virnucpro.evaluation.runs",
-    "predict": "virnucpro.pipeline",
-    "train": "virnucpro.training.runs",
+    "TrainResult": "virnucpro.workflows.train",
+    "embed": "virnucpro.workflows.embed",
+    "evaluate": "virnucpro.workflows.evaluate",
+    "predict": "virnucpro.workflows.predict",
+    "train": "virnucpro.workflows.train",
 }
 
 

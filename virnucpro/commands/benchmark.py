@@ -24,8 +24,8 @@ from virnucpro.errors import IncompleteError, UsageError, VirnucproError
 if TYPE_CHECKING:
     import torch
 
-    from virnucpro.benchmarking import Line
     from virnucpro.embedding.measuring import Ceilings
+    from virnucpro.workflows.benchmark import Line
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,8 @@ def benchmark_command(ctx: click.Context, /, **options: Any) -> None:
 
 def _measure(options: dict[str, Any]) -> Report:
     """Return everything that was measured, as JSON knows values."""
-    from virnucpro import benchmarking
     from virnucpro.runtime.devices import make_accelerator
+    from virnucpro.workflows import benchmark as benchmarking
 
     config = ComputeConfig(**{name: options[name] for name in ("device", "precision", "attention")})
     accelerator = make_accelerator(config)

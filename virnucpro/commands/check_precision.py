@@ -28,7 +28,7 @@ from virnucpro.errors import UsageError
 from virnucpro.runtime.logs import is_one_of_several
 
 if TYPE_CHECKING:
-    from virnucpro.precision_check import PrecisionCheck, ScoreDifference
+    from virnucpro.workflows.check_precision import PrecisionCheck, ScoreDifference
 
 _OWN_OPTIONS = ("as_json", "no_progress", "num_records", "seed")
 
@@ -71,7 +71,7 @@ def check_precision_command(
     with tempfile.TemporaryDirectory(prefix="virnucpro-precision-") as scratch:
         config = PredictConfig(**predict_settings(ctx, fields), output_dir=Path(scratch))
         require_classifier(config)
-        from virnucpro.precision_check import check_precision
+        from virnucpro.workflows.check_precision import check_precision
 
         with shown_progress(Path(scratch, METRICS_NAME), wanted=wants_progress(ctx)):
             check = check_precision(config, num_records=num_records, seed=seed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from virnucpro.inspection import FileSummary, RunSummary
+    from virnucpro.workflows.checkpoints import FileSummary, RunSummary
 
 NO_SUCH_PLACE = 3
 """The exit code where there is nothing to check, which was the fork's."""
@@ -45,8 +45,8 @@ def show_command(path: Path, as_json: bool, dna_dim: int, protein_dim: int) -> N
       virnucpro checkpoints show contigs_predictions
       virnucpro checkpoints show old/output_1_ESM.pt --json
     """  # noqa: D301 (click reads the \b)
-    from virnucpro.inspection import summarize_files, summarize_run
     from virnucpro.legacy.steps import EmbeddingDims
+    from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
     run = summarize_run(path)
     summaries = list(summarize_files(path, EmbeddingDims(dna_dim, protein_dim), digests=False))
@@ -83,8 +83,8 @@ def verify_command(ctx: click.Context, /, path: Path, dna_dim: int, protein_dim:
     Example:
       virnucpro checkpoints verify contigs_predictions
     """  # noqa: D301 (click reads the \b)
-    from virnucpro.inspection import summarize_files, summarize_run
     from virnucpro.legacy.steps import EmbeddingDims
+    from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
     if not path.exists():
         click.echo(f"{path}: no such file or directory", err=True)

@@ -10,7 +10,7 @@ import click
 from virnucpro.commands.bars import counting_bars
 
 if TYPE_CHECKING:
-    from virnucpro.export import ExportFormat
+    from virnucpro.workflows.export import ExportFormat
 
 
 @click.command("export", short_help="Write embeddings in formats of other programs.")
@@ -48,7 +48,7 @@ def export_command(run: Path, to: ExportFormat, output_dir: Path, sequences_per_
       virnucpro export contigs_predictions --to anndata -o exported
       virnucpro export contigs_predictions --to pt -o exported
     """  # noqa: D301 (click reads the \b)
-    from virnucpro.export import ExportConfig, export_embeddings
+    from virnucpro.workflows.export import ExportConfig, export_embeddings
 
     with counting_bars() as show:
         summary = export_embeddings(ExportConfig(run, output_dir, to, sequences_per_file), show)

@@ -99,8 +99,8 @@ def migrate_command(ctx: click.Context, /, sources: tuple[Path, ...], **options:
 
 
 def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[str, Any]) -> None:
-    from virnucpro.migration import migrate_classifier
     from virnucpro.scoring.classifier import ClassifierMetadata
+    from virnucpro.workflows.migrate import migrate_classifier
 
     if len(sources) != 1:
         raise UsageError(f"{len(sources)} sources: a classifier is migrated from one file")
@@ -127,7 +127,7 @@ def _migrate_features(
 ) -> dict[str, Any]:
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.legacy.verification import Verification
-    from virnucpro.migration import MigrationConfig, migrate_features
+    from virnucpro.workflows.migrate import MigrationConfig, migrate_features
 
     given = {"dna": options["dna_weights"], "protein": options["protein_weights"]}
     weights: Any = {

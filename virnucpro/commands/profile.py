@@ -16,7 +16,7 @@ from virnucpro.embedding.budgets import store_budget
 from virnucpro.errors import UsageError
 
 if TYPE_CHECKING:
-    from virnucpro.profiling import BudgetProfile
+    from virnucpro.workflows.profile import BudgetProfile
 
 _DEFAULT_WEIGHTS = {
     PredictConfig.dna_backend: PredictConfig.dna_weights,
@@ -82,7 +82,7 @@ def profile_command(ctx: click.Context, /, **options: Any) -> None:
     location = options["weights"] or _DEFAULT_WEIGHTS.get(options["model"])
     if location is None:
         raise UsageError(f"backend {options['model']}: which weights? Name them with --weights")
-    from virnucpro.profiling import BudgetRange, profile_budgets
+    from virnucpro.workflows.profile import BudgetRange, profile_budgets
 
     profile = profile_budgets(
         ComputeConfig(**{name: options[name] for name in ("device", "precision", "attention")}),

@@ -155,8 +155,8 @@ def validate_checkpoints_command(
     Example:
       virnucpro utils validate-checkpoints contigs_predictions
     """  # noqa: D301 (click reads the \b)
-    from virnucpro.inspection import summarize_files
     from virnucpro.legacy.steps import EmbeddingDims
+    from virnucpro.workflows.checkpoints import summarize_files
 
     if not directory.is_dir():
         click.echo(f"{directory}: no such directory", err=True)

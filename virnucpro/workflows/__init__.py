@@ -1,0 +1,1 @@
+"""One story per command: `virnucpro X` is `workflows/x.py`."""
