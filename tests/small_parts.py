@@ -2,7 +2,7 @@
 
 import functools
 
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.embedding import loop as embedding
 from virnucpro.embedding.writer import PartWriter
 

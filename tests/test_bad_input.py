@@ -19,7 +19,7 @@ from xopen import xopen
 
 from tests.plugins import install_module
 from tests.runs import read_tables
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 
 Run = Callable[..., Result]
 

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from tests.runs import on_a_terminal
 from virnucpro.backend.interface import BackendInfo
 from virnucpro.backend.registry import BackendListing
-from virnucpro.cli import main
-from virnucpro.commands import backends
-from virnucpro.commands.options import settle_output
-from virnucpro.commands.predict import make_config, predict_command
+from virnucpro.cli import backends
+from virnucpro.cli.main import main
+from virnucpro.cli.options import settle_output
+from virnucpro.cli.predict import make_config, predict_command
 from virnucpro.config import PredictConfig
 from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
 from virnucpro.legacy.settings import read_settings
@@ -96,7 +96,7 @@ def test_torch_is_not_imported_for(command):
         check=True,
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "virnucpro.cli" in imported
+    assert "virnucpro.cli.main" in imported
     assert not imported & {"torch", "accelerate"}
 
 
@@ -361,7 +361,7 @@ def test_on_a_terminal_the_user_is_asked(occupied):
 
 def test_a_yes_means_force(occupied):
     program = (
-        "from virnucpro.commands.options import *\n"
+        "from virnucpro.cli.options import *\n"
         "config = PredictConfig(inputs='a.fa')\n"
         "print(settle_output(config, 'a_predictions', used=True, may_ask=True).force)"
     )
@@ -372,7 +372,7 @@ def test_a_yes_means_force(occupied):
 def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
     program = (
         "from pathlib import Path\n"
-        "from virnucpro.commands import options, predict, progress\n"
+        "from virnucpro.cli import options, predict, progress\n"
         "from virnucpro.runtime.monitoring import Monitor, PassStatus\n"
         f"path, argv = Path({str(tmp_path)!r}, 'metrics.jsonl'), ['a.fa', *{option.split()}]\n"
         "with predict.predict_command.make_context('predict', argv) as context:\n"

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from tests.runs import accelerate_launch, run
 from virnucpro import EmbedConfig, embed
 from virnucpro.backend.registry import load_backend
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.embedding.session import locked
 from virnucpro.errors import IdentityMismatchError, OutputExistsError, UsageError
 

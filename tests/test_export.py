@@ -16,7 +16,7 @@ from tests.runs import write_reads
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.sequences import frames
 from virnucpro.sequences.frame_store import build_frame_store
 from virnucpro.sequences.records import FRAME_NAMES

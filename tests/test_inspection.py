@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from tests import legacy_files as old
 from tests.checkpoints.test_parts import GOLDEN, IDENTITY, embed, mark_done, write
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.sequences.frame_store import build_frame_store
 
 DIMS = ["--dna-dim=6", "--protein-dim=4"]
@@ -96,7 +96,7 @@ def test_show_a_run(run):
 
 def test_show_imports_no_torch(run):
     script = (
-        "import sys; from virnucpro.cli import main; "
+        "import sys; from virnucpro.cli.main import main; "
         "main(['checkpoints', 'verify', sys.argv[1]], standalone_mode=False); "
         "sys.exit('torch' in sys.modules)"
     )

@@ -27,7 +27,7 @@ from tests.runs import (
     write_reads,
 )
 from virnucpro import EmbedConfig, PredictConfig, embed, predict
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.errors import Terminated, UsageError, VirnucproError
 from virnucpro.runtime import launching
 

@@ -10,7 +10,7 @@ from tests import legacy_files as old
 from tests.checkpoints.test_legacy import Bomb
 from tools.make_classifier_weights import make_classifier
 from virnucpro.checkpoints.parts import finished_parts
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.scoring.classifier import load_classifier, read_state
 
 

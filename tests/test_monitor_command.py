@@ -19,9 +19,9 @@ from rich.console import Console
 from tests.runs import VIRNUCPRO, run, write_reads
 from tests.test_monitoring import do_pass, make_sample, wait_for
 from virnucpro import EmbedConfig, PredictConfig, embed, predict
-from virnucpro.cli import main
-from virnucpro.commands.progress import follow
-from virnucpro.commands.run_view import format_seconds, render
+from virnucpro.cli.main import main
+from virnucpro.cli.progress import follow
+from virnucpro.cli.run_view import format_seconds, render
 from virnucpro.errors import WeightsError
 from virnucpro.runtime.monitoring import Monitor, PassStatus, Place, RunState, Sample
 from virnucpro.runtime.monitoring.gpu import GpuReading

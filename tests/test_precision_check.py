@@ -15,7 +15,7 @@ from tests.runs import predict_options, read_table, write_reads
 from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.sequences.fasta import RecordReader
 
 

@@ -33,7 +33,7 @@ from tests.runs import (
 from tests.small_parts import ROWS_PER_PART, SmallPartWriter
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import PredictConfig, predict
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.embedding import loop as embedding
 from virnucpro.errors import IdentityMismatchError, Terminated
 

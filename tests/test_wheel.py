@@ -77,7 +77,7 @@ def test_an_installed_wheel_declares_its_entry_points(installed: Path) -> None:
     assert found.version == virnucpro.__version__
     declared = {(one.group, one.name): one.value for one in found.entry_points}
     assert declared == {
-        ("console_scripts", "virnucpro"): "virnucpro.cli:main",
+        ("console_scripts", "virnucpro"): "virnucpro.cli.main:main",
         ("virnucpro.backends", "esm2"): "virnucpro_esm2:backend",
         ("virnucpro.backends", "dnabert-s"): "virnucpro_dnabert_s:backend",
     }

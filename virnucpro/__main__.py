@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from sklearn.metrics import average_precision_score, matthews_corrcoef, roc_auc_score
 
 from tests.runs import read_table, run
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 
 HEADER = (
     "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
@@ -252,7 +252,9 @@ def test_a_report_is_not_overwritten_unasked(tables, tmp_path: Path) -> None:
 
 def test_figures_need_an_extra_that_the_message_names(tables, tmp_path: Path) -> None:
     _, truth = tables
-    without = "import sys; sys.modules['matplotlib'] = None; from virnucpro.cli import main; main()"
+    without = (
+        "import sys; sys.modules['matplotlib'] = None; from virnucpro.cli.main import main; main()"
+    )
     done = run(sys.executable, "-c", without, "evaluate", tmp_path, "--truth", truth)
     assert done.returncode == 2
     assert "pip install '.[train]'" in done.stderr

@@ -26,7 +26,7 @@ from tests.runs import (
 )
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import PredictConfig, TrainConfig, TrainResult, predict, train
-from virnucpro.cli import main
+from virnucpro.cli.main import main
 from virnucpro.errors import (
     ClassifierError,
     InputError,

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from virnucpro.commands.run_view import describe_pass, describe_pass_end, render
+from virnucpro.cli.run_view import describe_pass, describe_pass_end, render
 from virnucpro.runtime.monitoring import RunState
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from virnucpro.commands.bars import counting_bars
+from virnucpro.cli.bars import counting_bars
 from virnucpro.config import PredictConfig
 from virnucpro.errors import UsageError
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from virnucpro import __version__
-from virnucpro.commands.options import (
+from virnucpro.cli.options import (
     device_options,
     hide_other_gpus,
     require_single_process,
 )
-from virnucpro.commands.tables import format_table
+from virnucpro.cli.tables import format_table
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import IncompleteError, UsageError, VirnucproError
 

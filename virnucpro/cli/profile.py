@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.commands.options import device_options, require_single_process
-from virnucpro.commands.tables import format_table
+from virnucpro.cli.options import device_options, require_single_process
+from virnucpro.cli.tables import format_table
 from virnucpro.config import ComputeConfig, PredictConfig
 from virnucpro.embedding.budgets import store_budget
 from virnucpro.errors import UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from virnucpro.commands.sections import echo_sections
+from virnucpro.cli.sections import echo_sections
 from virnucpro.config import EvaluateConfig
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from virnucpro.checkpoints.layout import RunLayout
-from virnucpro.commands.options import (
+from virnucpro.cli.options import (
     LAUNCH_OPTIONS,
     backend_options,
     budget_options,
@@ -25,7 +25,7 @@ from virnucpro.commands.options import (
     settle_output,
     wants_progress,
 )
-from virnucpro.commands.progress import shown_progress
+from virnucpro.cli.progress import shown_progress
 from virnucpro.config import STDIN, PredictConfig
 from virnucpro.errors import IncompleteError, UsageError
 from virnucpro.runtime.logs import reads_settings_first, set_console_level

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from virnucpro.commands.bars import counting_bars
+from virnucpro.cli.bars import counting_bars
 
 if TYPE_CHECKING:
     from virnucpro.workflows.export import ExportFormat

@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 
 from virnucpro.checkpoints.layout import METRICS_NAME
-from virnucpro.commands.progress import follow
-from virnucpro.commands.run_view import render
+from virnucpro.cli.progress import follow
+from virnucpro.cli.run_view import render
 from virnucpro.errors import UsageError
 from virnucpro.runtime.monitoring import RunState
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from virnucpro.checkpoints.layout import METRICS_NAME
-from virnucpro.commands.options import (
+from virnucpro.cli.options import (
     backend_options,
     classifier_options,
     compute_options,
@@ -22,7 +22,7 @@ from virnucpro.commands.options import (
     require_classifier,
     wants_progress,
 )
-from virnucpro.commands.progress import shown_progress
+from virnucpro.cli.progress import shown_progress
 from virnucpro.config import PredictConfig
 from virnucpro.errors import UsageError
 from virnucpro.runtime.logs import is_one_of_several

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from virnucpro.commands.checkpoints import NO_SUCH_PLACE, dims_options, echo_verdicts
-from virnucpro.commands.options import INPUT_PATH
+from virnucpro.cli.checkpoints import NO_SUCH_PLACE, dims_options, echo_verdicts
+from virnucpro.cli.options import INPUT_PATH
 from virnucpro.config import PredictConfig
 from virnucpro.errors import OutputExistsError
 

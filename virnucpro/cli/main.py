@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from virnucpro import __version__
-from virnucpro.commands import ARGUMENTS
+from virnucpro.cli import ARGUMENTS
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
 from virnucpro.runtime.logs import is_main_process, is_one_of_several, set_up_logging
 
@@ -57,7 +57,7 @@ class _Program(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
-        module = importlib.import_module(f"virnucpro.commands.{name}")
+        module = importlib.import_module(f"virnucpro.cli.{name}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from virnucpro.checkpoints.layout import RunLayout
-from virnucpro.commands.options import (
+from virnucpro.cli.options import (
     LAUNCH_OPTIONS,
     backend_options,
     budget_options,
@@ -20,8 +20,8 @@ from virnucpro.commands.options import (
     settle_output,
     wants_progress,
 )
-from virnucpro.commands.progress import shown_progress
-from virnucpro.commands.sections import echo_sections
+from virnucpro.cli.progress import shown_progress
+from virnucpro.cli.sections import echo_sections
 from virnucpro.config import TrainConfig
 from virnucpro.runtime.logs import is_main_process
 

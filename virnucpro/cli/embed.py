@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from virnucpro.checkpoints.layout import METRICS_NAME
-from virnucpro.commands.options import (
+from virnucpro.cli.options import (
     INPUT_PATH,
     LAUNCH_OPTIONS,
     compute_options,
@@ -20,7 +20,7 @@ from virnucpro.commands.options import (
     settle_output,
     wants_progress,
 )
-from virnucpro.commands.progress import shown_progress
+from virnucpro.cli.progress import shown_progress
 from virnucpro.config import STDIN, EmbedConfig
 
 logger = logging.getLogger(__name__)

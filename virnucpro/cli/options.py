@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from virnucpro.commands import ARGUMENTS
+from virnucpro.cli import ARGUMENTS
 from virnucpro.config import (
     ATTENTIONS,
     COMPILE_SETTINGS,
