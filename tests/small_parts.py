@@ -3,12 +3,12 @@
 import functools
 
 from virnucpro.cli.main import main
-from virnucpro.embedding import loop as embedding
+from virnucpro.embedding import loop
 from virnucpro.embedding.writer import PartWriter
 
 ROWS_PER_PART = 64
 SmallPartWriter = functools.partial(PartWriter, rows_per_part=ROWS_PER_PART)
 
 if __name__ == "__main__":
-    embedding.PartWriter = SmallPartWriter
+    loop.PartWriter = SmallPartWriter
     main(prog_name="virnucpro")

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 LOWER_FLOORS = (
-    "virnucpro, virnucpro.scoring.calibration, virnucpro.checkpoints.embeddings_file, "
-    "virnucpro.checkpoints.layout, virnucpro.checkpoints.parts, virnucpro.config, "
-    "virnucpro.workflows.evaluate, virnucpro.sequences.fasta, virnucpro.sequences.frame_store, virnucpro.backend.interface, "
-    "virnucpro.backend.registry, virnucpro.reports.tables, virnucpro.scoring.calls, virnucpro.legacy.settings, "
-    "virnucpro.backend.testing, virnucpro.backend.weights"
+    "virnucpro, virnucpro.backend.interface, virnucpro.backend.registry, virnucpro.backend.testing, "
+    "virnucpro.backend.weights, virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.layout, "
+    "virnucpro.checkpoints.parts, virnucpro.config, virnucpro.legacy.settings, "
+    "virnucpro.reports.tables, virnucpro.scoring.calibration, virnucpro.scoring.calls, "
+    "virnucpro.sequences.fasta, virnucpro.sequences.frame_store, virnucpro.workflows.evaluate"
 )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from virnucpro.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from virnucpro.config import EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
     from virnucpro.reports.run_results import PredictResult
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from virnucpro.workflows.evaluate import Evaluation, evaluate
     from virnucpro.workflows.predict import predict
     from virnucpro.workflows.train import TrainResult, train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "EmbedConfig",

@@ -56,7 +56,7 @@ def figures_by_kind(predictions: Predictions, kinds: npt.NDArray[np.str_]) -> di
 
 
 def chunk_logits(logits_F2: Tensor, chunk_F: Tensor, num_chunks: int) -> Tensor:
-    """Return the logits (C,) of chunk scores as `virnucpro.scoring.calls.score_chunks` makes them."""
+    """Return the logits (C,) of chunk scores as `scoring.calls.score_chunks` makes them."""
     log_p_F2 = logits_F2.log_softmax(1)
     index_F2 = chunk_F[:, None].expand_as(log_p_F2)
     empty_C2 = log_p_F2.new_full((num_chunks, 2), -torch.inf)

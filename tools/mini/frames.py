@@ -1,6 +1,6 @@
 """Open frames and their tokens as the pipeline makes them, for whole batches on any device.
 
-The rules are those of `virnucpro.sequences.frames` and of the two backends' collators; a test compares.
+The rules are those of `sequences.frames` and of the two backends' collators; a test compares.
 
 Shapes: C chunks of L bases, F open frames, K codons, T tokens, W words of DNA of k bases.
 """

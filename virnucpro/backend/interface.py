@@ -2,8 +2,8 @@
 
 A backend turns sequences of one alphabet into vectors. It is a package with one object registered
 under the entry-point group `virnucpro.backends`; docs/backends.md shows a complete one. A backend
-may import this module, `virnucpro.backend.weights`, `virnucpro.kernels`, `virnucpro.sequences.records` and
-`virnucpro.errors`, and nothing else of virnucpro.
+may import `virnucpro.backend`, `virnucpro.kernels` and `virnucpro.errors`, and nothing else of
+virnucpro.
 
 Shapes: B sequences in a batch, T tokens of all of them together, E the embedding's dimension.
 """

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro import __version__
 from virnucpro.cli.options import (
     device_options,
     hide_other_gpus,
@@ -20,6 +19,7 @@ from virnucpro.cli.options import (
 from virnucpro.cli.tables import format_table
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import IncompleteError, UsageError, VirnucproError
+from virnucpro.version import __version__
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,10 @@ from types import FrameType
 
 import click
 
-from virnucpro import __version__
 from virnucpro.cli import ARGUMENTS
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
 from virnucpro.runtime.logs import is_main_process, is_one_of_several, set_up_logging
+from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
 

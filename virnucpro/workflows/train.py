@@ -13,7 +13,6 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import FloatArray
@@ -74,6 +73,7 @@ from virnucpro.training.fragments import (
 )
 from virnucpro.training.head import Examples, FittedHead, fit_head
 from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
+from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
 

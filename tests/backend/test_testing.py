@@ -13,7 +13,7 @@ from virnucpro.backend.interface import Backend, Collator, Encoder, TokenBatch, 
 from virnucpro.backend.testing import BackendContract, ToyBackend, toy, write_toy_weights
 from virnucpro.backend.testing.toy.model import ToyEncoder
 
-DOCS = Path(__file__).parent.parent / "docs" / "backends.md"
+DOCS = Path(__file__).parents[2] / "docs" / "backends.md"
 CODE_BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -67,7 +67,10 @@ print(*encoder(batch).shape)
 
 
 def test_the_contract_asks_for_pytest(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['pytest'] = None; from virnucpro.backend.testing import BackendContract"
+    code = (
+        "import sys; sys.modules['pytest'] = None;"
+        "from virnucpro.backend.testing import BackendContract"
+    )
     child = run_python("-c", code, sites=[], cwd=tmp_path)
     assert "pip install pytest" in child.stderr.splitlines()[-1]
 
@@ -105,7 +108,7 @@ class SloppyContract(TestToyBackend):
 def test_the_contract_finds_faults(tmp_path: Path) -> None:
     node = f"{__file__}::SloppyContract"
     args = ["-m", "pytest", "-q", "-rf", "-o", "python_classes=SloppyContract", node]
-    child = run_python(*args, sites=[], cwd=Path(__file__).parent.parent)
+    child = run_python(*args, sites=[], cwd=Path(__file__).parents[2])
     assert set(re.findall(r"^FAILED .*::(test_\w+)", child.stdout, re.MULTILINE)) == {
         "test_module_is_imported_without_torch",
         "test_token_cost_grows_with_length",

@@ -21,7 +21,7 @@ from virnucpro.runtime.monitoring.judge import Limits, find_trouble
 from virnucpro.runtime.monitoring.status import take_sample
 from virnucpro.runtime.monitoring.summary import Summary
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
 LOAD_S = 10.0
 H200 = "NVIDIA H200"

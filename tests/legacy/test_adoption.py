@@ -14,7 +14,7 @@ import pytest
 
 from tests import legacy_files as old
 from tests.runs import assert_tables_equal_but_for_rounding, read_tables, write_reads
-from tests.test_pipeline import assert_same_table
+from tests.workflows.test_predict import assert_same_table
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader

@@ -217,7 +217,8 @@ def test_a_build_that_fails_leaves_no_complete_store(build: BuildFrames, tmp_pat
 def test_a_killed_build_leaves_no_complete_store(build: BuildFrames, tmp_path: Path) -> None:
     build()
     script = (
-        "import sys; from pathlib import Path; from virnucpro.sequences.frame_store import build_frame_store;"
+        "import sys; from pathlib import Path;"
+        "from virnucpro.sequences.frame_store import build_frame_store;"
         "build_frame_store(['-'], Path(sys.argv[1]), chunk_length_bp=12)"
     )
     child = subprocess.Popen(

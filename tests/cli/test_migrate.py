@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from tests import legacy_files as old
-from tests.checkpoints.test_legacy import Bomb
+from tests.legacy.test_documents import Bomb
 from tools.make_classifier_weights import make_classifier
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli.main import main

@@ -20,7 +20,7 @@ from virnucpro.sequences.records import Record
 
 F32 = np.float32
 LEGACY = (
-    Path(__file__).resolve().parents[1]
+    Path(__file__).resolve().parents[2]
     / "../shared/legacy/test_with_orfs_refactored/test_with_orfs_merged"
 )
 needs_legacy = pytest.mark.skipif(not LEGACY.is_dir(), reason="no files of the fork here")

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from tests.runs import VIRNUCPRO, run, write_reads
-from tests.test_monitoring import do_pass, make_sample, wait_for
+from tests.runtime.test_monitoring import do_pass, make_sample, wait_for
 from virnucpro import EmbedConfig, PredictConfig, embed, predict
 from virnucpro.cli.main import main
 from virnucpro.cli.progress import follow
