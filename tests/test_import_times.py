@@ -9,7 +9,7 @@ import pytest
 
 LOWER_FLOORS = (
     "virnucpro, virnucpro.backend.interface, virnucpro.backend.registry, virnucpro.backend.testing, "
-    "virnucpro.backend.weights, virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.layout, "
+    "virnucpro.backend.weights, virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.run_directory, "
     "virnucpro.checkpoints.parts, virnucpro.config, virnucpro.legacy.settings, "
     "virnucpro.reports.tables, virnucpro.scoring.calibration, virnucpro.scoring.calls, "
     "virnucpro.sequences.fasta, virnucpro.sequences.frame_store, virnucpro.workflows.evaluate"

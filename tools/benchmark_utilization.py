@@ -11,7 +11,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from virnucpro.checkpoints.layout import METRICS_NAME
+from virnucpro.checkpoints.run_directory import METRICS_NAME
 
 HEAD = (
     "pass",

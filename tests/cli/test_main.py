@@ -257,14 +257,14 @@ def test_every_option_of_the_fork_is_accepted():
         inputs=("a.fa",),
         model_type="300",
         model_path=Path("m.pth"),
-        expected_length=250,
+        chunk_length_bp=250,
         output_dir=Path("out"),
         device="cpu",
         keep_intermediate=True,
         resume=True,
         force=True,
-        dnabert_batch_size=9,
-        esm_batch_size=10,
+        dna_batch_tokens=9,
+        protein_batch_tokens=10,
         skip_checkpoint_validation=True,
         dataloader_workers=3,
         pin_memory=True,
@@ -294,7 +294,7 @@ def test_every_option_of_the_fork_is_accepted():
                 "protein_weights": "w",
                 "precision": "bf16",
                 "attention": "sdpa",
-                "min_length": 150,
+                "min_length_bp": 150,
                 "threshold": 0.7,
             },
         ),
@@ -310,10 +310,10 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
         "features: {esm: {toks_per_batch: 100}}\n"
     )
     config = config_of("a.fa -m 300 --esm-batch-size 256", before="-c s.yaml")
-    assert config.esm_batch_size == 256
+    assert config.protein_batch_tokens == 256
     assert config.sequences_per_file == 8
     assert config.resolved_model_path == Path("three.pth")
-    assert config.dnabert_batch_size is None
+    assert config.dna_batch_tokens is None
 
 
 def test_an_option_without_meaning_says_so_once_and_only_when_given(run, fasta):

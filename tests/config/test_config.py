@@ -39,10 +39,10 @@ def test_defaults_are_those_of_the_fork():
     ("settings", "length_bp"),
     [
         ({"model_type": "300"}, 300),
-        ({"model_type": "300", "expected_length": 400}, 400),
+        ({"model_type": "300", "chunk_length_bp": 400}, 400),
         ({"model_type": "custom", "model_path": "mine.pth"}, 500),
         ({"model_type": "mini"}, 500),
-        ({"model_type": "mini", "expected_length": 300}, 300),
+        ({"model_type": "mini", "chunk_length_bp": 300}, 300),
     ],
 )
 def test_chunk_length_comes_from_the_model_type(settings, length_bp):
@@ -75,16 +75,16 @@ def test_devices(given, device):
         ({"inputs": "-"}, "need an output directory"),
         ({"model_type": "400"}, "model_type '400': wanted one of 300, 500, mini, custom"),
         ({"model_type": "custom"}, "custom needs a model"),
-        ({"model_type": "mini", "expected_length": 400}, "expected length 400: model type mini"),
+        ({"model_type": "mini", "chunk_length_bp": 400}, "chunk length 400: model type mini"),
         ({"device": "gpu"}, "device 'gpu': wanted auto"),
         ({"precision": "int8"}, "precision 'int8': wanted one of auto, fp32"),
         ({"attention": "fast"}, "attention 'fast'"),
-        ({"esm_batch_size": 0}, "esm_batch_size 0: wanted a whole number, at least 1"),
+        ({"protein_batch_tokens": 0}, "protein_batch_tokens 0: wanted a whole number, at least 1"),
         ({"sequences_per_file": None}, "sequences_per_file None"),
-        ({"expected_length": -5}, "expected_length -5"),
-        ({"esm_batch_size": "2048"}, "esm_batch_size '2048'"),
+        ({"chunk_length_bp": -5}, "chunk_length_bp -5"),
+        ({"protein_batch_tokens": "2048"}, "protein_batch_tokens '2048'"),
         ({"dataloader_workers": True}, "dataloader_workers True"),
-        ({"min_length": -1}, "min_length -1"),
+        ({"min_length_bp": -1}, "min_length_bp -1"),
         ({"threshold": 1.5}, "threshold 1.5: wanted a score from 0 to 1"),
         ({"max_fdr": 0}, "max_fdr 0: wanted a share between 0 and 1"),
         ({"viral_share": 1.0}, "viral_share 1.0: wanted a share between 0 and 1"),
@@ -108,5 +108,5 @@ def test_settings_are_json_with_defaults_filled_in():
     assert settings["inputs"] == ["a.fa"]
     assert settings["output_dir"] == "a_predictions"
     assert settings["model_path"] == "500_model.pth"
-    assert settings["expected_length"] == 500
+    assert settings["chunk_length_bp"] == 500
     assert settings["precision"] == "auto"

@@ -307,7 +307,7 @@ def test_nothing_is_taken_into_a_run_that_is_about_to_be_refused(
     (tmp_path / "checkpoints/protein/part-00000-000000.h5").unlink()
     before = sorted(tmp_path.rglob("*.h5"))
     with pytest.raises(IdentityMismatchError):
-        predict(make_config(reads, tmp_path, demo_weights, min_length=50))
+        predict(make_config(reads, tmp_path, demo_weights, min_length_bp=50))
     assert sorted(tmp_path.rglob("*.h5")) == before
 
 

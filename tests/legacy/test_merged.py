@@ -68,7 +68,7 @@ def test_a_classifier_is_made_of_them(features: list[str], tmp_path: Path) -> No
         output_path=tmp_path / "head.safetensors",
         dna_dim=6,
         protein_dim=4,
-        expected_length=500,
+        chunk_length_bp=500,
         device="cpu",
     )
     result = train(config)

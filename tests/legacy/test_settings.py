@@ -55,7 +55,7 @@ def settings_file(tmp_path):
 
 def test_the_forks_own_defaults_mean_ours(settings_file, caplog):
     fields = read_settings(settings_file(FORK_DEFAULTS))
-    ours = PredictConfig(inputs="a.fa", dnabert_batch_size=2048, esm_batch_size=2048)
+    ours = PredictConfig(inputs="a.fa", dna_batch_tokens=2048, protein_batch_tokens=2048)
     assert PredictConfig(inputs="a.fa", **fields).settings() == ours.settings()
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
@@ -88,9 +88,9 @@ def test_every_meaningful_key_arrives(settings_file, caplog):
         "model_type": "300",
         "device": "1",
         "dna_weights": "me/DNA@v2",
-        "dnabert_batch_size": 10,
+        "dna_batch_tokens": 10,
         "protein_weights": "facebook/esm2_t6_8M_UR50D",
-        "esm_batch_size": 11,
+        "protein_batch_tokens": 11,
         "keep_intermediate": True,
     }
     assert not caplog.records

@@ -41,7 +41,7 @@ def reads(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def one_process(reads, demo_weights, tmp_path_factory) -> dict[str, bytes]:
     output_dir = tmp_path_factory.mktemp("one_process")
-    budgets = {"dnabert_batch_size": 100, "esm_batch_size": 100}
+    budgets = {"dna_batch_tokens": 100, "protein_batch_tokens": 100}
     settings = {"inputs": reads, "output_dir": output_dir, "device": "cpu"}
     predict(PredictConfig(**settings, **budgets, **demo_weights))
     return read_tables(output_dir)

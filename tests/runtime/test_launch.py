@@ -22,7 +22,7 @@ from virnucpro import EmbedConfig, PredictConfig, embed, predict
 pytestmark = pytest.mark.launch
 
 # So few tokens in a batch that there are many; and neither 2 nor 3 processes get equally many.
-BUDGETS = {"dnabert_batch_size": 150, "esm_batch_size": 150}
+BUDGETS = {"dna_batch_tokens": 150, "protein_batch_tokens": 150}
 BUDGET_OPTIONS = ("--dnabert-batch-size=150", "--esm-batch-size=150")
 NUM_BATCHES = ["25", "37"]
 

@@ -223,7 +223,11 @@ def test_signals_reach_all_and_what_is_done_is_kept(demo_weights, tmp_path):
         assert kept.items() <= parts_of(output_dir).items()
         kept = parts_of(output_dir)
         assert kept
-    settings = {"dnabert_batch_size": 100, "esm_batch_size": 100, "device": "cpu"} | demo_weights
+    settings = {
+        "dna_batch_tokens": 100,
+        "protein_batch_tokens": 100,
+        "device": "cpu",
+    } | demo_weights
     predict(PredictConfig(inputs=reads, output_dir=output_dir, resume=True, **settings))
     assert kept.items() <= parts_of(output_dir).items()
     for alphabet in ("dna", "protein"):

@@ -219,7 +219,7 @@ def test_the_300_bp_model(predict_into, demo_weights):
 
 
 def test_min_length_leaves_out_short_records_and_changes_no_other(predict_into, golden_run):
-    result = predict_into("golden", INPUTS, min_length=300)
+    result = predict_into("golden", INPUTS, min_length_bp=300)
     before = {row["record_id"]: row for row in read_table(golden_run.layout.records_tsv)}
     for row in read_table(result.layout.records_tsv):
         if 0 < int(row["length"]) < 300:
@@ -243,7 +243,7 @@ def test_threshold_decides_the_calls_and_not_the_scores(predict_into, golden_run
 
 
 def test_token_budgets_change_the_last_bits_at_most(predict_into, golden_run):
-    result = predict_into("golden", INPUTS, dnabert_batch_size=300, esm_batch_size=500)
+    result = predict_into("golden", INPUTS, dna_batch_tokens=300, protein_batch_tokens=500)
     assert_same_table(
         result.layout.prediction_results, golden_run.layout.prediction_results, bound=1e-5
     )

@@ -38,7 +38,7 @@ from virnucpro.embedding import loop as embedding
 from virnucpro.errors import IdentityMismatchError, Terminated
 
 # Small batches make a run slow enough to be killed on its way.
-BUDGETS = {"dnabert_batch_size": 100, "esm_batch_size": 100}
+BUDGETS = {"dna_batch_tokens": 100, "protein_batch_tokens": 100}
 BUDGET_OPTIONS = ("--dnabert-batch-size=100", "--esm-batch-size=100")
 NUM_READS = 600
 

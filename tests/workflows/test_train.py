@@ -70,7 +70,7 @@ def weights(demo_weights: dict[str, str]) -> dict[str, str]:
 def configure(genomes: Path, weights) -> Callable[..., TrainConfig]:
     def make(output_path: Path, **settings) -> TrainConfig:
         viral, *other = (str(genomes / name) for name in FILES)
-        given = {"viral": viral, "other": tuple(other), "expected_length": CHUNK_BP, "seed": 1}
+        given = {"viral": viral, "other": tuple(other), "chunk_length_bp": CHUNK_BP, "seed": 1}
         given |= {"test_share": 0.2, "device": "cpu"} | weights
         return TrainConfig(**given | {"output_path": output_path} | settings)
 
@@ -157,13 +157,13 @@ def test_predict_uses_it_and_nothing_else_may(trained, genomes, weights, tmp_pat
         "device": "cpu",
         "force": True,
     }
-    fitting = PredictConfig(**given, expected_length=CHUNK_BP, **weights)
+    fitting = PredictConfig(**given, chunk_length_bp=CHUNK_BP, **weights)
     result = predict(replace(fitting, max_fdr=0.1))
     assert result.num_virus >= 8
     rows = read_table(result.layout.records_tsv)
     assert all(float(row["probability"]) > 0.5 for row in rows if row["call"] == "virus")
     with pytest.raises(ClassifierError, match="trained on chunks of 90 bp, the run cuts chunks of"):
-        predict(replace(fitting, expected_length=300))
+        predict(replace(fitting, chunk_length_bp=300))
     others = make_demo_weights(tmp_path / "others", seed=1)
     with pytest.raises(ClassifierError, match="trained on esm2 weights sha256:"):
         predict(replace(fitting, protein_weights=others["protein_weights"]))
@@ -171,7 +171,7 @@ def test_predict_uses_it_and_nothing_else_may(trained, genomes, weights, tmp_pat
 
 def test_an_interrupted_training_goes_on_to_the_same_end(trained, configure, tmp_path) -> None:
     config, _ = trained
-    again = configure(tmp_path / "head.safetensors", esm_batch_size=2000)
+    again = configure(tmp_path / "head.safetensors", protein_batch_tokens=2000)
     updates = []
 
     def interrupt(update) -> None:

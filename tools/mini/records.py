@@ -100,7 +100,7 @@ def call_records(
             output_dir=directory / "predicted",
             model_type="custom",
             model_path=model / f"{chunk_length_bp}_model.safetensors",
-            expected_length=chunk_length_bp,
+            chunk_length_bp=chunk_length_bp,
             dna_weights=str(model / "dnabert_s"),
             protein_weights=str(model / "esm2"),
             force=True,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.checkpoints.layout import METRICS_NAME
+from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import (
     backend_options,
     classifier_options,
@@ -25,7 +25,7 @@ from virnucpro.cli.options import (
 from virnucpro.cli.progress import shown_progress
 from virnucpro.config import PredictConfig
 from virnucpro.errors import UsageError
-from virnucpro.runtime.logs import is_one_of_several
+from virnucpro.runtime.environment import num_processes
 
 if TYPE_CHECKING:
     from virnucpro.workflows.check_precision import PrecisionCheck, ScoreDifference
@@ -65,7 +65,7 @@ def check_precision_command(
       virnucpro check-precision contigs.fasta
       virnucpro check-precision contigs.fasta --precision fp8 --sample 1000
     """  # noqa: D301 (click reads the \b)
-    if is_one_of_several():
+    if num_processes() > 1:
         raise UsageError("a precision is checked in one process; start the command by itself")
     fields = {name: value for name, value in given_options(ctx).items() if name not in _OWN_OPTIONS}
     with tempfile.TemporaryDirectory(prefix="virnucpro-precision-") as scratch:

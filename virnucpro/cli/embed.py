@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from virnucpro.checkpoints.layout import METRICS_NAME
+from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import (
     INPUT_PATH,
     LAUNCH_OPTIONS,

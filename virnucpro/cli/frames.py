@@ -21,6 +21,7 @@ _ROWS_AT_A_TIME = 1 << 14
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "-e",
+    "--chunk-length-bp",
     "--expected-length",
     type=click.IntRange(min=3),
     default=500,
@@ -35,7 +36,7 @@ _ROWS_AT_A_TIME = 1 << 14
     metavar="FILE",
     help="Where to write the table; standard output by default.",
 )
-def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -> None:
+def frames_command(inputs: tuple[str, ...], chunk_length_bp: int, output: str) -> None:
     """Write the open frames of nucleotide sequences as a TAB-separated table.
 
     INPUT is FASTA or FASTQ, plain or compressed (gz, bz2, xz, zst); "-" is standard input. Every
@@ -59,7 +60,7 @@ def frames_command(inputs: tuple[str, ...], expected_length: int, output: str) -
             prefix=".virnucpro-frames-", dir=target.parent if is_file else None
         ) as scratch:
             store = build_frame_store(
-                inputs, Path(scratch, "store"), chunk_length_bp=expected_length
+                inputs, Path(scratch, "store"), chunk_length_bp=chunk_length_bp
             )
             if output == "-":
                 _write_table(store, sys.stdout.buffer)

@@ -15,7 +15,8 @@ import click
 
 from virnucpro.cli import ARGUMENTS
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
-from virnucpro.runtime.logs import is_main_process, is_one_of_several, set_up_logging
+from virnucpro.runtime.environment import is_main_process, num_processes
+from virnucpro.runtime.logs import set_up_logging
 from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def _explain(error: BaseException) -> int:
         time.sleep(_SECONDS_BEFORE_OTHERS_SPEAK)
     with_traceback = logger.isEnabledFor(logging.DEBUG)
     # A launcher passes signals on to its processes, and says it once for all.
-    ending = logging.DEBUG if is_one_of_several() else logging.ERROR
+    ending = logging.DEBUG if num_processes() > 1 else logging.ERROR
     match error:
         case VirnucproError():
             logger.error("%s", error, exc_info=with_traceback)

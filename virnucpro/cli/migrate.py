@@ -59,6 +59,7 @@ _CLASSIFIER_SUFFIX = ".safetensors"
 )
 @click.option(
     "-e",
+    "--chunk-length-bp",
     "--expected-length",
     type=click.IntRange(min=1),
     metavar="BP",
@@ -104,7 +105,7 @@ def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[s
 
     if len(sources) != 1:
         raise UsageError(f"{len(sources)} sources: a classifier is migrated from one file")
-    if options["expected_length"] is None:
+    if options["chunk_length_bp"] is None:
         number = re.match(r"\d+", sources[0].name)
         hint = f" (its name suggests -e {number[0]})" if number else ""
         raise UsageError(
@@ -116,7 +117,7 @@ def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[s
         protein_backend=options["protein_backend"],
         dna_dim=options["dna_dim"],
         protein_dim=options["protein_dim"],
-        chunk_length_bp=options["expected_length"],
+        chunk_length_bp=options["chunk_length_bp"],
     )
     migrate_classifier(sources[0], output, metadata, dry_run=options["dry_run"])
     click.echo(f"{'Would write' if options['dry_run'] else 'Written'}: {output}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from virnucpro.checkpoints.layout import METRICS_NAME
+from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.progress import follow
 from virnucpro.cli.run_view import render
 from virnucpro.errors import UsageError

@@ -26,7 +26,7 @@ from virnucpro.config import (
 )
 from virnucpro.errors import OutputExistsError, UsageError
 from virnucpro.legacy.settings import read_settings
-from virnucpro.runtime.logs import is_launched, is_main_process, is_one_of_several
+from virnucpro.runtime.environment import is_launched, is_main_process, num_processes
 
 Config = TypeVar("Config", PredictConfig, EmbedConfig, TrainConfig)
 
@@ -67,16 +67,18 @@ classifier_options = _group(
     ),
     click.option(
         "-e",
+        "--chunk-length-bp",
         "--expected-length",
         type=int,
         metavar="BP",
         help="Length of a chunk.  [default: the model type's]",
     ),
     click.option(
+        "--min-length-bp",
         "--min-length",
         type=int,
         metavar="BP",
-        default=PredictConfig.min_length,
+        default=PredictConfig.min_length_bp,
         show_default=True,
         help="Shorter records get no call.",
     ),
@@ -121,12 +123,14 @@ backend_options = _group(
 
 budget_options = _group(
     click.option(
+        "--dna-batch-tokens",
         "--dnabert-batch-size",
         type=int,
         metavar="TOKENS",
         help="Tokens per batch of DNA.  [default: by the device]",
     ),
     click.option(
+        "--protein-batch-tokens",
         "--esm-batch-size",
         type=int,
         metavar="TOKENS",
@@ -244,7 +248,7 @@ def settle_output(config: Config, path: Path, *, used: bool, may_ask: bool) -> C
     # The main process of a launch may already have begun to write what another finds here.
     if not used or config.force or config.resume or not is_main_process():
         return config
-    if is_one_of_several() or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
+    if num_processes() > 1 or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
         raise OutputExistsError(
             f"{path} exists; give --resume to go on with what is there, --force to overwrite it, "
             "or another output with -o"
@@ -276,7 +280,7 @@ def require_single_process(ctx: click.Context) -> None:
     Raises:
         UsageError: A launch has started others along with this one.
     """
-    if is_one_of_several():
+    if num_processes() > 1:
         raise UsageError(
             f"{ctx.command.name} measures one device; run it without a launcher, or in one process"
         )
@@ -295,21 +299,20 @@ def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -
     """
     wanted = ctx.params["num_processes"]
     if is_launched():
-        num_launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if wanted not in (None, num_launched):
+        if wanted not in (None, num_processes()):
             raise UsageError(
-                f"--num-processes {wanted}: this is a launch of {num_launched} already; "
+                f"--num-processes {wanted}: this is a launch of {num_processes()} already; "
                 "leave the option out"
             )
         return
     from virnucpro.runtime import launching
 
-    num_processes = launching.choose_num_processes(config.device, wanted, ctx.params["gpus"])
-    if num_processes == 1:
+    num_wanted = launching.choose_num_processes(config.device, wanted, ctx.params["gpus"])
+    if num_wanted == 1:
         return
     before, own = ctx.meta[ARGUMENTS]
     forced = ["--force"] if force else []
-    ctx.exit(launching.launch(num_processes, [*before, *forced, *own]))
+    ctx.exit(launching.launch(num_wanted, [*before, *forced, *own]))
 
 
 def wants_progress(ctx: click.Context) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.options import (
     LAUNCH_OPTIONS,
     backend_options,
@@ -28,7 +28,8 @@ from virnucpro.cli.options import (
 from virnucpro.cli.progress import shown_progress
 from virnucpro.config import STDIN, PredictConfig
 from virnucpro.errors import IncompleteError, UsageError
-from virnucpro.runtime.logs import reads_settings_first, set_console_level
+from virnucpro.runtime.environment import reads_settings_first
+from virnucpro.runtime.logs import set_console_level
 
 if TYPE_CHECKING:
     from virnucpro.reports.run_results import PredictResult
@@ -150,7 +151,7 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
     _note_options_without_meaning(ctx)
     hide_other_gpus(ctx.params["gpus"])
     require_classifier(config)
-    layout = RunLayout(config.resolved_output_dir, config.stem)
+    layout = RunDirectory(config.resolved_output_dir, config.stem)
     settled = settle_output(
         config, layout.output_dir, used=layout.is_used(), may_ask=STDIN not in config.inputs
     )

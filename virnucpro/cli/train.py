@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.options import (
     LAUNCH_OPTIONS,
     backend_options,
@@ -23,7 +23,7 @@ from virnucpro.cli.options import (
 from virnucpro.cli.progress import shown_progress
 from virnucpro.cli.sections import echo_sections
 from virnucpro.config import TrainConfig
-from virnucpro.runtime.logs import is_main_process
+from virnucpro.runtime.environment import is_main_process
 
 _SEVERAL = ("--viral", "--other", "--merged")
 _FILES = click.Path(exists=True, dir_okay=False)
@@ -76,10 +76,11 @@ class _ListCommand(click.Command):
 )
 @click.option(
     "-e",
+    "--chunk-length-bp",
     "--expected-length",
     type=int,
     metavar="BP",
-    default=TrainConfig.expected_length,
+    default=TrainConfig.chunk_length_bp,
     show_default=True,
     help="Length of a chunk.",
 )
@@ -158,7 +159,7 @@ def train_command(ctx: click.Context, /, **_: Any) -> None:
     apart = LAUNCH_OPTIONS | {"no_progress"}
     config = TrainConfig(**{k: v for k, v in given_options(ctx).items() if k not in apart})
     hide_other_gpus(ctx.params["gpus"])
-    layout = RunLayout(config.work_dir, config.output_path.stem)
+    layout = RunDirectory(config.work_dir, config.output_path.stem)
     used = config.output_path.exists() or layout.is_used()
     settled = settle_output(config, config.output_path, used=used, may_ask=True)
     if settled is None:

@@ -30,8 +30,8 @@ class PredictConfig(FramesConfig):
             the small model in this package, classifier and weights, for chunks of 500 or 300 bp.
         model_path: The classifier; by default the package's for `mini`, for the others
             `{model_type}_model.pth` in the working directory.
-        expected_length: Chunk length in bp; by default the model type's, 500 for a custom one.
-        min_length: Records shorter than this many bp get no call.
+        chunk_length_bp: Length of a chunk. By default the model type's; 500 for `custom`.
+        min_length_bp: Records shorter than this many bp get no call.
         threshold: A record is called viral from this score on.
         max_fdr: Call as many records viral as keep the expected share of others among them within
             this, instead of by `threshold`; None not to. Needs a calibrated classifier.
@@ -49,8 +49,8 @@ class PredictConfig(FramesConfig):
     output_dir: Path | None = None
     model_type: str = "500"
     model_path: Path | None = None
-    expected_length: int | None = None
-    min_length: int = 0
+    chunk_length_bp: int = None  # type: ignore[assignment]
+    min_length_bp: int = 0
     threshold: float = 0.5
     max_fdr: float | None = None
     viral_share: float | None = None
@@ -68,9 +68,11 @@ class PredictConfig(FramesConfig):
         self._require_one_of("model_type", MODEL_TYPES)
         if self.model_type == "mini":
             self._use_mini()
-        self._require_at_least("expected_length", 1)
+        if self.chunk_length_bp is None:
+            self._set("chunk_length_bp", 300 if self.model_type == "300" else 500)
+        self._require_at_least("chunk_length_bp", 1)
         self._require_at_least("sequences_per_file", 1)
-        self._require_at_least("min_length", 0)
+        self._require_at_least("min_length_bp", 0)
         self._require_share("max_fdr")
         self._require_share("viral_share")
         self._check_together()
@@ -98,7 +100,7 @@ class PredictConfig(FramesConfig):
             and self.chunk_length_bp not in MINI_LENGTHS_BP
         ):
             raise UsageError(
-                f"expected length {self.chunk_length_bp}: model type mini is for chunks of "
+                f"chunk length {self.chunk_length_bp}: model type mini is for chunks of "
                 f"{' or '.join(map(str, MINI_LENGTHS_BP))} bp"
             )
         if not 0 <= self.threshold <= 1:
@@ -114,13 +116,6 @@ class PredictConfig(FramesConfig):
         if len(self.inputs) == 1 and self.inputs[0] != STDIN:
             return input_stem(self.inputs[0])
         return self.resolved_output_dir.resolve().name
-
-    @property
-    def chunk_length_bp(self) -> int:
-        """The length that records are cut into."""
-        if self.expected_length is not None:
-            return self.expected_length
-        return 300 if self.model_type == "300" else 500
 
     @property
     def resolved_output_dir(self) -> Path:
@@ -140,5 +135,4 @@ class PredictConfig(FramesConfig):
             "inputs": list(self.inputs),
             "output_dir": str(self.resolved_output_dir),
             "model_path": str(self.resolved_model_path),
-            "expected_length": self.chunk_length_bp,
         }

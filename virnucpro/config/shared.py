@@ -108,8 +108,8 @@ class FramesConfig(ComputeConfig):
         protein_backend: Name of the backend that embeds proteins.
         dna_weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
         protein_weights: Its weights, likewise.
-        dnabert_batch_size: Tokens in a batch of the DNA backend; None for the device's default.
-        esm_batch_size: Tokens in a batch of the protein backend; None for the device's default.
+        dna_batch_tokens: Tokens in a batch of the DNA backend; None for the device's default.
+        protein_batch_tokens: Tokens in a batch of the protein backend; None for the device's default.
         resume: Keep what an earlier run of the same settings finished, and do the rest.
         force: Overwrite what is there. With `resume`, finished work is kept.
 
@@ -121,8 +121,8 @@ class FramesConfig(ComputeConfig):
     protein_backend: str = "esm2"
     dna_weights: str = "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
     protein_weights: str = "facebook/esm2_t36_3B_UR50D"
-    dnabert_batch_size: int | None = None
-    esm_batch_size: int | None = None
+    dna_batch_tokens: int | None = None
+    protein_batch_tokens: int | None = None
     resume: bool = False
     force: bool = False
 
@@ -130,7 +130,7 @@ class FramesConfig(ComputeConfig):
         super().__post_init__()
         for name in ("dna_weights", "protein_weights"):
             self._set(name, str(getattr(self, name)))
-        for name in ("dnabert_batch_size", "esm_batch_size"):
+        for name in ("dna_batch_tokens", "protein_batch_tokens"):
             self._require_at_least(name, 1)
 
     def _set_paths(self, name: str) -> None:

@@ -19,7 +19,7 @@ class TrainConfig(FramesConfig):
         merged: The original's labelled features instead of sequences.
         output_path: The classifier to write; the report and all finished work go to a directory
             beside it.
-        expected_length: Length in bp that records are cut into.
+        chunk_length_bp: Length in bp that records are cut into.
         groups: A table with the columns `id` and `group`: records of one group, such as a species,
             are never on two sides of a split. None for each record alone.
         valid_share: The share of the records that decides when to stop, and that the calibration
@@ -38,7 +38,7 @@ class TrainConfig(FramesConfig):
     other: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
     output_path: Path
-    expected_length: int = 500
+    chunk_length_bp: int = 500
     groups: Path | None = None
     valid_share: float = 0.1
     test_share: float = 0.1
@@ -52,7 +52,7 @@ class TrainConfig(FramesConfig):
         for name in ("viral", "other", "merged"):
             self._set_paths(name)
         self._set("output_path", Path(self.output_path))
-        for name in ("expected_length", "epochs", "dna_dim", "protein_dim"):
+        for name in ("chunk_length_bp", "epochs", "dna_dim", "protein_dim"):
             self._require_at_least(name, 1)
         self._require_at_least("seed", 0)
         self._require_share("valid_share")

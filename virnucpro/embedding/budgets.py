@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virnucpro.runtime.environment import user_cache_dir
+
 logger = logging.getLogger(__name__)
 
 # Throughput hardly changes from 8,000 tokens on an H200; on a CPU small batches stay in the cache.
@@ -50,8 +52,7 @@ def budgets_path() -> Path:
     given = os.environ.get(_PATH_VARIABLE)
     if given:
         return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "virnucpro" / "budgets.json"
+    return user_cache_dir() / "budgets.json"
 
 
 def read_budget(key: BudgetKey) -> int | None:

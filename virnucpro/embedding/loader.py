@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
+from virnucpro.runtime.environment import num_local_processes
 from virnucpro.sequences.frame_store import SequenceSource
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -38,8 +39,9 @@ def count_workers(compute: ComputeConfig, device: torch.device) -> int:
     """
     if compute.dataloader_workers is not None:
         return compute.dataloader_workers
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(4, max(1, (os.cpu_count() or 1) // local - 1)) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    return min(4, max(1, (os.cpu_count() or 1) // num_local_processes() - 1))
 
 
 def make_loader(

@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 
 from virnucpro.backend.interface import Alphabet, Weights
 from virnucpro.backend.registry import LoadedBackend, load_backend
-from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import Identity, collect_parts, finished_parts
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import STDIN, ComputeConfig, FramesConfig
 from virnucpro.embedding.loop import EmbeddingJob, EmbeddingSummary, run_embedding
 from virnucpro.errors import (
@@ -32,7 +32,8 @@ from virnucpro.errors import (
     WeightsError,
 )
 from virnucpro.runtime.claims import launch_store
-from virnucpro.runtime.devices import device_name, gpu_uuid, machine_name
+from virnucpro.runtime.devices import device_name, gpu_uuid
+from virnucpro.runtime.environment import machine_name
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
 from virnucpro.runtime.monitoring.gpu import open_gpu
@@ -127,7 +128,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def claim_run(
-    layout: RunLayout, inputs: Sequence[str], config: FramesConfig, accelerator: Accelerator
+    layout: RunDirectory, inputs: Sequence[str], config: FramesConfig, accelerator: Accelerator
 ) -> Iterator[None]:
     """Hold the run directory, cleared unless the run resumes, and log into it.
 

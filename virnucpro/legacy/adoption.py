@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import (
     Identity,
     IntArray,
@@ -24,6 +23,7 @@ from virnucpro.checkpoints.parts import (
     next_part_number,
     read_identity,
 )
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.joining import (
     BoolArray,
@@ -55,7 +55,7 @@ _NAMES = {"dna": "DNA", "protein": "protein"}
 
 
 def adopt_legacy_run(
-    layout: RunLayout, store: FrameStore, identities: Mapping[Alphabet, Identity]
+    layout: RunDirectory, store: FrameStore, identities: Mapping[Alphabet, Identity]
 ) -> dict[Alphabet, int]:
     """Write parts of this run from what an old one left in its directory, and count their rows.
 
@@ -120,7 +120,7 @@ class _Inspector:
         return inspect_file(path, self._dims)
 
 
-def _is_refused(layout: RunLayout, identities: Mapping[Alphabet, Identity]) -> bool:
+def _is_refused(layout: RunDirectory, identities: Mapping[Alphabet, Identity]) -> bool:
     """Tell whether parts of another run are there, over which this one is about to end."""
     for alphabet, identity in identities.items():
         for part in finished_parts(layout.parts_dir(alphabet)):
@@ -131,7 +131,7 @@ def _is_refused(layout: RunLayout, identities: Mapping[Alphabet, Identity]) -> b
     return False
 
 
-def _missing_rows(layout: RunLayout, store: FrameStore, alphabet: Alphabet) -> BoolArray:
+def _missing_rows(layout: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:
     """Return bool (frames,): the rows that this run has yet to embed."""
     representatives = store.sequences(alphabet).representatives
     missing: BoolArray = representatives == np.arange(store.num_frames)
@@ -231,7 +231,7 @@ def _tell(report: FileReport) -> None:
 
 
 def _make_task(
-    layout: RunLayout,
+    layout: RunDirectory,
     dims: EmbeddingDims,
     identities: Mapping[Alphabet, Identity],
     rank: int,

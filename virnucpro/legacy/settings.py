@@ -13,7 +13,7 @@ import yaml
 
 from virnucpro.config import MODEL_TYPES, PredictConfig
 from virnucpro.errors import UsageError
-from virnucpro.runtime.logs import reads_settings_first
+from virnucpro.runtime.environment import reads_settings_first
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ _KEYS = {
     "prediction.models.500": _Key("model_path", (str,)),
     "device.default": _Key("device", (str, int)),
     "features.dnabert.model_name": _Key("dna_weights", (str,)),
-    "features.dnabert.batch_size": _Key("dnabert_batch_size", (int,)),
+    "features.dnabert.batch_size": _Key("dna_batch_tokens", (int,)),
     "features.esm.model_name": _Key("protein_weights", (str,)),
-    "features.esm.toks_per_batch": _Key("esm_batch_size", (int,)),
+    "features.esm.toks_per_batch": _Key("protein_batch_tokens", (int,)),
     "files.auto_cleanup": _Key("keep_intermediate", (bool,)),
 } | dict.fromkeys(
     (

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from accelerate import Accelerator
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.session import Clock, Model
 from virnucpro.reports.tables import (
@@ -56,7 +56,7 @@ class PredictResult:
         seconds: Wall time of the whole run.
     """
 
-    layout: RunLayout
+    layout: RunDirectory
     num_records: int
     num_virus: int
     num_others: int
@@ -72,7 +72,7 @@ class PredictResult:
 
 
 def write_tables(
-    layout: RunLayout,
+    layout: RunDirectory,
     config: PredictConfig,
     store: FrameStore,
     frame_scores: npt.NDArray[np.float32],
@@ -124,7 +124,11 @@ def _call_records(
     config: PredictConfig, store: FrameStore, chunks: ChunkCalls, calibration: Calibration | None
 ) -> tuple[RecordCalls, dict[str, Any]]:
     records = call_records(
-        chunks, store.record_first_chunk, store.record_lengths, config.min_length, config.threshold
+        chunks,
+        store.record_first_chunk,
+        store.record_lengths,
+        config.min_length_bp,
+        config.threshold,
     )
     rule: dict[str, Any] = {"by": "score", "threshold": config.threshold}
     if calibration is None:
@@ -141,7 +145,7 @@ def _call_records(
     return records, rule | {"expected_fdr": expected_fdr, "viral_share": viral_share}
 
 
-def _write_intermediate(layout: RunLayout, config: PredictConfig, store: FrameStore) -> None:
+def _write_intermediate(layout: RunDirectory, config: PredictConfig, store: FrameStore) -> None:
     """Write the fork's intermediate FASTA files, wrapped where it wrapped them."""
     chunks = zip(
         _in_blocks(store.chunk_ids, store.num_chunks),
@@ -179,7 +183,7 @@ def _in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[st
 
 
 def summarize(
-    layout: RunLayout,
+    layout: RunDirectory,
     store: FrameStore,
     calls: RecordCalls,
     frame_scores: npt.NDArray[np.float32],

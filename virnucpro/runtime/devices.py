@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -17,6 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import UsageError
+from virnucpro.runtime.environment import num_processes, user_cache_dir
 
 DTYPES = {
     "fp32": torch.float32,
@@ -54,8 +53,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             f"device {device}: this machine shows {num_gpus} CUDA GPUs; "
             "choose another, or the device cpu"
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if wanted is not None and wanted.index is not None and not launched:
+    if wanted is not None and wanted.index is not None and num_processes() == 1:
         # Accelerate's own way of naming one device; it counts for the first Accelerator only.
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
         torch.cuda.set_device(wanted)
@@ -80,9 +78,8 @@ def keep_compiled() -> None:
     Torch's own place is the directory for temporary files, which it notes as soon as its compiler
     is imported.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    with suppress(OSError, RuntimeError):  # a home that nobody knows or may write to
-        path = Path(caches, "virnucpro", "torchinductor").expanduser()
+    with suppress(OSError, RuntimeError):  # the home directory is unknown or read-only
+        path = user_cache_dir() / "torchinductor"
         path.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(path))
 
@@ -145,11 +142,6 @@ def count_affordable(call: Callable[[], object], device: torch.device) -> float:
         return 0.0
     taken = max(1, torch.cuda.max_memory_allocated(device) - before)
     return measure_free_memory(device) / taken
-
-
-def machine_name() -> str:
-    """Return what to call this machine: distinct in a launch, even where hosts are named alike."""
-    return f"{platform.node()} (machine {os.environ.get('GROUP_RANK', '0')})"
 
 
 def device_name(device: torch.device) -> str:

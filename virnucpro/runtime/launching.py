@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from virnucpro.errors import Terminated, UsageError, VirnucproError
-from virnucpro.runtime.logs import RELAUNCHED
+from virnucpro.runtime.environment import RELAUNCHED
 
 logger = logging.getLogger(__name__)
 

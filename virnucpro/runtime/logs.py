@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from virnucpro.runtime.environment import is_main_process
+
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-RELAUNCHED = "VIRNUCPRO_RELAUNCHED"
-"""Environment variable of the processes that virnucpro itself has started."""
-
 _installed: list[logging.Handler] = []
-
-
-def is_main_process() -> bool:
-    """Return whether this is the only process of the run, or the first of a launch of several."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def is_launched() -> bool:
-    """Return whether a launcher has started this process, alone or as one of several."""
-    marks = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
-    return any(mark in os.environ for mark in marks)
-
-
-def is_one_of_several() -> bool:
-    """Return whether a launch has started other processes along with this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def reads_settings_first() -> bool:
-    """Return whether this process is the one to comment on the settings, which others read too."""
-    return is_main_process() and RELAUNCHED not in os.environ
 
 
 def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> None:

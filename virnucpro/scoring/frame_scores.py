@@ -15,8 +15,8 @@ from accelerate import Accelerator
 
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import FloatArray, IntArray, finished_parts
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import STDIN, FramesConfig, PredictConfig
 from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.loop import EmbeddingJob, EmbeddingSummary
@@ -117,7 +117,7 @@ def _is_built(inputs: Sequence[str], directory: Path, wanted: tuple[int, int]) -
 
 
 def make_frame_job(
-    layout: RunLayout,
+    layout: RunDirectory,
     config: FramesConfig,
     store: FrameStore,
     model: Model,
@@ -137,7 +137,7 @@ def make_frame_job(
         rows=unique_rows(source) if rows is None else np.unique(source.representatives[rows]),
         parts_dir=layout.parts_dir(alphabet),
         identity=model.make_identity(counted, precision, store.chunk_length_bp),
-        batch_tokens=config.dnabert_batch_size if alphabet == "dna" else config.esm_batch_size,
+        batch_tokens=config.dna_batch_tokens if alphabet == "dna" else config.protein_batch_tokens,
     )
 
 

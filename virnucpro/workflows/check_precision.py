@@ -12,8 +12,8 @@ import numpy.typing as npt
 from accelerate import Accelerator
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.layout import METRICS_NAME, RunLayout
 from virnucpro.checkpoints.parts import finished_parts
+from virnucpro.checkpoints.run_directory import METRICS_NAME, RunDirectory
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.loop import EmbeddingJob
@@ -199,7 +199,7 @@ class _Bench:
 
     def embed_and_score(self, config: PredictConfig, precision: str) -> _Outcome:
         """Return what comes of the sample in one precision."""
-        layout = RunLayout(config.resolved_output_dir / precision, config.stem)
+        layout = RunDirectory(config.resolved_output_dir / precision, config.stem)
         passes = []
         for model in self.models:
             job = make_frame_job(layout, config, self.store, model, precision)
@@ -223,7 +223,7 @@ def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[F
         [str(path)],
         directory / "frames",
         chunk_length_bp=config.chunk_length_bp,
-        min_length_bp=config.min_length,
+        min_length_bp=config.min_length_bp,
     )
     if not store.num_frames:
         raise InputError(
@@ -270,7 +270,11 @@ def _call(config: PredictConfig, store: FrameStore, frame_scores: Scores) -> lis
     """Return what `predict` says of frames, of chunks and of records with these scores."""
     chunks = call_chunks(frame_scores, store.chunk_first_frame)
     records = call_records(
-        chunks, store.record_first_chunk, store.record_lengths, config.min_length, config.threshold
+        chunks,
+        store.record_first_chunk,
+        store.record_lengths,
+        config.min_length_bp,
+        config.threshold,
     )
     return [
         _Calls(frame_scores[:, 1], frame_scores[:, 1] > frame_scores[:, 0]),

@@ -14,7 +14,6 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import check_torch_zip
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.hdf5 import open_file, read_attribute
-from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import (
     FORMAT_NAME,
@@ -24,6 +23,7 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     read_identity,
 )
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import CheckpointError, WeightsError
 from virnucpro.legacy.documents import NOT_MARKED
 from virnucpro.legacy.joining import ALPHABETS, inspect_file
@@ -170,7 +170,7 @@ def summarize_run(directory: Path) -> RunSummary | None:
     Raises:
         CheckpointError: Its frame store is damaged.
     """
-    layout = RunLayout(directory, stem="")  # names that depend on it are not asked for
+    layout = RunDirectory(directory, stem="")  # names that depend on it are not asked for
     if not layout.frame_store_dir.is_dir():
         return None
     store = open_frame_store(layout.frame_store_dir)
@@ -186,7 +186,7 @@ def summarize_run(directory: Path) -> RunSummary | None:
 
 
 def _count_finished(
-    layout: RunLayout, alphabet: Alphabet, store: FrameStore, wanted: np.ndarray[Any, Any]
+    layout: RunDirectory, alphabet: Alphabet, store: FrameStore, wanted: np.ndarray[Any, Any]
 ) -> int:
     parts = finished_parts(layout.parts_dir(alphabet))
     rows = finished_rows(parts)

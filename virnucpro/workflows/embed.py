@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.layout import METRICS_NAME
 from virnucpro.checkpoints.parts import Identity, finished_parts, read_identity
+from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.config import STDIN, EmbedConfig
 from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.loader import prepare_workers

@@ -20,7 +20,6 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import replace_when_whole
 from virnucpro.checkpoints.h5ad import Annotations, write_h5ad
-from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import (
     FloatArray,
     Identity,
@@ -30,6 +29,7 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     read_identity,
 )
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.sequences.frame_store import open_frame_store
 
@@ -121,7 +121,7 @@ class _Source:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        layout = RunLayout(directory, stem="")  # names that depend on it are not asked for
+        layout = RunDirectory(directory, stem="")  # names that depend on it are not asked for
         is_run = layout.frame_store_dir.is_dir()
         self._store = open_frame_store(layout.frame_store_dir) if is_run else None
         places = {

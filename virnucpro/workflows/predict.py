@@ -7,7 +7,7 @@ import logging
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.session import (
@@ -58,7 +58,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
     clock = Clock()
-    layout = RunLayout(config.resolved_output_dir, config.stem)
+    layout = RunDirectory(config.resolved_output_dir, config.stem)
     accelerator = make_accelerator(config)
     with (
         ending_together(accelerator),
@@ -107,13 +107,15 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
     return shared[0]
 
 
-def _find_frames(layout: RunLayout, config: PredictConfig, accelerator: Accelerator) -> FrameStore:
+def _find_frames(
+    layout: RunDirectory, config: PredictConfig, accelerator: Accelerator
+) -> FrameStore:
     if accelerator.is_main_process:
         prepare_frames(
             config.inputs,
             layout.frame_store_dir,
             chunk_length_bp=config.chunk_length_bp,
-            min_length_bp=config.min_length,
+            min_length_bp=config.min_length_bp,
         )
     accelerator.wait_for_everyone()
     store = open_frame_store(layout.frame_store_dir)

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from virnucpro.backend.weights import digest_files
-from virnucpro.checkpoints.layout import RunLayout
 from virnucpro.checkpoints.parts import FloatArray
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig, TrainConfig
 from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.session import (
@@ -132,7 +132,7 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
             f"{config.output_path}: exists already; overwrite it with --force, or choose another "
             "(-o)"
         )
-    layout = RunLayout(config.work_dir, config.output_path.stem)
+    layout = RunDirectory(config.work_dir, config.output_path.stem)
     accelerator = make_accelerator(config)
     with (
         ending_together(accelerator),
@@ -159,7 +159,7 @@ def _read_merged(config: TrainConfig) -> _Material:
         config.protein_backend,
         config.dna_dim,
         config.protein_dim,
-        config.expected_length,
+        config.chunk_length_bp,
         origin={
             "inputs": [_describe_file(path) for path in config.merged],
             "precision": sorted(set(precisions)),
@@ -174,7 +174,7 @@ def _describe_file(path: str | Path) -> dict[str, Any]:
 
 def _embed(
     config: TrainConfig,
-    layout: RunLayout,
+    layout: RunDirectory,
     accelerator: Accelerator,
     clock: Clock,
     monitor: Monitor,
@@ -188,7 +188,7 @@ def _embed(
     with clock.time("find open frames"):
         if accelerator.is_main_process:
             prepare_frames(
-                config.inputs, layout.frame_store_dir, chunk_length_bp=config.expected_length
+                config.inputs, layout.frame_store_dir, chunk_length_bp=config.chunk_length_bp
             )
         accelerator.wait_for_everyone()
         store = open_frame_store(layout.frame_store_dir)
@@ -220,7 +220,7 @@ def _describe_models(
         protein.loaded.name,
         dna.weights.embedding_dim,
         protein.weights.embedding_dim,
-        config.expected_length,
+        config.chunk_length_bp,
         dna.weights.identity,
         protein.weights.identity,
         origin={
@@ -244,7 +244,7 @@ def _choose(config: TrainConfig, corpus: Corpus) -> tuple[list[str], dict[str, I
 
 def _make_classifier(
     config: TrainConfig,
-    layout: RunLayout,
+    layout: RunDirectory,
     material: _Material,
     accelerator: Accelerator,
     clock: Clock,
@@ -303,7 +303,7 @@ def _calibrate(corpus: Corpus, valid: Stretches) -> Calibration:
 
 def _report(
     config: TrainConfig,
-    layout: RunLayout,
+    layout: RunDirectory,
     material: _Material,
     calibration: Calibration,
     test: Stretches,

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virnucpro.checkpoints.layout import RunLayout
+from virnucpro.checkpoints.run_directory import RunDirectory
 
 
-def write_run(layout: RunLayout) -> list[Path]:
+def write_run(layout: RunDirectory) -> list[Path]:
     """Write a file under every name that the layout knows."""
     written = [
         layout.prediction_results,
@@ -32,7 +32,7 @@ def write_run(layout: RunLayout) -> list[Path]:
 
 
 def test_names_are_those_of_the_fork(tmp_path):
-    layout = RunLayout(tmp_path, "reads")
+    layout = RunDirectory(tmp_path, "reads")
     names = [
         layout.prediction_results,
         layout.highest_scores,
@@ -54,7 +54,7 @@ def test_names_are_those_of_the_fork(tmp_path):
 
 
 def test_clear_removes_the_whole_run_but_the_lock(tmp_path):
-    layout = RunLayout(tmp_path, "a+b[1]")
+    layout = RunDirectory(tmp_path, "a+b[1]")
     write_run(layout)
     layout.lock_path.touch()
     layout.clear()
@@ -62,7 +62,7 @@ def test_clear_removes_the_whole_run_but_the_lock(tmp_path):
 
 
 def test_clear_leaves_what_is_not_ours(tmp_path):
-    layout = RunLayout(tmp_path, "reads")
+    layout = RunDirectory(tmp_path, "reads")
     written = write_run(layout)
     others = [
         tmp_path / "thesis.tex",
@@ -81,12 +81,12 @@ def test_clear_leaves_what_is_not_ours(tmp_path):
 
 
 def test_clear_of_nothing_does_nothing(tmp_path):
-    RunLayout(tmp_path / "none", "reads").clear()
+    RunDirectory(tmp_path / "none", "reads").clear()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_is_run_tells_a_finished_and_an_interrupted_run_from_a_strangers_directory(tmp_path):
-    layout = RunLayout(tmp_path, "reads")
+    layout = RunDirectory(tmp_path, "reads")
     (tmp_path / "run.log").touch()
     (tmp_path / "checkpoints").mkdir()
     assert not layout.is_run()

@@ -16,7 +16,7 @@ METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class RunLayout:
+class RunDirectory:
     """Where a run keeps what.
 
     The names of the tables and of the intermediate files are those of the optimized fork, so that
