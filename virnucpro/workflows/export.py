@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +30,12 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.sequences.frame_store import open_frame_store
 
 logger = logging.getLogger(__name__)
 
-ExportFormat = Literal["pt", "npz", "anndata"]
 ProgressListener = Callable[[str, int, int], None]
 """Called with what is done, the rows that it is done to, and those that there are."""
 
@@ -44,23 +44,6 @@ FRAME_ID = re.compile(r"(?P<chunk>(?P<record>.*)_chunk_\d+)[FR][123]", re.DOTALL
 
 _ROWS_AT_ONCE = 1 << 13
 _IDS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What to export.
-
-    Attributes:
-        source: A run directory, or the output directory of `migrate`.
-        output_dir: Made if need be; it must be empty.
-        to: `pt`: the merged files of the original VirNucPro; `npz`; `anndata`: one file.
-        sequences_per_file: Rows in a `.pt` or `.npz` file.
-    """
-
-    source: Path
-    output_dir: Path
-    to: ExportFormat
-    sequences_per_file: int = 10_000
 
 
 @dataclass(frozen=True)
