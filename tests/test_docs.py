@@ -74,8 +74,10 @@ def test_the_tutorial_shows_what_its_commands_print(tmp_path: Path) -> None:
         "CUDA_VISIBLE_DEVICES": "",
     }
     tutorial = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    blocks = _FENCE.findall(tutorial)
+    assert {"sh", "text"} <= {language for _, language, _ in blocks}
     printed = ""
-    for _, language, text in _FENCE.findall(tutorial):
+    for _, language, text in blocks:
         if language == "sh":
             printed = subprocess.run(
                 ["bash", "-e", "-c", text],
