@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-import virnucpro
 from virnucpro import __version__
 from virnucpro.commands import ARGUMENTS
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
@@ -130,13 +129,14 @@ def _sigterm_raises() -> Iterator[None]:
 def _print_citation(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
+    from importlib.resources import files
+
     import yaml
 
-    package = Path(virnucpro.__file__).parent
-    # A wheel holds the file inside the package; in a checkout it lies beside the package.
-    path = package / "CITATION.cff"
-    if not path.is_file():
-        path = package.parent / "CITATION.cff"
+    package = Path(str(files("virnucpro")))
+    # A wheel has the file inside the package; a checkout has it beside the package.
+    places = (package / "CITATION.cff", package.parent / "CITATION.cff")
+    path = next(place for place in places if place.is_file())
     software = yaml.safe_load(path.read_text(encoding="utf-8"))
     software["version"] = __version__
     works = [software, *software["references"]]
