@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from virnucpro.checkpoints.run_directory import METRICS_NAME
+from virnucpro.checkpoints.run_directory import EmbedDirectory
 from virnucpro.cli.options import (
     config_command,
     hide_other_gpus,
@@ -42,6 +42,6 @@ def embed_command(ctx: click.Context, config: EmbedConfig, launch: LaunchConfig)
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)
     from virnucpro import embed
 
-    with shown_progress(settled.work_dir / METRICS_NAME, wanted=wants_progress(ctx, launch)):
+    with shown_progress(EmbedDirectory(path).metrics_path, wanted=wants_progress(ctx, launch)):
         embed(settled)
     logger.info("embeddings: %s", path)

@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +21,11 @@ from virnucpro.config import (
     ComputeConfig,
     Config,
     DeviceConfig,
-    EmbedConfig,
     LaunchConfig,
     Option,
     PredictConfig,
     ProgressConfig,
-    TrainConfig,
+    RunConfig,
     command_options,
     options_of,
 )
@@ -35,7 +34,7 @@ from virnucpro.errors import OutputExistsError, UsageError
 from virnucpro.runtime.environment import is_launched, is_main_process, num_processes
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
-RunConfig = TypeVar("RunConfig", PredictConfig, EmbedConfig, TrainConfig)
+AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
 _PATHS: Mapping[str, Mapping[str, bool]] = {
     "input": {"exists": True, "dir_okay": False, "allow_dash": True},
@@ -82,7 +81,7 @@ class ConfigArgument(click.Argument):
         super().__init__([name], **about)
         self._help = help
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """Return the name and the help."""
         return self.human_readable_name, self._help
 
@@ -130,7 +129,7 @@ def config_command(
             is_eager=True,
             expose_value=False,
             hidden=True,
-            callback=lambda ctx, _, value: value and use_settings(ctx, value, path),
+            callback=lambda ctx, _, file: None if file is None else use_settings(ctx, file, path),
         )
         options = command_options(path).values()
         return cls(
@@ -173,7 +172,7 @@ def _make_param(option: Option) -> click.Parameter:
     )
 
 
-def _make_type(option: Option) -> click.ParamType:
+def _make_type(option: Option) -> click.ParamType[Any]:
     if option.choices:
         return click.Choice(option.choices)
     if option.path is not None:
@@ -183,7 +182,7 @@ def _make_type(option: Option) -> click.ParamType:
     return click.types.convert_type(option.kind)
 
 
-def _make_flags(options: Sequence[Option]) -> list[ConfigFlag]:
+def _make_flags(options: Iterable[Option]) -> list[ConfigFlag]:
     """Return the flags that stand for values of options."""
     return [
         ConfigFlag(
@@ -236,7 +235,8 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
     if issubclass(config, PredictConfig) and _FORK_SETTINGS in ctx.meta:
         from virnucpro.legacy.settings import read_fork_fields
 
-        fields = read_fork_fields(*ctx.meta[_FORK_SETTINGS], fields.get("model_type")) | fields
+        path, found = ctx.meta[_FORK_SETTINGS]
+        fields = read_fork_fields(path, found, fields.get("model_type")) | fields
     return config(**fields)
 
 
@@ -291,7 +291,9 @@ def require_classifier(config: PredictConfig) -> None:
         )
 
 
-def settle_output(config: RunConfig, path: Path, *, used: bool, may_ask: bool) -> RunConfig | None:
+def settle_output(
+    config: AnyRunConfig, path: Path, *, used: bool, may_ask: bool
+) -> AnyRunConfig | None:
     """Return `config`, with `force` set if the user agreed to it; None if they declined.
 
     Args:

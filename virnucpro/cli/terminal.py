@@ -23,8 +23,7 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_lef
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, heading in enumerate(headings):
-        justify = "left" if number < num_left else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
+        table.add_column(heading, justify="left" if number < num_left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console(width=10_000, color_system=None, markup=False, highlight=False, emoji=False)

@@ -22,6 +22,7 @@ from virnucpro.config.shared import (
     FramesConfig,
     LaunchConfig,
     ProgressConfig,
+    RunConfig,
     input_stem,
 )
 from virnucpro.config.train import TrainConfig
@@ -91,6 +92,7 @@ __all__ = [
     "PredictConfig",
     "ProfileConfig",
     "ProgressConfig",
+    "RunConfig",
     "ShowCheckpointsConfig",
     "TrainConfig",
     "ValidateCheckpointsConfig",

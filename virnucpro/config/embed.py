@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.config.options import REQUIRED, argument, option
-from virnucpro.config.shared import ComputeConfig
+from virnucpro.config.shared import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(ComputeConfig):
+class EmbedConfig(RunConfig):
     """The settings of `embed`."""
 
     input: str = argument(
@@ -48,25 +48,8 @@ class EmbedConfig(ComputeConfig):
         metavar="TOKENS",
         minimum=1,
     )
-    resume: bool = option(
-        False,
-        help="Continue an earlier run with the same settings; keep what it finished.",
-        group="Output",
-    )
-    force: bool = option(
-        False,
-        "-f",
-        help="Overwrite the output file.",
-        details="With --resume, finished work is kept.",
-        group="Output",
-    )
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The one input file."""
         return (self.input,)
-
-    @property
-    def work_dir(self) -> Path:
-        """The directory of finished work, until the output is written."""
-        return self.output_path.with_name(f"{self.output_path.name}.parts")

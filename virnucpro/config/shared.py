@@ -135,8 +135,28 @@ class ComputeConfig(DeviceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramesConfig(ComputeConfig):
-    """The models that embed open frames, and what happens to earlier work."""
+class RunConfig(ComputeConfig):
+    """What a run does with the work of an earlier run."""
+
+    resume: bool = option(
+        False,
+        help="Continue an earlier run with the same settings; keep what it finished.",
+        details="predict also continues a run of the original or of the fork. Damaged parts are "
+        "computed again.",
+        group="Output",
+    )
+    force: bool = option(
+        False,
+        "-f",
+        help="Overwrite existing results.",
+        details="With --resume, finished work is kept.",
+        group="Output",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesConfig(RunConfig):
+    """The models that embed open frames."""
 
     dna_backend: str = backend_option("DNA", "dnabert-s")
     protein_backend: str = backend_option("proteins", "esm2")
@@ -174,20 +194,6 @@ class FramesConfig(ComputeConfig):
         group="Speed and memory",
         metavar="TOKENS",
         minimum=1,
-    )
-    resume: bool = option(
-        False,
-        help="Continue an earlier run with the same settings; keep what it finished.",
-        details="predict also continues a run of the original or of the fork. Damaged parts are "
-        "computed again.",
-        group="Output",
-    )
-    force: bool = option(
-        False,
-        "-f",
-        help="Overwrite existing results.",
-        details="With --resume, finished work is kept.",
-        group="Output",
     )
 
 

@@ -10,16 +10,16 @@ class ForkOption(NamedTuple):
 
     Attributes:
         names: Its names; a flag with a negative has both in one, with a slash.
-        meaning: What the documentation says of it.
-        why: Why nothing depends on it; a run says so if the option is given. Empty if the option
-            still does what it says.
+        why: Why nothing depends on it; a run says so if the option is given. Empty if `meaning`
+            tells all.
+        meaning: What the documentation says of it, if not that it has no effect.
         takes_number: Whether a number follows it.
         sets: The setting that it stands for, and the value.
     """
 
     names: tuple[str, ...]
-    meaning: str = "No effect."
     why: str = ""
+    meaning: str = ""
     takes_number: bool = False
     sets: tuple[str, Any] | None = None
 
