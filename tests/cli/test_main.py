@@ -361,6 +361,36 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     assert config.dna_batch_tokens is None
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_every_command_reads_the_settings_file(run, where, tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "frames: {output: frames.tsv, expected-length: 3}\n"
+        "utils: {validate: {max-errors: 0}}\n"
+        "embed: {backend: toy, weights: w, output-path: a.h5, device: gpu}\n"
+    )
+
+    def run_with_file(command, *words):
+        start = ["-c", "s.yaml", *command] if where == "before" else [*command, "-c", "s.yaml"]
+        return run(*start, *words)
+
+    assert run_with_file(["frames"], "a.fa").exit_code == 0
+    assert (tmp_path / "frames.tsv").read_text().splitlines()[1].startswith("one_chunk_1F1\tACG\tT")
+    assert "... and 1 more" in run_with_file(["utils", "validate"], "a.fa").stdout
+    assert "... and" not in run_with_file(["utils", "validate"], "a.fa", "-e", "1").stdout
+    assert "device 'gpu': wanted auto" in run_with_file(["embed"], "a.fa").stderr
+
+
+def test_the_keys_of_the_fork_stand_behind_those_of_the_command(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "predict: {device: cpu, model-type: 300}\n"
+        "device: {default: cuda}\n"
+        "prediction: {sequences_per_file: 8, models: {300: three.pth, 500: five.pth}}\n"
+    )
+    config = config_of("a.fa", before="-c s.yaml")
+    assert (config.device, config.sequences_per_file) == ("cpu", 8)
+    assert config.model_path == Path("three.pth")
+
+
 def test_an_option_without_meaning_says_so_once_and_only_when_given(run, fasta):
     assert "no longer" not in run("predict", fasta).stderr
     errors = run("predict", fasta, "-w", "4", "-t", "2", "--cuda-streams").stderr

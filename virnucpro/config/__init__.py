@@ -7,7 +7,7 @@ from virnucpro.config.evaluate import EvaluateConfig
 from virnucpro.config.export import ExportConfig, ExportFormat
 from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
 from virnucpro.config.migrate import MigrateConfig
-from virnucpro.config.options import Config, Option, options_of
+from virnucpro.config.options import GROUPS, Config, Option, options_of
 from virnucpro.config.predict import (
     MINI_DIRECTORY,
     MINI_LENGTHS_BP,
@@ -60,10 +60,9 @@ COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
 
 
 def command_options(command: str) -> dict[str, Option]:
-    """Return all options of a command by name."""
-    return {
-        name: option for config in COMMANDS[command] for name, option in options_of(config).items()
-    }
+    """Return all options of a command by name, in the order of their groups."""
+    options = [one for config in COMMANDS[command] for one in options_of(config).values()]
+    return {one.name: one for one in sorted(options, key=lambda one: GROUPS.index(one.group))}
 
 
 __all__ = [

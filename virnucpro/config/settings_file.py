@@ -16,6 +16,11 @@ from virnucpro.config import COMMANDS, Option, command_options
 from virnucpro.config.options import REQUIRED
 from virnucpro.errors import UsageError
 
+# Aliases can make a small file stand for a value without bounds.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = 80
+
 
 class Key(NamedTuple):
     """A key of a settings file.
@@ -82,7 +87,8 @@ class _Reader:
     def walk(self, section: yaml.Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield the target and the value of each key below `section`."""
         if not isinstance(section, yaml.MappingNode):
-            found = reprlib.repr(section.value)
+            is_scalar = isinstance(section, yaml.ScalarNode)
+            found = _SHORT.repr(section.value) if is_scalar else "a list"
             raise UsageError(f"{self._place(section)}: found {found}, wanted `key: value` lines")
         for key_node, node in section.value:
             name = f"{prefix}{key_node.value}"
@@ -106,7 +112,7 @@ class _Reader:
         try:
             return convert(value)
         except ValueError as error:
-            found = reprlib.repr(value)
+            found = _SHORT.repr(value)
             raise UsageError(
                 f"{self._place(key_node)}: {name} is {found}, wanted {error}"
             ) from error
@@ -117,7 +123,8 @@ class _Reader:
     def _suggest(self, name: str) -> str:
         # A key may also have been put into another section.
         prefix, _, last = name.rpartition(".")
-        near = difflib.get_close_matches(name, self._names, n=1) or [
+        others = [other for other in self._names if not name.startswith(f"{other}.")]
+        near = difflib.get_close_matches(name, others, n=1) or [
             other for other in self._names if other.rpartition(".")[2] == last
         ]
         if near:
