@@ -38,7 +38,7 @@ def check_precision_command(
       virnucpro check-precision contigs.fasta --precision fp8 --sample 1000
     """  # noqa: D301 (click reads the \b)
     if num_processes() > 1:
-        raise UsageError("check-precision runs in one process; start it without a launcher")
+        raise UsageError("check-precision runs in one process; start the command by itself")
     require_classifier(config)
     with tempfile.TemporaryDirectory(prefix="virnucpro-precision-") as scratch:
         from virnucpro.workflows.check_precision import check_precision
