@@ -10,7 +10,7 @@ from virnucpro.config.shared import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(RunConfig):
+class EmbedConfig(RunConfig, group="Embedding models"):
     """The settings of `embed`."""
 
     input: str = argument(
@@ -18,15 +18,11 @@ class EmbedConfig(RunConfig):
         path="input",
     )
     backend: str = option(
-        REQUIRED,
-        help="Name of a backend that virnucpro backends lists.",
-        group="Embedding models",
-        metavar="NAME",
+        REQUIRED, help="Name of a backend that virnucpro backends lists.", metavar="NAME"
     )
     weights: str = option(
         REQUIRED,
         help="Weights of the backend: a file, a directory or a hub id (owner/name@revision).",
-        group="Embedding models",
         metavar="WEIGHTS",
     )
     output_path: Path = option(
@@ -36,7 +32,6 @@ class EmbedConfig(RunConfig):
         help="HDF5 file to write.",
         details="Finished work is in FILE.parts until the file is written.",
         group="Output",
-        metavar="FILE",
         path="new file",
     )
     batch_tokens: int | None = option(

@@ -9,12 +9,11 @@ from virnucpro.config.options import REQUIRED, Config, argument, option
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Config):
+class EvaluateConfig(Config, group="Output"):
     """The settings of `evaluate`."""
 
     predictions: Path = argument(
-        help="Output directory of predict, or its records.tsv.",
-        path="any",
+        help="Output directory of predict, or its records.tsv.", path="any"
     )
     truth: Path = option(
         REQUIRED,
@@ -30,11 +29,9 @@ class EvaluateConfig(Config):
         "-o",
         help="Directory for the report.",
         unset="evaluation, beside records.tsv",
-        group="Output",
-        metavar="DIR",
         path="new directory",
     )
-    force: bool = option(False, "-f", help="Overwrite an existing report.", group="Output")
+    force: bool = option(False, "-f", help="Overwrite an existing report.")
 
     @property
     def records_tsv(self) -> Path:

@@ -12,7 +12,7 @@ ExportFormat = Literal["pt", "npz", "anndata"]
 
 
 @dataclass(frozen=True)
-class ExportConfig(Config):
+class ExportConfig(Config, group="Output"):
     """The settings of `export`."""
 
     source: Path = argument(
@@ -24,20 +24,11 @@ class ExportConfig(Config):
         REQUIRED,
         "-o",
         help="Directory for the files. It must be empty, or not exist.",
-        group="Output",
-        metavar="DIR",
         path="new directory",
     )
     to: ExportFormat = option(
         REQUIRED,
         help="Format. pt: merged files of the original VirNucPro; anndata: one .h5ad file.",
-        group="Output",
         choices=get_args(ExportFormat),
     )
-    sequences_per_file: int = option(
-        10_000,
-        help="Rows in a pt or npz file.",
-        group="Output",
-        metavar="N",
-        minimum=1,
-    )
+    sequences_per_file: int = option(10_000, help="Rows in a pt or npz file.", minimum=1)

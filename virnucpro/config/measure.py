@@ -13,7 +13,7 @@ DATA_SIZES = ("tiny", "small", "medium", "large")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileConfig(DeviceConfig):
+class ProfileConfig(DeviceConfig, group="Measuring"):
     """The settings of `profile`."""
 
     model: str = option(
@@ -32,18 +32,13 @@ class ProfileConfig(DeviceConfig):
         metavar="WEIGHTS",
     )
     min_batch: int = option(
-        512,
-        help="Smallest number of tokens in a batch.",
-        group="Measuring",
-        metavar="TOKENS",
-        minimum=1,
+        512, help="Smallest number of tokens in a batch.", metavar="TOKENS", minimum=1
     )
     max_batch: int | None = option(
         None,
         help="Largest number of tokens in a batch.",
         unset="131072, on a CPU 8192",
         details="Measuring stops earlier when memory is full. The fork's default was 8192.",
-        group="Measuring",
         metavar="TOKENS",
         minimum=1,
     )
@@ -52,7 +47,6 @@ class ProfileConfig(DeviceConfig):
         help="Difference between two numbers of tokens.",
         unset="each number is twice the last",
         details="The fork's default was 512.",
-        group="Measuring",
         metavar="TOKENS",
         minimum=1,
     )
@@ -77,27 +71,19 @@ class ProfileConfig(DeviceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig(DeviceConfig):
+class BenchmarkConfig(DeviceConfig, group="Measuring"):
     """The settings of `benchmark`."""
 
     suite: str = option(
         "all",
         help="What to measure: speed (throughput), GPU memory, cosines against float32 "
         "(equivalence), or all. scaling is the same as throughput.",
-        group="Measuring",
         choices=SUITES,
     )
     data_size: str = option(
-        "small",
-        help="Time for each line: 0.1, 1, 3 or 10 seconds.",
-        group="Measuring",
-        choices=DATA_SIZES,
+        "small", help="Time for each line: 0.1, 1, 3 or 10 seconds.", choices=DATA_SIZES
     )
-    quick: bool = option(
-        False,
-        help="Measure the small models of a CPU, with the data size tiny.",
-        group="Measuring",
-    )
+    quick: bool = option(False, help="Measure the small models of a CPU, with the data size tiny.")
     model: str | None = option(
         None,
         help="Measure this backend only.",
@@ -123,14 +109,12 @@ class BenchmarkConfig(DeviceConfig):
         True,
         help="Also measure other implementations of the models.",
         details="The fork had it off by default.",
-        group="Measuring",
     )
     output_dir: Path | None = option(
         None,
         "-o",
         help="Directory for benchmark.json and benchmark.txt.",
         group="Output",
-        metavar="DIR",
         path="new directory",
     )
     compare_to: Path | None = option(

@@ -11,7 +11,7 @@ from virnucpro.config.shared import DimsConfig, backend_option, device_option
 
 
 @dataclass(frozen=True, kw_only=True)
-class MigrateConfig(DimsConfig):
+class MigrateConfig(DimsConfig, group="Embedding models"):
     """The settings of `migrate`."""
 
     sources: tuple[Path, ...] = argument(
@@ -37,27 +37,18 @@ class MigrateConfig(DimsConfig):
         help="Processes that read files.",
         unset="by the machine, up to 4",
         group="Processes",
-        metavar="N",
         minimum=1,
     )
     verify: int | None = option(
         None,
         help="Embed N rows again and compare. Needs --dna-weights or --protein-weights.",
-        group="Embedding models",
-        metavar="N",
         minimum=1,
     )
     dna_weights: str | None = option(
-        None,
-        help="Weights of the DNA backend, for --verify.",
-        group="Embedding models",
-        metavar="WEIGHTS",
+        None, help="Weights of the DNA backend, for --verify.", metavar="WEIGHTS"
     )
     protein_weights: str | None = option(
-        None,
-        help="Weights of the protein backend, for --verify.",
-        group="Embedding models",
-        metavar="WEIGHTS",
+        None, help="Weights of the protein backend, for --verify.", metavar="WEIGHTS"
     )
     device: str = device_option()
     dna_backend: str = backend_option("DNA", "dnabert-s")

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from virnucpro.errors import UsageError
 
@@ -53,10 +53,10 @@ class Option:
 
     Attributes:
         help: What it means, in a sentence or two.
-        group: The section of `--help` that lists it.
+        group: The section of `--help` that lists it; by default the one that its class names.
         aliases: Its other names: `-e`, `--expected-length`.
         details: What the documentation says in addition.
-        metavar: What stands for its value.
+        metavar: What stands for its value; by default N, FILE or DIR if its type tells that.
         unset: What happens where it has no value.
         choices: The values that it may have.
         minimum: The smallest whole number that it may be.
@@ -71,7 +71,7 @@ class Option:
     """
 
     help: str
-    group: str = "General"
+    group: str = ""
     aliases: tuple[str, ...] = ()
     details: str = ""
     metavar: str | None = None
@@ -163,14 +163,30 @@ def options_of(config: type[Config]) -> Mapping[str, Option]:
     for name in names:
         if name in fields and "option" in fields[name].metadata:
             kind, is_many = _read_hint(hints[name])
+            stated: Option = fields[name].metadata["option"]
+            owner = next(
+                one
+                for one in config.__mro__
+                if issubclass(one, Config) and name in inspect.get_annotations(one)
+            )
             options[name] = dataclasses.replace(
-                fields[name].metadata["option"],
+                stated,
                 name=name,
+                group=stated.group or owner.option_group,
+                metavar=stated.metavar or _choose_metavar(stated, kind),
                 kind=kind,
                 is_many=is_many,
                 default=fields[name].default,
             )
     return options
+
+
+def _choose_metavar(option: Option, kind: type) -> str | None:
+    if option.is_argument or option.choices or kind is bool:
+        return None
+    if option.path is not None:
+        return "DIR" if option.path.endswith("directory") else "FILE"
+    return "N" if kind is int else None
 
 
 def _read_hint(hint: Any) -> tuple[type, bool]:
@@ -189,8 +205,15 @@ class Config:
         UsageError: A setting has an invalid value.
     """
 
-    def __init_subclass__(cls) -> None:
-        """Let the docstring list the settings, each with the help of its option."""
+    option_group: ClassVar[str]
+
+    def __init_subclass__(cls, group: str = "General") -> None:
+        """Let the docstring list the settings, each with the help of its option.
+
+        Args:
+            group: The group of the options that name none.
+        """
+        cls.option_group = group
         fields = {
             name: _field_of(owner, name)
             for owner in reversed(cls.__mro__)

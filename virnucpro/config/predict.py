@@ -19,7 +19,7 @@ MINI_LENGTHS_BP = (300, 500)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(FramesConfig):
+class PredictConfig(FramesConfig, group="Classifier and calls"):
     """The settings of `predict`."""
 
     inputs: tuple[str, ...] = argument(
@@ -35,7 +35,6 @@ class PredictConfig(FramesConfig):
         details="{input} is the name of the input without its last ending, and without .gz, .bz2, "
         ".xz or .zst before that.",
         group="Output",
-        metavar="DIR",
         path="new directory",
     )
     model_type: str = option(
@@ -44,7 +43,6 @@ class PredictConfig(FramesConfig):
         help="Classifier for chunks of 300 or 500 bp, the small model in this package (mini), or "
         "your own (custom).",
         details="mini is for chunks of 500 bp or, with --chunk-length-bp 300, of 300 bp.",
-        group="Classifier and calls",
         choices=MODEL_TYPES,
     )
     model_path: Path | None = option(
@@ -53,8 +51,6 @@ class PredictConfig(FramesConfig):
         help="File of the classifier; custom needs it.",
         unset="{model type}_model.pth",
         details="mini has its classifiers in this package.",
-        group="Classifier and calls",
-        metavar="FILE",
         path="new file",
     )
     chunk_length_bp: int = option(
@@ -64,22 +60,15 @@ class PredictConfig(FramesConfig):
         help="Length of the chunks that records are cut into.",
         unset="by the model type",
         details="500 for mini and custom.",
-        group="Classifier and calls",
         metavar="BP",
         minimum=1,
     )
     min_length_bp: int = option(
-        0,
-        "--min-length",
-        help="Records shorter than this get no call.",
-        group="Classifier and calls",
-        metavar="BP",
-        minimum=0,
+        0, "--min-length", help="Records shorter than this get no call.", metavar="BP", minimum=0
     )
     threshold: float = option(
         0.5,
         help="Call a record viral if its score is at least this.",
-        group="Classifier and calls",
         metavar="SCORE",
         within="score",
     )
@@ -88,7 +77,6 @@ class PredictConfig(FramesConfig):
         help="Call as many records viral as this expected false discovery rate allows, instead of "
         "using --threshold.",
         details="Needs a classifier with a calibration.",
-        group="Classifier and calls",
         metavar="RATE",
         within="share",
         shorthands={"--relaxed": 0.1, "--conservative": 0.01},
@@ -98,7 +86,6 @@ class PredictConfig(FramesConfig):
         help="Expected share of viral records in the input; probabilities depend on it.",
         unset="by the classifier",
         details="Most classifiers were calibrated for 0.5.",
-        group="Classifier and calls",
         metavar="SHARE",
         within="share",
     )
@@ -115,7 +102,6 @@ class PredictConfig(FramesConfig):
         10_000,
         help="Sequences in each file that --keep-intermediate writes.",
         group="Output",
-        metavar="N",
         minimum=1,
     )
 
@@ -186,18 +172,13 @@ class PredictConfig(FramesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckPrecisionConfig(PredictConfig):
+class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     """The settings of `check-precision`: those of `predict` that change scores, and the sample."""
 
     num_records: int = option(
-        200,
-        "--sample",
-        help="Number of records to draw at random from the whole input.",
-        group="Measuring",
-        metavar="N",
-        minimum=1,
+        200, "--sample", help="Number of records to draw at random from the whole input.", minimum=1
     )
-    seed: int = option(0, help="Random seed.", group="Measuring", metavar="N")
+    seed: int = option(0, help="Random seed.")
     json: bool = option(False, help="Print JSON.", group="Output")
 
     # Settings of `predict` that have no meaning here: without option() they are no options.

@@ -60,7 +60,7 @@ def backend_option(molecule: str, default: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceConfig(Config):
+class DeviceConfig(Config, group="Device and precision"):
     """The device that computes, and how it computes."""
 
     device: str = device_option()
@@ -70,7 +70,6 @@ class DeviceConfig(Config):
         "fp32 on a CPU. fp8 needs a Hopper GPU or newer.",
         details="fp8 is never chosen automatically. A backend that has no fp8 computes in bf16 "
         "instead.",
-        group="Device and precision",
         choices=PRECISIONS,
     )
     attention: str = option(
@@ -78,7 +77,6 @@ class DeviceConfig(Config):
         help="Code that computes attention. auto: our kernels on GPUs, oneDNN on CPUs, otherwise "
         "sdpa. sdpa needs torch alone; flash needs flash-attn; eager is the plain reference.",
         details="Our kernels need an NVIDIA GPU since Ampere, and bf16 or fp16.",
-        group="Device and precision",
         choices=ATTENTIONS,
     )
 
@@ -91,7 +89,7 @@ class DeviceConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig(DeviceConfig):
+class ComputeConfig(DeviceConfig, group="Speed and memory"):
     """How to compute embeddings."""
 
     compile: str = option(
@@ -106,36 +104,23 @@ class ComputeConfig(DeviceConfig):
         choices=COMPILE_SETTINGS,
     )
     dataloader_workers: int | None = option(
-        None,
-        help="Tokenizing processes for each GPU.",
-        unset="by the machine",
-        group="Speed and memory",
-        metavar="N",
-        minimum=0,
+        None, help="Tokenizing processes for each GPU.", unset="by the machine", minimum=0
     )
     pin_memory: bool | None = option(
-        None,
-        help="Keep batches in pinned host memory.",
-        unset="on a GPU",
-        group="Speed and memory",
+        None, help="Keep batches in pinned host memory.", unset="on a GPU"
     )
     cache_clear_interval: int = option(
-        100,
-        help="Empty CUDA's cache every N batches (0: never).",
-        group="Speed and memory",
-        metavar="N",
-        minimum=0,
+        100, help="Empty CUDA's cache every N batches (0: never).", minimum=0
     )
     expandable_segments: bool = option(
         True,
         help="Let CUDA's allocator grow its segments, against fragmentation.",
         details="PYTORCH_ALLOC_CONF overrides it. The fork had it off by default.",
-        group="Speed and memory",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(ComputeConfig):
+class RunConfig(ComputeConfig, group="Output"):
     """What a run does with the work of an earlier run."""
 
     resume: bool = option(
@@ -143,19 +128,17 @@ class RunConfig(ComputeConfig):
         help="Continue an earlier run with the same settings; keep what it finished.",
         details="predict also continues a run of the original or of the fork. Damaged parts are "
         "computed again.",
-        group="Output",
     )
     force: bool = option(
         False,
         "-f",
         help="Overwrite existing results.",
         details="With --resume, finished work is kept.",
-        group="Output",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramesConfig(RunConfig):
+class FramesConfig(RunConfig, group="Embedding models"):
     """The models that embed open frames."""
 
     dna_backend: str = backend_option("DNA", "dnabert-s")
@@ -165,14 +148,12 @@ class FramesConfig(RunConfig):
         help="Weights of the DNA backend: a file, a directory or a hub id (owner/name@revision).",
         unset="zhihan1996/DNABERT-S",
         details="The default is pinned to one revision. --model-type mini brings its own weights.",
-        group="Embedding models",
         metavar="WEIGHTS",
     )
     protein_weights: str = option(
         "facebook/esm2_t36_3B_UR50D",
         help="Weights of the protein backend: a file, a directory or a hub id.",
         details="--model-type mini brings its own weights.",
-        group="Embedding models",
         metavar="WEIGHTS",
     )
     dna_batch_tokens: int | None = option(
@@ -209,7 +190,7 @@ class ProgressConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchConfig(ProgressConfig):
+class LaunchConfig(ProgressConfig, group="Processes"):
     """The processes that a command starts."""
 
     gpus: str | None = option(
@@ -218,7 +199,6 @@ class LaunchConfig(ProgressConfig):
         unset="all",
         details="Replaces CUDA_VISIBLE_DEVICES; cuda:N counts among these GPUs. One process starts "
         "for each, through Accelerate's launcher, unless the command already runs in a launch.",
-        group="Processes",
         metavar="N[,N...]",
     )
     num_processes: int | None = option(
@@ -226,27 +206,15 @@ class LaunchConfig(ProgressConfig):
         help="Number of processes to start, also on a CPU.",
         unset="one per GPU",
         details="On a CPU the default is one process.",
-        group="Processes",
-        metavar="N",
         minimum=1,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DimsConfig(Config):
+class DimsConfig(Config, group="Older files"):
     """The size of the embeddings in older files, which do not tell it."""
 
-    dna_dim: int = option(
-        DNA_DIM,
-        help="Numbers in a DNA embedding of older files.",
-        group="Older files",
-        metavar="N",
-        minimum=1,
-    )
+    dna_dim: int = option(DNA_DIM, help="Numbers in a DNA embedding of older files.", minimum=1)
     protein_dim: int = option(
-        PROTEIN_DIM,
-        help="Numbers in a protein embedding of older files.",
-        group="Older files",
-        metavar="N",
-        minimum=1,
+        PROTEIN_DIM, help="Numbers in a protein embedding of older files.", minimum=1
     )

@@ -11,7 +11,7 @@ from virnucpro.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FramesConfig):
+class TrainConfig(FramesConfig, group="Training"):
     """The settings of `train`."""
 
     viral: tuple[str, ...] = option(
@@ -50,7 +50,6 @@ class TrainConfig(FramesConfig):
         "-e",
         "--expected-length",
         help="Length of the chunks that records are cut into.",
-        group="Training",
         metavar="BP",
         minimum=1,
     )
@@ -67,45 +66,31 @@ class TrainConfig(FramesConfig):
     valid_share: float = option(
         0.1,
         help="Share of the records that decides when to stop and calibrates the scores.",
-        group="Training",
         metavar="SHARE",
         within="share",
     )
     test_share: float = option(
-        0.1,
-        help="Share of the records that only the report uses.",
-        group="Training",
-        metavar="SHARE",
-        within="share",
+        0.1, help="Share of the records that only the report uses.", metavar="SHARE", within="share"
     )
     epochs: int = option(
         100,
         help="Maximum number of passes over the training frames. Training stops earlier if it no "
         "longer improves.",
-        group="Training",
-        metavar="N",
         minimum=1,
     )
     seed: int = option(
         0,
         help="Random seed.",
         details="The splits, the choice of chunks, the training and the intervals depend on it.",
-        group="Training",
-        metavar="N",
         minimum=0,
     )
     dna_dim: int = option(
-        DNA_DIM,
-        help="Numbers in a DNA embedding of --merged.",
-        group="Older files",
-        metavar="N",
-        minimum=1,
+        DNA_DIM, help="Numbers in a DNA embedding of --merged.", group="Older files", minimum=1
     )
     protein_dim: int = option(
         PROTEIN_DIM,
         help="Numbers in a protein embedding of --merged.",
         group="Older files",
-        metavar="N",
         minimum=1,
     )
 

@@ -98,9 +98,7 @@ class ValidateConfig(Config):
         help="FASTA or FASTQ file, plain or compressed (gz, bz2, xz, zst); - is standard input.",
         path="input",
     )
-    max_errors: int = option(
-        10, "-e", help="Number of names to show of each kind.", metavar="N", minimum=0
-    )
+    max_errors: int = option(10, "-e", help="Number of names to show of each kind.", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +106,6 @@ class GenerateConfigConfig(Config):
     """The settings of `utils generate-config`."""
 
     output_path: Path = option(
-        Path("virnucpro_config.yaml"),
-        "-o",
-        "--output",
-        help="File to write.",
-        metavar="FILE",
-        path="new file",
+        Path("virnucpro_config.yaml"), "-o", "--output", help="File to write.", path="new file"
     )
     force: bool = option(False, "-f", help="Overwrite the file.")
