@@ -369,7 +369,7 @@ def test_a_result_is_no_input_of_the_run_that_would_replace_it(predict: Run) -> 
     assert predict("good.fa").exit_code == 0
     Path("out/viral.fasta").write_bytes(GOOD)
     result = predict("out/viral.fasta --force")
-    assert_one_error(result, 2, "out/viral.fasta: is a result that this run would replace")
+    assert_one_error(result, 2, "out/viral.fasta: is an input, and also a result that this run")
     assert Path("out/viral.fasta").read_bytes() == GOOD
 
 
