@@ -190,7 +190,7 @@ class BackendContract:
     def test_collator_works_in_a_spawned_worker(self, collator: Collator) -> None:
         sequences = self.make_sequences()
         # `collate_fn` replaces the loader's own conversion, which would make a tensor of `rows`.
-        loader = DataLoader(
+        loader: DataLoader[TokenBatch] = DataLoader(
             [sequences],  # type: ignore[arg-type]
             batch_size=None,
             collate_fn=functools.partial(_collate, collator),
