@@ -75,13 +75,6 @@ class Layer(nn.Module):
         output_XD: Tensor = kernels.norm_sum(hidden_XD, delta_XD, self.mlp_norm)
         return output_XD
 
-    def pack(self) -> None:
-        """Pack the weights as they are now, and multiply through oneDNN from now on."""
-        for name in ("qkv", "attention_out", "mlp_out"):
-            linear = getattr(self, name)
-            setattr(self, name, onednn.PackedLinear(linear.weight, linear.bias))
-        self.gate_and_value = onednn.PackedGated(self.gate_and_value.weight)
-
 
 def _empty_embedding(num: int, width: int) -> nn.Embedding:
     """Return a table without numbers: drawing them on a meta device imports torch's compiler."""
@@ -111,8 +104,9 @@ class DnabertS(nn.Module):
     def pack(self) -> None:
         """Pack the weights as they are now, and multiply through oneDNN from now on."""
         self.attention = "onednn"
-        for layer in self.layers:
-            cast(Layer, layer).pack()
+        for layer in cast("list[Layer]", self.layers):
+            layer.gate_and_value = onednn.PackedGated(layer.gate_and_value.weight)
+            onednn.pack_linears(layer)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): the mean of each sequence's last hidden states."""

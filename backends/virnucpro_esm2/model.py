@@ -175,12 +175,6 @@ class Esm2Layer(nn.Module):
             return None
         return bound_D.max().clamp(min=float8.MIN_ROW_MAX)
 
-    def pack(self) -> None:
-        """Pack the weights as they are now, and multiply through oneDNN from now on."""
-        for name in ("qkv", "out", "fc1", "fc2"):
-            linear = getattr(self, name)
-            setattr(self, name, onednn.PackedLinear(linear.weight, linear.bias))
-
 
 class Esm2(nn.Module):
     """An ESM-2 without its heads; see `virnucpro.backend.interface.Encoder`.
@@ -231,7 +225,7 @@ class Esm2(nn.Module):
         if self.embed_tokens.weight.dtype != torch.float32:
             self.attend = attend_onednn
         for layer in self.layers:
-            cast(Esm2Layer, layer).pack()
+            onednn.pack_linears(layer)
 
     @property
     def has_own_kernels(self) -> bool:

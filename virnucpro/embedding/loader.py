@@ -67,8 +67,8 @@ def make_loader(
         prefetch_factor=1 if num_workers else None,
         pin_memory=on_gpu if compute.pin_memory is None else compute.pin_memory and on_gpu,
     )
-    # The claims share out the batches. Accelerate must not share them out again, so it is told of one
-    # process. `even_batches` would let it repeat rows.
+    # The claims share out the batches. Accelerate must not share them out again, so we tell it of
+    # one process only. `even_batches` would let it repeat rows.
     prepared: DataLoader[TokenBatch] = prepare_data_loader(
         loader,
         device,

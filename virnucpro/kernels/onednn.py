@@ -84,6 +84,13 @@ class PackedGated(nn.Module):
         self.gate, self.value = (PackedLinear(half, None) for half in weight.chunk(2))
 
 
+def pack_linears(layer: nn.Module) -> None:
+    """Replace the linear layers directly in `layer`, except those that are packed already."""
+    for name, linear in list(layer.named_children()):
+        if isinstance(linear, nn.Linear):
+            setattr(layer, name, PackedLinear(linear.weight, linear.bias))
+
+
 def add_norm(
     hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:

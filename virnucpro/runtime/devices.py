@@ -24,8 +24,8 @@ DTYPES = {
     "fp8": torch.float8_e4m3fn,
 }
 
-# Processes wait for each other only at the ends of a pass, which may be hours apart; torch's default
-# is minutes. A dead process needs no timeout, because its death ends the launch.
+# Processes wait for each other only at the ends of a pass, which may be hours apart. The default of
+# torch is minutes. A dead process needs no timeout, because its death ends the launch.
 _COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 # From glibc's malloc.h. malloc asks the system anew for each block over M_MMAP_THRESHOLD, which can
