@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from virnucpro.backend.interface import IntArray, TokenBatch
+from virnucpro.backend.tokens import pack_tokens
 from virnucpro.errors import WeightsError
 
 
@@ -51,4 +52,4 @@ class BpeCollator:
         # cores that the loader's workers share, and the library warns when a process with such
         # threads forks.
         ids = [np.array(self._tokenizer.encode(s).ids, dtype=np.int64) for s in sequences]
-        return TokenBatch.pack(rows, ids)
+        return pack_tokens(rows, ids)

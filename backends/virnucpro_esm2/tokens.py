@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from virnucpro.backend.interface import IntArray, TokenBatch
+from virnucpro.backend.tokens import pack_tokens
 from virnucpro_esm2 import MAX_RESIDUES
 
 TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
@@ -40,4 +41,4 @@ class Esm2Collator:
 
         An empty sequence is only BOS and EOS, without a residue to average: its embedding is NaN.
         """
-        return TokenBatch.pack(rows, [tokenize(sequence) for sequence in sequences])
+        return pack_tokens(rows, [tokenize(sequence) for sequence in sequences])

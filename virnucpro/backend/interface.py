@@ -96,16 +96,6 @@ class TokenBatch(NamedTuple):
     max_length: int
     rows: IntArray
 
-    @classmethod
-    def pack(cls, rows: IntArray, token_ids: Sequence[np.ndarray[Any, Any]]) -> TokenBatch:
-        """Return the batch of these sequences, given as one array of token ids each."""
-        import numpy as np
-        import torch
-
-        lengths = [len(ids) for ids in token_ids]
-        packed = np.concatenate(token_ids).astype(np.int64, copy=False)
-        return cls(torch.from_numpy(packed), torch.tensor(lengths), max(lengths), rows)
-
     def halve(self) -> tuple[TokenBatch, TokenBatch]:
         """Return the first and the second half of a batch of several sequences."""
         half = len(self.rows) // 2

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from virnucpro.backend.interface import IntArray, TokenBatch
+from virnucpro.backend.tokens import pack_tokens
 
 NUM_LETTERS = 27  # A to Z, and one for everything else
 
@@ -26,7 +27,7 @@ class ToyCollator:
 
     def __call__(self, rows: IntArray, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, packed end to end."""
-        return TokenBatch.pack(rows, [self._tokenize(sequence) for sequence in sequences])
+        return pack_tokens(rows, [self._tokenize(sequence) for sequence in sequences])
 
     def _tokenize(self, sequence: str) -> IntArray:
         letters = np.frombuffer(sequence[: self.max_tokens].encode(), np.uint8).astype(np.int64)
