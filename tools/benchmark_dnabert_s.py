@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
-from virnucpro_dnabert_s.model import AttentionKernel, DnabertS, ModelConfig
+from virnucpro_dnabert_s.attention import AttentionKernel
+from virnucpro_dnabert_s.model import DnabertS, ModelConfig
 
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.embedding.compiling import compile_layers
