@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from tests.runs import VIRNUCPRO, run, write_reads
-from tests.runtime.test_monitoring import do_pass, make_sample, wait_for
+from tests.samples import do_pass, make_sample, wait_for
 from virnucpro import EmbedConfig, PredictConfig, embed, predict
 from virnucpro.cli.main import main
 from virnucpro.cli.progress import follow
@@ -81,7 +81,7 @@ def test_eight_gpus_of_one_machine_in_eighty_columns(tmp_path: Path):
     ]
     assert len(rows) == 8
     assert rows[7].split() == [
-        *["7", "embedding", "9,060", "1,007", "0", "%", "98", "%", "1", "%", "10", "%"],
+        *["7", "embedding", "9,060", "1,007", "100", "%", "98", "%", "1", "%", "10", "%"],
         *["97", "%", "84", "G", "690", "61"],
     ]
     assert max(map(len, (head, totals, names, *rows))) <= 80
@@ -189,7 +189,7 @@ def test_a_log_gets_a_line_now_and_then(tmp_path: Path):
         wait_for(lambda num_lines=num_lines: len(told) == num_lines)
     go_on(make_sample(200, state="done", num_rows=1_000, gpu=GPU))
     wait_for(lambda: len(told) == 4)
-    go_on(make_sample(210, pass_name="other embeddings"))
+    go_on(make_sample(210, name="other embeddings"))
     stop.set()
     follower.join(10)
     assert told == [
@@ -250,7 +250,7 @@ def test_a_directory_without_a_run(tmp_path: Path):
     result = CliRunner().invoke(main, ["monitor", str(tmp_path)])
     assert result.exit_code == 2
     done = run(*VIRNUCPRO, "monitor", tmp_path)
-    assert f"{tmp_path}/metrics.jsonl: not there; give the output directory of" in done.stderr
+    assert f"{tmp_path}/metrics.jsonl: does not exist; give the output directory of" in done.stderr
 
 
 def test_a_run_is_followed_without_torch_until_ctrl_c(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`virnucpro monitor`: the view of a run that goes on elsewhere, or has ended."""
+"""`virnucpro monitor`: the view of a run that is going on elsewhere, or has ended."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _ALL_LINES = 1 << 20
     "run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN_DIR"
 )
 @click.option("--once", is_flag=True, help="Show the present state and exit.")
-@click.option("--json", "as_json", is_flag=True, help="The same, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Show the same as JSON.")
 def monitor_command(run_dir: Path, once: bool, as_json: bool) -> None:
-    """Show how a run stands.
+    """Show the progress of a run.
 
     RUN_DIR is the output directory of predict, or the .parts directory of
-    embed, on this machine or on a file system that it shares with the run's.
-    A run that goes on is followed to its end; Ctrl-C leaves it alone.
+    embed. Any machine that sees the directory can show the run. The view
+    follows the run to its end; Ctrl-C ends the view and not the run.
     """
     path = run_dir / METRICS_NAME
     if not path.is_file():
         raise UsageError(
-            f"{path}: not there; give the output directory of `virnucpro predict`, or the .parts "
-            "directory that `virnucpro embed` keeps beside its output while it runs"
+            f"{path}: does not exist; give the output directory of `virnucpro predict`, or the "
+            ".parts directory that `virnucpro embed` keeps beside its output while it runs"
         )
     state, console = RunState(path), Console()
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
