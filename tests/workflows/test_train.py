@@ -33,7 +33,7 @@ from virnucpro.errors import (
     OutputExistsError,
     UsageError,
 )
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 
 CHUNK_BP = 90
 FILES = ("phages.fa", "bacteria.fa", "fungi.fa")

@@ -22,7 +22,8 @@ from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.loop import EmbeddingJob, EmbeddingSummary
 from virnucpro.embedding.session import Model, open_model
 from virnucpro.errors import CheckpointError, ClassifierError, UsageError
-from virnucpro.scoring.classifier import Classifier, load_classifier
+from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store, open_frame_store
 
 logger = logging.getLogger(__name__)

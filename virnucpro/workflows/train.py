@@ -41,12 +41,8 @@ from virnucpro.runtime.devices import choose_precision, make_accelerator
 from virnucpro.runtime.monitoring import Monitor, ProgressListener
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.calls import call_chunks, score_chunks
-from virnucpro.scoring.classifier import (
-    Classifier,
-    ClassifierMetadata,
-    load_classifier,
-    save_classifier,
-)
+from virnucpro.scoring.classifier import Classifier, ClassifierMetadata
+from virnucpro.scoring.classifier_files import load_classifier, save_classifier
 from virnucpro.scoring.frame_scores import (
     FrameFeatures,
     failed_rows,
