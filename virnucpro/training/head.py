@@ -1,4 +1,4 @@
-"""The fit of the MLP: the original's layers, AdamW, and an end when the held-out loss rises.
+"""Fits the MLP: the original's layers, AdamW, and early stopping by the held-out loss.
 
 Shapes: N frames, B frames in a batch, D numbers for a frame, H hidden units.
 """
@@ -26,16 +26,16 @@ _LEARNING_RATE = 1e-3
 _WEIGHT_DECAY = 1e-2
 _PATIENCE_EPOCHS = 5
 _ROWS_AT_ONCE = 8192
-_SMALLEST_SCALE = 1e-6  # for numbers that are the same in all frames
+_MIN_SCALE = 1e-6  # for numbers that are equal in all frames
 
 
 class Examples(NamedTuple):
-    """Frames to learn from, or to be judged by.
+    """Frames for the fit, or for the held-out loss.
 
     Attributes:
         features: float32 (N, D).
         is_viral: bool (N,), the truth.
-        weight: float64 (N,), how much each counts.
+        weight: float64 (N,), the weight of each frame in the loss.
     """
 
     features: npt.NDArray[np.float32]
@@ -47,10 +47,10 @@ class FittedHead(NamedTuple):
     """A trained MLP.
 
     Attributes:
-        state: Its tensors, as `virnucpro.scoring.classifier` names them.
-        losses: For each epoch the weighted cross-entropy of the training frames, with dropout, and
-            that of the held-out ones.
-        best_epoch: The one whose weights are kept, from 1.
+        state: Its tensors, under the names that `virnucpro.scoring.classifier` uses.
+        losses: The weighted cross-entropy of the training frames, with dropout, and of the held-out
+            frames, for each epoch.
+        best_epoch: The epoch whose weights are kept, counted from 1.
     """
 
     state: dict[str, torch.Tensor]
@@ -80,39 +80,41 @@ class _MLP(nn.Module):
 def fit_head(
     train: Examples, valid: Examples, *, epochs: int, seed: int, device: torch.device
 ) -> FittedHead:
-    """Train an MLP until the loss of the held-out frames has not fallen for five epochs.
+    """Train an MLP until the held-out loss has not fallen for five epochs.
 
     The weights of the best epoch are kept. On one kind of device, the same arguments give the same
     weights.
 
     Args:
-        train: Frames to learn from; at least two.
-        valid: Frames that decide when to stop.
-        epochs: Passes over the training frames, at most.
-        seed: Of the initial weights, the order and the dropout.
+        train: Frames for the fit, at least two.
+        valid: Frames whose loss decides when to stop.
+        epochs: The maximum number of passes over the training frames.
+        seed: The seed of the initial weights, the order and the dropout.
         device: Where to compute.
 
     Raises:
         UsageError: There are too few frames.
     """
     if len(train.features) < 2:
-        raise UsageError(f"{len(train.features)} frames to train on; wanted at least two")
+        raise UsageError(
+            f"{len(train.features)} frames to train on, wanted at least two; add sequences"
+        )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return _Fit(train, valid, device, np.random.default_rng(seed)).run(epochs)
 
 
 class _Fit:
-    """One training: the module, its optimizer, and what is on the device."""
+    """One training: the module, its optimizer, and the scaling of the features."""
 
     def __init__(
         self, train: Examples, valid: Examples, device: torch.device, random: np.random.Generator
     ) -> None:
         self._device = device
         self._random = random
-        # Embeddings of different models differ in scale; the first layer takes the scaling in.
+        # Embeddings of different models differ in scale; the first layer absorbs the scaling.
         mean_D = train.features.mean(axis=0, dtype=np.float64)
-        scale_D = _measure_spread(train.features, mean_D) + _SMALLEST_SCALE
+        scale_D = _measure_spread(train.features, mean_D) + _MIN_SCALE
         self._mean_D, self._scale_D = (
             torch.from_numpy(values.astype(np.float32)).to(device) for values in (mean_D, scale_D)
         )
@@ -139,7 +141,7 @@ class _Fit:
     def _learn(self) -> float:
         self._module.train()
         num_batches = math.ceil(len(self._train.features) / _BATCH_FRAMES)
-        # Batches of nearly one size: batch normalization knows no batch of one.
+        # All batches have nearly the same size: batch normalization fails on a batch of one.
         batches = np.array_split(self._random.permutation(len(self._train.features)), num_batches)
         total = 0.0
         for rows in batches:
@@ -164,7 +166,7 @@ class _Fit:
     def _measure(
         self, examples: Examples, rows: npt.NDArray[np.int64]
     ) -> tuple[torch.Tensor, float]:
-        """Return the weighted sum of the cross-entropies of some frames, and of the weights."""
+        """Return the weighted sum of the frames' cross-entropies, and the sum of the weights."""
         features_BD = torch.from_numpy(examples.features[rows]).to(self._device)
         logits_B2 = self._module((features_BD - self._mean_D) / self._scale_D)
         classes_B = torch.from_numpy(examples.is_viral[rows].astype(np.int64)).to(self._device)
@@ -173,7 +175,7 @@ class _Fit:
         return (losses_B * weight_B).sum(), float(examples.weight[rows].sum())
 
     def _fold_scaling(self, state: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return the tensors of a module that takes features as they are."""
+        """Return the tensors of a module that takes features without scaling."""
         folded = {name: tensor.double().cpu() for name, tensor in state.items()}
         mean_D, scale_D = (values.double().cpu() for values in (self._mean_D, self._scale_D))
         weight_HD = folded["hidden_layer.weight"] / scale_D
@@ -185,7 +187,7 @@ class _Fit:
 def _measure_spread(
     features_ND: npt.NDArray[np.float32], mean_D: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return float64 (D,): the standard deviations, without a second array of all frames."""
+    """Return float64 (D,): the standard deviations, in blocks to save a copy of all features."""
     squares_D = np.zeros(len(mean_D))
     for start in range(0, len(features_ND), _ROWS_AT_ONCE):
         squares_D += ((features_ND[start : start + _ROWS_AT_ONCE] - mean_D) ** 2).sum(axis=0)
