@@ -1,16 +1,20 @@
-"""Samples of processes, and passes that only count, for tests of watching a run."""
+"""Samples of processes, passes that only count, and metrics files, for tests of watching a run."""
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
-from virnucpro.runtime.monitoring import Monitor, PassStatus, Sample
+from virnucpro.runtime.monitoring import Monitor, PassStatus, RunState, Sample
+from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import History
 
 PATIENCE_S = 60.0
 LOAD_S = 10.0
 H200 = "NVIDIA H200"
+GPU = GpuReading(97, 84 << 30, 141 << 30, 690.3, 61)
 
 
 def make_sample(at: float, rank: int = 0, speed: float = 100.0, **values) -> Sample:
@@ -71,3 +75,34 @@ def wait_for(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def watch_all(num_processes: int, **values) -> list[Sample]:
+    return [
+        make_sample(at, rank=rank, speed=1_000 + rank, **values)
+        for rank in range(num_processes)
+        for at in range(0, 101, 5)
+    ]
+
+
+def write_run(
+    directory: Path, *samples: Sample, num_processes: int = 1, outcome: str | None = None
+) -> RunState:
+    """Write the metrics of a run that began just now and went by in a moment; return its state."""
+    path = directory / "metrics.jsonl"
+    shift = time.time() - max((sample.time for sample in samples), default=1_000)
+    lines = [{"kind": "start", "time": shift + 1_000, "num_processes": num_processes}]
+    for sample in sorted(samples, key=lambda sample: sample.time):
+        moved = replace(sample, time=shift + sample.time)
+        lines.append({"kind": "sample"} | moved.to_json())
+    if outcome is not None:
+        lines.append({"kind": "end", "time": time.time(), "outcome": outcome, "passes": {}})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_state(path)
+
+
+def read_state(path: Path) -> RunState:
+    state = RunState(path)
+    for _ in state.read():
+        pass
+    return state
