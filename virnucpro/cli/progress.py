@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from virnucpro.cli.run_view import describe_pass, describe_pass_end, render
@@ -68,7 +68,14 @@ def follow(
         with_warnings: Whether to say the warnings of the run, too; the run itself logs them.
         seconds: The time between two updates.
     """
-    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def draw() -> RenderableType:
+        # One line stays free, or a terminal would scroll at each update.
+        return render(state, console.width, console.height - 1) if state.num_processes else ""
+
+    live = None
+    if console.is_terminal:
+        live = Live(console=console, auto_refresh=False, get_renderable=draw)
     lines = _Lines(say)
     num_warnings = 0
     with live or nullcontext():
@@ -82,24 +89,11 @@ def follow(
             for warning in state.warnings[num_warnings:] if with_warnings else ():
                 say(f"Warning: {warning}")
             num_warnings = len(state.warnings)
-            if live is not None and state.num_processes:
-                live.update(_View(state), refresh=True)
+            if live is not None:
+                live.refresh()
             if is_last or state.outcome is not None:
                 return
             stop.wait(seconds)
-
-
-class _View:
-    """The view of a run in the present size of the terminal."""
-
-    def __init__(self, state: RunState) -> None:
-        self._state = state
-
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
-        # One line stays free, or a terminal would scroll at each update.
-        yield render(self._state, console.width, console.height - 1)
 
 
 class _Lines:

@@ -95,6 +95,7 @@ def format_seconds(seconds: float) -> str:
 def _time_left(state: RunState) -> str:
     if state.outcome is not None or state.history.is_done(state.num_processes):
         return _outcome(state)
+    # The main process writes 50 lines a second at most, so a large launch is silent for longer.
     silent = time.time() - state.last_time
     if silent > max(_LOST_SECONDS, 0.1 * state.num_processes):
         return f"nothing heard for {format_seconds(silent)}"
@@ -134,6 +135,7 @@ def _choose(
     processes = [process for _, process in sorted(state.history.processes.items())]
     if len(processes) <= num_lines:
         return processes, ()
+    # The slowest processes are the ones that somebody has to look at.
     processes.sort(key=lambda process: process.tokens_per_second(state.last_time))
     return processes[: num_lines - 1], processes[num_lines - 1 :]
 

@@ -47,6 +47,7 @@ def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
     Raises:
         VirnucproError: A file cannot be written.
     """
+    # matplotlib is optional, and its import takes long.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -100,6 +100,7 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     replicates = np.empty((num_replicates, len(METRICS)))
     shares = np.full(len(names), 1 / len(names))
     for index in range(num_replicates):
+        # How often each cluster is drawn; the weights of its records are multiplied by it.
         drawn = random.multinomial(len(names), shares)[cluster_N]
         replicates[index] = ranked.measure(ranked.weight * drawn)
     return {
@@ -160,10 +161,12 @@ class _Ranked:
         # No threshold separates records of equal score, so only the last of them is a point.
         self._last = np.flatnonzero(np.append(score[1:] != score[:-1], True))
         self._viral = is_viral.astype(np.float64)
+        # One number for each cell of the confusion matrix, so that one bincount fills the matrix.
         self._outcome = 2 * is_called + is_viral
         self._known = np.flatnonzero(~np.isnan(probability))
         self._probability = probability[self._known]
         number = (self._probability * NUM_CALIBRATION_BINS).astype(np.int64)
+        # A probability of 1 belongs to the last bin.
         self._bin = np.minimum(number, NUM_CALIBRATION_BINS - 1)
         self._square = (self._probability - self._viral[self._known]) ** 2
 

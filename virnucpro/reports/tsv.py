@@ -23,6 +23,7 @@ def read_table(
         InputError: The table cannot be read, lacks a column, or has a line of another length.
     """
     try:
+        # Ids may contain any bytes and quotes, as in FASTA headers.
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             header = next(lines, [])

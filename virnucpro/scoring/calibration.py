@@ -23,6 +23,7 @@ Ints = npt.NDArray[np.int64]
 
 # Scores are made of float32, which cannot tell a value nearer to 0 or 1 from these.
 _MIN_SCORE = 2.0**-24
+# The penalty keeps the coefficients finite and changes them only in late digits.
 _RIDGE = 1e-6
 _MAX_STEPS = 100
 
@@ -69,6 +70,7 @@ class Calibration:
         """
         inputs_NK = _make_inputs(score, np.minimum(num_open_chunks, self.most_chunks))
         logits_N = inputs_NK @ np.array([self.slope, self.slope_growth, self.offset])
+        # Another share of viral records shifts the prior odds, and so all logits alike.
         if viral_share is not None:
             logits_N += _logit(viral_share) - _logit(self.viral_share)
         return _sigmoid(logits_N)
@@ -176,4 +178,5 @@ def _logit(share: float | Floats) -> Floats:
 
 
 def _sigmoid(logits_N: Floats) -> Floats:
+    # tanh cannot overflow, unlike 1 / (1 + exp(-z)).
     return np.asarray(0.5 * (1 + np.tanh(logits_N / 2)), np.float64)

@@ -64,6 +64,7 @@ def join_chunks(corpus: Corpus, chunks: Ints, chunk_score: Floats) -> Fragments:
     for size in SIZES:
         number = corpus.chunk_number[chunks] // size
         is_long = np.minimum(corpus.num_chunks[record] - number * size, size) > size // 2
+        # One integer for each fragment: its number follows that of the record.
         keys, fragment = np.unique(record[is_long] << 32 | number[is_long], return_inverse=True)
         num_open_chunks = np.bincount(fragment, minlength=len(keys))
         score = np.bincount(fragment, chunk_score[is_long], len(keys)) / num_open_chunks

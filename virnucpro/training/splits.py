@@ -105,6 +105,7 @@ def _take_runs(
     corpus: Corpus, chunks: Ints, run_length: int, num_frames: float, random: np.random.Generator
 ) -> Ints:
     """Return the part of `chunks` that lies in random runs with about `num_frames` frames."""
+    # One integer for each run of a record: its number follows that of the record.
     keys = corpus.chunk_record[chunks] << 32 | corpus.chunk_number[chunks] // run_length
     runs, run_of_chunk = np.unique(keys, return_inverse=True)
     size = np.bincount(run_of_chunk, corpus.num_frames[chunks], len(runs))
@@ -124,6 +125,7 @@ def balance(class_N: Ints, is_viral: npt.NDArray[np.bool_]) -> Floats:
     """
     count_K = np.bincount(class_N, minlength=len(is_viral))
     num_viral = count_K[is_viral].sum()
+    # A class that does not occur must not get a share.
     num_other_classes = np.count_nonzero(count_K[~is_viral])
     other_K = 0.5 / (num_other_classes * np.maximum(count_K, 1))
     return np.where(is_viral[class_N], 0.5 / num_viral, other_K[class_N])

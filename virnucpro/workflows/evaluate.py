@@ -105,6 +105,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         *measure_subsets("with a call", called, of_called, resampled),
         *measure_subsets("all", predictions, subsets, resampled),
     ]
+    # Nothing is written before both tables are read and measured.
     directory.mkdir(parents=True, exist_ok=True)
     about = {
         "predictions": str(config.records_tsv),
@@ -186,6 +187,7 @@ def _number_groups(groups: Sequence[str]) -> Ints:
     group = np.array(groups, dtype=object)
     number = np.unique(group, return_inverse=True)[1].astype(np.int64)
     alone = np.flatnonzero(group == "")
+    # Numbers from N on are free: there are at most N groups.
     number[alone] = len(group) + alone
     return number
 

@@ -48,6 +48,7 @@ class ProcessHistory:
                     self._gpu[name] = total, seen, max(value, highest)
         self.last = sample
         self._recent.append(sample)
+        # The oldest sample that is kept is just outside the window, so that the window is full.
         while len(self._recent) > 2 and self._recent[1].time <= sample.time - self.window_seconds:
             self._recent.popleft()
 
@@ -72,6 +73,7 @@ class ProcessHistory:
 
     def share(self, kind: str) -> float:
         """Return the share of the same time that went into `data`, `device` or `disk`."""
+        # A GPU's clock and the host's differ a little.
         return min(1.0, self._per_second(f"{kind}_seconds"))
 
     def summary(self) -> dict[str, Any]:
@@ -149,6 +151,7 @@ class History:
         else:
             self.cost += sample.cost - process.last.cost
             process.add(sample)
+        # A process knows the total only when it has planned its batches.
         self.total_cost = max(self.total_cost, sample.total_cost)
         self._note_cost(sample.time, process.window_seconds)
 

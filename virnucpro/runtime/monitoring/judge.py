@@ -73,6 +73,7 @@ def _judge(
     limits: Limits,
     now: float,
 ) -> Iterator[tuple[str, str]]:
+    # A stalled process is neither slow nor hungry as well: one cause, one warning.
     if message := _judge_stall(process, usual_load, limits, now):
         yield "stalled", message
     elif process.fills_window:

@@ -7,15 +7,18 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import History
 from virnucpro.runtime.monitoring.judge import Limits, Trouble, find_trouble
 from virnucpro.runtime.monitoring.status import PassStatus, Place, Sample
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +27,6 @@ _pass_numbers = itertools.count()
 
 _LINES_PER_SECOND = 50
 _MAX_TROUBLES_AT_ONCE = 3
-
-
-class Store(Protocol):
-    """The methods of torch.distributed's stores that the monitor uses."""
-
-    def set(self, key: str, value: str, /) -> None:
-        """Keep a value."""
-
-    def check(self, keys: list[str], /) -> bool:
-        """Return at once whether all keys exist."""
-
-    def multi_get(self, keys: list[str], /) -> Sequence[bytes]:
-        """Return the values of keys that exist."""
 
 
 class Monitor:
@@ -73,6 +63,7 @@ class Monitor:
         self._history = History(self._limits.window_seconds)
         self._status: PassStatus | None = None
         self._last_own: Sample | None = None
+        # The embedding thread and the monitor's own thread both tick.
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -140,6 +131,7 @@ class Monitor:
         is_young = (
             self._status is None or last is None or last.load_seconds + last.loop_seconds < 60
         )
+        # People watch the beginning; later, and in large launches, the file must not grow fast.
         longest = 1.0 if is_young else self._interval_seconds
         return max(min(longest, self._interval_seconds), self._num_processes / _LINES_PER_SECOND)
 
@@ -165,6 +157,7 @@ class Monitor:
         if not self._is_main:
             return {}
         store = self._store
+        # Reading a missing key would wait for the process that is to write it.
         keys = [key for key in self._keys if key in self._published or store.check([key])]
         return dict(zip(keys, store.multi_get(keys), strict=True))
 
@@ -172,6 +165,7 @@ class Monitor:
         """Write the samples that are new, and warn about trouble."""
         now = self._epoch + time.monotonic()
         for key, text in published.items():
+            # A silent process must look silent in the file: an old sample is not written again.
             if text == self._published.get(key) and not is_over:
                 continue
             sample = Sample.from_json(json.loads(text))

@@ -67,7 +67,7 @@ class RunState:
 
     def _add(self, line: dict[str, Any]) -> None:
         match line["kind"]:
-            case "start":
+            case "start":  # a resumed run goes on in the file of the earlier one
                 self._begin(line)
             case "sample":
                 self.history.add(Sample.from_json(line))

@@ -102,6 +102,7 @@ class PassStatus:
 
     def to_run_json(self) -> dict[str, Any]:
         """Return what run.json says about the process at the end of the pass."""
+        # For progress, a failed row is finished; in run.json only embedded rows count.
         embedded = {"num_rows": self.num_rows - len(self.failed_rows)}
         return {name: getattr(self, name) for name in _RUN_JSON_KEYS} | embedded
 
@@ -153,6 +154,7 @@ class Sample(PassStatus):
         """Return what a process is doing now; `before` is its previous sample in the pass."""
         sample = cls(**vars(status), time=time.time(), **asdict(place), gpu=gpu)
         sample.read_clock()
+        # Milliseconds keep the lines short.
         for name in _COUNTERS:
             if name.endswith("_seconds"):
                 setattr(sample, name, round(getattr(sample, name), 3))
