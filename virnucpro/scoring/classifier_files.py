@@ -113,7 +113,7 @@ def check_state(
     Raises:
         ClassifierError: They do not make a classifier, or do not fit the metadata.
     """
-    # `module.` comes from DataParallel, in which the original was trained.
+    # torch.nn.DataParallel adds `module.` to every name of a state dict.
     found = {name.removeprefix("module."): value for name, value in state.items()}
     found.pop("bn1.num_batches_tracked", None)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in found.items()}

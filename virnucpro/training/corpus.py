@@ -100,10 +100,10 @@ def make_corpus(store: FrameStore, classes: tuple[InputClass, ...]) -> Corpus:
     A chunk with an ambiguous base is not usable, as in the original's training: nobody knows which
     base it stands for, and its codon has no translation.
     """
-    # The sequences of all chunks at once would not fit the memory, so they are read in blocks.
     num_chunks = np.diff(store.record_first_chunk)
     chunk_record = np.repeat(np.arange(store.num_records), num_chunks)
     is_usable = np.diff(store.chunk_first_frame) > 0
+    # The sequences of all chunks may not fit the memory, so they are read in blocks.
     for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
         stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
         is_usable[start:stop] &= [
