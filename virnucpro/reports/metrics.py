@@ -88,21 +88,18 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     """
     random = np.random.default_rng(seed)
     ranked = _Ranked(predictions)
-    values = ranked.measure(ranked.weight)
-    if any(0 < num_clusters < _MIN_CLUSTERS for num_clusters in count_clusters(predictions)):
-        return {
-            name: Estimate(value, math.nan, math.nan)
-            for name, value in zip(METRICS, values, strict=True)
-        }
     names, cluster_N = np.unique(ranked.cluster, return_inverse=True)
+    shares = np.full(len(names), 1 / len(names))
     affordable = _RECORDS_TIMES_REPLICATES // len(cluster_N)
     num_replicates = min(_MAX_REPLICATES, max(_MIN_REPLICATES, affordable))
+    if any(0 < num_clusters < _MIN_CLUSTERS for num_clusters in count_clusters(predictions)):
+        num_replicates = 0
     replicates = np.empty((num_replicates, len(METRICS)))
-    shares = np.full(len(names), 1 / len(names))
     for index in range(num_replicates):
         # How often each cluster is drawn; the weights of its records are multiplied by it.
         drawn = random.multinomial(len(names), shares)[cluster_N]
         replicates[index] = ranked.measure(ranked.weight * drawn)
+    values = ranked.measure(ranked.weight)
     return {
         name: Estimate(value, *_interval(found))
         for name, value, found in zip(METRICS, values, replicates.T, strict=True)
