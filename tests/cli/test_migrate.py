@@ -11,7 +11,7 @@ from tests.legacy.test_documents import Bomb
 from tools.make_classifier_weights import make_classifier
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli.main import main
-from virnucpro.scoring.classifier import load_classifier, read_state
+from virnucpro.scoring.classifier_files import load_classifier, read_state
 
 
 def migrate(*arguments):

@@ -13,7 +13,7 @@ from tests.runs import VIRNUCPRO, predict_options, read_table, run, write_reads
 from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.classifier import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_state, save_classifier
 from virnucpro.sequences.fasta import RecordReader
 
 CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks=20)

@@ -25,7 +25,8 @@ from virnucpro.checkpoints.parts import (
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import Verification
-from virnucpro.scoring.classifier import ClassifierMetadata, load_classifier, read_state
+from virnucpro.scoring.classifier import ClassifierMetadata
+from virnucpro.scoring.classifier_files import load_classifier, read_state
 from virnucpro.workflows.migrate import (
     REPORT_NAME,
     MigrationConfig,

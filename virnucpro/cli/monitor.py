@@ -30,8 +30,8 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
     path = config.run_dir / METRICS_NAME
     if not path.is_file():
         raise UsageError(
-            f"{path}: not there; give the output directory of `virnucpro predict`, or the .parts "
-            "directory that `virnucpro embed` keeps beside its output while it runs"
+            f"{path}: does not exist; give the output directory of `virnucpro predict`, or the "
+            ".parts directory that `virnucpro embed` keeps beside its output while it runs"
         )
     state, console = RunState(path), Console()
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)

@@ -31,9 +31,9 @@ from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_
 from virnucpro.scoring.calls import (
     ChunkCalls,
     RecordCalls,
+    call_by_probability,
     call_chunks,
     call_records,
-    recall_records,
 )
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.sequences.frame_store import FrameStore
@@ -182,7 +182,7 @@ def _call_records(
     if config.max_fdr is not None:
         threshold = choose_threshold(records.probability, config.max_fdr)
         rule = {"by": "probability", "threshold": threshold}
-        records = recall_records(records, threshold)
+        records = call_by_probability(records, threshold)
     expected_fdr = expect_fdr(records.probability, records.call == "virus")
     return records, rule | {"expected_fdr": expected_fdr, "viral_share": viral_share}
 
