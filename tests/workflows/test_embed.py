@@ -17,8 +17,8 @@ from tests.runs import accelerate_launch, run
 from virnucpro import EmbedConfig, embed
 from virnucpro.backend.registry import load_backend
 from virnucpro.cli.main import main
-from virnucpro.embedding.session import locked
 from virnucpro.errors import IdentityMismatchError, OutputExistsError, UsageError
+from virnucpro.runtime.run import locked
 
 Run = Callable[..., Result]
 LETTERS = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}

@@ -21,7 +21,6 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     part_name,
 )
-from virnucpro.embedding.session import locked
 from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
@@ -39,6 +38,7 @@ from virnucpro.legacy.joining import (
 from virnucpro.legacy.old_runs import feature_files, read_expected_length
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import Verification, verify_rows
+from virnucpro.runtime.run import locked
 from virnucpro.scoring.classifier import (
     ClassifierMetadata,
     check_state,

@@ -9,6 +9,7 @@ A row is a frame's position in the store, or a record's in a store of records al
 by which embeddings and scores are joined.
 """
 
+from virnucpro.sequences.frame_store.preparing import prepare_frame_store
 from virnucpro.sequences.frame_store.reading import (
     FrameStore,
     RecordStore,
@@ -28,4 +29,5 @@ __all__ = [
     "build_record_store",
     "open_frame_store",
     "open_record_store",
+    "prepare_frame_store",
 ]
