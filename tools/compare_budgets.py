@@ -4,7 +4,7 @@
     python -m tools.compare_budgets dnabert-s --weights virnucpro/data/mini/dnabert_s --device cpu
 
 Every round measures each budget once. The fastest round counts, because other programs on the
-machine only slow a measurement down.
+machine only slow a measurement down. On a busy machine, set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -13,61 +13,46 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import torch
-
 from virnucpro.config import ATTENTIONS, PRECISIONS, ComputeConfig
-from virnucpro.embedding.budgets import MOST_BATCH_TOKENS
+from virnucpro.embedding.budgets import MAX_BATCH_TOKENS
 from virnucpro.embedding.measuring import fill_batch, make_sequences, measure_encoder
-from virnucpro.runtime.devices import (
-    choose_precision,
-    device_name,
-    is_out_of_memory,
-    make_accelerator,
-)
-from virnucpro.workflows.benchmark import Subject, open_subjects
+from virnucpro.embedding.models import Model
+from virnucpro.runtime.devices import device_name, is_out_of_memory
+from virnucpro.runtime.run import Run, open_run
+from virnucpro.workflows.benchmark import open_models
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
 """The measured budgets, relative to the default budget."""
 
 
-def compare(
-    subject: Subject, device: torch.device, precision: str, args: argparse.Namespace
-) -> None:
-    """Print a line for each budget of one model in one precision."""
-    encoder = subject.load_encoder(device, precision=precision, attention=args.attention)
-    collator = subject.backend.load_collator(subject.weights)
-    default = MOST_BATCH_TOKENS[device.type]
-    batches = {
-        budget: fill_batch(
-            subject.backend,
-            collator,
-            make_sequences(subject.backend.info.alphabet, args.length),
-            budget,
-        )
-        for budget in (int(factor * default) for factor in FACTORS)
-    }
-    speeds: dict[int, list[float]] = {budget: [] for budget in batches}
+def compare(run: Run, label: str, model: Model, args: argparse.Namespace) -> None:
+    """Print a line for each budget of one model in the precision of the run."""
+    encoder = model.load_encoder(run.device, run.precision, args.attention)
+    default = MAX_BATCH_TOKENS[run.device.type]
+    batches = {}
+    for factor in FACTORS:
+        budget_tokens = int(factor * default)
+        sequences = make_sequences(model.alphabet, args.length)
+        batches[budget_tokens] = fill_batch(model, sequences, budget_tokens)
+    speeds = dict.fromkeys(batches, 0.0)
     for _ in range(args.rounds):
-        for budget, batch in batches.items():
+        for budget_tokens, batch in batches.items():
             try:
-                speed = measure_encoder(encoder, batch, device, args.seconds)
+                speed = measure_encoder(encoder, batch, run.device, args.seconds)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 continue
-            speeds[budget].append(speed.tokens_per_s)
-    print(f"\n{subject.name}, {precision}, {args.length} bp, on {device_name(device)}")
+            speeds[budget_tokens] = max(speeds[budget_tokens], speed.tokens_per_s)
+    precision = model.compute_precision(run.precision)
+    print(f"\n{label}, {precision}, {args.length} bp, on {device_name(run.device)}")
     print(f"{'tokens a batch':>14} {'tokens/s':>11} {'gain':>7}")
-    for budget, found in speeds.items():
-        if not found:
-            print(f"{budget:>14} out of memory")
-            continue
-        gain = max(found) / max(speeds[default]) - 1
-        note = "  (default)" if budget == default else ""
-        print(f"{budget:>14} {max(found):>11,.0f} {gain:>+7.1%}{note}", flush=True)
+    for budget_tokens, tokens_per_s in speeds.items():
+        gain = tokens_per_s / speeds[default] - 1
+        note = "  (default)" if budget_tokens == default else ""
+        print(f"{budget_tokens:>14} {tokens_per_s:>11,.0f} {gain:>+7.1%}{note}", flush=True)
 
 
-@torch.inference_mode()
 def main() -> None:
     """Print one table for each model and precision."""
     parser = argparse.ArgumentParser(
@@ -82,13 +67,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     args = parser.parse_args()
-    accelerator = make_accelerator(ComputeConfig(device=args.device))
-    device = accelerator.device
     with tempfile.TemporaryDirectory() as scratch:
-        on_gpu = device.type == "cuda"
-        for subject in open_subjects(args.backend, args.weights, Path(scratch), on_gpu=on_gpu):
-            for precision in args.precision:
-                compare(subject, device, choose_precision(precision, accelerator), args)
+        with open_run(ComputeConfig(device=args.device)) as run:
+            on_gpu = run.device.type == "cuda"
+            models = list(open_models(args.backend, args.weights, Path(scratch), on_gpu=on_gpu))
+        for precision in args.precision:
+            with open_run(ComputeConfig(device=args.device, precision=precision)) as run:
+                for label, model in models:
+                    compare(run, label, model, args)
 
 
 if __name__ == "__main__":

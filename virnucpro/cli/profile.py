@@ -1,4 +1,4 @@
-"""`virnucpro profile`: the token budget that is fastest on a device, kept for later runs."""
+"""`virnucpro profile`: how fast a model is, by the number of tokens in a batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DEFAULT_WEIGHTS = {
     "-m", "--model", required=True, metavar="NAME", help="A name that `virnucpro backends` lists."
 )
 @click.option(
-    "--weights", metavar="WEIGHTS", help="File, directory or hub id.  [default: as of predict]"
+    "--weights", metavar="WEIGHTS", help="File, directory or hub id.  [default: as in predict]"
 )
 @device_options
 @click.option(
@@ -38,25 +38,25 @@ _DEFAULT_WEIGHTS = {
     metavar="TOKENS",
     default=512,
     show_default=True,
-    help="The smallest budget of a batch.",
+    help="The smallest batch.",
 )
 @click.option(
     "--max-batch",
     type=click.IntRange(min=1),
     metavar="TOKENS",
-    help="The largest.  [default: 131072, on a CPU 8192]",
+    help="The largest batch.  [default: 131072, on a CPU 8192]",
 )
 @click.option(
     "--step",
     type=click.IntRange(min=1),
     metavar="TOKENS",
-    help="From one to the next.  [default: twice the last]",
+    help="From one batch to the next.  [default: double each time]",
 )
 @click.option(
     "--test-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FASTA",
-    help="What to measure on.  [default: random open frames of 500 bp]",
+    help="Sequences to measure on.  [default: random open frames of 500 bp]",
 )
 @click.option(
     "-o",
