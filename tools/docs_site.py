@@ -21,6 +21,7 @@ PUBLISHED = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "virnucpro/checkpoints/FORMAT.md": "format.md",
+    "SECURITY.md": "security.md",
     "examples/README.md": "examples/index.md",
     "examples/example.fasta": "examples/example.fasta",
     "examples/labels.tsv": "examples/labels.tsv",

@@ -296,14 +296,14 @@ def test_what_does_not_fit_alone_is_reported(run: Run, job: Job, caplog) -> None
     summary = embed(run, small)
     too_long = [row for row in job.rows.tolist() if len(job.source[row]) > 300]
     assert sorted(summary.failed_rows) == too_long
-    assert caplog.text.count("has not the memory for a single sequence") == len(too_long)
+    assert caplog.text.count("lacks the memory for a single sequence") == len(too_long)
     assert stored_rows(small) == sorted(set(job.rows.tolist()) - set(too_long))
 
 
 def test_nothing_fits(run: Run, job: Job) -> None:
     device = SmallDevice()
     device.num_tokens = 0
-    with pytest.raises(MemoryExhaustedError, match="not one of 270 sequences fits the memory of"):
+    with pytest.raises(MemoryExhaustedError, match="none of 270 sequences fits the memory of"):
         embed(run, with_backend(job, device))
 
 
