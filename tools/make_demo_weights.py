@@ -53,7 +53,9 @@ def make_demo_weights(directory: Path, seed: int = 0) -> dict[str, str]:
 
 def main() -> None:
     """Write the weights to the directory that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
