@@ -33,8 +33,8 @@ def make_classifier(
     random = np.random.default_rng(seed)
     input_dim = dna_dim + protein_dim
     hidden_weight_HD = random.standard_normal((NUM_HIDDEN, input_dim)) / np.sqrt(input_dim)
-    # After ReLU, a standard normal has the variance 1/2 - 1/(2 pi) and a positive mean. Weights that
-    # add up to 0 remove the mean, so the difference of the logits has mean 0 and the wanted spread.
+    # After ReLU, a standard normal has the variance 1/2 - 1/(2 pi) and a positive mean. Weights
+    # that add up to 0 remove the mean: the difference of the logits has mean 0 and this spread.
     output_weight_H = random.standard_normal(NUM_HIDDEN)
     output_weight_H -= output_weight_H.mean()
     variance = (0.5 - 0.5 / np.pi) * np.square(output_weight_H).sum()
