@@ -6,17 +6,14 @@ Zhou et al., "DNABERT-S: pioneering species differentiation with species-aware D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virnucpro.backend.interface import (
     Attention,
+    Backend,
     BackendInfo,
     Collator,
     Encoder,
-    MeasurableBackend,
-    Reference,
     Weights,
 )
 
@@ -81,21 +78,5 @@ class DnabertSBackend:
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)
 
-    def benchmark_sizes(self, *, on_gpu: bool) -> Sequence[str]:
-        """Return the published size, or a small one for a CPU."""
-        return ("117M",) if on_gpu else ("small",)
 
-    def write_random_weights(self, directory: Path, size: str) -> Path:
-        """Write a directory as published to `directory` and return it."""
-        from virnucpro_dnabert_s.benchmarking import write_random_weights
-
-        return write_random_weights(directory, size)
-
-    def list_references(self, weights: Weights, *, on_gpu: bool) -> Sequence[Reference]:
-        """Return the original's way, one frame at a time, with the same `weights`."""
-        from virnucpro_dnabert_s.benchmarking import list_references
-
-        return list_references(weights)
-
-
-backend: MeasurableBackend = DnabertSBackend()
+backend: Backend = DnabertSBackend()

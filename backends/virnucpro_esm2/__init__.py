@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virnucpro.backend.interface import (
+    Backend,
     BackendInfo,
     Collator,
     Encoder,
-    MeasurableBackend,
-    Reference,
     Weights,
 )
 
@@ -78,21 +75,5 @@ class Esm2Backend:
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)
 
-    def benchmark_sizes(self, *, on_gpu: bool) -> Sequence[str]:
-        """Return the sizes that the classifiers and most others use, and the smallest for a CPU."""
-        return ("3B", "650M") if on_gpu else ("8M",)
 
-    def write_random_weights(self, directory: Path, size: str) -> Path:
-        """Write a fair-esm `.pt` of a published size to `directory` and return its path."""
-        from virnucpro_esm2.benchmarking import write_random_weights
-
-        return write_random_weights(directory, size)
-
-    def list_references(self, weights: Weights, *, on_gpu: bool) -> Sequence[Reference]:
-        """Return fair-esm and transformers with the same `weights`."""
-        from virnucpro_esm2.benchmarking import list_references
-
-        return list_references(weights, on_gpu=on_gpu)
-
-
-backend: MeasurableBackend = Esm2Backend()
+backend: Backend = Esm2Backend()

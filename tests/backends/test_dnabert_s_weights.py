@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from virnucpro_dnabert_s import backend
 
-from tools.make_dnabert_s_weights import Sizes, write_weights
+from tools.make_dnabert_s_weights import make_config, write_weights
 from virnucpro.backend.interface import Encoder
 from virnucpro.errors import WeightsError
 
@@ -90,9 +90,9 @@ def test_pad_ids_change_no_vector(directory: Path) -> None:
 
 
 def test_made_layouts_are_the_published_ones(tmp_path: Path) -> None:
-    sizes = Sizes(num_layers=12, width=12, feed_forward=8, vocab_size=16)
-    dnabert_s = write_weights(tmp_path / "s", sizes, safetensors=True)
-    dnabert_2 = write_weights(tmp_path / "2", sizes, layout="dnabert-2", safetensors=True)
+    config = make_config(num_layers=12, width=12, feed_forward=8, vocab_size=16)
+    dnabert_s = write_weights(tmp_path / "s", config, safetensors=True)
+    dnabert_2 = write_weights(tmp_path / "2", config, layout="dnabert-2", safetensors=True)
     assert len(load_file(dnabert_s / "model.safetensors")) == 138
     names = load_file(dnabert_2 / "model.safetensors").keys()
     assert len(names) == 142
@@ -103,7 +103,7 @@ def test_a_weights_file_stands_for_its_directory(published: Path) -> None:
     of_directory = backend.open_weights(str(published))
     of_file = backend.open_weights(str(published / "pytorch_model.bin"))
     assert of_file.identity == of_directory.identity
-    assert of_file.embedding_dim == of_directory.embedding_dim == Sizes().width
+    assert of_file.embedding_dim == of_directory.embedding_dim == make_config().hidden_size
 
 
 def test_identity_covers_every_file(directory: Path) -> None:

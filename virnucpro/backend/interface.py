@@ -9,18 +9,10 @@ Shapes: B sequences in a batch, T tokens of all of them together, E the embeddin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    NamedTuple,
-    Protocol,
-    TypeAlias,
-    runtime_checkable,
-)
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,45 +167,4 @@ class Backend(Protocol):
             WeightsError: The file does not hold what the model needs.
             UsageError: `attention` or `dtype` does not work here; the message says why.
         """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Another way to compute a backend's embeddings, which `virnucpro benchmark` measures beside.
-
-    Attributes:
-        name: For people, for example `fair-esm`.
-        precision: What it computes in: `fp32`, `bf16` or `fp16`.
-        batch_tokens: Tokens in a batch, as it is used; None for as many as the backend's own.
-        load: Returns it as an encoder on a device; raises UsageError where what it needs is not
-            installed.
-    """
-
-    name: str
-    precision: str
-    batch_tokens: int | None
-    load: Callable[[torch.device], Encoder]
-
-
-@runtime_checkable
-class MeasurableBackend(Backend, Protocol):
-    """A backend with what `virnucpro benchmark` needs to measure it where no weights are given.
-
-    These methods are optional: a backend without them is measured on the user's weights.
-    """
-
-    def benchmark_sizes(self, *, on_gpu: bool) -> Sequence[str]:
-        """Return the sizes of the model that tell something on a GPU, or on a CPU in a minute."""
-        ...
-
-    def write_random_weights(self, directory: Path, size: str) -> Path:
-        """Write weights of one size to an empty directory, and return their location.
-
-        Speed does not depend on the numbers, so they are random.
-        """
-        ...
-
-    def list_references(self, weights: Weights, *, on_gpu: bool) -> Sequence[Reference]:
-        """Return what to compare `weights` with, computed otherwise."""
         ...

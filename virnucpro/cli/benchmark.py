@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -20,20 +19,10 @@ from virnucpro.cli.options import (
 from virnucpro.cli.terminal import format_table
 from virnucpro.config import BenchmarkConfig
 from virnucpro.errors import IncompleteError, UsageError, VirnucproError
-from virnucpro.version import __version__
-
-if TYPE_CHECKING:
-    import torch
-
-    from virnucpro.embedding.measuring import Ceilings
-    from virnucpro.workflows.benchmark import Line
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_PER_LINE = {"tiny": 0.1, "small": 1.0, "medium": 3.0, "large": 10.0}
-
-_WITH_SPEEDS = ("all", "throughput", "memory", "scaling")
-_WITH_COSINES = ("all", "equivalence")
 
 Report = dict[str, Any]
 
@@ -60,11 +49,22 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
         raise UsageError("--weights: of which backend? Name it with --model")
     if config.suite == "scaling":
         logger.warning(
-            "--suite scaling: one device is measured, as by throughput; docs/scheduling.md says "
-            "how runs scale"
+            "--suite scaling: measured as throughput, on one device; docs/scheduling.md says how "
+            "runs scale over several GPUs"
         )
     hide_other_gpus(config.gpus)
-    report = _measure(config)
+    from virnucpro.workflows.benchmark import Plan, run_benchmark
+
+    plan = Plan(
+        backend=config.model,
+        weights=config.weights,
+        min_seconds=_SECONDS_PER_LINE["tiny" if config.quick else config.data_size],
+        with_speeds=config.suite != "equivalence",
+        with_cosines=config.suite in ("all", "equivalence"),
+        with_references=config.vanilla_baseline,
+        is_quick=config.quick,
+    )
+    report = asdict(run_benchmark(make_compute_config(config, config.compile), plan))
     if config.compare_to is not None:
         _compare(report, config.compare_to)
     text = _format_report(report)
@@ -77,54 +77,11 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
     _judge(report)
 
 
-def _measure(options: BenchmarkConfig) -> Report:
-    """Return everything that was measured, as JSON knows values."""
-    from virnucpro.runtime.devices import make_accelerator
-    from virnucpro.workflows import benchmark as benchmarking
-
-    config = make_compute_config(options)
-    accelerator = make_accelerator(config)
-    device, quick = accelerator.device, options.quick
-    plan = benchmarking.Plan(
-        device=device,
-        precisions=benchmarking.choose_precisions(config.precision, accelerator),
-        attention=config.attention,
-        least_seconds=_SECONDS_PER_LINE["tiny" if quick else options.data_size],
-        with_speeds=options.suite in _WITH_SPEEDS,
-        with_cosines=options.suite in _WITH_COSINES,
-        with_references=options.vanilla_baseline,
-    )
-    with tempfile.TemporaryDirectory(prefix="virnucpro-") as directory:
-        subjects = benchmarking.open_subjects(
-            options.model,
-            options.weights,
-            Path(directory),
-            on_gpu=device.type == "cuda" and not quick,
-        )
-        ceilings, lines = benchmarking.measure_table(subjects, plan)
-    return _make_report(device, ceilings, lines)
-
-
-def _make_report(device: torch.device, ceilings: Ceilings | None, lines: list[Line]) -> Report:
-    import torch
-
-    from virnucpro.runtime.devices import device_name
-
-    return {
-        "virnucpro": __version__,
-        "torch": torch.__version__,
-        "device": device_name(device),
-        "num_threads": torch.get_num_threads(),
-        "ceilings": dataclasses.asdict(ceilings) if ceilings is not None else None,
-        "lines": [dataclasses.asdict(line) | {"is_off": line.is_off} for line in lines],
-    }
-
-
 def _compare(report: Report, path: Path) -> None:
     """Add to each line of `report` how much faster it is than in the report at `path`.
 
     Raises:
-        UsageError: The file is no report.
+        UsageError: The file is not a report.
     """
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -159,11 +116,11 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("worst cosine", "worst_cosine", "{:.6f}"),
     ("change", "change", "{:+.1%}"),
 )
-"""Heading, field of a line, and format of what is not measured in every suite."""
+"""Heading, field of a line, and format of the columns that some suites lack."""
 
 
 def _format_report(report: Report) -> str:
-    """Return the table, with what it was measured on above and what is missing below."""
+    """Return the table, with the device above it and the missing packages below it."""
     lines = report["lines"]
     measured = [column for column in _COLUMNS if any(line.get(column[1]) for line in lines)]
     rows = [
@@ -204,11 +161,11 @@ def _format_ceilings(ceilings: dict[str, Any]) -> str:
 
 
 def _judge(report: Report) -> None:
-    """Let the command fail if what is ours did not fit the memory, or is not exact enough.
+    """Make the command fail if our encoders do not fit the memory or are not exact enough.
 
     Raises:
-        IncompleteError: It did not fit.
-        VirnucproError: It is too far from float32.
+        IncompleteError: One of them does not fit.
+        VirnucproError: One of them is too far from float32.
     """
     ours = [line for line in report["lines"] if line["is_ours"]]
     named = {field: [_name(line) for line in ours if line[field]] for field in ("note", "is_off")}

@@ -240,10 +240,15 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
     return config(**fields)
 
 
-def make_compute_config(config: DeviceConfig) -> ComputeConfig:
+def make_compute_config(
+    config: DeviceConfig, compile: str = ComputeConfig.compile
+) -> ComputeConfig:
     """Return how to compute on the device of settings that say no more."""
     return ComputeConfig(
-        device=config.device, precision=config.precision, attention=config.attention
+        device=config.device,
+        precision=config.precision,
+        attention=config.attention,
+        compile=compile,
     )
 
 

@@ -1,4 +1,4 @@
-"""`virnucpro profile`: the token budget that is fastest on a device, kept for later runs."""
+"""`virnucpro profile`: how fast a model is, by the number of tokens in a batch."""
 
 from __future__ import annotations
 

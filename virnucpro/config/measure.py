@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.config.options import REQUIRED, option
-from virnucpro.config.shared import DeviceConfig
+from virnucpro.config.shared import COMPILE_SETTINGS, DeviceConfig
 
 SUITES = ("scaling", "throughput", "memory", "equivalence", "all")
 DATA_SIZES = ("tiny", "small", "medium", "large")
@@ -82,6 +82,12 @@ class BenchmarkConfig(DeviceConfig, group="Measuring"):
     )
     data_size: str = option(
         "small", help="Time for each line: 0.1, 1, 3 or 10 seconds.", choices=DATA_SIZES
+    )
+    compile: str = option(
+        "off",
+        help="Compile the models with torch.compile.",
+        group="Device and precision",
+        choices=COMPILE_SETTINGS,
     )
     quick: bool = option(False, help="Measure the small models of a CPU, with the data size tiny.")
     model: str | None = option(

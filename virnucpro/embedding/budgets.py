@@ -19,7 +19,7 @@ from virnucpro.runtime.environment import user_cache_dir
 logger = logging.getLogger(__name__)
 
 # Throughput hardly changes from 8,000 tokens on an H200; on a CPU small batches stay in the cache.
-MOST_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
+MAX_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 """What a batch has where nothing is stored and the memory allows it, by kind of device."""
 
 _PATH_VARIABLE = "VIRNUCPRO_BUDGETS"

@@ -26,7 +26,7 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
 )
 from virnucpro.embedding.batches import Batches, ClaimedBatches, measure_costs, plan_batches
-from virnucpro.embedding.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
+from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import make_loader
@@ -186,7 +186,7 @@ def choose_budget(run: Run, job: Job, encoder: Encoder, costs: IntArray) -> int:
     """
     identity = job.identity
     place = (device_name(run.device), identity.backend, identity.embedding_dim, identity.precision)
-    most = read_budget(BudgetKey(*place, job.attention)) or MOST_BATCH_TOKENS[run.device.type]
+    most = read_budget(BudgetKey(*place, job.attention)) or MAX_BATCH_TOKENS[run.device.type]
     if run.device.type != "cuda":
         return most
     longest = max(1, int(costs.max()))

@@ -107,20 +107,24 @@ def choose_precision(precision: str, accelerator: Accelerator) -> str:
     Raises:
         UsageError: `precision` is fp8, and this process's device cannot multiply in fp8.
     """
-    on_gpu = accelerator.device.type == "cuda"
-    capability = torch.cuda.get_device_capability(accelerator.device) if on_gpu else (0, 0)
-    if precision == "fp8" and capability < (9, 0):
+    if precision == "fp8" and not supports_fp8(accelerator.device):
         raise UsageError(
             f"precision fp8 needs an NVIDIA GPU of the Hopper generation or newer, found "
             f"{device_name(accelerator.device)}; use bf16, or fp16 on GPUs before Ampere"
         )
     if precision != "auto":
         return precision
-    half = "bf16" if capability >= (8, 0) else "fp16"
-    mine = half if on_gpu else "fp32"
+    mine = "fp32"
+    if accelerator.device.type == "cuda":
+        mine = "bf16" if torch.cuda.get_device_capability(accelerator.device) >= (8, 0) else "fp16"
     # One precision for all processes, because embeddings of different ones are not comparable.
     found = set(gather_object([mine]))
     return next(choice for choice in ("fp32", "fp16", "bf16") if choice in found)
+
+
+def supports_fp8(device: torch.device) -> bool:
+    """Tell whether a device multiplies in fp8: NVIDIA's Hopper generation and newer."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
