@@ -22,6 +22,10 @@ class OutputExistsError(UsageError):
     """The output directory exists and neither overwriting nor resuming was asked for."""
 
 
+class OutputError(VirnucproError):
+    """A file that cannot be written: the disk is full, or a directory or permission is missing."""
+
+
 class InputError(VirnucproError):
     """An input file that cannot be read as nucleotide FASTA or FASTQ."""
 

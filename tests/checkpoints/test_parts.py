@@ -27,7 +27,7 @@ from virnucpro.checkpoints.parts import (
     read_identity,
     write_part,
 )
-from virnucpro.errors import CheckpointError, IdentityMismatchError
+from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "part_v3.h5"
 
@@ -140,13 +140,13 @@ FILL_DISK = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_parts import write, CheckpointError
+from test_parts import write, OutputError
 directory = Path(sys.argv[2])
 write(directory, range(10))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 try:
     write(directory, range(10, 3000), number=1, ids=[str(n) for n in range(2990)])
-except CheckpointError as error:
+except OutputError as error:
     sys.exit(f"explained: {error}")
 """
 
@@ -164,14 +164,14 @@ def test_a_disk_that_refuses_is_explained_and_leaves_nothing(tmp_path, limit):
 
 def test_an_unwritable_directory_is_explained(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"file/part-.*cannot be written"):
+    with pytest.raises(OutputError, match=r"file/part-.*cannot be written"):
         write(tmp_path / "file", [1])
 
 
 def test_a_part_that_cannot_be_marked_done_is_taken_back(tmp_path):
     in_the_way = tmp_path / f".{part_name(0, 0)}.done.tmp"
     in_the_way.mkdir()
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path, [1])
     assert list(tmp_path.iterdir()) == [in_the_way]
 

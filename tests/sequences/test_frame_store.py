@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virnucpro.errors import CheckpointError, InputError
+from virnucpro.errors import CheckpointError, InputError, OutputError
 from virnucpro.sequences.frame_store import (
     FrameStore,
     RecordStore,
@@ -280,6 +280,6 @@ def test_a_store_of_the_other_kind_is_refused(build: BuildFrames) -> None:
 def test_a_full_disk_is_named(name: str, build: BuildFrames, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / name).symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=r"store: the frame store .*No space left on device"):
+    with pytest.raises(OutputError, match=r"store: the frame store .*No space left on device"):
         build()
     assert not (tmp_path / "store" / "manifest.json").exists()

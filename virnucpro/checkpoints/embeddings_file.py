@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +11,7 @@ import h5py
 from virnucpro.checkpoints.hdf5 import encode_strings
 from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import FORMAT_NAME, FloatArray, Identity, IntArray
-from virnucpro.errors import CheckpointError
-
-_SPARE_BYTES = 1 << 16
+from virnucpro.checkpoints.whole_files import replace_when_whole
 
 
 def write_embeddings(
@@ -35,38 +31,18 @@ def write_embeddings(
         identity: What made the embeddings.
 
     Raises:
-        CheckpointError: The disk is too small or refuses; no half-written file is left.
+        OutputError: The file cannot be written; no half-written file is left.
     """
     id_bytes = encode_strings(ids)
     num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + sum(map(len, id_bytes))
+    # HDF5 2.0 may crash the process when it closes a file on a full disk, so that the room is
+    # reserved first, and the embeddings are written without the library.
     with replace_when_whole(path, num_bytes) as temporary:
         offset = _write_frame(temporary, rows, id_bytes, identity)
         with temporary.open("r+b") as file:
             file.seek(offset)
             for block in blocks:
                 file.write(block.tobytes())
-
-
-@contextmanager
-def replace_when_whole(path: Path, num_bytes: int) -> Iterator[Path]:
-    """Give a temporary name for a file of about this size, which takes its place at the end.
-
-    Raises:
-        CheckpointError: The disk is too small or refuses; no half-written file is left.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        _try_size(temporary, num_bytes + _SPARE_BYTES)
-        yield temporary
-        temporary.rename(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: {num_bytes:,} bytes cannot be written ({error.strerror or error}); make "
-            "room, then start again, embed with --resume"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int]) -> int:
@@ -76,17 +52,6 @@ def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int]) -> int:
     reserved.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     # An empty dataset has no place in the file.
     return file.create_dataset(name, shape, "<f4", dcpl=reserved).id.get_offset() or 0
-
-
-def _try_size(path: Path, num_bytes: int) -> None:
-    """Raise OSError if the disk, a quota or a limit forbids a file of this size.
-
-    Asked beforehand, because HDF5 2.0 may crash the process when it closes a file on a full disk;
-    the embeddings themselves are written without it.
-    """
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):  # macOS has none
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _write_frame(path: Path, rows: IntArray, ids: Sequence[bytes], identity: Identity) -> int:

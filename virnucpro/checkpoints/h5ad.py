@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from virnucpro.checkpoints.embeddings_file import replace_when_whole, reserve_dataset
+from virnucpro.checkpoints.embeddings_file import reserve_dataset
 from virnucpro.checkpoints.hdf5 import encode_strings
 from virnucpro.checkpoints.parts import FloatArray
+from virnucpro.checkpoints.whole_files import replace_when_whole
 
 Column = Sequence[str] | np.ndarray[Any, Any]
 
@@ -44,7 +45,7 @@ def write_h5ad(
     """Write `X`, float32 of `shape`, from blocks of its rows, with annotations.
 
     Raises:
-        CheckpointError: The disk is too small or refuses; no half-written file is left.
+        OutputError: The file cannot be written; no half-written file is left.
     """
     num_bytes = shape[0] * (4 * shape[1] + _OBS_BYTES_PER_ROW)
     with replace_when_whole(path, num_bytes) as temporary:

@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,8 @@ import numpy as np
 
 from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.migrations import FORMAT_VERSION, FormatVersionError, check_version
-from virnucpro.errors import CheckpointError, IdentityMismatchError
+from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError
 
 FORMAT_NAME = "virnucpro-embeddings"
 
@@ -98,7 +98,8 @@ def write_part(
         ids: The N names of the sequences, for files that must stand alone.
 
     Raises:
-        CheckpointError: The part exists, or the disk refuses; no half-written part is left.
+        CheckpointError: The part exists already.
+        OutputError: It cannot be written; no half-written part is left.
     """
     if embeddings.shape != (len(rows), identity.embedding_dim):
         raise ValueError(f"{len(rows)} rows, embeddings {embeddings.shape}, {identity}")
@@ -108,17 +109,16 @@ def write_part(
     image = _make_image(rows, embeddings, identity, ids)
     digest = hashlib.sha256(image).hexdigest()
     done = {"num_rows": len(rows), "num_bytes": len(image), "sha256": digest}
-    try:
+    with replace_when_whole(path) as temporary:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_durably(path, image)
-        _write_durably(_done_path(path), json.dumps(done).encode())
-    except OSError as error:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); make room or give another output "
-            "directory; finished parts are kept for --resume"
-        ) from error
+        temporary.write_bytes(image)
+    # The mark comes last: a crash before it leaves a part that does not count.
+    try:
+        with replace_when_whole(_done_path(path)) as temporary:
+            temporary.write_text(json.dumps(done), encoding="utf-8")
+    except OutputError:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -134,24 +134,6 @@ def _make_image(
             file.create_dataset("ids", (len(rows),), h5py.string_dtype(), hdf5.encode_strings(ids))
         file.flush()
         return bytes(file.id.get_file_image())
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    with suppress(OSError):  # some network file systems cannot sync a directory
-        os.fsync(directory)
-    os.close(directory)
 
 
 def _done_path(path: Path) -> Path:

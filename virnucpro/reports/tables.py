@@ -6,18 +6,15 @@ every file. Text is UTF-8, and bytes of ids that were not are written back as th
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro.errors import VirnucproError
+from virnucpro.checkpoints.whole_files import open_whole
 
 FASTA_WIDTH = 80
 _BLOCK_ROWS = 65536
@@ -38,7 +35,7 @@ def write_prediction_results(
         frame_scores: float32 (F, 2), P(others) and P(virus) of each.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     with open_whole(path) as file:
         file.write("Sequence_ID\tPrediction\tscore1\tscore2\n")
@@ -71,7 +68,7 @@ def write_highest_scores(
         max_virus: float32, the largest P(virus).
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     chunks = _rows(is_open, is_virus, max_others, max_virus)
     with open_whole(path) as file:
@@ -104,7 +101,7 @@ def write_records(
     A score or probability that is NaN is written as `NA`, others with all their digits.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     counts = _rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
     calls = _rows(score, call, reason, probability)
@@ -135,7 +132,7 @@ def write_fasta(
     """Write FASTA: (header, sequence) pairs, sequences wrapped at `width` letters or not at all.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     with open_whole(path) as file:
         for header, sequence in records:
@@ -144,36 +141,6 @@ def write_fasta(
             file.writelines(
                 sequence[start : start + step] + "\n" for start in range(0, len(sequence), step)
             )
-
-
-def write_run_json(path: Path, document: dict[str, Any]) -> None:
-    """Write `run.json`: `document` as indented JSON.
-
-    Raises:
-        VirnucproError: The file cannot be written.
-    """
-    with open_whole(path) as file:
-        file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-@contextmanager
-def open_whole(path: Path) -> Iterator[TextIO]:
-    """Open `path` for writing; it appears only when it has been written without error."""
-    part_path = path.with_name(path.name + ".part")
-    try:
-        with part_path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part_path.replace(path)
-    except OSError as error:
-        raise VirnucproError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
-            "output directory, then start again with --resume"
-        ) from error
-    finally:
-        with suppress(OSError):
-            part_path.unlink()
 
 
 def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:

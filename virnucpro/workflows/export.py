@@ -18,7 +18,6 @@ import numpy as np
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.embeddings_file import replace_when_whole
 from virnucpro.checkpoints.h5ad import Annotations, write_h5ad
 from virnucpro.checkpoints.parts import (
     FloatArray,
@@ -30,6 +29,7 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.sequences.frame_store import open_frame_store
 

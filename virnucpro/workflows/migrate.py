@@ -21,8 +21,9 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     part_name,
 )
+from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.embedding.session import locked
-from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
     ALPHABETS,
@@ -91,7 +92,8 @@ def migrate_features(
 
     Raises:
         UsageError: The output directory is in use, or within a source.
-        CheckpointError: Embeddings that were computed again differ, or the disk refuses.
+        CheckpointError: Embeddings that were computed again differ.
+        OutputError: The output cannot be written.
     """
     paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
     earlier = _read_earlier(config, paths)
@@ -111,12 +113,12 @@ def migrate_features(
         return report
     config.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(config.output_dir / ".lock"):
-        _write_report(config.output_dir, report)
+        write_json(config.output_dir / REPORT_NAME, report)
         tasks = _plan(config, reports, choice)
         task_paths = [task.path for task in tasks]
         _collect(run_parallel(convert_file, tasks, config.jobs), "writing", task_paths, on_progress)
         report["status"] = "complete"
-        _write_report(config.output_dir, report)
+        write_json(config.output_dir / REPORT_NAME, report)
     return report
 
 
@@ -300,14 +302,3 @@ def _describe_file(
         "notes": list(generation.notes) if generation else [],
         "error": report.error,
     }
-
-
-def _write_report(directory: Path, report: Mapping[str, Any]) -> None:
-    part = directory / f"{REPORT_NAME}.part"
-    try:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8", errors="replace")
-        part.replace(directory / REPORT_NAME)
-    except OSError as error:
-        raise CheckpointError(
-            f"{directory / REPORT_NAME}: cannot be written ({error.strerror})"
-        ) from error

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.session import (
@@ -25,7 +26,6 @@ from virnucpro.reports.run_results import (
     summarize,
     write_tables,
 )
-from virnucpro.reports.tables import write_run_json
 from virnucpro.runtime.devices import choose_precision, make_accelerator
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.scoring.frame_scores import (
@@ -102,7 +102,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
             )
             run["calls"] = rule
             run["passes"] = describe_passes(clock, monitor)
-            write_run_json(layout.run_json, run)
+            write_json(layout.run_json, run)
         shared: list[PredictResult] = broadcast_object_list([result])
     return shared[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.errors import CheckpointError
+from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.errors import OutputError
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store.reading import (
@@ -72,7 +72,7 @@ def build_frame_store(
 
     Raises:
         InputError: An input cannot be read.
-        CheckpointError: The store cannot be written.
+        OutputError: The store cannot be written.
     """
     with _open_writer(directory, (*_RECORD_FILES, *_FRAME_FILES)) as writer:
         manifest: dict[str, Any] = {
@@ -105,7 +105,7 @@ def build_record_store(
 
     Raises:
         InputError: An input cannot be read.
-        CheckpointError: The store cannot be written.
+        OutputError: The store cannot be written.
     """
     with _open_writer(directory, (*_RECORD_FILES, "representatives_record.int64")) as writer:
         manifest: dict[str, Any] = {"format": RECORD_FORMAT, "inputs": []}
@@ -127,7 +127,7 @@ def _open_writer(directory: Path, names: Sequence[str]) -> Iterator[_StoreWriter
             files = {name: stack.enter_context((directory / name).open("wb")) for name in names}
             yield _StoreWriter(directory, files)
     except OSError as error:
-        raise CheckpointError(
+        raise OutputError(
             f"{directory}: the frame store cannot be written ({error.strerror}); make room, or "
             "choose another output directory"
         ) from error
@@ -171,9 +171,7 @@ class _StoreWriter:
         self._flush()
         files = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
         manifest |= {"format_version": FORMAT_VERSION, "files": files}
-        part = self._directory / f"{MANIFEST}.part"
-        part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        part.replace(self._directory / MANIFEST)
+        write_json(self._directory / MANIFEST, manifest)
 
     def _flush(self) -> None:
         for file in self._files.values():
