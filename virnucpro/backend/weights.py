@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virnucpro.errors import WeightsError
+from virnucpro.errors import WeightsError, first_line, on_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     except Exception as error:  # its releases let errors of three HTTP libraries through
         raise WeightsError(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
-            f"({' '.join(str(error).split())}); give a local path, or check the id and the network"
+            f"({on_one_line(error)}); give a local path, or check the id and the network"
         ) from error
 
 
@@ -139,7 +139,7 @@ def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torc
             return dict(load_file(path))
         except Exception as error:  # a damaged header makes it raise almost anything
             raise WeightsError(
-                f"{path}: not a readable safetensors file ({_summarize(error)})"
+                f"{path}: not a readable safetensors file ({first_line(error)})"
             ) from error
     value = read_pickle(path, safe_globals)
     import torch
@@ -201,7 +201,7 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
         ) from error
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise WeightsError(
-            f"{path}: cannot be read as a PyTorch file ({_summarize(error)})"
+            f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
 
 
@@ -221,7 +221,7 @@ def check_torch_zip(path: Path) -> None:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged directory makes it raise almost anything
         raise WeightsError(
-            f"{path}: refused, because it is no whole zip archive ({_summarize(error)}), which "
+            f"{path}: refused, because it is no whole zip archive ({first_line(error)}), which "
             "torch.save writes since PyTorch 1.6; it is damaged, or older: then load it where you "
             "trust it, and save it again"
         ) from error
@@ -234,9 +234,3 @@ def check_torch_zip(path: Path) -> None:
         raise WeightsError(
             f"{path}: refused, because it claims to hold more than its {num_bytes:,} bytes"
         )
-
-
-def _summarize(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

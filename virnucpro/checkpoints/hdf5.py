@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, first_line
 
 _MAX_ATTRIBUTE_BYTES = 4096
 # On disk: length, address in the file, number there (HDF5 file format, "Variable-length").
@@ -39,8 +39,7 @@ def explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, OverflowError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)})") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, first_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,9 +55,8 @@ def read_torch_file(path: Path) -> Any:
     except MemoryError:
         raise CheckpointError("does not fit this machine's memory") from None
     except Exception as error:  # a damaged or hostile file breaks the readers in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"cannot be read as a file of torch.save ({reason}); it is damaged or holds "
+            f"cannot be read as a file of torch.save ({first_line(error)}); it is damaged or holds "
             "more than numbers, text and containers"
         ) from error
 

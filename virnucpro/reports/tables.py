@@ -6,8 +6,9 @@ every file. Text is UTF-8, and bytes of ids that were not are written back as th
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.errors import InputError
 
 FASTA_WIDTH = 80
 _BLOCK_ROWS = 65536
@@ -148,3 +150,40 @@ def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
     for start in range(0, len(columns[0]), _BLOCK_ROWS):
         blocks = (column[start : start + _BLOCK_ROWS].tolist() for column in columns)
         yield from zip(*blocks, strict=True)
+
+
+def read_table(
+    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number and the wanted columns of each line of a TAB-separated table.
+
+    Args:
+        path: The table; its first line names the columns, of which others are ignored.
+        required: Columns that must be there.
+        optional: Columns that are read where they are there.
+
+    Raises:
+        InputError: It cannot be read, lacks a column, or has a line of another length.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            header = next(lines, [])
+            missing = [name for name in required if name not in header]
+            if missing:
+                raise InputError(
+                    f"{path}, line 1: the columns are {', '.join(header) or 'none'}, wanted "
+                    f"{', '.join(required)}, separated by TABs; name them in the first line"
+                )
+            wanted = [name for name in (*required, *optional) if name in header]
+            places = [header.index(name) for name in wanted]
+            for words in lines:
+                if len(words) != len(header):
+                    raise InputError(
+                        f"{path}, line {lines.line_num}: found {len(words)} columns, wanted "
+                        f"{len(header)} as in the first line, separated by TABs"
+                    )
+                found = (words[place] for place in places)
+                yield lines.line_num, dict(zip(wanted, found, strict=True))
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error
