@@ -258,7 +258,7 @@ def test_a_file_that_changed_size_is_named(name: str, build: BuildFrames) -> Non
 def test_a_file_that_is_no_manifest_is_refused(text: str, build: BuildFrames) -> None:
     directory = build().directory
     (directory / "manifest.json").write_text(text)
-    with pytest.raises(CheckpointError, match="is no manifest"):
+    with pytest.raises(CheckpointError, match="is not the manifest"):
         open_frame_store(directory)
 
 
