@@ -1,11 +1,12 @@
 #!/bin/bash
-# Runs `virnucpro predict` on all GPUs of several nodes, in as many turns as it takes:
+# Runs `virnucpro predict` on all GPUs of several nodes. If the time is too short, the job continues
+# in further turns:
 #
 #   sbatch --nodes=4 examples/slurm.sh contigs.fasta -o /shared/results -p 500_model.pth
 #
-# Each node gets one launcher, which starts a process for each of the node's GPUs. When the time is
-# nearly up, or the nodes are wanted for others, all processes finish the part that they are
-# writing, and the job goes back into the queue. Its next turn computes what is missing.
+# Each node gets one launcher, which starts one process for each GPU of the node. Shortly before the
+# time ends, or when SLURM needs the nodes for other jobs, every process finishes the part that it
+# is writing. The job then goes back into the queue. Its next turn computes what is missing.
 #SBATCH --job-name=virnucpro
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,11 +18,12 @@
 #SBATCH --signal=B:TERM@120
 
 ours=$(( ${SLURM_GPUS_ON_NODE:-1} * SLURM_NNODES ))
-# Where the processes meet: the first node, and a port that no other job of ours takes.
+# The processes meet on the first node. The port comes from the job's number, so that two jobs do
+# not take the same port.
 export MEETING_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MEETING_PORT=$(( 20000 + SLURM_JOB_ID % 10000 ))
 
-# Variables in single quotes are read on each node.
+# Each node reads the variables in single quotes for itself.
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --multi_gpu \
     --num_machines "$SLURM_NNODES" --num_processes '$ours' --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$MEETING_NODE" --main_process_port "$MEETING_PORT" \
@@ -29,7 +31,8 @@ srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --multi_gpu \
     -m virnucpro predict --resume "$@"' launcher "$@" &
 step=$!
 
-# SLURM tells this script alone (B:); it tells the launchers, and they tell their processes.
+# SLURM sends the signal only to this script (B:). The script passes it on to the launchers, and the
+# launchers pass it on to their processes.
 trap 'time_is_up=yes; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 wait "$step"; code=$?
 if [[ -n ${time_is_up-} ]]; then

@@ -8,11 +8,12 @@ import sys
 import pytest
 
 LOWER_FLOORS = (
-    "virnucpro, virnucpro.backend.interface, virnucpro.backend.registry, virnucpro.backend.testing, "
-    "virnucpro.backend.weights, virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.run_directory, "
-    "virnucpro.checkpoints.parts, virnucpro.config, virnucpro.legacy.settings, "
-    "virnucpro.reports.tables, virnucpro.scoring.calibration, virnucpro.scoring.calls, "
-    "virnucpro.sequences.fasta, virnucpro.sequences.frame_store, virnucpro.workflows.evaluate"
+    "virnucpro, virnucpro.backend.interface, virnucpro.backend.registry, "
+    "virnucpro.backend.testing, virnucpro.backend.weights, virnucpro.config, "
+    "virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.parts, "
+    "virnucpro.checkpoints.run_directory, virnucpro.legacy.settings, virnucpro.reports.tables, "
+    "virnucpro.scoring.calibration, virnucpro.scoring.calls, virnucpro.sequences.fasta, "
+    "virnucpro.sequences.frame_store, virnucpro.workflows.evaluate"
 )
 
 

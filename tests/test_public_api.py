@@ -39,7 +39,7 @@ def test_the_documented_program_runs(program: str, repository: Path, tmp_path: P
     assert lines[10] == f"(9, 192) {ids[0]} dnabert-s fp32"
     assert lines[11] == "these results are there already"
     assert re.fullmatch(r"protein embeddings: (\d+) of \1 sequences", lines[-1])
-    assert "INFO:virnucpro.embedding.session:scores and tables: " in done.stderr
+    assert "INFO:virnucpro.runtime.run:scores and tables: " in done.stderr
     assert (tmp_path / "demo" / "python" / "viral.fasta").is_file()
 
 

@@ -60,7 +60,7 @@ def test_a_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     if listed.returncode != 0:
         pytest.skip("not a checkout: git does not tell which files belong to it")
     names = [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
-    wanted = {name.removeprefix("backends/") for name in names}
+    wanted = {name.removeprefix("backends/") for name in names} | {"virnucpro/CITATION.cff"}
     assert "virnucpro/data/mini/500_model.safetensors" in wanted
     assert "virnucpro/py.typed" in wanted
     with ZipFile(wheel) as archive:
@@ -85,6 +85,7 @@ def test_an_installed_wheel_declares_its_entry_points(installed: Path) -> None:
 
 def test_an_installed_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -> None:
     assert run_installed(installed, "--version").strip().endswith(virnucpro.__version__)
+    assert "10.1093/bib/bbaf224" in run_installed(installed, "--citation")
     assert "--model-type" in run_installed(installed, "predict", "--help")
     (tmp_path / "one.fa").write_text(">one\n" + "ATGGCCAAG" * 40 + "\n")
     options = ("-m", "mini", "-o", tmp_path / "out", "--device=cpu", "--no-progress")

@@ -27,7 +27,7 @@ def main() -> None:
         output_dir = Path(directory) / "golden"
         layout = predict(
             PredictConfig(inputs=INPUTS, output_dir=output_dir, device="cpu", **weights)
-        ).layout
+        ).directory
         for path in (layout.prediction_results, layout.highest_scores, layout.records_tsv):
             shutil.copy(path, GOLDEN / path.name)
             print(f"wrote {GOLDEN / path.name}")

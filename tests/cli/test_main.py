@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from tests.runs import on_a_terminal
@@ -81,6 +82,7 @@ def start(*args, **extra) -> subprocess.Popen[str]:
     "command",
     [
         "--help",
+        "--citation",
         "predict --help",
         "embed --help",
         "check-precision --help",
@@ -110,6 +112,48 @@ def test_ways_to_start(how, repository):
         cwd=repository,
     )
     assert done.stdout.startswith("virnucpro 0.")
+
+
+def test_citation_names_every_work_as_text_and_as_bibtex(run, repository):
+    software = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
+    _, version = run("--version").stdout.split()
+    text, bibtex = run("--citation").stdout.split("\n\n@", maxsplit=1)
+    message, *citations = text.split("\n\n")
+    entries = [parse_bibtex(f"@{entry}") for entry in bibtex.split("\n\n@")]
+    assert message == software["message"]
+    works = [software, *software["references"]]
+    for work, citation, entry in zip(works, citations, entries, strict=True):
+        assert f". {work['title']}. " in citation
+        assert entry["title"] == f"{{{work['title']}}}"
+        assert len(entry["author"].split(" and ")) == len(work["authors"])
+        assert entry.get("doi") == work.get("doi")
+        assert work.get("doi", version) in citation
+    assert entries[0]["note"] == f"Version {version}"
+    assert entries[0]["author"] == "{The virnucpro developers}"
+    assert citations[2] == (
+        "Zhou Z, Wu W, Ho H, Wang J, Shi L, Davuluri RV, Wang Z, Liu H (2025). DNABERT-S: "
+        "pioneering species differentiation with species-aware DNA embeddings. "
+        "Bioinformatics 41:i255-i264. https://doi.org/10.1093/bioinformatics/btaf188"
+    )
+    assert entries[3] == {
+        "author": entries[3]["author"],
+        "title": "{Evolutionary-scale prediction of atomic-level protein structure with a language "
+        "model}",
+        "journal": "Science",
+        "volume": "379",
+        "number": "6637",
+        "year": "2023",
+        "pages": "1123--1130",
+        "doi": "10.1126/science.ade2574",
+    }
+
+
+def parse_bibtex(entry):
+    """Return the fields of one entry."""
+    head, *lines, end = entry.splitlines()
+    assert re.fullmatch(r"@(article|misc)\{\w+,", head)
+    assert end == "}"
+    return dict(re.fullmatch(r"  (\w+) = \{(.*)\},", line).groups() for line in lines)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -134,7 +134,7 @@ def test_a_run_says_what_was_compiled_and_keeps_it(demo_weights, tmp_path, monke
                 **demo_weights,
             )
         )
-        run = json.loads(result.layout.run_json.read_text())
+        run = json.loads(result.directory.run_json.read_text())
         flags = [one["compiled"] for processes in run["passes"].values() for one in processes]
         assert flags == [expected] * 2
         assert any((tmp_path / "cache" / "virnucpro" / "torchinductor").iterdir()) == expected

@@ -41,17 +41,17 @@ def finished(calibrated, tmp_path_factory) -> PredictConfig:
 
 
 def read_probabilities(result: PredictResult) -> np.ndarray:
-    rows = read_table(result.layout.records_tsv)
+    rows = read_table(result.directory.records_tsv)
     return np.array([float(row["probability"].replace("NA", "nan")) for row in rows])
 
 
 def read_rule(result: PredictResult) -> dict:
-    return json.loads(result.layout.run_json.read_text())["calls"]
+    return json.loads(result.directory.run_json.read_text())["calls"]
 
 
 def test_every_called_record_has_a_probability(finished: PredictConfig) -> None:
     result = predict(finished)
-    rows = read_table(result.layout.records_tsv)
+    rows = read_table(result.directory.records_tsv)
     assert {row["call"] for row in rows} == {"virus", "others", "none"}
     for row in rows:
         assert (row["probability"] == "NA") == (row["call"] == "none") == (row["score"] == "NA")
@@ -72,7 +72,7 @@ def test_every_called_record_has_a_probability(finished: PredictConfig) -> None:
         "expected_fdr": pytest.approx(np.mean(viral)),
         "viral_share": 0.5,
     }
-    made_for = json.loads(result.layout.run_json.read_text())["classifier"]["made_for"]
+    made_for = json.loads(result.directory.run_json.read_text())["classifier"]["made_for"]
     assert made_for["calibration"] == asdict(CALIBRATION)
     assert made_for["chunk_length_bp"] == 500
 
@@ -82,7 +82,7 @@ def test_calls_keep_the_expected_fdr_within_the_bound(finished, max_fdr) -> None
     result = predict(replace(finished, max_fdr=max_fdr))
     rule = read_rule(result)
     probability = read_probabilities(result)
-    rows = read_table(result.layout.records_tsv)
+    rows = read_table(result.directory.records_tsv)
     is_virus = np.array([row["call"] == "virus" for row in rows])
     assert is_virus.any()
     assert rule["by"] == "probability"
@@ -92,7 +92,7 @@ def test_calls_keep_the_expected_fdr_within_the_bound(finished, max_fdr) -> None
     # One more record would be one too many.
     rest = np.sort(probability[~is_virus & ~np.isnan(probability)])[::-1]
     assert (1 - np.append(probability[is_virus], rest[0])).mean() > max_fdr
-    viral = [record.id for record in RecordReader(result.layout.viral_fasta, "dna")]
+    viral = [record.id for record in RecordReader(result.directory.viral_fasta, "dna")]
     assert viral == [row["record_id"] for row in rows if row["call"] == "virus"]
 
 

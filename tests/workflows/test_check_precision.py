@@ -62,7 +62,7 @@ def runs(reads, demo_weights, tmp_path_factory) -> dict[str, PredictResult]:
 
 def scores_of(run: PredictResult) -> dict[str, float]:
     """Return the score of every record that has one."""
-    rows = read_table(run.layout.records_tsv)
+    rows = read_table(run.directory.records_tsv)
     return {row["record_id"]: float(row["score"]) for row in rows if row["score"] != "NA"}
 
 
@@ -95,7 +95,7 @@ def test_it_finds_what_two_runs_of_predict_differ_in(check, reads, runs):
 def test_it_compares_the_embeddings_of_two_runs(check, reads, runs):
     document = json.loads(check(reads, "--precision=bf16", "--json").stdout)
     for alphabet, found in zip(("dna", "protein"), document["embeddings"], strict=True):
-        parts = [finished_parts(run.layout.parts_dir(alphabet)) for run in runs.values()]
+        parts = [finished_parts(run.directory.parts_dir(alphabet)) for run in runs.values()]
         rows = finished_rows(parts[0])
         reference_NE, checked_NE = (EmbeddingReader(each).gather(rows) for each in parts)
         cosines = [
@@ -124,7 +124,7 @@ def test_it_names_the_calls_that_flip(check, reads, runs):
 
 def test_it_says_when_no_call_flips(check, reads, runs, tmp_path):
     margins: dict[str, float] = {}
-    for row in read_table(runs["fp32"].layout.prediction_results):
+    for row in read_table(runs["fp32"].directory.prediction_results):
         name = row["Sequence_ID"].partition("_chunk_")[0]
         margins[name] = min(margins.get(name, 1), abs(float(row["score2"]) - 0.5))
     surest = max(margins, key=margins.__getitem__)

@@ -17,8 +17,8 @@ from tests.runs import accelerate_launch, run
 from virnucpro import EmbedConfig, embed
 from virnucpro.backend.registry import load_backend
 from virnucpro.cli.main import main
-from virnucpro.embedding.session import locked
 from virnucpro.errors import IdentityMismatchError, OutputExistsError, UsageError
+from virnucpro.runtime.run import locked
 
 Run = Callable[..., Result]
 LETTERS = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
@@ -183,7 +183,8 @@ def test_an_interrupted_run_goes_on(config: EmbedConfig, tmp_path: Path, caplog)
 def test_what_is_there_is_not_overwritten_unasked(config: EmbedConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         embed(config, interrupt_after(1))
-    with pytest.raises(OutputExistsError, match=r"out\.h5: exists already, at least in part"):
+    message = r"out\.h5: exists already; continue that run with --resume"
+    with pytest.raises(OutputExistsError, match=message):
         embed(config)
     embed(replace(config, resume=True))
     content = config.output_path.read_bytes()

@@ -74,7 +74,7 @@ def golden_run(demo_weights, tmp_path_factory) -> PredictResult:
     "name", ["prediction_results.txt", "prediction_results_highestscore.csv", "records.tsv"]
 )
 def test_golden_tables(golden_run, name):
-    layout = golden_run.layout
+    layout = golden_run.directory
     paths = (layout.prediction_results, layout.highest_scores, layout.records_tsv)
     path = {path.name: path for path in paths}[name]
     # The last bits of a score are the processor's and the torch release's: they choose how many
@@ -94,7 +94,7 @@ def test_the_legacy_tables_have_their_old_names_and_headers(golden_run):
 
 def test_every_record_is_accounted_for_in_input_order(golden_run):
     records = [record for path in INPUTS for record in RecordReader(path, "dna")]
-    rows = read_table(golden_run.layout.records_tsv)
+    rows = read_table(golden_run.directory.records_tsv)
     assert [(row["record_id"], row["length"]) for row in rows] == [
         (record.id, str(len(record.sequence))) for record in records
     ]
@@ -110,8 +110,8 @@ def test_every_record_is_accounted_for_in_input_order(golden_run):
 
 def test_viral_records_come_out_as_they_went_in(golden_run):
     records = [record for path in INPUTS for record in RecordReader(path, "dna")]
-    rows = read_table(golden_run.layout.records_tsv)
-    viral = list(RecordReader(golden_run.layout.viral_fasta, "dna"))
+    rows = read_table(golden_run.directory.records_tsv)
+    viral = list(RecordReader(golden_run.directory.viral_fasta, "dna"))
     assert viral == [
         record for record, row in zip(records, rows, strict=True) if row["call"] == "virus"
     ]
@@ -119,7 +119,7 @@ def test_viral_records_come_out_as_they_went_in(golden_run):
 
 
 def test_run_json_tells_what_was_run(golden_run, demo_weights):
-    run_json = json.loads(golden_run.layout.run_json.read_text())
+    run_json = json.loads(golden_run.directory.run_json.read_text())
     assert " ".join(sorted(run_json)) == (
         "backends calls classifier counts inputs num_processes passes precision schema_version "
         "seconds settings started_at versions"
@@ -128,8 +128,10 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
     assert run_json["counts"] == {
         "records": golden_run.num_records,
         "duplicate_ids": 1,
-        "chunks": sum(int(row["num_chunks"]) for row in read_table(golden_run.layout.records_tsv)),
-        "frames": len(read_table(golden_run.layout.prediction_results)),
+        "chunks": sum(
+            int(row["num_chunks"]) for row in read_table(golden_run.directory.records_tsv)
+        ),
+        "frames": len(read_table(golden_run.directory.prediction_results)),
         "distinct_dna": len(distinct_rows(golden_run.output_dir, "dna")),
         "distinct_proteins": len(distinct_rows(golden_run.output_dir, "protein")),
         "unscored_frames": 0,
@@ -146,7 +148,7 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
 
 
 def test_run_log_tells_the_story_and_reports_duplicates(golden_run):
-    log = golden_run.layout.run_log.read_text()
+    log = golden_run.directory.run_log.read_text()
     assert f"{golden_run.num_records} records" in log
     assert "1 ids belong to several records, which are kept apart in every table: same" in log
     assert "DNA embeddings: " in log
@@ -176,7 +178,7 @@ def test_a_compressed_fastq_gives_what_its_fasta_gives(predict_into, reads, tmp_
     (tmp_path / "reads.fastq.gz").write_bytes(fastq)
     from_fasta = predict_into("fasta", reads)
     from_fastq = predict_into("fastq", tmp_path / "reads.fastq.gz")
-    assert from_fastq.layout.merged_dir.name == "reads_merged"
+    assert from_fastq.directory.merged_dir.name == "reads_merged"
     assert read_tables(from_fastq.output_dir) == read_tables(from_fasta.output_dir)
 
 
@@ -211,7 +213,7 @@ def test_an_input_without_any_open_frame(predict_into, tmp_path):
 def test_the_300_bp_model(predict_into, demo_weights):
     model_path = Path(demo_weights["model_path"]).with_name("300_model.safetensors")
     result = predict_into("short", INPUTS[0], model_type="300", model_path=model_path)
-    rows = read_table(result.layout.records_tsv)
+    rows = read_table(result.directory.records_tsv)
     assert [int(row["num_chunks"]) for row in rows] == [27, 10, 7, 27, 10, 7, 12, 10, 22]
     assert result.num_none == 0
     with pytest.raises(ClassifierError, match="300"):
@@ -220,8 +222,8 @@ def test_the_300_bp_model(predict_into, demo_weights):
 
 def test_min_length_leaves_out_short_records_and_changes_no_other(predict_into, golden_run):
     result = predict_into("golden", INPUTS, min_length_bp=300)
-    before = {row["record_id"]: row for row in read_table(golden_run.layout.records_tsv)}
-    for row in read_table(result.layout.records_tsv):
+    before = {row["record_id"]: row for row in read_table(golden_run.directory.records_tsv)}
+    for row in read_table(result.directory.records_tsv):
         if 0 < int(row["length"]) < 300:
             assert (row["call"], row["reason"], row["num_frames"]) == ("none", "too_short", "0")
         else:
@@ -232,8 +234,8 @@ def test_min_length_leaves_out_short_records_and_changes_no_other(predict_into, 
 def test_threshold_decides_the_calls_and_not_the_scores(predict_into, golden_run):
     result = predict_into("golden", INPUTS, threshold=0.55)
     for row, before in zip(
-        read_table(result.layout.records_tsv),
-        read_table(golden_run.layout.records_tsv),
+        read_table(result.directory.records_tsv),
+        read_table(golden_run.directory.records_tsv),
         strict=True,
     ):
         assert row["score"] == before["score"]
@@ -245,9 +247,9 @@ def test_threshold_decides_the_calls_and_not_the_scores(predict_into, golden_run
 def test_token_budgets_change_the_last_bits_at_most(predict_into, golden_run):
     result = predict_into("golden", INPUTS, dna_batch_tokens=300, protein_batch_tokens=500)
     assert_same_table(
-        result.layout.prediction_results, golden_run.layout.prediction_results, bound=1e-5
+        result.directory.prediction_results, golden_run.directory.prediction_results, bound=1e-5
     )
-    log = result.layout.run_log.read_text()
+    log = result.directory.run_log.read_text()
     assert "batches of up to 300 tokens" in log
     assert "batches of up to 500 tokens" in log
 
@@ -279,7 +281,7 @@ def test_another_backend_is_asked_for_by_its_name(predict_into, reads, tmp_path)
         "dna_weights": write_toy_weights(tmp_path / "toy.safetensors", embedding_dim=16),
     }
     result = predict_into("toy", reads, model_path=classifier, **toy)
-    run_json = json.loads(result.layout.run_json.read_text())
+    run_json = json.loads(result.directory.run_json.read_text())
     assert [model["name"] for model in run_json["backends"]] == ["toy", "esm2"]
     assert result.num_virus + result.num_others > 0
     with pytest.raises(ClassifierError, match=r"16.*48|48.*16"):
@@ -305,17 +307,17 @@ def test_force_removes_what_is_ours_and_nothing_else(predict_into, reads):
     theirs = [first.output_dir / name for name in ("notes.txt", "reads_merged/plot.png")]
     for path in theirs:
         path.write_text("not ours")
-    parts_dir = first.layout.parts_dir("dna")
+    parts_dir = first.directory.parts_dir("dna")
     stale = parts_dir / "part-00007-000003.h5"
     stale.write_bytes(next(parts_dir.glob("*.h5")).read_bytes())
     again = predict_into("out", reads, force=True)
     assert [path.read_text() for path in theirs] == ["not ours"] * 2
     assert not stale.exists()
-    assert not again.layout.nucleotide_fasta.exists()
+    assert not again.directory.nucleotide_fasta.exists()
     for path in theirs:
         path.unlink()
     assert read_tables(again.output_dir) == tables
-    assert again.layout.run_log.read_text().count("find open frames") == 1
+    assert again.directory.run_log.read_text().count("find open frames") == 1
 
 
 def test_a_second_run_in_the_same_directory_is_refused(reads, demo_weights, tmp_path):
@@ -395,7 +397,7 @@ def test_a_frame_that_does_not_fit_marks_its_record(
     inputs = (str(reads), str(tmp_path / "long.fa"))
     config = PredictConfig(inputs=inputs, output_dir=tmp_path / "out", device="cpu", **demo_weights)
     result = predict(config)
-    lines = {line["record_id"]: line for line in read_table(result.layout.records_tsv)}
+    lines = {line["record_id"]: line for line in read_table(result.directory.records_tsv)}
     assert lines["long"]["reason"] == "out_of_memory"
     assert lines["long"]["call"] == "none"
     assert result.num_unscored_frames == int(lines["long"]["num_frames"])

@@ -160,7 +160,7 @@ def test_predict_uses_it_and_nothing_else_may(trained, genomes, weights, tmp_pat
     fitting = PredictConfig(**given, chunk_length_bp=CHUNK_BP, **weights)
     result = predict(replace(fitting, max_fdr=0.1))
     assert result.num_virus >= 8
-    rows = read_table(result.layout.records_tsv)
+    rows = read_table(result.directory.records_tsv)
     assert all(float(row["probability"]) > 0.5 for row in rows if row["call"] == "virus")
     with pytest.raises(ClassifierError, match="trained on chunks of 90 bp, the run cuts chunks of"):
         predict(replace(fitting, chunk_length_bp=300))

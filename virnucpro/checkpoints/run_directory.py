@@ -23,17 +23,22 @@ class RunDirectory:
     programs which read its output keep working.
 
     Attributes:
-        output_dir: The run's directory; it may hold other people's files as well.
+        path: The directory itself; it may hold other files as well.
         stem: The input's name without its endings.
     """
 
-    output_dir: Path
+    path: Path
     stem: str
+
+    @property
+    def output_path(self) -> Path:
+        """What the user named as the output."""
+        return self.path
 
     @property
     def merged_dir(self) -> Path:
         """The directory of the two legacy tables."""
-        return self.output_dir / f"{self.stem}_merged"
+        return self.path / f"{self.stem}_merged"
 
     @property
     def prediction_results(self) -> Path:
@@ -48,65 +53,65 @@ class RunDirectory:
     @property
     def records_tsv(self) -> Path:
         """The table of input records."""
-        return self.output_dir / "records.tsv"
+        return self.path / "records.tsv"
 
     @property
     def viral_fasta(self) -> Path:
         """The records that were called viral."""
-        return self.output_dir / "viral.fasta"
+        return self.path / "viral.fasta"
 
     @property
     def run_json(self) -> Path:
         """What was run, on what, and how it went."""
-        return self.output_dir / "run.json"
+        return self.path / "run.json"
 
     @property
     def run_log(self) -> Path:
         """The run's messages."""
-        return self.output_dir / "run.log"
+        return self.path / "run.log"
 
     @property
     def metrics_path(self) -> Path:
         """What each process did, every few seconds."""
-        return self.output_dir / METRICS_NAME
+        return self.path / METRICS_NAME
 
     @property
     def lock_path(self) -> Path:
         """The file that a run keeps locked, so that no second one writes here meanwhile."""
-        return self.output_dir / ".lock"
+        return self.path / ".lock"
 
     @property
     def frame_store_dir(self) -> Path:
         """The directory of the frame store; everything in it is the run's."""
-        return self.output_dir / "checkpoints" / "frames"
+        return self.path / "checkpoints" / "frames"
 
     def parts_dir(self, alphabet: Alphabet) -> Path:
         """Return the directory of the parts with the embeddings of one alphabet."""
-        return self.output_dir / "checkpoints" / alphabet
+        return self.path / "checkpoints" / alphabet
 
     def chunked_fasta(self, chunk_length_bp: int) -> Path:
         """Return the intermediate file of chunks."""
-        return self.output_dir / f"{self.stem}_chunked{chunk_length_bp}.fa"
+        return self.path / f"{self.stem}_chunked{chunk_length_bp}.fa"
 
     @property
     def nucleotide_fasta(self) -> Path:
         """The intermediate file with the DNA of all open frames."""
-        return self.output_dir / f"{self.stem}_nucleotide.fa"
+        return self.path / f"{self.stem}_nucleotide.fa"
 
     @property
     def protein_fasta(self) -> Path:
         """The intermediate file with the proteins of all open frames."""
-        return self.output_dir / f"{self.stem}_protein.faa"
+        return self.path / f"{self.stem}_protein.faa"
 
     @property
     def nucleotide_dir(self) -> Path:
         """The directory of the split intermediate files of DNA."""
-        return self.output_dir / f"{self.stem}_nucleotide"
+        return self.path / f"{self.stem}_nucleotide"
 
     @property
     def protein_dir(self) -> Path:
         """The directory of the split intermediate files of proteins."""
-        return self.output_dir / f"{self.stem}_protein"
+        return self.path / f"{self.stem}_protein"
 
     def split_nucleotide_fasta(self, number: int) -> Path:
         """Return the intermediate file with the DNA of the `number`-th lot of open frames."""
@@ -122,7 +127,7 @@ class RunDirectory:
 
     def is_used(self) -> bool:
         """Tell whether the directory holds anything but what a run leaves that failed at once."""
-        directory, worthless = self.output_dir, {self.lock_path, self.run_log, self.metrics_path}
+        directory, worthless = self.path, {self.lock_path, self.run_log, self.metrics_path}
         return directory.exists() and not worthless.issuperset(directory.iterdir())
 
     def owns(self, path: Path) -> bool:
@@ -146,7 +151,7 @@ class RunDirectory:
             self.protein_dir,
             self.parts_dir("dna"),
             self.parts_dir("protein"),
-            self.output_dir / "checkpoints",
+            self.path / "checkpoints",
         ):
             with suppress(OSError):  # not there, or somebody else's files are in it
                 directory.rmdir()
@@ -155,14 +160,68 @@ class RunDirectory:
         yield from (self.prediction_results, self.highest_scores)
         yield from (self.records_tsv, self.viral_fasta, self.run_json, self.run_log)
         yield from (self.metrics_path, self.nucleotide_fasta, self.protein_fasta)
-        yield from _matching(self.output_dir, rf"{re.escape(self.stem)}_chunked\d+\.fa")
+        yield from _matching(self.path, rf"{re.escape(self.stem)}_chunked\d+\.fa")
         yield from _matching(self.nucleotide_dir, r"output_\d+\.fa")
         yield from _matching(self.protein_dir, r"output_\d+\.fa")
         for alphabet in ("dna", "protein"):
-            directory = self.output_dir / "checkpoints" / alphabet
+            directory = self.path / "checkpoints" / alphabet
             yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")
 
 
 def _matching(directory: Path, pattern: str) -> Iterator[Path]:
     if directory.is_dir():
         yield from (path for path in directory.iterdir() if re.fullmatch(pattern, path.name))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedDirectory:
+    """Where `embed` keeps what is finished, until the embeddings file is whole.
+
+    Attributes:
+        output_path: The embeddings file.
+    """
+
+    output_path: Path
+
+    @property
+    def path(self) -> Path:
+        """The directory, which also holds the parts."""
+        return self.output_path.with_name(f"{self.output_path.name}.parts")
+
+    @property
+    def records_dir(self) -> Path:
+        """The directory of the record store."""
+        return self.path / "records"
+
+    @property
+    def run_log(self) -> Path:
+        """The run's messages."""
+        return self.path / "run.log"
+
+    @property
+    def metrics_path(self) -> Path:
+        """What each process did, every few seconds."""
+        return self.path / METRICS_NAME
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that a run keeps locked, so that no second run writes here meanwhile."""
+        return self.path / ".lock"
+
+    def is_used(self) -> bool:
+        """Tell whether there is an output, or more than a run leaves that failed at once."""
+        worthless = {self.lock_path, self.run_log, self.metrics_path}
+        begun = self.path.is_dir() and not worthless.issuperset(self.path.iterdir())
+        return begun or self.output_path.exists()
+
+    def owns(self, path: Path) -> bool:
+        """Tell whether `path` is the output."""
+        return path.resolve() == self.output_path.resolve()
+
+    def clear(self) -> None:
+        """Remove everything in the directory but the lock, which the caller may be holding."""
+        for path in list(self.path.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self.lock_path:
+                path.unlink()

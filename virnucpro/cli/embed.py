@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from virnucpro.checkpoints.run_directory import METRICS_NAME
+from virnucpro.checkpoints.run_directory import EmbedDirectory
 from virnucpro.cli.options import (
     INPUT_PATH,
     LAUNCH_OPTIONS,
@@ -81,6 +81,6 @@ def embed_command(ctx: click.Context, /, **_: Any) -> None:
     leave_to_launch(ctx, settled, force=settled.force and not config.force)
     from virnucpro import embed
 
-    with shown_progress(settled.work_dir / METRICS_NAME, wanted=wants_progress(ctx)):
+    with shown_progress(EmbedDirectory(path).metrics_path, wanted=wants_progress(ctx)):
         embed(settled)
     logger.info("embeddings: %s", path)

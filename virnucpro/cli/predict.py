@@ -153,7 +153,7 @@ def predict_command(ctx: click.Context, /, verbose: bool | None, **_: Any) -> No
     require_classifier(config)
     layout = RunDirectory(config.resolved_output_dir, config.stem)
     settled = settle_output(
-        config, layout.output_dir, used=layout.is_used(), may_ask=STDIN not in config.inputs
+        config, layout.path, used=layout.is_used(), may_ask=STDIN not in config.inputs
     )
     if settled is None:
         return

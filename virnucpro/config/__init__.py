@@ -10,6 +10,7 @@ from virnucpro.config.shared import (
     STDIN,
     ComputeConfig,
     FramesConfig,
+    RunConfig,
     input_stem,
 )
 from virnucpro.config.train import TrainConfig
@@ -27,6 +28,7 @@ __all__ = [
     "EvaluateConfig",
     "FramesConfig",
     "PredictConfig",
+    "RunConfig",
     "TrainConfig",
     "input_stem",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.config.shared import ComputeConfig
+from virnucpro.config.shared import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(ComputeConfig):
+class EmbedConfig(RunConfig):
     """What `embed` does.
 
     Attributes:
@@ -18,8 +18,6 @@ class EmbedConfig(ComputeConfig):
         weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
         output_path: The HDF5 file to write.
         batch_tokens: Tokens in a batch; None for the device's default.
-        resume: Keep what an earlier run of the same settings finished, and do the rest.
-        force: Overwrite an existing file. With `resume`, finished work is kept.
 
     Raises:
         UsageError: A value is not to be had.
@@ -30,8 +28,6 @@ class EmbedConfig(ComputeConfig):
     weights: str
     output_path: Path
     batch_tokens: int | None = None
-    resume: bool = False
-    force: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,8 +35,3 @@ class EmbedConfig(ComputeConfig):
         self._set("weights", str(self.weights))
         self._set("output_path", Path(self.output_path))
         self._require_at_least("batch_tokens", 1)
-
-    @property
-    def work_dir(self) -> Path:
-        """What is finished, until the output is."""
-        return self.output_path.with_name(f"{self.output_path.name}.parts")

@@ -100,7 +100,23 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramesConfig(ComputeConfig):
+class RunConfig(ComputeConfig):
+    """How a run treats what an earlier run left: what `predict`, `train` and `embed` share.
+
+    Attributes:
+        resume: Keep what an earlier run of the same settings finished, and do the rest.
+        force: Overwrite what is there. With `resume`, finished work is kept.
+
+    Raises:
+        UsageError: A setting has an invalid value.
+    """
+
+    resume: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesConfig(RunConfig):
     """What embeds the open frames: what `predict` and `train` share.
 
     Attributes:
@@ -109,12 +125,10 @@ class FramesConfig(ComputeConfig):
         dna_weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
         protein_weights: Its weights, likewise.
         dna_batch_tokens: Tokens in a batch of the DNA backend; None for the device's default.
-        protein_batch_tokens: Tokens in a batch of the protein backend; None for the device's default.
-        resume: Keep what an earlier run of the same settings finished, and do the rest.
-        force: Overwrite what is there. With `resume`, finished work is kept.
+        protein_batch_tokens: Tokens in a batch of the protein backend; None, likewise.
 
     Raises:
-        UsageError: A value is not to be had.
+        UsageError: A setting has an invalid value.
     """
 
     dna_backend: str = "dnabert-s"
@@ -123,8 +137,6 @@ class FramesConfig(ComputeConfig):
     protein_weights: str = "facebook/esm2_t36_3B_UR50D"
     dna_batch_tokens: int | None = None
     protein_batch_tokens: int | None = None
-    resume: bool = False
-    force: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

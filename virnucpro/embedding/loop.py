@@ -1,7 +1,6 @@
-"""The embedding loop: a loader in, checkpoint parts out.
+"""The loop: batches come from the loader, and their embeddings go to the parts.
 
-Each process claims batches, embeds them and writes parts of its own; nothing is exchanged inside
-the loop but the claims, because processes work at their own speeds.
+Shapes: B sequences in a batch, E numbers in an embedding.
 """
 
 from __future__ import annotations
@@ -11,77 +10,37 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 
-from virnucpro.backend.interface import Attention, Backend, Encoder, TokenBatch, Weights
-from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
-from virnucpro.config import ComputeConfig
-from virnucpro.embedding.batches import (
-    Batches,
-    ClaimedBatches,
-    IntArray,
-    measure_costs,
-    plan_batches,
-)
-from virnucpro.embedding.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
-from virnucpro.embedding.compiling import compile_layers
-from virnucpro.embedding.loader import make_loader
+from virnucpro.backend.interface import Encoder, TokenBatch
+from virnucpro.embedding.batches import Batches, ClaimedBatches
+from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.writer import FloatArray, PartWriter
-from virnucpro.errors import MemoryExhaustedError
-from virnucpro.runtime.claims import make_counter
-from virnucpro.runtime.devices import DTYPES, count_affordable, device_name, is_out_of_memory
-from virnucpro.runtime.monitoring import Monitor, PassStatus, ProgressListener
-from virnucpro.sequences.frame_store import SequenceSource
+from virnucpro.runtime.devices import is_out_of_memory
+from virnucpro.runtime.monitoring import PassStatus
+from virnucpro.runtime.run import Run
 
 logger = logging.getLogger(__name__)
 
-_PROBE_TOKENS = 2_048
-_MEMORY_SHARE = 0.8
-
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddingJob:
-    """One backend over one source of sequences.
-
-    Attributes:
-        name: For people, for example `DNA embeddings`.
-        rows: The rows of the source to embed.
-        parts_dir: Where the parts go, and where finished ones are found.
-        batch_tokens: Token budget of a batch; None for what the devices can hold.
-    """
-
-    name: str
-    backend: Backend
-    weights: Weights
-    source: SequenceSource
-    rows: IntArray
-    parts_dir: Path
-    identity: Identity
-    batch_tokens: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddingSummary:
+class ProcessSummary:
     """What one process did in a pass.
 
     Attributes:
         num_rows: Rows that this process embedded now.
-        num_tokens: Their tokens, special ones included.
-        failed_rows: Rows that do not fit the device, even alone.
-        budget_tokens: Of a batch, at the end.
+        num_tokens: Their tokens, special tokens included.
+        failed_rows: Rows that exceed the device's memory, even alone.
+        budget_tokens: Token budget of a batch at the end.
         load_seconds: From the start of the pass to the first batch.
         loop_seconds: From the first batch to the last part on disk.
-        data_seconds: Of the loop, waiting for the loader.
-        device_seconds: Of the loop, the device computing.
-        disk_seconds: Of the loop, writing parts; the device goes on meanwhile.
-        peak_memory_bytes: Most that was allocated on the GPU; 0 on a CPU.
+        data_seconds: Part of the loop that waited for the loader.
+        device_seconds: Part of the loop in which the device computed.
+        disk_seconds: Part of the loop that wrote parts; the device computes meanwhile.
+        peak_memory_bytes: Most memory that was allocated on the GPU; 0 on a CPU.
         compiled: Whether torch.compile compiled the encoder.
     """
 
@@ -98,157 +57,34 @@ class EmbeddingSummary:
     compiled: bool = False
 
 
-def run_embedding(
-    accelerator: Accelerator,
-    job: EmbeddingJob,
-    compute: ComputeConfig,
-    on_progress: ProgressListener | None = None,
-    monitor: Monitor | None = None,
-) -> EmbeddingSummary:
-    """Embed every row of the job that is in no finished part yet.
-
-    Every process calls it; all return when all are done.
-
-    Args:
-        accelerator: Of this process.
-        job: What to embed.
-        compute: How.
-        on_progress: Called after each batch of this process.
-        monitor: Watches the pass.
-
-    Raises:
-        MemoryExhaustedError: The weights do not fit the device.
-        NonFiniteEmbeddingError: The encoder returned NaN or infinity.
-        UsageError: Compiling was asked for and does not work.
-    """
-    monitor = monitor or Monitor()
-    finished = finished_rows(finished_parts(job.parts_dir))
-    # All look before anyone writes a part, or they would not plan the same batches.
-    accelerator.wait_for_everyone()
-    summary = EmbeddingSummary()
-    if len(np.setdiff1d(job.rows, finished)):
-        status = PassStatus(job.name)
-        monitor.begin_pass(status)
-        device = accelerator.device
-        costs = measure_costs(job.backend.token_cost, job.source, job.rows)
-        encoder = _load_encoder(device, job, compute)
-        compiled = compile_layers(
-            encoder, compute.compile, num_tokens=int(costs.sum()), device=device
-        )
-        batches, budget = _plan(accelerator, job, compute, encoder, costs, finished)
-        claims = ClaimedBatches(batches, make_counter(accelerator))
-        status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
-        status.budget_tokens = budget
-        collator = job.backend.load_collator(job.weights)
-        loader = make_loader(job.source, collator, claims, compute, device)
-        loop = _Loop(accelerator, job, compute, batches, claims, status, on_progress)
-        with torch.inference_mode():
-            summary = dataclasses.replace(loop.run(loader, encoder), compiled=compiled)
-        monitor.publish()
-        accelerator.wait_for_everyone()
-        monitor.end_pass()
-    return summary
-
-
-def _load_encoder(device: torch.device, job: EmbeddingJob, compute: ComputeConfig) -> Encoder:
-    try:
-        return job.backend.load_encoder(
-            job.weights,
-            dtype=DTYPES[job.identity.precision],
-            device=device,
-            attention=cast("Attention", compute.attention),
-        )
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryExhaustedError(
-            f"{job.name}: the weights {job.weights.location} do not fit the memory of {device}; "
-            "use a device with more, or smaller weights, and --resume"
-        ) from error
-
-
-def _plan(
-    accelerator: Accelerator,
-    job: EmbeddingJob,
-    compute: ComputeConfig,
-    encoder: Encoder,
-    costs: IntArray,
-    finished: IntArray,
-) -> tuple[Batches, int]:
-    """Return the batches that remain to be computed and their budget, the same in every process."""
-    budget = job.batch_tokens
-    if budget is None:
-        # One plan for all: a larger GPU gains next to nothing from larger batches, and takes more
-        # of them instead.
-        mine = choose_budget(accelerator.device, job, encoder, costs, compute.attention)
-        budget = min(gather_object([mine]))
-    remaining = plan_batches(job.rows, costs, budget).without(finished)
-    logger.info(
-        "%s: %d distinct of %d sequences, %d already done, %d batches of up to %d tokens to do",
-        job.name,
-        len(job.rows),
-        len(job.source),
-        len(job.rows) - len(remaining.rows),
-        len(remaining),
-        budget,
-    )
-    return remaining, budget
-
-
-def choose_budget(
-    device: torch.device, job: EmbeddingJob, encoder: Encoder, costs: IntArray, attention: str
-) -> int:
-    """Return how many tokens a batch may have: what is fastest, as far as memory allows.
-
-    What a token takes is measured on a small batch of the longest sequences, which take most.
-    """
-    identity = job.identity
-    place = (device_name(device), identity.backend, identity.embedding_dim, identity.precision)
-    most = read_budget(BudgetKey(*place, attention)) or MOST_BATCH_TOKENS[device.type]
-    if device.type != "cuda":
-        return most
-    longest = max(1, int(costs.max()))
-    rows = job.rows[np.argsort(-costs, kind="stable")[: max(1, _PROBE_TOKENS // longest)]]
-    batch = job.backend.load_collator(job.weights)(rows, job.source.get_many(rows))
-    num_affordable = count_affordable(lambda: encoder(send_to_device(batch, device)), device)
-    # Where not even one fits, the loop goes on from there, one sequence at a time.
-    return int(min(most, max(longest, _MEMORY_SHARE * num_affordable * len(rows) * longest)))
-
-
-class _Loop:
+class Loop:
     """One process's way through its batches."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        job: EmbeddingJob,
-        compute: ComputeConfig,
-        batches: Batches,
-        claims: ClaimedBatches,
-        status: PassStatus,
-        on_progress: ProgressListener | None,
+        self, run: Run, job: Job, batches: Batches, claims: ClaimedBatches, status: PassStatus
     ) -> None:
-        self.process_index = accelerator.process_index
-        self.device = accelerator.device
+        self.rank = run.rank
+        self.device = run.device
+        self.on_progress = run.on_progress
+        self.clear_interval = run.config.cache_clear_interval
         self.job = job
-        self.clear_interval = compute.cache_clear_interval
         self.batches = batches
         self.claimed = claims.claimed
         self.status = status
-        self.on_progress = on_progress
         self.failed_rows: list[int] = []
-        # Of a batch, B times its longest squared: short sequences are not held to what long ones
-        # take, whose attention may go by their square.
-        self.most_area: float = math.inf
+        # The area of a batch is B times its longest length squared, because attention may need
+        # memory by the square: a failure on long sequences must not shrink batches of short ones.
+        self.max_area: float = math.inf
         self.on_gpu = self.device.type == "cuda"
         self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
         self.download = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
 
-    def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> EmbeddingSummary:
+    def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> ProcessSummary:
+        """Embed every batch that the loader yields, and return what this process did."""
         status = self.status
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
-        writer = PartWriter(self.job.parts_dir, self.process_index, self.job.identity, status)
+        writer = PartWriter(self.job.parts_dir, self.rank, self.job.identity, status)
         with writer:
             for batch in self._receive(loader):
                 if status.state == "loading":
@@ -263,7 +99,7 @@ class _Loop:
                 if self.on_gpu and interval and status.num_batches % interval == 0:
                     torch.cuda.empty_cache()
         status.end_loop()
-        return EmbeddingSummary(
+        return ProcessSummary(
             num_rows=status.num_rows - len(self.failed_rows),
             num_tokens=status.num_tokens,
             failed_rows=tuple(self.failed_rows),
@@ -302,7 +138,7 @@ class _Loop:
         With each piece goes the moment at which the device began to compute it.
         """
         alone = len(batch.rows) == 1
-        if alone or _area(batch) <= self.most_area:
+        if alone or _area(batch) <= self.max_area:
             began = self._moment()
             embeddings = self._try(encoder, batch)
             if embeddings is not None:
@@ -328,17 +164,17 @@ class _Loop:
         """Note that a batch does not fit, so that no other of its size is tried."""
         if self.on_gpu:
             torch.cuda.empty_cache()
-        where = (self.job.name, self.process_index, self.device)
+        where = (self.job.name, self.rank, self.device)
         if len(batch.rows) == 1:
             logger.warning(
-                "%s: process %d on %s has not the memory for a single sequence of %d tokens, which "
+                "%s: process %d on %s lacks the memory for a single sequence of %d tokens, which "
                 "is left out (row %d)",
                 *where,
                 batch.max_length,
                 batch.rows[0],
             )
             return
-        self.most_area = _area(batch) / 2
+        self.max_area = _area(batch) / 2
         self.status.budget_tokens = len(batch.rows) * batch.max_length // 2
         logger.warning(
             "%s: process %d on %s ran out of memory on %d sequences of up to %d tokens; it goes on "

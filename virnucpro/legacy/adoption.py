@@ -55,7 +55,7 @@ _NAMES = {"dna": "DNA", "protein": "protein"}
 
 
 def adopt_legacy_run(
-    layout: RunDirectory, store: FrameStore, identities: Mapping[Alphabet, Identity]
+    directory: RunDirectory, store: FrameStore, identities: Mapping[Alphabet, Identity]
 ) -> dict[Alphabet, int]:
     """Write parts of this run from what an old one left in its directory, and count their rows.
 
@@ -63,7 +63,7 @@ def adopt_legacy_run(
     files stay as they are. Nothing happens where nothing is missing, or nothing old is there.
 
     Args:
-        layout: The run's directory.
+        directory: The run's directory.
         store: The run's open frames.
         identities: Of the run's parts, for each alphabet; whoever resumes vouches that the old
             features were made with the same models.
@@ -71,18 +71,18 @@ def adopt_legacy_run(
     Raises:
         CheckpointError: The disk refuses.
     """
-    places = run_parts(layout.output_dir, layout.stem)
+    places = run_parts(directory.path, directory.stem)
     paths = [path for place in places for path in feature_files(place)]
-    if not paths or _is_refused(layout, identities):
+    if not paths or _is_refused(directory, identities):
         return {}
-    missing = {name: _missing_rows(layout, store, name) for name in identities}
+    missing = {name: _missing_rows(directory, store, name) for name in identities}
     if not any(rows.any() for rows in missing.values()):
         return {}
-    length_bp = read_expected_length(layout.output_dir)
+    length_bp = read_expected_length(directory.path)
     if length_bp not in (None, store.chunk_length_bp):
         logger.warning(
             "%s: the old run there cut chunks of %d bp, this one %d: nothing of it is used",
-            layout.output_dir,
+            directory.path,
             length_bp,
             store.chunk_length_bp,
         )
@@ -104,7 +104,7 @@ def adopt_legacy_run(
             for name, mask in taken.items()
         }
         if any((found >= 0).any() for found in rows.values()):
-            tasks.append(_make_task(layout, dims, identities, rank, report.path, rows))
+            tasks.append(_make_task(directory, dims, identities, rank, report.path, rows))
     for _ in run_parallel(convert_file, tasks, jobs):
         pass
     return _summarize(tasks, choice)
@@ -120,10 +120,10 @@ class _Inspector:
         return inspect_file(path, self._dims)
 
 
-def _is_refused(layout: RunDirectory, identities: Mapping[Alphabet, Identity]) -> bool:
+def _is_refused(directory: RunDirectory, identities: Mapping[Alphabet, Identity]) -> bool:
     """Tell whether parts of another run are there, over which this one is about to end."""
     for alphabet, identity in identities.items():
-        for part in finished_parts(layout.parts_dir(alphabet)):
+        for part in finished_parts(directory.parts_dir(alphabet)):
             # A damaged part will be set aside and computed again.
             with suppress(CheckpointError):
                 if read_identity(part) != identity:
@@ -131,11 +131,11 @@ def _is_refused(layout: RunDirectory, identities: Mapping[Alphabet, Identity]) -
     return False
 
 
-def _missing_rows(layout: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:
+def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:
     """Return bool (frames,): the rows that this run has yet to embed."""
     representatives = store.sequences(alphabet).representatives
     missing: BoolArray = representatives == np.arange(store.num_frames)
-    for part in finished_parts(layout.parts_dir(alphabet)):
+    for part in finished_parts(directory.parts_dir(alphabet)):
         with suppress(CheckpointError):
             missing[finished_rows([part])] = False
     return missing
@@ -231,14 +231,14 @@ def _tell(report: FileReport) -> None:
 
 
 def _make_task(
-    layout: RunDirectory,
+    directory: RunDirectory,
     dims: EmbeddingDims,
     identities: Mapping[Alphabet, Identity],
     rank: int,
     path: Path,
     rows: Mapping[Alphabet, IntArray],
 ) -> Conversion:
-    directories = {name: layout.parts_dir(name) for name in rows}
+    directories = {name: directory.parts_dir(name) for name in rows}
     numbers = {name: next_part_number(directories[name], rank) for name in rows}
     chosen = {name: identities[name] for name in rows}
     return Conversion(path, dims, rank, rows, directories, chosen, numbers, with_ids=False)

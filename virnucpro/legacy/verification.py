@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.parts import FloatArray
+from virnucpro.embedding.models import open_model
 from virnucpro.errors import CheckpointError, UsageError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.joining import Choice, FileReport, digest_ids
@@ -133,12 +133,9 @@ def _embed(
     device = verification.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend = load_backend(backend_name).backend
-    weights = backend.open_weights(location)
-    collate = backend.load_collator(weights)
-    encoder = backend.load_encoder(
-        weights, dtype=torch.float32, device=torch.device(device), attention="auto"
-    )
+    model = open_model(backend_name, location)
+    collate = model.load_collator()
+    encoder = model.load_encoder(torch.device(device), "fp32", "auto")
     embeddings = []
     for row, sequence in enumerate(sequences):
         batch = collate(np.array([row]), [sequence])

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from accelerate import Accelerator
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
-from virnucpro.embedding.session import Clock, Model
+from virnucpro.embedding.passes import Pass
 from virnucpro.reports.tables import (
     write_fasta,
     write_highest_scores,
     write_prediction_results,
     write_records,
 )
-from virnucpro.runtime.monitoring import Monitor
+from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.scoring.calls import (
     ChunkCalls,
@@ -49,14 +50,14 @@ class PredictResult:
     """What a run found and where it wrote it.
 
     Attributes:
-        layout: The paths of every file of the run.
+        directory: The run's directory, which knows the path of every file.
         num_records: Input records; `num_virus`, `num_others` and `num_none` add up to it.
         num_frames: Open frames.
         num_unscored_frames: Those that a device had not the memory for.
         seconds: Wall time of the whole run.
     """
 
-    layout: RunDirectory
+    directory: RunDirectory
     num_records: int
     num_virus: int
     num_others: int
@@ -68,38 +69,49 @@ class PredictResult:
     @property
     def output_dir(self) -> Path:
         """The run directory."""
-        return self.layout.output_dir
+        return self.directory.path
+
+
+class Calls(NamedTuple):
+    """The calls of a run.
+
+    Attributes:
+        records: The call of each record.
+        rule: What run.json says of how the calls were made.
+        num_unscored_frames: Open frames without scores.
+    """
+
+    records: RecordCalls
+    rule: dict[str, Any]
+    num_unscored_frames: int
 
 
 def write_tables(
-    layout: RunDirectory,
+    directory: RunDirectory,
     config: PredictConfig,
     store: FrameStore,
     frame_scores: npt.NDArray[np.float32],
     calibration: Calibration | None,
-) -> tuple[RecordCalls, dict[str, Any]]:
-    """Write the tables of frames, chunks and records, and return the records' calls.
+) -> Calls:
+    """Write the tables of frames, chunks and records, and return the calls.
 
     Args:
-        layout: Where they go.
+        directory: Where the files go.
         config: The run's settings.
         store: The open frames.
         frame_scores: float32 (F, 2), NaN for frames without scores.
-        calibration: The classifier's, if it has one.
-
-    Returns:
-        The calls, and what run.json says of how they were made.
+        calibration: The calibration of the classifier; None if it has none.
 
     Raises:
         VirnucproError: A file cannot be written.
     """
-    layout.merged_dir.mkdir(exist_ok=True)
+    directory.merged_dir.mkdir(exist_ok=True)
     is_scored = ~np.isnan(frame_scores[:, 0])
     frame_ids = compress(_in_blocks(store.frame_ids, store.num_frames), is_scored)
-    write_prediction_results(layout.prediction_results, frame_ids, frame_scores[is_scored])
+    write_prediction_results(directory.prediction_results, frame_ids, frame_scores[is_scored])
     chunks = call_chunks(frame_scores, store.chunk_first_frame)
     write_highest_scores(
-        layout.highest_scores,
+        directory.highest_scores,
         _in_blocks(store.chunk_ids, store.num_chunks),
         is_open=chunks.is_open,
         is_virus=chunks.is_virus,
@@ -108,16 +120,46 @@ def write_tables(
     )
     records, rule = _call_records(config, store, chunks, calibration)
     write_records(
-        layout.records_tsv,
+        directory.records_tsv,
         _in_blocks(store.record_ids, store.num_records),
         length=store.record_lengths,
         **records._asdict(),
     )
     viral = np.flatnonzero(records.call == "virus")
-    write_fasta(layout.viral_fasta, (store.record(index) for index in viral.tolist()))
+    write_fasta(directory.viral_fasta, (store.record(index) for index in viral.tolist()))
     if config.keep_intermediate:
-        _write_intermediate(layout, config, store)
-    return records, rule
+        _write_intermediate(directory, config, store)
+    return Calls(records, rule, int((~is_scored).sum()))
+
+
+def write_summary(
+    run: Run,
+    directory: RunDirectory,
+    config: PredictConfig,
+    store: FrameStore,
+    passes: Sequence[Pass],
+    classifier: Classifier,
+    calls: Calls,
+) -> PredictResult:
+    """Write run.json, and return the run's counts and paths.
+
+    Raises:
+        VirnucproError: The file cannot be written.
+    """
+    num_called = Counter(calls.records.call.tolist())
+    result = PredictResult(
+        directory=directory,
+        num_records=store.num_records,
+        num_virus=num_called["virus"],
+        num_others=num_called["others"],
+        num_none=num_called["none"],
+        num_frames=store.num_frames,
+        num_unscored_frames=calls.num_unscored_frames,
+        seconds=run.seconds,
+    )
+    document = _describe_run(run, config, store, passes, classifier, result)
+    write_json(directory.run_json, document | {"calls": calls.rule})
+    return result
 
 
 def _call_records(
@@ -145,17 +187,17 @@ def _call_records(
     return records, rule | {"expected_fdr": expected_fdr, "viral_share": viral_share}
 
 
-def _write_intermediate(layout: RunDirectory, config: PredictConfig, store: FrameStore) -> None:
+def _write_intermediate(directory: RunDirectory, config: PredictConfig, store: FrameStore) -> None:
     """Write the fork's intermediate FASTA files, wrapped where it wrapped them."""
     chunks = zip(
         _in_blocks(store.chunk_ids, store.num_chunks),
         _in_blocks(store.chunk_sequences, store.num_chunks),
         strict=True,
     )
-    write_fasta(layout.chunked_fasta(store.chunk_length_bp), chunks, _INTERMEDIATE_WIDTH)
+    write_fasta(directory.chunked_fasta(store.chunk_length_bp), chunks, _INTERMEDIATE_WIDTH)
     files: list[tuple[Alphabet, Path, Callable[[int], Path]]] = [
-        ("dna", layout.nucleotide_fasta, layout.split_nucleotide_fasta),
-        ("protein", layout.protein_fasta, layout.split_protein_fasta),
+        ("dna", directory.nucleotide_fasta, directory.split_nucleotide_fasta),
+        ("protein", directory.protein_fasta, directory.split_protein_fasta),
     ]
     for kind, path, make_split_path in files:
         write_fasta(path, _name_sequences(store, kind, 0, store.num_frames), width=None)
@@ -182,55 +224,32 @@ def _in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[st
         yield from read(start, min(start + _NAMES_AT_ONCE, total))
 
 
-def summarize(
-    layout: RunDirectory,
-    store: FrameStore,
-    calls: RecordCalls,
-    frame_scores: npt.NDArray[np.float32],
-    clock: Clock,
-) -> PredictResult:
-    """Return the run's counts and paths, and its wall time so far."""
-    words, counts = np.unique(calls.call, return_counts=True)
-    num = dict(zip(words.tolist(), counts.tolist(), strict=True))
-    return PredictResult(
-        layout=layout,
-        num_records=store.num_records,
-        num_virus=num.get("virus", 0),
-        num_others=num.get("others", 0),
-        num_none=num.get("none", 0),
-        num_frames=store.num_frames,
-        num_unscored_frames=int(np.isnan(frame_scores[:, 0]).sum()),
-        seconds=clock.seconds,
-    )
-
-
-def describe_run(
+def _describe_run(
+    run: Run,
     config: PredictConfig,
-    accelerator: Accelerator,
     store: FrameStore,
-    models: Sequence[Model],
+    passes: Sequence[Pass],
     classifier: Classifier,
-    precision: str,
     result: PredictResult,
-    clock: Clock,
 ) -> dict[str, Any]:
-    """Return the document that run.json holds."""
+    """Return the document that run.json holds, but for the rule of the calls."""
     packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
+    seen = run.monitor.summary()
     return {
         "schema_version": RUN_SCHEMA_VERSION,
-        "started_at": clock.started_at.isoformat(timespec="seconds"),
+        "started_at": run.started_at.isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in packages},
         "settings": config.settings(),
         "inputs": store.inputs,
-        "backends": [model.describe() for model in models],
-        "precision": precision,
+        "backends": [each.job.model.describe() for each in passes],
+        "precision": run.precision,
         "classifier": {
             "path": str(config.resolved_model_path),
             "identity": classifier.identity,
             "made_for": classifier.metadata and dataclasses.asdict(classifier.metadata),
         },
-        "num_processes": accelerator.num_processes,
+        "num_processes": run.num_processes,
         "counts": {
             "records": result.num_records,
             "duplicate_ids": store.num_duplicate_ids,
@@ -243,17 +262,12 @@ def describe_run(
             "others": result.num_others,
             "none": result.num_none,
         },
-        "seconds": clock.stages | {"total": result.seconds},
-    }
-
-
-def describe_passes(clock: Clock, monitor: Monitor) -> dict[str, list[dict[str, Any]]]:
-    """Return what each process says that it did in each pass, and what was seen of it."""
-    seen = monitor.summary()
-    return {
-        name: [
-            dataclasses.asdict(summary) | seen.get(name, {}).get(rank, {})
-            for rank, summary in enumerate(summaries)
-        ]
-        for name, summaries in clock.passes.items()
+        "seconds": run.stages | {"total": result.seconds},
+        "passes": {
+            each.job.name: [
+                dataclasses.asdict(summary) | seen.get(each.job.name, {}).get(rank, {})
+                for rank, summary in enumerate(each.summaries)
+            ]
+            for each in passes
+        },
     }

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from accelerate import Accelerator
 
-from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import finished_parts
-from virnucpro.checkpoints.run_directory import METRICS_NAME, RunDirectory
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig
-from virnucpro.embedding.loader import prepare_workers
-from virnucpro.embedding.loop import EmbeddingJob
-from virnucpro.embedding.session import Clock, Model, open_monitor, run_job
+from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.models import open_frame_models
+from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.errors import InputError, UsageError
 from virnucpro.reports.tables import write_fasta
-from virnucpro.runtime.devices import choose_precision, device_name, make_accelerator
-from virnucpro.runtime.monitoring import Monitor
+from virnucpro.runtime.devices import device_name
+from virnucpro.runtime.run import open_run
 from virnucpro.scoring.calls import call_chunks, call_records, score_chunks
-from virnucpro.scoring.classifier import Classifier
-from virnucpro.scoring.frame_scores import (
-    FrameFeatures,
-    failed_rows,
-    make_frame_job,
-    open_classifier,
-    open_models,
-    score_frames,
-)
+from virnucpro.scoring.frame_scores import open_classifier, score_frames
 from virnucpro.sequences.fasta import sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 
 REFERENCE = "fp32"
 
-_MOST_NAMED_FLIPS = 10
+_MAX_NAMED_FLIPS = 10
 _ROWS_AT_ONCE = 4_096
 
 Scores = npt.NDArray[np.float32]
@@ -134,49 +122,45 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
-    clock = Clock()
-    accelerator = make_accelerator(config)
-    device = device_name(accelerator.device)
-    precision = choose_precision(config.precision, accelerator)
-    if precision == REFERENCE:
-        raise UsageError(
-            f"precision {config.precision} is {REFERENCE} on {device}, which is what the others "
-            "are compared with; name another, such as --precision bf16"
-        )
-    with clock.time("open models"):
-        prepare_workers(config, accelerator.device)
-        models = open_models(config, accelerator)
-        classifier = open_classifier(config, models)
-    with clock.time("draw records"):
-        store, num_input_records = _draw_records(config, num_records, seed)
-    with open_monitor(accelerator, config.resolved_output_dir / METRICS_NAME) as monitor:
-        bench = _Bench(accelerator, models, classifier, store, clock, monitor)
-        # As `predict --precision fp32` computes, whatever is checked: flash-attn has no float32.
-        reference = bench.embed_and_score(dataclasses.replace(config, attention="auto"), REFERENCE)
-        checked = bench.embed_and_score(config, precision)
+    work = RunDirectory(config.resolved_output_dir, config.stem)
+    with open_run(config, work) as run:
+        device = device_name(run.device)
+        if run.precision == REFERENCE:
+            raise UsageError(
+                f"precision {config.precision} is {REFERENCE} on {device}, which is what the "
+                "others are compared with; name another, such as --precision bf16"
+            )
+        with run.stage("open models"):
+            models = open_frame_models(run, config)
+            classifier = open_classifier(config, models)
+        with run.stage("draw records"):
+            store, num_input_records = _draw_records(config, num_records, seed)
+
+        def embed(settings: PredictConfig, precision: str) -> list[Pass]:
+            own = RunDirectory(work.path / precision, work.stem)
+            jobs = [make_frame_job(settings, own, store, model, precision) for model in models]
+            return [
+                run_pass(run, replace(job, name=f"{job.name} in {job.identity.precision}"))
+                for job in jobs
+            ]
+
+        # The reference runs as `predict --precision fp32` would: flash-attn has no float32.
+        reference = embed(replace(config, attention="auto"), REFERENCE)
+        checked = embed(config, run.precision)
     return PrecisionCheck(
-        precision=precision,
+        precision=run.precision,
         device=device,
         num_records=store.num_records,
         num_input_records=num_input_records,
         seed=seed,
-        embeddings=list(map(_compare_embeddings, reference.passes, checked.passes)),
-        scores=_compare_scores(config, store, reference.frame_scores, checked.frame_scores),
+        embeddings=list(map(_compare_embeddings, reference, checked)),
+        scores=_compare_scores(
+            config,
+            store,
+            score_frames(store, reference, classifier),
+            score_frames(store, checked, classifier),
+        ),
     )
-
-
-class _Pass(NamedTuple):
-    """A finished pass, and the rows that have no embedding."""
-
-    job: EmbeddingJob
-    failed: list[int]
-
-
-class _Outcome(NamedTuple):
-    """Both passes in one precision, and what comes of them: float32 (F, 2)."""
-
-    passes: list[_Pass]
-    frame_scores: Scores
 
 
 class _Calls(NamedTuple):
@@ -184,33 +168,6 @@ class _Calls(NamedTuple):
 
     scores: npt.NDArray[Any]
     is_viral: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """What both precisions are computed with."""
-
-    accelerator: Accelerator
-    models: Sequence[Model]
-    classifier: Classifier
-    store: FrameStore
-    clock: Clock
-    monitor: Monitor
-
-    def embed_and_score(self, config: PredictConfig, precision: str) -> _Outcome:
-        """Return what comes of the sample in one precision."""
-        layout = RunDirectory(config.resolved_output_dir / precision, config.stem)
-        passes = []
-        for model in self.models:
-            job = make_frame_job(layout, config, self.store, model, precision)
-            job = dataclasses.replace(job, name=f"{job.name} in {job.identity.precision}")
-            with self.clock.time(job.name):
-                summaries = run_job(job, config, self.accelerator, None, monitor=self.monitor)
-            passes.append(_Pass(job, failed_rows(summaries)))
-        jobs, failed = zip(*passes, strict=True)
-        return _Outcome(
-            passes, score_frames(self.store, FrameFeatures(jobs, failed), self.classifier)
-        )
 
 
 def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[FrameStore, int]:
@@ -233,13 +190,14 @@ def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[F
     return store, num_input_records
 
 
-def _compare_embeddings(reference: _Pass, checked: _Pass) -> EmbeddingDifference:
-    rows = np.setdiff1d(checked.job.rows, [*reference.failed, *checked.failed])
-    readers = [EmbeddingReader(finished_parts(each.job.parts_dir)) for each in (reference, checked)]
+def _compare_embeddings(reference: Pass, checked: Pass) -> EmbeddingDifference:
+    rows = np.setdiff1d(checked.job.rows, [*reference.failed_rows, *checked.failed_rows])
     cosines, deviations = np.empty(len(rows)), np.empty(len(rows))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         block = slice(start, start + _ROWS_AT_ONCE)
-        wanted_NE, found_NE = (reader.gather(rows[block]).astype(np.float64) for reader in readers)
+        wanted_NE, found_NE = (
+            each.gather(rows[block]).astype(np.float64) for each in (reference, checked)
+        )
         norms_N = np.linalg.norm(wanted_NE, axis=1) * np.linalg.norm(found_NE, axis=1)
         cosines[block] = (wanted_NE * found_NE).sum(axis=1) / norms_N
         deviations[block] = np.abs(found_NE - wanted_NE).max(axis=1) / np.abs(wanted_NE).max(axis=1)
@@ -297,6 +255,6 @@ def _compare_level(
         num_flips=len(flipped),
         flips=[
             Flip(read_ids(i, i + 1)[0], float(reference.scores[i]), float(checked.scores[i]))
-            for i in flipped[:_MOST_NAMED_FLIPS]
+            for i in flipped[:_MAX_NAMED_FLIPS]
         ],
     )

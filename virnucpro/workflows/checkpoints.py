@@ -14,9 +14,9 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import check_torch_zip
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.hdf5 import open_file, read_attribute
-from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import (
     FORMAT_NAME,
+    FORMAT_VERSION,
     Identity,
     check_part,
     finished_parts,

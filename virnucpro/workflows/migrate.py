@@ -22,7 +22,6 @@ from virnucpro.checkpoints.parts import (
     part_name,
 )
 from virnucpro.checkpoints.whole_files import write_json
-from virnucpro.embedding.session import locked
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
@@ -40,6 +39,7 @@ from virnucpro.legacy.joining import (
 from virnucpro.legacy.old_runs import feature_files, read_expected_length
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import Verification, verify_rows
+from virnucpro.runtime.run import locked
 from virnucpro.scoring.classifier import (
     ClassifierMetadata,
     check_state,

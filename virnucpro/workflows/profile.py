@@ -7,21 +7,15 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-from virnucpro.backend.interface import Attention, TokenBatch
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.config import ComputeConfig
 from virnucpro.embedding.budgets import BudgetKey
 from virnucpro.embedding.measuring import Speed, fill_batch, make_sequences, measure_encoder
-from virnucpro.embedding.session import Model, open_model
+from virnucpro.embedding.models import Model, open_model
 from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
-from virnucpro.runtime.devices import (
-    DTYPES,
-    choose_precision,
-    device_name,
-    is_out_of_memory,
-    make_accelerator,
-)
+from virnucpro.runtime.devices import device_name, is_out_of_memory
+from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.fasta import RecordReader
 
 logger = logging.getLogger(__name__)
@@ -113,20 +107,16 @@ def profile_budgets(
         MemoryExhaustedError: Not even the smallest batch fits.
         VirnucproError: The settings, the weights or the sequences cannot be used.
     """
-    accelerator = make_accelerator(config)
-    device = accelerator.device
-    precision = choose_precision(config.precision, accelerator)
-    model = open_model(accelerator, backend_name, location)
-    identity = model.make_identity("", precision, _LENGTH_BP)
+    with open_run(config) as run:
+        return _measure(run, open_model(backend_name, location, run), wanted, test_path)
+
+
+def _measure(run: Run, model: Model, wanted: BudgetRange, test_path: Path | None) -> BudgetProfile:
+    device = run.device
     batches = _make_batches(model, wanted.list_for(device.type), test_path)
     speeds: dict[int, Speed] = {}
     try:
-        encoder = model.loaded.backend.load_encoder(
-            model.weights,
-            dtype=DTYPES[identity.precision],
-            device=device,
-            attention=cast("Attention", config.attention),
-        )
+        encoder = model.load_encoder(device, run.precision, run.config.attention)
         for budget_tokens, batch in batches:
             speeds[budget_tokens] = measure_encoder(encoder, batch, device, _SECONDS_PER_BUDGET)
             logger.info("measured batches of %d tokens", budget_tokens)
@@ -135,19 +125,19 @@ def profile_budgets(
             raise
     if not speeds:
         raise MemoryExhaustedError(
-            f"{backend_name}: the weights and a batch of {wanted.smallest} tokens do not fit the "
+            f"{model.name}: the weights and a batch of {wanted.smallest} tokens do not fit the "
             f"memory of {device}; use a device with more, or a smaller --min-batch"
         )
-    place = (device_name(device), backend_name, identity.embedding_dim, identity.precision)
-    return BudgetProfile(BudgetKey(*place, config.attention), speeds)
+    place = (device_name(device), model.name, model.weights.embedding_dim)
+    precision = model.compute_precision(run.precision)
+    return BudgetProfile(BudgetKey(*place, precision, run.config.attention), speeds)
 
 
 def _make_batches(
     model: Model, budgets: Iterable[int], test_path: Path | None
 ) -> Iterator[tuple[int, TokenBatch]]:
     """Yield each budget with a batch that fills it; sequences of a file repeat if they are few."""
-    backend = model.loaded.backend
-    collator = backend.load_collator(model.weights)
+    collator = model.load_collator()
     given: list[str] = []
     if test_path is not None:
         records = itertools.islice(RecordReader(test_path, model.alphabet), _MOST_RECORDS)
@@ -157,4 +147,4 @@ def _make_batches(
     for budget_tokens in budgets:
         random_ones = make_sequences(model.alphabet, _LENGTH_BP)
         sequences = itertools.cycle(given) if given else random_ones
-        yield budget_tokens, fill_batch(backend, collator, sequences, budget_tokens)
+        yield budget_tokens, fill_batch(model.backend, collator, sequences, budget_tokens)

@@ -6,26 +6,19 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig, TrainConfig
-from virnucpro.embedding.loader import prepare_workers
-from virnucpro.embedding.session import (
-    Clock,
-    Model,
-    claim_run,
-    ending_together,
-    open_monitor,
-    run_job,
-)
+from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.models import open_frame_models
+from virnucpro.embedding.passes import Pass, gather_features, run_pass
 from virnucpro.errors import IncompleteError, OutputExistsError
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
@@ -37,8 +30,8 @@ from virnucpro.reports.report import (
     measure_subsets,
     write_report,
 )
-from virnucpro.runtime.devices import choose_precision, make_accelerator
-from virnucpro.runtime.monitoring import Monitor, ProgressListener
+from virnucpro.runtime.monitoring import ProgressListener
+from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.calls import call_chunks, score_chunks
 from virnucpro.scoring.classifier import (
@@ -47,14 +40,7 @@ from virnucpro.scoring.classifier import (
     load_classifier,
     save_classifier,
 )
-from virnucpro.scoring.frame_scores import (
-    FrameFeatures,
-    failed_rows,
-    make_frame_job,
-    open_models,
-    prepare_frames,
-)
-from virnucpro.sequences.frame_store import FrameStore, open_frame_store
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
 from virnucpro.training.corpus import (
     Corpus,
     Ints,
@@ -126,28 +112,21 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
     require_matplotlib()
-    clock = Clock()
     if config.output_path.exists() and not (config.force or config.resume):
         raise OutputExistsError(
             f"{config.output_path}: exists already; overwrite it with --force, or choose another "
             "(-o)"
         )
-    layout = RunDirectory(config.work_dir, config.output_path.stem)
-    accelerator = make_accelerator(config)
-    with (
-        ending_together(accelerator),
-        claim_run(layout, config.inputs, config, accelerator),
-        open_monitor(accelerator, layout.metrics_path) as monitor,
-    ):
-        if config.merged:
-            material = _read_merged(config) if accelerator.is_main_process else None
-        else:
-            material = _embed(config, layout, accelerator, clock, monitor, on_progress)
+    directory = RunDirectory(config.work_dir, config.output_path.stem)
+    with open_run(config, directory, config.inputs, on_progress) as run:
         result = None
-        if material is not None and accelerator.is_main_process:
-            result = _make_classifier(config, layout, material, accelerator, clock)
-        shared: list[TrainResult] = broadcast_object_list([result])
-    return shared[0]
+        if not config.merged:
+            material = _embed(run, config, directory)
+        elif run.is_main:
+            material = _read_merged(config)
+        if run.is_main:
+            result = _make_classifier(run, config, directory, material)
+        return run.share(result)
 
 
 def _read_merged(config: TrainConfig) -> _Material:
@@ -172,60 +151,49 @@ def _describe_file(path: str | Path) -> dict[str, Any]:
     return {"path": str(path), "sha256": digest_files([Path(path)]).removeprefix("sha256:")}
 
 
-def _embed(
-    config: TrainConfig,
-    layout: RunDirectory,
-    accelerator: Accelerator,
-    clock: Clock,
-    monitor: Monitor,
-    on_progress: ProgressListener | None,
-) -> _Material:
-    """Embed the frames that all processes choose alike."""
-    with clock.time("open models"):
-        prepare_workers(config, accelerator.device)
-        precision = choose_precision(config.precision, accelerator)
-        models = open_models(config, accelerator)
-    with clock.time("find open frames"):
-        if accelerator.is_main_process:
-            prepare_frames(
-                config.inputs, layout.frame_store_dir, chunk_length_bp=config.chunk_length_bp
+def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
+    """Embed the chosen frames; every process chooses the same frames."""
+    with run.stage("open models"):
+        models = open_frame_models(run, config)
+    with run.stage("find open frames"):
+        run.once(
+            lambda: prepare_frame_store(
+                config.inputs, directory.frame_store_dir, chunk_length_bp=config.chunk_length_bp
             )
-        accelerator.wait_for_everyone()
-        store = open_frame_store(layout.frame_store_dir)
+        )
+        store = open_frame_store(directory.frame_store_dir)
         corpus = make_corpus(store, name_classes(config.viral, config.other))
         groups, chosen = _choose(config, corpus)
     rows = corpus.rows(np.sort(np.concatenate(list(chosen.values()))))
-    jobs = [make_frame_job(layout, config, store, model, precision, rows) for model in models]
-    failed = []
-    for job in jobs:
-        with clock.time(job.name):
-            summaries = run_job(job, config, accelerator, on_progress, monitor=monitor)
-        failed += failed_rows(summaries)
-    if failed:
+    passes = [
+        run_pass(run, make_frame_job(config, directory, store, model, run.precision, rows))
+        for model in models
+    ]
+    num_failed = sum(len(each.failed_rows) for each in passes)
+    if num_failed:
         raise IncompleteError(
-            f"{len(failed)} frames do not fit the memory of a device; use a device with more, and "
-            "--resume"
+            f"{num_failed} frames exceed the memory of a device; use a device with more memory, "
+            "and --resume"
         )
-    precisions = [job.identity.precision for job in jobs]
-    metadata = _describe_models(config, models, store, precisions)
-    return _Material(corpus, groups, chosen, FrameFeatures(jobs, [[], []]).gather, metadata)
+    metadata = _describe_models(config, store, passes)
+    return _Material(corpus, groups, chosen, partial(gather_features, passes), metadata)
 
 
 def _describe_models(
-    config: TrainConfig, models: Sequence[Model], store: FrameStore, precisions: list[str]
+    config: TrainConfig, store: FrameStore, passes: Sequence[Pass]
 ) -> ClassifierMetadata:
-    dna, protein = models
+    dna, protein = (each.job.identity for each in passes)
     return ClassifierMetadata(
-        dna.loaded.name,
-        protein.loaded.name,
-        dna.weights.embedding_dim,
-        protein.weights.embedding_dim,
+        dna.backend,
+        protein.backend,
+        dna.embedding_dim,
+        protein.embedding_dim,
         config.chunk_length_bp,
-        dna.weights.identity,
-        protein.weights.identity,
+        dna.weights_identity,
+        protein.weights_identity,
         origin={
             "inputs": [{"path": file["path"], "sha256": file["sha256"]} for file in store.inputs],
-            "precision": precisions,
+            "precision": [dna.precision, protein.precision],
         },
     )
 
@@ -243,19 +211,15 @@ def _choose(config: TrainConfig, corpus: Corpus) -> tuple[list[str], dict[str, I
 
 
 def _make_classifier(
-    config: TrainConfig,
-    layout: RunDirectory,
-    material: _Material,
-    accelerator: Accelerator,
-    clock: Clock,
+    run: Run, config: TrainConfig, directory: RunDirectory, material: _Material
 ) -> TrainResult:
     corpus, chosen = material.corpus, material.chosen
-    with clock.time("training"):
+    with run.stage("training"):
         train_set, valid_set = (_make_examples(material, name) for name in ("train", "valid"))
         fitted = fit_head(
-            train_set, valid_set, epochs=config.epochs, seed=config.seed, device=accelerator.device
+            train_set, valid_set, epochs=config.epochs, seed=config.seed, device=run.device
         )
-    with clock.time("calibration and report"):
+    with run.stage("calibration and report"):
         head = Classifier(fitted.state, material.metadata, identity="")
         valid = _score(material, head, "valid")
         calibration = _calibrate(corpus, valid)
@@ -265,13 +229,13 @@ def _make_classifier(
             origin={"virnucpro": __version__, **(material.metadata.origin or {})}
             | _describe_choice(config, material),
         )
-        sections = _report(config, layout, material, calibration, _score(material, head, "test"))
+        sections = _report(config, directory, material, calibration, _score(material, head, "test"))
         config.output_path.parent.mkdir(parents=True, exist_ok=True)
         save_classifier(config.output_path, fitted.state, metadata)
         about = _describe_training(config, material, fitted, metadata)
-        write_report(layout.output_dir, sections, about)
+        write_report(directory.path, sections, about)
     logger.info("%s: trained on %d chunks", config.output_path, len(chosen["train"]))
-    return TrainResult(config.output_path, layout.output_dir, sections)
+    return TrainResult(config.output_path, directory.path, sections)
 
 
 def _make_examples(material: _Material, split: str) -> Examples:
@@ -303,7 +267,7 @@ def _calibrate(corpus: Corpus, valid: Stretches) -> Calibration:
 
 def _report(
     config: TrainConfig,
-    layout: RunDirectory,
+    directory: RunDirectory,
     material: _Material,
     calibration: Calibration,
     test: Stretches,
@@ -321,7 +285,7 @@ def _report(
         against_the_rest(f"class {one.name}", class_of_stretch == index, found.is_viral)
         for index, one in enumerate(corpus.classes)
     ]
-    draw_report(layout.output_dir, found, f"{config.output_path.name}: held-out records")
+    draw_report(directory.path, found, f"{config.output_path.name}: held-out records")
     resampled: Resampled = "records" if config.groups is None else "groups"
     before = found._replace(probability=found.score)
     return [

@@ -9,6 +9,7 @@ A row is the position of a frame in the store, or of a record in a store of reco
 key for joining embeddings and scores.
 """
 
+from virnucpro.sequences.frame_store.preparing import prepare_frame_store
 from virnucpro.sequences.frame_store.reading import (
     FrameStore,
     RecordStore,
@@ -28,4 +29,5 @@ __all__ = [
     "build_record_store",
     "open_frame_store",
     "open_record_store",
+    "prepare_frame_store",
 ]

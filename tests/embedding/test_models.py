@@ -1,0 +1,41 @@
+"""Models: a backend with its weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from virnucpro.embedding.models import Model, open_model
+from virnucpro.errors import BackendError, WeightsError
+
+
+@pytest.fixture
+def model(demo_weights: dict[str, str]) -> Model:
+    return open_model("dnabert-s", demo_weights["dna_weights"])
+
+
+def test_a_model_is_described_and_makes_identities(model: Model, demo_weights) -> None:
+    description = model.describe()
+    assert description["name"] == "dnabert-s"
+    assert description["distribution"] == "virnucpro"
+    assert description["weights"] == demo_weights["dna_weights"]
+    assert description["embedding_dim"] == 48
+    identity = model.make_identity("sha256:11", "bf16", 300)
+    assert identity.weights_identity == description["weights_identity"] == model.weights.identity
+    assert identity.backend_version == description["version"]
+    assert (identity.input_digest, identity.precision) == ("sha256:11", "bf16")
+    assert (identity.chunk_length_bp, identity.embedding_dim) == (300, 48)
+
+
+def test_a_backend_that_knows_no_fp8_computes_in_bf16(model, demo_weights) -> None:
+    other = open_model("esm2", demo_weights["protein_weights"])
+    assert [model.compute_precision(each) for each in ("fp8", "fp16")] == ["bf16", "fp16"]
+    assert other.compute_precision("fp8") == "fp8"
+    assert model.make_identity("sha256:11", "fp8", 300).precision == "bf16"
+    assert other.make_identity("sha256:11", "fp8", 300).precision == "fp8"
+
+
+def test_models_that_are_not_there() -> None:
+    with pytest.raises(BackendError, match="Did you mean 'dnabert-s'"):
+        open_model("dnabert_s", "nowhere")
+    with pytest.raises(WeightsError, match="nowhere: no such file or directory"):
+        open_model("dnabert-s", "nowhere")

@@ -1,0 +1,95 @@
+"""A pass: what is missing is embedded, and the parts of another run stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from virnucpro.checkpoints.parts import finished_parts, finished_rows
+from virnucpro.config import ComputeConfig
+from virnucpro.embedding.batches import unique_rows
+from virnucpro.embedding.jobs import Job
+from virnucpro.embedding.models import open_model
+from virnucpro.embedding.passes import gather_features, run_pass
+from virnucpro.errors import IdentityMismatchError
+from virnucpro.runtime.run import Run, open_run
+from virnucpro.sequences.frame_store import build_record_store
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    with open_run(ComputeConfig(device="cpu")) as run:
+        yield run
+
+
+@pytest.fixture
+def job(tmp_path: Path, demo_weights: dict[str, str]) -> Job:
+    fasta = tmp_path / "records.fa"
+    fasta.write_text(">a\nACGTACGT\n>b\nGGCC\n>c\nACGTACGT\n>d\nTTTAAA\n")
+    store = build_record_store([str(fasta)], tmp_path / "store", alphabet="dna")
+    source = store.sequences()
+    return Job(
+        name="DNA embeddings",
+        model=open_model("dnabert-s", demo_weights["dna_weights"]),
+        source=source,
+        rows=unique_rows(source),
+        parts_dir=tmp_path / "parts",
+        input_digest=store.input_digest,
+        precision="fp32",
+        attention="auto",
+    )
+
+
+def test_a_pass_does_what_is_missing(run: Run, job: Job, caplog) -> None:
+    (first,) = run_pass(run, job).summaries
+    assert first.num_rows == 3
+    (part,) = finished_parts(job.parts_dir)
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+
+    (second,) = run_pass(run, job).summaries
+    assert second.num_rows == 3
+    assert f"set aside as {part.name}.damaged and computed again" in caplog.text
+    assert np.array_equal(finished_rows(finished_parts(job.parts_dir)), job.rows)
+    (third,) = run_pass(run, job).summaries
+    assert third.num_rows == 0
+
+
+def test_parts_may_be_trusted(run: Run, job: Job) -> None:
+    run_pass(run, job)
+    (part,) = finished_parts(job.parts_dir)
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    (summary,) = run_pass(run, replace(job, trust_parts=True)).summaries
+    assert summary.num_rows == 0
+
+
+def test_parts_of_another_run_stop_it(run: Run, job: Job) -> None:
+    run_pass(run, job)
+    before = sorted(job.parts_dir.iterdir())
+    other = replace(job, precision="bf16")
+    with pytest.raises(IdentityMismatchError, match="precision is bf16 now and was fp32 there"):
+        run_pass(run, other)
+    assert sorted(job.parts_dir.iterdir()) == before
+
+
+def test_equal_sequences_share_an_embedding(run: Run, job: Job) -> None:
+    done = run_pass(run, job)
+    rows = np.array([2, 0, 3])
+    embeddings = done.gather(rows)
+    assert np.array_equal(embeddings[0], embeddings[1])
+    assert not np.array_equal(embeddings[0], embeddings[2])
+    assert np.array_equal(gather_features([done, done], rows), np.hstack([embeddings, embeddings]))
+
+
+def test_a_row_that_failed_has_no_embedding_nor_has_its_equal(run: Run, job: Job) -> None:
+    done = run_pass(run, job)
+    failed = replace(done, summaries=[replace(done.summaries[0], failed_rows=(0,))])
+    assert failed.has(np.arange(4)).tolist() == [False, True, False, True]
+    assert done.has(np.arange(4)).all()

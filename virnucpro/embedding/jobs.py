@@ -1,0 +1,81 @@
+"""Job: what a pass is to embed, with which model, and where its parts go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from virnucpro.checkpoints.parts import Identity
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import FramesConfig
+from virnucpro.embedding.batches import IntArray, unique_rows
+from virnucpro.embedding.models import Model
+from virnucpro.sequences.frame_store import FrameStore, SequenceSource
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model over one source of sequences.
+
+    Attributes:
+        name: The name of the pass for people, for example `DNA embeddings`.
+        model: What embeds.
+        source: The sequences.
+        rows: int64, the rows of the source to embed: each distinct sequence once.
+        parts_dir: Where the parts go, and where finished parts are found.
+        input_digest: What the parts say of their input.
+        precision: The precision of the run; the model's own may differ.
+        attention: How the model computes attention; as in ComputeConfig.
+        chunk_length_bp: The length of the chunks; 0 for whole records.
+        batch_tokens: Token budget of a batch; None for as many as the devices can hold.
+        trust_parts: Whether to take finished parts without reading them again.
+    """
+
+    name: str
+    model: Model
+    source: SequenceSource
+    rows: IntArray
+    parts_dir: Path
+    input_digest: str
+    precision: str
+    attention: str
+    chunk_length_bp: int = 0
+    batch_tokens: int | None = None
+    trust_parts: bool = False
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What all parts of the pass have in common."""
+        return self.model.make_identity(self.input_digest, self.precision, self.chunk_length_bp)
+
+
+def make_frame_job(
+    config: FramesConfig,
+    directory: RunDirectory,
+    store: FrameStore,
+    model: Model,
+    precision: str,
+    rows: IntArray | None = None,
+    *,
+    trust_parts: bool = False,
+) -> Job:
+    """Return the job of one model over the open frames at `rows`; None for all frames."""
+    is_dna = model.alphabet == "dna"
+    source = store.sequences(model.alphabet)
+    return Job(
+        name="DNA embeddings" if is_dna else "protein embeddings",
+        model=model,
+        source=source,
+        rows=unique_rows(source) if rows is None else np.unique(source.representatives[rows]),
+        parts_dir=directory.parts_dir(model.alphabet),
+        # A minimum length leaves records out, which moves the rows of the records after them.
+        input_digest=f"{store.input_digest} from {store.min_length_bp} bp on",
+        precision=precision,
+        attention=config.attention,
+        chunk_length_bp=store.chunk_length_bp,
+        batch_tokens=config.dna_batch_tokens if is_dna else config.protein_batch_tokens,
+        trust_parts=trust_parts,
+    )

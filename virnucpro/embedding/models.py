@@ -1,0 +1,149 @@
+"""Model: a backend with its weights, and the one place that opens and loads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from virnucpro.backend.interface import Alphabet, Attention, Backend, Collator, Encoder, Weights
+from virnucpro.backend.registry import LoadedBackend, load_backend
+from virnucpro.checkpoints.parts import Identity
+from virnucpro.config import FramesConfig
+from virnucpro.embedding.loader import prepare_workers
+from virnucpro.errors import UsageError, WeightsError
+from virnucpro.runtime.devices import DTYPES
+from virnucpro.runtime.environment import machine_name
+from virnucpro.runtime.run import Run
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backend and its weights, opened but not loaded."""
+
+    loaded: LoadedBackend
+    weights: Weights
+
+    @property
+    def backend(self) -> Backend:
+        """The backend itself."""
+        return self.loaded.backend
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self.loaded.name
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """What the model reads: `dna` or `protein`."""
+        return self.backend.info.alphabet
+
+    def compute_precision(self, precision: str) -> str:
+        """Return what the model computes in when a run computes in `precision`.
+
+        A backend without fp8 computes in bf16 in a run with fp8.
+        """
+        if precision == "fp8" and not self.backend.info.supports_fp8:
+            return "bf16"
+        return precision
+
+    def load_encoder(self, device: torch.device, precision: str, attention: str) -> Encoder:
+        """Load the weights onto `device` for a run that computes in `precision`.
+
+        Raises:
+            RuntimeError: torch's own error, if the weights do not fit the device's memory.
+            UsageError: The attention or the precision is not available on the device.
+            WeightsError: The file lacks something that the model needs.
+        """
+        return self.backend.load_encoder(
+            self.weights,
+            dtype=DTYPES[self.compute_precision(precision)],
+            device=device,
+            attention=cast("Attention", attention),
+        )
+
+    def load_collator(self) -> Collator:
+        """Return the collator that goes with the weights."""
+        return self.backend.load_collator(self.weights)
+
+    def make_identity(self, input_digest: str, precision: str, chunk_length_bp: int) -> Identity:
+        """Return the identity of the parts that a run in `precision` makes of an input."""
+        return Identity(
+            input_digest=input_digest,
+            backend=self.name,
+            backend_version=self.loaded.version,
+            weights_identity=self.weights.identity,
+            precision=self.compute_precision(precision),
+            chunk_length_bp=chunk_length_bp,
+            pooling=self.backend.info.pooling,
+            embedding_dim=self.weights.embedding_dim,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what run.json says of the model."""
+        info = self.backend.info
+        return {
+            "name": self.name,
+            "distribution": self.loaded.distribution,
+            "version": self.loaded.version,
+            "alphabet": info.alphabet,
+            "pooling": info.pooling,
+            "weights": self.weights.location,
+            "weights_identity": self.weights.identity,
+            "embedding_dim": self.weights.embedding_dim,
+        }
+
+
+def open_model(name: str, location: str, run: Run | None = None) -> Model:
+    """Return the backend called `name` with the weights at `location`.
+
+    In a launch, every process calls this. One process of each machine downloads and digests the
+    weights, and tells the other processes what it found.
+
+    Args:
+        name: The backend's name.
+        location: A file, a directory or a hub id.
+        run: The run whose processes open the model together; None for this process alone.
+
+    Raises:
+        BackendError: The backend is not installed, or it is broken.
+        WeightsError: The weights cannot be used, or they differ between machines.
+    """
+    loaded = load_backend(name)
+    if run is None:
+        return Model(loaded, loaded.backend.open_weights(location))
+    mine = loaded.backend.open_weights(location) if run.is_first_on_machine else None
+    found = run.gather((machine_name(), mine))
+    weights_of = {machine: weights for machine, weights in found if weights is not None}
+    identities = {machine: weights.identity for machine, weights in weights_of.items()}
+    if len(set(identities.values())) > 1:
+        listing = ", ".join(f"{machine} has {identity}" for machine, identity in identities.items())
+        raise WeightsError(
+            f"{location}: differs between the machines of this launch ({listing}); give all of "
+            "them the same weights"
+        )
+    return Model(loaded, weights_of[machine_name()])
+
+
+def open_frame_models(run: Run, config: FramesConfig) -> list[Model]:
+    """Return the DNA model and the protein model of a run.
+
+    Raises:
+        BackendError: A backend is not installed, or it is broken.
+        WeightsError: Weights cannot be used, or they differ between machines.
+        UsageError: A backend reads the other alphabet.
+    """
+    prepare_workers(config, run.device)
+    models = [
+        open_model(config.dna_backend, config.dna_weights, run),
+        open_model(config.protein_backend, config.protein_weights, run),
+    ]
+    for model, alphabet in zip(models, ("dna", "protein"), strict=True):
+        if model.alphabet != alphabet:
+            raise UsageError(
+                f"backend {model.name} reads {model.alphabet}, {alphabet} was wanted; "
+                "`virnucpro backends` lists what each one reads"
+            )
+    return models

@@ -1,0 +1,199 @@
+"""Pass: what one model did over one source, and the story of how it is done.
+
+Shapes: n rows, E numbers in an embedding, D numbers in the embeddings of several models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import send_to_device
+
+from virnucpro.backend.interface import Encoder
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
+from virnucpro.checkpoints.parts import (
+    FloatArray,
+    IntArray,
+    collect_parts,
+    finished_parts,
+    finished_rows,
+)
+from virnucpro.embedding.batches import Batches, ClaimedBatches, measure_costs, plan_batches
+from virnucpro.embedding.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
+from virnucpro.embedding.compiling import compile_layers
+from virnucpro.embedding.jobs import Job
+from virnucpro.embedding.loader import make_loader
+from virnucpro.embedding.loop import Loop, ProcessSummary
+from virnucpro.errors import MemoryExhaustedError
+from virnucpro.runtime.devices import count_affordable, device_name, is_out_of_memory
+from virnucpro.runtime.monitoring import PassStatus
+from virnucpro.runtime.run import Run
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 2_048
+_MEMORY_SHARE = 0.8
+_ROWS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one model did over one source of sequences.
+
+    Attributes:
+        job: What was to be embedded.
+        summaries: What each process did, by rank.
+    """
+
+    job: Job
+    summaries: list[ProcessSummary]
+
+    @property
+    def failed_rows(self) -> list[int]:
+        """The rows that no device had the memory for."""
+        return [row for summary in self.summaries for row in summary.failed_rows]
+
+    def has(self, rows: IntArray) -> npt.NDArray[np.bool_]:
+        """Return bool (n,): which of `rows` have an embedding."""
+        return ~np.isin(self.job.source.representatives[rows], self.failed_rows)
+
+    def gather(self, rows: IntArray) -> FloatArray:
+        """Return float32 (n, E), the embeddings of `rows` in their order.
+
+        Raises:
+            CheckpointError: An embedding is missing, or a part cannot be read.
+        """
+        return self.embeddings.gather(self.job.source.representatives[rows])
+
+    @cached_property
+    def embeddings(self) -> EmbeddingReader:
+        """The reader of the finished parts."""
+        return EmbeddingReader(finished_parts(self.job.parts_dir))
+
+
+def gather_features(passes: Sequence[Pass], rows: IntArray) -> FloatArray:
+    """Return float32 (n, D): the embeddings of `rows` by all passes, side by side.
+
+    Raises:
+        CheckpointError: An embedding is missing, or a part cannot be read.
+    """
+    dims = [each.embeddings.embedding_dim for each in passes]
+    features_ND = np.empty((len(rows), sum(dims)), np.float32)
+    columns_of_passes = np.split(features_ND, np.cumsum(dims)[:-1], axis=1)
+    # In blocks, so that only one copy of all features is in memory at a time.
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        for each, columns_NE in zip(passes, columns_of_passes, strict=True):
+            columns_NE[block] = each.gather(rows[block])
+    return features_ND
+
+
+def run_pass(run: Run, job: Job) -> Pass:
+    """Embed every row of the job that is in no finished part yet, and return the pass.
+
+    Every process of the launch calls this, and all return when all rows are done.
+
+    Raises:
+        IdentityMismatchError: The directory holds parts of another run.
+        MemoryExhaustedError: The weights, or every single sequence, exceed the device's memory.
+        NonFiniteEmbeddingError: The encoder returned NaN or infinity.
+        UsageError: `--compile on` was given, and compiling fails.
+    """
+    with run.stage(job.name):
+        run.once(lambda: collect_parts(job.parts_dir, job.identity, full=not job.trust_parts))
+        finished = finished_rows(finished_parts(job.parts_dir))
+        # Every process must look before any process writes a part. Otherwise their plans differ.
+        run.wait()
+        summary = ProcessSummary()
+        if len(np.setdiff1d(job.rows, finished)):
+            summary = _embed_rest(run, job, finished)
+        done = Pass(job, run.gather(summary))
+    if done.failed_rows and not finished_parts(job.parts_dir):
+        raise MemoryExhaustedError(
+            f"{job.name}: none of {len(done.failed_rows)} sequences fits the memory of "
+            f"{run.device}; use a device with more memory, or smaller weights, and --resume"
+        )
+    return done
+
+
+def _embed_rest(run: Run, job: Job, finished: IntArray) -> ProcessSummary:
+    """Embed the rows that are not in `finished`, and return what this process did."""
+    status = PassStatus(job.name)
+    run.monitor.begin_pass(status)
+    costs = measure_costs(job.model.backend.token_cost, job.source, job.rows)
+    encoder = _load_encoder(run, job)
+    compiled = compile_layers(
+        encoder, run.config.compile, num_tokens=int(costs.sum()), device=run.device
+    )
+    batches, status.budget_tokens = _plan(run, job, encoder, costs, finished)
+    status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
+    claims = ClaimedBatches(batches, run.make_counter())
+    loader = make_loader(job.source, job.model.load_collator(), claims, run.config, run.device)
+    with torch.inference_mode():
+        summary = Loop(run, job, batches, claims, status).run(loader, encoder)
+    run.monitor.publish()
+    run.wait()
+    run.monitor.end_pass()
+    return dataclasses.replace(summary, compiled=compiled)
+
+
+def _load_encoder(run: Run, job: Job) -> Encoder:
+    try:
+        return job.model.load_encoder(run.device, job.precision, job.attention)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryExhaustedError(
+            f"{job.name}: the weights {job.model.weights.location} do not fit the memory of "
+            f"{run.device}; use a device with more memory, or smaller weights, and --resume"
+        ) from error
+
+
+def _plan(
+    run: Run, job: Job, encoder: Encoder, costs: IntArray, finished: IntArray
+) -> tuple[Batches, int]:
+    """Return the batches that remain and their token budget, the same in every process."""
+    budget = job.batch_tokens
+    if budget is None:
+        # All processes share one plan. A larger GPU gains almost nothing from larger batches; it
+        # claims more of them instead.
+        budget = min(run.gather(choose_budget(run, job, encoder, costs)))
+    remaining = plan_batches(job.rows, costs, budget).without(finished)
+    logger.info(
+        "%s: %d distinct of %d sequences, %d already done, %d batches of up to %d tokens to do",
+        job.name,
+        len(job.rows),
+        len(job.source),
+        len(job.rows) - len(remaining.rows),
+        len(remaining),
+        budget,
+    )
+    return remaining, budget
+
+
+def choose_budget(run: Run, job: Job, encoder: Encoder, costs: IntArray) -> int:
+    """Return the token budget that is fastest on this process's device and fits its memory.
+
+    The memory that a token needs is measured on a small batch of the longest sequences, which
+    need the most.
+    """
+    identity = job.identity
+    place = (device_name(run.device), identity.backend, identity.embedding_dim, identity.precision)
+    most = read_budget(BudgetKey(*place, job.attention)) or MOST_BATCH_TOKENS[run.device.type]
+    if run.device.type != "cuda":
+        return most
+    longest = max(1, int(costs.max()))
+    rows = job.rows[np.argsort(-costs, kind="stable")[: max(1, _PROBE_TOKENS // longest)]]
+    batch = job.model.load_collator()(rows, job.source.get_many(rows))
+    num_affordable = count_affordable(
+        lambda: encoder(send_to_device(batch, run.device)), run.device
+    )
+    # If not even one batch fits, the loop splits it down to single sequences.
+    return int(min(most, max(longest, _MEMORY_SHARE * num_affordable * len(rows) * longest)))

@@ -1,0 +1,316 @@
+"""Run: a command's directory, its device, its clock, and the other processes of its launch."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from filelock import FileLock, Timeout
+
+from virnucpro.config import STDIN, ComputeConfig, RunConfig
+from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
+from virnucpro.runtime.claims import launch_store, make_counter
+from virnucpro.runtime.devices import choose_precision, device_name, gpu_uuid, make_accelerator
+from virnucpro.runtime.environment import machine_name
+from virnucpro.runtime.logs import log_to_file
+from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
+from virnucpro.runtime.monitoring.gpu import open_gpu
+
+_VISIBILITY_SECONDS = 15.0
+
+Value = TypeVar("Value")
+
+logger = logging.getLogger(__name__)
+
+
+class Directory(Protocol):
+    """What a run needs to know of the directory that it writes to."""
+
+    @property
+    def path(self) -> Path:
+        """The directory itself."""
+        ...
+
+    @property
+    def output_path(self) -> Path:
+        """What the user named as the output."""
+        ...
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that is locked as long as the run lasts."""
+        ...
+
+    @property
+    def run_log(self) -> Path:
+        """The file with the run's messages."""
+        ...
+
+    @property
+    def metrics_path(self) -> Path:
+        """The file with the run's metrics."""
+        ...
+
+    def is_used(self) -> bool:
+        """Tell whether an earlier run left something that would be lost."""
+        ...
+
+    def owns(self, path: Path) -> bool:
+        """Tell whether the run writes `path`."""
+        ...
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, but not the lock."""
+        ...
+
+
+class Run:
+    """One run of a command, as one process of it sees it.
+
+    Attributes:
+        config: How to compute.
+        device: The device of this process.
+        precision: The precision that all processes compute in: `fp32`, `bf16`, `fp16` or `fp8`.
+        monitor: Watches the passes.
+        on_progress: Called after each batch of this process; None for nobody.
+        started_at: When the run began.
+        stages: The seconds that each finished stage took, by name.
+    """
+
+    def __init__(
+        self,
+        config: ComputeConfig,
+        accelerator: Accelerator,
+        monitor: Monitor | None = None,
+        on_progress: ProgressListener | None = None,
+    ) -> None:
+        self.config = config
+        self.device: torch.device = accelerator.device
+        self.precision = choose_precision(config.precision, accelerator)
+        self.monitor = monitor or Monitor()
+        self.on_progress = on_progress
+        self.started_at = datetime.now(UTC)
+        self.stages: dict[str, float] = {}
+        self._accelerator = accelerator
+        self._began = time.monotonic()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes tables and finished files."""
+        return bool(self._accelerator.is_main_process)
+
+    @property
+    def is_first_on_machine(self) -> bool:
+        """Whether this is the process that downloads for all processes of its machine."""
+        return bool(self._accelerator.is_local_main_process)
+
+    @property
+    def rank(self) -> int:
+        """The number of this process in the launch, from 0."""
+        return int(self._accelerator.process_index)
+
+    @property
+    def num_processes(self) -> int:
+        """The number of processes in the launch."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds since the run began."""
+        return time.monotonic() - self._began
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note how long the body takes, as a stage of the run."""
+        began = time.monotonic()
+        yield
+        self.stages[name] = time.monotonic() - began
+        logger.info("%s: %.1f s", name, self.stages[name])
+
+    def wait(self) -> None:
+        """Return when every process of the launch has called this."""
+        self._accelerator.wait_for_everyone()
+
+    def once(self, work: Callable[[], object]) -> None:
+        """Let the main process alone do `work`, and return in every process when it is done."""
+        if self.is_main:
+            work()
+        self.wait()
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the `value` of every process, by rank."""
+        values: list[Value] = gather_object([value])
+        return values
+
+    def share(self, value: Value | None) -> Value:
+        """Return the main process's `value` in every process."""
+        values: list[Value] = broadcast_object_list([value])
+        return values[0]
+
+    def make_counter(self) -> Callable[[], int]:
+        """Return a function that counts 0, 1, 2, ... over all processes of the launch.
+
+        Every process must make its counters in the same order.
+        """
+        return make_counter(self._accelerator)
+
+
+@contextmanager
+def open_run(
+    config: ComputeConfig,
+    directory: Directory | None = None,
+    inputs: Sequence[str] = (),
+    on_progress: ProgressListener | None = None,
+) -> Iterator[Run]:
+    """Start a run on its device and, if it has a directory, hold that for as long as it lasts.
+
+    Every process of a launch opens the run. The main process locks the directory, clears it unless
+    the run resumes, and logs into it.
+
+    Args:
+        config: How to compute. With a directory: a RunConfig.
+        directory: Where the run writes; None for a run that writes nothing.
+        inputs: The files that the run reads. The run may not write them.
+        on_progress: Called after each batch of this process.
+
+    Raises:
+        OutputExistsError: The directory holds an earlier run, and the settings say neither to
+            resume nor to overwrite.
+        UsageError: The device or the precision is not available, another run uses the directory,
+            an input is also a result, or a machine of the launch does not see the directory.
+    """
+    accelerator = make_accelerator(config)
+    with _leaving_launch(accelerator):
+        if directory is None:
+            yield Run(config, accelerator, None, on_progress)
+            return
+        assert isinstance(config, RunConfig)
+        hold = _hold(directory, config, inputs) if accelerator.is_main_process else nullcontext()
+        with hold:
+            accelerator.wait_for_everyone()
+            _check_shared_directory(accelerator, directory.path)
+            with _open_monitor(accelerator, directory.metrics_path) as monitor:
+                yield Run(config, accelerator, monitor, on_progress)
+
+
+@contextmanager
+def _hold(directory: Directory, config: RunConfig, inputs: Sequence[str]) -> Iterator[None]:
+    """Lock the directory, clear it unless the run resumes, and log into it."""
+    own = [name for name in inputs if name != STDIN and directory.owns(Path(name))]
+    if own:
+        raise UsageError(
+            f"{own[0]}: is an input, and also a result that this run would replace; choose another "
+            "output (-o)"
+        )
+    if directory.is_used() and not (config.force or config.resume):
+        raise OutputExistsError(
+            f"{directory.output_path}: exists already; continue that run with --resume, overwrite "
+            "it with --force, or choose another output (-o)"
+        )
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with locked(directory.lock_path):
+        if not config.resume:
+            directory.clear()
+        with log_to_file(directory.run_log):
+            yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other runs away for as long as the body lasts.
+
+    Raises:
+        UsageError: Another run holds the lock.
+    """
+    # The operating system holds the lock, so it goes with the process, however that ends.
+    try:
+        held = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{path.parent}: another run is going on here; wait for it, or choose another output"
+        ) from None
+    with held:
+        yield
+
+
+@contextmanager
+def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
+    """Leave the process group in good order when the body has ended.
+
+    Raises:
+        VirnucproError: Another process has ended, so this one cannot go on.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo has no error class of its own; with NCCL the launcher ends this process.
+        if "gloo" not in str(error):
+            raise
+        raise VirnucproError(
+            "another process of this launch has ended, and its own message says why"
+        ) from error
+    # If threads of a process group are alive when Python exits, one process in four aborts. We wait
+    # until exit because another run may follow, and skip it after an error because NCCL would wait.
+    atexit.register(_leave, accelerator)
+
+
+def _leave(accelerator: Accelerator) -> None:
+    accelerator.end_training()
+    gc.collect()  # A cycle of references may keep parts of the process group.
+
+
+def _open_monitor(accelerator: Accelerator, metrics_path: Path) -> Monitor:
+    """Return the monitor of this process; the main process's monitor writes `metrics_path`."""
+    return Monitor(
+        metrics_path,
+        Place(rank=accelerator.process_index, device=device_name(accelerator.device)),
+        num_processes=accelerator.num_processes,
+        store=launch_store(accelerator),
+        read_gpu=open_gpu(gpu_uuid(accelerator.device)),
+    )
+
+
+def _check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
+    """Make sure that every machine of a launch sees the directory that the main process made.
+
+    Raises:
+        UsageError: A machine does not see it.
+    """
+    if accelerator.num_processes == 1:
+        return
+    path = directory / ".launch"
+    (token,) = broadcast_object_list([uuid.uuid4().hex])
+    if accelerator.is_main_process:
+        path.write_text(token)
+    accelerator.wait_for_everyone()
+    found = gather_object([(machine_name(), _appears(path, token))])
+    blind = sorted({machine for machine, sees in found if not sees})
+    if accelerator.is_main_process:
+        path.unlink()
+    if blind:
+        raise UsageError(
+            f"{directory.resolve()}: {', '.join(blind)} cannot see this directory; give an output "
+            "directory on a file system that all machines of the launch share"
+        )
+
+
+def _appears(path: Path, content: str) -> bool:
+    """Wait for a file: a network file system may remember for a while that it was missing."""
+    deadline = time.monotonic() + _VISIBILITY_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            if path.read_text() == content:
+                return True
+        time.sleep(0.1)
+    return False
