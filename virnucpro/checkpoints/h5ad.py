@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,24 +26,24 @@ Column = Sequence[str] | np.ndarray[Any, Any]
 _OBS_BYTES_PER_ROW = 1024
 
 
-class Annotations(NamedTuple):
-    """What an AnnData says about its rows and columns.
+def write_h5ad(
+    path: Path,
+    shape: tuple[int, int],
+    blocks: Iterable[FloatArray],
+    *,
+    obs: Iterable[Mapping[str, Column]],
+    var: Mapping[str, Column],
+    uns: Mapping[str, Any],
+) -> None:
+    """Write the matrix `X` from blocks of its rows, with annotations.
 
-    Attributes:
+    Args:
+        path: The file to write or to replace.
+        shape: The shape of `X`, which is float32.
+        blocks: The rows of `X`, in blocks.
         obs: Blocks of the columns that describe rows, text or numbers; the first column names them.
         var: The columns that describe features; the first column names them.
         uns: Anything else: text, numbers, and dicts of these.
-    """
-
-    obs: Iterable[Mapping[str, Column]]
-    var: Mapping[str, Column]
-    uns: Mapping[str, Any]
-
-
-def write_h5ad(
-    path: Path, shape: tuple[int, int], annotations: Annotations, blocks: Iterable[FloatArray]
-) -> None:
-    """Write the matrix `X`, float32 of `shape`, from blocks of its rows, and its annotations.
 
     Raises:
         OutputError: The file cannot be written; no incomplete file is left.
@@ -52,9 +52,9 @@ def write_h5ad(
     with replace_when_whole(path, num_bytes) as temporary:
         with h5py.File(temporary, "w", locking="best-effort") as file:
             _mark(file, "anndata", "0.1.0")
-            _write_frame(file, "obs", shape[0], annotations.obs)
-            _write_frame(file, "var", shape[1], [annotations.var])
-            _write_dict(file, "uns", annotations.uns)
+            _write_frame(file, "obs", shape[0], obs)
+            _write_frame(file, "var", shape[1], [var])
+            _write_dict(file, "uns", uns)
             offset = reserve_dataset(file, "X", shape)
             _mark(file["X"], "array", "0.2.0")
         write_blocks(temporary, offset, blocks)
@@ -72,13 +72,13 @@ def _write_frame(
     start = 0
     for columns in blocks:
         for column, values in columns.items():
-            is_text = not isinstance(values, np.ndarray)
+            is_numeric = isinstance(values, np.ndarray)
             if column not in group:
-                dtype = h5py.string_dtype() if is_text else values.dtype
+                dtype = getattr(values, "dtype", h5py.string_dtype())
                 group.create_dataset(column, (num_rows,), dtype)
-                _mark(group[column], "string-array" if is_text else "array", "0.2.0")
+                _mark(group[column], "array" if is_numeric else "string-array", "0.2.0")
             stop = start + len(values)
-            group[column][start:stop] = encode_strings(values) if is_text else values
+            group[column][start:stop] = values if is_numeric else encode_strings(values)
         start = stop
     index, *others = group
     group.attrs["_index"] = index

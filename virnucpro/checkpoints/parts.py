@@ -240,7 +240,7 @@ def read_identity(path: Path) -> Identity:
 def check_part(path: Path, *, full: bool = True) -> None:
     """Check that a part is marked done and has not changed since.
 
-    With `full`, read the entire part: compare its digest, and search for values that are not finite.
+    With `full`, read the entire part: compare its digest, and look for NaN and infinity.
 
     Raises:
         CheckpointError: The part is damaged.

@@ -1,4 +1,4 @@
-"""`virnucpro checkpoints`: what files of embeddings are, and whether they are whole."""
+"""`virnucpro checkpoints`: what files of embeddings are, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from virnucpro.workflows.checkpoints import FileSummary, RunSummary
 
 NO_SUCH_PLACE = 3
-"""The exit code where there is nothing to check, which was the fork's."""
+"""The exit code if there is nothing to check, which is also the fork's."""
 
 
 def dims_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what to expect in older files."""
+    """Add the options for the numbers in the embeddings of older files."""
     text = "Of older files, which do not tell."
     dna = click.option("--dna-dim", type=int, default=768, show_default=True, help=text)
     protein = click.option("--protein-dim", type=int, default=2560, show_default=True, help=text)
@@ -99,21 +99,17 @@ def verify_command(ctx: click.Context, /, path: Path, dna_dim: int, protein_dim:
 
 
 def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
-    """Print a line for each file and one for all, and return whether all can be used."""
+    """Print a line for each file and a total, and return whether all files can be used."""
     num_files = num_bad = 0
     for summary in summaries:
         num_files += 1
         num_bad += summary.error is not None
-        verdict = "ok " if summary.error is None else "bad"
-        click.echo(f"{verdict}  {summary.path}{_after_colon(summary.error)}")
+        reason = "" if summary.error is None else f": {summary.error}"
+        click.echo(f"{'bad' if reason else 'ok '}  {summary.path}{reason}")
         for note in summary.notes:
             click.echo(f"     note: {note}")
     click.echo(f"{num_files - num_bad:,} of {num_files:,} checkpoints can be used")
     return not num_bad
-
-
-def _after_colon(text: str | None) -> str:
-    return "" if text is None else f": {text}"
 
 
 def _echo_run(path: Path, run: RunSummary) -> None:

@@ -1,4 +1,4 @@
-"""`virnucpro migrate`: features and classifiers of the original and the fork, for use here."""
+"""`virnucpro migrate`: turns features and classifiers of older programs into our formats."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def migrate_command(ctx: click.Context, /, sources: tuple[Path, ...], **options:
     """  # noqa: D301 (click reads the \b)
     output: Path | None = options["output"]
     if output is None and not options["dry_run"]:
-        raise UsageError("nowhere to write to: give -o, or --dry-run to look only")
+        raise UsageError("there is nowhere to write to: give -o, or --dry-run to write nothing")
     if output is not None and output.suffix == _CLASSIFIER_SUFFIX:
         _migrate_classifier(sources, output, options)
         return
@@ -104,13 +104,15 @@ def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[s
     from virnucpro.workflows.migrate import migrate_classifier
 
     if len(sources) != 1:
-        raise UsageError(f"{len(sources)} sources: a classifier is migrated from one file")
+        raise UsageError(
+            f"{len(sources)} sources were given, but a classifier is one file; give one source"
+        )
     if options["chunk_length_bp"] is None:
         number = re.match(r"\d+", sources[0].name)
         hint = f" (its name suggests -e {number[0]})" if number else ""
         raise UsageError(
-            f"{sources[0]}: tells nothing of the chunk length that it was trained on; give it "
-            f"with -e{hint}"
+            f"{sources[0]}: does not tell the chunk length that it was trained on; give it with "
+            f"-e{hint}"
         )
     metadata = ClassifierMetadata(
         dna_backend=options["dna_backend"],
@@ -137,7 +139,9 @@ def _migrate_features(
         if location is not None
     }
     if (options["verify"] is None) != (not weights):
-        raise UsageError("--verify needs --dna-weights or --protein-weights, and these need it")
+        raise UsageError(
+            "--verify needs --dna-weights or --protein-weights, and these options need --verify"
+        )
     config = MigrationConfig(
         sources=sources,
         output_dir=None if options["dry_run"] else output,

@@ -18,13 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from virnucpro.backend.interface import Alphabet
+from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.parts import Identity, IntArray, finished_parts, part_name, write_part
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import Generation, read_documents
 from virnucpro.legacy.steps import EmbeddingDims, UnmatchedRowsError
-
-ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 DigestArray = np.ndarray[Any, np.dtype[np.uint64]]
@@ -263,8 +261,8 @@ def run_parallel(
             yield from pool.map(function, tasks)
         except BrokenProcessPool as error:
             raise CheckpointError(
-                "a process that reads old files was killed, perhaps because the memory is full; try "
-                "--jobs 1"
+                "a process that reads old files was killed, perhaps because the memory is full; "
+                "try --jobs 1"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -13,7 +13,7 @@ from virnucpro.errors import InputError
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.records import Record
 
-_FEATURE_SUFFIXES = frozenset({".pt", ".pth", ".h5"})
+FEATURE_SUFFIXES = frozenset({".pt", ".pth", ".h5"})
 _FASTA_SUFFIXES = frozenset({".fa", ".faa", ".fasta", ".fna"})
 _ONLY_IN_DNA = frozenset("ACGTUNacgtun")
 _RECORDS_TO_JUDGE_BY = 100
@@ -39,7 +39,7 @@ def list_files(source: Path) -> list[Path]:
 def feature_files(source: Path) -> list[Path]:
     """Return the files that may hold features, in the order of `list_files`."""
     files = list_files(source)
-    return [path for path in files if path == source or path.suffix in _FEATURE_SUFFIXES]
+    return [path for path in files if path == source or path.suffix in FEATURE_SUFFIXES]
 
 
 def run_parts(output_dir: Path, stem: str) -> list[Path]:

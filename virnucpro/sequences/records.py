@@ -34,7 +34,7 @@ class Record(NamedTuple):
 
 
 def record_id(header: str) -> str:
-    """Return the first whitespace-separated word of `header`, or an empty string if there is none."""
+    """Return the first whitespace-separated word of `header`, or an empty string."""
     words = header.split(maxsplit=1)
     return words[0] if words else ""
 

@@ -167,10 +167,7 @@ class _StoreWriter:
         first = _find_first_equal(store.record_ids, store.num_records)
         self.append("duplicate_ids.int64", np.unique(first[first != np.arange(len(first))]))
         for kind in kinds:
-            first = _find_first_equal(
-                lambda start, stop, kind=kind: store.read_sequences(kind, np.arange(start, stop)),
-                store.num_rows,
-            )
+            first = _find_first_equal(_sequence_reader(store, kind), store.num_rows)
             self.append(f"representatives_{kind}.int64", first)
         self._flush()
         files = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
@@ -232,6 +229,12 @@ def _describe_input(reader: RecordReader) -> dict[str, Any]:
         "num_bytes": reader.num_bytes,
         "num_records": reader.num_records,
     }
+
+
+def _sequence_reader(
+    store: FrameStore | RecordStore, kind: SequenceKind
+) -> Callable[[int, int], list[str]]:
+    return lambda start, stop: store.read_sequences(kind, np.arange(start, stop))
 
 
 def _find_first_equal(read: Callable[[int, int], list[str]], num_texts: int) -> Int64Array:
