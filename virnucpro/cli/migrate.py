@@ -104,9 +104,7 @@ def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[s
     from virnucpro.workflows.migrate import migrate_classifier
 
     if len(sources) != 1:
-        raise UsageError(
-            f"{len(sources)} sources were given, but a classifier is one file; give one source"
-        )
+        raise UsageError(f"{len(sources)} sources: a classifier is one file; give one source")
     if options["chunk_length_bp"] is None:
         number = re.match(r"\d+", sources[0].name)
         hint = f" (its name suggests -e {number[0]})" if number else ""
@@ -139,9 +137,7 @@ def _migrate_features(
         if location is not None
     }
     if (options["verify"] is None) != (not weights):
-        raise UsageError(
-            "--verify needs --dna-weights or --protein-weights, and these options need --verify"
-        )
+        raise UsageError("--verify and --dna-weights or --protein-weights are only useful together")
     config = MigrationConfig(
         sources=sources,
         output_dir=None if options["dry_run"] else output,

@@ -1,7 +1,7 @@
-"""The result files of a run, each written as a stream and put in its place when it is whole.
+"""Tables: writing the result files of a run, and reading tables with a header line.
 
-The two legacy tables are those of the optimized fork of VirNucPro (v1.0); docs/results.md describes
-every file. Text is UTF-8, and bytes of ids that were not are written back as they came.
+The two legacy tables are those of the optimized fork of VirNucPro (v1.0). docs/results.md describes
+every file. Text is UTF-8, and other bytes in ids are written as they were read.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Column = npt.NDArray[Any]
 def write_prediction_results(
     path: Path, frame_ids: Iterable[str], frame_scores: npt.NDArray[np.float32]
 ) -> None:
-    """Write the fork's `prediction_results.txt`: the prediction for each open frame.
+    """Write the fork's `prediction_results.txt`: a line for each open frame.
 
-    Scores are float32 with the digits of their float64 values, byte for byte as the fork did.
+    Scores are float32, written with all digits of their float64 values, as the fork did.
 
     Args:
         path: The file to write.
-        frame_ids: The frames' ids, in row order.
-        frame_scores: float32 (F, 2), P(others) and P(virus) of each.
+        frame_ids: Names of the frames, in the order of the rows.
+        frame_scores: float32 (F, 2), P(others) and P(virus) of each frame.
 
     Raises:
         OutputError: The file cannot be written.
@@ -58,16 +58,16 @@ def write_highest_scores(
 ) -> None:
     """Write the fork's `prediction_results_highestscore.csv`: a line for each open chunk.
 
-    The fork printed what pandas' default parser had read back, whose last digit is sometimes
-    wrong; the digits here are the exact ones, and read as float32 both give the same numbers.
+    The fork wrote numbers that pandas' default parser had read, whose last digit is sometimes
+    wrong. The digits here are exact. Read as float32, both give the same numbers.
 
     Args:
         path: The file to write.
-        chunk_ids: The ids of all chunks, in input order.
-        is_open: Which chunks have an open frame; the others are left out.
-        is_virus: Which are called viral.
-        max_others: float32, the largest P(others) of each chunk's frames.
-        max_virus: float32, the largest P(virus).
+        chunk_ids: Names of all chunks, in input order.
+        is_open: Which chunks have an open frame; other chunks are left out.
+        is_virus: Which chunks are called viral.
+        max_others: float32, the maximum of P(others) in each chunk's frames.
+        max_virus: float32, the maximum of P(virus) in each chunk's frames.
 
     Raises:
         OutputError: The file cannot be written.
@@ -98,9 +98,9 @@ def write_records(
     reason: Column,
     probability: Column,
 ) -> None:
-    """Write `records.tsv`: every input record once, in input order, with a column per argument.
+    """Write `records.tsv`: a line for each input record, and a column for each argument.
 
-    A score or probability that is NaN is written as `NA`, others with all their digits.
+    A score or probability that is NaN is written as `NA`, and any other with all its digits.
 
     Raises:
         OutputError: The file cannot be written.
@@ -131,7 +131,7 @@ def _number(value: float) -> str:
 def write_fasta(
     path: Path, records: Iterable[tuple[str, str]], width: int | None = FASTA_WIDTH
 ) -> None:
-    """Write FASTA: (header, sequence) pairs, sequences wrapped at `width` letters or not at all.
+    """Write (header, sequence) pairs as FASTA; wrap sequences after `width` letters, or never.
 
     Raises:
         OutputError: The file cannot be written.
@@ -146,7 +146,7 @@ def write_fasta(
 
 
 def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
-    """Yield the columns' entries side by side as Python values, converting block by block."""
+    """Yield the rows of a table as Python values; the columns are converted block by block."""
     for start in range(0, len(columns[0]), _BLOCK_ROWS):
         blocks = (column[start : start + _BLOCK_ROWS].tolist() for column in columns)
         yield from zip(*blocks, strict=True)
@@ -158,12 +158,12 @@ def read_table(
     """Yield the number and the wanted columns of each line of a TAB-separated table.
 
     Args:
-        path: The table; its first line names the columns, of which others are ignored.
-        required: Columns that must be there.
-        optional: Columns that are read where they are there.
+        path: The table. Its first line names the columns; unknown columns are ignored.
+        required: Columns that the table must have.
+        optional: Columns that the table may have.
 
     Raises:
-        InputError: It cannot be read, lacks a column, or has a line of another length.
+        InputError: The table cannot be read, lacks a column, or has a line of another length.
     """
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -157,7 +157,7 @@ def _read_earlier(config: MigrationConfig, paths: Sequence[Path]) -> dict[str, A
     for source in config.sources:
         if directory.resolve().is_relative_to(source.resolve()):
             raise UsageError(
-                f"{directory}: lies within {source}, which must not change; choose another"
+                f"{directory}: lies within {source}, which must not change; choose another (-o)"
             )
     if not directory.exists() or not any(directory.iterdir()):
         return None
