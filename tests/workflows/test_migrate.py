@@ -217,7 +217,7 @@ def test_other_sources_need_another_directory(run, tmp_path):
 
 
 def test_sources_are_not_written_to(run):
-    with pytest.raises(UsageError, match="not to be changed"):
+    with pytest.raises(UsageError, match="must not change"):
         migrate(run, to=run / "new")
 
 

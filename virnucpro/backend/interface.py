@@ -22,6 +22,7 @@ INTERFACE_VERSION = 1
 """Raised when a change here breaks existing backends; the registry refuses other versions."""
 
 Alphabet = Literal["dna", "protein"]
+ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
 Attention = Literal["auto", "eager", "sdpa", "flash"]
 
 # A string, so that listing the backends does not import NumPy.

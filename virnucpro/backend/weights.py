@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virnucpro.errors import WeightsError, first_line
+from virnucpro.errors import WeightsError, first_line, on_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     except Exception as error:  # its releases raise errors of three HTTP libraries
         raise WeightsError(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
-            f"({' '.join(str(error).split())}); give a local path, or check the id and the network"
+            f"({on_one_line(error)}); give a local path, or check the id and the network"
         ) from error
 
 

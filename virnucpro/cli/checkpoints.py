@@ -91,21 +91,17 @@ checkpoints_command.add_command(verify_command)
 
 
 def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
-    """Print a line for each file and one for all, and return whether all can be used."""
+    """Print a line for each file and a total, and return whether all files can be used."""
     num_files = num_bad = 0
     for summary in summaries:
         num_files += 1
         num_bad += summary.error is not None
-        verdict = "ok " if summary.error is None else "bad"
-        click.echo(f"{verdict}  {summary.path}{_after_colon(summary.error)}")
+        reason = "" if summary.error is None else f": {summary.error}"
+        click.echo(f"{'bad' if reason else 'ok '}  {summary.path}{reason}")
         for note in summary.notes:
             click.echo(f"     note: {note}")
     click.echo(f"{num_files - num_bad:,} of {num_files:,} checkpoints can be used")
     return not num_bad
-
-
-def _after_colon(text: str | None) -> str:
-    return "" if text is None else f": {text}"
 
 
 def _echo_run(path: Path, run: RunSummary) -> None:

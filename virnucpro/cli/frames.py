@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,6 +32,7 @@ def frames_command(ctx: click.Context, config: FrameTableConfig) -> None:
       virnucpro frames contigs.fa -e 500 -o frames.tsv
       zcat reads.fq.gz | virnucpro frames - -e 300 | cut -f 1,3
     """  # noqa: D301 (click reads the \b)
+    from virnucpro.checkpoints.whole_files import replace_when_whole
     from virnucpro.sequences.frame_store import build_frame_store
 
     inputs, output = config.inputs, config.output_path
@@ -49,11 +51,9 @@ def frames_command(ctx: click.Context, config: FrameTableConfig) -> None:
             if output == STDIN:
                 _write_table(store, sys.stdout.buffer)
                 return
-            part = Path(scratch, "table.tsv") if is_file else target
-            with part.open("wb") as stream:
+            place = replace_when_whole(target) if is_file else nullcontext(target)
+            with place as path, path.open("wb") as stream:
                 _write_table(store, stream)
-            if is_file:
-                part.replace(target)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`virnucpro migrate`: features and classifiers of the original and the fork, for use here."""
+"""`virnucpro migrate`: turns features and classifiers of older programs into our formats."""
 
 from __future__ import annotations
 

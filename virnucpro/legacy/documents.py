@@ -1,4 +1,4 @@
-"""Telling what a file of features is, from its contents, and reading it as documents."""
+"""Recognizing a file of features by its contents, and reading it as documents."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ import h5py
 import numpy as np
 
 from virnucpro.checkpoints import hdf5
-from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document, FormatVersionError
-from virnucpro.checkpoints.parts import FORMAT_NAME, check_part, read_identity
+from virnucpro.checkpoints.parts import (
+    FORMAT_NAME,
+    FormatVersionError,
+    check_part,
+    read_identity,
+)
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.pickles import is_zip, read_torch_file
-from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.legacy.steps import Document, EmbeddingDims, migrate_document
 
 _ROWS_AT_A_TIME = 8192
 
 UNKNOWN = "unknown (migrated)"
-"""Stands in an identity for what old files do not tell."""
+"""Written into an identity where an old file does not tell the value."""
 
 MIXED_IDS = (
-    "a run of v2.0 that was resumed may have paired ids with the wrong embeddings, and nothing in "
-    "the file tells; check it with --verify"
+    "a resumed run of v2.0 may have paired ids with the wrong embeddings, and nothing in the file "
+    "tells; check it with --verify"
 )
-NOT_MARKED = "there is no .done file beside it; it is whole by its contents"
+NOT_MARKED = "there is no .done file beside it; its contents are complete"
 
 
 class Generation(NamedTuple):
-    """What wrote a file.
+    """The program that wrote a file.
 
     Attributes:
-        version: The version of the format; see FORMAT.md.
-        name: In words.
-        notes: What a user should know of such files.
+        version: Version of the format; see FORMAT.md.
+        name: The program in words.
+        notes: What a user should know about such files.
     """
 
     version: int
@@ -43,24 +47,23 @@ class Generation(NamedTuple):
 
 
 def read_documents(path: Path, dims: EmbeddingDims) -> Iterator[tuple[Generation, Document]]:
-    """Yield what a file holds as documents of the current version, a block at a time.
+    """Yield the contents of a file block by block, as documents of the current version.
 
     Every document has `ids`, float32 `embeddings` by alphabet, and `precision`.
 
     Raises:
-        CheckpointError: The file is damaged, unsafe, of a newer version or no file of features, or
-            its values are known to be wrong. The caller names the file.
+        CheckpointError: The file is damaged, unsafe, not a file of features, or of a newer version,
+            or its values are known to be wrong. The caller adds the path.
     """
     try:
         for generation, document in _read_file(path):
-            migrated = FORMAT_MIGRATIONS.apply(document | {"dims": dims}, generation.version)
-            yield generation, migrated
+            yield generation, migrate_document(document | {"dims": dims}, generation.version)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror or error})") from error
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"is no file of features ({error!r})") from error
+        raise CheckpointError(f"is not a file of features ({error!r})") from error
 
 
 def _read_file(path: Path) -> Iterator[tuple[Generation, Document]]:
@@ -81,28 +84,25 @@ def _read_pickle(path: Path) -> tuple[Generation, Document]:
         document["embeddings"] = np.asarray(document["embeddings"])
     elif "data" not in document or not document.keys() & {"nucleotide", "proteins", "ids"}:
         raise CheckpointError(f"holds {', '.join(map(str, document)) or 'nothing'}: no features")
+    elif document.get("version") is None:
+        generation = Generation(
+            0, "A or C: the original, the fork before v1.0, or proteins of v2.0"
+        )
+    elif document["version"] == "1.0":
+        generation = Generation(1, "D: v1.0, or DNA of v2.0")
     else:
-        generation = _tell_generation(document)
+        raise FormatVersionError(
+            f"its version is {document['version']!r}, and this program knows '1.0' and older of "
+            "such files; update virnucpro"
+        )
     if generation.version and not path.with_name(f"{path.name}.done").exists():
         generation = generation._replace(notes=(NOT_MARKED,))
     _check_size(path, document)
     return generation, document
 
 
-def _tell_generation(document: Document) -> Generation:
-    version = document.get("version")
-    if version is None:
-        return Generation(0, "A or C: the original, the fork before v1.0, or proteins of v2.0")
-    if version != "1.0":
-        raise FormatVersionError(
-            f"its version is {version!r}, and this program knows '1.0' and older of such files; "
-            "update virnucpro"
-        )
-    return Generation(1, "D: v1.0, or DNA of v2.0")
-
-
 def _check_size(path: Path, document: Document) -> None:
-    """Refuse what would become far larger in memory than it is as a file."""
+    """Refuse a document that would need much more memory than its file needs disk."""
     data: Any = document.get("data", document.get("embeddings"))
     if isinstance(data, list):
         vectors = [item["mean_representation"] if isinstance(item, dict) else item for item in data]
@@ -127,7 +127,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
 
 
 def _read_part(path: Path, file: h5py.File) -> Iterator[tuple[Generation, Document]]:
-    """Yield what `virnucpro migrate` wrote; other parts of ours have nothing to migrate."""
+    """Yield the contents of a part that `virnucpro migrate` wrote; refuse the parts of a run."""
     check_part(path)
     identity = read_identity(path)
     if not identity.weights_identity.startswith(UNKNOWN):

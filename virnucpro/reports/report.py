@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from virnucpro.checkpoints.whole_files import open_whole, write_json
 from virnucpro.reports.metrics import (
     Bools,
     Estimate,
@@ -16,7 +17,6 @@ from virnucpro.reports.metrics import (
     count_clusters,
     estimate_metrics,
 )
-from virnucpro.reports.tables import open_whole, write_run_json
 
 REPORT_SCHEMA_VERSION = 1
 _COLUMNS = (
@@ -124,7 +124,7 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
             for section in sections
         ],
     }
-    write_run_json(directory / "report.json", document)
+    write_json(directory / "report.json", document)
 
 
 def _describe(estimate: Estimate) -> dict[str, float | None] | None:

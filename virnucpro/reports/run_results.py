@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.passes import Pass
 from virnucpro.reports.tables import (
@@ -24,7 +25,6 @@ from virnucpro.reports.tables import (
     write_highest_scores,
     write_prediction_results,
     write_records,
-    write_run_json,
 )
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
@@ -158,7 +158,7 @@ def write_summary(
         seconds=run.seconds,
     )
     document = _describe_run(run, config, store, passes, classifier, result)
-    write_run_json(directory.run_json, document | {"calls": calls.rule})
+    write_json(directory.run_json, document | {"calls": calls.rule})
     return result
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from virnucpro.config import input_stem
 from virnucpro.errors import InputError
-from virnucpro.reports.tsv import read_table
+from virnucpro.reports.tables import read_table
 from virnucpro.sequences.frame_store import FrameStore
 
 Bools = npt.NDArray[np.bool_]

@@ -22,7 +22,7 @@ from virnucpro.reports.report import (
     measure_subsets,
     write_report,
 )
-from virnucpro.reports.tsv import read_table
+from virnucpro.reports.tables import read_table
 
 logger = logging.getLogger(__name__)
 
