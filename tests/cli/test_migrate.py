@@ -75,7 +75,7 @@ def test_refused_files_give_exit_code_1(run, tmp_path):
     [
         ([], "give -o, or --dry-run"),
         (["--dry-run", "--verify", "3"], "--verify needs --dna-weights or --protein-weights"),
-        (["--dry-run", "--dna-weights", "x"], "only useful together"),
+        (["--dry-run", "--dna-weights", "x"], "these need --verify"),
     ],
 )
 def test_wrong_usage(run, options, message):

@@ -56,7 +56,8 @@ def read_documents(path: Path, dims: EmbeddingDims) -> Iterator[tuple[Generation
             or its values are known to be wrong. The caller adds the path.
     """
     try:
-        for generation, document in _read_file(path):
+        blocks = [_read_pickle(path)] if is_zip(path) else _read_hdf5(path)
+        for generation, document in blocks:
             yield generation, migrate_document(document | {"dims": dims}, generation.version)
     except CheckpointError:
         raise
@@ -64,15 +65,6 @@ def read_documents(path: Path, dims: EmbeddingDims) -> Iterator[tuple[Generation
         raise CheckpointError(f"cannot be read ({error.strerror or error})") from error
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"is not a file of features ({error!r})") from error
-
-
-def _read_file(path: Path) -> Iterator[tuple[Generation, Document]]:
-    if is_zip(path):
-        yield _read_pickle(path)
-    elif h5py.is_hdf5(path):
-        yield from _read_hdf5(path)
-    else:
-        raise CheckpointError("is neither a file of torch.save nor HDF5")
 
 
 def _read_pickle(path: Path) -> tuple[Generation, Document]:
@@ -114,6 +106,8 @@ def _check_size(path: Path, document: Document) -> None:
 
 
 def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
+    if not h5py.is_hdf5(path):
+        raise CheckpointError("is neither a file of torch.save nor HDF5")
     with hdf5.open_file(path) as file:
         found = hdf5.read_attribute(file, "format")
         if found is None:

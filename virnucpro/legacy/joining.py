@@ -206,10 +206,8 @@ def convert_file(work: Conversion) -> None:
             chosen = np.flatnonzero(rows >= 0)
             for start in range(0, len(chosen), _ROWS_PER_PART):
                 block = chosen[start : start + _ROWS_PER_PART]
-                directory, name = (
-                    work.directories[alphabet],
-                    part_name(work.rank, numbers[alphabet]),
-                )
+                directory = work.directories[alphabet]
+                name = part_name(work.rank, numbers[alphabet])
                 numbers[alphabet] += 1
                 if directory / name in finished_parts(directory):
                     continue

@@ -18,13 +18,12 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
 from xopen import xopen
 
+from virnucpro.config import STDIN
 from virnucpro.errors import InputError, first_line
 from virnucpro.sequences.records import Record, record_id
 
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Alphabet
-
-STDIN = "-"
 
 # IUPAC-IUB codes (Cornish-Bowden 1985) and gaps. DNA does not have `*`, the end of a protein.
 _LETTERS = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": string.ascii_uppercase + "*-."}

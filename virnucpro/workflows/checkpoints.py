@@ -69,38 +69,37 @@ class FileSummary:
         return asdict(self) | {"path": str(self.path)}
 
 
-def checkpoint_files(place: Path) -> list[Path]:
-    """Return the files below a directory that may be checkpoints, or the file itself."""
-    if not place.is_dir():
-        return [place]
-    ours = place / "checkpoints"
-    files = [*list_files(place), *(list_files(ours) if ours.is_dir() else [])]
-    return [path for path in files if path.suffix in FEATURE_SUFFIXES]
+def summarize_files(
+    place: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
+) -> Iterator[FileSummary]:
+    """Yield a summary of each file below a directory that may be a checkpoint, or of one file.
 
-
-def summarize_file(
-    path: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
-) -> FileSummary:
-    """Return what `path` is; a bad file raises no error.
+    A bad file raises no error.
 
     Args:
-        path: A part, the result of `embed`, or features of an older program.
+        place: A directory, a part, the result of `embed`, or features of an older program.
         dims: Numbers in the embeddings of older files, which do not tell what they hold.
         digests: Whether to read entire parts, and compare their digests.
         load: Whether to read older files; otherwise only their structure is checked.
     """
-    mark = path.with_name(f"{path.name}.done")
-    summary = FileSummary(path, path.stat().st_size, mark.is_file())
-    try:
-        if _is_ours(path):
-            _summarize_part(summary, digests=digests)
-        elif load:
-            _summarize_legacy(summary, dims)
-        elif not h5py.is_hdf5(path):
-            check_torch_zip(path)
-    except (CheckpointError, WeightsError) as error:
-        summary.error = str(error).removeprefix(f"{path}: ")
-    return summary
+    paths = [place]
+    if place.is_dir():
+        ours = place / "checkpoints"
+        files = [*list_files(place), *(list_files(ours) if ours.is_dir() else [])]
+        paths = [path for path in files if path.suffix in FEATURE_SUFFIXES]
+    for path in paths:
+        is_marked = path.with_name(f"{path.name}.done").is_file()
+        summary = FileSummary(path, path.stat().st_size, is_marked)
+        try:
+            if _is_ours(path):
+                _summarize_part(summary, digests=digests)
+            elif load:
+                _summarize_legacy(summary, dims)
+            elif not h5py.is_hdf5(path):
+                check_torch_zip(path)
+        except (CheckpointError, WeightsError) as error:
+            summary.error = str(error).removeprefix(f"{path}: ")
+        yield summary
 
 
 def _is_ours(path: Path) -> bool:
@@ -200,11 +199,3 @@ def _count_finished(
         if differences:
             raise CheckpointError(f"{path}: {'; '.join(differences)}")
     return len(rows)
-
-
-def summarize_files(
-    place: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
-) -> Iterator[FileSummary]:
-    """Yield a summary of each file that `checkpoint_files` finds."""
-    for path in checkpoint_files(place):
-        yield summarize_file(path, dims, digests=digests, load=load)

@@ -163,7 +163,7 @@ def _read_earlier(config: MigrationConfig, paths: Sequence[Path]) -> dict[str, A
             {name: entry[name] for name in ("path", "num_bytes", "mtime_ns")}
             for entry in earlier["files"]
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
         files = []
     if files != [_describe_path(path) for path in paths]:
         raise OutputExistsError(
