@@ -36,6 +36,7 @@ class EmbeddingReader:
             )
         # A slot is a position in all parts laid end to end; each part begins at one slot.
         rows = concatenate_rows(self._parts)
+        # If several parts hold a row, the first part counts: parts of one identity are equal.
         self._slots = np.argsort(rows, kind="stable")
         self._sorted_rows = rows[self._slots]
         self._first_slots = np.cumsum([0, *(part.num_rows for part in self._parts)])
@@ -81,6 +82,7 @@ class EmbeddingReader:
                 "with --resume"
             )
         slots = self._slots[found]
+        # In the order of the slots, each part is visited once, and read from front to back.
         order = np.argsort(slots)
         bounds = np.searchsorted(slots[order], self._first_slots)
         for number in np.flatnonzero(np.diff(bounds)):

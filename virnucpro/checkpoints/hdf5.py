@@ -163,11 +163,13 @@ def read_attribute(file: File, name: str) -> str | int | None:
     is_text = h5py.check_string_dtype(dtype) is not None
     if attribute.shape != () or not (is_text or dtype.kind in "iu"):
         raise ValueError(f"attribute {name} should be a text or an integer, found {dtype}")
+    # This must be known before the value is read: reading allocates the claimed size.
     if attribute.get_storage_size() > _MAX_ATTRIBUTE_BYTES:
         raise ValueError(f"attribute {name} has {attribute.get_storage_size():,} bytes; refused")
     value = file.attrs[name]
     if not is_text:
         return int(value)
+    # A text of variable length stores only an address, so that its length shows here.
     text = value if isinstance(value, str) else bytes(value).decode("utf-8")
     if len(text) > _MAX_ATTRIBUTE_BYTES:
         raise ValueError(f"attribute {name} is a text of {len(text):,} letters; refused")
@@ -175,6 +177,7 @@ def read_attribute(file: File, name: str) -> str | int | None:
 
 
 def _open_stored(file: File, name: str, ndim: int) -> h5py.Dataset:
+    # A soft or external link could lead to any other file on the machine.
     if type(file.get(name, getlink=True)) is not h5py.HardLink:
         raise ValueError(f"{name} is missing or a link, which is refused")
     dataset = file[name]
@@ -184,6 +187,7 @@ def _open_stored(file: File, name: str, ndim: int) -> h5py.Dataset:
     layout = properties.get_layout()
     if layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED) or properties.get_external_count():
         raise ValueError(f"{name} lies in other files, or in the header; refused")
+    # A few compressed bytes can become any amount of memory.
     if properties.get_nfilters():
         raise ValueError(f"{name} is compressed or filtered, which is refused")
     return dataset

@@ -79,6 +79,7 @@ def part_name(rank: int, number: int) -> str:
 
 def next_part_number(directory: Path, rank: int) -> int:
     """Return the first number that `rank` has not used; damaged parts keep their numbers."""
+    # The pattern has no end, so that `part-....h5.damaged` counts as well.
     pattern = re.compile(rf"part-{rank:05d}-(\d{{6}})\.h5")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return max((int(match[1]) + 1 for match in map(pattern.match, names) if match), default=0)
@@ -109,6 +110,7 @@ def write_part(
     if embeddings.shape != (len(rows), identity.embedding_dim):
         raise ValueError(f"{len(rows)} rows, embeddings {embeddings.shape}, {identity}")
     path = directory / name
+    # Overwriting would lose rows that others already count as finished.
     if path.exists():
         raise CheckpointError(f"{path}: exists already, and parts are never overwritten")
     image = _make_image(rows, embeddings, identity, ids)
@@ -311,6 +313,7 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
 
     paths = sorted(directory.glob("part-*.h5"))
     # All parts are checked before the first one is moved, so that an error changes nothing.
+    # Threads suffice: reading and digesting release Python's global lock.
     with ThreadPoolExecutor() as pool:
         damages = dict(zip(paths, pool.map(find_damage, paths), strict=True))
     for leftover in directory.glob(".part-*.tmp"):

@@ -87,6 +87,7 @@ def _read_pickle(path: Path) -> tuple[Generation, Document]:
             f"its version is {document['version']!r}, and this program knows '1.0' and older of "
             "such files; update virnucpro"
         )
+    # The original and the fork before v1.0 wrote no marks.
     if generation.version and not path.with_name(f"{path.name}.done").exists():
         generation = generation._replace(notes=(NOT_MARKED,))
     _check_size(path, document)
@@ -101,6 +102,7 @@ def _check_size(path: Path, document: Document) -> None:
         num_numbers = sum(map(len, vectors))
     else:
         num_numbers = int(np.size(data))
+    # A number takes at least 2 bytes (float16).
     if 2 * num_numbers > path.stat().st_size:
         raise CheckpointError(f"claims {num_numbers:,} numbers, more than the file has room for")
 
@@ -124,6 +126,7 @@ def _read_part(path: Path, file: h5py.File) -> Iterator[tuple[Generation, Docume
     """Yield the contents of a part that `virnucpro migrate` wrote; refuse the parts of a run."""
     check_part(path)
     identity = read_identity(path)
+    # A run's own parts have rows of its frame store, and mean nothing without it.
     if not identity.weights_identity.startswith(UNKNOWN):
         raise CheckpointError("is a part of virnucpro itself: there is nothing to migrate")
     generation = Generation(3, identity.weights_identity.removeprefix(f"{UNKNOWN}: "))
@@ -138,6 +141,7 @@ def _read_blocks(file: h5py.File, ids_name: str) -> Iterator[tuple[list[str], An
     embeddings = hdf5.open_dataset(file, "embeddings", np.dtype("<f4"), ndim=2)
     if len(ids) != len(embeddings):
         raise CheckpointError(f"{len(ids)} ids and {len(embeddings)} rows; it is damaged")
+    # An empty file yields one empty block, so that the caller learns its generation.
     for start in range(0, max(1, len(ids)), _ROWS_AT_A_TIME):
         stop = min(start + _ROWS_AT_A_TIME, len(ids))
         yield hdf5.read_strings(ids, start, stop), embeddings[start:stop]

@@ -74,6 +74,7 @@ def inspect_file(path: Path, dims: EmbeddingDims) -> FileReport:
                 values.setdefault(alphabet, []).append(_digest(lines, len(embeddings)))
     except UnmatchedRowsError as error:
         report.error = str(error)
+        # Kept for `excuse_joined`: the sources of a merged file may be among the other files.
         if error.kind == "merged":
             report.ids, report.unmatched_rows = digest_ids(error.ids), error.num_rows
     except CheckpointError as error:

@@ -80,6 +80,7 @@ def fasta_files(source: Path) -> Iterator[tuple[Path, Alphabet]]:
             sample = list(islice(RecordReader(path, "protein"), _RECORDS_TO_JUDGE_BY))
         except InputError:
             continue
+        # Names differ between versions, so that the letters decide.
         is_dna = all(_ONLY_IN_DNA.issuperset(record.sequence) for record in sample)
         yield path, "dna" if is_dna else "protein"
 

@@ -88,6 +88,7 @@ def add_version(document: Document) -> Document:
     Raises:
         CheckpointError: The document is of generation B.
     """
+    # Generation B padded its batches, and its averages include the padding.
     stacked_dna = "nucleotide" in document and not isinstance(document["data"], list)
     if stacked_dna or ("ids" in document and document.get("labels", ()) is None):
         raise CheckpointError(_PADDED)

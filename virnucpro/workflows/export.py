@@ -115,6 +115,7 @@ class _Source:
                 f"{directory}: holds no finished embeddings; wanted the directory of a run, or "
                 "the output of `virnucpro migrate`"
             )
+        # An export cannot compute damaged rows again, so that it checks all parts first.
         for path in itertools.chain(*self._parts.values()):
             check_part(path)
         self.readers = {name: EmbeddingReader(paths) for name, paths in self._parts.items()}

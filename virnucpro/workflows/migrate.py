@@ -110,6 +110,7 @@ def migrate_features(
         return report
     config.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(config.output_dir / ".lock"):
+        # The report comes first: it tells a later call which files the unfinished parts are from.
         write_json(config.output_dir / REPORT_NAME, report)
         tasks = _plan(config, reports, choice)
         _collect(run_parallel(convert_file, tasks, config.jobs), "writing", len(tasks), on_progress)
@@ -209,8 +210,11 @@ def _plan(
 ) -> list[Conversion]:
     """Return the parts to write from each file, without the files that are written already."""
     assert config.output_dir is not None
+    # Rows and ranks follow the order of the sources. They are the same when the user repeats the
+    # command after an interruption, so that finished parts keep their meaning.
     unique, rows_of_ids, ordered = _number_ids(reports, choice)
     digest = hashlib.sha256(ordered.tobytes()).hexdigest()
+    # Sources with different chunk lengths have no common one: 0 means unknown.
     lengths = {read_expected_length(source) for source in config.sources}
     length_bp = lengths.pop() or 0 if len(lengths) == 1 else 0
     tasks = []

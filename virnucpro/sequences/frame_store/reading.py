@@ -286,6 +286,7 @@ class _TextFile:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Stores have no `close`: the last user of a store, perhaps a worker, closes its files.
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, stop: int) -> bytes:
@@ -330,6 +331,7 @@ def _read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
             f"{path}: found {found[0]} version {found[1]}, wanted {wanted_format} version "
             f"{FORMAT_VERSION}; build it again from the input"
         )
+    # Sizes are cheap to compare, and show a copy that was cut off.
     damaged = [name for name, size in sizes.items() if size != manifest["files"][name]]
     if damaged:
         raise CheckpointError(
