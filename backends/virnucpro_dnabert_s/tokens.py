@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from virnucpro.backend.interface import IntArray, TokenBatch
+from virnucpro.backend.interface import Int64Array, TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro.errors import WeightsError
 
@@ -46,7 +46,7 @@ class BpeCollator:
         # process that fills the pipe would wait for ever.
         return BpeCollator, (self._tokenizer_path,)
 
-    def __call__(self, rows: IntArray, sequences: Sequence[str]) -> TokenBatch:
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, each with CLS and SEP and none of them cut."""
         # One at a time: `encode_batch` starts threads of the library. They would compete for the
         # cores that the loader's workers share, and the library warns when a process with such

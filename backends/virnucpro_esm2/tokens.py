@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.interface import IntArray, TokenBatch
+from virnucpro.backend.interface import Int64Array, TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro_esm2 import MAX_RESIDUES
 
@@ -36,7 +36,7 @@ def tokenize(sequence: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
 class Esm2Collator:
     """Packs proteins end to end, each between its BOS and EOS."""
 
-    def __call__(self, rows: IntArray, sequences: Sequence[str]) -> TokenBatch:
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`.
 
         An empty sequence is only BOS and EOS, without a residue to average: its embedding is NaN.

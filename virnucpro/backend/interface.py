@@ -26,7 +26,7 @@ ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
 Attention = Literal["auto", "eager", "sdpa", "flash"]
 
 # A string, so that listing the backends does not import NumPy.
-IntArray: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+Int64Array: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class TokenBatch(NamedTuple):
     token_ids_T: torch.Tensor
     lengths_B: torch.Tensor
     max_length: int
-    rows: IntArray
+    rows: Int64Array
 
     def halve(self) -> tuple[TokenBatch, TokenBatch]:
         """Return the first and the second half of a batch of several sequences."""
@@ -108,7 +108,7 @@ class TokenBatch(NamedTuple):
 class Collator(Protocol):
     """Tokenizes sequences. It is pickled into the loader's workers, and never touches CUDA."""
 
-    def __call__(self, rows: IntArray, sequences: Sequence[str]) -> TokenBatch:
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, which are upper-case and belong to `rows`."""
         ...
 

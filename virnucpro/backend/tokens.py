@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from virnucpro.backend.interface import IntArray, TokenBatch
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.interface import TokenBatch
 
 
-def pack_tokens(rows: IntArray, token_ids: Sequence[np.ndarray[Any, Any]]) -> TokenBatch:
+def pack_tokens(rows: Int64Array, token_ids: Sequence[np.ndarray[Any, Any]]) -> TokenBatch:
     """Return the batch of sequences that are given as one array of token ids each."""
     lengths = [len(ids) for ids in token_ids]
     packed = np.concatenate(token_ids).astype(np.int64, copy=False)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from virnucpro.checkpoints.parts import FloatArray, IntArray, Part, concatenate_rows, read_part
+from virnucpro.backend.arrays import Float32Array, Int64Array
+from virnucpro.checkpoints.parts import Part, concatenate_rows, read_part
 from virnucpro.errors import CheckpointError
 
 
@@ -43,7 +44,7 @@ class EmbeddingReader:
         self.num_rows = len(rows)
         self.embedding_dim = max(dims, default=0)
 
-    def gather(self, rows: IntArray) -> FloatArray:
+    def gather(self, rows: Int64Array) -> Float32Array:
         """Return the embeddings of `rows` in their order: float32 (n, E).
 
         Raises:
@@ -54,7 +55,7 @@ class EmbeddingReader:
             embeddings_NE[places] = part.map_embeddings()[lines]
         return embeddings_NE
 
-    def gather_ids(self, rows: IntArray) -> list[str]:
+    def gather_ids(self, rows: Int64Array) -> list[str]:
         """Return the ids of `rows` in their order.
 
         Raises:
@@ -68,7 +69,7 @@ class EmbeddingReader:
                 ids[place] = names[line - first]
         return ids
 
-    def _locate(self, rows: IntArray) -> Iterator[tuple[Part, IntArray, IntArray]]:
+    def _locate(self, rows: Int64Array) -> Iterator[tuple[Part, Int64Array, Int64Array]]:
         """Yield each part that holds some of `rows`, their places in `rows`, and their lines in it.
 
         The caller maps one part at a time, so that many parts need no more memory or open files.

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import h5py
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.checkpoints.parts import FORMAT_NAME, FORMAT_VERSION, FloatArray, Identity, IntArray
+from virnucpro.checkpoints.parts import FORMAT_NAME, FORMAT_VERSION, Identity
 from virnucpro.checkpoints.whole_files import replace_when_whole
 
 
 def write_embeddings(
     path: Path,
-    rows: IntArray,
+    rows: Int64Array,
     ids: Sequence[str],
-    blocks: Iterable[FloatArray],
+    blocks: Iterable[Float32Array],
     identity: Identity,
 ) -> None:
     """Write the embeddings of an entire input as one part; only one block is in memory at a time.
@@ -52,7 +53,7 @@ def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int]) -> int:
     return file.create_dataset(name, shape, "<f4", dcpl=reserved).id.get_offset() or 0
 
 
-def write_blocks(path: Path, offset: int, blocks: Iterable[FloatArray]) -> None:
+def write_blocks(path: Path, offset: int, blocks: Iterable[Float32Array]) -> None:
     """Write blocks of a reserved dataset one after the other, from `offset` on.
 
     HDF5 2.0 may crash the process when the disk is full, so that Python writes the bytes.

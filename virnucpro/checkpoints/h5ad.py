@@ -15,9 +15,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array
 from virnucpro.checkpoints.embeddings_file import reserve_dataset, write_blocks
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.checkpoints.whole_files import replace_when_whole
 
 Column = Sequence[str] | np.ndarray[Any, Any]
@@ -29,7 +29,7 @@ _OBS_BYTES_PER_ROW = 1024
 def write_h5ad(
     path: Path,
     shape: tuple[int, int],
-    blocks: Iterable[FloatArray],
+    blocks: Iterable[Float32Array],
     *,
     obs: Iterable[Mapping[str, Column]],
     var: Mapping[str, Column],

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError
@@ -28,8 +29,6 @@ FORMAT_NAME = "virnucpro-embeddings"
 FORMAT_VERSION = 3
 """0 is the original's `.pt` files, 1 the optimized fork's v1.0, 2 its v2.0: see FORMAT.md."""
 
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +87,8 @@ def next_part_number(directory: Path, rank: int) -> int:
 def write_part(
     directory: Path,
     name: str,
-    rows: IntArray,
-    embeddings: FloatArray,
+    rows: Int64Array,
+    embeddings: Float32Array,
     identity: Identity,
     ids: Sequence[str] | None = None,
 ) -> Path:
@@ -130,7 +129,7 @@ def write_part(
 
 
 def _make_image(
-    rows: IntArray, embeddings: FloatArray, identity: Identity, ids: Sequence[str] | None
+    rows: Int64Array, embeddings: Float32Array, identity: Identity, ids: Sequence[str] | None
 ) -> bytes:
     # HDF5 2.0 crashes the process when it closes a file on a full disk. So it writes to memory,
     # where it cannot run out of disk, and Python writes the bytes.
@@ -160,12 +159,12 @@ class Part(NamedTuple):
     rows_offset: int
     embeddings_offset: int
 
-    def read_rows(self) -> IntArray:
+    def read_rows(self) -> Int64Array:
         """Return the rows, int64 (N,)."""
         with hdf5.explaining(self.path):
             return np.fromfile(self.path, "<i8", self.num_rows, offset=self.rows_offset)
 
-    def map_embeddings(self) -> FloatArray:
+    def map_embeddings(self) -> Float32Array:
         """Return the embeddings, float32 (N, E), as a memory map; N must not be 0."""
         shape = (self.num_rows, self.identity.embedding_dim)
         with hdf5.explaining(self.path):
@@ -328,7 +327,7 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
     return [path for path, damage in damages.items() if damage is None]
 
 
-def finished_rows(parts: Sequence[Path]) -> IntArray:
+def finished_rows(parts: Sequence[Path]) -> Int64Array:
     """Return the rows in `parts`: int64, sorted, each row once.
 
     Raises:
@@ -337,7 +336,7 @@ def finished_rows(parts: Sequence[Path]) -> IntArray:
     return np.unique(concatenate_rows([read_part(path) for path in parts]))
 
 
-def concatenate_rows(parts: Sequence[Part]) -> IntArray:
+def concatenate_rows(parts: Sequence[Part]) -> Int64Array:
     """Return the rows of all `parts` in the order of the parts: int64.
 
     Raises:

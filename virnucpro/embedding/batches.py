@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virnucpro.backend.interface import IntArray as IntArray
+from virnucpro.backend.arrays import Int64Array
 from virnucpro.sequences.frame_store import SequenceSource
 
 _ROWS_AT_ONCE = 65_536
 
 
-def unique_rows(source: SequenceSource) -> IntArray:
+def unique_rows(source: SequenceSource) -> Int64Array:
     """Return the first row of each distinct sequence, in ascending order."""
     representatives = np.asarray(source.representatives)
     return np.flatnonzero(representatives == np.arange(len(representatives)))
 
 
 def measure_costs(
-    token_cost: Callable[[str], int], source: SequenceSource, rows: IntArray
-) -> IntArray:
+    token_cost: Callable[[str], int], source: SequenceSource, rows: Int64Array
+) -> Int64Array:
     """Return the cost of each of `rows`, in tokens, as a backend's `token_cost` estimates it."""
     costs = np.empty(len(rows), dtype=np.int64)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
@@ -44,14 +44,14 @@ class Batches:
         starts: Where each batch begins in `rows`, and where the last one ends.
     """
 
-    rows: IntArray
-    costs: IntArray
-    starts: IntArray
+    rows: Int64Array
+    costs: Int64Array
+    starts: Int64Array
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getitem__(self, index: int) -> IntArray:
+    def __getitem__(self, index: int) -> Int64Array:
         """Return the rows of one batch."""
         return self.rows[self.starts[index] : self.starts[index + 1]]
 
@@ -59,7 +59,7 @@ class Batches:
         """Return the cost of one batch, in tokens."""
         return int(self.costs[self.starts[index] : self.starts[index + 1]].sum())
 
-    def without(self, finished: IntArray) -> Batches:
+    def without(self, finished: Int64Array) -> Batches:
         """Return the batches without the rows in `finished`; the other rows stay in their batches.
 
         So a resumed run computes the same batches as an undisturbed one. Other batches would round
@@ -71,7 +71,7 @@ class Batches:
         return Batches(self.rows[kept], self.costs[kept], np.unique(starts))
 
 
-def plan_batches(rows: IntArray, costs: IntArray, budget_tokens: int) -> Batches:
+def plan_batches(rows: Int64Array, costs: Int64Array, budget_tokens: int) -> Batches:
     """Return batches in which the number of sequences times the longest one fits the budget.
 
     The sequences of a batch have similar costs, so a backend that pads them needs little padding. A
@@ -107,7 +107,7 @@ class ClaimedBatches:
         self._claim = claim
         self.claimed: deque[int] = deque()
 
-    def __iter__(self) -> Iterator[IntArray]:
+    def __iter__(self) -> Iterator[Int64Array]:
         while (index := self._claim()) < len(self._batches):
             self.claimed.append(index)
             yield self._batches[index]

@@ -14,7 +14,8 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from virnucpro.backend.interface import Collator, IntArray, TokenBatch
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
 from virnucpro.runtime.environment import num_local_processes
 from virnucpro.sequences.frame_store import SequenceSource
@@ -49,7 +50,7 @@ def count_workers(compute: ComputeConfig, device: torch.device) -> int:
 def make_loader(
     source: SequenceSource,
     collator: Collator,
-    claims: Iterable[IntArray],
+    claims: Iterable[Int64Array],
     compute: ComputeConfig,
     device: torch.device,
 ) -> DataLoader[TokenBatch]:
@@ -90,9 +91,9 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, rows: IntArray) -> tuple[IntArray, list[str]]:
+    def __getitems__(self, rows: Int64Array) -> tuple[Int64Array, list[str]]:
         return rows, self.source.get_many(rows)
 
 
-def _collate(collator: Collator, fetched: tuple[IntArray, list[str]]) -> TokenBatch:
+def _collate(collator: Collator, fetched: tuple[Int64Array, list[str]]) -> TokenBatch:
     return collator(*fetched)

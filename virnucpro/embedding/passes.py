@@ -16,15 +16,10 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import send_to_device
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.backend.interface import Encoder
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import (
-    FloatArray,
-    IntArray,
-    collect_parts,
-    finished_parts,
-    finished_rows,
-)
+from virnucpro.checkpoints.parts import collect_parts, finished_parts, finished_rows
 from virnucpro.embedding.batches import Batches, ClaimedBatches, measure_costs, plan_batches
 from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.embedding.compiling import compile_layers
@@ -60,11 +55,11 @@ class Pass:
         """The rows that no device had the memory for."""
         return [row for summary in self.summaries for row in summary.failed_rows]
 
-    def has(self, rows: IntArray) -> npt.NDArray[np.bool_]:
+    def has(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
         """Return bool (n,): which of `rows` have an embedding."""
         return ~np.isin(self.job.source.representatives[rows], self.failed_rows)
 
-    def gather(self, rows: IntArray) -> FloatArray:
+    def gather(self, rows: Int64Array) -> Float32Array:
         """Return float32 (n, E), the embeddings of `rows` in their order.
 
         Raises:
@@ -78,7 +73,7 @@ class Pass:
         return EmbeddingReader(finished_parts(self.job.parts_dir))
 
 
-def gather_features(passes: Sequence[Pass], rows: IntArray) -> FloatArray:
+def gather_features(passes: Sequence[Pass], rows: Int64Array) -> Float32Array:
     """Return float32 (n, D): the embeddings of `rows` by all passes, side by side.
 
     Raises:
@@ -123,7 +118,7 @@ def run_pass(run: Run, job: Job) -> Pass:
     return done
 
 
-def _embed_rest(run: Run, job: Job, finished: IntArray) -> ProcessSummary:
+def _embed_rest(run: Run, job: Job, finished: Int64Array) -> ProcessSummary:
     """Embed the rows that are not in `finished`, and return what this process did."""
     status = PassStatus(job.name)
     run.monitor.begin_pass(status)
@@ -157,7 +152,7 @@ def _load_encoder(run: Run, job: Job) -> Encoder:
 
 
 def _plan(
-    run: Run, job: Job, encoder: Encoder, costs: IntArray, finished: IntArray
+    run: Run, job: Job, encoder: Encoder, costs: Int64Array, finished: Int64Array
 ) -> tuple[Batches, int]:
     """Return the batches that remain and their token budget, the same in every process."""
     budget = job.batch_tokens
@@ -178,7 +173,7 @@ def _plan(
     return remaining, budget
 
 
-def choose_budget(run: Run, job: Job, encoder: Encoder, costs: IntArray) -> int:
+def choose_budget(run: Run, job: Job, encoder: Encoder, costs: Int64Array) -> int:
     """Return the token budget that is fastest on this process's device and fits its memory.
 
     The memory that a token needs is measured on a small batch of the longest sequences, which

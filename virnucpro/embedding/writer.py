@@ -15,8 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
-from virnucpro.backend.interface import IntArray
-from virnucpro.checkpoints.parts import FloatArray as FloatArray
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.parts import Identity, next_part_number, part_name, write_part
 from virnucpro.errors import NonFiniteEmbeddingError
 from virnucpro.runtime.monitoring import PassStatus
@@ -50,14 +49,14 @@ class PartWriter:
         self._rows_per_part = rows_per_part
         self._seconds_per_part = seconds_per_part
         self._number = next_part_number(directory, process_index)
-        self._rows: list[IntArray] = []
-        self._embeddings: list[FloatArray] = []
+        self._rows: list[Int64Array] = []
+        self._embeddings: list[Float32Array] = []
         self._num_rows = 0
         self._part_began = 0.0
         self._failure: BaseException | None = None
         # Bounded: if the disk is slower than the device, the device waits and memory stays free.
-        self._queue: queue.Queue[tuple[IntArray, Callable[[], FloatArray]] | None] = queue.Queue(
-            _MAX_WAITING_BATCHES
+        self._queue: queue.Queue[tuple[Int64Array, Callable[[], Float32Array]] | None] = (
+            queue.Queue(_MAX_WAITING_BATCHES)
         )
         self._thread = threading.Thread(target=self._run, name="part-writer", daemon=True)
 
@@ -79,7 +78,7 @@ class PartWriter:
             if error is not self._failure:  # otherwise `put` raised it, and the caller reports it
                 logger.warning("The last part was not written: %s", self._failure)
 
-    def put(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
+    def put(self, rows: Int64Array, fetch: Callable[[], Float32Array]) -> None:
         """Hand over one batch.
 
         Args:
@@ -107,7 +106,7 @@ class PartWriter:
         while item is not None:
             item = self._queue.get()
 
-    def _collect(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
+    def _collect(self, rows: Int64Array, fetch: Callable[[], Float32Array]) -> None:
         embeddings = fetch()
         # Before anything is written: a finished part is never computed again.
         bad = ~np.isfinite(embeddings).all(axis=1)

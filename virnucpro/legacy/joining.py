@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from virnucpro.backend.arrays import BoolArray, Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
-from virnucpro.checkpoints.parts import Identity, IntArray, finished_parts, part_name, write_part
+from virnucpro.checkpoints.parts import Identity, finished_parts, part_name, write_part
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import Generation, read_documents
 from virnucpro.legacy.steps import EmbeddingDims, UnmatchedRowsError
 
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 DigestArray = np.ndarray[Any, np.dtype[np.uint64]]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -184,7 +184,7 @@ class Conversion(NamedTuple):
     path: Path
     dims: EmbeddingDims
     rank: int
-    rows: Mapping[Alphabet, IntArray]
+    rows: Mapping[Alphabet, Int64Array]
     directories: Mapping[Alphabet, Path]
     identities: Mapping[Alphabet, Identity]
     first_numbers: Mapping[Alphabet, int]

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.errors import CheckpointError
 
 Document = dict[str, Any]
@@ -152,7 +152,7 @@ def split_alphabets(document: Document) -> Document:
         raise UnmatchedRowsError(kind, ids, len(embeddings))
     if embeddings.dtype.kind != "f":
         raise CheckpointError(f"the embeddings are {embeddings.dtype}, wanted floating-point")
-    embeddings_NE: FloatArray = embeddings.astype(np.float32, copy=False)
+    embeddings_NE: Float32Array = embeddings.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(embeddings_NE).all(axis=1))
     if len(bad):
         raise CheckpointError(

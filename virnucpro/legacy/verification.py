@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from virnucpro.backend.arrays import Float32Array
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.embedding.models import open_model
 from virnucpro.errors import CheckpointError, UsageError
 from virnucpro.legacy.documents import read_documents
@@ -113,9 +113,9 @@ def _read_embeddings(
     alphabet: Alphabet,
     dims: EmbeddingDims,
     names: set[str],
-) -> dict[str, FloatArray]:
+) -> dict[str, Float32Array]:
     wanted = digest_ids(sorted(names))
-    found: dict[str, FloatArray] = {}
+    found: dict[str, Float32Array] = {}
     for report, taken in zip(reports, choice.taken, strict=True):
         if alphabet not in taken or not np.isin(report.ids[taken[alphabet]], wanted).any():
             continue
@@ -129,7 +129,7 @@ def _read_embeddings(
 @torch.inference_mode()
 def _embed(
     backend_name: str, location: str, sequences: Sequence[str], verification: Verification
-) -> list[FloatArray]:
+) -> list[Float32Array]:
     device = verification.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.h5ad import write_h5ad
 from virnucpro.checkpoints.parts import (
-    FloatArray,
     Identity,
-    IntArray,
     check_part,
     finished_parts,
     finished_rows,
@@ -120,12 +119,12 @@ class _Source:
             check_part(path)
         self.readers = {name: EmbeddingReader(paths) for name, paths in self._parts.items()}
         there = [self._find_rows(name) for name in self._parts]
-        self.rows: IntArray = functools.reduce(np.intersect1d, there)
+        self.rows: Int64Array = functools.reduce(np.intersect1d, there)
         self.num_partial = len(np.unique(np.concatenate(there))) - len(self.rows)
         if not len(self.rows):
             raise CheckpointError(f"{directory}: no row has all its embeddings; finish the run")
 
-    def _find_rows(self, alphabet: Alphabet) -> IntArray:
+    def _find_rows(self, alphabet: Alphabet) -> Int64Array:
         """Return the rows that have an embedding: int64, ascending."""
         embedded = finished_rows(self._parts[alphabet])
         if self._store is None:
@@ -143,7 +142,7 @@ class _Source:
         """The identity of the embeddings; of the first file if several were migrated."""
         return {name: read_identity(paths[0]) for name, paths in self._parts.items()}
 
-    def ids(self, rows: IntArray) -> list[str]:
+    def ids(self, rows: Int64Array) -> list[str]:
         """Return the ids of `rows`, which must be ascending."""
         if self._store is None:
             return next(iter(self.readers.values())).gather_ids(rows)
@@ -154,17 +153,17 @@ class _Source:
             names += [ids[index] for index in (block - block[0]).tolist()]
         return names
 
-    def embeddings(self, alphabet: Alphabet, rows: IntArray) -> FloatArray:
+    def embeddings(self, alphabet: Alphabet, rows: Int64Array) -> Float32Array:
         """Return the embeddings of `rows` in their order: float32 (n, E)."""
         if self._store is not None:
             rows = self._store.sequences(alphabet).representatives[rows]
         return self.readers[alphabet].gather(rows)
 
-    def features(self, rows: IntArray) -> FloatArray:
+    def features(self, rows: Int64Array) -> Float32Array:
         """Return all numbers of `rows` in their order: float32 (n, D)."""
         return np.concatenate([self.embeddings(name, rows) for name in self.readers], axis=1)
 
-    def read_scores(self) -> FloatArray | None:
+    def read_scores(self) -> Float32Array | None:
         """Return P(others) and P(virus) from the run's table, float32 (N, 2), if it has one."""
         tables = list(self._directory.glob("*_merged/prediction_results.txt"))
         if self._store is None or len(tables) != 1:
@@ -182,12 +181,12 @@ class _Source:
         logger.warning("%s: has other frames than the embeddings; left out", tables[0])
         return None
 
-    def blocks(self) -> Iterator[IntArray]:
+    def blocks(self) -> Iterator[Int64Array]:
         """Yield the rows in blocks that fit in memory."""
         for start in range(0, len(self.rows), _ROWS_AT_ONCE):
             yield self.rows[start : start + _ROWS_AT_ONCE]
 
-    def _match_scores(self, rows: IntArray, lines: Iterator[list[str]]) -> FloatArray:
+    def _match_scores(self, rows: Int64Array, lines: Iterator[list[str]]) -> Float32Array:
         scores = []
         for name, words in zip(self.ids(rows), itertools.islice(lines, len(rows)), strict=True):
             if words[0] != name:
@@ -226,7 +225,7 @@ def _write_files(
 def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | None) -> Path:
     num_rows = len(source.rows)
 
-    def read_features() -> Iterator[FloatArray]:
+    def read_features() -> Iterator[Float32Array]:
         done = 0
         for rows in source.blocks():
             yield source.features(rows)

@@ -13,14 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
-from virnucpro.checkpoints.parts import (
-    Identity,
-    IntArray,
-    finished_parts,
-    finished_rows,
-    part_name,
-)
+from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows, part_name
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.documents import UNKNOWN
@@ -192,7 +187,7 @@ def _collect(
 
 def _number_ids(
     reports: Sequence[FileReport], choice: Choice
-) -> tuple[DigestArray, IntArray, DigestArray]:
+) -> tuple[DigestArray, Int64Array, DigestArray]:
     """Return the taken ids sorted, the row of each, and the ids in the order of their rows.
 
     An id's row is its position among all ids, first those of DNA. Both alphabets share the rows.

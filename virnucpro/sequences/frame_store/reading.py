@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from virnucpro.backend.arrays import Int64Array
 from virnucpro.errors import CheckpointError
 from virnucpro.sequences import frames
 from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id
 
-Int64Array = npt.NDArray[np.int64]
 SequenceKind = Literal["dna", "protein", "record"]
 
 FORMAT_VERSION = 1

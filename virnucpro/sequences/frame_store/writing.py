@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.errors import OutputError
@@ -24,7 +25,6 @@ from virnucpro.sequences.frame_store.reading import (
     MANIFEST,
     RECORD_FORMAT,
     FrameStore,
-    Int64Array,
     RecordStore,
     SequenceKind,
     open_frame_store,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from virnucpro.backend.interface import IntArray, TokenBatch
+from virnucpro.backend.interface import Int64Array, TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 
 NUM_LETTERS = 27  # A to Z, and one for everything else
@@ -25,11 +25,11 @@ class ToyCollator:
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
 
-    def __call__(self, rows: IntArray, sequences: Sequence[str]) -> TokenBatch:
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, packed end to end."""
         return pack_tokens(rows, [self._tokenize(sequence) for sequence in sequences])
 
-    def _tokenize(self, sequence: str) -> IntArray:
+    def _tokenize(self, sequence: str) -> Int64Array:
         letters = np.frombuffer(sequence[: self.max_tokens].encode(), np.uint8).astype(np.int64)
         codes = letters - ord("A") + 1
         codes[(codes < 0) | (codes >= NUM_LETTERS)] = 0
