@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import REPOSITORY, VIRNUCPRO, read_table, run
 from virnucpro.config import MINI_DIRECTORY, MINI_LENGTHS_BP
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 
 EXAMPLE = REPOSITORY / "examples" / "example.fasta"
 LABELS = REPOSITORY / "examples" / "labels.tsv"

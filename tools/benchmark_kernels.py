@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from triton.testing import do_bench
-from virnucpro_dnabert_s.model import alibi_slopes
+from virnucpro_dnabert_s.attention import alibi_slopes
 from virnucpro_esm2.attention import Packing, attend_varlen
 from virnucpro_esm2.model import default_frequencies, make_rotary, rotate
 

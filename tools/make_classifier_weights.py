@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from virnucpro.scoring.classifier import ClassifierMetadata, save_classifier
+from virnucpro.scoring.classifier import ClassifierMetadata
+from virnucpro.scoring.classifier_files import save_classifier
 
 NUM_HIDDEN = 512
 LOGIT_SPREAD = 2.0

@@ -24,7 +24,7 @@ from virnucpro.checkpoints.parts import check_part
 from virnucpro.errors import CheckpointError, VirnucproError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]

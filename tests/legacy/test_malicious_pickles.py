@@ -20,7 +20,7 @@ from virnucpro.backend.weights import read_pickle, read_tensors
 from virnucpro.errors import CheckpointError, VirnucproError, WeightsError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 
 
 class Call:

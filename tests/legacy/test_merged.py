@@ -14,7 +14,7 @@ from virnucpro import TrainConfig, train
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 
 DIMS = EmbeddingDims(6, 4)
 

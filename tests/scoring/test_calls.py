@@ -6,7 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from virnucpro.scoring.calls import ChunkCalls, call_chunks, call_records, score_chunks
+from virnucpro.scoring.calls import (
+    ChunkCalls,
+    call_by_probability,
+    call_chunks,
+    call_records,
+    score_chunks,
+)
 
 F32 = np.float32
 
@@ -168,3 +174,11 @@ def test_a_record_without_any_score_has_no_call():
     assert records.call.tolist() == ["none"]
     assert records.reason.tolist() == ["out_of_memory"]
     assert np.isnan(records.score[0])
+
+
+def test_probabilities_take_the_place_of_scores() -> None:
+    chunks = make_chunks((0.1, 0.9), (0.8, 0.2), None)
+    by_score = call_records(chunks, np.arange(4), np.array([500, 500, 500]))
+    records = by_score._replace(probability=np.array([0.3, 0.6, np.nan]))
+    assert call_by_probability(records, 0.6).call.tolist() == ["others", "virus", "none"]
+    assert call_by_probability(records, None).call.tolist() == ["others", "others", "none"]

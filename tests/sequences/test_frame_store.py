@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virnucpro.errors import CheckpointError, InputError
+from virnucpro.errors import CheckpointError, InputError, OutputError
 from virnucpro.sequences.frame_store import (
     FrameStore,
     RecordStore,
@@ -258,7 +258,7 @@ def test_a_file_that_changed_size_is_named(name: str, build: BuildFrames) -> Non
 def test_a_file_that_is_no_manifest_is_refused(text: str, build: BuildFrames) -> None:
     directory = build().directory
     (directory / "manifest.json").write_text(text)
-    with pytest.raises(CheckpointError, match="is no manifest"):
+    with pytest.raises(CheckpointError, match="is not the manifest"):
         open_frame_store(directory)
 
 
@@ -280,6 +280,6 @@ def test_a_store_of_the_other_kind_is_refused(build: BuildFrames) -> None:
 def test_a_full_disk_is_named(name: str, build: BuildFrames, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / name).symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=r"store: the frame store .*No space left on device"):
+    with pytest.raises(OutputError, match=r"store: the frame store .*No space left on device"):
         build()
     assert not (tmp_path / "store" / "manifest.json").exists()

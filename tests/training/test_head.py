@@ -70,5 +70,5 @@ def test_weights_decide_what_counts() -> None:
 
 def test_one_frame_is_not_enough() -> None:
     one = Examples(np.zeros((1, 6), np.float32), np.array([True]), np.ones(1))
-    with pytest.raises(UsageError, match="1 frames to train on; wanted at least two"):
+    with pytest.raises(UsageError, match="1 frames to train on, wanted at least two; add"):
         fit_head(one, one, epochs=1, seed=0, device=CPU)

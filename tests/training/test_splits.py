@@ -5,7 +5,6 @@ import pytest
 
 from virnucpro.errors import UsageError
 from virnucpro.training.corpus import Corpus, InputClass
-from virnucpro.training.fragments import join_chunks, name_size, weigh
 from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
 
 SHARES = (0.8, 0.1, 0.1)
@@ -99,51 +98,3 @@ def test_weights_balance_what_sampling_cannot() -> None:
     weight = balance(class_N, np.array([True, False, False]))
     sums = np.bincount(class_N, weight)
     np.testing.assert_allclose(sums, [0.5, 0.25, 0.25])
-
-
-# Stretches
-
-
-def test_stretches_are_means_of_neighbours() -> None:
-    corpus = make_corpus([1, 1, 1], num_chunks=7)
-    usable = np.array([0, 1, 3, 4, 6])  # of the first record; chunks 2 and 5 have no open frame
-    score = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-    found = join_chunks(corpus, usable, score)
-    listed = list(zip(found.size, found.num_open_chunks, np.round(found.score, 6), strict=True))
-    assert listed == [
-        *((1, 1, value) for value in score),
-        # Of two chunks each; the seventh is alone and no stretch of two.
-        *((2, 2, 0.2), (2, 1, 0.5), (2, 1, 0.7)),
-        *((4, 3, 0.3), (4, 2, 0.8)),
-        (8, 5, 0.5),
-    ]
-    assert [name_size(size) for size in (1, 2, 4, 16)] == [
-        *("1 chunk", "2 chunks", "3-4 chunks", "9-16 chunks")
-    ]
-
-
-def test_all_sizes_and_classes_count_alike() -> None:
-    corpus = make_corpus([4, 10, 2], num_chunks=8)
-    stretches = join_chunks(corpus, np.arange(len(corpus.chunk_record)), np.full(128, 0.5))
-    weight = weigh(corpus, stretches)
-    assert weight.mean() == pytest.approx(1)
-    of_size = [weight[stretches.size == size].sum() for size in (1, 2, 4, 8)]
-    np.testing.assert_allclose(of_size, of_size[0])
-    sums = np.bincount(corpus.record_class[stretches.record], weight)
-    np.testing.assert_allclose(sums / sums.sum(), [0.5, 0.25, 0.25])
-
-
-def test_a_size_that_one_kind_alone_reaches_does_not_count() -> None:
-    corpus = Corpus(
-        CLASSES[:2],
-        ["long", "short"],
-        np.array([0, 1]),
-        np.array([0, 0, 0, 0, 1, 1]),
-        np.array([0, 1, 2, 3, 0, 1]),
-        np.arange(7),
-        np.ones(6, np.bool_),
-    )
-    stretches = join_chunks(corpus, np.arange(6), np.full(6, 0.5))
-    weight = weigh(corpus, stretches)
-    assert (weight[stretches.size == 4] == 0).all()
-    assert (weight[stretches.size <= 2] > 0).all()

@@ -13,7 +13,7 @@ from tests.runs import VIRNUCPRO, predict_options, read_table, run, write_reads
 from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.classifier import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_state, save_classifier
 from virnucpro.sequences.fasta import RecordReader
 
 CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks=20)
@@ -134,4 +134,4 @@ def test_presets_are_bounds(calibrated, tmp_path: Path) -> None:
     assert settings["max_fdr"] == 0.01
     done = run(*command, "--relaxed", "--max-fdr=0.2")
     assert done.returncode == 2
-    assert "--relaxed and --max-fdr all set the false discovery rate" in done.stderr
+    assert "--max-fdr and --relaxed contradict each other" in done.stderr

@@ -33,7 +33,7 @@ from virnucpro.errors import (
     OutputExistsError,
     UsageError,
 )
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 
 CHUNK_BP = 90
 FILES = ("phages.fa", "bacteria.fa", "fungi.fa")
@@ -94,7 +94,7 @@ def test_records_that_were_held_out_are_told_apart(trained) -> None:
     assert everything.estimates["auroc"].value > 0.9
     assert everything.estimates["auroc"].low > 0.8
     assert everything.num_viral > 20 < everything.num_others
-    # Longer stretches are surer, and are there without having been embedded again.
+    # Longer fragments are more certain, and need no new embeddings.
     assert found["test", "5-8 chunks"].estimates["auroc"].value > (
         found["test", "1 chunk"].estimates["auroc"].value
     )

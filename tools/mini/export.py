@@ -16,7 +16,8 @@ from virnucpro_esm2.weights import TRANSFORMERS, source_names
 
 from tools.mini.frames import DNA_SPECIAL
 from tools.mini.model import MiniModel
-from virnucpro.scoring.classifier import ClassifierMetadata, save_classifier
+from virnucpro.scoring.classifier import ClassifierMetadata
+from virnucpro.scoring.classifier_files import save_classifier
 
 
 def export_model(directory: Path, model: MiniModel, calibrations: dict[int, Tensor]) -> None:

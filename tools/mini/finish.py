@@ -24,7 +24,7 @@ from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_records
 from virnucpro.backend.weights import digest_files
 from virnucpro.scoring.calibration import Calibration, fit_calibration
-from virnucpro.scoring.classifier import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_state, save_classifier
 from virnucpro.version import __version__
 
 # The valid split has been drawn from with small seeds while the model was chosen.

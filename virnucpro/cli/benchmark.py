@@ -11,86 +11,32 @@ from typing import Any
 import click
 
 from virnucpro.cli.options import (
-    device_options,
+    config_command,
     hide_other_gpus,
+    make_compute_config,
     require_single_process,
 )
-from virnucpro.cli.tables import format_table
-from virnucpro.config import COMPILE_SETTINGS, ComputeConfig
+from virnucpro.cli.terminal import format_table
+from virnucpro.config import BenchmarkConfig
 from virnucpro.errors import IncompleteError, UsageError, VirnucproError
 
 logger = logging.getLogger(__name__)
 
-_SUITES = ("throughput", "equivalence", "all", "memory", "scaling")
-"""`memory` and `scaling` are the fork's; both measure what `throughput` measures."""
-
 _SECONDS_PER_LINE = {"tiny": 0.1, "small": 1.0, "medium": 3.0, "large": 10.0}
-
-_COMPUTE = ("device", "precision", "attention", "compile")
 
 Report = dict[str, Any]
 
 
-@click.command("benchmark", short_help="Measure how fast and exact the models are on this machine.")
-@click.option(
-    "--suite",
-    type=click.Choice(_SUITES),
-    metavar="[throughput|equivalence|all]",
-    default="all",
-    show_default=True,
-    help="Speeds and GPU memory, cosines against float32, or both. The fork's names memory and "
-    "scaling mean throughput.",
-)
-@click.option(
-    "--data-size",
-    type=click.Choice(tuple(_SECONDS_PER_LINE)),
-    default="small",
-    show_default=True,
-    help="How long each line is timed: 0.1, 1, 3 or 10 seconds.",
-)
-@click.option("--quick", is_flag=True, help="Measure the small models of a CPU, timed as tiny.")
-@click.option("--model", metavar="NAME", help="Measure only this backend.  [default: all]")
-@click.option(
-    "--weights", metavar="WEIGHTS", help="Weights of that backend.  [default: random ones]"
-)
-@device_options
-@click.option(
-    "--compile",
-    type=click.Choice(COMPILE_SETTINGS),
-    default="off",
-    show_default=True,
-    help="Compile our models with torch.compile.",
-)
-@click.option("--gpus", metavar="N[,N...]", help="Hide the other GPUs; the first is measured.")
-@click.option(
-    "--vanilla-baseline/--no-vanilla-baseline",
-    default=True,
-    help="Measure other implementations too.  [default: yes]",
-)
-@click.option(
-    "-o",
-    "--output-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Write benchmark.json and benchmark.txt there.",
-)
-@click.option(
-    "--compare-to",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="JSON",
-    help="Show what changed since that benchmark.json.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.pass_context
-def benchmark_command(ctx: click.Context, /, **options: Any) -> None:
+@config_command("benchmark", short_help="Measure the speed and accuracy of the models here.")
+def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
     """Measure the models on this machine's first GPU, or on its CPU.
 
-    Without --weights, the weights are random and of the published sizes, because
-    speed does not depend on the numbers. Other implementations are measured in
-    the same process, and so is the speed of large matrix products.
+    Without --weights, the weights are random and have the published sizes; speed does not depend
+    on them. Other implementations run in the same process. The speed limit of the device is
+    measured with large matrix products.
 
-    Exit code 1: embeddings are further from float32 than they should be.
-    Exit code 2: something does not fit the memory, or the usage is wrong.
+    Exit code 1: embeddings differ too much from float32. 2: a model does not fit in memory, or
+    wrong usage.
 
     \b
     Examples:
@@ -99,38 +45,35 @@ def benchmark_command(ctx: click.Context, /, **options: Any) -> None:
       virnucpro benchmark --quick --device cpu --json
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
-    if options["weights"] is not None and options["model"] is None:
+    if config.weights is not None and config.model is None:
         raise UsageError("--weights: of which backend? Name it with --model")
-    suite = options["suite"]
-    if suite == "scaling":
+    if config.suite == "scaling":
         logger.warning(
             "--suite scaling: measured as throughput, on one device; docs/scheduling.md says how "
             "runs scale over several GPUs"
         )
-    hide_other_gpus(options["gpus"])
+    hide_other_gpus(config.gpus)
     from virnucpro.workflows.benchmark import Plan, run_benchmark
 
     plan = Plan(
-        backend=options["model"],
-        weights=options["weights"],
-        min_seconds=_SECONDS_PER_LINE["tiny" if options["quick"] else options["data_size"]],
-        with_speeds=suite != "equivalence",
-        with_cosines=suite in ("all", "equivalence"),
-        with_references=options["vanilla_baseline"],
-        is_quick=options["quick"],
+        backend=config.model,
+        weights=config.weights,
+        min_seconds=_SECONDS_PER_LINE["tiny" if config.quick else config.data_size],
+        with_speeds=config.suite != "equivalence",
+        with_cosines=config.suite in ("all", "equivalence"),
+        with_references=config.vanilla_baseline,
+        is_quick=config.quick,
     )
-    report = asdict(
-        run_benchmark(ComputeConfig(**{name: options[name] for name in _COMPUTE}), plan)
-    )
-    if options["compare_to"] is not None:
-        _compare(report, options["compare_to"])
+    report = asdict(run_benchmark(make_compute_config(config, config.compile), plan))
+    if config.compare_to is not None:
+        _compare(report, config.compare_to)
     text = _format_report(report)
     document = json.dumps(report, indent=2)
-    click.echo(document if options["as_json"] else text)
-    if options["output_dir"] is not None:
-        options["output_dir"].mkdir(parents=True, exist_ok=True)
-        (options["output_dir"] / "benchmark.json").write_text(document + "\n", encoding="utf-8")
-        (options["output_dir"] / "benchmark.txt").write_text(text + "\n", encoding="utf-8")
+    click.echo(document if config.json else text)
+    if config.output_dir is not None:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        (config.output_dir / "benchmark.json").write_text(document + "\n", encoding="utf-8")
+        (config.output_dir / "benchmark.txt").write_text(text + "\n", encoding="utf-8")
     _judge(report)
 
 

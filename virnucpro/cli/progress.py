@@ -1,7 +1,7 @@
-"""How a run stands, for people: one live view in a terminal, elsewhere a line now and then.
+"""Shows how a run progresses: a live view in a terminal, elsewhere a line from time to time.
 
-Both read the run's metrics file alone, so that `virnucpro monitor` shows on another machine what
-the run itself shows.
+Both read only the metrics file of the run. So `virnucpro monitor` shows on another machine the same
+as the run itself.
 """
 
 from __future__ import annotations
@@ -61,14 +61,21 @@ def follow(
     """Show a run until it has ended, or `stop` is set.
 
     Args:
-        state: Of the run.
-        console: Where the live view goes if that is a terminal.
-        stop: Ends the following, after one last look.
-        say: Takes the lines that stand for the view elsewhere.
-        with_warnings: Whether to say those of the run, too; its own logging already does.
-        seconds: Between two looks.
+        state: The run.
+        console: Shows the live view if it is a terminal.
+        stop: Ends the view, after one last update.
+        say: Takes the lines that replace the live view elsewhere.
+        with_warnings: Whether to say the warnings of the run, too; the run itself logs them.
+        seconds: The time between two updates.
     """
-    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def draw() -> RenderableType:
+        # One line stays free, or a terminal would scroll at each update.
+        return render(state, console.width, console.height - 1) if state.num_processes else ""
+
+    live = None
+    if console.is_terminal:
+        live = Live(console=console, auto_refresh=False, get_renderable=draw)
     lines = _Lines(say)
     num_warnings = 0
     with live or nullcontext():
@@ -76,50 +83,39 @@ def follow(
             is_last = stop.is_set()
             for now in state.read():
                 if live is None:
-                    lines.note_end(now)
+                    lines.say_end(now)
             if live is None:
-                lines.tell(state)
+                lines.say_progress(state)
             for warning in state.warnings[num_warnings:] if with_warnings else ():
                 say(f"Warning: {warning}")
             num_warnings = len(state.warnings)
-            if live is not None and state.num_processes:
-                live.update(_Fitting(state), refresh=True)
+            if live is not None:
+                live.refresh()
             if is_last or state.outcome is not None:
                 return
             stop.wait(seconds)
 
 
-class _Fitting:
-    """The view in whatever size the terminal has at the moment."""
-
-    def __init__(self, state: RunState) -> None:
-        self._state = state
-
-    def __rich_console__(self, console: Console, options: object) -> Iterator[RenderableType]:
-        # One line stays free, or a terminal would scroll with each refresh.
-        yield render(self._state, console.width, console.height - 1)
-
-
 class _Lines:
-    """Says how a pass goes after a while, then every minute, and when it has ended."""
+    """Reports a pass after 15 seconds, then every minute, and when it has ended."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._pass: tuple[float, str | None] = (0.0, None)
-        self._next = 0.0
+        self._next_at = 0.0
 
-    def note_end(self, state: RunState) -> None:
-        """Say it if the latest line of the metrics has ended a pass."""
+    def say_end(self, state: RunState) -> None:
+        """Report the end of the pass if the latest line of the metrics is that end."""
         history = state.history
         if self._pass != (history.began_at, history.pass_name):
             self._pass = (history.began_at, history.pass_name)
-            self._next = history.began_at + _FIRST_LINE_SECONDS
-        if self._next < math.inf and history.is_done(state.num_processes):
-            self._next = math.inf
+            self._next_at = history.began_at + _FIRST_LINE_SECONDS
+        if self._next_at < math.inf and history.is_done(state.num_processes):
+            self._next_at = math.inf
             self._say(describe_pass_end(state))
 
-    def tell(self, state: RunState) -> None:
-        """Say how the pass goes if it is time to."""
-        if state.history.pass_name is not None and state.last_time >= self._next:
-            self._next = state.last_time + _LINE_SECONDS
+    def say_progress(self, state: RunState) -> None:
+        """Report how the pass progresses if a line is due."""
+        if state.history.pass_name is not None and state.last_time >= self._next_at:
+            self._next_at = state.last_time + _LINE_SECONDS
             self._say(describe_pass(state))

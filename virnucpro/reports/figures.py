@@ -1,4 +1,4 @@
-"""The figures of a report: ROC, precision and recall, calibration, scores."""
+"""Draws the figures of a report: ROC, precision and recall, calibration, scores."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from virnucpro.reports.metrics import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ENDINGS = ("png", "svg")
 _NUM_SCORE_BINS = 40
 
 
 def require_matplotlib() -> None:
-    """Make sure that figures can be drawn, before anything long is begun.
+    """Check that figures can be drawn, before any long work begins.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -32,8 +31,8 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "reports have figures, and matplotlib, which draws them, is not installed; install "
-            "virnucpro with its extra `train`: pip install '.[train]' in its directory"
+            "matplotlib, which draws the figures of reports, is not installed; install virnucpro "
+            "with its extra `train`: pip install '.[train]' in its directory"
         ) from error
 
 
@@ -41,13 +40,14 @@ def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
     """Write `report.png` and `report.svg`; the same predictions give the same bytes.
 
     Args:
-        directory: Where they go.
-        predictions: With both kinds of records.
-        title: Says what they are.
+        directory: The directory of the two files.
+        predictions: Predictions with viral records and others.
+        title: What the predictions are.
 
     Raises:
         VirnucproError: A file cannot be written.
     """
+    # matplotlib is optional, and its import takes long.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -57,13 +57,13 @@ def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
     _draw_calibration(calibration, predictions)
     _draw_scores(scores, predictions)
     figure.suptitle(title)
-    # A date and random names would make each file another.
+    # A date and random names would change the bytes of each file.
     metadata: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}
     with mpl.rc_context({"svg.hashsalt": "virnucpro"}):
-        for ending in _ENDINGS:
+        for ending, entries in metadata.items():
             path = directory / f"report.{ending}"
             try:
-                figure.savefig(path, dpi=120, metadata=metadata[ending])
+                figure.savefig(path, dpi=120, metadata=entries)
             except OSError as error:
                 raise VirnucproError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -95,8 +95,7 @@ def _draw_calibration(axes: Axes, predictions: Predictions) -> None:
 
 
 def _draw_scores(axes: Axes, predictions: Predictions) -> None:
-    kinds = {"viral": predictions.is_viral, "others": ~predictions.is_viral}
-    for name, chosen in kinds.items():
+    for name, chosen in (("viral", predictions.is_viral), ("others", ~predictions.is_viral)):
         weight = predictions.weight[chosen]
         axes.hist(
             predictions.score[chosen],

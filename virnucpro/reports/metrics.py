@@ -1,7 +1,7 @@
-"""Figures of a binary classifier, each with a confidence interval.
+"""Measures a binary classifier, with a confidence interval for each figure.
 
-All of them take weights, so that a bootstrap replicate is nothing but other weights: what is sorted
-and binned once serves all replicates.
+All figures take weights. So a bootstrap replicate only changes the weights, and records are sorted
+and binned once for all replicates.
 
 Shapes: N records, T distinct scores.
 """
@@ -29,28 +29,29 @@ METRICS = (
     "brier",
     "calibration_error",
 )
-"""In the order of the reports; docs/training.md says what each one is."""
+"""All figures in the order of the reports; docs/training.md defines them."""
 
 NUM_CALIBRATION_BINS = 15
 _CONFIDENCE = 0.95
-# Of many records an interval is narrow, and a hundred replicates tell it well enough.
-_MOST_REPLICATES = 500
-_FEWEST_REPLICATES = 100
+# The intervals of many records are narrow, so a hundred replicates are enough for them.
+_MAX_REPLICATES = 500
+_MIN_REPLICATES = 100
 _RECORDS_TIMES_REPLICATES = 10_000_000
-# Of four, replicates draw nothing but one again and again often enough to make the interval's ends.
-_FEWEST_CLUSTERS = 5
+# With four clusters, 3 % of the replicates contain a given one alone, which is enough to set an end
+# of the interval (2.5 %). With five clusters, 1 % do.
+_MIN_CLUSTERS = 5
 
 
 class Predictions(NamedTuple):
-    """Records with their truth, and what a classifier said of them.
+    """Records with their truth, and what a classifier predicted for them.
 
     Attributes:
         is_viral: bool (N,), the truth.
-        score: float64 (N,), by which they are ranked; never NaN.
-        probability: float64 (N,), that they are viral; NaN where it is not known.
-        is_called: bool (N,), which were called viral.
-        cluster: int64 (N,), the number of what is resampled as a whole, such as a genome.
-        weight: float64 (N,), how much each record counts.
+        score: float64 (N,), by which the records are ranked; never NaN.
+        probability: float64 (N,), the probability that each is viral; NaN if unknown.
+        is_called: bool (N,), whether each was called viral.
+        cluster: int64 (N,), the number of its cluster (such as a genome), resampled as a whole.
+        weight: float64 (N,), the weight of each record.
     """
 
     is_viral: Bools
@@ -61,58 +62,44 @@ class Predictions(NamedTuple):
     weight: Floats
 
     def select(self, chosen: Bools | Ints) -> Predictions:
-        """Return the records that `chosen` picks: a mask, or their positions in the new order."""
+        """Return the records of a mask, or of positions in their new order."""
         return Predictions._make(column[chosen] for column in self)
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % confidence interval; NaN where it is not defined."""
+    """A figure and its 95 % confidence interval; NaN if undefined."""
 
     value: float
     low: float
     high: float
 
 
-class Curves(NamedTuple):
-    """What ROC and precision-recall curves are drawn from, by falling score.
-
-    Attributes:
-        true_positives: float64 (T,), the weight of viral records down to each distinct score.
-        false_positives: float64 (T,), the same of other records.
-    """
-
-    true_positives: Floats
-    false_positives: Floats
-
-
 def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estimate]:
     """Return every figure of `METRICS` with the interval of a bootstrap over clusters.
 
-    The interval holds the middle 95 % of the replicates in which a figure is defined: of 500, or of
-    fewer where there are more than 20,000 records, but never under 100. Viral records of
-    fewer than five clusters, or others, do not tell how much clusters differ: no interval is
-    defined.
+    The interval contains the middle 95 % of the replicates in which a figure is defined. There are
+    500 replicates, fewer for more than 20,000 records, and at least 100. If the viral records, or
+    the others, come from fewer than five clusters, all intervals are undefined, because so few
+    clusters do not show how much clusters differ.
 
     Args:
         predictions: At least one record.
-        seed: Of the bootstrap: the same one gives the same intervals.
+        seed: The seed of the bootstrap; the same seed gives the same intervals.
     """
     random = np.random.default_rng(seed)
     ranked = _Ranked(predictions)
-    values = ranked.measure(ranked.weight)
-    if any(0 < num_clusters < _FEWEST_CLUSTERS for num_clusters in count_clusters(predictions)):
-        return {
-            name: Estimate(value, math.nan, math.nan)
-            for name, value in zip(METRICS, values, strict=True)
-        }
     names, cluster_N = np.unique(ranked.cluster, return_inverse=True)
-    affordable = _RECORDS_TIMES_REPLICATES // len(cluster_N)
-    num_replicates = min(_MOST_REPLICATES, max(_FEWEST_REPLICATES, affordable))
-    replicates = np.empty((num_replicates, len(METRICS)))
     shares = np.full(len(names), 1 / len(names))
+    affordable = _RECORDS_TIMES_REPLICATES // len(cluster_N)
+    num_replicates = min(_MAX_REPLICATES, max(_MIN_REPLICATES, affordable))
+    if any(0 < num_clusters < _MIN_CLUSTERS for num_clusters in count_clusters(predictions)):
+        num_replicates = 0
+    replicates = np.empty((num_replicates, len(METRICS)))
     for index in range(num_replicates):
+        # How often each cluster is drawn; the weights of its records are multiplied by it.
         drawn = random.multinomial(len(names), shares)[cluster_N]
         replicates[index] = ranked.measure(ranked.weight * drawn)
+    values = ranked.measure(ranked.weight)
     return {
         name: Estimate(value, *_interval(found))
         for name, value, found in zip(METRICS, values, replicates.T, strict=True)
@@ -120,7 +107,7 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
 
 
 def measure_metrics(predictions: Predictions) -> dict[str, float]:
-    """Return every figure of `METRICS` without an interval, of at least one record."""
+    """Return every figure of `METRICS` without intervals, for at least one record."""
     ranked = _Ranked(predictions)
     return dict(zip(METRICS, ranked.measure(ranked.weight), strict=True))
 
@@ -131,16 +118,19 @@ def count_clusters(predictions: Predictions) -> tuple[int, int]:
     return len(np.unique(cluster[is_viral])), len(np.unique(cluster[~is_viral]))
 
 
-def trace_curves(predictions: Predictions) -> Curves:
-    """Return the points of the ROC and the precision-recall curve."""
+def trace_curves(predictions: Predictions) -> tuple[Floats, Floats]:
+    """Return the weights of viral and of other records down to each distinct score, both (T,).
+
+    These are the points of the ROC and the precision-recall curve, by falling score.
+    """
     ranked = _Ranked(predictions)
     return ranked.trace(ranked.weight)
 
 
 def bin_probabilities(predictions: Predictions) -> tuple[Floats, Floats, Floats]:
-    """Return mean probability, share of viral records and weight of each calibration bin.
+    """Return the mean probability, the share of viral records and the weight of each bin.
 
-    Bins are of equal width; empty ones are left out.
+    All bins of the calibration have the same width; empty bins are left out.
     """
     ranked = _Ranked(predictions)
     weight, promised, found = ranked.sum_bins(ranked.weight)
@@ -158,37 +148,40 @@ def _interval(values: Floats) -> tuple[float, float]:
 
 
 class _Ranked:
-    """Records by falling score, ready to be measured under any weights."""
+    """Records by falling score, prepared for measurements under any weights."""
 
     def __init__(self, predictions: Predictions) -> None:
         order = np.argsort(-predictions.score, kind="stable")
         is_viral, score, probability, is_called, self.cluster, self.weight = predictions.select(
             order
         )
-        # Records of equal score are told apart by no threshold.
+        # No threshold separates records of equal score, so only the last of them is a point.
         self._last = np.flatnonzero(np.append(score[1:] != score[:-1], True))
         self._viral = is_viral.astype(np.float64)
+        # One number for each cell of the confusion matrix, so that one bincount fills the matrix.
         self._outcome = 2 * is_called + is_viral
         self._known = np.flatnonzero(~np.isnan(probability))
         self._probability = probability[self._known]
         number = (self._probability * NUM_CALIBRATION_BINS).astype(np.int64)
+        # A probability of 1 belongs to the last bin.
         self._bin = np.minimum(number, NUM_CALIBRATION_BINS - 1)
         self._square = (self._probability - self._viral[self._known]) ** 2
 
     def measure(self, weight: Floats) -> list[float]:
         """Return the figures of `METRICS`."""
         return [
-            *_measure_ranking(self.trace(weight)),
+            *_measure_ranking(*self.trace(weight)),
             *_measure_calls(np.bincount(self._outcome, weight, 4).tolist()),
             *self._measure_calibration(weight),
         ]
 
-    def trace(self, weight: Floats) -> Curves:
-        """Return the curves."""
+    def trace(self, weight: Floats) -> tuple[Floats, Floats]:
+        """Return the points of the curves, as `trace_curves` does."""
         true_positives = np.cumsum(weight * self._viral)[self._last]
-        return Curves(true_positives, np.cumsum(weight * (1 - self._viral))[self._last])
+        return true_positives, np.cumsum(weight * (1 - self._viral))[self._last]
 
     def _measure_calibration(self, weight: Floats) -> tuple[float, float]:
+        """Return the Brier score and the calibration error."""
         weights, promised, found = self.sum_bins(weight)
         total = float(weights.sum())
         if total == 0:
@@ -197,7 +190,7 @@ class _Ranked:
         return squares / total, float(np.abs(promised - found).sum()) / total
 
     def sum_bins(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return the sums, in each bin, of weights, of probabilities and of viral records."""
+        """Return the weight, the weighted probabilities and the viral weight in each bin."""
         known = weight[self._known]
         sums = [
             np.bincount(self._bin, values, NUM_CALIBRATION_BINS).astype(np.float64)
@@ -206,14 +199,14 @@ class _Ranked:
         return sums[0], sums[1], sums[2]
 
 
-def _measure_ranking(curves: Curves) -> tuple[float, float]:
-    true, false = curves
+def _measure_ranking(true: Floats, false: Floats) -> tuple[float, float]:
+    """Return AUROC and average precision."""
     num_viral, num_others = true[-1], false[-1]
     if num_viral == 0 or num_others == 0:
         return math.nan, math.nan
     heights = true + np.append(0.0, true[:-1])
     area = (heights / 2 * np.diff(false, prepend=0.0)).sum()
-    # Average precision: each step of the recall at the precision that it is reached with.
+    # Average precision: the precision at each step of the recall, weighted by the step.
     called = true + false
     precision = np.divide(true, called, out=np.zeros(len(true)), where=called > 0)
     steps = np.diff(true, prepend=0.0)

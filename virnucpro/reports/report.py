@@ -1,4 +1,4 @@
-"""The report on predictions: what is measured on which records, as a table and as JSON."""
+"""Measures predictions in subsets, and writes the figures as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from virnucpro.checkpoints.whole_files import open_whole, write_json
 from virnucpro.reports.metrics import (
     Bools,
     Estimate,
@@ -16,7 +17,6 @@ from virnucpro.reports.metrics import (
     count_clusters,
     estimate_metrics,
 )
-from virnucpro.reports.tables import open_whole, write_run_json
 
 REPORT_SCHEMA_VERSION = 1
 _COLUMNS = (
@@ -25,20 +25,20 @@ _COLUMNS = (
 )
 
 Resampled = Literal["records", "groups"]
-"""What a cluster of the predictions is."""
+"""What the clusters of the predictions are."""
 
 
 class Section(NamedTuple):
     """The figures of one subset.
 
     Attributes:
-        records: Which records are meant, such as `with a call`.
-        subset: Which of those, such as `length 500-999`, or `all`.
-        num_viral: Viral records in it.
-        num_others: Other records in it.
-        resampled: What the intervals come of resampling as a whole.
-        num_viral_resampled: How many of those have viral records.
-        num_others_resampled: How many have others.
+        records: Which records were measured, such as `with a call`.
+        subset: Which part of these records, such as `length 500-999`, or `all`.
+        num_viral: Viral records in the subset.
+        num_others: Other records in the subset.
+        resampled: What was resampled for the intervals.
+        num_viral_resampled: How many groups, or records, have viral records.
+        num_others_resampled: How many groups, or records, have others.
         estimates: The figures by name.
     """
 
@@ -59,56 +59,51 @@ def measure_subsets(
     resampled: Resampled,
     seed: int = 0,
 ) -> list[Section]:
-    """Return the figures of all records and of each subset that has any.
+    """Return the figures of all records, and of each subset that has any records.
 
     Args:
         records: Which records these are, in words.
         predictions: N records.
-        subsets: Names, and bool (N,) each.
-        resampled: What their clusters are.
-        seed: Of the confidence intervals.
+        subsets: Names, each with a mask, bool (N,).
+        resampled: What the clusters of the predictions are.
+        seed: The seed of the confidence intervals.
     """
     everything = ("all", np.ones(len(predictions.score), np.bool_))
     sections = []
     for name, chosen in (everything, *subsets):
         part = predictions.select(chosen)
-        if len(part.score):
-            num_viral = int(part.is_viral.sum())
-            sections.append(
-                Section(
-                    records,
-                    name,
-                    num_viral,
-                    len(part.score) - num_viral,
-                    resampled,
-                    *count_clusters(part),
-                    estimate_metrics(part, seed),
-                )
-            )
+        if not len(part.score):
+            continue
+        num_viral = int(part.is_viral.sum())
+        num_others = len(part.score) - num_viral
+        clusters, estimates = count_clusters(part), estimate_metrics(part, seed)
+        sections.append(
+            Section(records, name, num_viral, num_others, resampled, *clusters, estimates)
+        )
     return sections
 
 
 def against_the_rest(name: str, is_member: Bools, is_viral: Bools) -> tuple[str, Bools]:
-    """Return a subset for a class of records, which has both kinds.
+    """Return a subset for a class of records that contains viral records and others.
 
-    A class of one kind, say phages, is measured against all records of the other kind, since most
-    figures are about telling two kinds apart.
+    Most figures compare two kinds. So a class of one kind, such as phages, is measured together
+    with all records of the other kind.
 
     Args:
-        name: What the subset is called.
-        is_member: bool (N,), which records are in it.
+        name: The name of the class.
+        is_member: bool (N,), whether each record is in the class.
         is_viral: bool (N,), the truth.
     """
-    kinds = is_viral[is_member]
-    if kinds.all() and len(kinds):
+    kinds = set(is_viral[is_member].tolist())
+    if kinds == {True}:
         return f"{name} against all others", is_member | ~is_viral
-    if not kinds.any() and len(kinds):
+    if kinds == {False}:
         return f"all viral against {name}", is_member | is_viral
     return name, is_member
 
 
 def write_report(directory: Path, sections: Sequence[Section], about: dict[str, Any]) -> None:
-    """Write `report.tsv`, a line for each figure, and `report.json`, with `about` in it.
+    """Write `report.tsv` with a line for each figure, and `report.json`, which includes `about`.
 
     Raises:
         VirnucproError: A file cannot be written.
@@ -123,19 +118,18 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
     document = {
         "schema_version": REPORT_SCHEMA_VERSION,
         **about,
-        "sections": [_describe(section) for section in sections],
+        "sections": [
+            section._asdict()
+            | {"estimates": {name: _describe(one) for name, one in section.estimates.items()}}
+            for section in sections
+        ],
     }
-    write_run_json(directory / "report.json", document)
+    write_json(directory / "report.json", document)
 
 
-def _describe(section: Section) -> dict[str, Any]:
-    metrics = {
-        name: None
-        if math.isnan(estimate.value)
-        else {
-            key: None if math.isnan(number) else number
-            for key, number in estimate._asdict().items()
-        }
-        for name, estimate in section.estimates.items()
+def _describe(estimate: Estimate) -> dict[str, float | None] | None:
+    if math.isnan(estimate.value):
+        return None
+    return {
+        key: None if math.isnan(number) else number for key, number in estimate._asdict().items()
     }
-    return {**section._asdict(), "estimates": metrics}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.passes import Pass
 from virnucpro.reports.tables import (
@@ -24,16 +25,15 @@ from virnucpro.reports.tables import (
     write_highest_scores,
     write_prediction_results,
     write_records,
-    write_run_json,
 )
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
 from virnucpro.scoring.calls import (
     ChunkCalls,
     RecordCalls,
+    call_by_probability,
     call_chunks,
     call_records,
-    recall_records,
 )
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.sequences.frame_store import FrameStore
@@ -158,7 +158,7 @@ def write_summary(
         seconds=run.seconds,
     )
     document = _describe_run(run, config, store, passes, classifier, result)
-    write_run_json(directory.run_json, document | {"calls": calls.rule})
+    write_json(directory.run_json, document | {"calls": calls.rule})
     return result
 
 
@@ -182,7 +182,7 @@ def _call_records(
     if config.max_fdr is not None:
         threshold = choose_threshold(records.probability, config.max_fdr)
         rule = {"by": "probability", "threshold": threshold}
-        records = recall_records(records, threshold)
+        records = call_by_probability(records, threshold)
     expected_fdr = expect_fdr(records.probability, records.call == "virus")
     return records, rule | {"expected_fdr": expected_fdr, "viral_share": viral_share}
 

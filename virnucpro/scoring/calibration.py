@@ -1,9 +1,8 @@
-"""From a record's score to the probability that it is viral, and to expected false discoveries.
+"""Turns the scores of records into probabilities, and these into expected false discovery rates.
 
-A score is the mean over a record's open chunks, and the more chunks there are, the more a mean
-says: 0.8 over 20 chunks is surer than 0.8 over one. So the temperature by which the score's logit
-is divided falls with the number of chunks (Platt scaling, J. C. Platt 1999, with a slope that
-depends on the length):
+A score is the mean over the open chunks of a record. A mean over more chunks is more certain: 0.8
+over 20 chunks says more than 0.8 over one. So the slope of Platt scaling (J. C. Platt, 1999) grows
+with the number of chunks:
 
     logit P = (slope + slope_growth * ln(open chunks)) * logit(score) + offset
 
@@ -22,22 +21,23 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-# A score is made of float32: nearer to 0 or 1 it says nothing that could be told from them.
-_SMALLEST_SCORE = 2.0**-24
+# Scores are made of float32, which cannot tell a value nearer to 0 or 1 from these.
+_MIN_SCORE = 2.0**-24
+# The penalty keeps the coefficients finite and changes them only in late digits.
 _RIDGE = 1e-6
-_MOST_STEPS = 100
+_MAX_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What turns scores of one classifier into probabilities; part of the classifier's file.
+    """What turns the scores of one classifier into probabilities; part of the classifier's file.
 
     Attributes:
-        slope: Of the logit of a score over one chunk; not negative.
-        slope_growth: Added to it for each unit of ln(open chunks); not negative.
-        offset: Added to the logit.
-        most_chunks: Open chunks of the longest record that it was fitted to; longer ones count as
-            if they had so many.
+        slope: The factor of the logit of a score over one chunk; not negative.
+        slope_growth: What is added to the slope for each unit of ln(open chunks); not negative.
+        offset: What is added to the logit.
+        most_chunks: The maximum of open chunks in the records of the fit. Records with more chunks
+            count as if they had this number.
         viral_share: The share of viral records that the probabilities assume.
 
     Raises:
@@ -63,13 +63,14 @@ class Calibration:
         """Return float64 (N,): the probability that each record is viral; NaN without a score.
 
         Args:
-            score: float64 (N,), the records' scores; NaN without a call.
-            num_open_chunks: int64 (N,), chunks that each score is the mean of.
-            viral_share: The share of viral records among those scored; None for what the
-                calibration assumes.
+            score: float64 (N,), the scores of the records; NaN without a call.
+            num_open_chunks: int64 (N,), the chunks behind each score.
+            viral_share: The share of viral records among the scored ones; None for the share that
+                the calibration assumes.
         """
         inputs_NK = _make_inputs(score, np.minimum(num_open_chunks, self.most_chunks))
         logits_N = inputs_NK @ np.array([self.slope, self.slope_growth, self.offset])
+        # Another share of viral records shifts the prior odds, and so all logits alike.
         if viral_share is not None:
             logits_N += _logit(viral_share) - _logit(self.viral_share)
         return _sigmoid(logits_N)
@@ -81,17 +82,17 @@ def fit_calibration(
     is_viral: Bools,
     weights: Floats | None = None,
 ) -> Calibration:
-    """Fit a calibration to records that the classifier has not been trained on.
+    """Return a calibration, fitted to records that the classifier was not trained on.
 
-    Viral records and others count one half each, whatever their numbers, so that probabilities
-    assume a viral share of 0.5. Targets are Platt's, 1 / (n + 2) away from 0 and 1, which keeps the
-    slope finite where the scores tell the classes apart without a mistake.
+    Viral records and others have the same total weight, whatever their numbers, so the
+    probabilities assume a viral share of 0.5. The targets are Platt's: 1 / (n + 2) away from 0 and
+    1. They keep the slope finite if the scores separate the classes without a mistake.
 
     Args:
-        score: float64 (N,), none of them NaN.
+        score: float64 (N,), without NaN.
         num_open_chunks: int64 (N,), at least 1.
         is_viral: bool (N,), the truth; both kinds must occur.
-        weights: float64 (N,), how much each record counts within its kind; None for all alike.
+        weights: float64 (N,), the weight of each record within its kind; None for equal weights.
     """
     weights_N = np.ones(len(score)) if weights is None else weights
     balanced_N = np.where(
@@ -104,7 +105,7 @@ def fit_calibration(
     while True:
         coefficients_K = np.zeros(3)
         coefficients_K[used_K] = _fit_logistic(inputs_NK[:, used_K], targets_N, balanced_N / 2)
-        # A higher score, or more chunks behind it, never makes a record less sure.
+        # A higher score, or more chunks behind it, must never make a record less certain.
         worst = int(coefficients_K[:2].argmin())
         if coefficients_K[worst] >= 0:
             slope, slope_growth, offset = coefficients_K.tolist()
@@ -115,34 +116,35 @@ def fit_calibration(
 def choose_threshold(probability: Floats, max_fdr: float) -> float | None:
     """Return the lowest threshold with an expected false discovery rate of at most `max_fdr`.
 
-    None means that not even the surest record may be called viral.
+    None means that not even the most probable record may be called viral.
 
     Args:
-        probability: float64 (N,), NaN for records without a call, which are left out.
-        max_fdr: The bound, from 0 to 1.
+        probability: float64 (N,); records without a call have NaN and are left out.
+        max_fdr: The maximum rate, from 0 to 1.
     """
     descending = np.sort(probability[~np.isnan(probability)])[::-1]
     rates = np.cumsum(1 - descending) / np.arange(1, len(descending) + 1)
-    # Equal probabilities are called together or not at all: only the last of each may end a list.
+    # Equal probabilities are called together or not at all, so only the last one may end a list.
     is_last = np.append(descending[1:] < descending[:-1], True)[: len(descending)]
     allowed = np.flatnonzero(is_last & (rates <= max_fdr))
     return float(descending[allowed[-1]]) if len(allowed) else None
 
 
 def expect_fdr(probability: Floats, is_called: Bools) -> float | None:
-    """Return the expected share of others among the called records; None if none is called."""
+    """Return the expected share of others among the called records; None if there are none."""
     return float((1 - probability[is_called]).mean()) if is_called.any() else None
 
 
 def _make_inputs(score: Floats, num_open_chunks: Ints) -> Floats:
-    """Return float64 (N, 3): what slope, slope growth and offset are multiplied with."""
-    logits_N = _logit(np.clip(score, _SMALLEST_SCORE, 1 - _SMALLEST_SCORE))
+    """Return float64 (N, 3): the factors of slope, slope growth and offset."""
+    logits_N = _logit(np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE))
     log_chunks_N = np.log(np.maximum(num_open_chunks, 1))
     return np.stack([logits_N, logits_N * log_chunks_N, np.ones(len(score))], axis=1)
 
 
 def _fit_logistic(inputs_NK: Floats, targets_N: Floats, weights_N: Floats) -> Floats:
-    """Return float64 (K,): the coefficients of least weighted cross-entropy, by Newton's method."""
+    """Return float64 (K,): the coefficients that minimize the weighted cross-entropy."""
+    # Newton's method, on inputs of one scale.
     scale_K = np.sqrt(np.mean(inputs_NK**2, axis=0)).clip(min=1e-12)
     scaled_NK = inputs_NK / scale_K
 
@@ -154,14 +156,14 @@ def _fit_logistic(inputs_NK: Floats, targets_N: Floats, weights_N: Floats) -> Fl
 
     coefficients_K = np.zeros(scaled_NK.shape[1])
     loss = measure_loss(coefficients_K)
-    for _ in range(_MOST_STEPS):
-        chance_N = _sigmoid(scaled_NK @ coefficients_K)
-        gradient_K = scaled_NK.T @ (weights_N * (chance_N - targets_N))
-        curvature_N = weights_N * chance_N * (1 - chance_N)
+    for _ in range(_MAX_STEPS):
+        probability_N = _sigmoid(scaled_NK @ coefficients_K)
+        gradient_K = scaled_NK.T @ (weights_N * (probability_N - targets_N))
+        curvature_N = weights_N * probability_N * (1 - probability_N)
         hessian_KK = scaled_NK.T @ (scaled_NK * curvature_N[:, None])
         ridge_KK = 2 * _RIDGE * np.eye(len(coefficients_K))
         step_K = np.linalg.solve(hessian_KK + ridge_KK, gradient_K + ridge_KK @ coefficients_K)
-        # Newton's step can overshoot where the curve is flat.
+        # A step can overshoot where the curve is flat.
         while (new_loss := measure_loss(coefficients_K - step_K)) > loss:
             step_K /= 2
         coefficients_K = coefficients_K - step_K
@@ -176,4 +178,5 @@ def _logit(share: float | Floats) -> Floats:
 
 
 def _sigmoid(logits_N: Floats) -> Floats:
+    # tanh cannot overflow, unlike 1 / (1 + exp(-z)).
     return np.asarray(0.5 * (1 + np.tanh(logits_N / 2)), np.float64)

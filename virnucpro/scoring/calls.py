@@ -1,6 +1,6 @@
-"""From scores of open frames to calls of chunks, and from those to calls of records.
+"""Turns the scores of frames into calls of chunks, and these into calls of records.
 
-The rule for a chunk is the original VirNucPro's; docs/results.md explains the one for a record.
+The rule for chunks is the original VirNucPro's; docs/results.md explains the rule for records.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CODON_BP = 3
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-# Arrays of Python objects: 8 bytes an entry where NumPy's text arrays take up to 52.
+# Arrays of Python objects take 8 bytes an entry; NumPy's text arrays would take up to 52.
 Words = np.ndarray[Any, np.dtype[np.object_]]
 
 _CALLS: Words = np.array(["none", "others", "virus"], dtype=object)
@@ -27,11 +27,11 @@ class ChunkCalls(NamedTuple):
     """One entry for each chunk, in input order.
 
     Attributes:
-        is_open: Whether the chunk has a scored open frame; the scores of others are NaN.
-        num_frames: Its open frames.
-        num_unscored: Those of its open frames without scores.
-        max_others: float32, the largest P(others) of its frames.
-        max_virus: float32, the largest P(virus) of its frames.
+        is_open: Whether the chunk has a scored open frame; the scores of other chunks are NaN.
+        num_frames: Open frames of the chunk.
+        num_unscored: Open frames of the chunk that have no scores.
+        max_others: float32, the maximum P(others) of its frames.
+        max_virus: float32, the maximum P(virus) of its frames.
         is_virus: Whether `max_virus >= max_others`.
     """
 
@@ -44,19 +44,19 @@ class ChunkCalls(NamedTuple):
 
 
 class RecordCalls(NamedTuple):
-    """One entry for each record, in input order; named as the columns of `records.tsv`.
+    """One entry for each record, in input order. The names are the columns of `records.tsv`.
 
     Attributes:
         num_chunks: Chunks that the record was cut into.
-        num_open_chunks: Those with an open frame.
-        num_frames: Its open frames.
+        num_open_chunks: Chunks with a scored open frame.
+        num_frames: Open frames of the record.
         num_viral_chunks: Open chunks that are called viral.
-        score: float64, the mean of its open chunks' scores; NaN when there is no call.
+        score: float64, the mean score of the open chunks; NaN if there is no call.
         call: `virus`, `others`, or `none`.
-        reason: Why there is no call: `empty`, `too_short` or `no_open_frame`; `out_of_memory` where
-            frames of the record have no scores, also if the others give it a call; else `-`.
-        probability: float64, that the record is viral; NaN when there is no call, or no calibration
-            to tell it.
+        reason: Why there is no call: `empty`, `too_short` or `no_open_frame`; `out_of_memory` if
+            frames of the record have no scores, even if other frames give it a call; else `-`.
+        probability: float64, the probability that the record is viral; NaN if there is no call or
+            no calibration.
     """
 
     num_chunks: Ints
@@ -73,13 +73,12 @@ def call_chunks(frame_scores: npt.NDArray[np.float32], chunk_first_frame: Ints) 
     """Return the original VirNucPro's call for each of C chunks.
 
     Args:
-        frame_scores: float32 (F, 2), P(others) and P(virus) of each open frame; NaN where they are
-            not known.
-        chunk_first_frame: int64 (C + 1); chunk c has the frames from its entry to the next.
+        frame_scores: float32 (F, 2), P(others) and P(virus) of each open frame; NaN if unknown.
+        chunk_first_frame: int64 (C + 1); chunk c has the frames from entry c to entry c + 1.
     """
     num_frames = np.diff(chunk_first_frame)
     has_frames = num_frames > 0
-    # Chunks without frames are left out: reduceat would give them their neighbour's frame.
+    # Leave out chunks without frames: reduceat would give them the frame of their neighbour.
     first_frames = chunk_first_frame[:-1][has_frames]
     max_scores = np.full((len(num_frames), 2), np.nan, np.float32)
     num_unscored = np.zeros(len(num_frames), np.int64)
@@ -104,14 +103,14 @@ def call_records(
     min_length_bp: int = 0,
     threshold: float = 0.5,
 ) -> RecordCalls:
-    """Return the call for each of R records; probabilities are left to a calibration.
+    """Return the calls of R records by their scores; a calibration adds the probabilities.
 
     Args:
         chunks: The calls of all chunks.
-        record_first_chunk: int64 (R + 1); record r has the chunks from its entry to the next.
-        length_bp: int64 (R,), the records' lengths.
-        min_length_bp: Shorter records are not called.
-        threshold: A record is called viral from this score on.
+        record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
+        length_bp: int64 (R,), the lengths of the records.
+        min_length_bp: Shorter records get no call.
+        threshold: The minimum score of a record that is called viral.
     """
     num_records = len(length_bp)
     num_chunks = np.diff(record_first_chunk)
@@ -144,21 +143,19 @@ def call_records(
     )
 
 
-def recall_records(records: RecordCalls, threshold: float | None) -> RecordCalls:
-    """Return the records with new calls: viral from this probability on, or none for None."""
+def call_by_probability(records: RecordCalls, threshold: float | None) -> RecordCalls:
+    """Return the records with new calls: viral from this probability on; no virus for None."""
     has_call = records.call != "none"
-    is_virus = np.zeros(len(has_call), np.bool_)
-    if threshold is not None:
-        is_virus = records.probability >= threshold
+    is_virus = records.probability >= (np.inf if threshold is None else threshold)
     return records._replace(call=_CALLS[np.where(has_call, 1 + is_virus, 0)])
 
 
 def score_chunks(chunks: ChunkCalls) -> npt.NDArray[np.float64]:
-    """Return each chunk's viral score in [0, 1], NaN for chunks without open frame.
+    """Return the viral score of each chunk in [0, 1]; NaN for chunks without a scored frame.
 
-    The score is at least 0.5 exactly when the chunk `is_virus`. This holds in float64 because the
-    maxima are float32: two that differ do so by 2**-24 of their size, far above rounding; equal
-    ones give 0.5 without rounding. In float32 the last bit could turn a call.
+    The score is at least 0.5 exactly if the chunk `is_virus`. This needs float64: two float32
+    maxima that differ do so by at least 2**-24 of their size, which is far above the rounding of
+    float64, and equal maxima give 0.5 without rounding. In float32, rounding could change a call.
     """
     max_virus = chunks.max_virus.astype(np.float64)
     return max_virus / (max_virus + chunks.max_others)

@@ -14,7 +14,8 @@ from virnucpro.config import PredictConfig
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass, gather_features
 from virnucpro.errors import ClassifierError
-from virnucpro.scoring.classifier import Classifier, load_classifier
+from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.frame_store import FrameStore
 
 _ROWS_AT_ONCE = 16_384

@@ -1,1 +1,1 @@
-"""Training a classifier: what it learns from, the splits, the fit, the calibration, the report."""
+"""Trains a classifier: labelled records, splits, the fit of the head, and held-out fragments."""

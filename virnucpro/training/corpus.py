@@ -1,4 +1,4 @@
-"""What a classifier may be trained on: labelled records, their chunks, and the frames of those.
+"""Labelled records, their chunks and their frames, from which a classifier is trained.
 
 Shapes: R records, C chunks, F frames, K classes.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from virnucpro.config import input_stem
 from virnucpro.errors import InputError
-from virnucpro.reports.tsv import read_table
+from virnucpro.reports.tables import read_table
 from virnucpro.sequences.frame_store import FrameStore
 
 Bools = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ _BASES = frozenset("ACGT")
 
 
 class InputClass(NamedTuple):
-    """One kind of sequences: an input file, or a directory of the original's features."""
+    """A class of records: an input file, or a directory of the original's features."""
 
     name: str
     is_viral: bool
@@ -38,13 +38,13 @@ class Corpus:
     """Labelled records in the order of the input.
 
     Attributes:
-        classes: The K kinds of sequences.
+        classes: The K classes.
         record_ids: The R ids.
-        record_class: int64 (R,), index into `classes`.
+        record_class: int64 (R,), an index into `classes`.
         chunk_record: int64 (C,), the record of each chunk.
-        chunk_number: int64 (C,), its position among the record's chunks, from 0.
-        chunk_first_frame: int64 (C + 1,); chunk c has the frames from its entry to the next.
-        is_usable: bool (C,), chunks that have frames and no ambiguous base.
+        chunk_number: int64 (C,), its position among the chunks of the record, from 0.
+        chunk_first_frame: int64 (C + 1,); chunk c has the frames from entry c to entry c + 1.
+        is_usable: bool (C,), whether the chunk has frames and no ambiguous base.
     """
 
     classes: tuple[InputClass, ...]
@@ -57,35 +57,35 @@ class Corpus:
 
     @cached_property
     def is_viral(self) -> Bools:
-        """Which classes are viral: bool (K,)."""
+        """Bool (K,): whether each class is viral."""
         return np.array([one.is_viral for one in self.classes])
 
     @cached_property
     def chunk_class(self) -> Ints:
-        """The class of each chunk: int64 (C,)."""
+        """int64 (C,): the class of each chunk."""
         return self.record_class[self.chunk_record]
 
     @cached_property
     def num_frames(self) -> Ints:
-        """The frames of each chunk that may be trained on: int64 (C,)."""
+        """int64 (C,): the number of frames of each chunk; 0 if the chunk is not usable."""
         return np.where(self.is_usable, np.diff(self.chunk_first_frame), 0)
 
     @cached_property
     def num_chunks(self) -> Ints:
-        """Up to which chunk each record reaches: int64 (R,)."""
+        """int64 (R,): the chunks of each record up to its last known one."""
         found = np.zeros(len(self.record_ids), np.int64)
         np.maximum.at(found, self.chunk_record, self.chunk_number + 1)
         return found
 
     def rows(self, chunks: Ints) -> Ints:
-        """Return int64 (F,): the rows of the frames of some chunks, in their order."""
+        """Return int64 (F,): the rows of the frames of `chunks`, in this order."""
         first, num_frames = self.chunk_first_frame[chunks], self.num_frames[chunks]
         before = np.cumsum(num_frames) - num_frames
         return np.repeat(first - before, num_frames) + np.arange(num_frames.sum())
 
 
 def name_classes(viral: Sequence[str], other: Sequence[str]) -> tuple[InputClass, ...]:
-    """Return a class for each file, named after it, or by its whole path where names are alike."""
+    """Return a class for each file, named after the file, or by its path if names are equal."""
     paths = [*viral, *other]
     stems = [input_stem(path) for path in paths]
     return tuple(
@@ -97,12 +97,13 @@ def name_classes(viral: Sequence[str], other: Sequence[str]) -> tuple[InputClass
 def make_corpus(store: FrameStore, classes: tuple[InputClass, ...]) -> Corpus:
     """Return the records of a frame store, whose inputs are the classes.
 
-    A chunk with an ambiguous base is left out whole, as in the original's training: what such a
-    base stands for is not known, and its codon translates to nothing.
+    A chunk with an ambiguous base is not usable, as in the original's training: nobody knows which
+    base it stands for, and its codon has no translation.
     """
     num_chunks = np.diff(store.record_first_chunk)
     chunk_record = np.repeat(np.arange(store.num_records), num_chunks)
     is_usable = np.diff(store.chunk_first_frame) > 0
+    # The sequences of all chunks may not fit the memory, so they are read in blocks.
     for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
         stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
         is_usable[start:stop] &= [
@@ -120,7 +121,7 @@ def make_corpus(store: FrameStore, classes: tuple[InputClass, ...]) -> Corpus:
 
 
 def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
-    """Return the group of each record; one that the table does not name is a group of its own.
+    """Return the group of each record; a record that is not in the table is its own group.
 
     Args:
         path: A table with the columns `id` and `group`.
@@ -144,9 +145,9 @@ def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
 def describe_classes(
     corpus: Corpus, splits: Mapping[str, Ints], groups: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return for each class what the report says of it, the chosen chunks of each split included.
+    """Return what the report says about each class, and about its chosen chunks in each split.
 
-    Records without a usable frame are counted: no classifier calls those.
+    Records without a usable frame are counted apart, because no classifier can call them.
     """
     has_frames = np.zeros(len(corpus.record_ids), np.bool_)
     has_frames[corpus.chunk_record[corpus.is_usable]] = True

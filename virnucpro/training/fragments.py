@@ -1,10 +1,10 @@
-"""Held-out chunks joined to pieces of several lengths, which stand for contigs of these lengths.
+"""Joins held-out chunks into fragments of several lengths, which stand for contigs of a genome.
 
-Training sequences are often whole genomes, and what is to be classified is reads and contigs. Since
-a record's score is the mean of its chunks' scores, every stretch of neighbouring chunks is scored
-without embedding anything again.
+Training sequences are often whole genomes, but a classifier is used on reads and contigs. The score
+of a record is the mean score of its chunks, so any run of neighbouring chunks can be scored without
+new embeddings.
 
-Shapes: C chunks, N stretches.
+Shapes: C chunks, N fragments, R records.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from virnucpro.training.corpus import Corpus, Ints
 from virnucpro.training.splits import HELD_OUT_RUN, balance
 
 SIZES = (1, 2, 4, 8, HELD_OUT_RUN)
-"""Chunks of a stretch, at most; it has more than half as many."""
+"""The maximum number of chunks in a fragment; a fragment has more than half of it."""
 
 Floats = npt.NDArray[np.float64]
 
 
 def name_size(size: int) -> str:
-    """Return how a report calls stretches of one of `SIZES`: `1 chunk`, `5-8 chunks`."""
-    fewest = size // 2 + 1
-    return "1 chunk" if size == 1 else f"{fewest}-{size} chunks" if fewest < size else "2 chunks"
+    """Return the name of a size in reports: `1 chunk`, `2 chunks`, `5-8 chunks`."""
+    min_chunks = size // 2 + 1
+    if min_chunks < size:
+        return f"{min_chunks}-{size} chunks"
+    return "1 chunk" if size == 1 else f"{size} chunks"
 
 
-class Stretches(NamedTuple):
-    """Stretches of all sizes, one after the other.
+class Fragments(NamedTuple):
+    """Fragments of all sizes, size after size.
 
     Attributes:
-        size: int64 (N,), which of `SIZES`.
-        record: int64 (N,), the record that each is from.
-        score: float64 (N,), the mean of its open chunks' scores.
+        size: int64 (N,), one of `SIZES`.
+        record: int64 (N,), the record that the fragment is from.
+        score: float64 (N,), the mean score of its open chunks.
         num_open_chunks: int64 (N,), at least 1.
     """
 
@@ -46,46 +48,41 @@ class Stretches(NamedTuple):
     num_open_chunks: Ints
 
 
-def join_chunks(corpus: Corpus, chunks: Ints, chunk_score: Floats) -> Stretches:
-    """Return the stretches of held-out chunks.
+def join_chunks(corpus: Corpus, chunks: Ints, chunk_score: Floats) -> Fragments:
+    """Return the fragments that held-out chunks make.
 
-    Each size covers every record from its first chunk on. A stretch at a record's end that is no
-    longer than half of a size belongs to a smaller one.
+    The fragments of each size cover every record from its first chunk on. The last fragment of a
+    record is left out if it has no more than half of the size: a smaller size covers it.
 
     Args:
         corpus: The records.
         chunks: int64 (C,), usable chunks.
-        chunk_score: float64 (C,), the score of each.
+        chunk_score: float64 (C,), their scores.
     """
-    return Stretches._make(
-        np.concatenate(columns)
-        for columns in zip(
-            *(_join(corpus, chunks, chunk_score, size) for size in SIZES), strict=True
-        )
-    )
+    record = corpus.chunk_record[chunks]
+    parts = []
+    for size in SIZES:
+        number = corpus.chunk_number[chunks] // size
+        is_long = np.minimum(corpus.num_chunks[record] - number * size, size) > size // 2
+        # One integer for each fragment: its number follows that of the record.
+        keys, fragment = np.unique(record[is_long] << 32 | number[is_long], return_inverse=True)
+        num_open_chunks = np.bincount(fragment, minlength=len(keys))
+        score = np.bincount(fragment, chunk_score[is_long], len(keys)) / num_open_chunks
+        parts.append(Fragments(np.full(len(keys), size), keys >> 32, score, num_open_chunks))
+    return Fragments._make(map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _join(corpus: Corpus, chunks: Ints, chunk_score: Floats, size: int) -> Stretches:
-    record, number = corpus.chunk_record[chunks], corpus.chunk_number[chunks] // size
-    num_chunks = np.minimum(corpus.num_chunks[record] - number * size, size)
-    is_long = num_chunks > size // 2
-    keys, stretch = np.unique(record[is_long] << 32 | number[is_long], return_inverse=True)
-    num_open_chunks = np.bincount(stretch, minlength=len(keys))
-    total = np.bincount(stretch, chunk_score[is_long], len(keys))
-    return Stretches(np.full(len(keys), size), keys >> 32, total / num_open_chunks, num_open_chunks)
+def weigh(corpus: Corpus, fragments: Fragments) -> Floats:
+    """Return float64 (N,): weights that balance all sizes, and the classes within each size.
 
-
-def weigh(corpus: Corpus, stretches: Stretches) -> Floats:
-    """Return float64 (N,): weights under which all sizes count alike, and within each the classes.
-
-    Stretches of a size that only viral or only other records reach have the weight 0.
+    A size has the weight 0 if only viral or only other records are long enough for it.
     """
-    class_N = corpus.record_class[stretches.record]
+    class_N = corpus.record_class[fragments.record]
     weight = np.zeros(len(class_N))
     for size in SIZES:
-        chosen = stretches.size == size
-        kinds = corpus.is_viral[class_N[chosen]]
-        if kinds.any() and not kinds.all():
+        chosen = fragments.size == size
+        is_viral = corpus.is_viral[class_N[chosen]]
+        if is_viral.any() and not is_viral.all():
             weight[chosen] = balance(class_N[chosen], corpus.is_viral)
     weight *= np.count_nonzero(weight) / weight.sum()
     return weight
@@ -93,25 +90,25 @@ def weigh(corpus: Corpus, stretches: Stretches) -> Floats:
 
 def make_predictions(
     corpus: Corpus,
-    stretches: Stretches,
+    fragments: Fragments,
     probability: Floats,
     cluster_of_record: Ints,
     threshold: float,
 ) -> Predictions:
-    """Return the stretches as what a report measures.
+    """Return the fragments in the form that a report measures.
 
     Args:
         corpus: The records.
-        stretches: Of those.
-        probability: float64 (N,), of each stretch.
+        fragments: The fragments of these records.
+        probability: float64 (N,), the probability that each fragment is viral.
         cluster_of_record: int64 (R,), the number of each record's group.
-        threshold: A stretch is called viral from this score on.
+        threshold: The minimum score of a fragment that is called viral.
     """
     return Predictions(
-        is_viral=corpus.is_viral[corpus.record_class[stretches.record]],
-        score=stretches.score,
+        is_viral=corpus.is_viral[corpus.record_class[fragments.record]],
+        score=fragments.score,
         probability=probability,
-        is_called=stretches.score >= threshold,
-        cluster=cluster_of_record[stretches.record],
-        weight=weigh(corpus, stretches),
+        is_called=fragments.score >= threshold,
+        cluster=cluster_of_record[fragments.record],
+        weight=weigh(corpus, fragments),
     )

@@ -1,6 +1,6 @@
-"""Who learns, who decides when to stop, who is only looked at in the end; and in what balance.
+"""Splits records into train, validation and test sets, and balances classes.
 
-Shapes: R records, C chunks, G groups, K classes, N chosen chunks or whatever else is weighed.
+Shapes: R records, C chunks, G groups, K classes, N things that are weighted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from virnucpro.training.corpus import Corpus, Ints
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT_RUN = 16
-"""Neighbouring chunks that are held out together, so that they can be joined to longer pieces."""
+"""Neighbouring chunks that are held out together, so that they can be joined to fragments."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,15 +25,15 @@ def split_groups(
 ) -> Ints:
     """Return int64 (R,): the split of each record, an index into `SPLITS`.
 
-    A group is never on two sides. Within each class, groups come in random order to the split that
-    is the least full for its share, measured in frames; a class of at least three groups is in all
-    splits. A group of several classes counts with the one that it has most frames of.
+    All records of a group are in the same split. The groups of each class, in random order, go to
+    the split that is the least full for its share, measured in frames. A class of at least three
+    groups is in all splits. A group of several classes belongs to the class of most of its frames.
 
     Args:
         corpus: The records.
         groups: The group of each record.
-        shares: What part of the frames each split is to have.
-        seed: Of the order.
+        shares: The share of the frames that each split gets.
+        seed: The seed of the order.
     """
     random = np.random.default_rng(seed)
     names, group_R = np.unique(np.array(groups), return_inverse=True)
@@ -49,12 +49,13 @@ def split_groups(
 
 
 def _fill(sizes: Floats, shares: tuple[float, float, float]) -> Ints:
-    """Return the split of each of some groups of the given sizes."""
+    """Return the splits of groups with these sizes."""
     filled = np.zeros(len(SPLITS))
     splits = np.zeros(len(sizes), np.int64)
     for index, size in enumerate(sizes.tolist()):
         splits[index] = ((filled + size) / shares).argmin()
         filled[splits[index]] += size
+    # A large group can leave a split empty; it then gets the smallest group.
     for held_out in (1, 2):
         rest = np.flatnonzero(splits == 0)
         if len(sizes) >= len(SPLITS) and filled[held_out] == 0 and len(rest) > 1:
@@ -64,16 +65,16 @@ def _fill(sizes: Floats, shares: tuple[float, float, float]) -> Ints:
 
 
 def choose_chunks(corpus: Corpus, split_of_record: Ints, seed: int) -> dict[str, Ints]:
-    """Return for each split the chunks to embed, ascending.
+    """Return the chunks to embed in each split, in ascending order.
 
-    All viral chunks are taken, and of each other class, at random, as many frames as make the
-    others together as many as the viral ones, or all it has. Training takes single chunks; what is
-    held out comes in runs of neighbours.
+    All viral chunks are taken. Every other class gives random chunks with an equal number of
+    frames, so that all others together have as many frames as the viral ones. A class with fewer
+    frames gives all. The training split takes single chunks, the others runs of neighbours.
 
     Args:
         corpus: The records.
         split_of_record: int64 (R,), from `split_groups`.
-        seed: Of the choice.
+        seed: The seed of the choice.
 
     Raises:
         UsageError: A split has no viral frames, or no others.
@@ -85,7 +86,12 @@ def choose_chunks(corpus: Corpus, split_of_record: Ints, seed: int) -> dict[str,
         run_length = 1 if name == "train" else HELD_OUT_RUN
         candidates = np.flatnonzero(corpus.is_usable & (split_C == index))
         viral = corpus.is_viral[corpus.chunk_class[candidates]]
-        _check_both(name, viral)
+        if viral.all() or not viral.any():
+            missing = "viral" if not viral.any() else "other"
+            raise UsageError(
+                f"the {name} split has no open frame of {missing} sequences; wanted records of at "
+                "least three groups of each kind, or other shares (--valid-share, --test-share)"
+            )
         wanted = corpus.num_frames[candidates[viral]].sum() / (~corpus.is_viral).sum()
         parts = [candidates[viral]]
         for class_index in np.flatnonzero(~corpus.is_viral):
@@ -95,19 +101,11 @@ def choose_chunks(corpus: Corpus, split_of_record: Ints, seed: int) -> dict[str,
     return chosen
 
 
-def _check_both(name: str, viral: npt.NDArray[np.bool_]) -> None:
-    missing = "viral" if not viral.any() else "other" if viral.all() else None
-    if missing is not None:
-        raise UsageError(
-            f"the {name} split has no open frame of {missing} sequences; wanted records of at "
-            "least three groups of each kind, or other shares (--valid-share, --test-share)"
-        )
-
-
 def _take_runs(
     corpus: Corpus, chunks: Ints, run_length: int, num_frames: float, random: np.random.Generator
 ) -> Ints:
-    """Return those of `chunks` that lie in random runs, until these have enough frames."""
+    """Return the part of `chunks` that lies in random runs with about `num_frames` frames."""
+    # One integer for each run of a record: its number follows that of the record.
     keys = corpus.chunk_record[chunks] << 32 | corpus.chunk_number[chunks] // run_length
     runs, run_of_chunk = np.unique(keys, return_inverse=True)
     size = np.bincount(run_of_chunk, corpus.num_frames[chunks], len(runs))
@@ -119,14 +117,15 @@ def _take_runs(
 
 
 def balance(class_N: Ints, is_viral: npt.NDArray[np.bool_]) -> Floats:
-    """Return float64 (N,): weights under which viral ones are one half and other classes alike.
+    """Return float64 (N,): weights of one half for the viral part, and equal for other classes.
 
     Args:
-        class_N: int64 (N,), the class of each; both kinds must occur.
-        is_viral: bool (K,), which classes are viral.
+        class_N: int64 (N,), the class of each thing; both kinds must occur.
+        is_viral: bool (K,), whether each class is viral.
     """
     count_K = np.bincount(class_N, minlength=len(is_viral))
     num_viral = count_K[is_viral].sum()
+    # A class that does not occur must not get a share.
     num_other_classes = np.count_nonzero(count_K[~is_viral])
     other_K = 0.5 / (num_other_classes * np.maximum(count_K, 1))
     return np.where(is_viral[class_N], 0.5 / num_viral, other_K[class_N])

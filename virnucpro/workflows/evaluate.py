@@ -1,13 +1,13 @@
-"""`evaluate`: the calls of a finished run, compared with the truth."""
+"""`evaluate`: compares the calls of a finished run with the truth."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,14 +22,14 @@ from virnucpro.reports.report import (
     measure_subsets,
     write_report,
 )
-from virnucpro.reports.tsv import read_table
+from virnucpro.reports.tables import read_table
 
 logger = logging.getLogger(__name__)
 
 _IS_VIRAL = {"virus": True, "viral": True, "1": True, "others": False, "other": False, "0": False}
 _LENGTH_EDGES_BP = (500, 1000, 3000, 10_000)
-_MOST_GROUPS = 50
-# Below every score: a record without a call is the last that would be called viral.
+_MAX_GROUPS = 50
+# It is below every score, so that a record without a call ranks last.
 _SCORE_WITHOUT_CALL = -1.0
 
 
@@ -38,9 +38,9 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-        sections: All figures; the first is that of all records with a call.
-        without_call: For `virus` and `others` how many records have no call, by reason.
-        output_dir: Where the report is.
+        sections: All figures; the first section is that of all records with a call.
+        without_call: How many records of `virus` and of `others` have no call, by reason.
+        output_dir: The directory of the report.
     """
 
     sections: list[Section]
@@ -48,24 +48,24 @@ class Evaluation:
     output_dir: Path
 
 
-class _Labelled(NamedTuple):
-    """The records that have a label, in the order of `records.tsv`."""
-
-    predictions: Predictions
-    has_call: Bools
-    reason: list[str]
-    length_bp: Ints
-    name_of_class: list[str]
-    group: list[str]
-    resampled: Resampled
-
-
 class _Label(NamedTuple):
-    """What the truth says of a record; class and group are empty where it names none."""
+    """The truth about a record; class and group are empty if the table does not give them."""
 
     is_viral: bool
     name_of_class: str
     group: str
+
+
+class _Record(NamedTuple):
+    """A record that has a label, as `records.tsv` describes it."""
+
+    id: str
+    label: _Label
+    call: str
+    reason: str
+    length: float
+    score: float
+    probability: float
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -84,25 +84,28 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             "another directory (-o)"
         )
     truth = _read_truth(config.truth)
-    labelled = _read_records(config, truth)
-    has_call, is_viral = labelled.has_call, labelled.predictions.is_viral
+    records = _read_records(config, truth)
     without_call = {
         name: dict(
             Counter(
-                reason
-                for reason, called, viral in zip(labelled.reason, has_call, is_viral, strict=True)
-                if not called and viral == wanted
+                record.reason
+                for record in records
+                if record.call == "none" and record.label.is_viral == is_viral
             )
         )
-        for name, wanted in (("virus", True), ("others", False))
+        for name, is_viral in (("virus", True), ("others", False))
     }
-    called = labelled.predictions.select(has_call)
-    subsets = list(_make_subsets(labelled))
-    of_called = ((name, chosen[has_call]) for name, chosen in subsets)
+    has_call = np.array([record.call != "none" for record in records])
+    predictions = _make_predictions(records, has_call)
+    called = predictions.select(has_call)
+    subsets = list(_make_subsets(records, predictions.is_viral))
+    of_called = [(name, chosen[has_call]) for name, chosen in subsets]
+    resampled: Resampled = "groups" if any(one.label.group for one in records) else "records"
     sections = [
-        *measure_subsets("with a call", called, of_called, labelled.resampled),
-        *measure_subsets("all", labelled.predictions, subsets, labelled.resampled),
+        *measure_subsets("with a call", called, of_called, resampled),
+        *measure_subsets("all", predictions, subsets, resampled),
     ]
+    # Nothing is written before both tables are read and measured.
     directory.mkdir(parents=True, exist_ok=True)
     about = {
         "predictions": str(config.records_tsv),
@@ -127,88 +130,81 @@ def _read_truth(path: Path) -> dict[str, _Label]:
         found = _Label(_IS_VIRAL[line["label"]], line.get("class", ""), line.get("group", ""))
         if truth.setdefault(line["id"], found) != found:
             raise InputError(
-                f"{path}, line {number}: {line['id']!r} had another label, class or group before"
+                f"{path}, line {number}: {line['id']!r} had another label, class or group before; "
+                "keep one line of the two"
             )
     return truth
 
 
-def _read_records(config: EvaluateConfig, truth: dict[str, _Label]) -> _Labelled:
+def _read_records(config: EvaluateConfig, truth: dict[str, _Label]) -> list[_Record]:
+    """Return the records that have a label, in the order of `records.tsv`."""
     path = config.records_tsv
     columns = ("record_id", "length", "score", "call", "reason")
-    labelled, num_records = [], 0
+    records, num_records = [], 0
     for number, line in read_table(path, columns, ("probability",)):
         num_records += 1
-        if line["record_id"] in truth:
-            labelled.append((number, line))
-    if not labelled:
+        if line["record_id"] not in truth:
+            continue
+        numbers = []
+        for name in ("length", "score", "probability"):
+            word = line.get(name, "NA")
+            try:
+                numbers.append(np.nan if word == "NA" else float(word))
+            except ValueError as error:
+                raise InputError(
+                    f"{path}, line {number}: {name} is {word!r}, wanted a number or NA"
+                ) from error
+        label = truth[line["record_id"]]
+        records.append(_Record(line["record_id"], label, line["call"], line["reason"], *numbers))
+    if not records:
         raise InputError(
             f"{config.truth}: none of its {len(truth)} ids is among the {num_records} records of "
             f"{path}; wanted the first words of the sequences' headers"
         )
     logger.info(
         "%d of %d records have a label; %d labels have no record",
-        len(labelled),
+        len(records),
         num_records,
-        len(truth.keys() - {line["record_id"] for _, line in labelled}),
+        len(truth.keys() - {record.id for record in records}),
     )
-    found = [truth[line["record_id"]] for _, line in labelled]
-    has_call = np.array([line["call"] != "none" for _, line in labelled])
-    score = _read_numbers(path, labelled, "score")
-    return _Labelled(
-        Predictions(
-            is_viral=np.array([label.is_viral for label in found]),
-            score=np.where(has_call, score, _SCORE_WITHOUT_CALL),
-            probability=_read_numbers(path, labelled, "probability"),
-            is_called=np.array([line["call"] == "virus" for _, line in labelled]),
-            cluster=_number_groups([label.group for label in found]),
-            weight=np.ones(len(found)),
-        ),
-        has_call,
-        [line["reason"] for _, line in labelled],
-        _read_numbers(path, labelled, "length").astype(np.int64),
-        [label.name_of_class for label in found],
-        [label.group for label in found],
-        "groups" if any(label.group for label in found) else "records",
+    return records
+
+
+def _make_predictions(records: Sequence[_Record], has_call: Bools) -> Predictions:
+    score = np.array([record.score for record in records])
+    return Predictions(
+        is_viral=np.array([record.label.is_viral for record in records]),
+        score=np.where(has_call, score, _SCORE_WITHOUT_CALL),
+        probability=np.array([record.probability for record in records]),
+        is_called=np.array([record.call == "virus" for record in records]),
+        cluster=_number_groups([record.label.group for record in records]),
+        weight=np.ones(len(records)),
     )
 
 
-def _number_groups(groups: list[str]) -> Ints:
-    """Return int64 (N,): the number of each record's group; a record without one has its own."""
+def _number_groups(groups: Sequence[str]) -> Ints:
+    """Return int64 (N,): the number of each record's group; records without one get their own."""
     group = np.array(groups, dtype=object)
     number = np.unique(group, return_inverse=True)[1].astype(np.int64)
     alone = np.flatnonzero(group == "")
+    # Numbers from N on are free: there are at most N groups.
     number[alone] = len(group) + alone
     return number
 
 
-def _read_numbers(path: Path, lines: list[tuple[int, dict[str, str]]], name: str) -> Any:
-    numbers = np.full(len(lines), np.nan)
-    for index, (number, line) in enumerate(lines):
-        word = line.get(name, "NA")
-        try:
-            numbers[index] = np.nan if word == "NA" else float(word)
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number}: {name} is {word!r}, wanted a number or NA"
-            ) from error
-    return numbers
-
-
-def _make_subsets(labelled: _Labelled) -> Iterator[tuple[str, Bools]]:
+def _make_subsets(records: Sequence[_Record], is_viral: Bools) -> Iterator[tuple[str, Bools]]:
     """Yield the length bins, the classes and the largest groups."""
-    edges = (0, *_LENGTH_EDGES_BP)
-    bins = np.digitize(labelled.length_bp, _LENGTH_EDGES_BP)
-    for index, low in enumerate(edges):
-        is_last = index == len(edges) - 1
-        name = f"length {low}+" if is_last else f"length {low}-{edges[index + 1] - 1}"
-        yield name, bins == index
-    groups = Counter(name for name in labelled.group if name)
-    largest = [name for name, _ in groups.most_common(_MOST_GROUPS)]
+    bins = np.digitize([record.length for record in records], _LENGTH_EDGES_BP)
+    for index, low in enumerate((0, *_LENGTH_EDGES_BP)):
+        high = f"-{_LENGTH_EDGES_BP[index] - 1}" if index < len(_LENGTH_EDGES_BP) else "+"
+        yield f"length {low}{high}", bins == index
+    classes = [record.label.name_of_class for record in records]
+    groups = [record.label.group for record in records]
+    largest = Counter(name for name in groups if name).most_common(_MAX_GROUPS)
     for what, names, wanted in (
-        ("class", labelled.name_of_class, set(labelled.name_of_class)),
-        ("group", labelled.group, largest),
+        ("class", classes, set(classes) - {""}),
+        ("group", groups, {name for name, _ in largest}),
     ):
         name_N = np.array(names, dtype=object)
-        for name in sorted(set(wanted) - {""}):
-            is_viral = labelled.predictions.is_viral
+        for name in sorted(wanted):
             yield against_the_rest(f"{what} {name}", name_N == name, is_viral)

@@ -34,12 +34,8 @@ from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.calls import call_chunks, score_chunks
-from virnucpro.scoring.classifier import (
-    Classifier,
-    ClassifierMetadata,
-    load_classifier,
-    save_classifier,
-)
+from virnucpro.scoring.classifier import Classifier, ClassifierMetadata
+from virnucpro.scoring.classifier_files import load_classifier, save_classifier
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
 from virnucpro.training.corpus import (
     Corpus,
@@ -51,7 +47,7 @@ from virnucpro.training.corpus import (
 )
 from virnucpro.training.fragments import (
     SIZES,
-    Stretches,
+    Fragments,
     join_chunks,
     make_predictions,
     name_size,
@@ -248,15 +244,15 @@ def _make_examples(material: _Material, split: str) -> Examples:
     )
 
 
-def _score(material: _Material, head: Classifier, split: str) -> Stretches:
-    """Return the stretches of a held-out split, scored as `predict` scores records."""
+def _score(material: _Material, head: Classifier, split: str) -> Fragments:
+    """Return the fragments of a held-out split, scored as `predict` scores records."""
     corpus, chunks = material.corpus, material.chosen[split]
     frame_scores = head.score(material.gather(corpus.rows(chunks)))
     first_frame = np.concatenate([[0], np.cumsum(corpus.num_frames[chunks])])
     return join_chunks(corpus, chunks, score_chunks(call_chunks(frame_scores, first_frame)))
 
 
-def _calibrate(corpus: Corpus, valid: Stretches) -> Calibration:
+def _calibrate(corpus: Corpus, valid: Fragments) -> Calibration:
     weight = weigh(corpus, valid)
     used = weight > 0
     is_viral = corpus.is_viral[corpus.record_class[valid.record]]
@@ -270,7 +266,7 @@ def _report(
     directory: RunDirectory,
     material: _Material,
     calibration: Calibration,
-    test: Stretches,
+    test: Fragments,
 ) -> list[Section]:
     """Draw the figures and return the figures in numbers of what training has not seen."""
     corpus = material.corpus
@@ -280,9 +276,9 @@ def _report(
     used = found.weight > 0
     found, size = found.select(used), test.size[used]
     lengths = [(name_size(one), size == one) for one in SIZES]
-    class_of_stretch = corpus.record_class[test.record[used]]
+    class_of_fragment = corpus.record_class[test.record[used]]
     classes = [
-        against_the_rest(f"class {one.name}", class_of_stretch == index, found.is_viral)
+        against_the_rest(f"class {one.name}", class_of_fragment == index, found.is_viral)
         for index, one in enumerate(corpus.classes)
     ]
     draw_report(directory.path, found, f"{config.output_path.name}: held-out records")

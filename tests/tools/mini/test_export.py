@@ -12,7 +12,7 @@ from tools.mini.export import export_model
 from tools.mini.frames import DNA_PAD, PROTEIN_PAD, make_frames
 from tools.mini.genomes import CODE_OF_BYTE
 from tools.mini.model import MiniModel, Sizes, pool
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences import frames as pipeline_frames
 
 SIZES = Sizes(

@@ -31,7 +31,7 @@ from tools.mini.train import (
     write_settings,
 )
 from virnucpro.scoring import calls as scoring
-from virnucpro.scoring.classifier import load_classifier
+from virnucpro.scoring.classifier_files import load_classifier
 
 KINDS = {
     "viral/phage": "AAA ATA TTA AAT GAT",

@@ -1,8 +1,8 @@
-"""Watching a run: what each process does is counted, published, judged and read back.
+"""Watches a run: counts what each process does, publishes it, judges it, and reads it back.
 
-The loop counts in a `PassStatus`; a `Monitor` in each process publishes that, and the main process
-writes all of it to metrics.jsonl, which is the only thing that a view of a run reads (`RunState`).
-Nothing here imports torch: `virnucpro monitor` is to start at once.
+The loop counts into a `PassStatus`. A `Monitor` in each process publishes it as a `Sample`, and the
+main process writes all samples to metrics.jsonl. A view of a run reads only this file (`RunState`).
+Nothing here imports torch, so that `virnucpro monitor` starts at once.
 """
 
 from virnucpro.runtime.monitoring.monitor import Monitor

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of one GPU, through nvitop."""
+"""Reads one GPU through NVIDIA's management library, by nvitop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GpuReading:
-    """A GPU at one moment; None for what it does not tell.
+    """The state of a GPU at one moment; None for each value that the GPU does not report.
 
     Attributes:
-        utilization_percent: Of the last second or less, the share in which a kernel ran.
-        memory_bytes: In use, by any process.
+        utilization_percent: The share of the last second or less in which a kernel ran.
+        memory_bytes: Memory in use, by any process.
     """
 
     utilization_percent: float | None = None
@@ -27,42 +27,38 @@ class GpuReading:
 
 
 def open_gpu(uuid: str | None) -> Callable[[], GpuReading | None]:
-    """Return a function that reads the GPU with this UUID, and returns None where nothing can.
+    """Return a function that reads the GPU with this UUID; it returns None where it cannot.
 
-    The UUID (`GPU-...`) is the one name of a GPU that CUDA and the management library share: their
+    The UUID (`GPU-...`) is the only name of a GPU that CUDA and the management library share. Their
     numbers differ with CUDA_VISIBLE_DEVICES, and where CUDA sorts by speed.
     """
     if uuid is None:
         return lambda: None
-    # It would tell at length how to install a driver.
+    # Without a driver, nvitop would explain at length how to install one.
     logging.getLogger("nvitop.api.libnvml").addFilter(lambda record: False)
     try:
         from nvitop import Device
 
         device = Device(uuid=uuid)
-    except Exception as error:  # no library, no right to use it: whatever it is, the run goes on
+    except Exception as error:  # no library or no permission: the run goes on without readings
         logger.debug("GPU %s is not watched: %s", uuid, error)
         return lambda: None
 
     def read() -> GpuReading | None:
         try:
-            return _read(device)
+            milliwatts = _number(device.power_usage())
+            return GpuReading(
+                utilization_percent=_number(device.gpu_utilization()),
+                memory_bytes=_number(device.memory_used()),
+                memory_total_bytes=_number(device.memory_total()),
+                power_watts=None if milliwatts is None else round(milliwatts / 1000, 1),
+                temperature_celsius=_number(device.temperature()),
+            )
         except Exception as error:
             logger.debug("GPU %s does not answer: %s", uuid, error)
             return None
 
     return read
-
-
-def _read(device: Any) -> GpuReading:
-    power_milliwatts = _number(device.power_usage())
-    return GpuReading(
-        utilization_percent=_number(device.gpu_utilization()),
-        memory_bytes=_number(device.memory_used()),
-        memory_total_bytes=_number(device.memory_total()),
-        power_watts=None if power_milliwatts is None else round(power_milliwatts / 1000, 1),
-        temperature_celsius=_number(device.temperature()),
-    )
 
 
 def _number(value: Any) -> Any:

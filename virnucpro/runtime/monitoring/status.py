@@ -1,35 +1,49 @@
-"""What one process is doing: counted by the loop, and as a line of metrics.jsonl."""
+"""What one process does in one pass: counted by the loop, and kept as a line of metrics.jsonl."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from virnucpro.runtime.monitoring.gpu import GpuReading
 
+_COUNTERS = (
+    *("state", "total_rows", "total_cost", "budget_tokens"),
+    *("num_rows", "num_tokens", "num_batches", "cost"),
+    *("load_seconds", "loop_seconds", "data_seconds", "device_seconds", "disk_seconds"),
+)
+_RUN_JSON_KEYS = (
+    *("num_rows", "num_tokens", "failed_rows", "budget_tokens", "load_seconds", "loop_seconds"),
+    *("data_seconds", "device_seconds", "disk_seconds", "peak_memory_bytes", "compiled"),
+)
+
 
 @dataclass
 class PassStatus:
-    """One process in one pass. The loop counts here, any thread may read.
+    """The counters of one process in one pass. The loop writes them; any thread may read them.
 
     Attributes:
-        name: Of the pass, for people.
-        total_rows: Rows that all processes have to embed.
-        total_cost: What these cost, in tokens.
-        budget_tokens: Of a batch, in this process.
+        name: The name of the pass, for people.
+        total_rows: Rows that all processes together have to embed.
+        total_cost: The cost of these rows, in tokens.
+        budget_tokens: The tokens that a batch of this process may have.
         state: `loading`, `embedding`, `waiting` (for the other processes), or `done`.
-        num_rows: Rows that this process has handed to the writer.
-        num_tokens: Their tokens, special ones included.
-        num_batches: Their batches.
-        cost: What they cost by the plan, in tokens; compares with `total_cost`.
-        data_seconds: Waited for the loader.
-        device_seconds: The device computed.
-        disk_seconds: Time in writing parts, beside the device's work.
+        num_rows: Rows that this process has finished, failed ones included.
+        num_tokens: The tokens of these rows, special ones included.
+        num_batches: The batches of these rows.
+        cost: The cost of these rows by the plan, in tokens; compare it with `total_cost`.
+        load_seconds: Time from the start of the pass to the first batch.
+        loop_seconds: Time from the first batch to the last part on disk.
+        data_seconds: Time of the loop in which it waited for the loader.
+        device_seconds: Time of the loop in which the device computed.
+        disk_seconds: Time in which parts were written; the device goes on meanwhile.
+        failed_rows: Rows that do not fit the device's memory, even alone.
+        peak_memory_bytes: Maximum memory that was allocated on the GPU; 0 on a CPU.
+        compiled: Whether torch.compile compiled the encoder.
     """
 
     name: str
@@ -41,15 +55,22 @@ class PassStatus:
     num_tokens: int = 0
     num_batches: int = 0
     cost: int = 0
+    load_seconds: float = 0.0
+    loop_seconds: float = 0.0
     data_seconds: float = 0.0
     device_seconds: float = 0.0
     disk_seconds: float = 0.0
-    _began_at: float = field(default_factory=time.monotonic)
-    _loop_began_at: float | None = None
-    _loop_ended_at: float | None = None
+    failed_rows: list[int] = field(default_factory=list)
+    peak_memory_bytes: int = 0
+    compiled: bool = False
+    # A copy takes both clocks along, so that it can be read like the original.
+    _began_at: float = field(default_factory=time.monotonic, repr=False, compare=False)
+    _loop_began_at: float = field(default=0.0, repr=False, compare=False)
 
     def begin_loop(self) -> None:
-        """Note that the first batch is there."""
+        """Note that the first batch has arrived."""
+        self.read_clock()
+        # The clock is set before the state: the monitor's thread may read between the two.
         self._loop_began_at = time.monotonic()
         self.state = "embedding"
 
@@ -59,23 +80,31 @@ class PassStatus:
         self.num_tokens += num_tokens
         self.num_batches += 1
         self.cost += cost
+        self.read_clock()
 
     def end_loop(self) -> None:
-        """Note that the last part is written; the other processes may still be at work."""
-        self._loop_ended_at = time.monotonic()
+        """Note that the last part is written; other processes may still be working."""
+        self.read_clock()
         self.state = "waiting"
 
-    @property
-    def load_seconds(self) -> float:
-        """From the start of the pass to the first batch."""
-        return (self._loop_began_at or self._loop_ended_at or time.monotonic()) - self._began_at
+    def read_clock(self) -> None:
+        """Bring the seconds of the present state up to now."""
+        if self.state == "loading":
+            self.load_seconds = time.monotonic() - self._began_at
+        elif self.state == "embedding":
+            self.loop_seconds = time.monotonic() - self._loop_began_at
 
     @property
-    def loop_seconds(self) -> float:
-        """From the first batch to the last part, or until now."""
-        if self._loop_began_at is None:
-            return 0.0
-        return (self._loop_ended_at or time.monotonic()) - self._loop_began_at
+    def batch_fill(self) -> float:
+        """The cost of the batches as a share of their budget, over the pass."""
+        budget = self.num_batches * self.budget_tokens
+        return round(self.cost / budget, 3) if budget else 0.0
+
+    def to_run_json(self) -> dict[str, Any]:
+        """Return what run.json says about the process at the end of the pass."""
+        # For progress, a failed row is finished; in run.json only embedded rows count.
+        embedded = {"num_rows": self.num_rows - len(self.failed_rows)}
+        return {name: getattr(self, name) for name in _RUN_JSON_KEYS} | embedded
 
 
 ProgressListener = Callable[[PassStatus], None]
@@ -84,11 +113,11 @@ ProgressListener = Callable[[PassStatus], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Which process this is, and where.
+    """Which process this is, and where it runs.
 
     Attributes:
         rank: Its number in the launch; 0 is the main process.
-        device: The GPU's name, or `cpu`.
+        device: The name of the GPU, or `cpu`.
     """
 
     rank: int = 0
@@ -100,17 +129,14 @@ class Place:
         return f"process {self.rank} ({self.device} on {self.host}, pid {self.pid})"
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A process at one moment of a pass: a line of metrics.jsonl.
-
-    The counters are those of `PassStatus`, from the start of the pass on.
+@dataclass(kw_only=True)
+class Sample(PassStatus):
+    """The counters of a process at one moment: a line of metrics.jsonl.
 
     Attributes:
-        time: By the main process's clock, in seconds since 1970.
-        tokens_per_second: Since the process's sample before.
-        batch_fill: What batches cost, as a share of the budget, over the pass.
-        gpu: The process's own GPU; None without one, or without NVIDIA's library.
+        time: The time by the main process's clock, in seconds since 1970.
+        tokens_per_second: The throughput since the previous sample of this process.
+        gpu: The process's own GPU; None without a GPU, or without NVIDIA's library.
     """
 
     time: float
@@ -118,76 +144,54 @@ class Sample:
     host: str
     pid: int
     device: str
-    pass_name: str
-    state: str
-    total_rows: int
-    total_cost: int
-    budget_tokens: int
-    num_rows: int
-    num_tokens: int
-    num_batches: int
-    cost: int
-    load_seconds: float
-    loop_seconds: float
-    data_seconds: float
-    device_seconds: float
-    disk_seconds: float
     tokens_per_second: float = 0.0
-    batch_fill: float = 0.0
     gpu: GpuReading | None = None
+
+    @classmethod
+    def take(
+        cls, status: PassStatus, place: Place, gpu: GpuReading | None, before: Sample | None = None
+    ) -> Sample:
+        """Return what a process is doing now; `before` is its previous sample in the pass."""
+        sample = cls(**vars(status), time=time.time(), **asdict(place), gpu=gpu)
+        sample.read_clock()
+        # Milliseconds keep the lines short.
+        for name in _COUNTERS:
+            if name.endswith("_seconds"):
+                setattr(sample, name, round(getattr(sample, name), 3))
+        tokens, seconds = sample.num_tokens, sample.loop_seconds
+        if before is not None:
+            tokens, seconds = tokens - before.num_tokens, seconds - before.loop_seconds
+        sample.tokens_per_second = round(tokens / seconds, 1) if seconds > 0 else 0.0
+        return sample
 
     @property
     def place(self) -> Place:
         """Which process it was."""
         return Place(self.rank, self.host, self.pid, self.device)
 
-    def since(self, before: Sample | None) -> Sample:
-        """Return the same sample with the throughput since an earlier one of this process."""
-        tokens, seconds = self.num_tokens, self.loop_seconds
-        if before is not None:
-            tokens, seconds = tokens - before.num_tokens, seconds - before.loop_seconds
-        return dataclasses.replace(
-            self, tokens_per_second=round(tokens / seconds, 1) if seconds > 0 else 0.0
-        )
-
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON is made of."""
-        return dataclasses.asdict(self)
+        """Return the values of a line, as docs/monitoring.md describes them."""
+        line = {"time": self.time} | asdict(self.place) | {"pass_name": self.name}
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        return (
+            line
+            | counters
+            | {
+                "tokens_per_second": self.tokens_per_second,
+                "batch_fill": self.batch_fill,
+                "gpu": self.gpu and asdict(self.gpu),
+            }
+        )
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Sample:
-        """Return the sample of a line; keys that a later version has added do not matter.
+        """Return the sample of a line. Keys that a later version has added are ignored.
 
         Raises:
-            TypeError: A key is missing.
+            KeyError: A key is missing.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        known = {name: value for name, value in line.items() if name in names}
-        if known.get("gpu") is not None:
-            known["gpu"] = GpuReading(**known["gpu"])
-        return cls(**known)
-
-
-def take_sample(status: PassStatus, place: Place, gpu: GpuReading | None) -> Sample:
-    """Return what a process is doing now."""
-    most_cost = status.num_batches * status.budget_tokens
-    return Sample(
-        time=time.time(),
-        **dataclasses.asdict(place),
-        pass_name=status.name,
-        state=status.state,
-        total_rows=status.total_rows,
-        total_cost=status.total_cost,
-        budget_tokens=status.budget_tokens,
-        num_rows=status.num_rows,
-        num_tokens=status.num_tokens,
-        num_batches=status.num_batches,
-        cost=status.cost,
-        load_seconds=round(status.load_seconds, 3),
-        loop_seconds=round(status.loop_seconds, 3),
-        data_seconds=round(status.data_seconds, 3),
-        device_seconds=round(status.device_seconds, 3),
-        disk_seconds=round(status.disk_seconds, 3),
-        batch_fill=round(status.cost / most_cost, 3) if most_cost else 0.0,
-        gpu=gpu,
-    )
+        values = {name: line[name] for name in ("time", "rank", "host", "pid", "device")}
+        counters = {name: line[name] for name in _COUNTERS}
+        gpu = line["gpu"] and GpuReading(**line["gpu"])
+        speed = line["tokens_per_second"]
+        return cls(line["pass_name"], **values, **counters, tokens_per_second=speed, gpu=gpu)

@@ -1,0 +1,77 @@
+"""A run is followed: in a log by lines, in a terminal by one view."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.samples import GPU, do_pass, make_sample, wait_for, write_run
+from virnucpro.cli.progress import follow
+from virnucpro.runtime.monitoring import Monitor, RunState, Sample
+
+
+class Lines(list):
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+
+def test_a_log_gets_a_line_now_and_then(tmp_path: Path):
+    told = Lines()
+    write_run(tmp_path)
+    path, shift = tmp_path / "metrics.jsonl", time.time() - 1_000
+
+    def go_on(*samples: Sample) -> None:
+        with path.open("a") as file:
+            for sample in samples:
+                line = {"kind": "sample"} | replace(sample, time=shift + sample.time).to_json()
+                file.write(json.dumps(line) + "\n")
+
+    stop = threading.Event()
+    arguments = (RunState(path), Console(file=io.StringIO()), stop)
+    follower = threading.Thread(
+        target=follow, args=arguments, kwargs={"say": told, "seconds": 0.01}, daemon=True
+    )
+    follower.start()
+    go_on(*[make_sample(at, gpu=GPU) for at in (0, 5, 10)])
+    for num_lines, at in enumerate((15, 75, 135), start=1):
+        go_on(make_sample(at - 1, gpu=GPU), make_sample(at, gpu=GPU))
+        wait_for(lambda num_lines=num_lines: len(told) == num_lines)
+    go_on(make_sample(200, state="done", num_rows=1_000, gpu=GPU))
+    wait_for(lambda: len(told) == 4)
+    go_on(make_sample(210, name="other embeddings"))
+    stop.set()
+    follower.join(10)
+    assert told == [
+        "toy embeddings: 0.5 % (50 of 1,000 rows), 100 tokens/s, 16 min left",
+        "toy embeddings: 6.5 % (650 of 1,000 rows), 100 tokens/s, 15 min left",
+        "toy embeddings: 12.5 % (1,250 of 1,000 rows), 100 tokens/s, 14 min left",
+        "toy embeddings: 1,000 rows in 3 min 10 s, 100 tokens/s, device busy 98 % of the time, "
+        "waiting for data 1 %, GPU 97 %",
+    ]
+
+
+def test_a_terminal_gets_one_view_that_changes(tmp_path: Path):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    path, stop = tmp_path / "metrics.jsonl", threading.Event()
+    state = RunState(path)
+    told = Lines()
+    follower = threading.Thread(
+        target=follow, args=(state, terminal, stop), kwargs={"say": told, "seconds": 0.02}
+    )
+    follower.start()
+    with Monitor(path) as monitor:
+        do_pass(monitor, "DNA embeddings")
+        wait_for(lambda: "DNA embeddings" in terminal.file.getvalue())
+        do_pass(monitor, "protein embeddings")
+    follower.join(10)
+    assert not follower.is_alive()
+    assert told == []
+    last = terminal.file.getvalue().rpartition("protein embeddings")[2]
+    assert "100.0 %  finished" in last
+    assert "30 of 30 rows" in last

@@ -1,0 +1,56 @@
+"""How a run is read back from its metrics file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tests.samples import do_pass, make_sample
+from virnucpro.runtime.monitoring import Monitor, RunState
+
+
+def test_a_run_is_read_while_it_is_written(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    state = RunState(path)
+    assert list(state.read()) == []
+    start = '{"time": 5.0, "kind": "start", "num_processes": 2, "key_of_a_later_version": 1}\n'
+    sample = json.dumps({"kind": "sample", "new": 1} | make_sample(50).to_json()) + "\n"
+    path.write_text(start + sample[:100])
+    assert len(list(state.read())) == 1
+    path.write_text(start + sample)
+    assert len(list(state.read())) == 1
+    assert (state.num_processes, state.history.num_rows) == (2, make_sample(50).num_rows)
+    assert list(state.read()) == []
+
+
+def test_what_others_have_written_does_not_matter(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '7\n[]\n{}\nloss: 3\n{"time": 1.0, "kind": "sample", "rank": 0}\n{"time": "x"}\n'
+    )
+    with Monitor(path) as monitor:
+        do_pass(monitor)
+    state = RunState(path)
+    assert len(list(state.read())) == 5
+    assert state.outcome == "finished"
+
+
+def test_a_file_that_takes_the_place_of_another_is_read_from_its_start(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    state = RunState(path)
+    for _ in range(2):
+        path.unlink(missing_ok=True)
+        with Monitor(path) as monitor:
+            do_pass(monitor)
+        assert len(list(state.read())) == 5
+
+
+def test_an_earlier_run_may_be_passed_over(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    with Monitor(path) as monitor:
+        do_pass(monitor)
+    state = RunState(path, since=time.time())
+    assert list(state.read()) == []
+    with Monitor(path):
+        assert [now.outcome for now in state.read()] == [None]

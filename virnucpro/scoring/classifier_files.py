@@ -1,0 +1,225 @@
+"""Reads and writes the files of classifiers, and executes nothing from them.
+
+A classifier comes in three kinds of file: the published pickle of a whole module, a state dict, and
+our own safetensors, which also say what the classifier was trained for. The content of a file, not
+its name, decides which kind it is.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
+from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.errors import ClassifierError, WeightsError
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.classifier import (
+    BATCH_NORM_EPS,
+    CLASS_NAMES,
+    Classifier,
+    ClassifierMetadata,
+    wanted_shapes,
+)
+
+FORMAT_VERSION = 2
+"""Version 2 adds the identities of the weights, the calibration and the origin to version 1."""
+
+# One key that holds JSON: safetensors writes several keys in a random order, which would give the
+# same classifier another digest each time.
+_METADATA_KEY = "virnucpro_classifier"
+
+
+class _StandIn:
+    """Replaces every module class in a published pickle; it only has attributes."""
+
+
+_STAND_INS = [
+    (_StandIn, name)
+    for name in (
+        "__main__.MLPClassifier",
+        "torch.nn.modules.linear.Linear",
+        "torch.nn.modules.batchnorm.BatchNorm1d",
+        "torch.nn.modules.dropout.Dropout",
+    )
+]
+
+
+def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifier:
+    """Load the classifier in `path`.
+
+    The published files are pickles of a whole `__main__.MLPClassifier`
+    (https://github.com/Li-Jing-1997/VirNucPro); a state dict has the same names of tensors.
+
+    Args:
+        path: A whole-module pickle, a state dict or a safetensors file.
+        device: Where the scores are computed.
+
+    Raises:
+        ClassifierError: The file is missing, damaged or unsafe, or contains something else.
+    """
+    with _explaining(path):
+        return Classifier(*_read(path), digest_files([path]), device)
+
+
+def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | None]:
+    """Return the tensors of the classifier in `path`, and its metadata if the file has any.
+
+    Raises:
+        ClassifierError: As for `load_classifier`.
+    """
+    with _explaining(path):
+        return _read(path)
+
+
+def save_classifier(
+    path: Path, state: Mapping[str, torch.Tensor], metadata: ClassifierMetadata
+) -> None:
+    """Write a classifier as safetensors: its tensors in float32, and its metadata.
+
+    Args:
+        path: The file to write; an existing one is replaced.
+        state: The state dict of a module with `hidden_layer`, `bn1` and `output_layer`.
+        metadata: What the classifier was trained for.
+
+    Raises:
+        ClassifierError: The tensors do not make a classifier, or do not fit the metadata.
+        OutputError: The file cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = check_state(path, state, metadata)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "class_names": list(CLASS_NAMES),
+        **asdict(metadata),
+    }
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replace_when_whole(path) as temporary:
+        temporary.write_bytes(save(contiguous, {_METADATA_KEY: json.dumps(document)}))
+
+
+def check_state(
+    path: Path, state: Mapping[str, Any], metadata: ClassifierMetadata | None
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a classifier in float32, without `module.` before their names.
+
+    Raises:
+        ClassifierError: They do not make a classifier, or do not fit the metadata.
+    """
+    # torch.nn.DataParallel adds `module.` to every name of a state dict.
+    found = {name.removeprefix("module."): value for name, value in state.items()}
+    found.pop("bn1.num_batches_tracked", None)
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in found.items()}
+    wanted = wanted_shapes(found)
+    wrong = [
+        f"{name} is {shapes.get(name, 'missing')}, wanted {wanted.get(name, 'nothing')}"
+        for name in sorted(shapes.keys() | wanted.keys())
+        if shapes.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        raise ClassifierError(f"{path}: not a VirNucPro classifier: {'; '.join(wrong[:8])}")
+    tensors = {name: value.detach().to("cpu", torch.float32) for name, value in found.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all() or (name == "bn1.running_var" and tensor.min() < 0):
+            raise ClassifierError(
+                f"{path}: {name} holds NaN, infinity or a negative variance; the file is damaged "
+                "or its training failed"
+            )
+    _, input_dim = wanted["hidden_layer.weight"]
+    if metadata is not None and metadata.dna_dim + metadata.protein_dim != input_dim:
+        raise ClassifierError(
+            f"{path}: the first layer wants {input_dim} numbers, but the metadata say "
+            f"{metadata.dna_dim} + {metadata.protein_dim}"
+        )
+    return tensors
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn whatever reading a classifier raises into one error that names the file."""
+    try:
+        yield
+    except ClassifierError:
+        raise
+    except WeightsError as error:
+        raise ClassifierError(str(error)) from error
+    except Exception as error:
+        # A damaged or hostile file can hold any type anywhere, and break the readers in any way.
+        reason = str(error) or type(error).__name__
+        raise ClassifierError(f"{path}: cannot be read as a classifier ({reason})") from error
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | None]:
+    metadata = None
+    if _is_safetensors(path):
+        state, metadata = _read_safetensors(path)
+    else:
+        state = _read_pickled_state(path)
+    check_sizes(path, {name: value for name, value in state.items() if torch.is_tensor(value)})
+    return check_state(path, state, metadata), metadata
+
+
+def _is_safetensors(path: Path) -> bool:
+    # The format starts with the length of its JSON header in eight bytes, then the header.
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{" and not zipfile.is_zipfile(path)
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], ClassifierMetadata | None]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        written = (file.metadata() or {}).get(_METADATA_KEY)
+    return state, None if written is None else _parse_metadata(path, json.loads(written))
+
+
+def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetadata:
+    json.dumps(document, allow_nan=False)  # run.json will contain it, and may not contain NaN
+    if document["format_version"] not in range(1, FORMAT_VERSION + 1):
+        raise ClassifierError(
+            f"{path}: a classifier file of version {document['format_version']}, and this program "
+            f"reads versions 1 to {FORMAT_VERSION}; update virnucpro"
+        )
+    if tuple(document["class_names"]) != CLASS_NAMES:
+        raise ClassifierError(
+            f"{path}: the classes are {document['class_names']}, wanted {list(CLASS_NAMES)}"
+        )
+    values = {
+        field.name: document[field.name]
+        for field in fields(ClassifierMetadata)
+        # Fields that version 1 lacks have a default.
+        if field.default is MISSING or field.name in document
+    }
+    if values.get("calibration") is not None:
+        values["calibration"] = Calibration(**values["calibration"])
+    return ClassifierMetadata(**values)
+
+
+def _read_pickled_state(path: Path) -> Mapping[str, Any]:
+    value = read_pickle(path, _STAND_INS)
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, _StandIn):
+        raise ClassifierError(
+            f"{path}: a pickled MLPClassifier or a state dict was expected, found "
+            f"{type(value).__name__}"
+        )
+    parts = vars(value)["_modules"]
+    eps = vars(parts["bn1"])["eps"]
+    if eps != BATCH_NORM_EPS:
+        raise ClassifierError(f"{path}: bn1.eps is {eps}, wanted {BATCH_NORM_EPS}")
+    return {
+        f"{part}.{name}": tensor
+        for part in ("hidden_layer", "bn1", "output_layer")
+        for kind in ("_parameters", "_buffers")
+        for name, tensor in vars(parts[part])[kind].items()
+    }
