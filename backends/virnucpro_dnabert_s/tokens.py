@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from virnucpro.backend.interface import Int64Array, TokenBatch
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro.errors import WeightsError
 

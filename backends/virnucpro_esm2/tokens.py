@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.interface import Int64Array, TokenBatch
+from virnucpro.backend.arrays import Int64Array, UInt8Array
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro_esm2 import MAX_RESIDUES
 
@@ -22,7 +22,7 @@ TOKEN_OF_BYTE = bytes(
 )
 
 
-def tokenize(sequence: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def tokenize(sequence: str) -> UInt8Array:
     """Return the token ids of one protein, cut to 1,024 residues.
 
     Each letter outside the alphabet (J, `*`, lower case) becomes one `<unk>`. fair-esm raises a

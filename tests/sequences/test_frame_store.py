@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from virnucpro.backend import arrays
 from virnucpro.errors import CheckpointError, InputError, OutputError
 from virnucpro.sequences.frame_store import (
     FrameStore,
@@ -148,7 +149,7 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = write_fasta(tmp_path / "input.fa", records)
     build_frame_store([path], tmp_path / "one", chunk_length_bp=50)
     monkeypatch.setattr(writing, "_BLOCK_BP", 64)
-    monkeypatch.setattr(writing, "_ROWS_AT_A_TIME", 5)
+    monkeypatch.setattr(arrays, "_ROWS_AT_ONCE", 5)
     build_frame_store([path], tmp_path / "many", chunk_length_bp=50)
     assert read_files(tmp_path / "one") == read_files(tmp_path / "many")
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+# Listing the backends must import neither NumPy nor torch.
 if TYPE_CHECKING:
-    import numpy as np
     import torch
+
+    from virnucpro.backend.arrays import Int64Array
 
 INTERFACE_VERSION = 1
 """Raised when a change here breaks existing backends; the registry refuses other versions."""
@@ -24,9 +26,6 @@ INTERFACE_VERSION = 1
 Alphabet = Literal["dna", "protein"]
 ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
 Attention = Literal["auto", "eager", "sdpa", "flash"]
-
-# A string, so that listing the backends does not import NumPy.
-Int64Array: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from virnucpro.backend.arrays import split_rows
 from virnucpro.cli.options import config_command
 from virnucpro.config import STDIN, FrameTableConfig
 from virnucpro.errors import UsageError, VirnucproError
 
 if TYPE_CHECKING:
     from virnucpro.sequences.frame_store import FrameStore
-
-_ROWS_AT_A_TIME = 1 << 14
 
 
 @config_command("frames", short_help="Write the open frames of sequences as a table.")
@@ -65,8 +64,8 @@ def frames_command(ctx: click.Context, config: FrameTableConfig) -> None:
 def _write_table(store: FrameStore, stream: BinaryIO) -> None:
     stream.write(b"frame_id\tdna\tprotein\n")
     dna, protein = store.sequences("dna"), store.sequences("protein")
-    for start in range(0, store.num_frames, _ROWS_AT_A_TIME):
-        rows = range(start, min(start + _ROWS_AT_A_TIME, store.num_frames))
+    for block in split_rows(0, store.num_frames):
+        rows = range(block.start, block.stop)
         columns = store.frame_ids(rows.start, rows.stop), dna.get_many(rows), protein.get_many(rows)
         lines = ["\t".join(row) + "\n" for row in zip(*columns, strict=True)]
         stream.write("".join(lines).encode("utf-8", "surrogateescape"))

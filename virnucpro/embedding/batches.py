@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.sequences.frame_store import SequenceSource
-
-_ROWS_AT_ONCE = 65_536
 
 
 def unique_rows(source: SequenceSource) -> Int64Array:
@@ -25,9 +23,8 @@ def measure_costs(
 ) -> Int64Array:
     """Return the cost of each of `rows`, in tokens, as a backend's `token_cost` estimates it."""
     costs = np.empty(len(rows), dtype=np.int64)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        block = source.get_many(rows[start : start + _ROWS_AT_ONCE])
-        costs[start : start + len(block)] = [token_cost(sequence) for sequence in block]
+    for block in split_rows(0, len(rows)):
+        costs[block] = [token_cost(sequence) for sequence in source.get_many(rows[block])]
     return costs
 
 

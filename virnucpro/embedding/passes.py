@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate.utils import send_to_device
 
-from virnucpro.backend.arrays import Float32Array, Int64Array
+from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array, split_rows
 from virnucpro.backend.interface import Encoder
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import collect_parts, finished_parts, finished_rows
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 2_048
 _MEMORY_SHARE = 0.8
-_ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Pass:
         """The rows that no device had the memory for."""
         return [row for summary in self.summaries for row in summary.failed_rows]
 
-    def has(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
+    def has(self, rows: Int64Array) -> BoolArray:
         """Return bool (n,): which of `rows` have an embedding."""
         return ~np.isin(self.job.source.representatives[rows], self.failed_rows)
 
@@ -83,8 +81,7 @@ def gather_features(passes: Sequence[Pass], rows: Int64Array) -> Float32Array:
     features_ND = np.empty((len(rows), sum(dims)), np.float32)
     columns_of_passes = np.split(features_ND, np.cumsum(dims)[:-1], axis=1)
     # In blocks, so that only one copy of all features is in memory at a time.
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        block = slice(start, start + _ROWS_AT_ONCE)
+    for block in split_rows(0, len(rows)):
         for each, columns_NE in zip(passes, columns_of_passes, strict=True):
             columns_NE[block] = each.gather(rows[block])
     return features_ND

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
@@ -19,7 +19,7 @@ from virnucpro.training.corpus import Corpus, InputClass
 
 def read_merged(
     paths: Sequence[str], dims: EmbeddingDims
-) -> tuple[Corpus, npt.NDArray[np.float32], list[str]]:
+) -> tuple[Corpus, Float32Array, list[str]]:
     """Return the labelled records of merged files, and the features of their frames.
 
     The original has one directory for each kind of sequences, so that a directory is a class: all
@@ -83,7 +83,7 @@ def _read_label(path: Path, document: dict[str, Any]) -> bool:
 
 
 def _join_frames(
-    classes: tuple[InputClass, ...], ids: Sequence[str], class_of_frame: npt.NDArray[np.int64]
+    classes: tuple[InputClass, ...], ids: Sequence[str], class_of_frame: Int64Array
 ) -> Corpus:
     """Return the corpus of frames; neighbours with the same record and chunk belong together."""
     matches = [FRAME_ID.fullmatch(name) for name in ids]

@@ -12,20 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.errors import InputError
 
 FASTA_WIDTH = 80
-_BLOCK_ROWS = 65536
 
 Column = npt.NDArray[Any]
 
 
 def write_prediction_results(
-    path: Path, frame_ids: Iterable[str], frame_scores: npt.NDArray[np.float32]
+    path: Path, frame_ids: Iterable[str], frame_scores: Float32Array
 ) -> None:
     """Write the fork's `prediction_results.txt`: a line for each open frame.
 
@@ -147,9 +146,8 @@ def write_fasta(
 
 def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a table as Python values; the columns are converted block by block."""
-    for start in range(0, len(columns[0]), _BLOCK_ROWS):
-        blocks = (column[start : start + _BLOCK_ROWS].tolist() for column in columns)
-        yield from zip(*blocks, strict=True)
+    for block in split_rows(0, len(columns[0])):
+        yield from zip(*(column[block].tolist() for column in columns), strict=True)
 
 
 def read_table(

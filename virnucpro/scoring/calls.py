@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro.backend.arrays import BoolArray, Int64Array
+from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 
 CODON_BP = 3
 
@@ -38,8 +38,8 @@ class ChunkCalls(NamedTuple):
     is_open: BoolArray
     num_frames: Int64Array
     num_unscored: Int64Array
-    max_others: npt.NDArray[np.float32]
-    max_virus: npt.NDArray[np.float32]
+    max_others: Float32Array
+    max_virus: Float32Array
     is_virus: BoolArray
 
 
@@ -63,13 +63,13 @@ class RecordCalls(NamedTuple):
     num_open_chunks: Int64Array
     num_frames: Int64Array
     num_viral_chunks: Int64Array
-    score: npt.NDArray[np.float64]
+    score: Float64Array
     call: Words
     reason: Words
-    probability: npt.NDArray[np.float64]
+    probability: Float64Array
 
 
-def call_chunks(frame_scores: npt.NDArray[np.float32], chunk_first_frame: Int64Array) -> ChunkCalls:
+def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> ChunkCalls:
     """Return the original VirNucPro's call for each of C chunks.
 
     Args:
@@ -116,7 +116,7 @@ def call_records(
     num_chunks = np.diff(record_first_chunk)
     record_of_chunk = np.repeat(np.arange(num_records), num_chunks)
 
-    def sum_over_chunks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def sum_over_chunks(values: npt.NDArray[Any]) -> Float64Array:
         sums = np.bincount(record_of_chunk, weights=values, minlength=num_records)
         return np.asarray(sums, np.float64)
 
@@ -150,7 +150,7 @@ def call_by_probability(records: RecordCalls, threshold: float | None) -> Record
     return records._replace(call=_CALLS[np.where(has_call, 1 + is_virus, 0)])
 
 
-def score_chunks(chunks: ChunkCalls) -> npt.NDArray[np.float64]:
+def score_chunks(chunks: ChunkCalls) -> Float64Array:
     """Return the viral score of each chunk in [0, 1]; NaN for chunks without a scored frame.
 
     The score is at least 0.5 exactly if the chunk `is_virus`. This needs float64: two float32

@@ -12,9 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from virnucpro.backend.arrays import Int64Array, UInt8Array
+from virnucpro.backend.arrays import BoolArray, Int64Array, UInt8Array
 
 # The standard genetic code (NCBI translation table 1) for bases in the order A, C, G, T.
 _AMINO_ACIDS = b"KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
@@ -184,7 +183,7 @@ def locate_frame_dna(
     return np.where(code < _NUM_FORWARD, offset, chunk_length - offset - length), length
 
 
-def is_reverse(code: UInt8Array) -> npt.NDArray[np.bool_]:
+def is_reverse(code: UInt8Array) -> BoolArray:
     """Return which frame codes belong to the reverse strand: bool (F,)."""
     return code >= _NUM_FORWARD
 

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Int64Array
+from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
 from virnucpro.config import input_stem
 from virnucpro.errors import InputError
 from virnucpro.reports.tables import read_table
 from virnucpro.sequences.frame_store import FrameStore
 
-_CHUNKS_AT_ONCE = 1 << 14
 _BASES = frozenset("ACGT")
 
 
@@ -101,11 +100,9 @@ def make_corpus(store: FrameStore, classes: tuple[InputClass, ...]) -> Corpus:
     chunk_record = np.repeat(np.arange(store.num_records), num_chunks)
     is_usable = np.diff(store.chunk_first_frame) > 0
     # The sequences of all chunks may not fit the memory, so they are read in blocks.
-    for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
-        stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
-        is_usable[start:stop] &= [
-            _BASES.issuperset(sequence) for sequence in store.chunk_sequences(start, stop)
-        ]
+    for block in split_rows(0, store.num_chunks):
+        sequences = store.chunk_sequences(block.start, block.stop)
+        is_usable[block] &= [_BASES.issuperset(sequence) for sequence in sequences]
     return Corpus(
         classes,
         store.record_ids(0, store.num_records),

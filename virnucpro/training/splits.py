@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from virnucpro.backend.arrays import Float64Array, Int64Array
+from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 from virnucpro.errors import UsageError
 from virnucpro.training.corpus import Corpus
 
@@ -119,7 +118,7 @@ def _take_runs(
     return chunks[is_taken[run_of_chunk]]
 
 
-def balance(class_N: Int64Array, is_viral: npt.NDArray[np.bool_]) -> Float64Array:
+def balance(class_N: Int64Array, is_viral: BoolArray) -> Float64Array:
     """Return float64 (N,): weights of one half for the viral part, and equal for other classes.
 
     Args:

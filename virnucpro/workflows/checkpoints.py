@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from virnucpro.backend.arrays import split_rows
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.backend.weights import check_torch_zip
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
@@ -30,8 +31,6 @@ from virnucpro.legacy.joining import inspect_file
 from virnucpro.legacy.old_runs import FEATURE_SUFFIXES, list_files
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
-
-_ROWS_AT_ONCE = 1 << 13
 
 
 @dataclass
@@ -127,8 +126,8 @@ def _summarize_part(summary: FileSummary, *, digests: bool) -> None:
     # it has no ids.
     reader.gather_ids(rows[:1])
     summary.notes.append("there is no .done file beside it: its digest cannot be compared")
-    for start in range(0, len(rows) if digests else 0, _ROWS_AT_ONCE):
-        if not np.isfinite(reader.gather(rows[start : start + _ROWS_AT_ONCE])).all():
+    for block in split_rows(0, len(rows) if digests else 0):
+        if not np.isfinite(reader.gather(rows[block])).all():
             raise CheckpointError("holds embeddings that are NaN or infinite")
 
 

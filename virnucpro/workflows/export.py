@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float32Array, Int64Array
+from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.h5ad import write_h5ad
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 ProgressListener = Callable[[str, int, int], None]
 """Called with the name of the work, the rows that are done, and the number of all rows."""
 
-_ROWS_AT_ONCE = 1 << 13
 _IDS_AT_ONCE = 1 << 16
 
 
@@ -183,8 +182,8 @@ class _Source:
 
     def blocks(self) -> Iterator[Int64Array]:
         """Yield the rows in blocks that fit in memory."""
-        for start in range(0, len(self.rows), _ROWS_AT_ONCE):
-            yield self.rows[start : start + _ROWS_AT_ONCE]
+        for block in split_rows(0, len(self.rows)):
+            yield self.rows[block]
 
     def _match_scores(self, rows: Int64Array, lines: Iterator[list[str]]) -> Float32Array:
         scores = []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.arrays import Int64Array, UInt8Array
 from virnucpro.errors import CheckpointError
 from virnucpro.sequences import frames
 from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id
@@ -199,7 +199,7 @@ class FrameStore(StoredRecords):
         self.min_length_bp: int = manifest["min_length_bp"]
         self.record_first_chunk = open_table(directory, "chunk_offsets.int64")
         self.chunk_first_frame = open_table(directory, "frame_offsets.int64")
-        self.frame_codes: npt.NDArray[np.uint8] = open_table(directory, "frame_codes.uint8")
+        self.frame_codes: UInt8Array = open_table(directory, "frame_codes.uint8")
         self._proteins = _TextFile(directory / "proteins.text")
         self._protein_offsets = open_table(directory, "protein_offsets.int64")
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.errors import OutputError
@@ -55,7 +55,6 @@ _FRAME_FILES = (
 
 # Letters to translate at a time: few enough for their tables to stay in the processor's cache.
 _BLOCK_BP = 1 << 18
-_ROWS_AT_A_TIME = 1 << 14
 _DIGEST_BYTES = 16
 
 
@@ -247,14 +246,13 @@ def _find_first_equal(read: Callable[[int, int], list[str]], num_texts: int) -> 
         num_texts: Number of texts.
     """
     digests = np.empty((num_texts, _DIGEST_BYTES), np.uint8)
-    for start in range(0, num_texts, _ROWS_AT_A_TIME):
-        texts = read(start, min(start + _ROWS_AT_A_TIME, num_texts))
+    for block in split_rows(0, num_texts):
+        texts = read(block.start, block.stop)
         encoded = (text.encode("utf-8", "surrogateescape") for text in texts)
         joined = b"".join(
             [hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest() for data in encoded]
         )
-        block = np.frombuffer(joined, np.uint8).reshape(-1, _DIGEST_BYTES)
-        digests[start : start + len(texts)] = block
+        digests[block] = np.frombuffer(joined, np.uint8).reshape(-1, _DIGEST_BYTES)
     first = np.empty(num_texts, np.int64)
     leading = digests[:, 0].copy()
     # One leading byte at a time, because sorting all digests at once would need much memory.

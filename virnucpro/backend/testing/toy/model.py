@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from virnucpro.backend.interface import Int64Array, TokenBatch
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 
 NUM_LETTERS = 27  # A to Z, and one for everything else
