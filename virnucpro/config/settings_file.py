@@ -14,7 +14,7 @@ import yaml
 
 from virnucpro.config import COMMANDS, Option, command_options
 from virnucpro.config.options import REQUIRED
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, on_one_line
 
 # Aliases can make a small file stand for a value without bounds.
 _SHORT = reprlib.Repr()
@@ -66,7 +66,7 @@ def read_settings(path: Path, known: Mapping[str, Key]) -> dict[str, Any]:
         found = _Reader(path, loader, known).walk(root) if root is not None else ()
         return {name: value for name, value in found if value is not None}
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = on_one_line(error)
         raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
 
 
