@@ -13,7 +13,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from virnucpro.config import ATTENTIONS, PRECISIONS, ComputeConfig
+from virnucpro.config import ComputeConfig
+from virnucpro.config.shared import ATTENTIONS, PRECISIONS
 from virnucpro.embedding.budgets import MAX_BATCH_TOKENS
 from virnucpro.embedding.measuring import fill_batch, make_sequences, measure_encoder
 from virnucpro.embedding.models import Model

@@ -34,7 +34,11 @@ def test_the_readme_lists_every_file(folder: Path) -> None:
     ],
 )
 def test_a_program_finds_what_it_imports(module: str) -> None:
-    needed = {"tools.benchmark_kernels": "triton", "tools.docs_site": "mkdocs"}
+    needed = {
+        "tools.benchmark_kernels": "triton",
+        "tools.docs_settings": "griffe",
+        "tools.docs_site": "mkdocs",
+    }
     if module in needed:
         pytest.importorskip(needed[module], reason=f"needs {needed[module]}")
     importlib.import_module(module)

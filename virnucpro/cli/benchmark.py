@@ -22,8 +22,6 @@ from virnucpro.errors import IncompleteError, UsageError, VirnucproError
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_PER_LINE = {"tiny": 0.1, "small": 1.0, "medium": 3.0, "large": 10.0}
-
 Report = dict[str, Any]
 
 
@@ -53,18 +51,9 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
             "runs scale over several GPUs"
         )
     hide_other_gpus(config.gpus)
-    from virnucpro.workflows.benchmark import Plan, run_benchmark
+    from virnucpro.workflows.benchmark import run_benchmark
 
-    plan = Plan(
-        backend=config.model,
-        weights=config.weights,
-        min_seconds=_SECONDS_PER_LINE["tiny" if config.quick else config.data_size],
-        with_speeds=config.suite != "equivalence",
-        with_cosines=config.suite in ("all", "equivalence"),
-        with_references=config.vanilla_baseline,
-        is_quick=config.quick,
-    )
-    report = asdict(run_benchmark(make_compute_config(config, config.compile), plan))
+    report = asdict(run_benchmark(config, make_compute_config(config, config.compile)))
     if config.compare_to is not None:
         _compare(report, config.compare_to)
     text = _format_report(report)

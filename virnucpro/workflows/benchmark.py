@@ -19,7 +19,7 @@ from torch import Tensor
 
 from virnucpro.backend.interface import Encoder, Weights
 from virnucpro.backend.registry import describe_backends
-from virnucpro.config import ComputeConfig
+from virnucpro.config import BenchmarkConfig, ComputeConfig
 from virnucpro.embedding.budgets import MAX_BATCH_TOKENS
 from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.measuring import (
@@ -45,6 +45,8 @@ GROUP = "virnucpro.benchmarks"
 
 LENGTHS_BP = (500, 150)
 """Our encoders are timed on open frames of both lengths, other implementations on the first."""
+
+SECONDS_PER_LINE = {"tiny": 0.1, "small": 1.0, "medium": 3.0, "large": 10.0}
 
 MIN_COSINES = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.99, "fp8": 0.97}
 """The cosine that our embeddings must reach, against the same weights in float32."""
@@ -87,29 +89,6 @@ class Benchmarks(Protocol):
     ) -> Sequence[tuple[str, str, int | None, Callable[[torch.device], Encoder]]]:
         """Return the first four fields of an Implementation for each way that is not ours."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to measure.
-
-    Attributes:
-        backend: The backend to measure; None for all backends that bring random weights.
-        weights: The user's weights for that backend; None for random weights.
-        min_seconds: How long each line is timed, about.
-        with_speeds: Whether to time.
-        with_cosines: Whether to compare with float32.
-        with_references: Whether to measure other implementations too.
-        is_quick: Whether to measure the small models of a CPU on a GPU, too.
-    """
-
-    backend: str | None = None
-    weights: str | None = None
-    min_seconds: float = 1.0
-    with_speeds: bool = True
-    with_cosines: bool = True
-    with_references: bool = True
-    is_quick: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +138,8 @@ class Report:
     lines: list[Line]
 
 
-def run_benchmark(config: ComputeConfig, plan: Plan) -> Report:
-    """Measure what `plan` says on the device that `config` names.
+def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
+    """Measure what `config` names, on the device and in the way that `compute` names.
 
     Raises:
         BackendError: There is no such backend, or it is broken.
@@ -169,17 +148,15 @@ def run_benchmark(config: ComputeConfig, plan: Plan) -> Report:
     """
     with (
         tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch,
-        open_run(config) as run,
+        open_run(compute) as run,
     ):
-        on_gpu = run.device.type == "cuda" and not plan.is_quick
+        on_gpu = run.device.type == "cuda" and not config.quick
+        models = open_models(config.model, config.weights, Path(scratch), on_gpu=on_gpu)
         subjects = [
-            (label, model, _list_implementations(run, plan, model))
-            for label, model in open_models(
-                plan.backend, plan.weights, Path(scratch), on_gpu=on_gpu
-            )
+            (label, model, _list_implementations(run, config, model)) for label, model in models
         ]
         ceilings = None
-        if plan.with_speeds:
+        if config.suite != "equivalence":
             precisions = {each.precision for *_, found in subjects for each in found}
             ceilings = measure_ceilings(run.device, sorted(precisions))
         return Report(
@@ -191,7 +168,7 @@ def run_benchmark(config: ComputeConfig, plan: Plan) -> Report:
             lines=[
                 line
                 for subject in subjects
-                for line in _measure_model(run, plan, ceilings, *subject)
+                for line in _measure_model(run, config, ceilings, *subject)
             ],
         )
 
@@ -231,9 +208,8 @@ def load_benchmarks(backend: str) -> Benchmarks | None:
     return None
 
 
-def _list_implementations(run: Run, plan: Plan, model: Model) -> list[Implementation]:
+def _list_implementations(run: Run, config: BenchmarkConfig, model: Model) -> list[Implementation]:
     """Return our encoder in each precision, and the other implementations."""
-    config = run.config
     precisions = [run.precision]
     if config.precision == "auto" and supports_fp8(run.device):
         precisions.append("fp8")
@@ -248,7 +224,7 @@ def _list_implementations(run: Run, plan: Plan, model: Model) -> list[Implementa
         Implementation(name, precision, None, functools.partial(load, precision), is_ours=True)
         for precision in dict.fromkeys(map(model.compute_precision, precisions))
     ]
-    benchmarks = load_benchmarks(model.name) if plan.with_references else None
+    benchmarks = load_benchmarks(model.name) if config.vanilla_baseline else None
     if benchmarks is not None:
         on_gpu = run.device.type == "cuda"
         references = benchmarks.list_references(model.weights, on_gpu=on_gpu)
@@ -258,14 +234,16 @@ def _list_implementations(run: Run, plan: Plan, model: Model) -> list[Implementa
 
 def _measure_model(
     run: Run,
-    plan: Plan,
+    config: BenchmarkConfig,
     ceilings: Ceilings | None,
     label: str,
     model: Model,
     implementations: list[Implementation],
 ) -> Iterator[Line]:
     """Yield the lines of one model, one implementation after the other."""
-    wanted_BE = _embed_in_float32(run, label, model) if plan.with_cosines else None
+    wanted_BE = None
+    if config.suite in ("all", "equivalence"):
+        wanted_BE = _embed_in_float32(run, label, model)
     flop_per_token = 0
     encoder: Encoder | None = None
     for each in implementations:
@@ -288,7 +266,7 @@ def _measure_model(
                 yield line
             else:
                 ceiling = ceilings.flop_per_s[each.precision] / flop_per_token
-                yield from _time(run, plan, model, each, encoder, ceiling, line)
+                yield from _time(run, config, model, each, encoder, ceiling, line)
         except UsageError as error:
             if each.is_ours:
                 raise
@@ -303,7 +281,7 @@ def _measure_model(
 
 def _time(
     run: Run,
-    plan: Plan,
+    config: BenchmarkConfig,
     model: Model,
     implementation: Implementation,
     encoder: Encoder,
@@ -311,11 +289,12 @@ def _time(
     line: Line,
 ) -> Iterator[Line]:
     """Yield `line` with the speeds on each length."""
+    min_seconds = SECONDS_PER_LINE["tiny" if config.quick else config.data_size]
     budget_tokens = implementation.batch_tokens or MAX_BATCH_TOKENS[run.device.type]
     for length_bp in LENGTHS_BP if line.is_ours else LENGTHS_BP[:1]:
         sequences = make_sequences(model.alphabet, length_bp)
         batch = fill_batch(model, sequences, budget_tokens)
-        speed = measure_encoder(encoder, batch, run.device, plan.min_seconds)
+        speed = measure_encoder(encoder, batch, run.device, min_seconds)
         yield replace(
             line,
             length_bp=length_bp,
