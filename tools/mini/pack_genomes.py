@@ -1,6 +1,6 @@
 """Packs labelled genomes into files, which the other programs of this folder read.
 
-    python -m tools.mini.pack_genomes genomes/index.tsv more/index.tsv --output train.npz --num-files 3
+    python -m tools.mini.pack_genomes a/index.tsv b/index.tsv --output train.npz --num-files 3
 
 The files have 2 bits a base. An index is a table with tabs and a header. Its columns `id`, `file`,
 `class`, `sub`, `group`, `split` and `length` describe the sequences of the FASTA files beside it.
