@@ -67,4 +67,6 @@ def test_the_gates_weigh_as_written_out(head: ChunkHead) -> None:
     gates = [head.gate(vector.tanh()).exp() for vector in vectors]
     mean = sum(gate * vector for gate, vector in zip(gates, vectors, strict=True)) / sum(gates)
     wanted = head.output(mean + head.dna(dna[0]))
-    torch.testing.assert_close(head(dna, protein, features, is_stretch), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        head(dna, protein, features, is_stretch), wanted, rtol=1e-5, atol=1e-5
+    )

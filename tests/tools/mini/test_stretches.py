@@ -31,7 +31,9 @@ def plain_stretches(chunk: str, rule: StretchRule) -> list[tuple[int, int, int, 
         strand = chunk if code < 3 else str(Seq(chunk).reverse_complement())
         frame = strand[code % 3 :]
         codons = [frame[at : at + 3] for at in range(0, len(frame) - 2, 3)]
-        letters = ["*" if set(codon) - set("ACGT") else str(Seq(codon).translate()) for codon in codons]
+        letters = [
+            "*" if set(codon) - set("ACGT") else str(Seq(codon).translate()) for codon in codons
+        ]
         start = 0
         for piece in "".join(letters).split("*"):
             if len(piece) >= rule.min_codons:
