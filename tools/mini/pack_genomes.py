@@ -5,7 +5,7 @@
 The files have 2 bits a base. An index is a table with tabs and a header. Its columns `id`, `file`,
 `class`, `sub`, `group`, `split` and `length` describe the sequences of the FASTA files beside it.
 The class `viral` is the one that the model learns to find. With more files than one, `train.npz`
-becomes `train_1.npz`, `train_2.npz` and so on, of about equal sizes.
+becomes `train_1.npz`, `train_2.npz` and so on, each with about as many bases of every kind.
 """
 
 from __future__ import annotations
@@ -100,12 +100,14 @@ def main() -> None:
                 if row["split"] in args.splits:
                     rows.append({**row, "path": str(index.parent / row["file"])})
     sequences, labels = read_sequences(rows, choose_lengths(rows, args.class_mb))
-    end_S = np.cumsum([len(sequence) for sequence in sequences])
+    # At random, so that each file has a share of every kind.
+    order_S = np.random.default_rng(0).permutation(len(sequences))
+    end_S = np.cumsum([len(sequences[index]) for index in order_S])
     part_S = np.minimum(end_S * args.num_files // end_S[-1], args.num_files - 1)
     for part in range(args.num_files):
         number = f"_{part + 1}" if args.num_files > 1 else ""
         path = args.output.with_stem(f"{args.output.stem}{number}")
-        chosen = np.flatnonzero(part_S == part).tolist()
+        chosen = np.sort(order_S[part_S == part]).tolist()
         write_genomes(
             path,
             [sequences[index] for index in chosen],
