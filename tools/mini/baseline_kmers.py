@@ -1,6 +1,6 @@
 """Prints how well a logistic regression on 6-mer frequencies recognizes viral chunks.
 
-    python -m tools.mini.baseline_kmers genomes.npz test.npz
+    python -m tools.mini.baseline_kmers test.npz --genomes train_1.npz train_2.npz train_3.npz
 
 This is the floor for any model. Chunks are drawn as for the small model, and the penalty is chosen
 on the valid split.
@@ -26,7 +26,7 @@ def draw_features(
     genomes: Genomes, length_bp: int, num_chunks: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return 6-mer shares, float32 (C, D), and whether each chunk is viral, bool (C,)."""
-    sampler = Sampler(genomes, length_bp, word_bp=3, generator=torch.Generator().manual_seed(seed))
+    sampler = Sampler(genomes, length_bp, torch.Generator().manual_seed(seed))
     codes_CL, sequence_C = sampler.draw_chunks(sampler.weight_S, num_chunks)
     is_viral = [kind.startswith("viral/") for kind in sampler.kind_of(sequence_C)]
     return count_kmers(codes_CL), torch.tensor(is_viral)
@@ -53,14 +53,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("genomes", type=Path, help="packed, with the splits train and valid")
     parser.add_argument("test", type=Path, help="packed, with the split test")
+    parser.add_argument(
+        "--genomes", type=Path, nargs="+", required=True, help="packed, with train and valid"
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
     parser.add_argument("--num-chunks", type=int, default=20_000, help="to learn from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     train, valid = (read_genomes(args.genomes, split) for split in ("train", "valid"))
-    test = read_genomes(args.test, "test")
+    test = read_genomes([args.test], "test")
     for length_bp in args.lengths:
         baseline = fit_baseline(train, valid, length_bp, args.num_chunks, args.seed)
         features_CD, is_viral_C = draw_features(test, length_bp, args.num_chunks // 2, args.seed)

@@ -1,11 +1,11 @@
 """Prints how well a model recognizes records of groups that it never saw, beside a 6-mer baseline.
 
-    python -m tools.mini.evaluate genomes.npz test.npz virnucpro/data/mini evaluated
+    python -m tools.mini.evaluate test.npz virnucpro/data/mini evaluated --genomes train_*.npz
 
 It draws records of each length from the test split and lets `virnucpro predict` call them. Records
-of 300 and 500 bp are single chunks, drawn so that chunks with an open frame are balanced. Longer
-records are all balanced. Records without a call do not count in the areas under the curve, nor in
-the calibration error. The table shows how many records have a call, and how each kind is called.
+of 300 and 500 bp are single chunks. Records without a call do not count in the areas under the
+curve, nor in the calibration error. The table shows how many records have a call, and how each
+kind is called.
 """
 
 from __future__ import annotations
@@ -83,10 +83,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("genomes", type=Path, help="packed, with the splits train and valid")
     parser.add_argument("test", type=Path, help="packed, with the split test")
     parser.add_argument("model", type=Path, help="the directory that tools.mini.finish wrote")
     parser.add_argument("output", type=Path, help="the directory for records and figures")
+    parser.add_argument(
+        "--genomes", type=Path, nargs="+", required=True, help="packed, with train and valid"
+    )
     parser.add_argument("--split", default="test", help="of the second file")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
     parser.add_argument("--num-records", type=int, default=4000, help="of each length")
@@ -95,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     train, valid = (read_genomes(args.genomes, split) for split in ("train", "valid"))
-    test = read_genomes(args.test, args.split)
+    test = read_genomes([args.test], args.split)
     for length_bp in args.lengths:
         records = draw_records(test, length_bp, args.num_records, args.seed)
         chunk_length_bp = length_bp if length_bp in CHUNK_LENGTHS_BP else max(CHUNK_LENGTHS_BP)

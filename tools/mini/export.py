@@ -1,4 +1,4 @@
-"""Writes a trained model in the files that the two backends and the classifier read."""
+"""Writes a trained model in the files that the two backends and the head over chunks read."""
 
 from __future__ import annotations
 
@@ -14,34 +14,27 @@ from virnucpro_dnabert_s.weights import published_name
 from virnucpro_esm2.tokens import TOKENS
 from virnucpro_esm2.weights import TRANSFORMERS, source_names
 
-from tools.mini.frames import DNA_SPECIAL
 from tools.mini.model import MiniModel
-from virnucpro.scoring.classifier import ClassifierMetadata
-from virnucpro.scoring.classifier_files import save_classifier
+from tools.mini.stretches import DNA_SPECIAL, StretchRule
 
 
-def export_model(directory: Path, model: MiniModel, calibrations: dict[int, Tensor]) -> None:
-    """Write `dnabert_s/` and `esm2/` in fp16, and a classifier for each chunk length.
+def export_model(directory: Path, model: MiniModel, rule: StretchRule) -> None:
+    """Write `dnabert_s/` and `esm2/` in fp16, and the head over chunks in float32.
 
     Args:
         directory: Made if it is not there.
         model: The trained model.
-        calibrations: For each chunk length in bp what the logits are multiplied by, and what is
-            added to that of `virus`.
+        rule: Which stretches of a chunk it reads.
     """
     _export_dna(directory / "dnabert_s", model)
     _export_protein(directory / "esm2", model)
-    for length_bp, (scale, shift) in calibrations.items():
-        state = {name: value.detach().cpu() for name, value in model.head.state_dict().items()}
-        state["output_layer.weight"] = state["output_layer.weight"] * scale
-        state["output_layer.bias"] = state["output_layer.bias"] * scale + torch.stack(
-            (torch.zeros_like(shift), shift)
-        )
-        sizes = model.sizes
-        metadata = ClassifierMetadata(
-            "dnabert-s", "esm2", sizes.dna_width, sizes.protein_width, length_bp
-        )
-        save_classifier(directory / f"{length_bp}_model.safetensors", state, metadata)
+    state = {name: value.detach().cpu() for name, value in model.head.state_dict().items()}
+    (directory / "chunk_head.safetensors").write_bytes(save(state))
+    description = {
+        "sizes": model.head.sizes.as_dict(),
+        "rule": {"name": "stretches", "genetic_code": 1, **rule._asdict()},
+    }
+    (directory / "chunk_head.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def make_tokenizer(word_bp: int) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 It calibrates the model and notes its origin:
 
-    python -m tools.mini.finish genomes.npz run virnucpro/data/mini work
+    python -m tools.mini.finish run virnucpro/data/mini work --genomes train_*.npz
 
 It draws records of several lengths from the valid split and lets `virnucpro predict` call them. The
 calibration of each classifier is fitted to these records, and every length counts the same. Each
@@ -53,14 +53,16 @@ def calibrate(
     return fit_calibration(score, num_open_chunks, is_viral, weights), run
 
 
-def describe_origin(genomes: Path, run: Path) -> dict[str, Any]:
+def describe_origin(genomes: list[Path], run: Path) -> dict[str, Any]:
     """Return what the model was trained on and how, and its figures on the valid split."""
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     best = [line for line in log if line["best"]][-1]
-    digest = digest_files([genomes]).removeprefix("sha256:")
     return {
         "virnucpro": __version__,
-        "inputs": [{"path": genomes.name, "sha256": digest}],
+        "inputs": [
+            {"path": path.name, "sha256": digest_files([path]).removeprefix("sha256:")}
+            for path in genomes
+        ],
         "settings": json.loads((run / "settings.json").read_text()),
         "step": best["step"],
         "valid": best["valid"],
@@ -72,10 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("genomes", type=Path, help="packed, with the split valid")
     parser.add_argument("run", type=Path, help="the directory that tools.mini.train wrote")
     parser.add_argument("output", type=Path, help="the directory of the finished model")
     parser.add_argument("work", type=Path, help="a directory for the records and their runs")
+    parser.add_argument(
+        "--genomes", type=Path, nargs="+", required=True, help="packed, with the split valid"
+    )
     parser.add_argument("--num-records", type=int, default=1000, help="of each length")
     parser.add_argument("--chunk-lengths", type=int, nargs="+", default=CHUNK_LENGTHS_BP)
     args = parser.parse_args()

@@ -1,10 +1,11 @@
-"""Labelled genomes in memory and in one file: 2 bits a base, and what each sequence is.
+"""Labelled genomes in memory and in files: 2 bits a base, and what each sequence is.
 
 Shapes: S sequences, N bases of all of them end to end, R runs of ambiguous letters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,13 +72,38 @@ def write_genomes(path: Path, sequences: list[bytes], labels: dict[str, list[str
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_genomes(path: Path, split: str) -> Genomes:
-    """Return the sequences of one split of a file that `write_genomes` made.
+def read_genomes(paths: Sequence[Path], split: str) -> Genomes:
+    """Return the sequences of one split of files that `write_genomes` made.
 
     Raises:
-        KeyError: The file lacks an array that `write_genomes` writes.
-        ValueError: It is none, holds a pickle, or has no sequence of `split`.
+        KeyError: A file lacks an array that `write_genomes` writes.
+        ValueError: A file is none of ours or holds a pickle, or no file has a sequence of `split`.
     """
+    files = [_read_file(path, split) for path in paths]
+    names = {
+        name: sorted({value for _, _, labels in files for value in labels[name].tolist()})
+        for name in LABELS
+    }
+    if split not in names["split"]:
+        raise ValueError(f"{', '.join(map(str, paths))}: hold no sequence of the split {split}")
+    codes_N, length_S = (np.concatenate([file[part] for file in files]) for part in (0, 1))
+    labels = {
+        name: np.searchsorted(names[name], np.concatenate([labels[name] for *_, labels in files]))
+        for name in LABELS
+    }
+    return Genomes(
+        torch.from_numpy(codes_N),
+        torch.from_numpy(np.cumsum(length_S) - length_S),
+        torch.from_numpy(length_S),
+        {name: torch.from_numpy(label) for name, label in labels.items()},
+        names,
+    )
+
+
+def _read_file(
+    path: Path, split: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], dict[str, npt.NDArray[np.str_]]]:
+    """Return codes, lengths and labels of the sequences of `split` in one file."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     length_S = arrays["length"]
@@ -85,17 +111,12 @@ def read_genomes(path: Path, split: str) -> Genomes:
     runs = zip(arrays["ambiguous_start"], arrays["ambiguous_length"], strict=True)
     for start, length in runs:
         codes_N[start : start + length] = AMBIGUOUS
-    names = {name: arrays[f"{name}_names"].tolist() for name in LABELS}
-    if split not in names["split"]:
-        raise ValueError(f"{path}: holds the splits {names['split']}, and no {split}")
-    is_wanted_S = arrays["split"] == names["split"].index(split)
-    kept_length_S = length_S[is_wanted_S]
-    return Genomes(
-        torch.from_numpy(codes_N[np.repeat(is_wanted_S, length_S)]),
-        torch.from_numpy(np.cumsum(kept_length_S) - kept_length_S),
-        torch.from_numpy(kept_length_S),
-        {name: torch.from_numpy(arrays[name][is_wanted_S].astype(np.int64)) for name in LABELS},
-        names,
+    labels = {name: arrays[f"{name}_names"][arrays[name]] for name in LABELS}
+    is_wanted_S = labels["split"] == split
+    return (
+        codes_N[np.repeat(is_wanted_S, length_S)],
+        length_S[is_wanted_S],
+        {name: label[is_wanted_S] for name, label in labels.items()},
     )
 
 

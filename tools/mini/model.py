@@ -1,11 +1,12 @@
-"""The mini model in training: the backends' own modules, run on padded batches with gradients.
+"""The small model in training: the backends' own modules, run on padded batches with gradients.
 
-Shapes: F frames, T tokens of the longest frame, D numbers per token, H heads, K numbers in a head,
-V words, M masked tokens, C the classes `others` and `virus`.
+Shapes: C chunks, N stretches of a chunk, F stretches of all chunks, T tokens of the longest one, D
+numbers per token, H heads, K numbers in an attention head, V words, M masked tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,55 +17,58 @@ from torch.nn.attention import sdpa_kernel
 from virnucpro_dnabert_s.attention import SDPA_BACKENDS, attention_bias
 from virnucpro_dnabert_s.model import DnabertS, ModelConfig
 from virnucpro_esm2 import NUM_SPECIAL_TOKENS
-from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies
+from virnucpro_esm2.model import TOKEN_DROPOUT_SCALE, Esm2, Esm2Config, default_frequencies
 
-from tools.mini.frames import DNA_PAD, PROTEIN_PAD, first_word_id
+from tools.mini.stretches import (
+    DNA_PAD,
+    PROTEIN_MASK,
+    PROTEIN_PAD,
+    ChunkTokens,
+    first_word_id,
+    round_up,
+)
+from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
+
+NUM_BUCKETS = 5
+"""Into so many parts of like lengths the stretches of a step are sorted, to save padding."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of the two encoders and of the classifier; `word_bp` bases make a token of DNA."""
+    """The sizes of the two encoders and of the head; `word_bp` bases make a token of DNA."""
 
     word_bp: int = 6
-    dna_layers: int = 3
+    dna_layers: int = 2
     dna_width: int = 192
     dna_heads: int = 3
     dna_inner: int = 384
-    protein_layers: int = 3
+    protein_layers: int = 4
     protein_width: int = 192
-    protein_heads: int = 3
+    protein_heads: int = 6
     protein_inner: int = 768
+    protein_eps: float = 1e-5
+    protein_token_dropout: bool = False
+    head_width: int = 192
     hidden: int = 128
 
 
-class Head(nn.Module):
-    """The classifier, under the names of tensors that `virnucpro.scoring.classifier` reads."""
-
-    def __init__(self, input_dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.hidden_layer = nn.Linear(input_dim, hidden)
-        self.bn1 = nn.BatchNorm1d(hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.output_layer = nn.Linear(hidden, 2)
-
-    def forward(self, features_FD: Tensor) -> Tensor:
-        """Return logits (F, C)."""
-        hidden_FD = self.bn1(self.hidden_layer(features_FD)).relu()
-        logits_FC: Tensor = self.output_layer(self.dropout(hidden_FD))
-        return logits_FC
-
-
 class MiniModel(nn.Module):
-    """Two encoders, the classifier over both, and for each encoder a guess of masked tokens."""
+    """Two encoders, the head over both, a guess of masked tokens, and maps to teachers' embeddings.
 
-    def __init__(self, sizes: Sizes, dropout: float = 0.0) -> None:
+    Attributes:
+        sizes: The sizes of encoders and head.
+        teacher_maps: For each teacher a linear map from protein embeddings to the teacher's.
+    """
+
+    def __init__(
+        self, sizes: Sizes, dropout: float = 0.0, teacher_widths: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.sizes = sizes
         self.dropout = dropout
-        vocabulary = first_word_id(sizes.word_bp + 1)
         self.dna = DnabertS(
             ModelConfig(
-                vocab_size=vocabulary,
+                vocab_size=first_word_id(sizes.word_bp + 1),
                 type_vocab_size=1,
                 hidden_size=sizes.dna_width,
                 num_hidden_layers=sizes.dna_layers,
@@ -78,45 +82,91 @@ class MiniModel(nn.Module):
             sizes.protein_width,
             sizes.protein_heads,
             sizes.protein_inner,
-            token_dropout=False,
+            sizes.protein_eps,
+            sizes.protein_token_dropout,
         )
         self.protein = Esm2(config, dtype=torch.float32).to_empty(device="cpu")
         self.protein.set_rotary(default_frequencies(config.head_dim))
-        self.head = Head(sizes.dna_width + sizes.protein_width, sizes.hidden, dropout)
+        head_sizes = ChunkHeadSizes(
+            sizes.dna_width, sizes.protein_width, sizes.head_width, sizes.hidden
+        )
+        self.head = ChunkHead(head_sizes, dropout)
         self.dna_guess = nn.Linear(sizes.dna_width, sizes.dna_width)
         self.protein_guess = nn.Linear(sizes.protein_width, sizes.protein_width)
-        self.apply(_initialize)
+        self.teacher_maps = nn.ModuleList(
+            nn.Linear(sizes.protein_width, width) for width in teacher_widths
+        )
+        for module in (self.dna, self.protein, self.dna_guess, self.protein_guess):
+            module.apply(_initialize)
 
     def forward(
-        self, tokens: list[tuple[Tensor, Tensor]], masked: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits of all frames, and the mean loss of guessing masked tokens.
+        self, whole: list[ChunkTokens], seen: list[ChunkTokens]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the chunks' logits (C,), the loss of guesses, and what the maps make (F, D).
 
         Args:
-            tokens: For each chunk length the DNA (F, T) and protein tokens (F, T) as they are.
-            masked: The same with some tokens masked: what the encoders see.
+            whole: For each chunk length the tokens as they are.
+            seen: The same with some tokens masked: what the encoders see.
         """
-        features, guesses = [], []
-        for whole, seen in zip(tokens, masked, strict=True):
-            dna_FTD, protein_FTD = self.encode_dna(seen[0]), self.encode_proteins(seen[1])
-            features.append(pool(dna_FTD, seen[0], protein_FTD, seen[1]))
+        whole_FT, seen_FT = join_proteins(whole), join_proteins(seen)
+        protein_FD, hidden = self.embed_proteins(seen_FT)
+        residues_VD = self.protein.embed_tokens.weight
+        guesses = [guess_loss(self.protein_guess, hidden, residues_VD, whole_FT, seen_FT)]
+        embeddings = []
+        for one, masked in zip(whole, seen, strict=True):
+            hidden_CTD = self.encode_dna(masked.dna_CT)
+            embeddings.append(pool_dna(hidden_CTD, masked.dna_CT))
+            every = [(torch.arange(len(hidden_CTD), device=hidden_CTD.device), hidden_CTD)]
             words_VD = self.dna.word_embeddings.weight
-            residues_VD = self.protein.embed_tokens.weight
-            guesses.append(guess_loss(self.dna_guess, dna_FTD, words_VD, whole[0], seen[0]))
-            guesses.append(
-                guess_loss(self.protein_guess, protein_FTD, residues_VD, whole[1], seen[1])
-            )
-        return self.head(torch.cat(features)), torch.stack(guesses).mean()
+            guesses.append(guess_loss(self.dna_guess, every, words_VD, one.dna_CT, masked.dna_CT))
+        guess = (guesses[0] + torch.stack(guesses[1:]).mean()) / 2
+        mapped = [layer(protein_FD) for layer in self.teacher_maps]
+        return self.judge(embeddings, protein_FD, whole), guess, mapped
 
-    def encode_dna(self, tokens_FT: Tensor) -> Tensor:
-        """Return the last hidden states (F, T, D) of `DnabertS` for padded tokens."""
+    def score(self, chunks: list[ChunkTokens]) -> tuple[Tensor, Tensor]:
+        """Return the chunks' logits (C,) and the protein embeddings (F, D), nothing masked."""
+        protein_FD, _ = self.embed_proteins(join_proteins(chunks))
+        embeddings = [pool_dna(self.encode_dna(one.dna_CT), one.dna_CT) for one in chunks]
+        return self.judge(embeddings, protein_FD, chunks), protein_FD
+
+    def judge(self, dna: list[Tensor], protein_FD: Tensor, chunks: list[ChunkTokens]) -> Tensor:
+        """Return the logits (C,) of all chunks from their embeddings, computed in float32."""
+        sizes = [one.is_stretch_CN.numel() for one in chunks]
+        logits = []
+        with torch.autocast(protein_FD.device.type, enabled=False):
+            pieces = protein_FD.float().split(sizes)
+            for dna_CQ, piece_FD, one in zip(dna, pieces, chunks, strict=True):
+                protein_CNP = piece_FD.view(*one.is_stretch_CN.shape, -1)
+                logits.append(self.head(dna_CQ, protein_CNP, one.features_CNK, one.is_stretch_CN))
+        return torch.cat(logits)
+
+    def embed_proteins(self, tokens_FT: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return float32 (F, D), the mean over residues, and the hidden states.
+
+        The hidden states come in parts of like lengths: the indexes of stretches, and their hidden
+        states, cut to the longest of the part.
+        """
+        parts = list(_sort_into_buckets(tokens_FT))
+        hidden = [
+            (index_F, self.encode_proteins(tokens_FT[index_F, :length]))
+            for index_F, length in parts
+        ]
+        pooled = [
+            pool_proteins(hidden_FTD, tokens_FT[index_F, : hidden_FTD.shape[1]])
+            for index_F, hidden_FTD in hidden
+        ]
+        order_F = torch.cat([index_F for index_F, _ in parts]).argsort()
+        return torch.cat(pooled)[order_F], hidden
+
+    def encode_dna(self, tokens_CT: Tensor) -> Tensor:
+        """Return the last hidden states (C, T, D) of `DnabertS` for padded tokens."""
         model = self.dna
-        bias_FHTT = attention_bias(tokens_FT != DNA_PAD, model.num_heads, torch.float32)
+        bias_CHTT = attention_bias(tokens_CT != DNA_PAD, model.num_heads, torch.float32)
         embedded_VD = model.word_embeddings.weight + model.token_type_embeddings.weight[0]
-        hidden_FTD = functional.embedding(tokens_FT, model.embedding_norm(embedded_VD))
+        hidden_CTD = functional.embedding(tokens_CT, model.embedding_norm(embedded_VD))
         for layer in model.layers:
-            hidden_FTD = self._run_dna_layer(layer, hidden_FTD, bias_FHTT)
-        return hidden_FTD
+            hidden_CTD = self._run_dna_layer(layer, hidden_CTD, bias_CHTT)
+        return hidden_CTD
 
     def encode_proteins(self, tokens_FT: Tensor) -> Tensor:
         """Return the last hidden states (F, T, D) of `Esm2` for padded tokens."""
@@ -125,6 +175,13 @@ class MiniModel(nn.Module):
         angles = model.cos_PR[:num_tokens], model.sin_PR[:num_tokens]
         is_token_F11T = (tokens_FT != PROTEIN_PAD)[:, None, None]
         hidden_FTD = model.embed_tokens(tokens_FT)
+        if model.config.token_dropout:
+            # As ESM-2 was trained: masked tokens are zeros, and the others make up for them.
+            is_masked_FT = tokens_FT == PROTEIN_MASK
+            num_tokens_F = (tokens_FT != PROTEIN_PAD).sum(1)
+            scale_F = TOKEN_DROPOUT_SCALE / (1 - is_masked_FT.sum(1) / num_tokens_F)
+            hidden_FTD = hidden_FTD.masked_fill(is_masked_FT[..., None], 0)
+            hidden_FTD = hidden_FTD * scale_F[:, None, None]
         for layer in model.layers:
             hidden_FTD = self._run_protein_layer(layer, hidden_FTD, angles, is_token_F11T)
         output_FTD: Tensor = model.final_norm(hidden_FTD)
@@ -132,6 +189,7 @@ class MiniModel(nn.Module):
 
     def compile_layers(self) -> None:
         """Let torch compile each encoder's layer, once for all of its layers and any shape."""
+        torch._dynamo.config.recompile_limit = 64
         for name in ("_run_dna_layer", "_run_protein_layer"):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
@@ -163,26 +221,65 @@ class MiniModel(nn.Module):
         return functional.dropout(delta_FTD, self.dropout, self.training)
 
 
-def pool(dna_FTD: Tensor, dna_FT: Tensor, protein_FTD: Tensor, protein_FT: Tensor) -> Tensor:
-    """Return float32 (F, D): the backends' mean embeddings, DNA then protein."""
-    is_token_FT1 = (dna_FT != DNA_PAD)[..., None]
-    dna_FD = (dna_FTD.float() * is_token_FT1).sum(1) / is_token_FT1.sum(1)
+def join_proteins(chunks: list[ChunkTokens]) -> Tensor:
+    """Return int64 (F, T): the proteins of all chunks, one after the other."""
+    longest = max(one.protein_CNT.shape[2] for one in chunks)
+    flat = [one.protein_CNT.flatten(0, 1) for one in chunks]
+    return torch.cat(
+        [functional.pad(x, (0, longest - x.shape[1]), value=PROTEIN_PAD) for x in flat]
+    )
+
+
+def pool_dna(hidden_CTD: Tensor, tokens_CT: Tensor) -> Tensor:
+    """Return float32 (C, D): the mean over all tokens, as the backend makes it."""
+    is_token_CT1 = (tokens_CT != DNA_PAD)[..., None]
+    return (hidden_CTD.float() * is_token_CT1).sum(1) / is_token_CT1.sum(1)
+
+
+def pool_proteins(hidden_FTD: Tensor, tokens_FT: Tensor) -> Tensor:
+    """Return float32 (F, D): the mean over residues, as the backend makes it; 0 without any."""
     # BOS is the first token, and EOS the last before the padding.
-    num_residues_F1 = (protein_FT != PROTEIN_PAD).sum(1, keepdim=True) - NUM_SPECIAL_TOKENS
-    column_T = torch.arange(protein_FT.shape[1], device=protein_FT.device)
+    num_residues_F1 = (tokens_FT != PROTEIN_PAD).sum(1, keepdim=True) - NUM_SPECIAL_TOKENS
+    column_T = torch.arange(tokens_FT.shape[1], device=tokens_FT.device)
     is_residue_FT1 = ((column_T > 0) & (column_T <= num_residues_F1))[..., None]
-    protein_FD = (protein_FTD.float() * is_residue_FT1).sum(1) / num_residues_F1
-    return torch.cat((dna_FD, protein_FD), 1)
+    return (hidden_FTD.float() * is_residue_FT1).sum(1) / num_residues_F1.clamp(min=1)
 
 
 def guess_loss(
-    layer: nn.Linear, hidden_FTD: Tensor, words_VD: Tensor, whole_FT: Tensor, seen_FT: Tensor
+    layer: nn.Linear,
+    hidden: list[tuple[Tensor, Tensor]],
+    words_VD: Tensor,
+    whole_FT: Tensor,
+    seen_FT: Tensor,
 ) -> Tensor:
-    """Return the mean cross-entropy of the masked tokens; 0 if there are none."""
-    is_masked_FT = whole_FT != seen_FT
-    logits_MV = functional.linear(layer(hidden_FTD[is_masked_FT]), words_VD).float()
-    losses_M = functional.cross_entropy(logits_MV, whole_FT[is_masked_FT], reduction="sum")
+    """Return the mean cross-entropy of the masked tokens; 0 if there are none.
+
+    Args:
+        layer: Makes guesses of hidden states.
+        hidden: Indexes of sequences and their hidden states, maybe cut to fewer tokens.
+        words_VD: The embeddings of all tokens.
+        whole_FT: The tokens as they are.
+        seen_FT: The tokens with some of them masked.
+    """
+    guesses, wanted = [], []
+    for index_F, hidden_FTD in hidden:
+        whole_part, seen_part = (x[index_F, : hidden_FTD.shape[1]] for x in (whole_FT, seen_FT))
+        is_masked_FT = whole_part != seen_part
+        guesses.append(hidden_FTD[is_masked_FT])
+        wanted.append(whole_part[is_masked_FT])
+    logits_MV = functional.linear(layer(torch.cat(guesses)), words_VD).float()
+    losses_M = functional.cross_entropy(logits_MV, torch.cat(wanted), reduction="sum")
     return losses_M / max(len(logits_MV), 1)
+
+
+def _sort_into_buckets(tokens_FT: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Yield the indexes of stretches of like lengths, and how many tokens the longest takes."""
+    length_F, order_F = (tokens_FT != PROTEIN_PAD).sum(1).sort()
+    size = -(-len(order_F) // NUM_BUCKETS)
+    parts = order_F.split(size)
+    lasts = [min((number + 1) * size, len(order_F)) - 1 for number in range(len(parts))]
+    for index_F, length in zip(parts, length_F[lasts].tolist(), strict=True):
+        yield index_F, round_up(length)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""Draws codons of open frames anew as evolution does, so that no genome is learned by heart.
+"""Draws codons of stretches anew as evolution does, so that no genome is learned by heart.
 
-Shapes: F frames, K codons.
+Shapes: C chunks of L bases, F stretches, K codons.
 """
 
 from __future__ import annotations
@@ -10,18 +10,27 @@ from Bio.Align import substitution_matrices
 from torch import Tensor
 from virnucpro_esm2.tokens import TOKENS
 
-from tools.mini.frames import NO_CODON, NO_RESIDUE, TOKEN_OF_CODON
+from tools.mini.stretches import (
+    NO_CODON,
+    NO_RESIDUE,
+    TOKEN_OF_CODON,
+    StretchRule,
+    bases_of_codons,
+    find_stretches,
+    put_bases,
+    write_codons,
+)
 
 _PRIOR_CODONS = 20.0
-"""How many codons, spread over all, are added to those of a frame when its usage is counted."""
+"""How many codons, spread over all, are added to those of a stretch when its usage is counted."""
 
 
 class Mutator:
-    """Draws some codons of a frame anew, for a similar amino acid or for the same.
+    """Draws some codons of a stretch anew, for a similar amino acid or for the same.
 
     How often an amino acid takes another's place is by BLOSUM62 (Henikoff and Henikoff 1992), whose
     entries are twice the base-2 logarithm of how much more often than by chance it does in related
-    proteins; and codons are drawn as the frame uses them, so that its composition stays. No codon
+    proteins; and codons are drawn as the stretch uses them, so that its composition stays. No codon
     becomes a stop.
     """
 
@@ -31,10 +40,10 @@ class Mutator:
         self._odds = _make_odds().to(generator.device)
 
     def __call__(self, codon_FK: Tensor) -> Tensor:
-        """Return int64 (F, K); each frame has a rate of its own, from 0 to the largest.
+        """Return int64 (F, K); each stretch has a rate of its own, from 0 to the largest.
 
         Args:
-            codon_FK: int64, codons as `make_frames` numbers them; `NO_CODON` stays.
+            codon_FK: int64, codons as `find_stretches` numbers them; `NO_CODON` stays.
         """
         is_codon_FK = codon_FK != NO_CODON
         known_FK = codon_FK.clamp(max=NO_CODON - 1)
@@ -50,6 +59,24 @@ class Mutator:
         rate_F1 = self._max_rate * self._uniform(len(codon_FK), 1)
         is_hit_FK = is_codon_FK & (self._uniform(*codon_FK.shape) < rate_F1)
         return torch.where(is_hit_FK, other_FK, codon_FK)
+
+    def mutate_chunks(self, codes_CL: Tensor, rule: StretchRule) -> Tensor:
+        """Return the chunks with mutated codons in their stretches, the longest first.
+
+        Codons that share a base with a longer stretch stay as that stretch has them. Stretches of
+        other frames over the same bases may get stops, as they do in evolution.
+        """
+        stretches = find_stretches(codes_CL, rule)
+        is_read_CL = torch.zeros_like(codes_CL, dtype=torch.bool)
+        for number in range(rule.num_stretches):
+            codons_CK = stretches.codons_CNK[:, number].long()
+            index_CX = bases_of_codons(codes_CL, stretches, number)
+            is_read_CK = is_read_CL.gather(1, index_CX).unflatten(1, (-1, 3)).any(2)
+            drawn_CK = self(codons_CK.masked_fill(is_read_CK, NO_CODON))
+            codes_CL = write_codons(codes_CL, stretches, number, drawn_CK)
+            is_codon_CK = codons_CK != NO_CODON
+            is_read_CL = put_bases(is_read_CL, index_CX, is_codon_CK, torch.ones_like(index_CX))
+        return codes_CL
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, device=self._generator.device, generator=self._generator)

@@ -61,19 +61,9 @@ class CalledRecords(NamedTuple):
 
 
 def draw_records(genomes: Genomes, length_bp: int, num_records: int, seed: int) -> DrawnRecords:
-    """Return records of `length_bp`, half of them viral.
-
-    Those that are one chunk are drawn such that the kinds are balanced among the records with an
-    open frame, the only ones that have a score, and such that about `num_records` have one. Of
-    longer records nearly all have one, and `num_records` are drawn.
-    """
-    sampler = Sampler(genomes, length_bp, 3, torch.Generator().manual_seed(seed))
-    weight_S = sampler.weight_S
-    if length_bp in CHUNK_LENGTHS_BP:
-        weight_S = sampler.open_weights
-        # What the shares of open chunks were divided by makes up for the chunks that are not.
-        num_records = round(num_records * float(weight_S.sum()))
-    codes_NL, sequence_N = sampler.draw_chunks(weight_S, num_records)
+    """Return records of `length_bp`, half of them viral, balanced as for training."""
+    sampler = Sampler(genomes, length_bp, torch.Generator().manual_seed(seed))
+    codes_NL, sequence_N = sampler.draw_chunks(sampler.weight_S, num_records)
     kinds_N = np.array(sampler.kind_of(sequence_N))
     return DrawnRecords(codes_NL, kinds_N, np.char.startswith(kinds_N, "viral/"))
 

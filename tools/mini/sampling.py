@@ -6,66 +6,33 @@ chunks of L bases.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from tools.mini.frames import Frames, make_frames
 from tools.mini.genomes import AMBIGUOUS, Genomes
-from tools.mini.mutation import Mutator
+from tools.mini.stretches import reverse_complement
 
 SHARES = {"viral": 0.5, "bacteria": 0.25, "archaea": 0.06, "eukaryote": 0.19}
 """Of the chunks drawn: half viral, and the cellular half as it is met in samples."""
 
 MAX_ERROR_RATE = 0.02
 INDEL_SHARE = 0.1
-_NUM_PILOT = 1024
-
-
-class Batch(NamedTuple):
-    """Chunks with an open frame, and those frames.
-
-    Attributes:
-        frames: Their `chunk_F` counts the chunks here, from 0.
-        kind_C: int64, the index of each chunk's kind in `Sampler.kinds`.
-        is_viral_C: bool.
-    """
-
-    frames: Frames
-    kind_C: Tensor
-    is_viral_C: Tensor
 
 
 class Sampler:
     """Draws chunks of one length.
 
     Classes come in `SHARES`, sub-classes of a class and groups of a sub-class by the square root of
-    their bases, the sequences of a group by their bases. Chunks without an open frame are never
-    scored; kinds that have many of them are drawn so much more often.
-
-    A chunk and its reverse complement have the same six frames, so strands need no drawing.
-    With a `max_mutation_rate` a batch's open frames are mutated, each for itself.
+    their bases, the sequences of a group by their bases.
 
     Attributes:
         kinds: `class/sub-class`, the names of the kinds.
-        weight_S: float64, how often each sequence is drawn, before chunks without an open frame
-            are left out; 1 in all.
+        weight_S: float64, how often each sequence is drawn; 1 in all.
     """
 
-    def __init__(
-        self,
-        genomes: Genomes,
-        length_bp: int,
-        word_bp: int,
-        generator: torch.Generator,
-        max_mutation_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, genomes: Genomes, length_bp: int, generator: torch.Generator) -> None:
         self.length_bp = length_bp
-        self._mutate = Mutator(max_mutation_rate, generator) if max_mutation_rate else None
         self._genomes = genomes
-        self._word_bp = word_bp
         self._generator = generator
         labels = genomes.labels
         kinds_J2, self._kind_S = torch.unique(
@@ -78,46 +45,15 @@ class Sampler:
         ]
         self._room_S = (genomes.length_S - length_bp + 1).clamp(min=0)
         self.weight_S = self._balance()
-        self._is_viral_J = torch.tensor(
-            [kind.startswith("viral/") for kind in self.kinds], device=self._class_J.device
-        )
+        is_viral_J = [kind.startswith("viral/") for kind in self.kinds]
+        self._is_viral_J = torch.tensor(is_viral_J, device=self._class_J.device)
 
-    @cached_property
-    def open_rates(self) -> Tensor:
-        """float64 (J,): the share of each kind's chunks with an open frame, measured on some."""
-        rates = []
-        for kind in range(len(self.kinds)):
-            weight_S = self.weight_S * (self._kind_S == kind)
-            if not weight_S.any():
-                rates.append(1.0)
-                continue
-            codes_CL, _ = self.draw_chunks(weight_S, _NUM_PILOT)
-            num_open = len(make_frames(codes_CL, self._word_bp).chunk_F.unique())
-            rates.append(max(num_open, 1) / _NUM_PILOT)
-        return torch.tensor(rates, dtype=torch.float64, device=self.weight_S.device)
-
-    @cached_property
-    def open_weights(self) -> Tensor:
-        """float64 (S,): as `weight_S`, such that it holds for chunks with an open frame."""
-        return self.weight_S / self.open_rates[self._kind_S]
-
-    @cached_property
-    def _frames_per_chunk(self) -> float:
-        codes_CL, _ = self.draw_chunks(self.open_weights, _NUM_PILOT)
-        return max(len(make_frames(codes_CL, self._word_bp).chunk_F), 1) / _NUM_PILOT
-
-    def draw_batch(self, num_frames: int, *, has_errors: bool) -> Batch:
-        """Return `num_frames` open frames, rarely some fewer, and their chunks."""
-        num_chunks = round(1.25 * num_frames / self._frames_per_chunk)
-        codes_CL, sequence_C = self.draw_chunks(
-            self.open_weights, num_chunks, has_errors=has_errors
-        )
-        frames = make_frames(codes_CL, self._word_bp, self._mutate)
-        # One shape in nearly all steps: memory is allocated once. The last chunk may lack a frame.
-        frames = Frames(*(tensor[:num_frames] for tensor in frames))
-        kept, chunk_F = torch.unique_consecutive(frames.chunk_F, return_inverse=True)
-        kind_C = self._kind_S[sequence_C[kept]]
-        return Batch(frames._replace(chunk_F=chunk_F), kind_C, self._is_viral_J[kind_C])
+    def draw_labelled(self, num_chunks: int) -> tuple[Tensor, Tensor]:
+        """Return chunks of either strand with errors, uint8 (C, L), and whether each is viral."""
+        codes_CL, sequence_C = self.draw_chunks(self.weight_S, num_chunks, has_errors=True)
+        is_reverse_C1 = self._uniform(num_chunks, 1) < 0.5
+        codes_CL = torch.where(is_reverse_C1, reverse_complement(codes_CL), codes_CL)
+        return codes_CL, self._is_viral_J[self._kind_S[sequence_C]]
 
     def draw_chunks(
         self, weight_S: Tensor, num_chunks: int, *, has_errors: bool = False

@@ -4,16 +4,17 @@ import pytest
 import torch
 from virnucpro_esm2.tokens import TOKENS
 
-from tools.mini.frames import (
-    DNA_SPECIAL,
+from tools.mini.genomes import AMBIGUOUS
+from tools.mini.mutation import Mutator
+from tools.mini.stretches import (
     NO_CODON,
     NO_RESIDUE,
     TOKEN_OF_CODON,
-    first_word_id,
-    make_frames,
+    StretchRule,
+    bases_of_codons,
+    find_stretches,
+    put_bases,
 )
-from tools.mini.genomes import AMBIGUOUS
-from tools.mini.mutation import Mutator
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -23,45 +24,49 @@ def mutator(rate: float) -> Mutator:
 
 
 def random_codes(num: int, length: int) -> torch.Tensor:
-    """Return chunks in which frames are often open: without T few stop."""
+    """Return chunks of random bases."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 3, (num, length), generator=generator).byte()
+    return torch.randint(0, 4, (num, length), generator=generator).byte()
 
 
-@pytest.mark.parametrize("length", [90, 91, 92])
+RULE = StretchRule(2, 15)
+
+
+@pytest.mark.parametrize("length", [150, 151, 152])
 @pytest.mark.parametrize("is_ambiguous", [False, True])
-def test_mutated_frames_are_open_and_as_long_and_their_dna_codes_for_their_proteins(
+def test_mutated_stretches_stay_open_and_nothing_else_changes(
     is_ambiguous: bool, length: int
 ) -> None:
     codes_CL = random_codes(50, length)
     if is_ambiguous:
-        codes_CL[:, ::50] = AMBIGUOUS
-    exact, mutated = make_frames(codes_CL, 3), make_frames(codes_CL, 3, mutator(1.0))
-    assert torch.equal(exact.chunk_F, mutated.chunk_F)
-    assert len(exact.chunk_F) > 50
-    for before_FT, after_FT, num_special in zip(
-        exact[1:], mutated[1:], (len(DNA_SPECIAL), TOKENS.index("L")), strict=True
-    ):
-        assert torch.equal(before_FT < num_special, after_FT < num_special)
-        assert 0.1 < (before_FT == after_FT).float().mean() < 0.95
-    if is_ambiguous:
-        return  # a protein has no gap there, and the DNA is cut where the protein ends
-    first = first_word_id(3)
-    for dna_T, protein_T in zip(mutated.dna_FT, mutated.protein_FT, strict=True):
-        residues = TOKEN_OF_CODON[dna_T[dna_T >= first] - first]
-        assert (residues != NO_RESIDUE).all()
-        assert protein_T[protein_T >= TOKENS.index("L")].tolist() == residues.tolist()
+        codes_CL[:, ::75] = AMBIGUOUS
+    before = find_stretches(codes_CL, RULE)
+    mutated_CL = mutator(1.0).mutate_chunks(codes_CL, RULE)
+    assert torch.equal(mutated_CL == AMBIGUOUS, codes_CL == AMBIGUOUS)
+    is_in_CL = torch.zeros_like(codes_CL, dtype=torch.bool)
+    for number in range(RULE.num_stretches):
+        index_CX = bases_of_codons(codes_CL, before, number)
+        is_codon_CK = before.codons_CNK[:, number] != NO_CODON
+        is_in_CL = put_bases(is_in_CL, index_CX, is_codon_CK, torch.ones_like(index_CX))
+    assert torch.equal(mutated_CL[~is_in_CL], codes_CL[~is_in_CL])
+    assert 0.02 < (mutated_CL != codes_CL).float().mean() < 0.5
+    # The longest stretch of each chunk is still one, maybe as a part of a longer one.
+    index_CX = bases_of_codons(mutated_CL, before, 0)
+    is_reverse_C1 = before.frame_CN[:, :1] >= 3
+    bases_CX = mutated_CL.gather(1, index_CX).long()
+    bases_CK3 = torch.where(is_reverse_C1, 3 - bases_CX, bases_CX).unflatten(1, (-1, 3))
+    codons_CK = (bases_CK3 * torch.tensor([16, 4, 1])).sum(2)
+    is_codon_CK = before.codons_CNK[:, 0] != NO_CODON
+    assert (TOKEN_OF_CODON[codons_CK[is_codon_CK]] != NO_RESIDUE).all()
+    assert (find_stretches(mutated_CL, RULE).length_CN[:, 0] >= before.length_CN[:, 0]).all()
 
 
 def test_nothing_is_mutated_at_a_rate_of_0() -> None:
-    codes_CL = random_codes(20, 90)
-    for exact, mutated in zip(
-        make_frames(codes_CL, 6), make_frames(codes_CL, 6, mutator(0.0)), strict=True
-    ):
-        assert torch.equal(exact, mutated)
+    codes_CL = random_codes(20, 150)
+    assert torch.equal(mutator(0.0).mutate_chunks(codes_CL, RULE), codes_CL)
 
 
-def test_similar_residues_and_codons_of_the_frame_are_preferred() -> None:
+def test_similar_residues_and_codons_of_the_stretch_are_preferred() -> None:
     def codon(letter: str) -> int:
         return int((TOKENS.index(letter) == TOKEN_OF_CODON).nonzero()[0])
 
@@ -79,7 +84,7 @@ def test_similar_residues_and_codons_of_the_frame_are_preferred() -> None:
     assert used > 0.9
 
 
-def test_rates_are_the_frames_own_and_what_is_no_codon_stays() -> None:
+def test_rates_are_the_stretches_own_and_what_is_no_codon_stays() -> None:
     codon_FK = torch.randint(0, 40, (2000, 60), generator=torch.Generator().manual_seed(2))
     codon_FK[:, 30:] = NO_CODON
     drawn_FK = mutator(0.6)(codon_FK)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from hashlib import sha256
@@ -10,28 +12,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from virnucpro_esm2 import backend as protein_backend
 
+import virnucpro
 from tests.runs import accelerate_launch, run
-from tools.mini import evaluate, finish
-from tools.mini.figures import (
-    balanced_predictions,
-    chunk_logits,
-    figures_by_kind,
-    fit_frame_calibration,
-)
+from tests.tools.mini.small import SIZES
+from tools.mini import evaluate, finish, measure
+from tools.mini.export import export_model
+from tools.mini.figures import balanced_predictions, figures_by_kind
 from tools.mini.genomes import LABELS, keep_groups, read_genomes, write_genomes
 from tools.mini.kmers import KmerBaseline, count_kmers
+from tools.mini.model import MiniModel
 from tools.mini.sampling import SHARES, Sampler
-from tools.mini.train import (
+from tools.mini.settings import parse_arguments, write_settings
+from tools.mini.stretches import PROTEIN_PAD, StretchRule, reverse_complement
+from tools.mini.teachers import (
     SETTINGS_NAME,
-    Training,
-    call_losses,
-    parse_arguments,
+    embedding_loss,
+    read_run,
     read_teacher,
-    write_settings,
 )
-from virnucpro.scoring import calls as scoring
+from tools.mini.train import Training, chunk_loss
 from virnucpro.scoring.classifier_files import load_classifier
+
+SHIPPED = Path(virnucpro.__file__).parent / "data" / "mini"
 
 KINDS = {
     "viral/phage": "AAA ATA TTA AAT GAT",
@@ -53,9 +57,11 @@ SMALL = [
     "--protein-inner=16",
     "--hidden=8",
     "--word-bp=3",
-    "--num-frames=32",
+    "--head-width=16",
+    "--num-chunks=32",
     "--num-valid=64",
     "--learning-rate=0.01",
+    "--max-mutation-rate=0.3",
 ]
 
 
@@ -87,7 +93,7 @@ def arguments(genomes_path: Path, output: Path, *options: str) -> argparse.Names
     output.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", str(genomes_path), str(output), *options])
-        return parse_arguments()
+        return parse_arguments(None)
 
 
 def read_log(path: Path) -> list[dict[str, object]]:
@@ -103,14 +109,14 @@ def test_packed_genomes_come_back(tmp_path: Path) -> None:
         "group": ["v1", "v2", "a1"],
     }
     write_genomes(tmp_path / "genomes.npz", sequences, labels)
-    train, valid = (read_genomes(tmp_path / "genomes.npz", split) for split in ("train", "valid"))
+    train, valid = (read_genomes([tmp_path / "genomes.npz"], split) for split in ("train", "valid"))
     assert train.codes_N.tolist() == [0, 1, 2, 3, 4] + [0, 1, 2, 3] * 2 + [4] + [3] * 5
     assert train.start_S.tolist() == [0, 14]
     assert train.length_S.tolist() == [14, 5]
     assert [train.names["class"][index] for index in train.labels["class"]] == ["viral", "archaea"]
     assert valid.codes_N.tolist() == [4, 4, 0, 1, 2]
-    with pytest.raises(ValueError, match="no test"):
-        read_genomes(tmp_path / "genomes.npz", "test")
+    with pytest.raises(ValueError, match="no sequence of the split test"):
+        read_genomes([tmp_path / "genomes.npz"], "test")
 
 
 def test_large_groups_are_cut_and_small_ones_kept(tmp_path: Path) -> None:
@@ -124,29 +130,48 @@ def test_large_groups_are_cut_and_small_ones_kept(tmp_path: Path) -> None:
     (tmp_path / "index.tsv").write_text("\n".join(rows) + "\n")
     (tmp_path / "b.fa").write_text("".join(records))
     command = (sys.executable, "-m", "tools.mini.pack_genomes", tmp_path / "index.tsv")
-    done = run(*command, tmp_path / "genomes.npz", "--class-mb=0.0008")
+    done = run(*command, "--output", tmp_path / "genomes.npz", "--class-mb=0.0008")
     assert done.returncode == 0, done.stderr
-    train = read_genomes(tmp_path / "genomes.npz", "train")
+    train = read_genomes([tmp_path / "genomes.npz"], "train")
     # 800 bases may stay: 200 of b2, and 600 of the 1,200 of b1, half of each sequence.
     assert train.length_S.tolist() == [450, 150, 200]
-    assert read_genomes(tmp_path / "genomes.npz", "valid").length_S.tolist() == [80]
+    assert read_genomes([tmp_path / "genomes.npz"], "valid").length_S.tolist() == [80]
 
 
-def test_a_teacher_that_is_agreed_with_pulls_nowhere(genomes_path: Path) -> None:
-    genomes = read_genomes(genomes_path, "train")
-    batch = Sampler(genomes, 300, 3, torch.Generator().manual_seed(0)).draw_batch(
-        40, has_errors=False
-    )
-    logits_F2 = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+def test_several_indexes_are_packed_into_several_files(tmp_path: Path) -> None:
+    for name, group in (("a", "v1"), ("b", "v0")):
+        (tmp_path / name).mkdir()
+        row = f"{name}1\tv.fa\t40\tviral\tphage\t{group}\ttrain"
+        header = "id\tfile\tlength\tclass\tsub\tgroup\tsplit"
+        (tmp_path / name / "index.tsv").write_text(f"{header}\n{row}\n")
+        (tmp_path / name / "v.fa").write_text(f">{name}1\n{'ACGT' * 10}\n")
+    indexes = [tmp_path / name / "index.tsv" for name in "ab"]
+    command = (sys.executable, "-m", "tools.mini.pack_genomes", *indexes)
+    done = run(*command, "--output", tmp_path / "all.npz", "--num-files=2")
+    assert done.returncode == 0, done.stderr
+    train = read_genomes([tmp_path / "all_1.npz", tmp_path / "all_2.npz"], "train")
+    assert train.codes_N.tolist() == [0, 1, 2, 3] * 20
+    assert train.start_S.tolist() == [0, 40]
+    assert {train.names["group"][index] for index in train.labels["group"]} == {"v1", "v0"}
 
-    def pull(weight: float) -> float:
-        losses = call_losses(logits_F2, [batch], logits_F2.detach(), weight)
-        (gradient,) = torch.autograd.grad(sum(losses), logits_F2)
-        return float(gradient.abs().max())
 
-    assert pull(1.0) < 1e-7
-    # What the truth still counts is what is left of its pull.
-    assert pull(0.75) == pytest.approx(pull(0.0) / 4, rel=1e-5)
+def test_chunks_without_a_stretch_do_not_count() -> None:
+    logits_C = torch.tensor([0.0, 50.0, 1.0], requires_grad=True)
+    loss = chunk_loss(logits_C, torch.tensor([1.0, 0.0, 1.0]), torch.tensor([True, False, True]))
+    assert loss.item() == pytest.approx((np.log(2) + np.log(1 + np.exp(-1))) / 2)
+    (gradient_C,) = torch.autograd.grad(loss, logits_C)
+    assert gradient_C[1] == 0
+
+
+def test_embeddings_that_a_teacher_makes_too_cost_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    taught_FD = torch.randn(50, 6, generator=generator) * torch.arange(1, 7) + 5
+    is_stretch_F = torch.arange(50) < 40
+    real_FD = taught_FD[:40]
+    mapped_FD = (taught_FD - real_FD.mean(0)) / real_FD.std(0, correction=0)
+    mapped_FD[40:] = 1e3
+    assert embedding_loss(mapped_FD, taught_FD, is_stretch_F) < 1e-6
+    assert embedding_loss(torch.zeros(50, 6), taught_FD, is_stretch_F) > 0.2
 
 
 def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_path: Path) -> None:
@@ -161,14 +186,69 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     teacher = read_teacher(tmp_path / "teacher", word_bp=3)
     for name, value in first.ema.module.state_dict().items():
         torch.testing.assert_close(teacher.state_dict()[name], value)
-    options = ("--protein-width=32", "--teachers", str(tmp_path / "teacher"))
-    second = Training(arguments(genomes_path, tmp_path / "run", *SMALL, *options))
-    assert second.step()["frame"].isfinite()
+    options = ("--protein-width=32", "--teachers", *[str(tmp_path / "teacher")] * 2)
+    args = arguments(genomes_path, tmp_path / "run", *SMALL, *options)
+    write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
+    second = Training(args)
+    second.clock.seconds = 0.02 * 3600  # past the warm-up
+    losses = second.step()
+    before = losses["embedding"].item()
+    for _ in range(30):
+        losses = second.step()
+    assert losses["embedding"].item() < 0.9 * before
+    second.evaluate(losses)
+    learned, rule = read_run(tmp_path / "run")
+    assert learned.sizes.protein_width == 32
+    assert rule == (2, 20)
+
+
+def test_what_teachers_say_is_mixed_with_the_truth(genomes_path: Path, tmp_path: Path) -> None:
+    args = arguments(genomes_path, tmp_path / "teacher", *SMALL)
+    write_settings(tmp_path / "teacher" / SETTINGS_NAME, args, 1)
+    Training(args).evaluate({})
+    found = {}
+    for weight in (0.0, 0.5, 1.0):
+        options = ("--teachers", str(tmp_path / "teacher"), f"--teacher-weight={weight}")
+        training = Training(arguments(genomes_path, tmp_path / "run", *SMALL, *options))
+        found[weight] = training.step()["chunk"].item()
+    assert found[0.5] == pytest.approx((found[0.0] + found[1.0]) / 2, rel=1e-5)
+    assert found[0.0] != found[1.0]
+
+
+def test_published_weights_are_begun_with(genomes_path: Path, tmp_path: Path) -> None:
+    sizes = dataclasses.replace(SIZES, protein_width=24, protein_token_dropout=True)
+    published = MiniModel(sizes).requires_grad_(False)
+    for parameter in published.protein.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    export_model(tmp_path, published, StretchRule())
+    options = (f"--protein-init={tmp_path / 'esm2'}", "--encoder-learning-rate=0.0001")
+    args = arguments(genomes_path, tmp_path / "run", *SMALL, *options)
+    assert args.sizes.protein_width == 24
+    assert args.sizes.protein_token_dropout
+    write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
+    training = Training(args)
+    weights = protein_backend.open_weights(str(tmp_path / "esm2"))
+    encoder = protein_backend.load_encoder(
+        weights, dtype=torch.float32, device=torch.device("cpu"), attention="auto"
+    )
+    proteins = ["MKVLAAGIVGLLLAQWERTY", "ACDEFGHIKLMNPQRSTVWYACDEFGHIKL"]
+    batch = protein_backend.load_collator(weights)(np.arange(2), proteins)
+    tokens_FT = torch.nn.utils.rnn.pad_sequence(
+        batch.token_ids_T.split(batch.lengths_B.tolist()), True, PROTEIN_PAD
+    )
+    model = training.ema.module.eval()
+    with torch.no_grad():
+        found_FD, _ = model.embed_proteins(tokens_FT)
+    torch.testing.assert_close(found_FD, encoder(batch), rtol=1e-3, atol=1e-3)
+    assert {group["peak"] for group in training.optimizer.param_groups} == {0.0001, 0.01}
+    training.evaluate(training.step())
+    again, _ = read_run(tmp_path / "run")
+    assert again.protein.config == model.protein.config
 
 
 def test_chunks_are_balanced_and_stay_in_their_sequence(genomes_path: Path) -> None:
-    genomes = read_genomes(genomes_path, "train")
-    sampler = Sampler(genomes, 300, 3, torch.Generator().manual_seed(0))
+    genomes = read_genomes([genomes_path], "train")
+    sampler = Sampler(genomes, 300, torch.Generator().manual_seed(0))
     _, sequence_C = sampler.draw_chunks(sampler.weight_S, 20_000)
     drawn = np.array(sampler.kind_of(sequence_C))
     for name, share in SHARES.items():
@@ -184,21 +264,23 @@ def test_chunks_are_balanced_and_stay_in_their_sequence(genomes_path: Path) -> N
     assert wrong_CL.max() <= 3
 
 
-def test_the_same_seed_draws_the_same_chunks(genomes_path: Path) -> None:
-    genomes = read_genomes(genomes_path, "train")
+def test_the_same_seed_draws_the_same_chunks_of_both_strands(genomes_path: Path) -> None:
+    genomes = read_genomes([genomes_path], "train")
     first, second, other = (
-        Sampler(genomes, 300, 3, torch.Generator().manual_seed(seed)).draw_batch(
-            50, has_errors=True
-        )
+        Sampler(genomes, 300, torch.Generator().manual_seed(seed)).draw_labelled(200)
         for seed in (0, 0, 1)
     )
-    assert len(first.frames.chunk_F) == 50
-    assert torch.equal(first.frames.dna_FT, second.frames.dna_FT)
-    assert not torch.equal(first.frames.dna_FT, other.frames.dna_FT)
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[0], other[0])
+    # Viral genomes have many an A, and so their other strands many a T.
+    viral_CL = first[0][first[1]]
+    num_a, num_t = ((viral_CL == code).float().mean(1) for code in (0, 3))
+    assert 0.35 < (num_t > num_a).float().mean() < 0.65
+    assert torch.equal(reverse_complement(reverse_complement(viral_CL)), viral_CL)
 
 
 def test_a_share_of_the_groups_is_kept_of_every_kind(genomes_path: Path) -> None:
-    genomes = read_genomes(genomes_path, "train")
+    genomes = read_genomes([genomes_path], "train")
     for share, num_groups in ((1.0, 3), (0.67, 2), (0.01, 1)):
         kept = keep_groups(genomes, share)
         units = torch.stack([kept.labels[name] for name in ("class", "sub", "group")], 1).unique(
@@ -208,16 +290,6 @@ def test_a_share_of_the_groups_is_kept_of_every_kind(genomes_path: Path) -> None
         assert num_groups_of_kinds.tolist() == [num_groups] * len(KINDS)
         assert torch.isin(kept.start_S, genomes.start_S).all()
         assert torch.equal(keep_groups(genomes, share).start_S, kept.start_S)
-
-
-def test_chunk_logits_are_those_of_the_pipelines_scores() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits_F2 = torch.randn(50, 2, generator=generator)
-    chunk_F = torch.arange(50) // 3
-    first_frames = np.append(np.arange(0, 50, 3), 50)
-    calls = scoring.call_chunks(logits_F2.softmax(1).numpy(), first_frames)
-    scores_C = chunk_logits(logits_F2, chunk_F, 17).sigmoid()
-    np.testing.assert_allclose(scores_C, scoring.score_chunks(calls), rtol=1e-5)
 
 
 def test_figures_are_those_counted_by_hand() -> None:
@@ -231,16 +303,6 @@ def test_figures_are_those_counted_by_hand() -> None:
     assert found["all"] == found["phage"] == found["fungi"] == pytest.approx(3.5 / 4)
 
 
-def test_calibration_undoes_what_was_done() -> None:
-    generator = torch.Generator().manual_seed(0)
-    true_C = 2 * torch.randn(20_000, generator=generator)
-    is_viral_C = torch.rand(20_000, generator=generator) < true_C.sigmoid()
-    bad_F2 = torch.stack((torch.zeros_like(true_C), 3 * true_C + 1), 1)
-    scale, shift = fit_frame_calibration(bad_F2, torch.arange(20_000), is_viral_C)
-    assert scale == pytest.approx(1 / 3, abs=0.02)
-    assert shift == pytest.approx(-1 / 3, abs=0.05)
-
-
 def test_kmers_of_both_strands_are_one() -> None:
     codes_CL = torch.randint(0, 4, (5, 40), generator=torch.Generator().manual_seed(0))
     features_CD = count_kmers(codes_CL.byte())
@@ -252,20 +314,59 @@ def test_kmers_of_both_strands_are_one() -> None:
     assert ((scores_C > 0.5) == is_viral_C).all()
 
 
-def test_a_model_learns_what_tells_its_genomes_apart(genomes_path: Path, tmp_path: Path) -> None:
-    training = Training(arguments(genomes_path, tmp_path / "run", *SMALL))
+def test_a_model_learns_what_tells_its_genomes_apart(
+    genomes_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = arguments(genomes_path, tmp_path / "run", *SMALL)
+    write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
+    training = Training(args)
     training.clock.seconds = 0.02 * 3600  # past the warm-up
     untrained = training.step()
     for _ in range(60):
         losses = training.step()
     training.evaluate(losses)
     (after,) = read_log(tmp_path / "run")
-    assert after["valid"]["300"]["all"] > 0.9
+    assert [after["valid"][length]["all"] > 0.9 for length in ("300", "500", "1000")] == [True] * 3
     assert untrained["chunk"] > 0.6
     assert after["loss"]["chunk"] < 0.4
-    for length_bp in (300, 500):
-        classifier = load_classifier(tmp_path / "run" / "model" / f"{length_bp}_model.safetensors")
-        assert classifier.metadata.chunk_length_bp == length_bp
+    assert after["step_seconds"]["draw"] < after["step_seconds"]["model"]
+    words = ("--runs", tmp_path / "run", "--lengths", 500, "--num-chunks", 256)
+    run_tool(monkeypatch, measure.main, genomes_path, *words)
+    *_, line = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["all"] > 0.9
+
+
+def test_a_model_is_finished_and_evaluated(
+    genomes_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained, finished = tmp_path / "run", tmp_path / "finished"
+    shutil.copytree(SHIPPED, trained / "model")
+    (trained / "log.jsonl").write_text(json.dumps({"best": True, "step": 60, "valid": {}}))
+    (trained / SETTINGS_NAME).write_text(json.dumps({"dna_width": 16}))
+    words = (trained, finished, tmp_path / "work", "--num-records=40", "--genomes", genomes_path)
+    run_tool(monkeypatch, finish.main, *words, "--chunk-lengths", 500)
+    made_for = load_classifier(finished / "500_model.safetensors").metadata
+    assert made_for.calibration.most_chunks == 6
+    assert made_for.origin["step"] == 60
+    assert made_for.origin["settings"]["dna_width"] == 16
+    assert made_for.origin["inputs"][0]["sha256"] == sha256(genomes_path.read_bytes()).hexdigest()
+    words = (genomes_path, finished, tmp_path / "evaluated", "--genomes", genomes_path)
+    options = ("--split=valid", "--num-records=60", "--num-chunks=40", "--lengths", 1000)
+    capsys.readouterr()
+    run_tool(monkeypatch, evaluate.main, *words, *options)
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert title == "1000 bp (60 of 60 records have a call)"
+    table = {name: numbers for name, *numbers in map(str.split, lines)}
+    for kind in KINDS:
+        _, _, called, virus = map(float, table[kind])
+        assert called == 1
+        assert 0 <= virus <= 1
 
 
 @pytest.mark.launch
@@ -280,39 +381,3 @@ def test_two_processes_train_and_one_goes_on(genomes_path: Path, tmp_path: Path)
     assert log[1]["seconds"] > log[0]["seconds"]
     config = json.loads((tmp_path / "run" / "model" / "esm2" / "config.json").read_text())
     assert config["hidden_size"] == 16
-
-
-def test_a_trained_model_is_finished_and_evaluated(
-    genomes_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    trained, finished = tmp_path / "run", tmp_path / "finished"
-    args = arguments(genomes_path, trained, *SMALL)
-    write_settings(trained / "settings.json", args, 1)
-    training = Training(args)
-    training.clock.seconds = 0.02 * 3600  # past the warm-up
-    for _ in range(60):
-        losses = training.step()
-    training.evaluate(losses)
-    words = (genomes_path, trained, finished, tmp_path / "work", "--num-records=60")
-    run_tool(monkeypatch, finish.main, *words, "--chunk-lengths", 500)
-    made_for = load_classifier(finished / "500_model.safetensors").metadata
-    assert made_for.calibration.slope > 0
-    assert made_for.calibration.most_chunks == 6
-    assert made_for.origin["step"] == 60
-    assert made_for.origin["settings"]["dna_width"] == 16
-    assert made_for.origin["inputs"][0]["sha256"] == sha256(genomes_path.read_bytes()).hexdigest()
-    words = (genomes_path, genomes_path, finished, tmp_path / "evaluated")
-    options = ("--split=valid", "--num-records=60", "--num-chunks=40", "--lengths", 1000)
-    capsys.readouterr()
-    run_tool(monkeypatch, evaluate.main, *words, *options)
-    title, _, *lines = capsys.readouterr().out.splitlines()
-    assert title == "1000 bp (60 of 60 records have a call)"
-    table = {name: numbers for name, *numbers in map(str.split, lines)}
-    assert float(table["all"][0]) > 0.9
-    for kind in KINDS:
-        _, _, called, virus = map(float, table[kind])
-        assert called == 1
-        assert (virus > 0.5) == kind.startswith("viral/")
