@@ -80,6 +80,8 @@ def test_an_installed_wheel_declares_its_entry_points(installed: Path) -> None:
         ("console_scripts", "virnucpro"): "virnucpro.cli.main:main",
         ("virnucpro.backends", "esm2"): "virnucpro_esm2:backend",
         ("virnucpro.backends", "dnabert-s"): "virnucpro_dnabert_s:backend",
+        ("virnucpro.benchmarks", "esm2"): "virnucpro_esm2.benchmarking",
+        ("virnucpro.benchmarks", "dnabert-s"): "virnucpro_dnabert_s.benchmarking",
     }
 
 
@@ -94,3 +96,9 @@ def test_an_installed_wheel_works_without_the_checkout(installed: Path, tmp_path
     assert 0 < float(row["probability"]) < 1
     # The small model is the installed one.
     assert str(installed) in (tmp_path / "out" / "run.json").read_text()
+
+
+def test_an_installed_wheel_measures_its_backends_without_weights(installed: Path) -> None:
+    options = ("--quick", "--device=cpu", "--suite=throughput", "--no-vanilla-baseline")
+    table = run_installed(installed, "benchmark", "--model=dnabert-s", *options)
+    assert "dnabert-s small  virnucpro, auto" in table

@@ -1,1 +1,1 @@
-"""Maintainers' programs: benchmarks, and makers of weights for tests and the demonstration."""
+"""Programs for maintainers; see README.md."""

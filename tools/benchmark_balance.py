@@ -1,7 +1,7 @@
-"""Shows how claims balance unequal processes: four on the CPU, one of them slowed four times.
+"""Shows how claims balance unequal processes: four on the CPU, one of them four times slower.
 
-An encoder that sleeps stands for the device, so that more processes than cores can take part. The
-same batches are embedded twice: as processes claim them, and dealt out in turn beforehand.
+An encoder that sleeps stands for the device, so there may be more processes than cores. The same
+batches are embedded twice: first as processes claim them, then dealt out in turn beforehand.
 
     python -m tools.benchmark_balance
 """
@@ -18,15 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
-
+from virnucpro.backend.registry import LoadedBackend
 from virnucpro.backend.testing import ToyBackend, write_toy_weights
-from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import ComputeConfig
-from virnucpro.embedding import loop as embedding
 from virnucpro.embedding.batches import measure_costs, unique_rows
-from virnucpro.runtime.devices import make_accelerator
+from virnucpro.embedding.jobs import Job
+from virnucpro.embedding.models import Model
+from virnucpro.embedding.passes import run_pass
+from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.frame_store import build_record_store, open_record_store
 
 NUM_RECORDS = 3_000
@@ -36,13 +35,13 @@ SLOWDOWNS = (1.0, 1.0, 1.0, 4.0)
 
 
 class SleepyBackend(ToyBackend):
-    """A toy on a device that takes so long for a token."""
+    """A toy backend on a slow device."""
 
     def __init__(self, seconds_per_token: float) -> None:
         self.seconds_per_token = seconds_per_token
 
     def load_encoder(self, *args: Any, **how: Any) -> Any:
-        """Return the toy's encoder, slowed."""
+        """Return the encoder of the toy, slowed down."""
         encoder = super().load_encoder(*args, **how)
 
         def encode(batch: Any) -> Any:
@@ -61,57 +60,56 @@ def write_records(path: Path) -> None:
             file.write(f">{number}\n{letters}\n")
 
 
-def make_job(directory: Path, parts: str, slowdown: float) -> embedding.EmbeddingJob:
+def make_job(directory: Path, name: str, slowdown: float) -> Job:
     """Return the job of all records on a device of that speed."""
     backend = SleepyBackend(SECONDS_PER_TOKEN * slowdown)
     weights = backend.open_weights(str(directory / "toy.safetensors"))
     source = open_record_store(directory / "store").sequences()
-    dim = weights.embedding_dim
-    identity = Identity("sha256:0", "toy", "0", weights.identity, "fp32", 0, "mean", dim)
-    return embedding.EmbeddingJob(
-        name=parts,
-        backend=backend,
-        weights=weights,
+    return Job(
+        name=name,
+        model=Model(LoadedBackend(backend, "toy", "toy", "0"), weights),
         source=source,
         rows=unique_rows(source),
-        parts_dir=directory / parts,
-        identity=identity,
+        parts_dir=directory / name.replace(" ", "-"),
+        input_digest="sha256:0",
+        precision="fp32",
+        attention="auto",
         batch_tokens=BATCH_TOKENS,
     )
 
 
-def run(accelerator: Accelerator, directory: Path, how: str) -> tuple[list[float], int]:
-    """Return how long each process was busy, in seconds, and the tokens of all of them."""
-    rank, size = accelerator.process_index, accelerator.num_processes
+def measure(run: Run, directory: Path, how: str) -> None:
+    """Embed all records; the main process prints how long each process took."""
     if how == "dealt out":
-        embedding.make_counter = lambda _: itertools.count(rank, size).__next__
-    job = make_job(directory, how.replace(" ", "-"), SLOWDOWNS[rank])
-    accelerator.wait_for_everyone()
-    summary = embedding.run_embedding(accelerator, job, ComputeConfig(device="cpu"))
-    costs = measure_costs(job.backend.token_cost, job.source, job.rows)
-    return gather_object([summary.loop_seconds]), int(costs.sum())
+        count = itertools.count(run.rank, run.num_processes)
+        run.make_counter = lambda: count.__next__  # type: ignore[method-assign]
+    job = make_job(directory, how, SLOWDOWNS[run.rank])
+    seconds = [summary.loop_seconds for summary in run_pass(run, job).summaries]
+    num_tokens = int(measure_costs(job.model.backend.token_cost, job.source, job.rows).sum())
+    ideal = num_tokens * SECONDS_PER_TOKEN / sum(1 / slowdown for slowdown in SLOWDOWNS)
+    if run.is_main:
+        each = ", ".join(f"{value:.1f}" for value in seconds)
+        spread = max(seconds) - min(seconds)
+        print(
+            f"{how:>9}: makespan {max(seconds):.1f} s, {max(seconds) / ideal:.2f} times the "
+            f"ideal {ideal:.1f} s, spread {spread:.1f} s (each process: {each})",
+            flush=True,
+        )
+
+
+def prepare(directory: Path) -> None:
+    """Write the records and the weights."""
+    write_records(directory / "records.fa")
+    build_record_store([str(directory / "records.fa")], directory / "store", alphabet="dna")
+    write_toy_weights(directory / "toy.safetensors")
 
 
 def take_part(directory: Path) -> None:
-    """Be one of the processes; the main one prints."""
-    accelerator = make_accelerator(ComputeConfig(device="cpu"))
-    if accelerator.is_main_process:
-        write_records(directory / "records.fa")
-        build_record_store([str(directory / "records.fa")], directory / "store", alphabet="dna")
-        write_toy_weights(directory / "toy.safetensors")
-    broadcast_object_list([None])
-    for how in ("claimed", "dealt out"):
-        seconds, num_tokens = run(accelerator, directory, how)
-        ideal = num_tokens * SECONDS_PER_TOKEN / sum(1 / slowdown for slowdown in SLOWDOWNS)
-        if accelerator.is_main_process:
-            each = ", ".join(f"{value:.1f}" for value in seconds)
-            spread = max(seconds) - min(seconds)
-            print(
-                f"{how:>9}: makespan {max(seconds):.1f} s, {max(seconds) / ideal:.2f} times the "
-                f"ideal {ideal:.1f} s, spread {spread:.1f} s (each process: {each})",
-                flush=True,
-            )
-    accelerator.end_training()
+    """Be one of the processes."""
+    with open_run(ComputeConfig(device="cpu")) as run:
+        run.once(lambda: prepare(directory))
+        for how in ("claimed", "dealt out"):
+            measure(run, directory, how)
 
 
 def main() -> None:

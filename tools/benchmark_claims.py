@@ -2,9 +2,9 @@
 
     TORCH_CPP_LOG_LEVEL=ERROR python -m tools.benchmark_claims
 
-A TCPStore in a process of its own, as in a launch, and client processes that call `add`, each over
-its own connection, all on this machine's loopback. Server and clients share its cores here, which
-they do not on a cluster: the server alone could do more.
+The store runs in a process of its own, as in a launch. Client processes call `add`, each over its
+own connection, on this machine's loopback. Here the server shares the cores with its clients. On a
+cluster it has cores of its own and can do more.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def measure_claims(
 
 
 def main() -> None:
-    """Print a line for each number of clients and kind of server, and what a cluster asks."""
+    """Print the claims a second for each server and number of clients, and what a cluster needs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 16, 64])
-    parser.add_argument("--seconds", type=float, default=2, help="the longest of one measurement")
-    parser.add_argument("--claims", type=int, default=1_000_000, help="the most of one measurement")
+    parser.add_argument("--seconds", type=float, default=2, help="limit of one measurement")
+    parser.add_argument("--claims", type=int, default=1_000_000, help="limit of one measurement")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {os.cpu_count()} cores for server and clients together")
     print(f"{'server':<8} {'clients':>7} {'claims/s':>10} {'ms a claim':>11}")

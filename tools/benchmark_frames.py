@@ -1,9 +1,9 @@
-"""Measures, on one core, how fast sequences are read, cut into chunks, translated and stored.
+"""Measures on one core how fast sequences are read, cut into chunks, translated and stored.
 
-    python tools/benchmark_frames.py [--megabytes 64] [--directory DIR]
+    OMP_NUM_THREADS=1 python -m tools.benchmark_frames
 
-Random sequences of a fixed seed, as 150-bp reads and as 20-kb contigs. Rates are in megabytes of
-sequence letters a second of processor time, which other programs on the machine disturb least.
+The sequences are random: reads of 150 bp and contigs of 20 kb. The rates are megabytes of sequence
+letters a second of processor time, which other programs on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def benchmark(record_length_bp: int, num_letters: int, directory: Path) -> None:
 
 
 def main() -> None:
-    """Run the benchmark."""
+    """Print the rates of all stages, for reads and for contigs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=64, help="sequence letters of each shape")
     parser.add_argument("--directory", type=Path, help="where to write (default: a temporary one)")

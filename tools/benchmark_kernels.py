@@ -1,8 +1,8 @@
-"""Times each of our kernels beside what torch takes for the same, and the floor that memory sets.
+"""Times each of our kernels, what torch takes for the same, and the floor that memory sets.
 
-Needs a CUDA GPU and no files:
+It needs a CUDA GPU and no files.
 
-    PYTHONPATH=.:backends python tools/benchmark_kernels.py
+    python -m tools.benchmark_kernels
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from triton.testing import do_bench
-from virnucpro_dnabert_s.model import alibi_slopes
+from virnucpro_dnabert_s.attention import alibi_slopes
 from virnucpro_esm2.attention import Packing, attend_varlen
 from virnucpro_esm2.model import default_frequencies, make_rotary, rotate
 
+from virnucpro.embedding.measuring import measure_ceilings
 from virnucpro.kernels import float8, fused, plain
 
 DEVICE = torch.device("cuda")
@@ -28,24 +29,17 @@ def random(*shape: int) -> Tensor:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Return the median time of a call, its inputs not in the cache."""
+    """Return the median time of a call whose inputs are not in the cache."""
     return float(do_bench(call, warmup=5, rep=50, return_mode="median"))
 
 
 def print_row(
     name: str, fused_call: Callable[[], object], torch_call: Callable[[], object] | None, size: int
 ) -> None:
-    """Print the two times and that of moving `size` bf16 numbers at the speed of a copy."""
-    floor = size * 2 / COPY_BYTES_PER_MS
+    """Print both times, and the time of moving `size` bf16 numbers at the speed of a copy."""
+    floor = size * 2 / CEILINGS.copy_bytes_per_s * 1e3
     torch_time = f"{milliseconds(torch_call):>8.3f}" if torch_call else f"{'':>8}"
     print(f"{name:<36} {milliseconds(fused_call):>8.3f} {torch_time} {floor:>8.3f}", flush=True)
-
-
-def measure_copy() -> float:
-    """Return the bytes, read and written, that a large copy moves in a millisecond."""
-    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
 
 
 def time_attention(num_heads: int, length: int, *, rotary: bool) -> None:
@@ -77,7 +71,7 @@ def time_attention(num_heads: int, length: int, *, rotary: bool) -> None:
 
 
 def time_norm(width: int) -> None:
-    """Time residual and layer norm, the sum kept and not."""
+    """Time residual and layer norm, with and without keeping the sum."""
     hidden_TD, delta_TD = random(NUM_TOKENS, width), random(NUM_TOKENS, width)
     norm = nn.LayerNorm(width, device=DEVICE, dtype=torch.bfloat16)
     for name, ours, theirs, passes in (
@@ -93,7 +87,7 @@ def time_norm(width: int) -> None:
 
 
 def time_8_bits() -> None:
-    """Time what 8 bits add; in the floors a number of them counts half."""
+    """Time what 8 bits add; in the floors, an 8-bit number counts half."""
     hidden_TD, delta_TD, x_TF = (random(NUM_TOKENS, width) for width in (2560, 2560, 10240))
     norm = nn.LayerNorm(2560, device=DEVICE, dtype=torch.bfloat16)
     print_row(
@@ -119,7 +113,7 @@ def time_8_bits() -> None:
 def time_products() -> None:
     """Time the products of one layer of ESM-2 3B, with GELU in the epilogue, and in 8 bits.
 
-    Under "torch" stands the plain product in bf16; the floor is that of the bytes alone.
+    The column of torch is the plain product in bf16. The floor counts bytes only.
     """
     for name, num_in, num_out in (
         ("queries, keys, values", 2560, 3 * 2560),
@@ -146,9 +140,10 @@ def time_products() -> None:
 def main() -> None:
     """Print one line for each kernel and shape of ESM-2 3B and DNABERT-S."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, {NUM_TOKENS} tokens")
-    square = random(8192, 8192)
-    tera_flop = 2 * 8192**3 / 1e9 / milliseconds(lambda: square @ square)
-    print(f"copy {COPY_BYTES_PER_MS / 1e9:.2f} TB/s, matrix product {tera_flop:.0f} TFLOP/s")
+    print(
+        f"copy {CEILINGS.copy_bytes_per_s / 1e12:.2f} TB/s, "
+        f"matrix product {CEILINGS.flop_per_s['bf16'] / 1e12:.0f} TFLOP/s"
+    )
     print(f"{'milliseconds':<36} {'fused':>8} {'torch':>8} {'floor':>8}")
     for length in (52, 162, 1026):
         time_attention(40, length, rotary=True)
@@ -168,5 +163,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    COPY_BYTES_PER_MS = measure_copy()
+    CEILINGS = measure_ceilings(DEVICE, ["bf16"])
     main()

@@ -28,8 +28,10 @@ HEAD = (
 
 
 def main() -> None:
-    """Print a table of every process in every pass."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print a line for every process in every pass."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", type=Path)
     directory: Path = parser.parse_args().run_dir
     run = json.loads((directory / "run.json").read_text())
@@ -45,7 +47,7 @@ def main() -> None:
 
 
 def read_utilization(path: Path) -> dict[tuple[str, int], list[float]]:
-    """Return by pass and rank the utilization of the GPU in the last run's samples, in percent."""
+    """Return the GPU utilization in the samples of the last run, in percent, by pass and rank."""
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for line in map(json.loads, path.read_text().splitlines()):
         if line["kind"] == "start":

@@ -1,4 +1,4 @@
-"""Prints the calls of a finished run beside what its records are known to be.
+"""Prints the calls of a finished run beside the known labels of its records.
 
 python -m tools.compare_calls demo examples/labels.tsv
 """

@@ -1,6 +1,7 @@
-"""Makes a classifier of seeded random weights, for tests and demonstrations.
+"""Writes a classifier with random weights, for tests and demonstrations.
 
-Its scores spread over (0, 1) for features of unit variance and mean nothing.
+Its scores spread over (0, 1) for features of unit variance, but they mean nothing. The same
+arguments give the same bytes.
 
     python -m tools.make_classifier_weights classifier.safetensors --dna-dim 768 --protein-dim 2560
 """
@@ -29,12 +30,12 @@ def make_classifier(
     protein_backend: str = "esm2",
     seed: int = 0,
 ) -> None:
-    """Write a classifier of random weights to `path`; the same arguments give the same bytes."""
+    """Write a classifier with random weights to `path`."""
     random = np.random.default_rng(seed)
     input_dim = dna_dim + protein_dim
     hidden_weight_HD = random.standard_normal((NUM_HIDDEN, input_dim)) / np.sqrt(input_dim)
-    # ReLU leaves of a standard normal the variance 1/2 - 1/(2 pi) and a mean above 0, which weights
-    # that add up to 0 take out again: the logits' difference has mean 0 and the wanted spread.
+    # After ReLU, a standard normal has the variance 1/2 - 1/(2 pi) and a positive mean. Weights
+    # that add up to 0 remove the mean: the difference of the logits has mean 0 and this spread.
     output_weight_H = random.standard_normal(NUM_HIDDEN)
     output_weight_H -= output_weight_H.mean()
     variance = (0.5 - 0.5 / np.pi) * np.square(output_weight_H).sum()
@@ -57,25 +58,16 @@ def make_classifier(
 
 
 def main() -> None:
-    """Write one classifier as the command line says."""
-    parser = argparse.ArgumentParser(description="Make a classifier of seeded random weights.")
+    """Write the classifier that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=Path)
     parser.add_argument("--dna-dim", type=int, required=True)
     parser.add_argument("--protein-dim", type=int, required=True)
     parser.add_argument("--chunk-length", type=int, default=500)
-    parser.add_argument("--dna-backend", default="dnabert-s")
-    parser.add_argument("--protein-backend", default="esm2")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    make_classifier(
-        args.path,
-        args.dna_dim,
-        args.protein_dim,
-        args.chunk_length,
-        args.dna_backend,
-        args.protein_backend,
-        args.seed,
-    )
+    make_classifier(args.path, args.dna_dim, args.protein_dim, args.chunk_length)
 
 
 if __name__ == "__main__":

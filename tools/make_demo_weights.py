@@ -1,7 +1,8 @@
-"""Writes small random weights for everything that `virnucpro predict` needs.
+"""Writes small random weights of everything that `virnucpro predict` needs, for the tests.
 
-For the tests: the same seed gives the same files, and what they predict
-means nothing.
+The same seed gives the same files. Their predictions mean nothing.
+
+    python -m tools.make_demo_weights w
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def make_demo_weights(directory: Path, seed: int = 0) -> dict[str, str]:
     directory.mkdir(parents=True, exist_ok=True)
     dna = make_dnabert_s_weights.write_weights(
         directory / "dnabert_s",
-        make_dnabert_s_weights.Sizes(num_layers=2, width=DNA_DIM, num_heads=6, feed_forward=96),
+        make_dnabert_s_weights.make_config(width=DNA_DIM, num_heads=6),
         seed=seed,
     )
     protein = make_esm2_weights.write_fair_esm(
@@ -52,7 +53,9 @@ def make_demo_weights(directory: Path, seed: int = 0) -> dict[str, str]:
 
 def main() -> None:
     """Write the weights to the directory that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Writes seeded random weights in the layout of DNABERT-S or DNABERT-2, of any size.
+"""Writes random weights in the form of DNABERT-S or DNABERT-2, of any size.
 
-They compute nothing of use: they are for tests, demonstrations, and timing the real size.
+The weights are useful for tests and for timing, but the model has learned nothing. The same seed
+gives the same numbers.
 
-    python tools/make_dnabert_s_weights.py DIRECTORY --layers 2 --width 48 --heads 12
-    python tools/make_dnabert_s_weights.py DIRECTORY --real-size
+    python -m tools.make_dnabert_s_weights w/dnabert_s --real-size
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from pathlib import Path
 
 import torch
 from virnucpro_dnabert_s.benchmarking import (
-    REAL_SIZES,
-    Sizes,
-    make_numbers,
-    make_tensors,
+    SIZES,
+    draw_tensors,
+    make_config,
+    make_random_tensors,
     save_model,
 )
-
-TINY_SIZES = Sizes()
+from virnucpro_dnabert_s.model import ModelConfig
 
 
 def write_weights(
     directory: Path,
-    sizes: Sizes = TINY_SIZES,
+    config: ModelConfig | None = None,
     *,
     seed: int = 0,
     layout: str = "dnabert-s",
@@ -34,58 +33,45 @@ def write_weights(
     """Write config.json, tokenizer.json and the tensors to `directory`, and return it.
 
     Args:
-        directory: Made if it is not there.
-        sizes: Of the model.
-        seed: The same seed gives the same values in either layout and file format.
-        layout: `dnabert-s` (a pooler) or `dnabert-2` (the prefix `bert.`, and `cls.*`).
+        directory: Created if it is missing.
+        config: The sizes of the model; tiny by default.
+        seed: Decides the numbers, in each layout and form of file.
+        layout: `dnabert-s` (a pooler) or `dnabert-2` (the prefix `bert.`, and a head `cls.*`).
         safetensors: Write model.safetensors instead of pytorch_model.bin.
     """
-    tensors = make_tensors(sizes, seed)
+    config = config or make_config()
+    tensors = make_random_tensors(config, seed=seed)
     if layout == "dnabert-2":
-        tensors = as_dnabert_2(tensors, sizes, seed)
-    return save_model(directory, sizes, tensors, seed=seed, safetensors=safetensors)
+        tensors = as_dnabert_2(tensors, config, seed)
+    return save_model(directory, config, tensors, seed=seed, safetensors=safetensors)
 
 
 def as_dnabert_2(
-    tensors: dict[str, torch.Tensor], sizes: Sizes, seed: int
+    tensors: dict[str, torch.Tensor], config: ModelConfig, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Return `tensors` in DNABERT-2's layout, with a made-up language model's head."""
-    width, head = sizes.width, "cls.predictions"
+    """Return `tensors` in DNABERT-2's layout, with a random head of a language model."""
+    width, head = config.hidden_size, "cls.predictions"
     shapes = {
         f"{head}.transform.dense.weight": (width, width),
         f"{head}.transform.dense.bias": (width,),
         f"{head}.transform.LayerNorm.weight": (width,),
         f"{head}.transform.LayerNorm.bias": (width,),
-        f"{head}.decoder.weight": (sizes.vocab_size, width),
-        f"{head}.decoder.bias": (sizes.vocab_size,),
+        f"{head}.decoder.weight": (config.vocab_size, width),
+        f"{head}.decoder.bias": (config.vocab_size,),
     }
     body = {f"bert.{name}": tensors[name] for name in tensors if not name.startswith("pooler.")}
-    return body | make_numbers(shapes, seed + 1)
+    return body | draw_tensors(shapes, seed + 1)
 
 
 def main() -> None:
     """Write the directory that the command line asks for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--layers", type=int, default=Sizes.num_layers)
-    parser.add_argument("--width", type=int, default=Sizes.width)
-    parser.add_argument("--heads", type=int, default=Sizes.num_heads)
-    parser.add_argument("--feed-forward", type=int, default=Sizes.feed_forward)
-    parser.add_argument("--vocabulary", type=int, default=Sizes.vocab_size)
-    parser.add_argument("--real-size", action="store_true", help="the published model's sizes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layout", choices=("dnabert-s", "dnabert-2"), default="dnabert-s")
-    parser.add_argument("--safetensors", action="store_true")
-    args = parser.parse_args()
-    sizes = Sizes(args.layers, args.width, args.heads, args.feed_forward, args.vocabulary)
-    write_weights(
-        args.directory,
-        REAL_SIZES if args.real_size else sizes,
-        seed=args.seed,
-        layout=args.layout,
-        safetensors=args.safetensors,
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print(f"{args.directory}: random weights, of no use but for testing")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--real-size", action="store_true", help="the sizes of the published model")
+    args = parser.parse_args()
+    write_weights(args.directory, make_config(*SIZES["117M"]) if args.real_size else None)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Write ESM-2 weights of any size with random numbers: for tests, benchmarks and the demo.
+"""Writes random weights of an ESM-2 of any size, in each of the published forms.
 
-The numbers are seeded and of a sensible scale (activations of about one, attention that is neither
-flat nor a spike), but the model has learned nothing.
+The weights are useful for tests and for timing, but the model has learned nothing. The same seed
+gives the same numbers.
 
-    python -m tools.make_esm2_weights --layers 6 --dim 320 --heads 20 esm2_random.pt
-    python -m tools.make_esm2_weights --layout transformers --shards 2 esm2_random/
+    python -m tools.make_esm2_weights w/esm2_t36_3B_UR50D.pt --preset 3B
 """
 
 from __future__ import annotations
@@ -16,10 +15,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from virnucpro_esm2.benchmarking import SIZES, make_config, save_fair_esm
+from virnucpro_esm2.benchmarking import (
+    SIZES,
+    make_config,
+    make_random_tensors,
+    name_parts,
+    save_fair_esm,
+)
 from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies, make_empty_model
 from virnucpro_esm2.tokens import TOKENS
-from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS, Layout, source_names
+from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS
 
 from virnucpro.backend.interface import Attention
 from virnucpro.kernels import float8
@@ -30,34 +35,17 @@ CPU = torch.device("cpu")
 def make_random_model(
     config: Esm2Config,
     *,
-    seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     attention: Attention = "sdpa",
 ) -> Esm2:
-    """Return a model with random weights, made on `device` itself; the same for the same seed."""
+    """Return a model with random weights on `device`, always the same."""
     model = make_empty_model(config, dtype=dtype, device=device, attention=attention)
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            scale = 1.0 if name.startswith("embed") else parameter.shape[1] ** -0.5
-            parameter.normal_(0.0, scale, generator=generator)
-        else:
-            mean = 1.0 if name.endswith("norm.weight") else 0.0
-            parameter.normal_(mean, 0.1, generator=generator)
+    for name, tensor in make_random_tensors(config).items():
+        model.get_parameter(name).copy_(tensor)
     if dtype == float8.DTYPE:
         model.quantize()
     return model
-
-
-def export_tensors(model: Esm2, layout: Layout) -> dict[str, Tensor]:
-    """Return the model's tensors under the names of `layout`, without prefixes."""
-    parameters = dict(model.named_parameters())
-    return {
-        key: part.detach().clone()
-        for ours, keys in source_names(model.config, layout).items()
-        for key, part in zip(keys, parameters[ours].chunk(len(keys)), strict=True)
-    }
 
 
 def write_fair_esm(
@@ -68,24 +56,27 @@ def write_fair_esm(
     dtype: torch.dtype = torch.float16,
     contact_regression: bool = False,
 ) -> Path:
-    """Write and return a fair-esm `.pt`, language-model head and rotary frequencies included.
+    """Write a fair-esm `.pt` with the head and the rotary frequencies, and return its path.
 
     Args:
-        path: Where to write; fair-esm itself reads it only if its name starts with `esm2`.
+        path: Where to write. fair-esm itself reads the file only if its name starts with `esm2`.
         config: The model's sizes.
         seed: Decides the numbers.
-        dtype: Of the tensors on disk; the published files are float16.
+        dtype: The type of the tensors on disk; the published files are float16.
         contact_regression: Also write `NAME-contact-regression.pt` beside it, as published.
     """
-    tensors = export_tensors(make_random_model(config, seed=seed), FAIR_ESM)
+    tensors = name_parts(config, make_random_tensors(config, seed=seed), FAIR_ESM)
     for number in range(config.num_layers):
         key = FAIR_ESM.layer.format(number) + FAIR_ESM.rotary
         tensors[key] = default_frequencies(config.head_dim)
     state = {f"encoder.sentence_encoder.{key}": value for key, value in tensors.items()}
     state |= {f"encoder.lm_head.{key}": value for key, value in _make_lm_head(tensors).items()}
-    save_fair_esm(path, config, {key: value.to(dtype) for key, value in state.items()})
+    save_fair_esm(path, config, {key: value.to(dtype, copy=True) for key, value in state.items()})
     if contact_regression:
-        torch.save({"model": _make_contact_head(config)}, _contact_regression_path(path))
+        head = "contact_head.regression"
+        num_maps = config.num_layers * config.num_heads
+        regression = {f"{head}.weight": torch.zeros(1, num_maps), f"{head}.bias": torch.zeros(1)}
+        torch.save({"model": regression}, path.with_name(f"{path.stem}-contact-regression.pt"))
     return path
 
 
@@ -93,12 +84,11 @@ def write_transformers(
     directory: Path,
     config: Esm2Config,
     *,
-    seed: int = 0,
     dtype: torch.dtype = torch.float32,
     safetensors: bool = True,
     num_shards: int = 1,
 ) -> Path:
-    """Write and return a transformers directory of an `EsmForMaskedLM` without its head."""
+    """Write a transformers directory of an `EsmForMaskedLM` without its head, and return it."""
     directory.mkdir(parents=True, exist_ok=True)
     settings = {
         "architectures": ["EsmForMaskedLM"],
@@ -116,8 +106,8 @@ def write_transformers(
         "pad_token_id": TOKENS.index("<pad>"),
     }
     _write_json(directory / "config.json", settings)
-    tensors = export_tensors(make_random_model(config, seed=seed), TRANSFORMERS)
-    state = {f"esm.{key}": value.to(dtype) for key, value in tensors.items()}
+    tensors = name_parts(config, make_random_tensors(config), TRANSFORMERS)
+    state = {f"esm.{key}": value.to(dtype, copy=True) for key, value in tensors.items()}
     name = "model.safetensors" if safetensors else "pytorch_model.bin"
     stem, ending = name.split(".")
     keys, weight_map = list(state), {}
@@ -149,50 +139,21 @@ def _make_lm_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _make_contact_head(config: Esm2Config) -> dict[str, Tensor]:
-    return {
-        "contact_head.regression.weight": torch.zeros(1, config.num_layers * config.num_heads),
-        "contact_head.regression.bias": torch.zeros(1),
-    }
-
-
-def _contact_regression_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}-contact-regression.pt")
-
-
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Write what the command line asks for."""
+    """Write the fair-esm file that the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, help="the .pt file or the directory to write")
-    parser.add_argument("--preset", choices=SIZES, help="a published size, instead of the next 3")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--dim", type=int, default=320)
-    parser.add_argument("--heads", type=int, default=20)
-    parser.add_argument("--layout", choices=("fair-esm", "transformers"), default="fair-esm")
+    parser.add_argument("path", type=Path, help="the .pt file to write")
+    parser.add_argument("--preset", choices=SIZES, default="8M", help="a published size")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
-    parser.add_argument("--bin", action="store_true", help="pytorch_model.bin, not safetensors")
-    parser.add_argument("--shards", type=int, default=1, help="files of a transformers directory")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    config = make_config(*SIZES.get(args.preset, (args.layers, args.dim, args.heads)))
-    dtype = getattr(torch, args.dtype)
-    if args.layout == "fair-esm":
-        write_fair_esm(args.path, config, seed=args.seed, dtype=dtype, contact_regression=True)
-    else:
-        write_transformers(
-            args.path,
-            config,
-            seed=args.seed,
-            dtype=dtype,
-            safetensors=not args.bin,
-            num_shards=args.shards,
-        )
+    args.path.parent.mkdir(parents=True, exist_ok=True)
+    write_fair_esm(args.path, make_config(*SIZES[args.preset]), dtype=getattr(torch, args.dtype))
 
 
 if __name__ == "__main__":

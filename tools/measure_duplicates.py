@@ -1,4 +1,4 @@
-"""Counts how many open frames are repeats of another, which a run embeds only once.
+"""Counts how many open frames repeat another one. A run embeds each distinct frame once.
 
 python -m tools.measure_duplicates viral.fa.gz bacteria.fa.gz
 python -m tools.measure_duplicates viral.fa.gz --reads 1000000 --chunk-length 300
@@ -23,10 +23,11 @@ BASES = np.frombuffer(b"ACGT", np.uint8)
 def simulate_reads(
     genomes: Sequence[bytes], num_reads: int, length_bp: int, error_rate: float, seed: int
 ) -> Iterator[bytes]:
-    """Yield reads from random places of either strand.
+    """Yield reads from random places of both strands.
 
-    A long genome gives more of them than a short one, as where there are equally many of each. At
-    `error_rate` a base comes as any of the four, so that three quarters of these are wrong.
+    A genome gives reads in proportion to its length, as if there were equally many copies of each.
+    With the probability `error_rate` a base is redrawn from all four, so three in four of these
+    bases are wrong.
     """
     rng = np.random.default_rng(seed)
     letters = np.frombuffer(b"".join(genomes), np.uint8)
@@ -52,7 +53,7 @@ def write_reads(path: Path, reads: Iterator[bytes]) -> None:
 
 
 def describe(store: FrameStore) -> str:
-    """Return a line of counts: open frames, and for each kind the distinct ones and the saving."""
+    """Return a line with the number of open frames, and for each kind the share that is saved."""
     text = f"{store.num_records:,} records, {store.num_frames:,} open frames"
     for kind in ("dna", "protein"):
         num_distinct = store.num_distinct(kind)
@@ -63,16 +64,18 @@ def describe(store: FrameStore) -> str:
 
 
 def main() -> None:
-    """Print the line of what the command line names."""
+    """Print the counts of the files or of the simulated reads."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+")
     parser.add_argument("--chunk-length", type=int, default=500, help="in bp")
-    parser.add_argument("--reads", type=int, help="simulate so many, instead of whole records")
+    parser.add_argument(
+        "--reads", type=int, help="simulate this many reads, instead of whole records"
+    )
     parser.add_argument("--read-length", type=int, default=150, help="in bp")
     parser.add_argument(
-        "--error-rate", type=float, default=0.0, help="bases that come as any of four"
+        "--error-rate", type=float, default=0.0, help="share of bases that are redrawn"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

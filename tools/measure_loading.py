@@ -1,10 +1,10 @@
-"""Measures what starting up costs: seconds to the first batch, and host memory, by process count.
+"""Measures what it costs to start: seconds and host memory, by the number of processes.
 
-One protein is embedded with weights of the given file, so that nothing but starting up counts.
-Memory is the proportional share (PSS) of all processes together, sampled every 50 ms: a page that
-several processes map counts once.
+Each process embeds one protein, so that almost only the start counts. The memory is the
+proportional share (PSS) of all processes together, sampled every 50 ms. A page that several
+processes map counts once.
 
-python -m tools.measure_loading esm2.pt --processes 1 4
+    python -m tools.measure_loading esm2.pt --processes 1 4
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEV
 
 
 def measure(weights: Path, num_processes: int, directory: Path) -> tuple[float, int]:
-    """Return the seconds of one whole `embed` of a protein a process, and its peak of memory."""
+    """Return the seconds and the peak memory of one `embed` with a protein for each process."""
     fasta = directory / "proteins.faa"
     fasta.write_text("".join(f">{n}\n{PROTEIN[n:]}\n" for n in range(num_processes)))
     output = directory / f"{num_processes}.h5"
@@ -49,7 +49,7 @@ def add_up_memory(leader: psutil.Process) -> int:
     for process in [leader, *leader.children(recursive=True)]:
         try:
             total += process.memory_full_info().pss
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # It has just ended.
             continue
     return total
 

@@ -1,7 +1,9 @@
-"""Measures the resident memory of a process over millions of reads, models left out.
+"""Measures the resident memory of a process over millions of reads, without the models.
 
-Random reads are written to a temporary FASTA; then one child process builds the frame store, and
-another plans the batches of both passes and walks through them, as every process of a run does.
+It writes random reads to a temporary FASTA file. One child process builds the frame store. Another
+plans the batches of both passes and fetches their sequences, as every process of a run does.
+
+    python -m tools.measure_rank_memory
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def write_reads(path: Path, num_reads: int, length_bp: int) -> None:
 
 
 def build(path: Path, directory: Path) -> str:
-    """Build the frame store and say what is in it."""
+    """Build the frame store, and return what is in it."""
     from virnucpro.sequences.frame_store import build_frame_store
 
     store = build_frame_store([str(path)], directory, chunk_length_bp=CHUNK_LENGTH_BP)
@@ -61,7 +63,7 @@ def plan(path: Path, directory: Path) -> str:
 
 
 def measure(step: Callable[[Path, Path], str], path: Path, directory: Path, answers: Any) -> None:
-    """Run one step in a process that has imported what a run imports."""
+    """Run one step after importing what a run imports, and put what it took into `answers`."""
     import virnucpro.workflows.predict  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Draws the same number of records from each of several sequence files, for runs of a known size.
+"""Draws the same number of records from each of several sequence files.
 
 python -m tools.sample_records viral.fa.gz bacteria.fa.gz -n 300 --max-length 20000 > sample.fa
 """

@@ -1,12 +1,12 @@
-"""Simulates how claimed batches spread over GPUs, from one to thousands, equal and unequal.
+"""Simulates how claimed batches spread over GPUs: one to thousands, equal and unequal.
 
     python -m tools.simulate_scheduling                      # greedy and static, 1 to 4,096 GPUs
     python -m tools.simulate_scheduling --remedies           # ways to shorten the end
     python -m tools.simulate_scheduling --sequences sample.fa --model dnabert-s --json
 
 Every process claims the next batch of one list, longest sequences first (greedy list scheduling:
-Graham 1966, doi:10.1002/j.1538-7305.1966.tb01709.x); static sharding deals the same list out in
-turns. Times are the measured ones of an H200; other GPUs have a speed relative to it.
+Graham 1966, doi:10.1002/j.1538-7305.1966.tb01709.x). Static sharding deals out the same list in
+turn. The times were measured on an H200, and other GPUs have a speed relative to it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ A T4 of 70 W sustains less than its sheet says; give `--speeds` what you measure
 
 
 @dataclass(frozen=True)
-class Model:
-    """What a batch of one model costs on an H200.
+class TimedModel:
+    """A model, and the time that a batch costs on an H200.
 
     Attributes:
         batch_s: Seconds of a batch of 32,768 tokens, measured with random weights of the real size.
@@ -66,8 +66,8 @@ class Model:
 MODELS = {
     model.name: model
     for model in (
-        Model("esm2-3b", esm2, "protein", batch_s=0.386, overhead_s=0.005),
-        Model("dnabert-s", dnabert_s, "dna", batch_s=0.0243, overhead_s=0.0017),
+        TimedModel("esm2-3b", esm2, "protein", batch_s=0.386, overhead_s=0.005),
+        TimedModel("dnabert-s", dnabert_s, "dna", batch_s=0.0243, overhead_s=0.0017),
     )
 }
 
@@ -218,7 +218,7 @@ def taper(batch_tokens: FloatArray, num_processes: int, smallest: int) -> FloatA
 
 
 def plan_tokens(
-    paths: Sequence[str], model: Model, chunk_length_bp: int, budget_tokens: int, copies: int
+    paths: Sequence[str], model: TimedModel, chunk_length_bp: int, budget_tokens: int, copies: int
 ) -> FloatArray:
     """Return the tokens of each batch that a run over sequence files has for one model.
 

@@ -1,6 +1,8 @@
-"""Rewrites the golden tables of tests/test_pipeline.py; look at the difference before a commit.
+"""Rewrites the golden tables of tests/workflows/test_predict.py.
 
-python -m tools.update_golden
+Look at the difference before you commit it.
+
+    python -m tools.update_golden
 """
 
 from __future__ import annotations

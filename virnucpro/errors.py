@@ -1,4 +1,4 @@
-"""Every error of ours, and the exit code that each one ends the command with.
+"""All our errors, and the exit code that each of them gives to the command.
 
 A message says what was found, what was wanted and what to do, with the path and the line or row.
 """
@@ -7,43 +7,47 @@ from __future__ import annotations
 
 
 class VirnucproError(Exception):
-    """Base of every error that is explained to the user instead of shown as a traceback."""
+    """Base of the errors that are explained to the user; the user sees no traceback."""
 
     exit_code = 1
 
 
 class UsageError(VirnucproError):
-    """Settings that are wrong or do not go together."""
+    """A setting has an invalid value, or two settings contradict each other."""
 
     exit_code = 2
 
 
 class OutputExistsError(UsageError):
-    """The output directory exists and neither overwriting nor resuming was asked for."""
+    """The output directory exists, and the user gave neither --force nor --resume."""
+
+
+class OutputError(VirnucproError):
+    """A file cannot be written: the disk is full, or a directory or permission is missing."""
 
 
 class InputError(VirnucproError):
-    """An input file that cannot be read as nucleotide FASTA or FASTQ."""
+    """An input file cannot be read as nucleotide FASTA or FASTQ."""
 
 
 class BackendError(VirnucproError):
-    """A backend that is missing, broken, or registered twice."""
+    """A backend is missing, broken, or registered twice."""
 
 
 class WeightsError(VirnucproError):
-    """Model weights that are missing, unreadable, unsafe to load, or of another architecture."""
+    """Model weights are missing, unreadable, unsafe to load, or of another architecture."""
 
 
 class ClassifierError(WeightsError):
-    """A classifier that cannot be read or does not fit the embeddings."""
+    """A classifier cannot be read, or does not fit the embeddings."""
 
 
 class CheckpointError(VirnucproError):
-    """A checkpoint that is damaged or of an unknown format."""
+    """A checkpoint is damaged or has an unknown format."""
 
 
 class IdentityMismatchError(CheckpointError):
-    """A checkpoint of another run: other input, weights or settings."""
+    """A checkpoint belongs to a run with other input, weights or settings."""
 
 
 class NonFiniteEmbeddingError(VirnucproError):
@@ -57,20 +61,25 @@ class MemoryExhaustedError(VirnucproError):
 
 
 class IncompleteError(VirnucproError):
-    """Everything was written but what a device had not the memory for."""
+    """The output is complete except for the sequences that did not fit in the device's memory."""
 
     exit_code = 2
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: finished parts are kept, and the command ends with 143.
+    """SIGTERM arrived: finished parts are kept, and the command ends with exit code 143.
 
-    Like KeyboardInterrupt no Exception, so that nothing catches it on the way.
+    Like KeyboardInterrupt, it is not an Exception, so that no handler on the way catches it.
     """
 
     exit_code = 143
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error of others says, or its type where it says nothing."""
+    """Return the first line of another library's error, or its type if the error has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def on_one_line(error: BaseException) -> str:
+    """Return the whole text of another library's error without line breaks."""
+    return " ".join(str(error).split())

@@ -1,22 +1,19 @@
-"""DNABERT-S: the DNA language model, from its published files and without their code.
+"""DNABERT-S: the DNA language model, from its published files but without their code.
 
 Zhou et al., "DNABERT-S: pioneering species differentiation with species-aware DNA embeddings"
-(2024). DNABERT-2 (Zhou et al. 2023) has the same architecture and is read as well.
+(2024). DNABERT-2 (Zhou et al. 2023) has the same architecture, so this backend reads it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virnucpro.backend.interface import (
     Attention,
+    Backend,
     BackendInfo,
     Collator,
     Encoder,
-    MeasurableBackend,
-    Reference,
     Weights,
 )
 
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 TOKENS_PER_BASE = 109 / 500
-"""Measured with the published tokenizer on random DNA."""
+"""Measured on random DNA with the published tokenizer."""
 
 
 class DnabertSBackend:
@@ -39,25 +36,25 @@ class DnabertSBackend:
     )
 
     def token_cost(self, sequence: str) -> int:
-        """Return about how many tokens `sequence` becomes, with CLS and SEP.
+        """Return about how many tokens `sequence` has, with CLS and SEP.
 
-        A, C, G and T are merged into longer tokens; every other letter is one [UNK].
+        The tokenizer joins A, C, G and T to longer tokens; each other letter is one [UNK].
         """
         num_unknown = len(sequence.encode().translate(None, b"ACGT"))
         return 2 + num_unknown + round((len(sequence) - num_unknown) * TOKENS_PER_BASE)
 
     def open_weights(self, location: str) -> Weights:
-        """Find and check the directory, weights file or hub id `location`.
+        """Find and check `location`: a directory, a weights file or a hub id.
 
         Raises:
-            WeightsError: Nothing there, unreadable, unsafe, or of another architecture.
+            WeightsError: Nothing is there, or it is unreadable, unsafe, or of another architecture.
         """
         from virnucpro_dnabert_s import weights
 
         return weights.open_weights(location)
 
     def load_collator(self, weights: Weights) -> Collator:
-        """Return the collator that uses the tokenizer.json beside `weights`."""
+        """Return the collator that uses the tokenizer.json in the directory of `weights`."""
         from virnucpro_dnabert_s.tokens import BpeCollator
         from virnucpro_dnabert_s.weights import find_files
 
@@ -71,31 +68,15 @@ class DnabertSBackend:
         device: torch.device,
         attention: Attention,
     ) -> Encoder:
-        """Load the model onto `device` for computing in `dtype`.
+        """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`.
 
         Raises:
             WeightsError: The files do not hold what the model needs.
-            UsageError: `flash` without flash-attn, a GPU, or half precision.
+            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16.
         """
         from virnucpro_dnabert_s.weights import load_model
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)
 
-    def benchmark_sizes(self, *, on_gpu: bool) -> Sequence[str]:
-        """Return the published size, or a small one for a CPU."""
-        return ("117M",) if on_gpu else ("small",)
 
-    def write_random_weights(self, directory: Path, size: str) -> Path:
-        """Write a directory as published to `directory` and return it."""
-        from virnucpro_dnabert_s.benchmarking import write_random_weights
-
-        return write_random_weights(directory, size)
-
-    def list_references(self, weights: Weights, *, on_gpu: bool) -> Sequence[Reference]:
-        """Return the original's way, one frame at a time, with the same `weights`."""
-        from virnucpro_dnabert_s.benchmarking import list_references
-
-        return list_references(weights)
-
-
-backend: MeasurableBackend = DnabertSBackend()
+backend: Backend = DnabertSBackend()

@@ -1,136 +1,112 @@
-"""What `virnucpro benchmark` needs of DNABERT-S: random weights, and the original's way."""
+"""What `virnucpro benchmark` uses to measure DNABERT-S: random weights, and the original's way.
+
+pyproject.toml registers this module under `virnucpro.benchmarks`.
+"""
 
 from __future__ import annotations
 
-import functools
 import json
-import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 
-from virnucpro.backend.interface import Reference, Weights
-from virnucpro_dnabert_s.weights import load_model
+from virnucpro.backend.interface import Encoder, Weights
+from virnucpro_dnabert_s.model import ModelConfig
+from virnucpro_dnabert_s.weights import load_model, make_meta_model, published_name
 
 SPECIAL_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
+SIZES = {"small": (4, 256, 8, 1024, 1024), "117M": (12, 768, 12, 3072, 4096)}
+"""Layers, width, heads, width of the feed-forward, vocabulary; `117M` is the published model."""
 
-@dataclass(frozen=True)
-class Sizes:
-    """The model's sizes; small by default."""
-
-    num_layers: int = 2
-    width: int = 48
-    num_heads: int = 12
-    feed_forward: int = 96
-    vocab_size: int = 256
+GPU_SIZES = ("117M",)
+CPU_SIZES = ("small",)
 
 
-REAL_SIZES = Sizes(num_layers=12, width=768, num_heads=12, feed_forward=3072, vocab_size=4096)
+def make_config(
+    num_layers: int = 2,
+    width: int = 48,
+    num_heads: int = 12,
+    feed_forward: int = 96,
+    vocab_size: int = 256,
+) -> ModelConfig:
+    """Return the settings of a DNABERT-S of these sizes."""
+    return ModelConfig(vocab_size, 2, width, num_layers, num_heads, feed_forward, 1e-12)
 
 
-SMALL_SIZES = Sizes(num_layers=4, width=256, num_heads=8, feed_forward=1024, vocab_size=1024)
-SIZES = {"small": SMALL_SIZES, "117M": REAL_SIZES}
-
-
-def list_references(weights: Weights) -> list[Reference]:
-    """Return the original VirNucPro's way: float32, one frame after the other."""
-    load = functools.partial(load_model, weights.path, dtype=torch.float32, attention="eager")
-    return [Reference("one frame at a time", "fp32", 1, lambda device: load(device=device))]
-
-
-def write_random_weights(directory: Path, size: str) -> Path:
-    """Write a directory of one of the `SIZES`, as published, and return it."""
-    sizes = SIZES[size]
-    return save_model(directory, sizes, make_tensors(sizes, seed=0), seed=0)
-
-
-def save_model(
-    directory: Path,
-    sizes: Sizes,
-    tensors: dict[str, torch.Tensor],
-    *,
-    seed: int,
-    safetensors: bool = False,
-) -> Path:
-    """Write config.json, a tokenizer.json by `seed` and `tensors` to `directory`; return it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(_make_config(sizes), indent=2) + "\n")
-    _make_tokenizer(sizes.vocab_size, seed).save(str(directory / "tokenizer.json"))
-    if safetensors:
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    else:
-        torch.save(tensors, directory / "pytorch_model.bin")
-    return directory
-
-
-def make_tensors(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
-    """Return float32 tensors under DNABERT-S's published names, scaled to keep activations O(1)."""
-    width, inner = sizes.width, sizes.feed_forward
+def make_random_tensors(config: ModelConfig, *, seed: int = 0) -> dict[str, Tensor]:
+    """Return random float32 tensors by their published names, the pooler's included."""
+    width = config.hidden_size
     shapes = {
-        "embeddings.word_embeddings.weight": (sizes.vocab_size, width),
-        "embeddings.token_type_embeddings.weight": (2, width),
-        "embeddings.LayerNorm.weight": (width,),
-        "embeddings.LayerNorm.bias": (width,),
+        published_name(name): tuple(tensor.shape)
+        for name, tensor in make_meta_model(config).state_dict().items()
     }
-    for layer in range(sizes.num_layers):
-        prefix = f"encoder.layer.{layer}"
-        shapes |= {
-            f"{prefix}.attention.self.Wqkv.weight": (3 * width, width),
-            f"{prefix}.attention.self.Wqkv.bias": (3 * width,),
-            f"{prefix}.attention.output.dense.weight": (width, width),
-            f"{prefix}.attention.output.dense.bias": (width,),
-            f"{prefix}.attention.output.LayerNorm.weight": (width,),
-            f"{prefix}.attention.output.LayerNorm.bias": (width,),
-            f"{prefix}.mlp.gated_layers.weight": (2 * inner, width),
-            f"{prefix}.mlp.wo.weight": (width, inner),
-            f"{prefix}.mlp.wo.bias": (width,),
-            f"{prefix}.mlp.layernorm.weight": (width,),
-            f"{prefix}.mlp.layernorm.bias": (width,),
-        }
     shapes |= {"pooler.dense.weight": (width, width), "pooler.dense.bias": (width,)}
-    return make_numbers(shapes, seed)
+    return draw_tensors(shapes, seed)
 
 
-def make_numbers(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """Return seeded random tensors of these shapes, scaled to keep activations O(1)."""
+def draw_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Return random tensors of these shapes, scaled so that activations are about 1."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=generator)
         if len(shape) == 2:
-            tensors[name] = values / math.sqrt(shape[1])
+            tensors[name] = values / shape[1] ** 0.5
         else:
             # Far enough from 1 and 0 that a norm or bias in the wrong place shows.
             tensors[name] = values * 0.1 + (1.0 if "norm.weight" in name.lower() else 0.0)
     return tensors
 
 
-def _make_config(sizes: Sizes) -> dict[str, Any]:
-    """Return what config.json holds; its pad_token_id is wrong, as in the published one."""
-    return {
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "hidden_size": sizes.width,
-        "intermediate_size": sizes.feed_forward,
-        "layer_norm_eps": 1e-12,
-        "num_attention_heads": sizes.num_heads,
-        "num_hidden_layers": sizes.num_layers,
-        "pad_token_id": 0,
-        "type_vocab_size": 2,
-        "vocab_size": sizes.vocab_size,
-    }
+def save_model(
+    directory: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    safetensors: bool = False,
+) -> Path:
+    """Write config.json, a random tokenizer.json and `tensors` to `directory`, and return it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # The published file has the wrong padding token too.
+    settings = {"model_type": "bert", "hidden_act": "gelu", "pad_token_id": 0, **asdict(config)}
+    (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    _make_tokenizer(config.vocab_size, seed).save(str(directory / "tokenizer.json"))
+    if safetensors:
+        save_file(dict(tensors), directory / "model.safetensors", metadata={"format": "pt"})
+    else:
+        torch.save(dict(tensors), directory / "pytorch_model.bin")
+    return directory
+
+
+def write_random_weights(directory: Path, size: str) -> Path:
+    """Write a directory of one of the `SIZES`, as published, and return it."""
+    config = make_config(*SIZES[size])
+    return save_model(directory, config, make_random_tensors(config))
+
+
+def list_references(
+    weights: Weights, *, on_gpu: bool
+) -> list[tuple[str, str, int | None, Callable[[torch.device], Encoder]]]:
+    """Return the way of the original VirNucPro: float32, and one frame after the other."""
+
+    def load(device: torch.device) -> Encoder:
+        return load_model(weights.path, dtype=torch.float32, device=device, attention="eager")
+
+    return [("one frame at a time", "fp32", 1, load)]
 
 
 def _make_tokenizer(vocab_size: int, seed: int) -> Tokenizer:
-    """Return a byte-pair tokenizer trained on random DNA, built as the published one is.
+    """Return a byte-pair tokenizer that is trained on random DNA.
 
-    It stores the published one's truncation and padding to 2,000 tokens too.
+    It has the structure of the published tokenizer, with truncation and padding to 2,000 tokens.
     """
     rng = np.random.default_rng(seed)
     bases = rng.choice(np.frombuffer(b"ACGT", dtype=np.uint8), size=(vocab_size, 500))

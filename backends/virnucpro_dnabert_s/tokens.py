@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
+from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import TokenBatch
+from virnucpro.backend.tokens import pack_tokens
 from virnucpro.errors import WeightsError
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer in `path`, which neither truncates nor pads whatever the file says.
+    """Return the tokenizer in `path`, without the truncation and padding that the file asks for.
 
-    The published tokenizer.json stores both, to 2,000 tokens; transformers ignores that too.
+    The published tokenizer.json truncates and pads to 2,000 tokens. transformers ignores that too.
 
     Raises:
-        WeightsError: The file is no tokenizer.json that this `tokenizers` understands.
+        WeightsError: This version of `tokenizers` cannot read the file.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -41,21 +42,15 @@ class BpeCollator:
         self._tokenizer = read_tokenizer(tokenizer_path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By path: the tokenizer itself outgrows the pipe to a worker, and whoever starts one that
-        # dies at once (a script without `if __name__ == "__main__"`) would wait for ever.
+        # Only the path is pickled, because the tokenizer itself is larger than the pipe to a
+        # worker. If the worker dies at once (in a script without `if __name__ == "__main__"`), the
+        # process that fills the pipe would wait for ever.
         return BpeCollator, (self._tokenizer_path,)
 
-    def __call__(
-        self, rows: np.ndarray[Any, np.dtype[np.int64]], sequences: Sequence[str]
-    ) -> TokenBatch:
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, each with CLS and SEP and none of them cut."""
-        # One at a time: only `encode_batch` starts the library's threads, which would oversubscribe
-        # the cores that DataLoader workers already share, and complain when those are forked.
-        token_ids = [np.array(self._tokenizer.encode(s).ids, dtype=np.int64) for s in sequences]
-        lengths_B = np.array([len(ids) for ids in token_ids], dtype=np.int64)
-        return TokenBatch(
-            token_ids_T=torch.from_numpy(np.concatenate(token_ids)),
-            lengths_B=torch.from_numpy(lengths_B),
-            max_length=int(lengths_B.max()),
-            rows=rows,
-        )
+        # One at a time: `encode_batch` starts threads of the library. They would compete for the
+        # cores that the loader's workers share, and the library warns when a process with such
+        # threads forks.
+        ids = [np.array(self._tokenizer.encode(s).ids, dtype=np.int64) for s in sequences]
+        return pack_tokens(rows, ids)

@@ -1,34 +1,37 @@
 """Finds, checks and loads the published files of DNABERT-S and DNABERT-2.
 
-A directory holds config.json, tokenizer.json and the tensors in model.safetensors or
-pytorch_model.bin, in shards or not. DNABERT-2's tensors have the prefix `bert.` and a language
-model's head `cls.*`; DNABERT-S has neither, but a pooler.
+A directory holds config.json, tokenizer.json, and the tensors in model.safetensors or
+pytorch_model.bin, in one file or several. The names of DNABERT-2's tensors start with `bert.`, and
+it has a language model's head `cls.*`. DNABERT-S has neither, but a pooler.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.weights import (
+    check_tensors,
     digest_files,
     find_weight_files,
+    get_size,
     locate_weights,
     read_json,
     read_tensors,
 )
-from virnucpro.errors import UsageError, WeightsError
-from virnucpro.kernels import can_fuse, onednn
-from virnucpro_dnabert_s.model import AttentionKernel, DnabertS, ModelConfig
+from virnucpro.errors import WeightsError
+from virnucpro.kernels import choose_attention, onednn
+from virnucpro_dnabert_s.attention import AttentionKernel
+from virnucpro_dnabert_s.model import DnabertS, ModelConfig
 from virnucpro_dnabert_s.tokens import read_tokenizer
 
 HUB_PATTERNS = ("config.json", "tokenizer.json", "model*.safetensors*", "pytorch_model*.bin*")
 
-# Parts of the published models that the embedding does not pass through.
+# Parts of the published models that an embedding does not need.
 UNUSED_PREFIXES = ("pooler.", "cls.")
 
 PUBLISHED_MODULES = {
@@ -53,10 +56,10 @@ class WeightFiles(NamedTuple):
 
 
 def open_weights(location: str) -> Weights:
-    """Return what is at `location` after checking every size, without loading it.
+    """Find, digest and check the weights at `location` without loading them.
 
     Raises:
-        WeightsError: Nothing there, unreadable, unsafe, or of another architecture.
+        WeightsError: Nothing is there, or it is unreadable, unsafe, or of another architecture.
     """
     path = locate_weights(location, HUB_PATTERNS)
     files = find_files(path)
@@ -68,12 +71,8 @@ def open_weights(location: str) -> Weights:
             f"{config.vocab_size}; give a directory whose files belong together"
         )
     read_state_dict(files, make_meta_model(config))
-    return Weights(
-        location=location,
-        path=path,
-        identity=digest_files([*files.tensors, files.config, files.tokenizer]),
-        embedding_dim=config.hidden_size,
-    )
+    identity = digest_files([*files.tensors, files.config, files.tokenizer])
+    return Weights(location, path, identity, config.hidden_size)
 
 
 def load_model(
@@ -83,14 +82,15 @@ def load_model(
 
     Raises:
         WeightsError: The files do not hold what the model needs.
-        UsageError: `flash` without flash-attn, a GPU, or half precision.
+        UsageError: `flash` does not work in `dtype` on `device`, or flash-attn is missing.
     """
     files = find_files(path)
     config = read_config(files.config)
-    kernel = choose_kernel(attention, config, dtype, device)
+    head_dim = config.hidden_size // config.num_attention_heads
+    kernel = choose_attention(attention, head_dim=head_dim, dtype=dtype, device=device)
     model = make_meta_model(config, kernel)
     tensors = read_state_dict(files, model)
-    # A copy even where nothing changes: the file stays mapped otherwise, and may be replaced.
+    # Always a copy: otherwise the model would read the mapped file, which somebody may replace.
     model.load_state_dict(
         {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()},
         assign=True,
@@ -98,33 +98,6 @@ def load_model(
     model.requires_grad_(False)
     onednn.pack_where_it_pays(model, attention, dtype, device)
     return model.eval()
-
-
-def choose_kernel(
-    attention: Attention, config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> AttentionKernel:
-    """Return how attention is computed; `auto` is our own kernel where it runs, else SDPA.
-
-    Raises:
-        UsageError: `flash` without flash-attn, a GPU, or half precision.
-    """
-    if attention == "auto":
-        has_even_heads = config.hidden_size % (2 * config.num_attention_heads) == 0
-        return "fused" if has_even_heads and can_fuse(dtype, device) else "sdpa"
-    if attention == "flash":
-        if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-            raise UsageError(
-                f"--attention flash: flash-attn computes in fp16 or bf16 on a GPU, not in {dtype} "
-                f"on {device.type}; use --attention sdpa"
-            )
-        try:
-            import flash_attn  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"--attention flash: DNABERT-S needs the package flash-attn for it ({error}); "
-                "install it, or use --attention sdpa"
-            ) from error
-    return attention
 
 
 def find_files(path: Path) -> WeightFiles:
@@ -148,7 +121,7 @@ def read_config(path: Path) -> ModelConfig:
     """Return the sizes in a config.json.
 
     Raises:
-        WeightsError: It is another kind of model's, or a size is missing or makes no sense.
+        WeightsError: It is of another kind of model, or a size is missing or makes no sense.
     """
     values = read_json(path)
     model_type = values.get("model_type", "bert")
@@ -156,30 +129,28 @@ def read_config(path: Path) -> ModelConfig:
         raise WeightsError(
             f"{path}: describes a model of type {model_type!r}; DNABERT-S's is of type 'bert'"
         )
-    sizes: dict[str, Any] = {field.name: values.get(field.name) for field in fields(ModelConfig)}
-    eps = sizes.pop("layer_norm_eps")
-    wrong = {name: size for name, size in sizes.items() if type(size) is not int or size < 1}
-    if wrong or not isinstance(eps, float):
-        raise WeightsError(
-            f"{path}: sizes are missing or wrong: {wrong or {'layer_norm_eps': eps}}"
-        )
+    eps = values.get("layer_norm_eps")
+    if not isinstance(eps, float):
+        raise WeightsError(f"{path}: layer_norm_eps should be a decimal number, found {eps!r}")
+    names = [field.name for field in fields(ModelConfig) if field.name != "layer_norm_eps"]
+    sizes = {name: get_size(path, values, name) for name in names}
     config = ModelConfig(**sizes, layer_norm_eps=eps)
     if config.hidden_size % config.num_attention_heads:
         raise WeightsError(
-            f"{path}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
+            f"{path}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
             f"{config.num_attention_heads}"
         )
     return config
 
 
 def make_meta_model(config: ModelConfig, attention: AttentionKernel = "sdpa") -> DnabertS:
-    """Return the model without storage: its tensors have shapes only."""
+    """Return the model without memory: its tensors have shapes, but no numbers."""
     with torch.device("meta"):
         return DnabertS(config, attention)
 
 
 def read_state_dict(files: WeightFiles, model: DnabertS) -> dict[str, torch.Tensor]:
-    """Return the tensors of `model`, memory-mapped from the files and under the model's names.
+    """Return the tensors of `model` under its names, memory-mapped from the files.
 
     Raises:
         WeightsError: Tensors are missing, of another architecture, or of another shape.
@@ -190,20 +161,8 @@ def read_state_dict(files: WeightFiles, model: DnabertS) -> dict[str, torch.Tens
         for name, tensor in read_tensors(path).items()
     }
     found = {name: found[name] for name in found if not name.startswith(UNUSED_PREFIXES)}
-    wanted = {published_name(name): tensor.shape for name, tensor in model.state_dict().items()}
-    missing, strange = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or strange:
-        raise WeightsError(
-            f"{files.tensors[0]}: not a DNABERT-S or DNABERT-2 of the sizes in config.json: "
-            f"{_some('missing', missing)}, {_some('of another architecture', strange)}"
-        )
-    for name, shape in wanted.items():
-        if found[name].shape != shape:
-            raise WeightsError(
-                f"{files.tensors[0]}: {name} is of shape {tuple(found[name].shape)}, but the sizes "
-                f"in config.json make it {tuple(shape)}; give a directory whose files belong "
-                "together"
-            )
+    shapes = {published_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    check_tensors(files.tensors[0], found, shapes)
     return {name: found[published_name(name)] for name in model.state_dict()}
 
 
@@ -212,7 +171,3 @@ def published_name(name: str) -> str:
     *layer, module, parameter = name.split(".")
     prefix = f"encoder.layer.{layer[1]}." if layer else ""
     return f"{prefix}{PUBLISHED_MODULES[module]}.{parameter}"
-
-
-def _some(what: str, names: list[str]) -> str:
-    return f"{len(names)} tensors {what}" + (f" ({', '.join(names[:3])}, ...)" if names else "")

@@ -1,17 +1,14 @@
-"""ESM-2: any size of the protein language model, packed and without padding."""
+"""ESM-2: the protein language model in any size, without padding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virnucpro.backend.interface import (
+    Backend,
     BackendInfo,
     Collator,
     Encoder,
-    MeasurableBackend,
-    Reference,
     Weights,
 )
 
@@ -21,14 +18,14 @@ if TYPE_CHECKING:
     from virnucpro.backend.interface import Attention
 
 MAX_RESIDUES = 1024
-"""Longer proteins are cut to their first 1,024 residues, as ESM-2 was trained."""
+"""Longer proteins are cut to their first 1,024 residues, as in ESM-2's training."""
 
 NUM_SPECIAL_TOKENS = 2
 """One BOS (`<cls>`) before and one EOS after the residues."""
 
 
 class Esm2Backend:
-    """Embeds proteins by any ESM-2, 8 M to 15 B (Lin et al. 2023, doi:10.1126/science.ade2574)."""
+    """Embeds proteins with any ESM-2, 8M to 15B (Lin et al. 2023, doi:10.1126/science.ade2574)."""
 
     info = BackendInfo(
         name="esm2",
@@ -47,14 +44,14 @@ class Esm2Backend:
         """Find and check a fair-esm `.pt` file, a transformers directory or a hub id.
 
         Raises:
-            WeightsError: Nothing there, unreadable, unsafe, or no ESM-2.
+            WeightsError: Nothing is there, or it is unreadable, unsafe, or not an ESM-2.
         """
         from virnucpro_esm2.weights import open_weights
 
         return open_weights(location)
 
     def load_collator(self, weights: Weights) -> Collator:
-        """Return the tokenizer; all ESM-2 share one, so `weights` does not matter."""
+        """Return the collator, which is the same for all `weights`."""
         from virnucpro_esm2.tokens import Esm2Collator
 
         return Esm2Collator()
@@ -67,32 +64,16 @@ class Esm2Backend:
         device: torch.device,
         attention: Attention,
     ) -> Encoder:
-        """Load the model onto `device`; `auto` is our own kernels where they run, else `sdpa`.
+        """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`.
 
         Raises:
             WeightsError: The file does not hold what the model needs.
-            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16; fp8 with a width
-                that is no multiple of 16.
+            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16; or fp8 with a width
+                that is not a multiple of 16.
         """
         from virnucpro_esm2.weights import load_model
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)
 
-    def benchmark_sizes(self, *, on_gpu: bool) -> Sequence[str]:
-        """Return the sizes that the classifiers and most others use, and the smallest for a CPU."""
-        return ("3B", "650M") if on_gpu else ("8M",)
 
-    def write_random_weights(self, directory: Path, size: str) -> Path:
-        """Write a fair-esm `.pt` of a published size to `directory` and return its path."""
-        from virnucpro_esm2.benchmarking import write_random_weights
-
-        return write_random_weights(directory, size)
-
-    def list_references(self, weights: Weights, *, on_gpu: bool) -> Sequence[Reference]:
-        """Return fair-esm and transformers with the same `weights`."""
-        from virnucpro_esm2.benchmarking import list_references
-
-        return list_references(weights, on_gpu=on_gpu)
-
-
-backend: MeasurableBackend = Esm2Backend()
+backend: Backend = Esm2Backend()

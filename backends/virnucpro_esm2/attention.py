@@ -1,4 +1,4 @@
-"""Attention over packed sequences, by torch, flash-attn and oneDNN.
+"""ESM-2's attention over packed sequences, by torch, flash-attn and oneDNN.
 
 Shapes: B sequences in a batch, T tokens of all of them together, L tokens of one sequence, H heads,
 K numbers in a head.
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from virnucpro.backend.interface import Attention
-from virnucpro.errors import UsageError
-from virnucpro.kernels import onednn
+from virnucpro.kernels import flash, onednn
+from virnucpro.kernels.flash import is_half_on_gpu
 
 
 class Packing(NamedTuple):
@@ -24,7 +23,7 @@ class Packing(NamedTuple):
 
     Attributes:
         lengths_B: int64, tokens of each sequence.
-        offsets: int32 (B + 1,), where each sequence starts, and T.
+        offsets: int32 (B + 1,): where each sequence starts, and T.
         max_length: The largest of `lengths_B`, on the host.
     """
 
@@ -34,16 +33,16 @@ class Packing(NamedTuple):
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
-"""Queries, keys and values (T, H, K each) of packed sequences to the attended values (T, H, K)."""
+"""From queries, keys and values (T, H, K each) of packed sequences to attended values (T, H, K)."""
 
 
 def _attend_by_length(
     q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, lengths_B: Tensor, kind: str
 ) -> Tensor:
-    """Return the attention of each run of sequences of one length after the other.
+    """Return attention, computed for one run of sequences of equal length after the other.
 
-    No padding, and no sequence can touch another. Batches are sorted, so runs are long. On CUDA it
-    waits for the lengths.
+    So there is no padding, and no sequence can touch another. Batches are sorted by length, so runs
+    are long. On CUDA the CPU waits here for the lengths.
     """
     attend_BHLK = _ATTEND_BHLK[kind]
     runs = [(length, sum(run)) for length, run in groupby(lengths_B.tolist())]
@@ -69,8 +68,8 @@ _ATTEND_BHLK: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "onednn": onednn.attend,
 }
 
-# An operator of its own, so that torch.compile does not look inside: every batch has other lengths,
-# and it would never be done.
+# torch.compile does not look into an operator of its own. If it did, it would compile anew for the
+# lengths of every batch.
 _by_length_op = torch.library.custom_op(
     "virnucpro_esm2::attend_by_length",
     _attend_by_length,
@@ -84,7 +83,7 @@ def by_length(kind: str) -> Attend:
     """Return packed attention that runs everywhere: `eager`, torch's `sdpa`, or `onednn`."""
 
     def attend(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
-        # Calling an operator of ours imports torch's compiler.
+        # Outside of torch.compile a plain call: calling the operator imports torch's compiler.
         call = _by_length_op if torch.compiler.is_compiling() else _attend_by_length
         return call(q_THK, k_THK, v_THK, packing.lengths_B, kind)
 
@@ -100,55 +99,26 @@ def attend_varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing)
     """Return the attention of the FlashAttention-2 inside torch: CUDA, bf16 or fp16."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # These seven arguments mean the same from torch 2.10 to 2.13; scale and mask are the defaults.
+    # The later arguments changed between torch 2.10 and 2.13; these seven did not.
     offsets, longest = packing.offsets, packing.max_length
     return cast(Tensor, varlen_attn(q_THK, k_THK, v_THK, offsets, offsets, longest, longest))
 
 
-def load_flash_attend(*, dtype: torch.dtype, device: torch.device) -> Attend:
-    """Return the attention of the package flash-attn.
-
-    Raises:
-        UsageError: flash-attn is not installed or does not work with `dtype` and `device`.
-    """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        raise UsageError(
-            f"attention flash needs a CUDA GPU and bf16 or fp16, found {device.type} and "
-            f"{str(dtype).removeprefix('torch.')}; use attention sdpa, which runs everywhere"
-        )
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError as error:
-        raise UsageError(
-            f"attention flash needs the package flash-attn, which cannot be imported ({error}); "
-            "build it for your torch and CUDA (pip install flash-attn --no-build-isolation), or "
-            "use attention sdpa, which has FlashAttention-2 from torch itself"
-        ) from error
-
-    def attend(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
-        offsets, longest = packing.offsets, packing.max_length
-        return cast(
-            Tensor, flash_attn_varlen_func(q_THK, k_THK, v_THK, offsets, offsets, longest, longest)
-        )
-
-    return attend
+def attend_flash(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
+    """Return the attention of the package flash-attn: CUDA, bf16 or fp16."""
+    return flash.attend(q_THK, k_THK, v_THK, packing.offsets, packing.max_length)
 
 
 def choose_attend(
-    attention: Attention, *, head_dim: int, dtype: torch.dtype, device: torch.device
+    kernel: str, *, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> Attend:
-    """Return torch's or flash-attn's attention by the name `attention` on this device.
-
-    Raises:
-        UsageError: `flash` is not to be had here.
-    """
-    if attention == "eager":
+    """Return the attention that `kernel` (`eager`, `sdpa` or `flash`) means on this device."""
+    if kernel == "eager":
         return attend_eager
-    if attention == "flash":
-        return load_flash_attend(dtype=dtype, device=device)
+    if kernel == "flash":
+        return attend_flash
     has_varlen = (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
+        is_half_on_gpu(dtype, device)
         and head_dim % 8 == 0
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )

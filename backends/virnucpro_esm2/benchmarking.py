@@ -1,11 +1,12 @@
-"""What `virnucpro benchmark` needs of ESM-2: weights of the published sizes, and its rivals.
+"""What `virnucpro benchmark` uses to measure ESM-2: random weights and other implementations.
+
+pyproject.toml registers this module under `virnucpro.benchmarks`.
 
 Shapes: B sequences in a batch, L tokens of the longest one, D width.
 """
 
 from __future__ import annotations
 
-import functools
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from virnucpro.backend.interface import Reference, TokenBatch, Weights
+from virnucpro.backend.interface import Encoder, TokenBatch, Weights
 from virnucpro.errors import UsageError
 from virnucpro_esm2.model import Esm2, Esm2Config
 from virnucpro_esm2.tokens import TOKENS
@@ -37,13 +38,17 @@ SIZES = {
 }
 """Layers, width and heads of the published models."""
 
+GPU_SIZES = ("3B", "650M")
+"""The size that the published classifiers use, and the size that most other programs use."""
+
+CPU_SIZES = ("8M",)
+
 FAIR_ESM_BATCH_TOKENS = 2048
-"""In a batch of the original VirNucPro and of the fork's v1.0."""
+"""Tokens in a batch of the original VirNucPro and of the fork's v1.0."""
 
 _PAD = TOKENS.index("<pad>")
-_HINT = "needs the extra: pip install 'virnucpro[reference]'"
 
-# Between the places where two matrices start among the random numbers: no multiple of a width.
+# Matrices start this far apart among shared random numbers. No width is a multiple of it.
 _STRIDE = 1009
 
 
@@ -52,8 +57,52 @@ def make_config(num_layers: int = 6, embed_dim: int = 40, num_heads: int = 2) ->
     return Esm2Config(num_layers, embed_dim, num_heads, ffn_dim=4 * embed_dim)
 
 
+def make_random_tensors(
+    config: Esm2Config, *, seed: int = 0, dtype: torch.dtype = torch.float32, shared: bool = False
+) -> dict[str, Tensor]:
+    """Return random parameters by our names, scaled so that activations are about 1.
+
+    With `shared`, all matrices of one width are windows onto one vector of random numbers, and
+    `torch.save` writes that vector once: 0.1 GB for the 3B model instead of 5.7 GB.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: tuple[int, ...], scale: float, mean: float = 0.0) -> Tensor:
+        return torch.empty(shape).normal_(mean, scale, generator=generator).to(dtype)
+
+    shapes = {name: tuple(p.shape) for name, p in Esm2(config, dtype=dtype).named_parameters()}
+    pools: dict[int, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            tensors[name] = draw(shape, 0.1, float(name.endswith("norm.weight")))
+        elif name.startswith("embed"):
+            tensors[name] = draw(shape, 1.0)
+        elif not shared:
+            tensors[name] = draw(shape, shape[1] ** -0.5)
+        else:
+            rows, width = shape
+            if width not in pools:
+                max_size = config.embed_dim * config.ffn_dim
+                pools[width] = draw((max_size + _STRIDE * len(shapes),), width**-0.5)
+            start = _STRIDE * len(tensors)
+            tensors[name] = pools[width][start : start + rows * width].view(shape)
+    return tensors
+
+
+def name_parts(
+    config: Esm2Config, tensors: Mapping[str, Tensor], layout: Layout
+) -> dict[str, Tensor]:
+    """Return parameters under the names of `layout`, without prefixes and without copying."""
+    return {
+        key: part
+        for ours, keys in source_names(config, layout).items()
+        for key, part in zip(keys, tensors[ours].chunk(len(keys)), strict=True)
+    }
+
+
 def save_fair_esm(path: Path, config: Esm2Config, tensors: Mapping[str, Tensor]) -> Path:
-    """Write tensors, under their whole names, as fair-esm publishes them; return `path`."""
+    """Write tensors with complete names in the published form of fair-esm, and return `path`."""
     settings = Namespace(
         arch="esm2",
         encoder_layers=config.num_layers,
@@ -66,93 +115,89 @@ def save_fair_esm(path: Path, config: Esm2Config, tensors: Mapping[str, Tensor])
 
 
 def write_random_weights(directory: Path, size: str) -> Path:
-    """Write a `.pt` of one of the `SIZES` and return its path.
-
-    Its matrices are windows onto the same random numbers, each from another place on, and
-    `torch.save` writes those once: 0.1 GB for the 3B instead of 5.7.
-    """
+    """Write a `.pt` file of one of the `SIZES` and return its path."""
     config = make_config(*SIZES[size])
-    generator = torch.Generator().manual_seed(0)
-    names = source_names(config, FAIR_ESM)
-    num_matrices = sum(map(len, names.values()))
-    pools: dict[int, Tensor] = {}
-    tensors: dict[str, Tensor] = {}
-    for ours, parameter in Esm2(config, dtype=torch.float16).named_parameters():
-        rows, *rest = parameter.shape
-        shape = (rows // len(names[ours]), *rest)
-        for key in names[ours]:
-            if ours == "embed_tokens.weight":
-                values = torch.randn(shape, generator=generator)
-            elif rest:
-                width = rest[0]
-                if width not in pools:
-                    largest = config.embed_dim * config.ffn_dim
-                    pool = torch.randn(largest + _STRIDE * num_matrices, generator=generator)
-                    pools[width] = pool.mul_(width**-0.5).half()
-                start = _STRIDE * len(tensors)
-                values = pools[width][start : start + shape[0] * width].view(shape)
-            else:
-                mean = float(ours.endswith("norm.weight"))
-                values = torch.randn(shape, generator=generator).mul_(0.1).add_(mean)
-            tensors[f"encoder.sentence_encoder.{key}"] = values.half()
-    return save_fair_esm(directory / f"esm2_{size}_random.pt", config, tensors)
+    tensors = make_random_tensors(config, dtype=torch.float16, shared=True)
+    parts = name_parts(config, tensors, FAIR_ESM)
+    named = {f"encoder.sentence_encoder.{key}": part for key, part in parts.items()}
+    return save_fair_esm(directory / f"esm2_{size}_random.pt", config, named)
 
 
-def list_references(weights: Weights, *, on_gpu: bool) -> list[Reference]:
-    """Return fair-esm as the original used it, and transformers in its fastest way."""
-    half = "bf16" if on_gpu else "fp32"
-    load_half = functools.partial(_load_transformers, torch.bfloat16 if on_gpu else torch.float32)
+def list_references(
+    weights: Weights, *, on_gpu: bool
+) -> list[tuple[str, str, int | None, Callable[[torch.device], Encoder]]]:
+    """Return fair-esm as the original uses it, and transformers in its fastest form."""
+    half = torch.bfloat16 if on_gpu else torch.float32
+
+    def load_fair_esm(device: torch.device) -> PaddedEncoder:
+        return _make_fair_esm(read_checkpoint(weights.path), device)
+
+    def load_transformers(device: torch.device) -> PaddedEncoder:
+        return _make_transformers(read_checkpoint(weights.path), device, half)
+
     return [
-        _make_reference(weights, "fair-esm", "fp32", FAIR_ESM_BATCH_TOKENS, _load_fair_esm),
-        _make_reference(weights, "transformers EsmModel, sdpa", half, None, load_half),
+        ("fair-esm", "fp32", FAIR_ESM_BATCH_TOKENS, load_fair_esm),
+        ("transformers EsmModel, sdpa", "bf16" if on_gpu else "fp32", None, load_transformers),
     ]
 
 
-_Load = Callable[[Esm2Config, torch.device], "tuple[nn.Module, Layout, Callable[..., Tensor]]"]
+class PaddedEncoder(nn.Module):
+    """A model that reads padded tokens and returns hidden states, as an encoder."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        embed: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        names = source_names(checkpoint.config, layout)
+        state = {
+            key: tensor
+            for ours, keys in names.items()
+            for key, tensor in zip(keys, checkpoint.sources[ours], strict=True)
+        }
+        model.load_state_dict(state, strict=False)
+        self.model = model.eval().requires_grad_(False)
+        self.embed = embed
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return float32 (B, D): each protein's mean over its residues."""
+        pieces = list(torch.split(batch.token_ids_T, batch.lengths_B.tolist()))
+        token_ids_BL = pad_sequence(pieces, batch_first=True, padding_value=_PAD)
+        hidden_BLD = self.embed(token_ids_BL, (token_ids_BL != _PAD).long())
+        position_L = torch.arange(batch.max_length, device=token_ids_BL.device)
+        is_residue_BL = (position_L > 0) & (position_L < batch.lengths_B[:, None] - 1)
+        hidden_BLD = hidden_BLD.masked_fill(~is_residue_BL[..., None], 0)
+        return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_residue_BL.sum(1)[:, None]
 
 
-def _make_reference(
-    weights: Weights, name: str, precision: str, batch_tokens: int | None, load: _Load
-) -> Reference:
-    def load_encoder(device: torch.device) -> PaddedEncoder:
-        checkpoint = read_checkpoint(weights.path)
-        model, layout, embed = load(checkpoint.config, device)
-        model.load_state_dict(_name_tensors(checkpoint, layout), strict=False)
-        return PaddedEncoder(model.eval().requires_grad_(False), embed)
-
-    return Reference(name, precision, batch_tokens, load_encoder)
-
-
-def _load_fair_esm(
-    config: Esm2Config, device: torch.device
-) -> tuple[nn.Module, Layout, Callable[..., Tensor]]:
+def _make_fair_esm(checkpoint: Checkpoint, device: torch.device) -> PaddedEncoder:
     try:
         from esm.model.esm2 import ESM2
     except ImportError as error:
-        raise UsageError(f"fair-esm {_HINT} ({error})") from error
-    with device:
-        model = ESM2(
-            config.num_layers,
-            config.embed_dim,
-            config.num_heads,
-            token_dropout=config.token_dropout,
-        )
+        raise _explain_missing("fair-esm", error) from error
+    config = checkpoint.config
     last = config.num_layers
+    with device:
+        model = ESM2(last, config.embed_dim, config.num_heads, token_dropout=config.token_dropout)
 
     def embed(token_ids_BL: Tensor, is_token_BL: Tensor) -> Tensor:
         output: dict[str, dict[int, Tensor]] = model(token_ids_BL, repr_layers=[last])
         return output["representations"][last]
 
-    return model, FAIR_ESM, embed
+    return PaddedEncoder(model, checkpoint, FAIR_ESM, embed)
 
 
-def _load_transformers(
-    dtype: torch.dtype, config: Esm2Config, device: torch.device
-) -> tuple[nn.Module, Layout, Callable[..., Tensor]]:
+def _make_transformers(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> PaddedEncoder:
     try:
         from transformers import EsmConfig, EsmModel
     except ImportError as error:
-        raise UsageError(f"transformers {_HINT} ({error})") from error
+        raise _explain_missing("transformers", error) from error
+    config = checkpoint.config
     settings = EsmConfig(
         vocab_size=len(TOKENS),
         mask_token_id=TOKENS.index("<mask>"),
@@ -169,37 +214,14 @@ def _load_transformers(
     settings._attn_implementation = "sdpa"
     with device:
         model: nn.Module = EsmModel(settings, add_pooling_layer=False)
+    model.to(dtype)
 
     def embed(token_ids_BL: Tensor, is_token_BL: Tensor) -> Tensor:
         hidden_BLD: Tensor = model(token_ids_BL, is_token_BL).last_hidden_state
         return hidden_BLD
 
-    return model.to(dtype), TRANSFORMERS, embed
+    return PaddedEncoder(model, checkpoint, TRANSFORMERS, embed)
 
 
-def _name_tensors(checkpoint: Checkpoint, layout: Layout) -> dict[str, Tensor]:
-    """Return the checkpoint's tensors under the names of `layout`, without prefixes."""
-    return {
-        key: tensor
-        for ours, keys in source_names(checkpoint.config, layout).items()
-        for key, tensor in zip(keys, checkpoint.sources[ours], strict=True)
-    }
-
-
-class PaddedEncoder(nn.Module):
-    """A model that reads padded tokens and writes hidden states, as an encoder of ours."""
-
-    def __init__(self, model: nn.Module, embed: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.embed = embed
-
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Return float32 (B, D): each protein's mean over its residues."""
-        pieces = list(torch.split(batch.token_ids_T, batch.lengths_B.tolist()))
-        token_ids_BL = pad_sequence(pieces, batch_first=True, padding_value=_PAD)
-        hidden_BLD = self.embed(token_ids_BL, (token_ids_BL != _PAD).long())
-        position_L = torch.arange(batch.max_length, device=token_ids_BL.device)
-        is_residue_BL = (position_L > 0) & (position_L < batch.lengths_B[:, None] - 1)
-        hidden_BLD = hidden_BLD.masked_fill(~is_residue_BL[..., None], 0)
-        return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_residue_BL.sum(1)[:, None]
+def _explain_missing(package: str, error: ImportError) -> UsageError:
+    return UsageError(f"{package} needs the extra: pip install 'virnucpro[reference]' ({error})")

@@ -1,10 +1,10 @@
-"""The ESM-2 encoder: packed sequences, variable-length attention, nothing computed on padding.
+"""The ESM-2 network: packed sequences without padding, and mean pooling over residues.
 
-Behaviour is that of fair-esm 2.0.0's `ESM2` (https://github.com/facebookresearch/esm, MIT).
+It computes what fair-esm 2.0.0's `ESM2` does (https://github.com/facebookresearch/esm, MIT).
 
-Shapes: B sequences in a batch, T tokens of all of them together, L tokens of one sequence, P
-positions, D width, F width of the feed-forward, H heads, K numbers in a head (D = H * K), R = K / 2
-rotary frequencies.
+Shapes: B sequences in a batch, T tokens of all of them together, P positions, D width of the hidden
+states, F width of the feed-forward, H heads, K numbers in a head (D = H * K), R = K / 2 rotary
+frequencies, V words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.errors import UsageError
-from virnucpro.kernels import can_fuse, float8, onednn, plain
+from virnucpro.kernels import choose_attention, float8, onednn, plain
 from virnucpro.kernels.float8 import Float8Linear
 from virnucpro.kernels.halves import embed_halves
 from virnucpro_esm2 import MAX_RESIDUES, NUM_SPECIAL_TOKENS
@@ -30,12 +30,13 @@ from virnucpro_esm2.tokens import TOKENS
 MAX_TOKENS = MAX_RESIDUES + NUM_SPECIAL_TOKENS
 
 TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
-"""In training 15 % of the tokens were masked, 80 % of them by zeros; so embeddings are scaled."""
+"""Training masked 15 % of the tokens, 80 % of these by zeros. So token embeddings are scaled."""
 
-MOST_UNEQUAL_VALUES = 16
-"""With one scale in 8 bits, numbers may be 2^15 times smaller than the largest until they lose
-digits. What attention makes of values is about 2^9 times smaller than their bound, so some room is
-left if bounds differ by no more than this."""
+MAX_BOUND_RATIO = 16
+"""How much the bounds of the values may differ in a layer with one scale in 8 bits.
+
+With one scale, numbers lose digits when they are over 2^15 times smaller than the largest one.
+Attended values are about 2^9 times smaller than their bound, so this ratio leaves some room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Esm2Config:
 class Rotary(NamedTuple):
     """Cosines and sines of the rotary angles of every token, float32, for both halves of a head.
 
-    The sines of the first half are negative: `x * cos + swapped x * sin` turns.
+    The sines of the first half are negative, so that `x * cos + swapped x * sin` rotates x.
     """
 
     cos_T11K: Tensor
@@ -75,16 +76,16 @@ class Rotary(NamedTuple):
 
 
 class Between(NamedTuple):
-    """What lies between the matrix products of the layers, in one batch.
+    """The operations between the matrix products of the layers, chosen once for each batch.
 
-    What goes into a product is a tensor, or `float8.Rows` where products are in 8 bits.
+    The input of a product is a tensor, or `float8.Rows` if products are in 8 bits.
 
     Attributes:
-        attend: Queries, keys and values (T, 3, H, K), and the layer's `value_bound`, to the
+        attend: From queries, keys and values (T, 3, H, K) and the layer's `value_bound` to the
             attended values (T, D).
-        add_norm: Hidden states, what to add and a layer norm to their sum, and it normalized.
-        linear_gelu: A linear layer and what goes in to its GELU (T, F).
-        norm_sum: As `add_norm`, but the normalized sum alone, and a tensor.
+        add_norm: From hidden states, a tensor to add and a layer norm to the sum and its norm.
+        linear_gelu: From a linear layer and its input to the GELU (T, F).
+        norm_sum: As `add_norm`, but returns only the norm, always as a tensor.
     """
 
     attend: Callable[[Tensor, Tensor | None], Any]
@@ -94,36 +95,35 @@ class Between(NamedTuple):
 
 
 def make_rotary(cos_TR: Tensor, sin_TR: Tensor) -> Rotary:
-    """Return the angles of every token in the form that `rotate` wants."""
+    """Return the angles of every token in the form that `rotate` needs."""
     cos_TK, sin_TK = torch.cat((cos_TR, cos_TR), 1), torch.cat((-sin_TR, sin_TR), 1)
     return Rotary(cos_TK[:, None, None], sin_TK[:, None, None])
 
 
 def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
-    """Return queries and keys turned by their positions (RoFormer, arXiv:2104.09864).
+    """Return queries and keys rotated by their positions (RoFormer, arXiv:2104.09864).
 
-    Computed in float32; rounded at once on a GPU, where the same operations as on a CPU, which
-    pass over a float32 copy of everything, would take longer unless they are compiled into one.
+    Computes in float32. The operations for CPUs pass over a float32 copy of all numbers. On a GPU
+    that takes long unless torch.compile joins them, so there the result is rounded at once.
     """
     if x_T2HK.device.type == "cuda" and not torch.compiler.is_compiling():
         first, second = x_T2HK.chunk(2, -1)
         cos, sin = rotary.cos_T11K.chunk(2, -1)[0], rotary.sin_T11K.chunk(2, -1)[1]
-        turned_T2HK = torch.empty_like(x_T2HK)
-        turned_first, turned_second = turned_T2HK.chunk(2, -1)
-        torch.addcmul(first * cos, second, sin, value=-1, out=turned_first)
-        torch.addcmul(second * cos, first, sin, out=turned_second)
-        return turned_T2HK
+        rotated_T2HK = torch.empty_like(x_T2HK)
+        rotated_first, rotated_second = rotated_T2HK.chunk(2, -1)
+        torch.addcmul(first * cos, second, sin, value=-1, out=rotated_first)
+        torch.addcmul(second * cos, first, sin, out=rotated_second)
+        return rotated_T2HK
     swapped_T2HK = x_T2HK.roll(x_T2HK.shape[-1] // 2, -1)
     return torch.addcmul(x_T2HK * rotary.cos_T11K, swapped_T2HK, rotary.sin_T11K)
 
 
 class Esm2Layer(nn.Module):
-    """One transformer layer, layer norms first; queries, keys and values are one matrix.
+    """One transformer layer with layer norms first; one matrix makes queries, keys and values.
 
     Attributes:
-        value_bound: Where products are in 8 bits, what no number among the values of attention is
-            larger than: a float32 scalar. None where the values' numbers are of too unequal size
-            for one scale.
+        value_bound: A float32 scalar that no value of attention exceeds, if products are in 8 bits.
+            None if the values are too different in size for one scale.
     """
 
     value_bound: Tensor | None
@@ -143,7 +143,10 @@ class Esm2Layer(nn.Module):
     def forward(
         self, hidden_TD: Tensor, delta_TD: Tensor | None, between: Between
     ) -> tuple[Tensor, Tensor]:
-        """Return the hidden states and what is still to be added to them, as they came in."""
+        """Return the next hidden states (T, D) as two tensors, whose sum they are.
+
+        The next layer adds them, because `add_norm` adds and normalizes in one pass.
+        """
         hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.attention_norm)
         qkv_T3HK = self.qkv(normed).unflatten(1, (3, self.num_heads, -1))
         delta_TD = self.out(between.attend(qkv_T3HK, self.value_bound))
@@ -151,7 +154,7 @@ class Esm2Layer(nn.Module):
         return hidden_TD, self.fc2(between.linear_gelu(self.fc1, normed))
 
     def quantize(self) -> None:
-        """Let the matrix products be in 8 bits from now on, with the weights as they are."""
+        """Quantize the weights as they are now, and multiply in 8 bits from now on."""
         self.value_bound = self._bound_values()
         for name in ("qkv", "out", "fc1", "fc2"):
             setattr(self, name, Float8Linear(getattr(self, name)))
@@ -159,31 +162,25 @@ class Esm2Layer(nn.Module):
     def _bound_values(self) -> Tensor | None:
         """Return `value_bound`.
 
-        A normalized token is no longer than the square root of D, so its product with a row of
-        weights is bounded by the row's length (Cauchy and Schwarz).
+        The norm of a normalized token is at most the square root of D. So its product with a row of
+        weights is at most that times the norm of the row (Cauchy and Schwarz).
         """
         norm, dim = self.attention_norm, self.qkv.in_features
         weight_DD = self.qkv.weight[2 * dim :].float()
         spread_D = (weight_DD * norm.weight.float()).norm(dim=1) * dim**0.5
         centre_D = weight_DD @ norm.bias.float() + self.qkv.bias[2 * dim :].float()
-        # Both the tokens and the weights are rounded to 8 bits first.
-        bound_D: Tensor = (spread_D + centre_D.abs()) * float8.ROUNDING**2
-        if bound_D.max() > MOST_UNEQUAL_VALUES * bound_D.min():
+        # Squared, because both the tokens and the weights are rounded to 8 bits first.
+        bound_D: Tensor = (spread_D + centre_D.abs()) * float8.MAX_ROUNDING**2
+        if bound_D.max() > MAX_BOUND_RATIO * bound_D.min():
             return None
-        return bound_D.max().clamp(min=float8.SMALLEST_ROW)
-
-    def pack(self) -> None:
-        """Let oneDNN multiply from now on, with the weights as they are."""
-        for name in ("qkv", "out", "fc1", "fc2"):
-            linear = getattr(self, name)
-            setattr(self, name, onednn.PackedLinear(linear.weight, linear.bias))
+        return bound_D.max().clamp(min=float8.MIN_ROW_MAX)
 
 
 class Esm2(nn.Module):
-    """An ESM-2 without its heads, from packed tokens to one mean vector for each sequence.
+    """An ESM-2 without its heads; see `virnucpro.backend.interface.Encoder`.
 
-    The parameters are made on the `meta` device: `to_empty` gives them memory, and whoever fills
-    them also calls `set_rotary`.
+    The parameters are made on the `meta` device, without memory. `to_empty` gives them memory. Who
+    fills them must also call `set_rotary`.
     """
 
     cos_PR: Tensor
@@ -205,7 +202,7 @@ class Esm2(nn.Module):
         self.is_packed = False
         self.attend = attend
         self.fused = fused
-        # Not drawn at random, which on the meta device imports torch's compiler: 1.4 s.
+        # Without random numbers: drawing them on the meta device imports torch's compiler, 1.4 s.
         words_VD = torch.empty(len(TOKENS), dim, dtype=dtype, device=meta)
         self.embed_tokens = nn.Embedding(len(TOKENS), dim, _weight=words_VD)
         self.layers = nn.ModuleList(
@@ -217,26 +214,26 @@ class Esm2(nn.Module):
         self.register_buffer("sin_PR", angles_PR, persistent=False)
 
     def quantize(self) -> None:
-        """Let the matrix products be in 8 bits from now on, with the weights as they are."""
+        """Quantize the weights as they are now, and multiply in 8 bits from now on."""
         self.is_quantized = True
         for layer in self.layers:
             cast(Esm2Layer, layer).quantize()
 
     def pack(self) -> None:
-        """Let oneDNN multiply from now on, on this CPU, with the weights as they are."""
+        """Pack the weights as they are now, and multiply through oneDNN from now on."""
         self.is_packed = True
         if self.embed_tokens.weight.dtype != torch.float32:
             self.attend = attend_onednn
         for layer in self.layers:
-            cast(Esm2Layer, layer).pack()
+            onednn.pack_linears(layer)
 
     @property
     def has_own_kernels(self) -> bool:
-        """Whether `torch.compile` would find nothing to fuse."""
+        """Whether `torch.compile` would have nothing left to fuse."""
         return self.fused or self.is_packed
 
     def set_rotary(self, frequencies_R: Tensor) -> None:
-        """Fill the tables of rotary angles, float32 whatever the weights are."""
+        """Fill the tables of rotary angles, in float32 for any precision of the weights."""
         angles_PR = torch.outer(torch.arange(MAX_TOKENS).float(), frequencies_R.float().cpu())
         self.cos_PR.copy_(angles_PR.cos())
         self.sin_PR.copy_(angles_PR.sin())
@@ -244,7 +241,7 @@ class Esm2(nn.Module):
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): the mean of each sequence's last hidden states over residues.
 
-        Nothing here waits for the GPU, except attention `by_length`.
+        The CPU never waits for the GPU here, except in attention `by_length`.
         """
         return embed_halves(self._embed, batch) if self.is_packed else self._embed(batch)
 
@@ -256,29 +253,25 @@ class Esm2(nn.Module):
         hidden_TD = self.embed_tokens(batch.token_ids_T)
         if self.config.token_dropout:
             hidden_TD = hidden_TD * TOKEN_DROPOUT_SCALE
-        hidden_TD = self._run_layers(hidden_TD, packing).float()
-        hidden_TD.index_fill_(0, torch.cat((starts_B, ends_B - 1)), 0.0)  # BOS and EOS
-        # unsafe skips a check of the lengths that would wait for the GPU.
-        sum_BD = torch.segment_reduce(hidden_TD, "sum", lengths=lengths_B, unsafe=True)
-        return sum_BD / (lengths_B - NUM_SPECIAL_TOKENS)[:, None]
-
-    def _run_layers(self, hidden_TD: Tensor, packing: Packing) -> Tensor:
-        """Return the last hidden states, normalized."""
         between = self._choose_between(packing, len(hidden_TD))
         delta_TD = None
         for layer in self.layers:
             hidden_TD, delta_TD = layer(hidden_TD, delta_TD, between)
-        return between.norm_sum(hidden_TD, delta_TD, self.final_norm)
+        # In float32, because a sum of a thousand tokens in half precision loses digits.
+        hidden_TD = between.norm_sum(hidden_TD, delta_TD, self.final_norm).float()
+        hidden_TD.index_fill_(0, torch.cat((starts_B, ends_B - 1)), 0.0)  # BOS and EOS
+        # `unsafe` skips a check of the lengths, for which the CPU would wait for the GPU.
+        sum_BD = torch.segment_reduce(hidden_TD, "sum", lengths=lengths_B, unsafe=True)
+        return sum_BD / (lengths_B - NUM_SPECIAL_TOKENS)[:, None]
 
     def _choose_between(self, packing: Packing, num_tokens: int) -> Between:
         kernels: ModuleType = onednn if self.is_packed else plain
-        rotary = None
         if self.fused:
             from virnucpro.kernels import fused
 
             kernels = fused
-        else:
-            rotary = self._rotary(packing, num_tokens)
+        # `fused` rotates inside its kernel.
+        rotary = None if self.fused else self._make_rotary(packing, num_tokens)
 
         def attend(qkv_T3HK: Tensor, value_bound: Tensor | None) -> Any:
             if rotary is None:
@@ -288,7 +281,7 @@ class Esm2(nn.Module):
                 attended_TD = kernels.attend(qkv_T3HK, *where, angles=angles).flatten(1)
                 return kernels.quantize(attended_TD) if self.is_quantized else attended_TD
             dtype = qkv_T3HK.dtype
-            # torch attends faster in float32 on CPUs, which the rotation computes in anyway.
+            # On CPUs torch attends faster in float32, and the rotation returns float32 anyway.
             on_cpu = qkv_T3HK.device.type == "cpu"
             inner = torch.float32 if on_cpu and not self.is_packed else dtype
             q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
@@ -305,37 +298,40 @@ class Esm2(nn.Module):
             kernels.norm_sum,
         )
 
-    def _rotary(self, packing: Packing, num_tokens: int) -> Rotary:
+    def _make_rotary(self, packing: Packing, num_tokens: int) -> Rotary:
         starts_B, lengths_B = packing.offsets[:-1], packing.lengths_B
+        # Without `output_size`, the CPU would wait for the GPU to learn the size.
         starts_T = starts_B.repeat_interleave(lengths_B, output_size=num_tokens)
         position_T = torch.arange(num_tokens, device=starts_T.device) - starts_T
         return make_rotary(self.cos_PR[position_T], self.sin_PR[position_T])
 
 
 def default_frequencies(head_dim: int) -> Tensor:
-    """Return the R rotary frequencies of ESM-2, float32."""
+    """Return float32 (R,): the rotary frequencies of ESM-2."""
     return 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim)
 
 
 def make_empty_model(
     config: Esm2Config, *, dtype: torch.dtype, device: torch.device, attention: Attention
 ) -> Esm2:
-    """Return the model in eval mode on `device`; its weights are whatever was in memory.
+    """Return the model in eval mode on `device`, with undefined numbers as its weights.
 
-    For `float8.DTYPE` that is a bfloat16 model, to be quantized once it has its weights.
+    For `float8.DTYPE` it is a bfloat16 model; call `quantize` when it has its weights.
 
     Raises:
-        UsageError: `attention` is not to be had on `device` in `dtype`, or the sizes are not.
+        UsageError: `attention`, or a model of these sizes, does not work in `dtype` on `device`.
     """
     if dtype == float8.DTYPE:
         if config.embed_dim % float8.SIZE_MULTIPLE or config.ffn_dim % float8.SIZE_MULTIPLE:
             raise UsageError(
-                f"precision fp8 wants sizes that are multiples of {float8.SIZE_MULTIPLE}, found a "
+                f"precision fp8 needs sizes that are multiples of {float8.SIZE_MULTIPLE}, found a "
                 f"model of width {config.embed_dim} and {config.ffn_dim}; use bf16"
             )
         dtype = torch.bfloat16
-    attend = choose_attend(attention, head_dim=config.head_dim, dtype=dtype, device=device)
-    fused = attention == "auto" and can_fuse(dtype, device)
-    model = Esm2(config, dtype=dtype, attend=attend, fused=fused).to_empty(device=device)
+    head_dim = config.head_dim
+    kernel = choose_attention(attention, head_dim=head_dim, dtype=dtype, device=device)
+    attend = choose_attend(kernel, head_dim=head_dim, dtype=dtype, device=device)
+    model = Esm2(config, dtype=dtype, attend=attend, fused=kernel == "fused")
+    model.to_empty(device=device)
     model.set_rotary(default_frequencies(config.head_dim))
     return model.eval().requires_grad_(False)

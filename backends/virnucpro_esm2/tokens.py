@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
 
+from virnucpro.backend.arrays import Int64Array, UInt8Array
 from virnucpro.backend.interface import TokenBatch
+from virnucpro.backend.tokens import pack_tokens
 from virnucpro_esm2 import MAX_RESIDUES
 
 TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
@@ -22,32 +22,23 @@ TOKEN_OF_BYTE = bytes(
 )
 
 
-def tokenize(sequence: str) -> bytes:
-    """Return the token ids of one protein, one byte each, cut to 1,024 residues.
+def tokenize(sequence: str) -> UInt8Array:
+    """Return the token ids of one protein, cut to 1,024 residues.
 
-    A letter outside the alphabet (J, `*`, lower case) becomes one `<unk>`; fair-esm stops there
-    with a KeyError, and transformers makes one `<unk>` of a whole run of them.
+    Each letter outside the alphabet (J, `*`, lower case) becomes one `<unk>`. fair-esm raises a
+    KeyError there, and transformers makes one `<unk>` of several such letters in a row.
     """
     letters = sequence[:MAX_RESIDUES].encode("ascii", "replace")
-    return BOS + letters.translate(TOKEN_OF_BYTE) + EOS
+    token_ids = BOS + letters.translate(TOKEN_OF_BYTE) + EOS
+    return np.frombuffer(token_ids, dtype=np.uint8)
 
 
 class Esm2Collator:
     """Packs proteins end to end, each between its BOS and EOS."""
 
-    def __call__(
-        self, rows: np.ndarray[Any, np.dtype[np.int64]], sequences: Sequence[str]
-    ) -> TokenBatch:
-        """Return the batch of `sequences`, which stand for `rows`.
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
+        """Return the batch of `sequences`.
 
-        An empty sequence is BOS and EOS alone and has no residue to average: its embedding is NaN.
+        An empty sequence is only BOS and EOS, without a residue to average: its embedding is NaN.
         """
-        pieces = [tokenize(sequence) for sequence in sequences]
-        lengths = [len(piece) for piece in pieces]
-        token_ids = np.frombuffer(b"".join(pieces), dtype=np.uint8).astype(np.int64)
-        return TokenBatch(
-            token_ids_T=torch.from_numpy(token_ids),
-            lengths_B=torch.tensor(lengths, dtype=torch.int64),
-            max_length=max(lengths),
-            rows=rows,
-        )
+        return pack_tokens(rows, [tokenize(sequence) for sequence in sequences])

@@ -1,4 +1,7 @@
-"""Reading ESM-2 from fair-esm `.pt` files and transformers directories: checking, then loading."""
+"""Finds, checks and loads ESM-2 from fair-esm `.pt` files and transformers directories.
+
+The two layouts name the same tensors differently. `Layout` says what each calls our parameters.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from torch import Tensor
 
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.weights import (
+    check_tensors,
     digest_files,
     find_weight_files,
+    get_size,
     locate_weights,
     read_json,
     read_pickle,
@@ -32,18 +37,18 @@ OTHER_FAIR_ESM_MODELS = {
     "protein_bert_base": "ESM-1",
     "msa_transformer": "the MSA Transformer",
 }
-"""By the `arch` that fair-esm's files of before ESM-2 carry."""
+"""The `arch` that fair-esm's files have from before ESM-2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one file layout calls our parameters; several names are stacked in that order.
+    """What one file layout calls our parameters.
 
     Attributes:
-        prefix: A pattern of what is taken off every key.
-        layer: The start of a layer's keys, with a place for its number.
-        outer: Our modules outside the layers to theirs.
-        inner: Our modules inside a layer to theirs.
+        prefix: A pattern of what every key starts with.
+        layer: How the keys of a layer go on, with a place for its number.
+        outer: From our modules outside the layers to theirs.
+        inner: From our modules inside a layer to theirs, whose tensors are stacked in this order.
         rotary: How the keys of rotary frequencies end.
     """
 
@@ -95,8 +100,8 @@ class Checkpoint:
     Attributes:
         config: The model's sizes.
         files: All files that decide the embeddings.
-        sources: For each parameter of ours the tensors that it is stacked from.
-        frequencies_R: The stored rotary frequencies; None when the file has none.
+        sources: For each of our parameters, the tensors that are stacked to make it.
+        frequencies_R: The stored rotary frequencies; None if the file has none.
     """
 
     config: Esm2Config
@@ -109,7 +114,7 @@ def open_weights(location: str) -> Weights:
     """Find, digest and check the weights at `location` without loading them.
 
     Raises:
-        WeightsError: Nothing there, unreadable, unsafe, or no ESM-2.
+        WeightsError: Nothing is there, or it is unreadable, unsafe, or not an ESM-2.
     """
     path = locate_weights(location, HUB_FILES)
     checkpoint = read_checkpoint(path)
@@ -123,7 +128,7 @@ def load_model(
 
     Raises:
         WeightsError: The file does not hold an ESM-2.
-        UsageError: `attention` is not to be had on `device` in `dtype`.
+        UsageError: `attention`, or a model of these sizes, does not work in `dtype` on `device`.
     """
     checkpoint = read_checkpoint(path)
     model = make_empty_model(checkpoint.config, dtype=dtype, device=device, attention=attention)
@@ -144,7 +149,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Return what is at `path`, a fair-esm file or a transformers directory, after checking it.
 
     Raises:
-        WeightsError: Unreadable, unsafe, another architecture, or tensors missing or misshapen.
+        WeightsError: It is unreadable, unsafe or of another architecture, or tensors are missing
+            or misshapen.
     """
     if path.is_dir():
         config = _read_transformers_config(path / "config.json")
@@ -161,7 +167,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def source_names(config: Esm2Config, layout: Layout) -> dict[str, tuple[str, ...]]:
-    """Return for each parameter of ours the keys in `layout`, prefix taken off."""
+    """Return for each of our parameters its keys in `layout`, without the prefix."""
     modules: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in layout.outer.items()}
     for number in range(config.num_layers):
         start = layout.layer.format(number)
@@ -193,11 +199,11 @@ def _read_fair_esm(path: Path) -> tuple[Esm2Config, dict[str, Any]]:
             "esm2_*.pt itself, or a transformers directory"
         )
     fields = vars(model_cfg)
-    embed_dim = _size(path, fields, "encoder_embed_dim")
+    embed_dim = get_size(path, fields, "encoder_embed_dim")
     config = Esm2Config(
-        num_layers=_size(path, fields, "encoder_layers"),
+        num_layers=get_size(path, fields, "encoder_layers"),
         embed_dim=embed_dim,
-        num_heads=_size(path, fields, "encoder_attention_heads"),
+        num_heads=get_size(path, fields, "encoder_attention_heads"),
         ffn_dim=4 * embed_dim,
         token_dropout=bool(fields.get("token_dropout", True)),
     )
@@ -211,7 +217,7 @@ def _read_transformers_config(path: Path) -> Esm2Config:
             f"{path}: describes a model of type {fields.get('model_type')!r} "
             f"({', '.join(map(str, fields.get('architectures') or ['?']))}); ESM-2 is of type 'esm'"
         )
-    # What a config.json leaves out has the default of transformers' EsmConfig.
+    # The defaults are those of transformers' EsmConfig, which a config.json may leave out.
     positions = fields.get("position_embedding_type", "absolute")
     if positions != "rotary" or fields.get("emb_layer_norm_before"):
         raise WeightsError(
@@ -219,20 +225,13 @@ def _read_transformers_config(path: Path) -> Esm2Config:
             "ESM-2, which has rotary positions and no layer norm before the first layer"
         )
     return Esm2Config(
-        num_layers=_size(path, fields, "num_hidden_layers"),
-        embed_dim=_size(path, fields, "hidden_size"),
-        num_heads=_size(path, fields, "num_attention_heads"),
-        ffn_dim=_size(path, fields, "intermediate_size"),
+        num_layers=get_size(path, fields, "num_hidden_layers"),
+        embed_dim=get_size(path, fields, "hidden_size"),
+        num_heads=get_size(path, fields, "num_attention_heads"),
+        ffn_dim=get_size(path, fields, "intermediate_size"),
         layer_norm_eps=float(fields.get("layer_norm_eps", 1e-12)),
         token_dropout=bool(fields.get("token_dropout", False)),
     )
-
-
-def _size(path: Path, fields: Mapping[str, Any], name: str) -> int:
-    value = fields.get(name)
-    if not isinstance(value, int) or value < 1:
-        raise WeightsError(f"{path}: {name} should be a positive number, found {value!r}")
-    return value
 
 
 def _check(
@@ -242,13 +241,14 @@ def _check(
     layout: Layout,
     raw_tensors: Mapping[str, Any],
 ) -> Checkpoint:
-    """Return the checkpoint after comparing its tensors with what the model needs."""
+    """Return the checkpoint after comparing its tensors with those that the model needs."""
     tensors = {re.sub(f"^{layout.prefix}", "", key): value for key, value in raw_tensors.items()}
     if config.embed_dim % (2 * config.num_heads):
         raise WeightsError(
-            f"{path}: width {config.embed_dim} does not go into {config.num_heads} heads of even "
-            "size"
+            f"{path}: width {config.embed_dim} cannot be divided into {config.num_heads} heads of "
+            "even size"
         )
+    # Before a model of that many layers is made: the number comes from an untrusted file.
     layer_key = re.compile(re.escape(layout.layer).replace(r"\{\}", r"(\d+)"))
     num_layers = len({found[1] for found in map(layer_key.match, tensors) if found})
     if num_layers != config.num_layers:
@@ -256,29 +256,14 @@ def _check(
             f"{path}: the settings say {config.num_layers} layers, the tensors have {num_layers}"
         )
     names = source_names(config, layout)
-    missing = [key for keys in names.values() for key in keys if key not in tensors]
-    if missing:
-        raise WeightsError(
-            f"{path}: {len(missing)} tensors of ESM-2 are missing, among them "
-            f"{', '.join(missing[:3])}; the file is incomplete or of another model"
-        )
+    shapes = {
+        key: (len(parameter) // len(names[ours]), *parameter.shape[1:])
+        for ours, parameter in Esm2(config, dtype=torch.float32).named_parameters()
+        for key in names[ours]
+    }
+    rotary_keys = [key for key in tensors if key.endswith(layout.rotary)][:1]
+    shapes |= dict.fromkeys(rotary_keys, (config.head_dim // 2,))
+    # The language model's head is another tensor, which an embedding does not need.
+    check_tensors(path, tensors, shapes, allow_others=True)
     sources = {ours: tuple(tensors[key] for key in keys) for ours, keys in names.items()}
-    rotary_keys = [key for key in tensors if key.endswith(layout.rotary)]
-    frequencies = tensors[rotary_keys[0]] if rotary_keys else None
-    for name, parameter in Esm2(config, dtype=torch.float32).named_parameters():
-        rows, *rest = parameter.shape
-        for key in names[name]:
-            _check_tensor(path, key, tensors[key], (rows // len(names[name]), *rest))
-    if frequencies is not None:
-        _check_tensor(path, rotary_keys[0], frequencies, (config.head_dim // 2,))
-    return Checkpoint(config, files, sources, frequencies)
-
-
-def _check_tensor(path: Path, key: str, tensor: Any, shape: tuple[int, ...]) -> None:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        kind = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise WeightsError(f"{path}: {key} should hold floating-point numbers, found {kind}")
-    if tensor.shape != shape:
-        raise WeightsError(
-            f"{path}: {key} has shape {tuple(tensor.shape)}, the settings ask for {shape}"
-        )
+    return Checkpoint(config, files, sources, tensors[rotary_keys[0]] if rotary_keys else None)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from virnucpro_dnabert_s import backend
-from virnucpro_dnabert_s.model import DnabertS, ModelConfig, alibi_slopes
+from virnucpro_dnabert_s.attention import alibi_slopes
+from virnucpro_dnabert_s.benchmarking import SIZES
+from virnucpro_dnabert_s.model import DnabertS
 from virnucpro_dnabert_s.tokens import BpeCollator
 from virnucpro_dnabert_s.weights import make_meta_model
 
-from tools.make_dnabert_s_weights import REAL_SIZES, Sizes, make_tensors, write_weights
+from tools.make_dnabert_s_weights import make_config, make_random_tensors, write_weights
 from virnucpro.backend.interface import Attention, Backend, TokenBatch
 from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError
@@ -70,7 +72,7 @@ def embed(model: DnabertS, sequences: list[torch.Tensor]) -> torch.Tensor:
         return model(batch).cpu()
 
 
-def random_tokens(lengths: list[int], vocab_size: int = Sizes.vocab_size) -> list[torch.Tensor]:
+def random_tokens(lengths: list[int], vocab_size: int = 256) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
 
@@ -86,7 +88,7 @@ def test_a_cpu_changes_nothing_that_all_threads_go_by(
     def change(_: object) -> None:
         raise AssertionError("switches kernels of the whole process")
 
-    monkeypatch.setattr("virnucpro_dnabert_s.model.sdpa_kernel", change)
+    monkeypatch.setattr("virnucpro_dnabert_s.attention.sdpa_kernel", change)
     assert embed(load(published, attention), random_tokens([9] * 20)).isfinite().all()
 
 
@@ -155,13 +157,11 @@ class TestContract(BackendContract):
 def test_equals_the_reference_alone_and_among_others(
     num_heads: int, width: int, attention: Attention, tmp_path: Path
 ) -> None:
-    sizes = Sizes(num_layers=3, num_heads=num_heads, width=width, feed_forward=2 * width)
-    model = load(write_weights(tmp_path, sizes), attention)
-    tensors = make_tensors(sizes, seed=0)
+    config = make_config(3, width, num_heads, feed_forward=2 * width)
+    model = load(write_weights(tmp_path, config), attention)
+    tensors = make_random_tensors(config)
     sequences = random_tokens(MIXED_LENGTHS)
-    expected = torch.stack(
-        [reference_embedding(tensors, sizes.num_layers, num_heads, ids) for ids in sequences]
-    )
+    expected = torch.stack([reference_embedding(tensors, 3, num_heads, ids) for ids in sequences])
     together = embed(model, sequences)
     alone = torch.cat([embed(model, [ids]) for ids in sequences])
     assert together.dtype == torch.float32
@@ -171,12 +171,12 @@ def test_equals_the_reference_alone_and_among_others(
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_equals_the_reference_over_3000_tokens(tmp_path: Path, attention: Attention) -> None:
-    sizes = Sizes(num_layers=1)
-    model = load(write_weights(tmp_path, sizes), attention)
+    config = make_config(num_layers=1)
+    model = load(write_weights(tmp_path, config), attention)
     sequences = random_tokens([3000, 7])
-    tensors = make_tensors(sizes, seed=0)
+    tensors = make_random_tensors(config)
     expected = torch.stack(
-        [reference_embedding(tensors, 1, sizes.num_heads, ids) for ids in sequences]
+        [reference_embedding(tensors, 1, config.num_attention_heads, ids) for ids in sequences]
     )
     assert relative_deviation(embed(model, sequences), expected) < 2e-5
 
@@ -204,19 +204,9 @@ def test_slopes_for_any_number_of_heads(num_heads: int) -> None:
 
 
 def test_real_size_holds_the_published_parameters_without_the_pooler() -> None:
-    sizes = REAL_SIZES
-    model = make_meta_model(
-        ModelConfig(
-            vocab_size=sizes.vocab_size,
-            type_vocab_size=2,
-            hidden_size=sizes.width,
-            num_hidden_layers=sizes.num_layers,
-            num_attention_heads=sizes.num_heads,
-            intermediate_size=sizes.feed_forward,
-            layer_norm_eps=1e-12,
-        )
-    )
-    pooler = sizes.width * sizes.width + sizes.width
+    config = make_config(*SIZES["117M"])
+    model = make_meta_model(config)
+    pooler = config.hidden_size * (config.hidden_size + 1)
     assert sum(tensor.numel() for tensor in model.parameters()) == 117_068_544 - pooler
     assert len(model.state_dict()) == 138 - 2
 
@@ -255,7 +245,7 @@ def test_half_precision_on_a_gpu_stays_near_float32(
     if attention == "flash":
         pytest.importorskip("flash_attn")
     # Heads of the real width: flash-attn takes no head of 4.
-    published = write_weights(tmp_path, Sizes(width=768, feed_forward=1536))
+    published = write_weights(tmp_path, make_config(width=768, feed_forward=1536))
     sequences = random_tokens(MIXED_LENGTHS)
     expected = embed(load(published, "eager"), sequences)
     result = embed(load(published, attention, dtype, cuda), sequences)
@@ -283,7 +273,9 @@ def test_forward_never_waits_for_the_gpu(
 
 
 def test_flash_is_refused_on_a_cpu(published: Path) -> None:
-    with pytest.raises(UsageError, match=r"fp16 or bf16 on a GPU, not in torch\.float32 on cpu"):
+    with pytest.raises(
+        UsageError, match="needs a CUDA GPU and bf16 or fp16, found cpu and float32"
+    ):
         load(published, "flash")
 
 

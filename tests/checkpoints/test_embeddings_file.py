@@ -14,7 +14,7 @@ import pytest
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.parts import Identity, read_identity
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, OutputError
 
 IDENTITY = Identity(
     input_digest="sha256:11",
@@ -91,7 +91,7 @@ def test_no_room(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"bytes cannot be written \(File too large\)"):
+        with pytest.raises(OutputError, match=r"written \(File too large; [\d,]+ bytes are needed"):
             write_embeddings(tmp_path / "out.h5", ROWS, IDS, blocks(), IDENTITY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -74,6 +74,32 @@ def assert_resumes_to(predict: Run, line: str, good: str = "good.fa") -> None:
     assert read_tables(Path("out")) == read_tables(Path("undisturbed"))
 
 
+def test_the_command_of_the_forks_pipelines(
+    demo_weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    (tmp_path / "sample.fasta").write_bytes(GOOD)
+    names = ("dna_weights", "protein_weights")
+    weights = ", ".join(f"{name}: {demo_weights[name]}" for name in names)
+    (tmp_path / "weights.yaml").write_text(f"predict: {{{weights}}}\n")
+    # With a hub cache that holds the weights, the pipelines need no settings file.
+    line = (
+        f"-c {tmp_path}/weights.yaml predict {tmp_path}/sample.fasta --model-type 500 "
+        f"--model-path {demo_weights['model_path']} --force --no-progress --output-dir {tmp_path} "
+        "--device cpu --parallel --persistent-models --batch-size 256 --esm-batch-size=2048 "
+        "--dnabert-batch-size=2048 --threads 8"
+    )
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 0
+    assert "Traceback" not in result.stderr
+    chunks = tmp_path / "sample_merged/prediction_results_highestscore.csv"
+    header, *rows = chunks.read_text().splitlines()
+    assert header.split("\t") == ["Modified_ID", "Is_Virus", "max_score_0", "max_score_1"]
+    assert rows[0].startswith("r0_chunk_1\t")
+
+
 # Sequences
 
 
@@ -343,7 +369,7 @@ def test_a_result_is_no_input_of_the_run_that_would_replace_it(predict: Run) -> 
     assert predict("good.fa").exit_code == 0
     Path("out/viral.fasta").write_bytes(GOOD)
     result = predict("out/viral.fasta --force")
-    assert_one_error(result, 2, "out/viral.fasta: is a result that this run would replace")
+    assert_one_error(result, 2, "out/viral.fasta: is an input, and also a result that this run")
     assert Path("out/viral.fasta").read_bytes() == GOOD
 
 

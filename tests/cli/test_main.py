@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import MISSING
 from pathlib import Path
 
 import click
@@ -15,15 +16,16 @@ import yaml
 from click.testing import CliRunner
 
 from tests.runs import on_a_terminal
+from virnucpro import config
 from virnucpro.backend.interface import BackendInfo
 from virnucpro.backend.registry import BackendListing
 from virnucpro.cli import backends
 from virnucpro.cli.main import main
-from virnucpro.cli.options import settle_output
-from virnucpro.cli.predict import make_config, predict_command
+from virnucpro.cli.options import make_config, settle_output
+from virnucpro.cli.predict import predict_command
 from virnucpro.config import PredictConfig
+from virnucpro.config.settings_file import command_keys, read_settings
 from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
-from virnucpro.legacy.settings import read_settings
 
 
 def walk(command, *words):
@@ -60,9 +62,8 @@ def run(monkeypatch):
 
 
 def config_of(line: str, *, before: str = "") -> PredictConfig:
-    parent = main.make_context("virnucpro", [*shlex.split(before), "predict"])
-    context = predict_command.make_context("predict", shlex.split(line), parent=parent)
-    return make_config(context)
+    words = [*shlex.split(line), *shlex.split(before)]
+    return make_config(predict_command.make_context("predict", words), PredictConfig)
 
 
 def start(*args, **extra) -> subprocess.Popen[str]:
@@ -200,7 +201,7 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("-c a.fa predict a.fa", "a.fa: cannot be read as YAML"),
         ("-l no/where.log backends", "no/where.log: cannot be written"),
         ("check-precision a.fa", "500_model.pth: no such classifier"),
-        ("check-precision a.fa --sample 0", "0 is not in the range x>=1"),
+        ("check-precision a.fa --sample 0", "num_records 0: wanted a whole number, at least 1"),
         ("embed a.fa --backend esm2 -o a.h5", "Missing option '--weights'"),
         ("predictt a.fa", "No such command"),
     ],
@@ -360,6 +361,36 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     assert config.dna_batch_tokens is None
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_every_command_reads_the_settings_file(run, where, tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "frames: {output: frames.tsv, expected-length: 3}\n"
+        "utils: {validate: {max-errors: 0}}\n"
+        "embed: {backend: toy, weights: w, output-path: a.h5, device: gpu}\n"
+    )
+
+    def run_with_file(command, *words):
+        start = ["-c", "s.yaml", *command] if where == "before" else [*command, "-c", "s.yaml"]
+        return run(*start, *words)
+
+    assert run_with_file(["frames"], "a.fa").exit_code == 0
+    assert (tmp_path / "frames.tsv").read_text().splitlines()[1].startswith("one_chunk_1F1\tACG\tT")
+    assert "... and 1 more" in run_with_file(["utils", "validate"], "a.fa").stdout
+    assert "... and" not in run_with_file(["utils", "validate"], "a.fa", "-e", "1").stdout
+    assert "device 'gpu': wanted auto" in run_with_file(["embed"], "a.fa").stderr
+
+
+def test_the_keys_of_the_fork_stand_behind_those_of_the_command(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "predict: {device: cpu, model-type: 300}\n"
+        "device: {default: cuda}\n"
+        "prediction: {sequences_per_file: 8, models: {300: three.pth, 500: five.pth}}\n"
+    )
+    config = config_of("a.fa", before="-c s.yaml")
+    assert (config.device, config.sequences_per_file) == ("cpu", 8)
+    assert config.model_path == Path("three.pth")
+
+
 def test_an_option_without_meaning_says_so_once_and_only_when_given(run, fasta):
     assert "no longer" not in run("predict", fasta).stderr
     errors = run("predict", fasta, "-w", "4", "-t", "2", "--cuda-streams").stderr
@@ -417,10 +448,12 @@ def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
     program = (
         "from pathlib import Path\n"
         "from virnucpro.cli import options, predict, progress\n"
+        "from virnucpro.config import LaunchConfig\n"
         "from virnucpro.runtime.monitoring import Monitor, PassStatus\n"
         f"path, argv = Path({str(tmp_path)!r}, 'metrics.jsonl'), ['a.fa', *{option.split()}]\n"
         "with predict.predict_command.make_context('predict', argv) as context:\n"
-        "    wanted = options.wants_progress(context)\n"
+        "    launch = options.make_config(context, LaunchConfig)\n"
+        "    wanted = options.wants_progress(context, launch)\n"
         "    with progress.shown_progress(path, wanted=wanted), Monitor(path) as monitor:\n"
         "        status = PassStatus('DNA embeddings', 5000, 60, 10)\n"
         "        status.count_batch(num_rows=1234, num_tokens=30, cost=30)\n"
@@ -472,13 +505,21 @@ def test_the_built_in_backends_are_listed(run):
 # utils
 
 
-def test_generated_settings_are_the_defaults(run, caplog):
+def test_the_template_with_every_line_in_use_sets_the_defaults(run):
     assert run("utils", "generate-config", "-o", "s.yaml").exit_code == 0
-    fields = read_settings(Path("s.yaml"))
-    assert PredictConfig(inputs="a.fa", **fields).settings() == (
-        PredictConfig(inputs="a.fa").settings()
-    )
-    assert not caplog.records
+    path = Path("s.yaml")
+    assert read_settings(path, command_keys()) == {}
+    path.write_text(re.sub(r"^( *)#(\S)", r"\1\2", path.read_text(), flags=re.MULTILINE))
+    found = read_settings(path, command_keys())
+    for command in config.COMMANDS:
+        for name, option in config.command_options(command).items():
+            target = f"{command.replace(' ', '.')}.{name}"
+            is_written = not (
+                option.is_argument or option.unset or option.default in (None, (), MISSING)
+            )
+            assert found.pop(target, "nothing") == (option.default if is_written else "nothing")
+    assert not found
+    assert config_of("a.fa", before="-c s.yaml") == PredictConfig(inputs="a.fa")
     assert run("utils", "generate-config", "-o", "s.yaml").exit_code == 2
     assert run("utils", "generate-config", "-o", "s.yaml", "--force").exit_code == 0
 

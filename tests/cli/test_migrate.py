@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from tests import legacy_files as old
-from tests.legacy.test_documents import Bomb
+from tests.legacy.test_pickles import Bomb
 from tools.make_classifier_weights import make_classifier
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli.main import main
@@ -34,7 +34,7 @@ def test_the_report_of_a_dry_run(run, tmp_path):
         f"{run}/esm_v2/shard_0.h5\n"
         "  version 2 (v2.0, shard); protein, 2 rows of 2560 numbers, precision fp16\n"
         "  would be taken: 2 protein\n"
-        "  note: a run of v2.0 that was resumed may have paired ids with the wrong embeddings, and "
+        "  note: a resumed run of v2.0 may have paired ids with the wrong embeddings, and "
         "nothing in the file tells; check it with --verify\n"
         f"{run}/s_nucleotide/output_1_DNABERT_S.pt\n"
         "  version 0 (A or C: the original, the fork before v1.0, or proteins of v2.0); dna, 3 "
@@ -75,7 +75,7 @@ def test_refused_files_give_exit_code_1(run, tmp_path):
     [
         ([], "give -o, or --dry-run"),
         (["--dry-run", "--verify", "3"], "--verify needs --dna-weights or --protein-weights"),
-        (["--dry-run", "--dna-weights", "x"], "and these need it"),
+        (["--dry-run", "--dna-weights", "x"], "these need --verify"),
     ],
 )
 def test_wrong_usage(run, options, message):

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from virnucpro_dnabert_s.model import ModelConfig
+from virnucpro_dnabert_s.weights import load_model
 from virnucpro_esm2.tokens import Esm2Collator
 
-from tools.benchmark_dnabert_s import make_batch, make_model
+from tools.make_dnabert_s_weights import make_config as make_dnabert_s_config
+from tools.make_dnabert_s_weights import write_weights
 from tools.make_esm2_weights import make_config, make_random_model, write_fair_esm
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.config import PredictConfig
@@ -51,7 +52,14 @@ def make_esm2_batch(lengths: list[int]) -> TokenBatch:
 
 
 def make_dnabert_s_batch(lengths: list[int]) -> TokenBatch:
-    return make_batch(np.array(lengths) + 2, 100, np.random.default_rng(0))
+    lengths_B = torch.tensor(lengths) + 2
+    generator = torch.Generator().manual_seed(0)
+    return TokenBatch(
+        token_ids_T=torch.randint(9, 100, (int(lengths_B.sum()),), generator=generator),
+        lengths_B=lengths_B,
+        max_length=int(lengths_B.max()),
+        rows=np.arange(len(lengths)),
+    )
 
 
 def largest_difference(found_BE: torch.Tensor, wanted_BE: torch.Tensor) -> float:
@@ -61,12 +69,14 @@ def largest_difference(found_BE: torch.Tensor, wanted_BE: torch.Tensor) -> float
 
 
 @pytest.mark.parametrize("name", ["esm2", "dnabert-s"])
-def test_ragged_batches_share_a_few_graphs(name: str) -> None:
+def test_ragged_batches_share_a_few_graphs(name: str, tmp_path: Path) -> None:
     if name == "esm2":
         encoder: nn.Module = make_random_model(make_config(3, 40, 2), device=CPU, attention="auto")
         make = make_esm2_batch
     else:
-        encoder = make_model(ModelConfig(100, 2, 48, 3, 12, 192, 1e-12), CPU, 0)
+        config = make_dnabert_s_config(num_layers=3, feed_forward=192)
+        path = write_weights(tmp_path, config)
+        encoder = load_model(path, dtype=torch.float32, device=CPU, attention="sdpa")
         make = make_dnabert_s_batch
     early, late = ([make(lengths) for lengths in some] for some in (EARLY_LENGTHS, LATE_LENGTHS))
     with torch.inference_mode():

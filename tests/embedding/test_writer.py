@@ -14,7 +14,7 @@ import pytest
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
 from virnucpro.embedding.writer import PartWriter
-from virnucpro.errors import CheckpointError, NonFiniteEmbeddingError
+from virnucpro.errors import NonFiniteEmbeddingError, OutputError
 from virnucpro.runtime.monitoring import PassStatus
 
 DIM = 3
@@ -152,7 +152,7 @@ def test_what_fails_in_the_thread_ends_the_loop(
 ) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(CheckpointError, match="cannot be written"),
+        pytest.raises(OutputError, match="cannot be written"),
         PartWriter(
             tmp_path / "file" / "parts", 0, IDENTITY, make_status(), rows_per_part=1
         ) as writer,

@@ -205,7 +205,7 @@ def test_rows_in_8_bits_with_one_bound() -> None:
     torch.manual_seed(0)
     x_TK = torch.randn(40, 320).clamp(-3, 3) * torch.logspace(-4, 0, 40)[:, None]
     rows = plain.quantize(x_TK, torch.tensor(6.0))
-    assert torch.equal(rows.scale_X1, torch.full((40, 1), 6.0 / float8.LARGEST))
+    assert torch.equal(rows.scale_X1, torch.full((40, 1), 6.0 / float8.MAX_VALUE))
     error_TK = (dequantize(rows) - x_TK).abs()
     assert (error_TK <= (x_TK.abs() / 16).clamp(min=6.0 * 2.0**-18)).all()
 

@@ -223,7 +223,7 @@ def test_merged_files_alone(reads, known, undisturbed, demo_weights, tmp_path, c
         assert resume(reads, tmp_path, demo_weights) == NOTHING
     (tmp_path / "s_merged/output_1_merged.pt").unlink()
     assert "by the names of the frames alone" in caplog.text
-    assert "that they come from the same weights is for you to know" in caplog.text
+    assert "make sure that they come from the same weights" in caplog.text
     assert read_tables(tmp_path) == read_tables(undisturbed)
 
 
@@ -277,7 +277,7 @@ def test_a_run_with_other_chunks_is_left_alone(
     old.write_state(tmp_path, ["completed"] * 9, expected_length=300)
     with caplog.at_level(logging.WARNING):
         assert resume(reads, tmp_path, demo_weights) == rows_embedded(undisturbed)
-    assert "cut chunks of 300 bp, this one 500: nothing of it is used" in caplog.text
+    assert "used chunks of 300 bp, this one 500: its features are not used" in caplog.text
 
 
 def test_files_of_other_inputs_are_left_alone(reads, known, undisturbed, demo_weights, tmp_path):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from virnucpro.config import PredictConfig
+from virnucpro.config.settings_file import command_keys, read_settings
 from virnucpro.errors import UsageError
-from virnucpro.legacy.settings import read_settings
+from virnucpro.legacy.settings import FORK_KEYS, read_fork_fields
 
 FORK_DEFAULTS = """\
 version: "2.0.0"
@@ -53,8 +54,13 @@ def settings_file(tmp_path):
     return write
 
 
+def read_fields(path: Path, model_type: str | None = None) -> dict[str, object]:
+    found = read_settings(path, {**command_keys(), **FORK_KEYS})
+    return read_fork_fields(path, found, model_type)
+
+
 def test_the_forks_own_defaults_mean_ours(settings_file, caplog):
-    fields = read_settings(settings_file(FORK_DEFAULTS))
+    fields = read_fields(settings_file(FORK_DEFAULTS))
     ours = PredictConfig(inputs="a.fa", dna_batch_tokens=2048, protein_batch_tokens=2048)
     assert PredictConfig(inputs="a.fa", **fields).settings() == ours.settings()
     assert len(caplog.records) == 1
@@ -67,13 +73,13 @@ def test_keys_without_meaning_are_reported_by_the_main_process_alone(
     settings_file, caplog, monkeypatch
 ):
     monkeypatch.setenv("RANK", "1")
-    assert read_settings(settings_file("progress: {enabled: false}")) == {}
+    assert read_fields(settings_file("progress: {enabled: false}")) == {}
     assert not caplog.records
 
 
 def test_every_meaningful_key_arrives(settings_file, caplog):
     caplog.set_level(logging.WARNING)
-    fields = read_settings(
+    fields = read_fields(
         settings_file(
             "prediction: {sequences_per_file: 9, default_model_type: 300}\n"
             "device: {default: 1}\n"
@@ -101,12 +107,12 @@ def test_every_meaningful_key_arrives(settings_file, caplog):
 )
 def test_the_model_goes_with_the_model_type(settings_file, model_type, path):
     text = "prediction: {default_model_type: 300, models: {300: three.pth, '500': five.pth}}"
-    assert read_settings(settings_file(text), model_type).get("model_path") == path
+    assert read_fields(settings_file(text), model_type).get("model_path") == (path and Path(path))
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "features:\n", "device: {default: }"])
 def test_what_is_left_empty_sets_nothing(settings_file, text):
-    assert read_settings(settings_file(text)) == {}
+    assert read_fields(settings_file(text)) == {}
 
 
 @pytest.mark.parametrize(
@@ -118,14 +124,17 @@ def test_what_is_left_empty_sets_nothing(settings_file, text):
         ),
         ("predictions: {batch_size: 1}", r"'predictions'; did you mean 'prediction'\?"),
         ("esm: {toks_per_batch: 1}", r"unknown key 'esm'; did you mean 'features.esm'\?"),
-        ("colour: red", "unknown key 'colour'; known are checkpointing, "),
+        (
+            "colour: red",
+            "unknown key 'colour'; known are backends, benchmark, check-precision, checkpointing, ",
+        ),
         (
             "prediction: {sequences_per_file: many}",
             "line 1: prediction.sequences_per_file is 'many', wanted a who",
         ),
         ("prediction: {sequences_per_file: true}", "is True, wanted a whole number"),
         ("files: {auto_cleanup: 1}", "files.auto_cleanup is 1, wanted true or false"),
-        ("device: {default: [0, 1]}", r"device.default is \[0, 1\], wanted text or a whole number"),
+        ("device: {default: [0, 1]}", r"device.default is \[0, 1\], wanted text"),
         ("prediction: 5", "line 1: found '5', wanted `key: value` lines"),
         ("just text", "wanted `key: value` lines"),
         ("a: [1", "cannot be read as YAML"),
@@ -134,17 +143,17 @@ def test_what_is_left_empty_sets_nothing(settings_file, text):
 )
 def test_what_is_wrong_in_a_file_is_named(settings_file, text, message):
     with pytest.raises(UsageError, match=message):
-        read_settings(settings_file(text))
+        read_fields(settings_file(text))
 
 
 def test_a_file_that_would_run_code_is_refused(settings_file, tmp_path):
     trace = tmp_path / "was_run"
     text = f"device: {{default: !!python/object/apply:os.mkdir ['{trace}']}}"
     with pytest.raises(UsageError, match="cannot be read as YAML"):
-        read_settings(settings_file(text))
+        read_fields(settings_file(text))
     assert not trace.exists()
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"no\.yaml: cannot be read"):
-        read_settings(tmp_path / "no.yaml")
+        read_fields(tmp_path / "no.yaml")

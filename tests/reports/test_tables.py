@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virnucpro.errors import VirnucproError
+from virnucpro.errors import OutputError
 from virnucpro.reports.tables import (
     write_fasta,
     write_highest_scores,
     write_prediction_results,
     write_records,
-    write_run_json,
 )
 from virnucpro.sequences.records import Record
 
@@ -135,12 +133,6 @@ def test_ids_with_undecodable_bytes_come_out_as_they_went_in(tmp_path: Path) -> 
     assert b"\n\xff\xe9\tothers\t1.0\t1.0\n" in (tmp_path / "p.txt").read_bytes()
 
 
-def test_run_json_reads_back(tmp_path: Path) -> None:
-    document = {"schema_version": 1, "inputs": ["\udcff.fa", "é"], "seconds": {"total": 0.5}}
-    write_run_json(tmp_path / "run.json", document)
-    assert json.loads((tmp_path / "run.json").read_text("ascii")) == document
-
-
 def test_an_error_midway_leaves_the_old_file_and_no_half_one(tmp_path: Path) -> None:
     path = tmp_path / "viral.fasta"
     path.write_text("old")
@@ -167,13 +159,8 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
     # Files may not grow over this size, which fails within write() as a full disk does.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(VirnucproError, match=r"p\.txt: cannot be written \(File too large\)"):
+        with pytest.raises(OutputError, match=r"p\.txt: cannot be written \(File too large\)"):
             write_prediction_results(tmp_path / "p.txt", map(str, range(len(scores))), scores)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_directory_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(VirnucproError, match=r"run\.json: cannot be written \(No such file"):
-        write_run_json(tmp_path / "gone" / "run.json", {})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from virnucpro.errors import InputError
-from virnucpro.reports.tsv import read_table
+from virnucpro.reports.tables import read_table
 
 
 def read(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:

@@ -209,7 +209,7 @@ def test_signals_reach_all_and_what_is_done_is_kept(demo_weights, tmp_path):
     for number, code, message in (
         (signal.SIGINT, 130, "Error: interrupted\n"),
         (signal.SIGTERM, 143, "Error: terminated\n"),
-        (signal.SIGKILL, 1, r"Error: process [01] was killed \(SIGKILL\), often for want of"),
+        (signal.SIGKILL, 1, r"Error: process [01] was killed \(SIGKILL\), often because memory"),
     ):
         process = start("predict", *options)
         wait_until_embedding(output_dir / "run.log", process)

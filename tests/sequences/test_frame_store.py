@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virnucpro.errors import CheckpointError, InputError
+from virnucpro.backend import arrays
+from virnucpro.errors import CheckpointError, InputError, OutputError
 from virnucpro.sequences.frame_store import (
     FrameStore,
     RecordStore,
@@ -148,7 +149,7 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = write_fasta(tmp_path / "input.fa", records)
     build_frame_store([path], tmp_path / "one", chunk_length_bp=50)
     monkeypatch.setattr(writing, "_BLOCK_BP", 64)
-    monkeypatch.setattr(writing, "_ROWS_AT_A_TIME", 5)
+    monkeypatch.setattr(arrays, "_ROWS_AT_ONCE", 5)
     build_frame_store([path], tmp_path / "many", chunk_length_bp=50)
     assert read_files(tmp_path / "one") == read_files(tmp_path / "many")
 
@@ -258,7 +259,7 @@ def test_a_file_that_changed_size_is_named(name: str, build: BuildFrames) -> Non
 def test_a_file_that_is_no_manifest_is_refused(text: str, build: BuildFrames) -> None:
     directory = build().directory
     (directory / "manifest.json").write_text(text)
-    with pytest.raises(CheckpointError, match="is no manifest"):
+    with pytest.raises(CheckpointError, match="is not the manifest"):
         open_frame_store(directory)
 
 
@@ -280,6 +281,6 @@ def test_a_store_of_the_other_kind_is_refused(build: BuildFrames) -> None:
 def test_a_full_disk_is_named(name: str, build: BuildFrames, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / name).symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=r"store: the frame store .*No space left on device"):
+    with pytest.raises(OutputError, match=r"store: the frame store .*No space left on device"):
         build()
     assert not (tmp_path / "store" / "manifest.json").exists()

@@ -230,7 +230,7 @@ def test_the_command_reads_and_writes_pipes(fasta: bytes) -> None:
         (["input.fa", "-o", "."], 1, ".: cannot be written (Is a directory)"),
         (["input.fa", "-o", "./input.fa"], 2, "./input.fa: is the input"),
         ([], 2, "Missing argument 'INPUT...'"),
-        (["input.fa", "-e", "2"], 2, "2 is not in the range x>=3"),
+        (["input.fa", "-e", "2"], 2, "chunk_length_bp 2: wanted a whole number, at least 3"),
     ],
 )
 def test_the_command_explains_what_is_wrong(

@@ -134,4 +134,4 @@ def test_presets_are_bounds(calibrated, tmp_path: Path) -> None:
     assert settings["max_fdr"] == 0.01
     done = run(*command, "--relaxed", "--max-fdr=0.2")
     assert done.returncode == 2
-    assert "--relaxed and --max-fdr all set the false discovery rate" in done.stderr
+    assert "--max-fdr and --relaxed contradict each other" in done.stderr

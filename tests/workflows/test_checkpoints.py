@@ -206,7 +206,7 @@ def test_rows_of_another_run_are_found(run):
     write(run / "checkpoints/dna", [7], number=1)
     result = invoke("checkpoints", "verify", run)
     assert result.exit_code == 1
-    assert "none of the 6 open frames" in result.stdout
+    assert "not among the 6 open frames" in result.stdout
 
 
 def test_a_damaged_frame_store_is_explained(run):

@@ -17,11 +17,12 @@ from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli.main import main
+from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import open_frame_store
-from virnucpro.workflows.export import ExportConfig, export_embeddings
+from virnucpro.workflows.export import export_embeddings
 from virnucpro.workflows.migrate import MigrationConfig, migrate_features
 
 DIMS = EmbeddingDims(6, 4)

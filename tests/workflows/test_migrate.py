@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 
 import h5py
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 
 from tests import legacy_files as old
 from tools.make_classifier_weights import make_classifier
-from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import (
@@ -22,9 +20,8 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     read_identity,
 )
-from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.legacy.verification import Verification
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import load_classifier, read_state
 from virnucpro.workflows.migrate import (
@@ -217,7 +214,7 @@ def test_other_sources_need_another_directory(run, tmp_path):
 
 
 def test_sources_are_not_written_to(run):
-    with pytest.raises(UsageError, match="not to be changed"):
+    with pytest.raises(UsageError, match="must not change"):
         migrate(run, to=run / "new")
 
 
@@ -253,53 +250,6 @@ def test_the_real_runs(shared, tmp_path):
         wanted = torch.load(protein, weights_only=True)
         vectors = [vector.numpy() for vector in wanted["data"]]
         assert_same(found["protein"], dict(zip(wanted["proteins"], vectors, strict=True)))
-
-
-# Verifying
-
-
-@pytest.fixture(scope="module")
-def embedded(demo_weights, tmp_path_factory):
-    """A run of v2.0 whose proteins are those of the demonstration model, in float16."""
-    from virnucpro.legacy.verification import _embed
-
-    random = np.random.default_rng(5)
-    letters = list("ACDEFGHIKLMNPQRSTVWY")
-    sequences = {f"r{n}_chunk_1F1": "".join(random.choice(letters, 40)) for n in range(12)}
-    how = Verification(1, device="cpu")
-    vectors = _embed("esm2", demo_weights["protein_weights"], list(sequences.values()), how)
-    frames = dict(zip(sequences, vectors, strict=True))
-    directory = tmp_path_factory.mktemp("verified") / "run"
-    old.write_fasta(directory / "s_protein.faa", sequences)
-    halves = {name: vector.astype(np.float16).astype(np.float32) for name, vector in frames.items()}
-    old.write_shard(directory / "esm_v2/shard_0.h5", halves)
-    return directory
-
-
-def verify(source, weights, num_rows=5, to=None):
-    how = Verification(num_rows, {"protein": ("esm2", weights["protein_weights"])}, "cpu")
-    dims = EmbeddingDims(DNA_DIM, PROTEIN_DIM)
-    return migrate_features(MigrationConfig((source,), to, dims, verification=how))
-
-
-def test_rows_computed_again_agree(embedded, demo_weights):
-    verified = verify(embedded, demo_weights)["verified"]["protein"]
-    assert verified["rows"] == 5
-    assert 0 < verified["largest relative error"] < 0.01
-
-
-def test_mixed_ids_are_found(embedded, demo_weights, tmp_path):
-    run = shutil.copytree(embedded, tmp_path / "run")
-    with h5py.File(run / "esm_v2/shard_0.h5", "r+") as file:
-        file["embeddings"][:] = np.roll(file["embeddings"][:], 1, axis=0)
-    with pytest.raises(CheckpointError, match=r"12 of 12 protein embeddings differ.*nothing was"):
-        verify(run, demo_weights, 100, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_verifying_needs_sequences(embedded, demo_weights):
-    with pytest.raises(UsageError, match="give the whole run directory"):
-        verify(embedded / "esm_v2", demo_weights)
 
 
 # Classifiers

@@ -1,1 +1,1 @@
-"""The small model that ships with virnucpro: its training data, networks, training and figures."""
+"""How the small model that ships with virnucpro is made; see README.md."""

@@ -70,7 +70,7 @@ def calibrate(logits_F2: Tensor, calibration: Tensor) -> Tensor:
     return logits_F2 * scale + torch.stack((torch.zeros_like(shift), shift))
 
 
-def fit_calibration(logits_F2: Tensor, chunk_F: Tensor, is_viral_C: Tensor) -> Tensor:
+def fit_frame_calibration(logits_F2: Tensor, chunk_F: Tensor, is_viral_C: Tensor) -> Tensor:
     """Return scale and shift that make the chunks' scores likeliest, float32 (2,)."""
     logits_F2, chunk_F = logits_F2.double().cpu(), chunk_F.cpu()
     wanted_C = is_viral_C.double().cpu()

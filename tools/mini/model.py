@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import sdpa_kernel
-from virnucpro_dnabert_s.model import SDPA_BACKENDS, DnabertS, ModelConfig, attention_bias
+from virnucpro_dnabert_s.attention import SDPA_BACKENDS, attention_bias
+from virnucpro_dnabert_s.model import DnabertS, ModelConfig
 from virnucpro_esm2 import NUM_SPECIAL_TOKENS
 from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies
 

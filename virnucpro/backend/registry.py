@@ -1,7 +1,7 @@
-"""Which backends are installed, and the loading of exactly one.
+"""Finds the installed backends and loads exactly one.
 
 A backend is any object under the entry-point group `virnucpro.backends`. Python's `entry_points`
-counts a distribution that lies on `sys.path` twice (editable and installed) once.
+counts a distribution once, even if it is on `sys.path` twice (editable and installed).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class BackendListing:
         name: What users type.
         distribution: The installed package that registers it.
         version: That package's version.
-        info: What the backend says of itself; None when it is broken.
-        reason: Why it is broken; None when it works.
+        info: What the backend says about itself; None if it is broken.
+        reason: Why it is broken; None if it works.
     """
 
     name: str
@@ -39,7 +39,7 @@ class BackendListing:
 
 @dataclass(frozen=True, slots=True)
 class LoadedBackend:
-    """A backend and where it comes from; its version is part of a checkpoint's identity."""
+    """A backend and its package, whose version is part of a checkpoint's identity."""
 
     backend: Backend
     name: str
@@ -48,10 +48,20 @@ class LoadedBackend:
 
 
 def describe_backends() -> list[BackendListing]:
-    """Return every installed backend, sorted by name; broken ones carry their reason."""
-    return [
-        _describe(entry, entries) for entries in _find_entry_points().values() for entry in entries
-    ]
+    """Return every installed backend, sorted by name; a broken one says why it is broken."""
+    listings = []
+    for entries in _find_entry_points().values():
+        for entry in entries:
+            info = reason = None
+            if len(entries) > 1:
+                reason = _explain_duplicates(entries)
+            else:
+                try:
+                    info = _load(entry).info
+                except BackendError as error:
+                    reason = str(error)
+            listings.append(BackendListing(entry.name, *_origin(entry), info, reason))
+    return listings
 
 
 def load_backend(name: str) -> LoadedBackend:
@@ -95,24 +105,12 @@ def _origin(entry: EntryPoint) -> tuple[str, str]:
     return entry.dist.name, entry.dist.version
 
 
-def _describe(entry: EntryPoint, entries: list[EntryPoint]) -> BackendListing:
-    distribution, version = _origin(entry)
-    if len(entries) > 1:
-        reason = _explain_duplicates(entries)
-        return BackendListing(entry.name, distribution, version, None, reason)
-    try:
-        info = _load(entry).info
-    except BackendError as error:
-        return BackendListing(entry.name, distribution, version, None, str(error))
-    return BackendListing(entry.name, distribution, version, info, None)
-
-
 def _load(entry: EntryPoint) -> Backend:
-    """Import `entry` and check it; a BackendError's message is the bare reason."""
+    """Import `entry` and check it; the message of a BackendError is only the reason."""
     try:
         backend = entry.load()
         reason = _find_fault(backend, entry)
-    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # other people's code may raise anything
         raise BackendError(
             f"importing {entry.value} failed with {type(error).__name__}: {error}"
         ) from error
@@ -122,7 +120,7 @@ def _load(entry: EntryPoint) -> Backend:
 
 
 def _find_fault(backend: object, entry: EntryPoint) -> str | None:
-    """Return what keeps an imported object from being a backend, None if nothing does."""
+    """Return why an imported object is not a backend, or None if it is one."""
     if isinstance(backend, type):
         return f"it is the class {backend.__name__}, an instance of it was expected"
     info = getattr(backend, "info", None)
@@ -136,10 +134,6 @@ def _find_fault(backend: object, entry: EntryPoint) -> str | None:
     missing = [name for name in METHODS if not callable(getattr(backend, name, None))]
     if missing:
         return f"it lacks {', '.join(missing)}"
-    return _find_fault_in_info(info, entry)
-
-
-def _find_fault_in_info(info: BackendInfo, entry: EntryPoint) -> str | None:
     if info.name != entry.name:
         return f"it calls itself {info.name!r}, but is registered as {entry.name!r}"
     if info.alphabet not in get_args(Alphabet):

@@ -1,7 +1,7 @@
 """Finding, digesting and safely reading files of model weights, for backends and classifiers.
 
-Nothing here executes anything from a file: pickles go through torch's weights-only loader with an
-allow-list, and safetensors hold no code. torch and huggingface_hub are imported when called.
+Nothing from a file is ever executed: torch's weights-only loader reads pickles with a list of
+allowed classes, and safetensors hold no code. torch and huggingface_hub are imported when needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virnucpro.errors import WeightsError
+from virnucpro.errors import WeightsError, first_line, on_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +31,10 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
         patterns: The files to fetch from the hub, as globs.
 
     Raises:
-        WeightsError: `location` is neither there nor to be downloaded.
+        WeightsError: `location` does not exist and cannot be downloaded.
     """
     path = Path(location)
-    with contextlib.suppress(RuntimeError):  # no such user: taken as it stands
+    with contextlib.suppress(RuntimeError):  # `~name` of an unknown user is an ordinary name
         path = path.expanduser()
     if path.exists():
         return path
@@ -51,17 +51,17 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
                 hub_id["repo"], revision=hub_id["revision"], allow_patterns=list(patterns)
             )
         )
-    except Exception as error:  # its releases let errors of three HTTP libraries through
+    except Exception as error:  # its releases raise errors of three HTTP libraries
         raise WeightsError(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
-            f"({' '.join(str(error).split())}); give a local path, or check the id and the network"
+            f"({on_one_line(error)}); give a local path, or check the id and the network"
         ) from error
 
 
 def digest_files(paths: Sequence[Path]) -> str:
     """Return the SHA-256 of one file, or of the names and SHA-256s of several, as `sha256:HEX`.
 
-    The same bytes under the same names give the same digest wherever they lie.
+    The same bytes under the same names give the same digest in any directory.
 
     Raises:
         WeightsError: A file cannot be read.
@@ -94,36 +94,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def get_size(path: Path, fields: Mapping[str, Any], name: str) -> int:
+    """Return one of a model's sizes among the settings that were read from `path`.
+
+    Raises:
+        WeightsError: It is missing, or not a positive whole number.
+    """
+    value = fields.get(name)
+    if type(value) is not int or value < 1:
+        raise WeightsError(f"{path}: {name} should be a positive number, found {value!r}")
+    return value
+
+
 def find_weight_files(directory: Path) -> list[Path]:
     """Return the files that hold the tensors of a transformers-style directory.
 
-    Safetensors are preferred to pickles, and a sharded checkpoint's index names its files.
+    Safetensors are preferred to pickles. If the weights are in several files, an index names them.
 
     Raises:
-        WeightsError: None of the known names is there, or an index names a missing file.
+        WeightsError: The directory has none of these files, or an index names a missing file.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (directory / name).is_file():
             return [directory / name]
         index = directory / f"{name}.index.json"
         if index.is_file():
-            return _find_shards(index)
-    raise WeightsError(
-        f"{directory}: holds neither model.safetensors nor pytorch_model.bin (nor an index of them)"
-    )
-
-
-def _find_shards(index: Path) -> list[Path]:
-    """Return the files that `index` names; it is untrusted and may name none but its neighbours."""
+            break
+    else:
+        raise WeightsError(
+            f"{directory}: holds neither model.safetensors nor pytorch_model.bin (nor an index of "
+            "them)"
+        )
     weight_map = read_json(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names:
         raise WeightsError(f"{index}: has no weight_map that names files")
     for name in names:
+        # The index is untrusted: it must not make us read a file of another directory.
         is_plain = isinstance(name, str) and Path(name).name == name
-        if not is_plain or not (index.parent / name).is_file():
+        if not is_plain or not (directory / name).is_file():
             raise WeightsError(f"{index}: names {name!r}, and no such file is beside it")
-    return [index.parent / name for name in sorted(set(names))]
+    return [directory / name for name in sorted(set(names))]
 
 
 def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torch.Tensor]:
@@ -137,9 +148,9 @@ def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torc
 
         try:
             return dict(load_file(path))
-        except Exception as error:  # a damaged header makes it raise almost anything
+        except Exception as error:  # with a damaged header it raises many kinds of errors
             raise WeightsError(
-                f"{path}: not a readable safetensors file ({_summarize(error)})"
+                f"{path}: not a readable safetensors file ({first_line(error)})"
             ) from error
     value = read_pickle(path, safe_globals)
     import torch
@@ -156,11 +167,49 @@ def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torc
     return dict(value)
 
 
-def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Let the tensors of `path` pass only if the file has room for each; some repeat one number.
+def check_tensors(
+    path: Path,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    allow_others: bool = False,
+) -> None:
+    """Compare the tensors of `path` with the names and shapes that a model needs.
 
     Raises:
-        WeightsError: Copying one of them would take more memory than the file takes on disk.
+        WeightsError: A tensor is missing, misshapen or not of floating-point numbers, or there is
+            another one and `allow_others` is false.
+    """
+    import torch
+
+    missing = [name for name in shapes if name not in tensors]
+    others = [] if allow_others else [name for name in tensors if name not in shapes]
+    if missing or others:
+        raise WeightsError(
+            f"{path}: {_name_some(missing)} missing, {_name_some(others)} of another architecture; "
+            "the file is incomplete or of another model"
+        )
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise WeightsError(f"{path}: {name} should hold floating-point numbers, found {kind}")
+        if tensor.shape != tuple(shape):
+            raise WeightsError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, the settings ask for "
+                f"{tuple(shape)}; give files that belong together"
+            )
+
+
+def _name_some(names: Sequence[str]) -> str:
+    return f"{len(names)} tensors" + (f" ({', '.join(names[:3])}, ...)" if names else "")
+
+
+def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Check that the file has room for each tensor; a tensor may repeat one number without end.
+
+    Raises:
+        WeightsError: A tensor would take more memory than the file takes on disk.
     """
     num_bytes = path.stat().st_size
     for name, tensor in tensors.items():
@@ -172,16 +221,16 @@ def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
-    """Return what `torch.save` wrote to `path`, if it is made of tensors and plain containers.
+    """Return what `torch.save` wrote to `path`, if it consists of tensors and plain containers.
 
     Args:
         path: A `.pt`, `.pth` or `.bin` file.
-        safe_globals: Classes allowed besides torch's own list, as for
+        safe_globals: Classes to allow besides torch's own list, as for
             `torch.serialization.safe_globals`.
 
     Raises:
-        WeightsError: The file is damaged, or names anything that is not allowed; nothing of it
-            was executed.
+        WeightsError: The file is damaged, or names a class that is not allowed. Nothing of it was
+            executed.
     """
     import pickle
 
@@ -199,19 +248,19 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
             "tensors and plain containers are read from pickles; save it as safetensors or as a "
             "state dict."
         ) from error
-    except Exception as error:  # a damaged file makes torch raise almost anything
+    except Exception as error:  # with a damaged file torch raises many kinds of errors
         raise WeightsError(
-            f"{path}: cannot be read as a PyTorch file ({_summarize(error)})"
+            f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
 
 
 def check_torch_zip(path: Path) -> None:
-    """Let a file pass only if it is an archive as `torch.save` makes them since PyTorch 1.6.
+    """Check that a file is a zip archive like those of `torch.save` since PyTorch 1.6.
 
-    These are never compressed: what is could fill any memory.
+    These are never compressed. A compressed archive could fill the memory.
 
     Raises:
-        WeightsError: It is no zip archive, or one that is compressed or claims more than its size.
+        WeightsError: It is not a zip archive, it is compressed, or it claims more than its size.
     """
     try:
         num_bytes = path.stat().st_size
@@ -219,9 +268,9 @@ def check_torch_zip(path: Path) -> None:
             members = archive.infolist()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # a damaged directory makes it raise almost anything
+    except Exception as error:  # with a damaged directory it raises many kinds of errors
         raise WeightsError(
-            f"{path}: refused, because it is no whole zip archive ({_summarize(error)}), which "
+            f"{path}: refused, because it is no whole zip archive ({first_line(error)}), which "
             "torch.save writes since PyTorch 1.6; it is damaged, or older: then load it where you "
             "trust it, and save it again"
         ) from error
@@ -234,9 +283,3 @@ def check_torch_zip(path: Path) -> None:
         raise WeightsError(
             f"{path}: refused, because it claims to hold more than its {num_bytes:,} bytes"
         )
-
-
-def _summarize(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,1 +1,1 @@
-"""Checkpoints: where a run keeps its files, what is in them, and how old ones come along."""
+"""The files of a run: where they are, how they are written whole, and how they are read."""

@@ -1,4 +1,4 @@
-"""Embeddings by row, gathered out of any number of parts."""
+"""Reading embeddings by row from any number of parts."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from virnucpro.checkpoints.parts import FloatArray, IntArray, Part, concatenate_rows, read_part
+from virnucpro.backend.arrays import Float32Array, Int64Array
+from virnucpro.checkpoints.parts import Part, concatenate_rows, read_part
 from virnucpro.errors import CheckpointError
 
 
 class EmbeddingReader:
-    """Embeddings by row, out of any number of parts, for 16 bytes of memory a row.
+    """Reads embeddings by row from any number of parts. It needs 16 bytes of memory per row.
 
     No file stays open between calls, and threads may share a reader.
 
     Attributes:
-        num_rows: Rows in all parts together.
-        embedding_dim: Numbers in an embedding; 0 when there are no parts.
+        num_rows: Rows in all parts.
+        embedding_dim: Numbers in an embedding; 0 if there are no parts.
     """
 
     def __init__(self, parts: Sequence[Path]) -> None:
-        """Read the rows, but no embeddings, of `parts`.
+        """Read the rows of `parts`, but not their embeddings.
 
         Raises:
             CheckpointError: A part cannot be read, or the parts differ in `embedding_dim`.
@@ -34,30 +35,31 @@ class EmbeddingReader:
                 f"{parts[0].parent}: its parts have embeddings of {sorted(dims)} numbers, wanted "
                 "one size; they come from different runs"
             )
-        # A slot counts the rows of all parts as they come; each part begins at a slot.
+        # A slot is a position in all parts laid end to end; each part begins at one slot.
         rows = concatenate_rows(self._parts)
+        # If several parts hold a row, the first part counts: parts of one identity are equal.
         self._slots = np.argsort(rows, kind="stable")
         self._sorted_rows = rows[self._slots]
         self._first_slots = np.cumsum([0, *(part.num_rows for part in self._parts)])
         self.num_rows = len(rows)
         self.embedding_dim = max(dims, default=0)
 
-    def gather(self, rows: IntArray) -> FloatArray:
-        """Return the embeddings of `rows`, float32 (n, E), in that order.
+    def gather(self, rows: Int64Array) -> Float32Array:
+        """Return the embeddings of `rows` in their order: float32 (n, E).
 
         Raises:
-            CheckpointError: A row is in no part, or a part has gone since.
+            CheckpointError: A row is in no part, or a part has disappeared.
         """
         embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
         for part, places, lines in self._locate(rows):
             embeddings_NE[places] = part.map_embeddings()[lines]
         return embeddings_NE
 
-    def gather_ids(self, rows: IntArray) -> list[str]:
-        """Return the ids of `rows` in that order, from parts that stand alone.
+    def gather_ids(self, rows: Int64Array) -> list[str]:
+        """Return the ids of `rows` in their order.
 
         Raises:
-            CheckpointError: As `gather`; or a part holds no ids.
+            CheckpointError: As `gather`, or a part holds no ids.
         """
         ids = [""] * len(rows)
         for part, places, lines in self._locate(rows):
@@ -67,10 +69,10 @@ class EmbeddingReader:
                 ids[place] = names[line - first]
         return ids
 
-    def _locate(self, rows: IntArray) -> Iterator[tuple[Part, IntArray, IntArray]]:
-        """Yield each part that has some of `rows`: their places among these, and in the part.
+    def _locate(self, rows: Int64Array) -> Iterator[tuple[Part, Int64Array, Int64Array]]:
+        """Yield each part that holds some of `rows`, their places in `rows`, and their lines in it.
 
-        One part is mapped at a time: neither memory nor open files grow with their number.
+        The caller maps one part at a time, so that many parts need no more memory or open files.
         """
         found = np.searchsorted(self._sorted_rows, rows, side="left")
         missing = found == np.searchsorted(self._sorted_rows, rows, side="right")
@@ -81,6 +83,7 @@ class EmbeddingReader:
                 "with --resume"
             )
         slots = self._slots[found]
+        # In the order of the slots, each part is visited once, and read from front to back.
         order = np.argsort(slots)
         bounds = np.searchsorted(slots[order], self._first_slots)
         for number in np.flatnonzero(np.diff(bounds)):

@@ -1,98 +1,64 @@
-"""The file that `embed` ends with: the embeddings of a whole input, written block by block."""
+"""Writing large HDF5 files block by block, such as the result of `embed`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import h5py
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.checkpoints.migrations import FORMAT_VERSION
-from virnucpro.checkpoints.parts import FORMAT_NAME, FloatArray, Identity, IntArray
-from virnucpro.errors import CheckpointError
-
-_SPARE_BYTES = 1 << 16
+from virnucpro.checkpoints.parts import FORMAT_NAME, FORMAT_VERSION, Identity
+from virnucpro.checkpoints.whole_files import replace_when_whole
 
 
 def write_embeddings(
     path: Path,
-    rows: IntArray,
+    rows: Int64Array,
     ids: Sequence[str],
-    blocks: Iterable[FloatArray],
+    blocks: Iterable[Float32Array],
     identity: Identity,
 ) -> None:
-    """Write one file of the parts' format, in the memory of one block; it replaces an older one.
+    """Write the embeddings of an entire input as one part; only one block is in memory at a time.
 
     Args:
-        path: The file to write.
+        path: The file to write or to replace.
         rows: int64 (N,), the position of each sequence in the input.
-        ids: The N sequences' ids; bytes that were not UTF-8 (surrogate escapes) stay as they were.
-        blocks: float32 (n, E) each, N rows in all, in the order of `rows`.
-        identity: What made the embeddings.
+        ids: Ids of the N sequences.
+        blocks: The embeddings in the order of `rows`: float32 (n, E) each, N rows together.
+        identity: What determined the embeddings.
 
     Raises:
-        CheckpointError: The disk is too small or refuses; no half-written file is left.
+        OutputError: The file cannot be written; no incomplete file is left.
     """
     id_bytes = encode_strings(ids)
     num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + sum(map(len, id_bytes))
     with replace_when_whole(path, num_bytes) as temporary:
-        offset = _write_frame(temporary, rows, id_bytes, identity)
-        with temporary.open("r+b") as file:
-            file.seek(offset)
-            for block in blocks:
-                file.write(block.tobytes())
-
-
-@contextmanager
-def replace_when_whole(path: Path, num_bytes: int) -> Iterator[Path]:
-    """Give a temporary name for a file of about this size, which takes its place at the end.
-
-    Raises:
-        CheckpointError: The disk is too small or refuses; no half-written file is left.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        _try_size(temporary, num_bytes + _SPARE_BYTES)
-        yield temporary
-        temporary.rename(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: {num_bytes:,} bytes cannot be written ({error.strerror or error}); make "
-            "room, then start again, embed with --resume"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with h5py.File(temporary, "w", locking="best-effort") as file:
+            file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
+            file.create_dataset("rows", data=rows, dtype="<i8")
+            file.create_dataset("ids", (len(rows),), h5py.string_dtype(), id_bytes)
+            offset = reserve_dataset(file, "embeddings", (len(rows), identity.embedding_dim))
+        write_blocks(temporary, offset, blocks)
 
 
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int]) -> int:
-    """Make a float32 dataset without writing it, and return where in the file its bytes belong."""
+    """Create a float32 dataset without content, and return the offset of its bytes in the file."""
     reserved = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     reserved.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     reserved.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    # An empty dataset has no place in the file.
+    # HDF5 gives an empty dataset no offset.
     return file.create_dataset(name, shape, "<f4", dcpl=reserved).id.get_offset() or 0
 
 
-def _try_size(path: Path, num_bytes: int) -> None:
-    """Raise OSError if the disk, a quota or a limit forbids a file of this size.
+def write_blocks(path: Path, offset: int, blocks: Iterable[Float32Array]) -> None:
+    """Write blocks of a reserved dataset one after the other, from `offset` on.
 
-    Asked beforehand, because HDF5 2.0 may crash the process when it closes a file on a full disk;
-    the embeddings themselves are written without it.
+    HDF5 2.0 may crash the process when the disk is full, so that Python writes the bytes.
     """
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):  # macOS has none
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-
-
-def _write_frame(path: Path, rows: IntArray, ids: Sequence[bytes], identity: Identity) -> int:
-    """Write everything but the embeddings, and return where in the file these belong."""
-    with h5py.File(path, "w", locking="best-effort") as file:
-        file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
-        file.create_dataset("rows", data=rows, dtype="<i8")
-        file.create_dataset("ids", (len(rows),), h5py.string_dtype(), list(ids))
-        return reserve_dataset(file, "embeddings", (len(rows), identity.embedding_dim))
+    with path.open("r+b") as file:
+        file.seek(offset)
+        for block in blocks:
+            file.write(block.tobytes())

@@ -1,64 +1,63 @@
-"""Writing one AnnData file, block by block, without needing the anndata package.
+"""Writing an AnnData file block by block.
 
-The layout is that of
-https://anndata.readthedocs.io/en/stable/fileformat-prose.html (encoding versions of anndata 0.8
-and later).
+We do not use the anndata package: it depends on pandas and more, and it would need dask to write a
+matrix that does not fit in memory. The layout is that of
+https://anndata.readthedocs.io/en/stable/fileformat-prose.html, with the encoding versions of
+anndata 0.8 and later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
-from virnucpro.checkpoints.embeddings_file import replace_when_whole, reserve_dataset
+from virnucpro.backend.arrays import Float32Array
+from virnucpro.checkpoints.embeddings_file import reserve_dataset, write_blocks
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.checkpoints.parts import FloatArray
+from virnucpro.checkpoints.whole_files import replace_when_whole
 
 Column = Sequence[str] | np.ndarray[Any, Any]
 
-# Names and scores of a frame: more than these ever take.
+# More than the names and scores of a frame need.
 _OBS_BYTES_PER_ROW = 1024
 
 
-class Annotations(NamedTuple):
-    """What an AnnData says of its rows and columns.
-
-    Attributes:
-        obs: Blocks of the columns that describe rows, text or numbers; the first one names them.
-        var: The columns that describe features; the first one names them.
-        uns: Anything else: text, numbers, and dicts of these.
-    """
-
-    obs: Iterable[Mapping[str, Column]]
-    var: Mapping[str, Column]
-    uns: Mapping[str, Any]
-
-
 def write_h5ad(
-    path: Path, shape: tuple[int, int], annotations: Annotations, blocks: Iterable[FloatArray]
+    path: Path,
+    shape: tuple[int, int],
+    blocks: Iterable[Float32Array],
+    *,
+    obs: Iterable[Mapping[str, Column]],
+    var: Mapping[str, Column],
+    uns: Mapping[str, Any],
 ) -> None:
-    """Write `X`, float32 of `shape`, from blocks of its rows, with annotations.
+    """Write the matrix `X` from blocks of its rows, with annotations.
+
+    Args:
+        path: The file to write or to replace.
+        shape: The shape of `X`, which is float32.
+        blocks: The rows of `X`, in blocks.
+        obs: Blocks of the columns that describe rows, text or numbers; the first column names them.
+        var: The columns that describe features; the first column names them.
+        uns: Anything else: text, numbers, and dicts of these.
 
     Raises:
-        CheckpointError: The disk is too small or refuses; no half-written file is left.
+        OutputError: The file cannot be written; no incomplete file is left.
     """
     num_bytes = shape[0] * (4 * shape[1] + _OBS_BYTES_PER_ROW)
     with replace_when_whole(path, num_bytes) as temporary:
         with h5py.File(temporary, "w", locking="best-effort") as file:
             _mark(file, "anndata", "0.1.0")
-            _write_frame(file, "obs", shape[0], annotations.obs)
-            _write_frame(file, "var", shape[1], [annotations.var])
-            _write_dict(file, "uns", annotations.uns)
+            _write_frame(file, "obs", shape[0], obs)
+            _write_frame(file, "var", shape[1], [var])
+            _write_dict(file, "uns", uns)
             offset = reserve_dataset(file, "X", shape)
             _mark(file["X"], "array", "0.2.0")
-        with temporary.open("r+b") as stream:
-            stream.seek(offset)
-            for block in blocks:
-                stream.write(block.tobytes())
+        write_blocks(temporary, offset, blocks)
 
 
 def _mark(item: Any, kind: str, version: str) -> None:
@@ -73,22 +72,17 @@ def _write_frame(
     start = 0
     for columns in blocks:
         for column, values in columns.items():
-            dataset = group.get(column) or _make_column(group, column, num_rows, values)
+            is_numeric = isinstance(values, np.ndarray)
+            if column not in group:
+                dtype = getattr(values, "dtype", h5py.string_dtype())
+                group.create_dataset(column, (num_rows,), dtype)
+                _mark(group[column], "array" if is_numeric else "string-array", "0.2.0")
             stop = start + len(values)
-            is_text = not isinstance(values, np.ndarray)
-            dataset[start:stop] = encode_strings(values) if is_text else values
+            group[column][start:stop] = values if is_numeric else encode_strings(values)
         start = stop
     index, *others = group
     group.attrs["_index"] = index
     group.attrs.create("column-order", others, dtype=h5py.string_dtype())
-
-
-def _make_column(group: h5py.Group, name: str, num_rows: int, values: Column) -> h5py.Dataset:
-    is_text = not isinstance(values, np.ndarray)
-    dtype = values.dtype if isinstance(values, np.ndarray) else h5py.string_dtype()
-    dataset = group.create_dataset(name, (num_rows,), dtype)
-    _mark(dataset, "string-array" if is_text else "array", "0.2.0")
-    return dataset
 
 
 def _write_dict(parent: h5py.Group, name: str, values: Mapping[str, Any]) -> None:

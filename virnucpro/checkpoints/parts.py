@@ -1,7 +1,7 @@
-"""Parts: the HDF5 files that hold finished embeddings, as FORMAT.md describes them.
+"""Parts: the HDF5 files that hold finished embeddings. FORMAT.md describes them.
 
-A part is written whole, checked by its digest, and never touched again; what is in valid parts is
-finished, everything else is computed again.
+A part is written whole, checked by its digest, and never changed. The rows in valid parts are
+finished; a run that resumes computes all other rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,29 +20,34 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints import hdf5
-from virnucpro.checkpoints.migrations import FORMAT_VERSION, FormatVersionError, check_version
-from virnucpro.errors import CheckpointError, IdentityMismatchError
+from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError
 
 FORMAT_NAME = "virnucpro-embeddings"
+FORMAT_VERSION = 3
+"""0 is the original's `.pt` files, 1 the optimized fork's v1.0, 2 its v2.0: see FORMAT.md."""
 
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 logger = logging.getLogger(__name__)
 
 
+class FormatVersionError(CheckpointError):
+    """A checkpoint is intact, but has another version of the format."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Everything that decides the values in a part.
+    """Everything that determines the values in a part.
 
     Attributes:
-        input_digest: Digest of the sequences that `rows` count.
+        input_digest: Digest of the input; a row is a position in this input.
         backend: The backend's name.
-        backend_version: The version of the package that it came from.
+        backend_version: Version of the package that provides the backend.
         weights_identity: Digest of the weights.
-        precision: What was computed in: `fp32`, `bf16`, `fp16` or `fp8`.
-        chunk_length_bp: Length of the chunks, 0 when records were embedded whole.
+        precision: Precision of the computation: `fp32`, `bf16`, `fp16` or `fp8`.
+        chunk_length_bp: Length of the chunks; 0 if records were embedded whole.
         pooling: How token vectors became one vector.
         embedding_dim: Numbers in an embedding.
     """
@@ -58,12 +62,12 @@ class Identity:
     embedding_dim: int
 
     def differences(self, other: Identity) -> list[str]:
-        """Return a sentence for every field in which this run differs from a part's `other`."""
-        there = asdict(other)
+        """Return a sentence for each field in which this run differs from `other`, a part's."""
+        theirs = asdict(other)
         return [
-            f"{name.replace('_', ' ')} is {here} now and was {there[name]} there"
-            for name, here in asdict(self).items()
-            if here != there[name]
+            f"{name.replace('_', ' ')} is {value} now and was {theirs[name]} there"
+            for name, value in asdict(self).items()
+            if value != theirs[name]
         ]
 
 
@@ -73,7 +77,8 @@ def part_name(rank: int, number: int) -> str:
 
 
 def next_part_number(directory: Path, rank: int) -> int:
-    """Return the first number that `rank` has not used yet, for damaged parts neither."""
+    """Return the first number that `rank` has not used; damaged parts keep their numbers."""
+    # The pattern has no end, so that `part-....h5.damaged` counts as well.
     pattern = re.compile(rf"part-{rank:05d}-(\d{{6}})\.h5")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return max((int(match[1]) + 1 for match in map(pattern.match, names) if match), default=0)
@@ -82,50 +87,52 @@ def next_part_number(directory: Path, rank: int) -> int:
 def write_part(
     directory: Path,
     name: str,
-    rows: IntArray,
-    embeddings: FloatArray,
+    rows: Int64Array,
+    embeddings: Float32Array,
     identity: Identity,
     ids: Sequence[str] | None = None,
 ) -> Path:
-    """Write a part and mark it done; when this returns, it survives a crash of the machine.
+    """Write a part, mark it done, and return its path. It then survives a crash of the machine.
 
     Args:
-        directory: Made if need be.
+        directory: Created if it does not exist.
         name: The file's name, from `part_name`.
-        rows: int64 (N,), the row of each embedding, none twice.
+        rows: int64 (N,), the row of each embedding; no row occurs twice.
         embeddings: float32 (N, E).
-        identity: What made them.
-        ids: The N names of the sequences, for files that must stand alone.
+        identity: What determined the embeddings.
+        ids: Names of the N sequences, for files that are read without a frame store.
 
     Raises:
-        CheckpointError: The part exists, or the disk refuses; no half-written part is left.
+        CheckpointError: The part exists already.
+        OutputError: The part cannot be written; no incomplete part is left.
     """
     if embeddings.shape != (len(rows), identity.embedding_dim):
         raise ValueError(f"{len(rows)} rows, embeddings {embeddings.shape}, {identity}")
     path = directory / name
+    # Overwriting would lose rows that others already count as finished.
     if path.exists():
         raise CheckpointError(f"{path}: exists already, and parts are never overwritten")
     image = _make_image(rows, embeddings, identity, ids)
     digest = hashlib.sha256(image).hexdigest()
     done = {"num_rows": len(rows), "num_bytes": len(image), "sha256": digest}
-    try:
+    with replace_when_whole(path) as temporary:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_durably(path, image)
-        _write_durably(_done_path(path), json.dumps(done).encode())
-    except OSError as error:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); make room or give another output "
-            "directory; finished parts are kept for --resume"
-        ) from error
+        temporary.write_bytes(image)
+    # The mark comes last: a crash before it leaves a part that does not count.
+    try:
+        with replace_when_whole(_done_path(path)) as temporary:
+            temporary.write_text(json.dumps(done), encoding="utf-8")
+    except OutputError:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 
 def _make_image(
-    rows: IntArray, embeddings: FloatArray, identity: Identity, ids: Sequence[str] | None
+    rows: Int64Array, embeddings: Float32Array, identity: Identity, ids: Sequence[str] | None
 ) -> bytes:
-    # In memory, because HDF5 2.0 crashes the process when it closes a file on a full disk.
+    # HDF5 2.0 crashes the process when it closes a file on a full disk. So it writes to memory,
+    # where it cannot run out of disk, and Python writes the bytes.
     with h5py.File("part", "w", driver="core", backing_store=False) as file:
         file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
         file.create_dataset("rows", data=rows, dtype="<i8")
@@ -136,30 +143,15 @@ def _make_image(
         return bytes(file.id.get_file_image())
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    with suppress(OSError):  # some network file systems cannot sync a directory
-        os.fsync(directory)
-    os.close(directory)
-
-
 def _done_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.done")
 
 
 class Part(NamedTuple):
-    """Where in the file the data of a part lie, which is all that reading them needs."""
+    """A part's identity, and where its data lie in the file.
+
+    No file stays open: each method opens the file for itself.
+    """
 
     path: Path
     identity: Identity
@@ -167,19 +159,19 @@ class Part(NamedTuple):
     rows_offset: int
     embeddings_offset: int
 
-    def read_rows(self) -> IntArray:
-        """Return the rows: int64 (N,)."""
+    def read_rows(self) -> Int64Array:
+        """Return the rows, int64 (N,)."""
         with hdf5.explaining(self.path):
             return np.fromfile(self.path, "<i8", self.num_rows, offset=self.rows_offset)
 
-    def map_embeddings(self) -> FloatArray:
-        """Return the embeddings, float32 (N, E), without reading them; N must not be 0."""
+    def map_embeddings(self) -> Float32Array:
+        """Return the embeddings, float32 (N, E), as a memory map; N must not be 0."""
         shape = (self.num_rows, self.identity.embedding_dim)
         with hdf5.explaining(self.path):
             return np.memmap(self.path, "<f4", "r", offset=self.embeddings_offset, shape=shape)
 
     def read_ids(self, start: int, stop: int) -> list[str]:
-        """Return the ids of the embeddings from `start` up to, but without, `stop`."""
+        """Return the ids of the embeddings `start` to `stop - 1`."""
         with hdf5.open_file(self.path) as file:
             ids = hdf5.open_strings(file, "ids")
             if len(ids) != self.num_rows:
@@ -188,15 +180,16 @@ class Part(NamedTuple):
 
 
 def read_part(path: Path) -> Part:
-    """Return where the data of the part `path` lie, once it is seen to be one.
+    """Return the part at `path` after checking its structure, but not its digest.
 
     Raises:
-        CheckpointError: It is damaged, or of another version of the format.
+        CheckpointError: The part is damaged.
+        FormatVersionError: The part has another version of the format.
     """
     with hdf5.open_file(path) as file:
         if hdf5.read_attribute(file, "format") != FORMAT_NAME:
             raise CheckpointError(f"{path}: not a file of the format {FORMAT_NAME}")
-        check_version(path, int(hdf5.read_attribute(file, "format_version") or 0))
+        _check_version(path, int(hdf5.read_attribute(file, "format_version") or 0))
         identity = _read_identity(path, file)
         rows = hdf5.open_dataset(file, "rows", np.dtype("<i8"), ndim=1)
         embeddings = hdf5.open_dataset(file, "embeddings", np.dtype("<f4"), ndim=2)
@@ -204,10 +197,25 @@ def read_part(path: Path) -> Part:
         if embeddings.shape != wanted:
             raise CheckpointError(f"{path}: embeddings are {embeddings.shape}, wanted {wanted}")
         if rows.chunks or embeddings.chunks:
-            raise CheckpointError(f"{path}: not stored contiguously, to be mapped into memory")
-        # An empty dataset has no place in the file.
+            raise CheckpointError(
+                f"{path}: its data are not contiguous and cannot be memory-mapped"
+            )
+        # HDF5 gives an empty dataset no offset.
         offsets = [dataset.id.get_offset() or 0 for dataset in (rows, embeddings)]
         return Part(path, identity, len(rows), *offsets)
+
+
+def _check_version(path: Path, version: int) -> None:
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path}: format version {version}, written by a newer virnucpro: this one reads "
+            f"version {FORMAT_VERSION}; update virnucpro"
+        )
+    if version < FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path}: format version {version} is older than version {FORMAT_VERSION}, which this "
+            "virnucpro reads; it needs migrating"
+        )
 
 
 def _read_identity(path: Path, file: h5py.File) -> Identity:
@@ -222,21 +230,22 @@ def _read_identity(path: Path, file: h5py.File) -> Identity:
 
 
 def read_identity(path: Path) -> Identity:
-    """Return what made the embeddings in the part `path`.
+    """Return the identity of the part at `path`.
 
     Raises:
-        CheckpointError: It is damaged, or of another version of the format.
+        CheckpointError: As `read_part`.
     """
     return read_part(path).identity
 
 
 def check_part(path: Path, *, full: bool = True) -> None:
-    """Let a part pass only if it is marked done and holds what it held then.
+    """Check that a part is marked done and has not changed since.
 
-    With `full`, all of it is read for its digest and for values that are not finite.
+    With `full`, read the entire part: compare its digest, and look for NaN and infinity.
 
     Raises:
-        CheckpointError: It is damaged; `FormatVersionError`, if it is of another version.
+        CheckpointError: The part is damaged.
+        FormatVersionError: The part has another version of the format.
     """
     done = _read_done(path)
     with hdf5.explaining(path), path.open("rb") as file:
@@ -250,7 +259,7 @@ def check_part(path: Path, *, full: bool = True) -> None:
         raise CheckpointError(f"{path}: has {part.num_rows} rows instead of {done['num_rows']}")
     if full and part.num_rows:
         embeddings_NE = part.map_embeddings()
-        # The extremes tell without a second array of that size; NaN comes through both.
+        # Minimum and maximum need no second array of this size, and NaN propagates through both.
         if not np.isfinite([embeddings_NE.min(), embeddings_NE.max()]).all():
             raise CheckpointError(f"{path}: holds embeddings that are NaN or infinite")
 
@@ -266,19 +275,23 @@ def _read_done(path: Path) -> dict[str, Any]:
 
 
 def finished_parts(directory: Path) -> list[Path]:
-    """Return the parts in `directory` that are marked done, sorted, without looking into them."""
+    """Return the parts in `directory` that are marked done, sorted; opens none of them."""
     return sorted(path for path in directory.glob("part-*.h5") if _done_path(path).exists())
 
 
 def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> list[Path]:
     """Check all parts in `directory`, set damaged ones aside, and return the others, sorted.
 
-    One process calls it, before anybody writes there; the others use `finished_parts` afterwards.
-    `identity` is what this run would write, and `full` means what it means to `check_part`.
+    One process calls this before any process writes there. The others then call `finished_parts`.
+
+    Args:
+        directory: The parts of one run and one alphabet.
+        identity: The identity of the parts that this run writes.
+        full: As for `check_part`.
 
     Raises:
-        IdentityMismatchError: A part comes from another run; nothing was changed.
-        CheckpointError: A part is of another version of the format; nothing was changed.
+        IdentityMismatchError: A part belongs to another run; nothing was changed.
+        FormatVersionError: A part has another version of the format; nothing was changed.
     """
 
     def find_damage(path: Path) -> str | None:
@@ -298,26 +311,24 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
         return None
 
     paths = sorted(directory.glob("part-*.h5"))
+    # All parts are checked before the first one is moved, so that an error changes nothing.
+    # Threads suffice: reading and digesting release Python's global lock.
     with ThreadPoolExecutor() as pool:
         damages = dict(zip(paths, pool.map(find_damage, paths), strict=True))
     for leftover in directory.glob(".part-*.tmp"):
         leftover.unlink()
     for path, damage in damages.items():
         if damage is not None:
-            _set_aside(path, damage)
+            damaged_path = path.with_name(f"{path.name}.damaged")
+            logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
+            # The mark goes first: a crash in between leaves a part that does not count.
+            _done_path(path).unlink(missing_ok=True)
+            path.rename(damaged_path)
     return [path for path, damage in damages.items() if damage is None]
 
 
-def _set_aside(path: Path, damage: str) -> None:
-    damaged_path = path.with_name(f"{path.name}.damaged")
-    logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
-    # In this order, so that nothing ever counts that is half set aside.
-    _done_path(path).unlink(missing_ok=True)
-    path.rename(damaged_path)
-
-
-def finished_rows(parts: Sequence[Path]) -> IntArray:
-    """Return the rows that are in any of `parts`: int64, sorted, each once.
+def finished_rows(parts: Sequence[Path]) -> Int64Array:
+    """Return the rows in `parts`: int64, sorted, each row once.
 
     Raises:
         CheckpointError: A part cannot be read.
@@ -325,8 +336,8 @@ def finished_rows(parts: Sequence[Path]) -> IntArray:
     return np.unique(concatenate_rows([read_part(path) for path in parts]))
 
 
-def concatenate_rows(parts: Sequence[Part]) -> IntArray:
-    """Return the rows of all `parts` as they come: int64.
+def concatenate_rows(parts: Sequence[Part]) -> Int64Array:
+    """Return the rows of all `parts` in the order of the parts: int64.
 
     Raises:
         CheckpointError: A part cannot be read.

@@ -1,4 +1,4 @@
-"""`virnucpro backends`: what is installed, and what of it is broken."""
+"""`virnucpro backends`: the installed backends, and which of them are broken."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 import click
 
 from virnucpro.backend.registry import BackendListing, describe_backends
+from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import format_table
+from virnucpro.config import BackendsConfig
 
 _COLUMNS = ("name", "molecule", "dimension", "package", "version", "status")
 _MOLECULES = {"dna": "DNA", "protein": "protein"}
 
 
-@click.command("backends")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def backends_command(as_json: bool) -> None:
+@config_command("backends")
+def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
     """List the installed backends.
 
-    A backend turns DNA or proteins into vectors. Packages may bring their own;
-    docs/backends.md tells how.
+    A backend computes vectors from DNA or proteins. Other packages can add backends;
+    docs/backends.md explains how.
 
     \b
     Examples:
@@ -28,16 +30,19 @@ def backends_command(as_json: bool) -> None:
       virnucpro backends --json
     """  # noqa: D301 (click reads the \b)
     listings = describe_backends()
-    if as_json:
+    if config.json:
         click.echo(json.dumps([_describe(listing) for listing in listings], indent=2))
         return
-    rows = [_COLUMNS, *(_make_row(listing) for listing in listings)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    for row, reason in zip(rows, [None, *(listing.reason for listing in listings)], strict=True):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
-        if reason is not None:
-            click.echo(textwrap.fill(reason, 80, initial_indent="    ", subsequent_indent="    "))
+    table = format_table(_COLUMNS, list(map(_make_row, listings)), num_left=len(_COLUMNS))
+    heading, *lines = table.splitlines()
+    click.echo(heading)
+    for line, listing in zip(lines, listings, strict=True):
+        click.echo(line)
+        if listing.reason is not None:
+            indent = "    "
+            click.echo(
+                textwrap.fill(listing.reason, 80, initial_indent=indent, subsequent_indent=indent)
+            )
 
 
 def _describe(listing: BackendListing) -> dict[str, Any]:

@@ -2,92 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from virnucpro.cli.options import (
-    device_options,
+    config_command,
     hide_other_gpus,
+    make_compute_config,
     require_single_process,
 )
-from virnucpro.cli.tables import format_table
-from virnucpro.config import ComputeConfig
+from virnucpro.cli.terminal import format_table
+from virnucpro.config import BenchmarkConfig
 from virnucpro.errors import IncompleteError, UsageError, VirnucproError
-from virnucpro.version import __version__
-
-if TYPE_CHECKING:
-    import torch
-
-    from virnucpro.embedding.measuring import Ceilings
-    from virnucpro.workflows.benchmark import Line
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_PER_LINE = {"tiny": 0.1, "small": 1.0, "medium": 3.0, "large": 10.0}
-
-_WITH_SPEEDS = ("all", "throughput", "memory", "scaling")
-_WITH_COSINES = ("all", "equivalence")
 
 Report = dict[str, Any]
 
 
-@click.command("benchmark", short_help="Measure how fast and exact the models are on this machine.")
-@click.option(
-    "--suite",
-    type=click.Choice(("scaling", "throughput", "memory", "equivalence", "all")),
-    default="all",
-    show_default=True,
-    help="Speeds, GPU memory, cosines against float32, or all. scaling: as throughput.",
-)
-@click.option(
-    "--data-size",
-    type=click.Choice(tuple(_SECONDS_PER_LINE)),
-    default="small",
-    show_default=True,
-    help="How long each line is timed: 0.1, 1, 3 or 10 seconds.",
-)
-@click.option("--quick", is_flag=True, help="The small models of a CPU, timed as tiny.")
-@click.option("--model", metavar="NAME", help="Only this backend.  [default: all]")
-@click.option(
-    "--weights", metavar="WEIGHTS", help="Weights of that backend.  [default: random ones]"
-)
-@device_options
-@click.option("--gpus", metavar="N[,N...]", help="Hide the other GPUs; the first is measured.")
-@click.option(
-    "--vanilla-baseline/--no-vanilla-baseline",
-    default=True,
-    help="Other implementations beside ours.  [default: yes]",
-)
-@click.option(
-    "-o",
-    "--output-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Write benchmark.json and benchmark.txt there.",
-)
-@click.option(
-    "--compare-to",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="JSON",
-    help="Show what changed since that benchmark.json.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.pass_context
-def benchmark_command(ctx: click.Context, /, **options: Any) -> None:
+@config_command("benchmark", short_help="Measure the speed and accuracy of the models here.")
+def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
     """Measure the models on this machine's first GPU, or on its CPU.
 
-    Without --weights they are random and of the published sizes, on which speed
-    does not depend. Other implementations run beside in the same process, and
-    what the device reaches in large matrix products is measured as well.
+    Without --weights, the weights are random and have the published sizes; speed does not depend
+    on them. Other implementations run in the same process. The speed limit of the device is
+    measured with large matrix products.
 
-    Exit code 1: embeddings are further from float32 than they should be;
-    2: something does not fit the memory, or wrong usage.
+    Exit code 1: embeddings differ too much from float32. 2: a model does not fit in memory, or
+    wrong usage.
 
     \b
     Examples:
@@ -96,75 +43,34 @@ def benchmark_command(ctx: click.Context, /, **options: Any) -> None:
       virnucpro benchmark --quick --device cpu --json
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
-    if options["weights"] is not None and options["model"] is None:
+    if config.weights is not None and config.model is None:
         raise UsageError("--weights: of which backend? Name it with --model")
-    if options["suite"] == "scaling":
+    if config.suite == "scaling":
         logger.warning(
-            "--suite scaling: one device is measured, as by throughput; docs/scheduling.md says "
-            "how runs scale"
+            "--suite scaling: measured as throughput, on one device; docs/scheduling.md says how "
+            "runs scale over several GPUs"
         )
-    hide_other_gpus(options["gpus"])
-    report = _measure(options)
-    if options["compare_to"] is not None:
-        _compare(report, options["compare_to"])
+    hide_other_gpus(config.gpus)
+    from virnucpro.workflows.benchmark import run_benchmark
+
+    report = asdict(run_benchmark(config, make_compute_config(config, config.compile)))
+    if config.compare_to is not None:
+        _compare(report, config.compare_to)
     text = _format_report(report)
     document = json.dumps(report, indent=2)
-    click.echo(document if options["as_json"] else text)
-    if options["output_dir"] is not None:
-        options["output_dir"].mkdir(parents=True, exist_ok=True)
-        (options["output_dir"] / "benchmark.json").write_text(document + "\n", encoding="utf-8")
-        (options["output_dir"] / "benchmark.txt").write_text(text + "\n", encoding="utf-8")
+    click.echo(document if config.json else text)
+    if config.output_dir is not None:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        (config.output_dir / "benchmark.json").write_text(document + "\n", encoding="utf-8")
+        (config.output_dir / "benchmark.txt").write_text(text + "\n", encoding="utf-8")
     _judge(report)
-
-
-def _measure(options: dict[str, Any]) -> Report:
-    """Return everything that was measured, as JSON knows values."""
-    from virnucpro.runtime.devices import make_accelerator
-    from virnucpro.workflows import benchmark as benchmarking
-
-    config = ComputeConfig(**{name: options[name] for name in ("device", "precision", "attention")})
-    accelerator = make_accelerator(config)
-    device, quick = accelerator.device, options["quick"]
-    plan = benchmarking.Plan(
-        device=device,
-        precisions=benchmarking.choose_precisions(config.precision, accelerator),
-        attention=config.attention,
-        least_seconds=_SECONDS_PER_LINE["tiny" if quick else options["data_size"]],
-        with_speeds=options["suite"] in _WITH_SPEEDS,
-        with_cosines=options["suite"] in _WITH_COSINES,
-        with_references=options["vanilla_baseline"],
-    )
-    with tempfile.TemporaryDirectory(prefix="virnucpro-") as directory:
-        subjects = benchmarking.open_subjects(
-            options["model"],
-            options["weights"],
-            Path(directory),
-            on_gpu=device.type == "cuda" and not quick,
-        )
-        ceilings, lines = benchmarking.measure_table(subjects, plan)
-    return _make_report(device, ceilings, lines)
-
-
-def _make_report(device: torch.device, ceilings: Ceilings | None, lines: list[Line]) -> Report:
-    import torch
-
-    from virnucpro.runtime.devices import device_name
-
-    return {
-        "virnucpro": __version__,
-        "torch": torch.__version__,
-        "device": device_name(device),
-        "num_threads": torch.get_num_threads(),
-        "ceilings": dataclasses.asdict(ceilings) if ceilings is not None else None,
-        "lines": [dataclasses.asdict(line) | {"is_off": line.is_off} for line in lines],
-    }
 
 
 def _compare(report: Report, path: Path) -> None:
     """Add to each line of `report` how much faster it is than in the report at `path`.
 
     Raises:
-        UsageError: The file is no report.
+        UsageError: The file is not a report.
     """
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -199,11 +105,11 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("worst cosine", "worst_cosine", "{:.6f}"),
     ("change", "change", "{:+.1%}"),
 )
-"""Heading, field of a line, and format of what is not measured in every suite."""
+"""Heading, field of a line, and format of the columns that some suites lack."""
 
 
 def _format_report(report: Report) -> str:
-    """Return the table, with what it was measured on above and what is missing below."""
+    """Return the table, with the device above it and the missing packages below it."""
     lines = report["lines"]
     measured = [column for column in _COLUMNS if any(line.get(column[1]) for line in lines)]
     rows = [
@@ -244,11 +150,11 @@ def _format_ceilings(ceilings: dict[str, Any]) -> str:
 
 
 def _judge(report: Report) -> None:
-    """Let the command fail if what is ours did not fit the memory, or is not exact enough.
+    """Make the command fail if our encoders do not fit the memory or are not exact enough.
 
     Raises:
-        IncompleteError: It did not fit.
-        VirnucproError: It is too far from float32.
+        IncompleteError: One of them does not fit.
+        VirnucproError: One of them is too far from float32.
     """
     ours = [line for line in report["lines"] if line["is_ours"]]
     named = {field: [_name(line) for line in ours if line[field]] for field in ("note", "is_off")}

@@ -2,63 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME
-from virnucpro.cli.options import (
-    backend_options,
-    classifier_options,
-    compute_options,
-    given_options,
-    inputs_argument,
-    predict_settings,
-    require_classifier,
-    wants_progress,
-)
+from virnucpro.cli.options import config_command, require_classifier, wants_progress
 from virnucpro.cli.progress import shown_progress
-from virnucpro.config import PredictConfig
+from virnucpro.config import CheckPrecisionConfig, ProgressConfig
 from virnucpro.errors import UsageError
 from virnucpro.runtime.environment import num_processes
 
 if TYPE_CHECKING:
     from virnucpro.workflows.check_precision import PrecisionCheck, ScoreDifference
 
-_OWN_OPTIONS = ("as_json", "no_progress", "num_records", "seed")
 
-
-@click.command("check-precision", short_help="Say what a precision changes on your input.")
-@inputs_argument
-@click.option(
-    "--sample",
-    "num_records",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Records to draw, at random over the whole input.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the drawing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@classifier_options
-@backend_options
-@compute_options
-@click.option("--no-progress", is_flag=True, help="Show no progress.")
-@click.pass_context
+@config_command("check-precision", short_help="Show what a precision changes on your input.")
 def check_precision_command(
-    ctx: click.Context, /, num_records: int, seed: int, as_json: bool, **_: Any
+    ctx: click.Context, config: CheckPrecisionConfig, progress: ProgressConfig
 ) -> None:
     """Compare a precision with float32 on a sample of INPUT.
 
-    Records are drawn at random, embedded and scored as predict does, in float32
-    and in --precision, and compared: embeddings, scores, and the calls that would
-    flip. Nothing is kept. When not to use a precision: docs/precision.md.
+    Random records are embedded and scored as in predict, once in float32 and once in --precision.
+    The report compares embeddings and scores, and lists the calls that would change. Nothing is
+    kept. docs/precision.md explains when not to use a precision.
 
     \b
     Examples:
@@ -66,17 +38,16 @@ def check_precision_command(
       virnucpro check-precision contigs.fasta --precision fp8 --sample 1000
     """  # noqa: D301 (click reads the \b)
     if num_processes() > 1:
-        raise UsageError("a precision is checked in one process; start the command by itself")
-    fields = {name: value for name, value in given_options(ctx).items() if name not in _OWN_OPTIONS}
+        raise UsageError("check-precision runs in one process; start the command by itself")
+    require_classifier(config)
     with tempfile.TemporaryDirectory(prefix="virnucpro-precision-") as scratch:
-        config = PredictConfig(**predict_settings(ctx, fields), output_dir=Path(scratch))
-        require_classifier(config)
         from virnucpro.workflows.check_precision import check_precision
 
-        with shown_progress(Path(scratch, METRICS_NAME), wanted=wants_progress(ctx)):
-            check = check_precision(config, num_records=num_records, seed=seed)
-    if as_json:
-        click.echo(json.dumps(asdict(check), indent=2))
+        config = dataclasses.replace(config, output_dir=Path(scratch))
+        with shown_progress(Path(scratch, METRICS_NAME), wanted=wants_progress(ctx, progress)):
+            check = check_precision(config, num_records=config.num_records, seed=config.seed)
+    if config.json:
+        click.echo(json.dumps(dataclasses.asdict(check), indent=2))
         return
     for line in _describe(check):
         click.echo(line)

@@ -1,44 +1,33 @@
-"""`virnucpro checkpoints`: what files of embeddings are, and whether they are whole."""
+"""`virnucpro checkpoints`: the contents of files of embeddings, and whether they are whole."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from virnucpro.cli.options import config_command
+from virnucpro.config import ShowCheckpointsConfig, VerifyCheckpointsConfig
 
 if TYPE_CHECKING:
     from virnucpro.workflows.checkpoints import FileSummary, RunSummary
 
 NO_SUCH_PLACE = 3
-"""The exit code where there is nothing to check, which was the fork's."""
-
-
-def dims_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what to expect in older files."""
-    text = "Of older files, which do not tell."
-    dna = click.option("--dna-dim", type=int, default=768, show_default=True, help=text)
-    protein = click.option("--protein-dim", type=int, default=2560, show_default=True, help=text)
-    return dna(protein(command))
+"""The exit code if there is nothing to check, as in the fork."""
 
 
 @click.group("checkpoints")
 def checkpoints_command() -> None:
-    """Look at files of embeddings, and check them."""
+    """Describe and check files of embeddings."""
 
 
-@checkpoints_command.command("show", short_help="Say what checkpoints are and hold.")
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@dims_options
-def show_command(path: Path, as_json: bool, dna_dim: int, protein_dim: int) -> None:
-    """Say what a checkpoint is: version, identity, rows, whether it is done, size.
-
-    PATH is a part, a run directory, any directory of checkpoints, or a file of
-    features (.pt, .h5) that an older program wrote.
+@config_command("checkpoints show", short_help="Describe checkpoints and their contents.")
+def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
+    """Describe checkpoints: version, identity, number of rows, whether they are done, size.
 
     \b
     Examples:
@@ -48,9 +37,11 @@ def show_command(path: Path, as_json: bool, dna_dim: int, protein_dim: int) -> N
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
+    path = config.path
     run = summarize_run(path)
-    summaries = list(summarize_files(path, EmbeddingDims(dna_dim, protein_dim), digests=False))
-    if as_json:
+    dims = EmbeddingDims(config.dna_dim, config.protein_dim)
+    summaries = list(summarize_files(path, dims, digests=False))
+    if config.json:
         document = {
             "path": str(path),
             "run": asdict(run) if run else None,
@@ -69,15 +60,12 @@ def show_command(path: Path, as_json: bool, dna_dim: int, protein_dim: int) -> N
         click.echo(f"{path}: holds no checkpoints")
 
 
-@checkpoints_command.command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
-@dims_options
-@click.pass_context
-def verify_command(ctx: click.Context, /, path: Path, dna_dim: int, protein_dim: int) -> None:
-    """Read checkpoints as a whole: digests, rows, finite values.
+@config_command("checkpoints verify", short_help="Check checkpoints completely.")
+def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
+    """Check checkpoints completely: digests, rows, finite values.
 
-    Exit code 0: all are whole; 1: some are not; 3: there is no PATH. Nothing is
-    changed; `predict --resume` sets damaged parts aside and computes them again.
+    Exit code 0: all checkpoints are good; 1: some are damaged; 3: PATH does not exist. Nothing is
+    changed. `predict --resume` puts damaged parts aside and computes them again.
 
     \b
     Example:
@@ -86,34 +74,34 @@ def verify_command(ctx: click.Context, /, path: Path, dna_dim: int, protein_dim:
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
+    path = config.path
     if not path.exists():
         click.echo(f"{path}: no such file or directory", err=True)
         ctx.exit(NO_SUCH_PLACE)
     run = summarize_run(path)
     for error in run.errors if run else []:
         click.echo(f"bad  {error}")
-    is_whole = echo_verdicts(
-        summarize_files(path, EmbeddingDims(dna_dim, protein_dim), digests=True)
-    )
+    dims = EmbeddingDims(config.dna_dim, config.protein_dim)
+    is_whole = echo_verdicts(summarize_files(path, dims, digests=True))
     ctx.exit(0 if is_whole and not (run and run.errors) else 1)
 
 
+checkpoints_command.add_command(show_command)
+checkpoints_command.add_command(verify_command)
+
+
 def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
-    """Print a line for each file and one for all, and return whether all can be used."""
+    """Print a line for each file and a total, and return whether all files can be used."""
     num_files = num_bad = 0
     for summary in summaries:
         num_files += 1
         num_bad += summary.error is not None
-        verdict = "ok " if summary.error is None else "bad"
-        click.echo(f"{verdict}  {summary.path}{_after_colon(summary.error)}")
+        reason = "" if summary.error is None else f": {summary.error}"
+        click.echo(f"{'bad' if reason else 'ok '}  {summary.path}{reason}")
         for note in summary.notes:
             click.echo(f"     note: {note}")
     click.echo(f"{num_files - num_bad:,} of {num_files:,} checkpoints can be used")
     return not num_bad
-
-
-def _after_colon(text: str | None) -> str:
-    return "" if text is None else f": {text}"
 
 
 def _echo_run(path: Path, run: RunSummary) -> None:

@@ -1,4 +1,4 @@
-"""The command line: global options, and the only place where errors become exit codes."""
+"""The program's global options, and the only place where errors become exit codes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from virnucpro.cli import ARGUMENTS
+from virnucpro.cli.options import SETTINGS_PATH, use_settings
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
 from virnucpro.runtime.environment import is_main_process, num_processes
 from virnucpro.runtime.logs import set_up_logging
@@ -68,7 +69,7 @@ class _Program(click.Group):
             with _sigterm_raises():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
-            # click's own ways to end, and a reader such as `head` that has seen enough.
+            # click ends by these itself, and a reader such as `head` has seen enough.
             raise
         except BaseException as error:
             raise click.exceptions.Exit(_explain(error)) from error
@@ -77,10 +78,10 @@ class _Program(click.Group):
 def _explain(error: BaseException) -> int:
     """Say on standard error what `error` means, and return the exit code."""
     if isinstance(error, Exception) and not is_main_process():
-        # The main process mostly says the same, whereupon the launcher ends this one.
+        # The main process usually reports the same error, and then the launcher ends this one.
         time.sleep(_SECONDS_BEFORE_OTHERS_SPEAK)
     with_traceback = logger.isEnabledFor(logging.DEBUG)
-    # A launcher passes signals on to its processes, and says it once for all.
+    # A launcher passes signals on to its processes, and reports them once.
     ending = logging.DEBUG if num_processes() > 1 else logging.ERROR
     match error:
         case VirnucproError():
@@ -96,7 +97,7 @@ def _explain(error: BaseException) -> int:
             logger.error("this machine's memory is used up", exc_info=with_traceback)
             return MemoryExhaustedError.exit_code
         case OSError():
-            # A full disk, a missing permission: the machine's trouble and not a bug.
+            # A full disk or a missing permission is no bug of the program.
             logger.error("%s", error, exc_info=with_traceback)
             return 1
         case Exception():
@@ -114,9 +115,9 @@ def _explain(error: BaseException) -> int:
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
-        # The cleaning up that follows is not to be interrupted in its turn.
+        # A second signal must not interrupt the cleaning up that follows.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # Nor by torch, which raises when a loader's worker dies; the same signal often reached it.
+        # torch raises when a loader's worker dies, and the same signal often reached that as well.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Terminated
 
@@ -187,22 +188,24 @@ def _format_bibtex(work: dict[str, Any]) -> str:
 
 @click.group(
     cls=_Program,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Settings, exit codes and every option in full: docs/command-line.md",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="docs/command-line.md explains all options, settings files and exit codes.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Say more; show tracebacks of errors.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors; no progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Show more messages, and tracebacks of errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Show errors only, and no progress.")
 @click.option(
     "-l",
     "--log-file",
     type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
     help="Also append messages to this file.",
 )
 @click.option(
     "-c",
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Settings for predict (YAML; see utils generate-config).",
+    type=SETTINGS_PATH,
+    metavar="FILE",
+    help="Read settings of the commands from this YAML file; see utils generate-config.",
 )
 @click.version_option(__version__, prog_name="virnucpro", message="%(prog)s %(version)s")
 @click.option(
@@ -213,12 +216,14 @@ def _format_bibtex(work: dict[str, Any]) -> str:
     callback=_print_citation,
     help="Show how to cite virnucpro and exit.",
 )
-def main(verbose: bool, quiet: bool, log_file: Path | None, config: Path | None) -> None:
-    """Tell which contigs and reads are viral.
+@click.pass_context
+def main(
+    ctx: click.Context, verbose: bool, quiet: bool, log_file: Path | None, config: Path | None
+) -> None:
+    """Find viral contigs and reads.
 
-    Sequences are cut into chunks of 300 or 500 bp and read in six frames; the
-    frames without a stop codon are embedded by DNABERT-S and ESM-2, and a
-    classifier scores them.
+    virnucpro cuts sequences into chunks of 300 or 500 bp and reads each chunk in six frames.
+    DNABERT-S and ESM-2 embed the frames without a stop codon, and a classifier scores them.
 
     \b
     Examples:
@@ -232,3 +237,5 @@ def main(verbose: bool, quiet: bool, log_file: Path | None, config: Path | None)
         set_up_logging(level, log_file)
     except OSError as error:
         raise UsageError(f"{log_file}: cannot be written ({error.strerror})") from error
+    if config is not None:
+        use_settings(ctx, config)

@@ -1,81 +1,33 @@
-"""`virnucpro migrate`: features and classifiers of the original and the fork, for use here."""
+"""`virnucpro migrate`: turns features and classifiers of older programs into our formats."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from virnucpro.cli.bars import counting_bars
-from virnucpro.config import PredictConfig
+from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import counting_bars
+from virnucpro.config import MigrateConfig
 from virnucpro.errors import UsageError
 
 _CLASSIFIER_SUFFIX = ".safetensors"
 
 
-@click.command("migrate", short_help="Bring features and classifiers of older programs along.")
-@click.argument(
-    "sources",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, path_type=Path),
-    metavar="SOURCE...",
+@config_command(
+    "migrate", short_help="Convert features and classifiers of the original and the fork."
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="A directory for features, FILE.safetensors for a classifier.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what there is and would be done; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=min(4, os.cpu_count() or 1),
-    help="Processes that read files.  [default: by the machine, up to 4]",
-)
-@click.option(
-    "--verify",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Embed N rows again and compare; needs --dna-weights or --protein-weights.",
-)
-@click.option("--dna-weights", metavar="WEIGHTS", help="For --verify, as in predict.")
-@click.option("--protein-weights", metavar="WEIGHTS", help="For --verify, as in predict.")
-@click.option(
-    "-d", "--device", metavar="DEVICE", default="auto", show_default=True, help="For --verify."
-)
-@click.option("--dna-dim", type=int, default=768, show_default=True, help="Of the features.")
-@click.option("--protein-dim", type=int, default=2560, show_default=True, help="Of the features.")
-@click.option("--dna-backend", default=PredictConfig.dna_backend, show_default=True, metavar="NAME")
-@click.option(
-    "--protein-backend", default=PredictConfig.protein_backend, show_default=True, metavar="NAME"
-)
-@click.option(
-    "-e",
-    "--chunk-length-bp",
-    "--expected-length",
-    type=click.IntRange(min=1),
-    metavar="BP",
-    help="Chunk length that a classifier was trained on.",
-)
-@click.pass_context
-def migrate_command(ctx: click.Context, /, sources: tuple[Path, ...], **options: Any) -> None:
-    """Bring features and classifiers of older programs along.
+def migrate_command(ctx: click.Context, config: MigrateConfig) -> None:
+    """Convert features and classifiers of the original VirNucPro or of the fork (v1.0, v2.0).
 
-    SOURCE is a file, a directory of features, or a whole run directory of the
-    original VirNucPro or of the optimized fork (v1.0, v2.0). What a file is, its
-    contents tell. Sources are never changed; run the same command again to go on
-    after an interruption. Exit code 1: some files were refused.
+    The contents of a file decide its kind. Sources are never changed. After an interruption, run
+    the same command again to continue. Exit code 1: some files were refused.
 
-    To finish an old run, `virnucpro predict --resume` in its directory does all
-    this by itself.
+    You do not need this command to finish an old run: `virnucpro predict --resume` in its
+    directory does all of this.
 
     \b
     Examples:
@@ -83,72 +35,71 @@ def migrate_command(ctx: click.Context, /, sources: tuple[Path, ...], **options:
       virnucpro migrate old_run -o features
       virnucpro migrate 500_model.pth -o 500.safetensors -e 500
     """  # noqa: D301 (click reads the \b)
-    output: Path | None = options["output"]
-    if output is None and not options["dry_run"]:
+    output = config.output_path
+    if output is None and not config.dry_run:
         raise UsageError("nowhere to write to: give -o, or --dry-run to look only")
     if output is not None and output.suffix == _CLASSIFIER_SUFFIX:
-        _migrate_classifier(sources, output, options)
+        _migrate_classifier(config, output)
         return
-    report = _migrate_features(sources, output, options)
-    if options["as_json"]:
-        import json
-
+    report = _migrate_features(config)
+    if config.json:
         click.echo(json.dumps(report, indent=2))
     else:
-        _echo_report(report, dry_run=options["dry_run"])
+        _echo_report(report, dry_run=config.dry_run)
     ctx.exit(1 if report["counts"]["files refused"] else 0)
 
 
-def _migrate_classifier(sources: tuple[Path, ...], output: Path, options: dict[str, Any]) -> None:
+def _migrate_classifier(config: MigrateConfig, output: Path) -> None:
     from virnucpro.scoring.classifier import ClassifierMetadata
     from virnucpro.workflows.migrate import migrate_classifier
 
-    if len(sources) != 1:
-        raise UsageError(f"{len(sources)} sources: a classifier is migrated from one file")
-    if options["chunk_length_bp"] is None:
-        number = re.match(r"\d+", sources[0].name)
+    source = config.sources[0]
+    if len(config.sources) != 1:
+        raise UsageError(f"{len(config.sources)} sources: a classifier is migrated from one file")
+    if config.chunk_length_bp is None:
+        number = re.match(r"\d+", source.name)
         hint = f" (its name suggests -e {number[0]})" if number else ""
         raise UsageError(
-            f"{sources[0]}: tells nothing of the chunk length that it was trained on; give it "
+            f"{source}: tells nothing of the chunk length that it was trained on; give it "
             f"with -e{hint}"
         )
     metadata = ClassifierMetadata(
-        dna_backend=options["dna_backend"],
-        protein_backend=options["protein_backend"],
-        dna_dim=options["dna_dim"],
-        protein_dim=options["protein_dim"],
-        chunk_length_bp=options["chunk_length_bp"],
+        dna_backend=config.dna_backend,
+        protein_backend=config.protein_backend,
+        dna_dim=config.dna_dim,
+        protein_dim=config.protein_dim,
+        chunk_length_bp=config.chunk_length_bp,
     )
-    migrate_classifier(sources[0], output, metadata, dry_run=options["dry_run"])
-    click.echo(f"{'Would write' if options['dry_run'] else 'Written'}: {output}")
+    migrate_classifier(source, output, metadata, dry_run=config.dry_run)
+    click.echo(f"{'Would write' if config.dry_run else 'Written'}: {output}")
 
 
-def _migrate_features(
-    sources: tuple[Path, ...], output: Path | None, options: dict[str, Any]
-) -> dict[str, Any]:
+def _migrate_features(config: MigrateConfig) -> dict[str, Any]:
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.legacy.verification import Verification
     from virnucpro.workflows.migrate import MigrationConfig, migrate_features
 
-    given = {"dna": options["dna_weights"], "protein": options["protein_weights"]}
     weights: Any = {
-        alphabet: (options[f"{alphabet}_backend"], location)
-        for alphabet, location in given.items()
+        alphabet: (backend, location)
+        for alphabet, backend, location in (
+            ("dna", config.dna_backend, config.dna_weights),
+            ("protein", config.protein_backend, config.protein_weights),
+        )
         if location is not None
     }
-    if (options["verify"] is None) != (not weights):
+    if (config.verify is None) != (not weights):
         raise UsageError("--verify needs --dna-weights or --protein-weights, and these need it")
-    config = MigrationConfig(
-        sources=sources,
-        output_dir=None if options["dry_run"] else output,
-        dims=EmbeddingDims(options["dna_dim"], options["protein_dim"]),
-        jobs=options["jobs"],
-        verification=Verification(options["verify"], weights, options["device"])
-        if weights
-        else None,
+    features = MigrationConfig(
+        sources=config.sources,
+        output_dir=None if config.dry_run else config.output_path,
+        dims=EmbeddingDims(config.dna_dim, config.protein_dim),
+        jobs=config.jobs,
+        verification=None
+        if config.verify is None
+        else Verification(config.verify, weights, config.device),
     )
     with counting_bars() as show:
-        return migrate_features(config, show)
+        return migrate_features(features, show)
 
 
 def _echo_report(report: dict[str, Any], *, dry_run: bool) -> None:

@@ -1,4 +1,4 @@
-"""`virnucpro monitor`: the view of a run that is going on elsewhere, or has ended."""
+"""`virnucpro monitor`: the view of a run in another process, or of one that has ended."""
 
 from __future__ import annotations
 
@@ -6,34 +6,28 @@ import functools
 import json
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 import click
 from rich.console import Console
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME
+from virnucpro.cli.options import config_command
 from virnucpro.cli.progress import follow
 from virnucpro.cli.run_view import render
+from virnucpro.config import MonitorConfig
 from virnucpro.errors import UsageError
 from virnucpro.runtime.monitoring import RunState
 
 _ALL_LINES = 1 << 20
 
 
-@click.command("monitor")
-@click.argument(
-    "run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN_DIR"
-)
-@click.option("--once", is_flag=True, help="Show the present state and exit.")
-@click.option("--json", "as_json", is_flag=True, help="Show the same as JSON.")
-def monitor_command(run_dir: Path, once: bool, as_json: bool) -> None:
-    """Show the progress of a run.
+@config_command("monitor", short_help="Show the state of a run.")
+def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
+    """Show the state of a run, on this machine or on a file system that both machines share.
 
-    RUN_DIR is the output directory of predict, or the .parts directory of
-    embed. Any machine that sees the directory can show the run. The view
-    follows the run to its end; Ctrl-C ends the view and not the run.
+    A run in progress is followed until it ends. Ctrl-C stops the view, and not the run.
     """
-    path = run_dir / METRICS_NAME
+    path = config.run_dir / METRICS_NAME
     if not path.is_file():
         raise UsageError(
             f"{path}: does not exist; give the output directory of `virnucpro predict`, or the "
@@ -41,13 +35,13 @@ def monitor_command(run_dir: Path, once: bool, as_json: bool) -> None:
         )
     state, console = RunState(path), Console()
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    if not (once or as_json):
+    if not (config.once or config.json):
         with suppress(KeyboardInterrupt):
             follow(state, console, threading.Event(), say=say, with_warnings=True)
         return
     for _ in state.read():
         pass
-    if as_json:
+    if config.json:
         click.echo(json.dumps(state.to_json(), indent=2))
         return
     for warning in state.warnings:

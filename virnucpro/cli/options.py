@@ -1,12 +1,14 @@
-"""What commands share: options, what was given, and what may be overwritten."""
+"""Commands made from their classes of settings, and what several commands do with them."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,189 +17,239 @@ from click.core import ParameterSource
 
 from virnucpro.cli import ARGUMENTS
 from virnucpro.config import (
-    ATTENTIONS,
-    COMPILE_SETTINGS,
-    MODEL_TYPES,
-    PRECISIONS,
+    COMMANDS,
     ComputeConfig,
-    EmbedConfig,
+    Config,
+    DeviceConfig,
+    LaunchConfig,
+    Option,
     PredictConfig,
-    TrainConfig,
+    ProgressConfig,
+    RunConfig,
+    command_options,
+    options_of,
 )
+from virnucpro.config.options import GROUPS, REQUIRED
 from virnucpro.errors import OutputExistsError, UsageError
-from virnucpro.legacy.settings import read_settings
 from virnucpro.runtime.environment import is_launched, is_main_process, num_processes
 
-Config = TypeVar("Config", PredictConfig, EmbedConfig, TrainConfig)
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
-INPUT_PATH = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_PATHS: Mapping[str, Mapping[str, bool]] = {
+    "input": {"exists": True, "dir_okay": False, "allow_dash": True},
+    "file": {"exists": True, "dir_okay": False},
+    "directory": {"exists": True, "file_okay": False},
+    "any": {"exists": True},
+    "new file": {"dir_okay": False},
+    "new directory": {"file_okay": False},
+    "new": {},
+}
+_FORK_SETTINGS = "virnucpro.fork_settings"
+"""Where a click context keeps the path of the settings file, and the fork's keys in it."""
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+class ConfigOption(click.Option):
+    """An option in a group of `--help`, which shows its own names alone."""
+
+    def __init__(self, names: Sequence[str], *, group: str, num_shown: int = 2, **about: Any):
+        super().__init__(names, **about)
+        self.group = group
+        self._num_shown = num_shown
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the names and the help, without the names that came later."""
+        shown = copy.copy(self)
+        shown.opts = self.opts[: self._num_shown]
+        return click.Option.get_help_record(shown, ctx)
 
 
-def _group(*options: Decorator) -> Decorator:
-    """Return one decorator for several options, listed by `--help` in this order."""
+class ConfigFlag(ConfigOption):
+    """A flag that stands for a value of another option."""
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
+    def __init__(self, name: str, sets: tuple[str, Any], **about: Any) -> None:
+        super().__init__([name], is_flag=True, **about)
+        self.sets = sets
+
+
+class ConfigArgument(click.Argument):
+    """An argument that `--help` explains as well."""
+
+    group = "Arguments"
+
+    def __init__(self, name: str, *, help: str, **about: Any) -> None:
+        super().__init__([name], **about)
+        self._help = help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """Return the name and the help."""
+        return self.human_readable_name, self._help
+
+
+class ConfigCommand(click.Command):
+    """A command whose `--help` lists its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each group."""
+        records: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                records[getattr(param, "group", "General")].append(record)
+        for group, listed in records.items():
+            if listed:
+                with formatter.section(group):
+                    formatter.write_dl(listed)
+
+
+def config_command(
+    path: str,
+    *,
+    short_help: str | None = None,
+    cls: type[ConfigCommand] = ConfigCommand,
+    extra: Sequence[click.Parameter] = (),
+) -> Callable[[Callable[..., None]], ConfigCommand]:
+    """Return a decorator that makes a command, called with its context and its settings.
+
+    Args:
+        path: The words that start the command; `COMMANDS` has the classes of its settings.
+        short_help: What the list of commands says, if not the first line of the docstring.
+        cls: The class of the command.
+        extra: More parameters, which the settings do not have.
+    """
+
+    def decorate(function: Callable[..., None]) -> ConfigCommand:
+        def call(**_: Any) -> None:
+            ctx = click.get_current_context()
+            function(ctx, *(make_config(ctx, config) for config in COMMANDS[path]))
+
+        settings_option = click.Option(
+            ["-c", "--config"],
+            type=SETTINGS_PATH,
+            is_eager=True,
+            expose_value=False,
+            hidden=True,
+            callback=lambda ctx, _, file: None if file is None else use_settings(ctx, file, path),
+        )
+        options = command_options(path).values()
+        return cls(
+            name=path.rpartition(" ")[2],
+            callback=call,
+            params=[*map(_make_param, options), *_make_flags(options), *extra, settings_option],
+            help=inspect.cleandoc(function.__doc__ or ""),
+            short_help=short_help,
+        )
 
     return decorate
 
 
-inputs_argument = click.argument(
-    "inputs", nargs=-1, required=True, type=INPUT_PATH, metavar="INPUT..."
-)
+SETTINGS_PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 
-classifier_options = _group(
-    click.option(
-        "-m",
-        "--model-type",
-        type=click.Choice(MODEL_TYPES),
-        default=PredictConfig.model_type,
-        show_default=True,
-        help="For chunks of 300 bp, of 500 bp; mini: the small model inside; or your own.",
-    ),
-    click.option(
-        "-p",
-        "--model-path",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="The classifier.  [default: {model type}_model.pth]",
-    ),
-    click.option(
-        "-e",
-        "--chunk-length-bp",
-        "--expected-length",
-        type=int,
-        metavar="BP",
-        help="Length of a chunk.  [default: the model type's]",
-    ),
-    click.option(
-        "--min-length-bp",
-        "--min-length",
-        type=int,
-        metavar="BP",
-        default=PredictConfig.min_length_bp,
-        show_default=True,
-        help="Shorter records get no call.",
-    ),
-    click.option(
-        "--threshold",
-        type=float,
-        metavar="SCORE",
-        default=PredictConfig.threshold,
-        show_default=True,
-        help="Records are viral from this score on.",
-    ),
-)
-"""What is called viral, and by which classifier."""
 
-backend_options = _group(
-    click.option(
-        "--dna-backend",
-        metavar="NAME",
-        default=PredictConfig.dna_backend,
-        show_default=True,
-        help="Embeds DNA (see virnucpro backends).",
-    ),
-    click.option(
-        "--protein-backend",
-        metavar="NAME",
-        default=PredictConfig.protein_backend,
-        show_default=True,
-        help="Embeds proteins.",
-    ),
-    click.option(
-        "--dna-weights",
-        metavar="WEIGHTS",
-        help="File, directory or hub id (owner/name@revision).  [default: zhihan1996/DNABERT-S]",
-    ),
-    click.option(
-        "--protein-weights",
-        metavar="WEIGHTS",
-        help=f"The same for proteins.  [default: {PredictConfig.protein_weights}]",
-    ),
-)
-"""The two models that embed open frames."""
+def _make_param(option: Option) -> click.Parameter:
+    about: dict[str, Any] = {"type": _make_type(option), "metavar": option.metavar}
+    if option.is_argument:
+        about |= {"nargs": -1} if option.is_many else {}
+        return ConfigArgument(option.name, required=True, help=option.help, **about)
+    if option.kind is bool:
+        about = {"is_flag": True}
+    # Even a default of None would let click take a required option for given.
+    if option.default not in (None, (), REQUIRED):
+        about["default"] = option.default
+    is_required = option.default is REQUIRED
+    text = f"default: {option.default_text}" if option.default_text else ""
+    short = [name for name in option.aliases if not name.startswith("--")]
+    long = [name for name in option.aliases if name.startswith("--")]
+    main = "/".join(filter(None, [option.long_name, option.negative_name]))
+    return ConfigOption(
+        [option.name, *short, main, *long],
+        group=option.group,
+        num_shown=len(short) + 1,
+        help=f"{option.help}  [{text}]" if text else option.help,
+        required=is_required,
+        multiple=option.is_many,
+        **about,
+    )
 
-budget_options = _group(
-    click.option(
-        "--dna-batch-tokens",
-        "--dnabert-batch-size",
-        type=int,
-        metavar="TOKENS",
-        help="Tokens per batch of DNA.  [default: by the device]",
-    ),
-    click.option(
-        "--protein-batch-tokens",
-        "--esm-batch-size",
-        type=int,
-        metavar="TOKENS",
-        help="Tokens per batch of proteins.  [default: by the device]",
-    ),
-)
-"""How much of each of them goes into a batch."""
 
-device_options = _group(
-    click.option(
-        "-d",
-        "--device",
-        metavar="DEVICE",
-        default=ComputeConfig.device,
-        show_default=True,
-        help="auto, cpu, cuda, cuda:N or N.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default=ComputeConfig.precision,
-        show_default=True,
-        help="auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU. "
-        "fp8 is for Hopper and newer.",
-    ),
-    click.option(
-        "--attention",
-        type=click.Choice(ATTENTIONS),
-        default=ComputeConfig.attention,
-        show_default=True,
-        help="auto: our kernels on GPUs, oneDNN's products on CPUs, or sdpa, which needs torch "
-        "alone; flash needs flash-attn; eager is the plain reference.",
-    ),
-)
-"""What to compute on, and how."""
+def _make_type(option: Option) -> click.ParamType[Any]:
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.path is not None:
+        path_type = Path if option.kind is Path else None
+        return click.Path(**_PATHS[option.path], path_type=path_type)
+    # The settings check ranges themselves.
+    return click.types.convert_type(option.kind)
 
-compute_options = _group(
-    device_options,
-    click.option(
-        "--compile",
-        type=click.Choice(COMPILE_SETTINGS),
-        default=ComputeConfig.compile,
-        show_default=True,
-        help="Compile the models with torch.compile; auto: where that pays.",
-    ),
-    click.option(
-        "--dataloader-workers",
-        type=int,
-        metavar="N",
-        help="Tokenizing processes per GPU.  [default: by the machine]",
-    ),
-)
-"""The same for a run, which also reads and tokenizes."""
 
-launch_options = _group(
-    click.option("--gpus", metavar="N[,N...]", help="Use these GPUs.  [default: all]"),
-    click.option(
-        "--num-processes",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Start so many.  [default: one per GPU]",
-    ),
-)
-"""How many processes a command starts."""
+def _make_flags(options: Iterable[Option]) -> list[ConfigFlag]:
+    """Return the flags that stand for values of options."""
+    return [
+        ConfigFlag(
+            flag,
+            (option.name, value),
+            group=option.group,
+            help=f"The same as {option.long_name} {value}.",
+        )
+        for option in options
+        for flag, value in option.shorthands.items()
+    ]
 
-LAUNCH_OPTIONS = frozenset({"gpus", "num_processes"})
-"""The `launch_options`, which are no fields of a config."""
+
+def use_settings(ctx: click.Context, path: Path, command: str | None = None) -> None:
+    """Let a settings file give the values that the command line does not give.
+
+    Args:
+        ctx: Of the program, or of one command.
+        path: The settings file.
+        command: The words that start the command, if it is one.
+
+    Raises:
+        UsageError: The file cannot be read, or has an unknown key or a wrong value.
+    """
+    from virnucpro.config.settings_file import command_keys, read_settings
+    from virnucpro.legacy.settings import FORK_KEYS
+
+    found = read_settings(path, {**command_keys(), **FORK_KEYS})
+    ctx.meta[_FORK_SETTINGS] = path, {name: found[name] for name in found if name in FORK_KEYS}
+    sections: dict[str, Any] = {}
+    for name, value in found.items():
+        *words, field = name.split(".")
+        section = sections
+        for word in words:
+            section = section.setdefault(word, {})
+        section[field] = value
+    for word in command.split() if command is not None else ():
+        sections = sections.get(word, {})
+    ctx.default_map = sections
+
+
+def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
+    """Return settings: the command line's before those of a settings file before the defaults.
+
+    Raises:
+        UsageError: A setting has an invalid value, or two options contradict each other.
+    """
+    given = _resolve_flags(ctx, given_options(ctx))
+    fields = {name: value for name, value in given.items() if name in options_of(config)}
+    if issubclass(config, PredictConfig) and _FORK_SETTINGS in ctx.meta:
+        from virnucpro.legacy.settings import read_fork_fields
+
+        path, found = ctx.meta[_FORK_SETTINGS]
+        fields = read_fork_fields(path, found, fields.get("model_type")) | fields
+    return config(**fields)
+
+
+def make_compute_config(
+    config: DeviceConfig, compile: str = ComputeConfig.compile
+) -> ComputeConfig:
+    """Return how to compute on the device of settings that say no more."""
+    return ComputeConfig(
+        device=config.device,
+        precision=config.precision,
+        attention=config.attention,
+        compile=compile,
+    )
 
 
 def given_options(ctx: click.Context) -> dict[str, Any]:
@@ -209,22 +261,33 @@ def given_options(ctx: click.Context) -> dict[str, Any]:
     }
 
 
-def predict_settings(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of PredictConfig: those `given`, before those of the settings file.
+def _resolve_flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the values that flags stand for.
 
     Raises:
-        UsageError: The settings file cannot be read, or has an unknown key or a wrong value.
+        UsageError: The command line gives a setting two values.
     """
-    path = ctx.find_root().params.get("config")
-    settings = read_settings(path, given.get("model_type")) if path is not None else {}
-    return settings | given
+    resolved = dict(given)
+    by_flag: dict[str, str] = {}
+    for param in ctx.command.params:
+        if isinstance(param, ConfigFlag) and param.name in given:
+            name, value = param.sets
+            is_typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            other = by_flag.get(name, f"--{name.replace('_', '-')}" if is_typed else None)
+            if other is not None and resolved[name] != value:
+                raise UsageError(
+                    f"{other} and {param.opts[0]} contradict each other; give one of the two"
+                )
+            resolved[name] = value
+            by_flag[name] = param.opts[0]
+    return resolved
 
 
 def require_classifier(config: PredictConfig) -> None:
-    """Make sure that the classifier is there, before anything that takes longer.
+    """Make sure that the classifier exists, before anything that takes longer.
 
     Raises:
-        UsageError: It is not.
+        UsageError: It does not.
     """
     if not config.resolved_model_path.is_file():
         raise UsageError(
@@ -233,14 +296,16 @@ def require_classifier(config: PredictConfig) -> None:
         )
 
 
-def settle_output(config: Config, path: Path, *, used: bool, may_ask: bool) -> Config | None:
-    """Return `config`, with `force` set where the user agreed to it; None where they declined.
+def settle_output(
+    config: AnyRunConfig, path: Path, *, used: bool, may_ask: bool
+) -> AnyRunConfig | None:
+    """Return `config`, with `force` set if the user agreed to it; None if they declined.
 
     Args:
         config: The settings so far.
         path: The output file or directory.
-        used: Whether there is anything to lose in it.
-        may_ask: False where standard input is the data.
+        used: Whether there is anything in it that could be lost.
+        may_ask: False if standard input is the data.
 
     Raises:
         OutputExistsError: Something is there and nobody can be asked.
@@ -286,18 +351,21 @@ def require_single_process(ctx: click.Context) -> None:
         )
 
 
-def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -> None:
-    """Run the command in several processes, if it is to have them, and exit as they do.
+def leave_to_launch(
+    ctx: click.Context, config: ComputeConfig, launch: LaunchConfig, *, force: bool
+) -> None:
+    """Run the command in several processes if it needs them, and exit as they do.
 
     Args:
         ctx: The command's.
         config: What the processes will read again from the command line.
+        launch: How many processes, on which GPUs.
         force: Whether to add `--force`, which a person at the terminal agreed to.
 
     Raises:
         UsageError: There are no devices for so many processes.
     """
-    wanted = ctx.params["num_processes"]
+    wanted = launch.num_processes
     if is_launched():
         if wanted not in (None, num_processes()):
             raise UsageError(
@@ -307,7 +375,7 @@ def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -
         return
     from virnucpro.runtime import launching
 
-    num_wanted = launching.choose_num_processes(config.device, wanted, ctx.params["gpus"])
+    num_wanted = launching.choose_num_processes(config.device, wanted, launch.gpus)
     if num_wanted == 1:
         return
     before, own = ctx.meta[ARGUMENTS]
@@ -315,7 +383,7 @@ def leave_to_launch(ctx: click.Context, config: ComputeConfig, *, force: bool) -
     ctx.exit(launching.launch(num_wanted, [*before, *forced, *own]))
 
 
-def wants_progress(ctx: click.Context) -> bool:
-    """Return whether the user wants to see progress, and this process is to show it."""
+def wants_progress(ctx: click.Context, config: ProgressConfig) -> bool:
+    """Return whether the user wants to see progress, and this process shows it."""
     quiet = ctx.find_root().params.get("quiet") or ctx.params.get("verbose") is False
-    return is_main_process() and not (quiet or ctx.params["no_progress"])
+    return is_main_process() and not (quiet or config.no_progress)

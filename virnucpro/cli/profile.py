@@ -1,17 +1,17 @@
-"""`virnucpro profile`: the token budget that is fastest on a device, kept for later runs."""
+"""`virnucpro profile`: how fast a model is, by the number of tokens in a batch."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from virnucpro.cli.options import device_options, require_single_process
-from virnucpro.cli.tables import format_table
-from virnucpro.config import ComputeConfig, PredictConfig
+from virnucpro.cli.options import config_command, make_compute_config, require_single_process
+from virnucpro.cli.terminal import format_table
+from virnucpro.config import PredictConfig, ProfileConfig
 from virnucpro.embedding.budgets import store_budget
 from virnucpro.errors import UsageError
 
@@ -24,54 +24,13 @@ _DEFAULT_WEIGHTS = {
 }
 
 
-@click.command("profile", short_help="Find the fastest batches of a device, for later runs.")
-@click.option(
-    "-m", "--model", required=True, metavar="NAME", help="A name that `virnucpro backends` lists."
-)
-@click.option(
-    "--weights", metavar="WEIGHTS", help="File, directory or hub id.  [default: as of predict]"
-)
-@device_options
-@click.option(
-    "--min-batch",
-    type=click.IntRange(min=1),
-    metavar="TOKENS",
-    default=512,
-    show_default=True,
-    help="The smallest budget of a batch.",
-)
-@click.option(
-    "--max-batch",
-    type=click.IntRange(min=1),
-    metavar="TOKENS",
-    help="The largest.  [default: 131072, on a CPU 8192]",
-)
-@click.option(
-    "--step",
-    type=click.IntRange(min=1),
-    metavar="TOKENS",
-    help="From one to the next.  [default: twice the last]",
-)
-@click.option(
-    "--test-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FASTA",
-    help="What to measure on.  [default: random open frames of 500 bp]",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="JSON",
-    help="Also write the measurements to this file.",
-)
-@click.pass_context
-def profile_command(ctx: click.Context, /, **options: Any) -> None:
-    """Measure throughput against the tokens in a batch, and keep the best.
+@config_command("profile", short_help="Find the fastest batch size of a device, for later runs.")
+def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
+    """Measure the throughput of batches with different numbers of tokens, and keep the best.
 
-    Later runs on the same model of GPU, with the same backend, size of model,
-    precision and attention, cut their batches by it. Batches are still smaller
-    where memory is short. docs/command-line.md says where it is kept.
+    Later runs use this number of tokens if they have the same model of GPU, backend, size of
+    model, precision and attention. Batches are smaller if memory is short. docs/command-line.md
+    explains where the number is stored.
 
     \b
     Examples:
@@ -79,21 +38,21 @@ def profile_command(ctx: click.Context, /, **options: Any) -> None:
       virnucpro profile -m dnabert-s --weights models/DNABERT-S --precision fp16
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
-    location = options["weights"] or _DEFAULT_WEIGHTS.get(options["model"])
+    location = config.weights or _DEFAULT_WEIGHTS.get(config.model)
     if location is None:
-        raise UsageError(f"backend {options['model']}: which weights? Name them with --weights")
+        raise UsageError(f"backend {config.model}: which weights? Name them with --weights")
     from virnucpro.workflows.profile import BudgetRange, profile_budgets
 
     profile = profile_budgets(
-        ComputeConfig(**{name: options[name] for name in ("device", "precision", "attention")}),
-        options["model"],
+        make_compute_config(config),
+        config.model,
         location,
-        BudgetRange(options["min_batch"], options["max_batch"], options["step"]),
-        options["test_file"],
+        BudgetRange(config.min_batch, config.max_batch, config.step),
+        config.test_file,
     )
     _echo(profile)
-    if options["output"] is not None:
-        _write(options["output"], profile, location)
+    if config.output_path is not None:
+        _write(config.output_path, profile, location)
     path = store_budget(profile.key, profile.best)
     click.echo(f"\nBest: {profile.best} tokens a batch. Later runs read it in {path}")
 

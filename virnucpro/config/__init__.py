@@ -1,34 +1,103 @@
-"""A run's settings, one class for each command: frozen, and checked when they are made."""
+"""The settings of each command, each stated once: frozen, and checked when they are made."""
+
+from collections.abc import Mapping
 
 from virnucpro.config.embed import EmbedConfig
 from virnucpro.config.evaluate import EvaluateConfig
-from virnucpro.config.predict import MINI_DIRECTORY, MINI_LENGTHS_BP, MODEL_TYPES, PredictConfig
+from virnucpro.config.export import ExportConfig, ExportFormat
+from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
+from virnucpro.config.migrate import MigrateConfig
+from virnucpro.config.options import GROUPS, Config, Option, options_of
+from virnucpro.config.predict import (
+    MINI_DIRECTORY,
+    MINI_LENGTHS_BP,
+    MODEL_TYPES,
+    CheckPrecisionConfig,
+    PredictConfig,
+)
 from virnucpro.config.shared import (
-    ATTENTIONS,
-    COMPILE_SETTINGS,
-    PRECISIONS,
     STDIN,
     ComputeConfig,
+    DeviceConfig,
     FramesConfig,
+    LaunchConfig,
+    ProgressConfig,
     RunConfig,
     input_stem,
 )
 from virnucpro.config.train import TrainConfig
+from virnucpro.config.utilities import (
+    BackendsConfig,
+    FrameTableConfig,
+    GenerateConfigConfig,
+    MonitorConfig,
+    ShowCheckpointsConfig,
+    ValidateCheckpointsConfig,
+    ValidateConfig,
+    VerifyCheckpointsConfig,
+)
+
+COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
+    "predict": (PredictConfig, LaunchConfig),
+    "frames": (FrameTableConfig,),
+    "embed": (EmbedConfig, LaunchConfig),
+    "train": (TrainConfig, LaunchConfig),
+    "evaluate": (EvaluateConfig,),
+    "migrate": (MigrateConfig,),
+    "export": (ExportConfig,),
+    "check-precision": (CheckPrecisionConfig, ProgressConfig),
+    "checkpoints show": (ShowCheckpointsConfig,),
+    "checkpoints verify": (VerifyCheckpointsConfig,),
+    "monitor": (MonitorConfig,),
+    "profile": (ProfileConfig,),
+    "benchmark": (BenchmarkConfig,),
+    "backends": (BackendsConfig,),
+    "utils validate": (ValidateConfig,),
+    "utils generate-config": (GenerateConfigConfig,),
+    "utils validate-checkpoints": (ValidateCheckpointsConfig,),
+}
+"""The classes of settings of each command that has some."""
+
+
+def command_options(command: str) -> dict[str, Option]:
+    """Return all options of a command by name, in the order of their groups."""
+    options = [one for config in COMMANDS[command] for one in options_of(config).values()]
+    return {one.name: one for one in sorted(options, key=lambda one: GROUPS.index(one.group))}
+
 
 __all__ = [
-    "ATTENTIONS",
-    "COMPILE_SETTINGS",
+    "COMMANDS",
     "MINI_DIRECTORY",
     "MINI_LENGTHS_BP",
     "MODEL_TYPES",
-    "PRECISIONS",
     "STDIN",
+    "BackendsConfig",
+    "BenchmarkConfig",
+    "CheckPrecisionConfig",
     "ComputeConfig",
+    "Config",
+    "DeviceConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "ExportConfig",
+    "ExportFormat",
+    "FrameTableConfig",
     "FramesConfig",
+    "GenerateConfigConfig",
+    "LaunchConfig",
+    "MigrateConfig",
+    "MonitorConfig",
+    "Option",
     "PredictConfig",
+    "ProfileConfig",
+    "ProgressConfig",
     "RunConfig",
+    "ShowCheckpointsConfig",
     "TrainConfig",
+    "ValidateCheckpointsConfig",
+    "ValidateConfig",
+    "VerifyCheckpointsConfig",
+    "command_options",
     "input_stem",
+    "options_of",
 ]

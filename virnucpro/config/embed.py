@@ -1,37 +1,50 @@
-"""What `embed` does."""
+"""The settings of `embed`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from virnucpro.config.options import REQUIRED, argument, option
 from virnucpro.config.shared import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(RunConfig):
-    """What `embed` does.
+class EmbedConfig(RunConfig, group="Embedding models"):
+    """The settings of `embed`."""
 
-    Attributes:
-        input: A FASTA or FASTQ file, plain or compressed, or `-` for standard input.
-        backend: Name of the backend, for example `esm2`.
-        weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
-        output_path: The HDF5 file to write.
-        batch_tokens: Tokens in a batch; None for the device's default.
+    input: str = argument(
+        help="FASTA or FASTQ file, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        path="input",
+    )
+    backend: str = option(
+        REQUIRED, help="Name of a backend that virnucpro backends lists.", metavar="NAME"
+    )
+    weights: str = option(
+        REQUIRED,
+        help="Weights of the backend: a file, a directory or a hub id (owner/name@revision).",
+        metavar="WEIGHTS",
+    )
+    output_path: Path = option(
+        REQUIRED,
+        "-o",
+        "--output",
+        help="HDF5 file to write.",
+        details="Finished work is in FILE.parts until the file is written.",
+        group="Output",
+        path="new file",
+    )
+    batch_tokens: int | None = option(
+        None,
+        help="Tokens in a batch.",
+        unset="by the device",
+        details="The command profile measures the best number.",
+        group="Speed and memory",
+        metavar="TOKENS",
+        minimum=1,
+    )
 
-    Raises:
-        UsageError: A value is not to be had.
-    """
-
-    input: str
-    backend: str
-    weights: str
-    output_path: Path
-    batch_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set("input", str(self.input))
-        self._set("weights", str(self.weights))
-        self._set("output_path", Path(self.output_path))
-        self._require_at_least("batch_tokens", 1)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The one input file."""
+        return (self.input,)

@@ -1,35 +1,45 @@
-"""What `evaluate` does."""
+"""The settings of `evaluate`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from virnucpro.config.options import REQUIRED, Config, argument, option
+
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """What `evaluate` does.
+class EvaluateConfig(Config, group="Output"):
+    """The settings of `evaluate`."""
 
-    Attributes:
-        predictions: The output directory of `predict`, or its `records.tsv`.
-        truth: A table with the columns `id`, `label` and perhaps `class` and `group`; records of
-            one group are resampled together.
-        output_dir: Where the report goes; by default `evaluation` beside `records.tsv`.
-        force: Overwrite a report that is there.
-    """
-
-    predictions: Path
-    truth: Path
-    output_dir: Path | None = None
-    force: bool = False
+    predictions: Path = argument(
+        help="Output directory of predict, or its records.tsv.", path="any"
+    )
+    truth: Path = option(
+        REQUIRED,
+        help="Table with the columns id and label (virus or others). class (measured separately) "
+        "and group (related records) are optional.",
+        details="Records of one group are resampled together.",
+        group="Input",
+        metavar="TSV",
+        path="file",
+    )
+    output_dir: Path | None = option(
+        None,
+        "-o",
+        help="Directory for the report.",
+        unset="evaluation, beside records.tsv",
+        path="new directory",
+    )
+    force: bool = option(False, "-f", help="Overwrite an existing report.")
 
     @property
     def records_tsv(self) -> Path:
         """The table of the run's records."""
-        path = Path(self.predictions)
-        return path / "records.tsv" if path.is_dir() else path
+        is_directory = self.predictions.is_dir()
+        return self.predictions / "records.tsv" if is_directory else self.predictions
 
     @property
     def resolved_output_dir(self) -> Path:
-        """Where the report goes, given or by default."""
+        """The directory for the report, given or by default."""
         return self.output_dir or self.records_tsv.with_name("evaluation")

@@ -1,4 +1,4 @@
-"""What `predict` does: its classifier, its chunks, its calls."""
+"""The settings of `predict`: its classifier, its chunks, its calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virnucpro.config.options import argument, option
 from virnucpro.config.shared import STDIN, FramesConfig, input_stem
 from virnucpro.errors import UsageError
 
@@ -18,63 +19,97 @@ MINI_LENGTHS_BP = (300, 500)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(FramesConfig):
-    """What `predict` does.
+class PredictConfig(FramesConfig, group="Classifier and calls"):
+    """The settings of `predict`."""
 
-    Attributes:
-        inputs: FASTA or FASTQ files, plain or compressed, or `-` for standard input; a single one
-            may be given as it is.
-        output_dir: Where results go; by default `{stem}_predictions` in the working directory.
-            Required with several inputs or standard input.
-        model_type: `300`, `500` or `custom`: which classifier, and so which chunk length. `mini`:
-            the small model in this package, classifier and weights, for chunks of 500 or 300 bp.
-        model_path: The classifier; by default the package's for `mini`, for the others
-            `{model_type}_model.pth` in the working directory.
-        chunk_length_bp: Length of a chunk. By default the model type's; 500 for `custom`.
-        min_length_bp: Records shorter than this many bp get no call.
-        threshold: A record is called viral from this score on.
-        max_fdr: Call as many records viral as keep the expected share of others among them within
-            this, instead of by `threshold`; None not to. Needs a calibrated classifier.
-        viral_share: The share of viral records in the input that probabilities are to assume;
-            None for what the classifier was calibrated for.
-        keep_intermediate: Also write the fork's intermediate FASTA files.
-        skip_checkpoint_validation: Trust finished parts without reading them again.
-        sequences_per_file: Sequences in each of the files that `keep_intermediate` splits.
-
-    Raises:
-        UsageError: A value is not to be had, or values do not go together.
-    """
-
-    inputs: tuple[str, ...]
-    output_dir: Path | None = None
-    model_type: str = "500"
-    model_path: Path | None = None
-    chunk_length_bp: int = None  # type: ignore[assignment]
-    min_length_bp: int = 0
-    threshold: float = 0.5
-    max_fdr: float | None = None
-    viral_share: float | None = None
-    keep_intermediate: bool = False
-    skip_checkpoint_validation: bool = False
-    sequences_per_file: int = 10_000
+    inputs: tuple[str, ...] = argument(
+        help="FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        metavar="INPUT...",
+        path="input",
+    )
+    output_dir: Path | None = option(
+        None,
+        "-o",
+        help="Directory for the results. Several inputs and - need it.",
+        unset="{input}_predictions",
+        details="{input} is the name of the input without its last ending, and without .gz, .bz2, "
+        ".xz or .zst before that.",
+        group="Output",
+        path="new directory",
+    )
+    model_type: str = option(
+        "500",
+        "-m",
+        help="Classifier for chunks of 300 or 500 bp, the small model in this package (mini), or "
+        "your own (custom).",
+        details="mini is for chunks of 500 bp or, with --chunk-length-bp 300, of 300 bp.",
+        choices=MODEL_TYPES,
+    )
+    model_path: Path | None = option(
+        None,
+        "-p",
+        help="File of the classifier; custom needs it.",
+        unset="{model type}_model.pth",
+        details="mini has its classifiers in this package.",
+        path="new file",
+    )
+    chunk_length_bp: int = option(
+        None,
+        "-e",
+        "--expected-length",
+        help="Length of the chunks that records are cut into.",
+        unset="by the model type",
+        details="500 for mini and custom.",
+        metavar="BP",
+        minimum=1,
+    )
+    min_length_bp: int = option(
+        0, "--min-length", help="Records shorter than this get no call.", metavar="BP", minimum=0
+    )
+    threshold: float = option(
+        0.5,
+        help="Call a record viral if its score is at least this.",
+        metavar="SCORE",
+        within="score",
+    )
+    max_fdr: float | None = option(
+        None,
+        help="Call as many records viral as this expected false discovery rate allows, instead of "
+        "using --threshold.",
+        details="Needs a classifier with a calibration.",
+        metavar="RATE",
+        within="share",
+        shorthands={"--relaxed": 0.1, "--conservative": 0.01},
+    )
+    viral_share: float | None = option(
+        None,
+        help="Expected share of viral records in the input; probabilities depend on it.",
+        unset="by the classifier",
+        details="Most classifiers were calibrated for 0.5.",
+        metavar="SHARE",
+        within="share",
+    )
+    keep_intermediate: bool = option(
+        False,
+        "-k",
+        help="Also write the chunks and frames, in files named as in the fork.",
+        group="Output",
+    )
+    skip_checkpoint_validation: bool = option(
+        False, help="Trust finished parts when resuming; do not read them again.", group="Output"
+    )
+    sequences_per_file: int = option(
+        10_000,
+        help="Sequences in each file that --keep-intermediate writes.",
+        group="Output",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set_paths("inputs")
-        for name in ("output_dir", "model_path"):
-            if getattr(self, name) is not None:
-                self._set(name, Path(getattr(self, name)))
-        self._set("model_type", str(self.model_type))
-        self._require_one_of("model_type", MODEL_TYPES)
         if self.model_type == "mini":
             self._use_mini()
-        if self.chunk_length_bp is None:
-            self._set("chunk_length_bp", 300 if self.model_type == "300" else 500)
-        self._require_at_least("chunk_length_bp", 1)
-        self._require_at_least("sequences_per_file", 1)
-        self._require_at_least("min_length_bp", 0)
-        self._require_share("max_fdr")
-        self._require_share("viral_share")
+        self._set_default("chunk_length_bp", 300 if str(self.model_type) == "300" else 500)
+        super().__post_init__()
         self._check_together()
 
     def _use_mini(self) -> None:
@@ -103,28 +138,26 @@ class PredictConfig(FramesConfig):
                 f"chunk length {self.chunk_length_bp}: model type mini is for chunks of "
                 f"{' or '.join(map(str, MINI_LENGTHS_BP))} bp"
             )
-        if not 0 <= self.threshold <= 1:
-            raise UsageError(f"threshold {self.threshold}: wanted a score from 0 to 1")
         if self.max_fdr is not None and self.threshold != type(self).threshold:
             raise UsageError(
-                "max_fdr and threshold both say what is called viral; give one of them"
+                "max_fdr and threshold both decide what is called viral; give only one of them"
             )
 
     @property
     def stem(self) -> str:
-        """What the result files are named after: the input, or else the output directory."""
+        """The name of the result files: the input's, or else the output directory's."""
         if len(self.inputs) == 1 and self.inputs[0] != STDIN:
             return input_stem(self.inputs[0])
         return self.resolved_output_dir.resolve().name
 
     @property
     def resolved_output_dir(self) -> Path:
-        """Where results go, given or by default."""
+        """The directory for the results, given or by default."""
         return self.output_dir or Path(f"{input_stem(self.inputs[0])}_predictions")
 
     @property
     def resolved_model_path(self) -> Path:
-        """Where the classifier is, given or by default."""
+        """The file of the classifier, given or by default."""
         if self.model_path is None and self.model_type == "mini":
             return MINI_DIRECTORY / f"{self.chunk_length_bp}_model.safetensors"
         return self.model_path or Path(f"{self.model_type}_model.pth")
@@ -136,3 +169,24 @@ class PredictConfig(FramesConfig):
             "output_dir": str(self.resolved_output_dir),
             "model_path": str(self.resolved_model_path),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckPrecisionConfig(PredictConfig, group="Measuring"):
+    """The settings of `check-precision`: those of `predict` that change scores, and the sample."""
+
+    num_records: int = option(
+        200, "--sample", help="Number of records to draw at random from the whole input.", minimum=1
+    )
+    seed: int = option(0, help="Random seed.")
+    json: bool = option(False, help="Print JSON.", group="Output")
+
+    # Settings of `predict` that have no meaning here: without option() they are no options.
+    output_dir: Path | None = Path()
+    max_fdr: float | None = None
+    viral_share: float | None = None
+    keep_intermediate: bool = False
+    skip_checkpoint_validation: bool = False
+    sequences_per_file: int = 10_000
+    resume: bool = False
+    force: bool = False

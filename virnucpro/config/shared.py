@@ -1,14 +1,12 @@
-"""What the settings of several commands have in common."""
+"""The settings that several commands share."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from virnucpro.config.options import Config, option
 from virnucpro.errors import UsageError
 
 STDIN = "-"
@@ -17,6 +15,9 @@ STDIN = "-"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash")
 COMPILE_SETTINGS = ("auto", "on", "off")
+
+DNA_DIM, PROTEIN_DIM = 768, 2560
+"""Numbers in an embedding of the published models."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _COMPRESSION = frozenset({".gz", ".bz2", ".xz", ".zst"})
@@ -33,125 +34,187 @@ def input_stem(path: str | Path) -> str:
     return name.stem
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """How to compute: what `predict` and `embed` share.
+def device_option() -> str:
+    """Return the field of a device that computes."""
+    field: str = option(
+        "auto",
+        "-d",
+        help="auto, cpu, cuda, cuda:N or N.",
+        details="A GPU that you name and that is not there is an error. auto uses the CPU if there "
+        "is no GPU.",
+        group="Device and precision",
+        metavar="DEVICE",
+    )
+    return field
 
-    Attributes:
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `N`. Several GPUs are used by launching several
-            processes, each of which takes its own.
-        precision: What the models compute in; `auto` is bf16 on GPUs that have it, fp16 on older
-            ones and fp32 on a CPU. A backend that knows no fp8 computes in bf16 instead.
-        attention: `auto` is our kernels on GPUs, oneDNN's products on CPUs, or `sdpa`, which
-            needs torch alone; `flash` needs flash-attn; `eager` is the plain reference.
-        compile: Whether torch.compile compiles the models' layers; `auto` is where that pays: on a
-            GPU, for a model without kernels of its own, and for enough sequences.
-        dataloader_workers: Tokenizing processes per GPU; None for as many as suit the machine.
-        pin_memory: Whether batches lie in pinned host memory; None for yes on a GPU.
-        cache_clear_interval: Batches between two clearings of CUDA's cache; 0 for never.
-        expandable_segments: Let CUDA's allocator grow its segments, against fragmentation, unless
-            PYTORCH_ALLOC_CONF says otherwise.
 
-    Raises:
-        UsageError: A value is not to be had.
-    """
-
-    device: str = "auto"
-    precision: str = "auto"
-    attention: str = "auto"
-    compile: str = "auto"
-    dataloader_workers: int | None = None
-    pin_memory: bool | None = None
-    cache_clear_interval: int = 100
-    expandable_segments: bool = True
-
-    def __post_init__(self) -> None:
-        device = f"cuda:{self.device}" if str(self.device).isdigit() else str(self.device)
-        if not _DEVICE.fullmatch(device):
-            raise UsageError(f"device {self.device!r}: wanted auto, cpu, cuda, cuda:N or N")
-        self._set("device", device)
-        self._require_one_of("precision", PRECISIONS)
-        self._require_one_of("attention", ATTENTIONS)
-        self._require_one_of("compile", COMPILE_SETTINGS)
-        self._require_at_least("dataloader_workers", 0)
-        self._require_at_least("cache_clear_interval", 0)
-
-    def settings(self) -> dict[str, Any]:
-        """Return every setting as JSON knows values, for run.json."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _require_one_of(self, name: str, wanted: Sequence[str]) -> None:
-        value = getattr(self, name)
-        if value not in wanted:
-            raise UsageError(f"{name} {value!r}: wanted one of {', '.join(wanted)}")
-
-    def _require_at_least(self, name: str, minimum: int) -> None:
-        value = getattr(self, name)
-        if value is None and type(self).__dataclass_fields__[name].default is None:
-            return
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise UsageError(f"{name} {value!r}: wanted a whole number, at least {minimum}")
+def backend_option(molecule: str, default: str) -> str:
+    """Return the field of the backend of one molecule."""
+    field: str = option(
+        default,
+        help=f"Backend that embeds {molecule}; see virnucpro backends.",
+        group="Embedding models",
+        metavar="NAME",
+    )
+    return field
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(ComputeConfig):
-    """How a run treats what an earlier run left: what `predict`, `train` and `embed` share.
+class DeviceConfig(Config, group="Device and precision"):
+    """The device that computes, and how it computes."""
 
-    Attributes:
-        resume: Keep what an earlier run of the same settings finished, and do the rest.
-        force: Overwrite what is there. With `resume`, finished work is kept.
-
-    Raises:
-        UsageError: A setting has an invalid value.
-    """
-
-    resume: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramesConfig(RunConfig):
-    """What embeds the open frames: what `predict` and `train` share.
-
-    Attributes:
-        dna_backend: Name of the backend that embeds DNA.
-        protein_backend: Name of the backend that embeds proteins.
-        dna_weights: Its weights: a file, a directory or a hub id (`owner/name[@revision]`).
-        protein_weights: Its weights, likewise.
-        dna_batch_tokens: Tokens in a batch of the DNA backend; None for the device's default.
-        protein_batch_tokens: Tokens in a batch of the protein backend; None, likewise.
-
-    Raises:
-        UsageError: A setting has an invalid value.
-    """
-
-    dna_backend: str = "dnabert-s"
-    protein_backend: str = "esm2"
-    dna_weights: str = "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
-    protein_weights: str = "facebook/esm2_t36_3B_UR50D"
-    dna_batch_tokens: int | None = None
-    protein_batch_tokens: int | None = None
+    device: str = device_option()
+    precision: str = option(
+        "auto",
+        help="Number format of the models. auto: bf16 on GPUs that have it, fp16 on older GPUs, "
+        "fp32 on a CPU. fp8 needs a Hopper GPU or newer.",
+        details="fp8 is never chosen automatically. A backend that has no fp8 computes in bf16 "
+        "instead.",
+        choices=PRECISIONS,
+    )
+    attention: str = option(
+        "auto",
+        help="Code that computes attention. auto: our kernels on GPUs, oneDNN on CPUs, otherwise "
+        "sdpa. sdpa needs torch alone; flash needs flash-attn; eager is the plain reference.",
+        details="Our kernels need an NVIDIA GPU since Ampere, and bf16 or fp16.",
+        choices=ATTENTIONS,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dna_weights", "protein_weights"):
-            self._set(name, str(getattr(self, name)))
-        for name in ("dna_batch_tokens", "protein_batch_tokens"):
-            self._require_at_least(name, 1)
+        device = f"cuda:{self.device}" if self.device.isdigit() else self.device
+        if not _DEVICE.fullmatch(device):
+            raise UsageError(f"device {self.device!r}: wanted auto, cpu, cuda, cuda:N or N")
+        self._set("device", device)
 
-    def _set_paths(self, name: str) -> None:
-        given: Any = getattr(self, name)
-        paths = (given,) if isinstance(given, str | Path) else given
-        self._set(name, tuple(str(path) for path in paths))
 
-    def _require_share(self, name: str) -> None:
-        """Refuse what is no share strictly between 0 and 1."""
-        value = getattr(self, name)
-        if value is not None and not 0 < value < 1:
-            raise UsageError(f"{name} {value!r}: wanted a share between 0 and 1")
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(DeviceConfig, group="Speed and memory"):
+    """How to compute embeddings."""
+
+    compile: str = option(
+        "auto",
+        help="Compile the models with torch.compile. auto: where it saves time.",
+        details="on takes some seconds for each model and needs a C++ compiler. auto compiles on a "
+        "GPU if a model has no kernels of ours and the pass is long enough. Models with our "
+        "kernels or with oneDNN stay as they are, so use --attention sdpa together with on. "
+        "The compiled code is kept below ~/.cache/virnucpro ($XDG_CACHE_HOME), or in "
+        "$TORCHINDUCTOR_CACHE_DIR.",
+        group="Device and precision",
+        choices=COMPILE_SETTINGS,
+    )
+    dataloader_workers: int | None = option(
+        None, help="Tokenizing processes for each GPU.", unset="by the machine", minimum=0
+    )
+    pin_memory: bool | None = option(
+        None, help="Keep batches in pinned host memory.", unset="on a GPU"
+    )
+    cache_clear_interval: int = option(
+        100, help="Empty CUDA's cache every N batches (0: never).", minimum=0
+    )
+    expandable_segments: bool = option(
+        True,
+        help="Let CUDA's allocator grow its segments, against fragmentation.",
+        details="PYTORCH_ALLOC_CONF overrides it. The fork had it off by default.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ComputeConfig, group="Output"):
+    """What a run does with the work of an earlier run."""
+
+    resume: bool = option(
+        False,
+        help="Continue an earlier run with the same settings; keep what it finished.",
+        details="predict also continues a run of the original or of the fork. Damaged parts are "
+        "computed again.",
+    )
+    force: bool = option(
+        False,
+        "-f",
+        help="Overwrite existing results.",
+        details="With --resume, finished work is kept.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesConfig(RunConfig, group="Embedding models"):
+    """The models that embed open frames."""
+
+    dna_backend: str = backend_option("DNA", "dnabert-s")
+    protein_backend: str = backend_option("proteins", "esm2")
+    dna_weights: str = option(
+        "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6",
+        help="Weights of the DNA backend: a file, a directory or a hub id (owner/name@revision).",
+        unset="zhihan1996/DNABERT-S",
+        details="The default is pinned to one revision. --model-type mini brings its own weights.",
+        metavar="WEIGHTS",
+    )
+    protein_weights: str = option(
+        "facebook/esm2_t36_3B_UR50D",
+        help="Weights of the protein backend: a file, a directory or a hub id.",
+        details="--model-type mini brings its own weights.",
+        metavar="WEIGHTS",
+    )
+    dna_batch_tokens: int | None = option(
+        None,
+        "--dnabert-batch-size",
+        help="Tokens in a batch of DNA.",
+        unset="by the device",
+        details="The fork's default was 2048. The command profile measures the best number.",
+        group="Speed and memory",
+        metavar="TOKENS",
+        minimum=1,
+    )
+    protein_batch_tokens: int | None = option(
+        None,
+        "--esm-batch-size",
+        help="Tokens in a batch of proteins.",
+        unset="by the device",
+        details="The fork's default was 2048. The command profile measures the best number.",
+        group="Speed and memory",
+        metavar="TOKENS",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressConfig(Config):
+    """What a person sees of a run."""
+
+    no_progress: bool = option(
+        False,
+        help="Show no progress.",
+        details="Otherwise a terminal shows a view of the run, and a log file a line now and then.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig(ProgressConfig, group="Processes"):
+    """The processes that a command starts."""
+
+    gpus: str | None = option(
+        None,
+        help="Use these GPUs only, for example 0,1.",
+        unset="all",
+        details="Replaces CUDA_VISIBLE_DEVICES; cuda:N counts among these GPUs. One process starts "
+        "for each, through Accelerate's launcher, unless the command already runs in a launch.",
+        metavar="N[,N...]",
+    )
+    num_processes: int | None = option(
+        None,
+        help="Number of processes to start, also on a CPU.",
+        unset="one per GPU",
+        details="On a CPU the default is one process.",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DimsConfig(Config, group="Older files"):
+    """The size of the embeddings in older files, which do not tell it."""
+
+    dna_dim: int = option(DNA_DIM, help="Numbers in a DNA embedding of older files.", minimum=1)
+    protein_dim: int = option(
+        PROTEIN_DIM, help="Numbers in a protein embedding of older files.", minimum=1
+    )

@@ -1,62 +1,101 @@
-"""What `train` does: what it learns from, the splits, the fit."""
+"""The settings of `train`: the sequences, the splits, the fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.config.shared import STDIN, FramesConfig
+from virnucpro.config.options import REQUIRED, option
+from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, STDIN, FramesConfig
 from virnucpro.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FramesConfig):
-    """What `train` does.
+class TrainConfig(FramesConfig, group="Training"):
+    """The settings of `train`."""
 
-    Attributes:
-        viral: FASTA or FASTQ files of viral sequences.
-        other: Files of other sequences; each file is a class, and all classes count alike.
-        merged: The original's labelled features instead of sequences.
-        output_path: The classifier to write; the report and all finished work go to a directory
-            beside it.
-        chunk_length_bp: Length in bp that records are cut into.
-        groups: A table with the columns `id` and `group`: records of one group, such as a species,
-            are never on two sides of a split. None for each record alone.
-        valid_share: The share of the records that decides when to stop, and that the calibration
-            is fitted to.
-        test_share: The share of the records that only the report sees.
-        epochs: Passes over the training frames, at most.
-        seed: Of the splits, the sampling, the training and the confidence intervals.
-        dna_dim: Numbers in a DNA embedding of `merged`.
-        protein_dim: Numbers in a protein embedding of `merged`.
-
-    Raises:
-        UsageError: A value is not to be had, or values do not go together.
-    """
-
-    viral: tuple[str, ...] = ()
-    other: tuple[str, ...] = ()
-    merged: tuple[str, ...] = ()
-    output_path: Path
-    chunk_length_bp: int = 500
-    groups: Path | None = None
-    valid_share: float = 0.1
-    test_share: float = 0.1
-    epochs: int = 100
-    seed: int = 0
-    dna_dim: int = 768
-    protein_dim: int = 2560
+    viral: tuple[str, ...] = option(
+        (),
+        help="Files of viral sequences; each file is a class.",
+        group="Input",
+        metavar="FASTA...",
+        path="file",
+    )
+    other: tuple[str, ...] = option(
+        (),
+        help="Files of other sequences; each file is a class, and all classes count equally.",
+        group="Input",
+        metavar="FASTA...",
+        path="file",
+    )
+    merged: tuple[str, ...] = option(
+        (),
+        help="Labelled features of the original VirNucPro, instead of sequences.",
+        group="Input",
+        metavar="PT...",
+        path="file",
+    )
+    output_path: Path = option(
+        REQUIRED,
+        "-o",
+        "--output",
+        help="Classifier to write, for predict -p. The report goes to MODEL_training.",
+        details="MODEL_training is MODEL without its ending. It also keeps finished work.",
+        group="Output",
+        metavar="MODEL",
+        path="new file",
+    )
+    chunk_length_bp: int = option(
+        500,
+        "-e",
+        "--expected-length",
+        help="Length of the chunks that records are cut into.",
+        metavar="BP",
+        minimum=1,
+    )
+    groups: Path | None = option(
+        None,
+        help="Table with the columns id and group. Records of one group, such as a species, stay "
+        "together when records are split.",
+        unset="each record alone",
+        details="They are also resampled together for the confidence intervals.",
+        group="Input",
+        metavar="TSV",
+        path="file",
+    )
+    valid_share: float = option(
+        0.1,
+        help="Share of the records that decides when to stop and calibrates the scores.",
+        metavar="SHARE",
+        within="share",
+    )
+    test_share: float = option(
+        0.1, help="Share of the records that only the report uses.", metavar="SHARE", within="share"
+    )
+    epochs: int = option(
+        100,
+        help="Maximum number of passes over the training frames. Training stops earlier if it no "
+        "longer improves.",
+        minimum=1,
+    )
+    seed: int = option(
+        0,
+        help="Random seed.",
+        details="The splits, the choice of chunks, the training and the intervals depend on it.",
+        minimum=0,
+    )
+    dna_dim: int = option(
+        DNA_DIM, help="Numbers in a DNA embedding of --merged.", group="Older files", minimum=1
+    )
+    protein_dim: int = option(
+        PROTEIN_DIM,
+        help="Numbers in a protein embedding of --merged.",
+        group="Older files",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("viral", "other", "merged"):
-            self._set_paths(name)
-        self._set("output_path", Path(self.output_path))
-        for name in ("chunk_length_bp", "epochs", "dna_dim", "protein_dim"):
-            self._require_at_least(name, 1)
-        self._require_at_least("seed", 0)
-        self._require_share("valid_share")
-        self._require_share("test_share")
         if self.valid_share + self.test_share >= 1:
             raise UsageError(
                 f"valid_share {self.valid_share} and test_share {self.test_share}: nothing is left "
@@ -78,5 +117,5 @@ class TrainConfig(FramesConfig):
 
     @property
     def work_dir(self) -> Path:
-        """Where the report and all finished work go: `head_training` for `head.safetensors`."""
+        """The directory of the report and of finished work: `head_training` for `head.pth`."""
         return self.output_path.with_name(f"{self.output_path.stem}_training")

@@ -1,83 +1,80 @@
-"""Which sequences are embedded together: cost-sorted, token-budgeted batches."""
+"""Which sequences are embedded together: batches sorted by cost, within a token budget."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.sequences.frame_store import SequenceSource
 
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
-_ROWS_AT_ONCE = 65_536
-
-
-def unique_rows(source: SequenceSource) -> IntArray:
-    """Return the rows that stand for themselves: each distinct sequence once, ascending."""
+def unique_rows(source: SequenceSource) -> Int64Array:
+    """Return the first row of each distinct sequence, in ascending order."""
     representatives = np.asarray(source.representatives)
     return np.flatnonzero(representatives == np.arange(len(representatives)))
 
 
 def measure_costs(
-    token_cost: Callable[[str], int], source: SequenceSource, rows: IntArray
-) -> IntArray:
-    """Return what a backend says each of `rows` costs, in tokens, aligned with `rows`."""
+    token_cost: Callable[[str], int], source: SequenceSource, rows: Int64Array
+) -> Int64Array:
+    """Return the cost of each of `rows`, in tokens, as a backend's `token_cost` estimates it."""
     costs = np.empty(len(rows), dtype=np.int64)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        block = source.get_many(rows[start : start + _ROWS_AT_ONCE])
-        costs[start : start + len(block)] = [token_cost(sequence) for sequence in block]
+    for block in split_rows(0, len(rows)):
+        costs[block] = [token_cost(sequence) for sequence in source.get_many(rows[block])]
     return costs
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of rows, longest sequences first.
+    """Batches of rows, with the longest sequences first.
 
-    The first batch holds the longest sequences, so that what does not fit the device shows at once
-    and not after hours; the shortest come last, so that processes finish together.
+    So a batch that does not fit the device shows at once, and not after hours. The shortest
+    sequences come last, so that all processes finish at about the same time.
 
     Attributes:
-        rows: Every row once, sorted by falling cost.
-        costs: In tokens, aligned with `rows`.
-        starts: Where each batch begins in `rows`, and the end of the last.
+        rows: Every row once, with the highest cost first.
+        costs: The cost of each of `rows`, in tokens.
+        starts: Where each batch begins in `rows`, and where the last one ends.
     """
 
-    rows: IntArray
-    costs: IntArray
-    starts: IntArray
+    rows: Int64Array
+    costs: Int64Array
+    starts: Int64Array
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getitem__(self, index: int) -> IntArray:
+    def __getitem__(self, index: int) -> Int64Array:
         """Return the rows of one batch."""
         return self.rows[self.starts[index] : self.starts[index + 1]]
 
     def cost(self, index: int) -> int:
-        """Return what the rows of one batch cost, in tokens."""
+        """Return the cost of one batch, in tokens."""
         return int(self.costs[self.starts[index] : self.starts[index + 1]].sum())
 
-    def without(self, finished: IntArray) -> Batches:
-        """Return the batches less the rows in `finished`, their composition otherwise kept.
+    def without(self, finished: Int64Array) -> Batches:
+        """Return the batches without the rows in `finished`; the other rows stay in their batches.
 
-        A resumed run thus computes the same batches as an undisturbed one, to the last bit.
+        So a resumed run computes the same batches as an undisturbed one. Other batches would round
+        differently.
         """
         kept = ~np.isin(self.rows, finished)
+        # A batch without rows has equal start and end, so `unique` drops it.
         starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
         return Batches(self.rows[kept], self.costs[kept], np.unique(starts))
 
 
-def plan_batches(rows: IntArray, costs: IntArray, budget_tokens: int) -> Batches:
-    """Return batches whose longest sequence times their number of sequences fits the budget.
+def plan_batches(rows: Int64Array, costs: Int64Array, budget_tokens: int) -> Batches:
+    """Return batches in which the number of sequences times the longest one fits the budget.
 
-    Sequences in a batch are of about equal cost, so that the padding which some backends need
-    stays small. One sequence over the budget makes a batch of its own. Equal costs keep the order
-    of `rows`, which makes the plan reproducible.
+    The sequences of a batch have similar costs, so a backend that pads them needs little padding. A
+    sequence over the budget gets a batch of its own.
     """
+    # Stable: rows of equal cost keep their order, so that every process makes the same plan.
     order = np.argsort(-costs, kind="stable")
     sorted_costs = costs[order]
     starts = [0]
@@ -88,18 +85,18 @@ def plan_batches(rows: IntArray, costs: IntArray, budget_tokens: int) -> Batches
 
 
 class ClaimedBatches:
-    """Hands a DataLoader the batches that this process claims, one after the other.
+    """A batch sampler for a DataLoader: it yields the batches that this process claims.
 
-    All processes take from one list, longest first, each whenever it is free: greedy list
-    scheduling, which balances equal and unequal devices alike. The loader's look-ahead decides how
-    far claims run ahead of the work.
+    All processes claim from one list, and each claims when it is free. This is greedy list
+    scheduling: it balances devices of equal and of different speed. The loader claims as many
+    batches ahead of the work as it prefetches.
 
-    It has no `batch_size` on purpose: Accelerate loses rows of batches of varying size if a
-    sampler has one.
+    It has no attribute `batch_size`: with one, Accelerate assumes batches of equal size and
+    silently loses rows.
 
     Attributes:
-        claimed: Indices of the claimed batches, which the loader returns in this order; whoever
-            receives the batches takes them from the left.
+        claimed: The indices of claimed batches, in the order in which the loader returns them. The
+            receiver of a batch removes its index from the left.
     """
 
     def __init__(self, batches: Batches, claim: Callable[[], int]) -> None:
@@ -107,7 +104,7 @@ class ClaimedBatches:
         self._claim = claim
         self.claimed: deque[int] = deque()
 
-    def __iter__(self) -> Iterator[IntArray]:
+    def __iter__(self) -> Iterator[Int64Array]:
         while (index := self._claim()) < len(self._batches):
             self.claimed.append(index)
             yield self._batches[index]

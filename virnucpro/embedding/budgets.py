@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.runtime.environment import user_cache_dir
 
 logger = logging.getLogger(__name__)
 
 # Throughput hardly changes from 8,000 tokens on an H200; on a CPU small batches stay in the cache.
-MOST_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
+MAX_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 """What a batch has where nothing is stored and the memory allows it, by kind of device."""
 
 _PATH_VARIABLE = "VIRNUCPRO_BUDGETS"
@@ -86,9 +87,7 @@ def store_budget(key: BudgetKey, batch_tokens: int) -> Path:
         "budgets": [*others, {**wanted, "batch_tokens": batch_tokens}],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part_path = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    part_path.replace(path)
+    write_json(path, document)
     return path
 
 

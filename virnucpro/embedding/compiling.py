@@ -1,4 +1,4 @@
-"""Compiling the layers of encoders with torch.compile, where that saves more time than it takes."""
+"""Compiles the layers of encoders with torch.compile, where that saves more time than it takes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from virnucpro.errors import UsageError, first_line
 
 logger = logging.getLogger(__name__)
 
-# On an H100 compiling takes 5 s a model, and then an eighth of the time is saved in bf16 (at 5e14
-# FLOP/s) and an eightieth in float32 (at 5e13): won back after so much work in either. The figures
-# are in docs/performance.md.
-_LEAST_FLOP = 2e16
+# On an H100, compiling a model takes 5 s. It saves an eighth of the time in bf16 (at 5e14 FLOP/s)
+# and an eightieth in float32 (at 5e13 FLOP/s). In both cases this much work earns the 5 s back. The
+# figures are in docs/performance.md.
+_MIN_FLOP = 2e16
 
 
 def compile_layers(
@@ -25,17 +25,18 @@ def compile_layers(
 ) -> bool:
     """Compile the encoder's layers if `setting` says so, and return whether it did.
 
-    Every `nn.ModuleList` is taken for layers, each to be compiled by itself, for any shape, when a
-    batch first gets there; an encoder without one is compiled as a whole.
+    Layers are the entries of every `nn.ModuleList`; an encoder without one is compiled as a whole.
+    torch compiles when the first batch reaches a layer; equal layers share the result, so a model
+    of many layers takes no longer to compile than one of few.
 
     Args:
         encoder: Changed in place.
         setting: `auto`, `on` or `off`.
-        num_tokens: Of the whole pass, finished or not, so that a resumed run decides alike.
+        num_tokens: All tokens of the pass, finished or not: so a resumed run decides the same.
         device: Where the encoder is.
 
     Raises:
-        UsageError: `on`, and compiling does not work here.
+        UsageError: `setting` is `on`, and compiling does not work here.
     """
     module = cast(nn.Module, encoder)
     if setting == "off":
@@ -43,8 +44,8 @@ def compile_layers(
     if getattr(encoder, "has_own_kernels", False):
         if setting == "on":
             logger.warning(
-                "compile on: nothing is compiled, for the model has kernels of its own here; "
-                "--attention sdpa does without them"
+                "compile on: nothing is compiled, because the model has its own kernels here; "
+                "--attention sdpa does not use them"
             )
         return False
     if setting == "auto" and not pays(module, num_tokens, device):
@@ -53,31 +54,32 @@ def compile_layers(
     if reason is not None:
         if setting == "on":
             raise UsageError(
-                f"compile on: torch.compile does not work here ({reason}); it needs a C++ compiler "
-                "and on a GPU Triton. Leave the option at auto, or say off"
+                f"compile on: torch.compile does not work here ({reason}); it needs a C++ "
+                "compiler, and on a GPU also Triton. Use auto or off"
             )
         logger.warning("torch.compile does not work here, so nothing is compiled (%s)", reason)
         return False
-    # Nobody has asked for what `auto` does: what the compiler cannot do is computed without it.
+    # With `auto` the user did not ask for compiling, so a layer that fails to compile runs without.
     torch._dynamo.config.suppress_errors = setting == "auto"
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     for layer in [layer for layers in lists for layer in layers] or [module]:
+        # Without `dynamic`, torch would compile anew for the shape of nearly every batch.
         layer.compile(dynamic=True)
     return True
 
 
 def pays(module: nn.Module, num_tokens: int, device: torch.device) -> bool:
-    """Return whether compiling saves more than it takes, if the module embeds that many tokens.
+    """Return whether compiling saves more time than it takes, for a module and its tokens.
 
-    Decided from the work alone, not by the clock, so that the processes of a run, and those that
-    resume it, come to the same.
+    Only the amount of work decides, not a measured time. So all processes of a run decide the same,
+    and a run that resumes it does too.
     """
-    # On a CPU matrix products take nearly all of the time, and there is nothing to save.
+    # On a CPU, matrix products take nearly all of the time, and compiling does not change them.
     if device.type != "cuda":
         return False
-    # Weights in 8 bits are buffers.
+    # Buffers too, because weights in 8 bits are buffers.
     weights = itertools.chain(module.parameters(), module.buffers())
-    return 2 * sum(weight.numel() for weight in weights) * num_tokens >= _LEAST_FLOP
+    return 2 * sum(weight.numel() for weight in weights) * num_tokens >= _MIN_FLOP
 
 
 def _find_obstacle(device: torch.device) -> str | None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from virnucpro.backend.arrays import Int64Array
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import FramesConfig
-from virnucpro.embedding.batches import IntArray, unique_rows
+from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.models import Model
 from virnucpro.sequences.frame_store import FrameStore, SequenceSource
 
@@ -37,7 +38,7 @@ class Job:
     name: str
     model: Model
     source: SequenceSource
-    rows: IntArray
+    rows: Int64Array
     parts_dir: Path
     input_digest: str
     precision: str
@@ -58,7 +59,7 @@ def make_frame_job(
     store: FrameStore,
     model: Model,
     precision: str,
-    rows: IntArray | None = None,
+    rows: Int64Array | None = None,
     *,
     trust_parts: bool = False,
 ) -> Job:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from virnucpro.backend.arrays import Float32Array
 from virnucpro.backend.interface import Encoder, TokenBatch
 from virnucpro.embedding.batches import Batches, ClaimedBatches
 from virnucpro.embedding.jobs import Job
-from virnucpro.embedding.writer import FloatArray, PartWriter
+from virnucpro.embedding.writer import PartWriter
 from virnucpro.runtime.devices import is_out_of_memory
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run
@@ -149,7 +150,7 @@ class Loop:
         timed = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         return torch.cuda.current_stream(self.device).record_event(timed)
 
-    def _fetcher(self, embeddings_BE: torch.Tensor, began: Any) -> Callable[[], FloatArray]:
+    def _fetcher(self, embeddings_BE: torch.Tensor, began: Any) -> Callable[[], Float32Array]:
         """Start the copy to the host and return what waits for it, to be called in the writer."""
         ended = self._moment()
         if self.download is None:
@@ -162,7 +163,7 @@ class Loop:
             embeddings_BE.record_stream(self.download)
             copied = self.download.record_event()
 
-        def fetch() -> FloatArray:
+        def fetch() -> Float32Array:
             copied.synchronize()
             self.status.device_seconds += began.elapsed_time(ended) / 1000
             # Copied out, so that the pinned block serves the next batch.

@@ -1,4 +1,4 @@
-"""Measuring on a device: what it does at best, and how fast an encoder is on a batch.
+"""Measures a device at its best, and how fast and how exact an encoder is on it.
 
 Shapes: B sequences in a batch, E numbers in an embedding, K numbers into a linear layer.
 """
@@ -18,15 +18,16 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from virnucpro.backend.interface import Alphabet, Backend, Collator, Encoder, TokenBatch
+from virnucpro.backend.interface import Alphabet, Encoder, TokenBatch
+from virnucpro.embedding.models import Model
 from virnucpro.kernels.float8 import Float8Linear, quantize
 from virnucpro.runtime.devices import DTYPES
 
 _LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 _BASES_PER_LETTER: dict[Alphabet, int] = {"dna": 1, "protein": 3}
-_SHORTEST_SHARE = 0.95
+_MIN_LENGTH_SHARE = 0.95
 
-# Large enough that the device does its best.
+# Large enough that the device reaches its best speed.
 _MATRIX_SIZE = {"cuda": 8192, "cpu": 2048}
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}
 _CEILING_SECONDS = 0.3
@@ -34,11 +35,11 @@ _CEILING_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device does at best, measured on it.
+    """The best speeds of a device, measured on it.
 
     Attributes:
-        flop_per_s: In a product of two large matrices, by precision.
-        copy_bytes_per_s: Read and written in a large copy within its memory.
+        flop_per_s: FLOP/s in a product of two large matrices, by precision.
+        copy_bytes_per_s: Bytes/s, read and written, in a large copy within its memory.
     """
 
     flop_per_s: dict[str, float]
@@ -50,9 +51,9 @@ class Speed:
     """How fast an encoder is on a batch.
 
     Attributes:
-        tokens_per_s: Special tokens included.
-        sequences_per_s: Of that batch.
-        peak_memory_bytes: Most that was allocated, weights included; None on a CPU.
+        tokens_per_s: Tokens a second, special tokens included.
+        sequences_per_s: Sequences a second.
+        peak_memory_bytes: The peak of allocated memory, weights included; None on a CPU.
     """
 
     tokens_per_s: float
@@ -62,43 +63,36 @@ class Speed:
 
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, precisions: Iterable[str]) -> Ceilings:
-    """Return what `device` does at best in each of `precisions`, and in copying."""
-    flop = 2 * _MATRIX_SIZE[device.type] ** 3
-    products = {precision: _make_product(precision, device) for precision in precisions}
+    """Return the best speeds of `device` in each of `precisions`, and in copying."""
+    size = _MATRIX_SIZE[device.type]
+
+    def measure_product(precision: str) -> float:
+        dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
+        layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
+        input_XK = torch.randn(size, size, device=device, dtype=dtype)
+        product: Callable[[], object] = functools.partial(torch.mm, input_XK, layer.weight.t())
+        if precision == "fp8":
+            product = functools.partial(Float8Linear(layer), quantize(input_XK))
+        return 2 * size**3 / measure_seconds(product, device, _CEILING_SECONDS)
+
     source = torch.empty(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     copy = functools.partial(torch.empty_like(source).copy_, source)
     return Ceilings(
-        flop_per_s={
-            precision: flop / measure_seconds(product, device, _CEILING_SECONDS)
-            for precision, product in products.items()
-        },
+        flop_per_s={precision: measure_product(precision) for precision in precisions},
         copy_bytes_per_s=2 * source.numel() / measure_seconds(copy, device, _CEILING_SECONDS),
     )
 
 
-def _make_product(precision: str, device: torch.device) -> Callable[[], object]:
-    """Return a call that multiplies two large square matrices, as a linear layer does."""
-    size = _MATRIX_SIZE[device.type]
-    dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
-    layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
-    input_XK = torch.randn(size, size, device=device, dtype=dtype)
-    if precision == "fp8":
-        return functools.partial(Float8Linear(layer), quantize(input_XK))
-    return functools.partial(torch.mm, input_XK, layer.weight.t())
-
-
-def measure_seconds(
-    call: Callable[[], object], device: torch.device, least_seconds: float
-) -> float:
-    """Return the mean seconds of a call, repeated for about `least_seconds` after warming up."""
-    call()  # compiles, and finds its memory
+def measure_seconds(call: Callable[[], object], device: torch.device, min_seconds: float) -> float:
+    """Return the mean seconds of a call, repeated for about `min_seconds` after a warm-up."""
+    call()  # The first call compiles and allocates memory.
     once = _time(call, device, 1)
-    num_steps = int(least_seconds / max(once, 1e-6))
+    num_steps = int(min_seconds / max(once, 1e-6))
     return _time(call, device, num_steps) if num_steps > 1 else once
 
 
 def _time(call: Callable[[], object], device: torch.device, num_steps: int) -> float:
-    """Return the mean seconds of `num_steps` calls, on a GPU by its own clock."""
+    """Return the mean seconds of `num_steps` calls; a GPU's own clock measures its calls."""
     if device.type != "cuda":
         began = time.perf_counter()
         for _ in range(num_steps):
@@ -116,18 +110,18 @@ def _time(call: Callable[[], object], device: torch.device, num_steps: int) -> f
 
 @torch.inference_mode()
 def measure_encoder(
-    encoder: Encoder, batch: TokenBatch, device: torch.device, least_seconds: float
+    encoder: Encoder, batch: TokenBatch, device: torch.device, min_seconds: float
 ) -> Speed:
-    """Return how fast `encoder` is on `batch`, timed for about `least_seconds`.
+    """Return how fast `encoder` is on `batch`, timed for about `min_seconds`.
 
     Raises:
-        RuntimeError: torch's own, for want of memory (`is_out_of_memory`).
+        RuntimeError: torch's own error, if the memory is too small (`is_out_of_memory`).
     """
     on_gpu = device.type == "cuda"
     moved = send_to_device(batch, device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = measure_seconds(lambda: encoder(moved), device, least_seconds)
+    seconds = measure_seconds(lambda: encoder(moved), device, min_seconds)
     return Speed(
         tokens_per_s=len(batch.token_ids_T) / seconds,
         sequences_per_s=len(batch.rows) / seconds,
@@ -136,53 +130,50 @@ def measure_encoder(
 
 
 def make_sequences(alphabet: Alphabet, length_bp: int) -> Iterator[str]:
-    """Yield random open frames of chunks of `length_bp`, without end; always the same."""
+    """Yield random open frames of chunks of `length_bp` without end, always the same."""
     source = random.Random(0)
-    longest = max(1, length_bp // _BASES_PER_LETTER[alphabet])
-    shortest = max(1, round(_SHORTEST_SHARE * longest))
+    max_length = max(1, length_bp // _BASES_PER_LETTER[alphabet])
+    min_length = max(1, round(_MIN_LENGTH_SHARE * max_length))
     while True:
-        length = source.randint(shortest, longest)
+        length = source.randint(min_length, max_length)
         yield "".join(source.choices(_LETTERS[alphabet], k=length))
 
 
-def fill_batch(
-    backend: Backend, collator: Collator, sequences: Iterable[str], budget_tokens: int
-) -> TokenBatch:
-    """Return as many of the first `sequences` as a batch of a run with that budget holds."""
+def fill_batch(model: Model, sequences: Iterable[str], budget_tokens: int) -> TokenBatch:
+    """Return a batch of as many of the first `sequences` as a run's batch of that budget holds."""
     taken: list[str] = []
-    longest = 0
+    max_cost = 0
     for sequence in sequences:
-        longest = max(longest, backend.token_cost(sequence))
-        if taken and longest * (len(taken) + 1) > budget_tokens:
+        max_cost = max(max_cost, model.backend.token_cost(sequence))
+        if taken and max_cost * (len(taken) + 1) > budget_tokens:
             break
         taken.append(sequence)
-    return collator(np.arange(len(taken), dtype=np.int64), taken)
+    return model.load_collator()(np.arange(len(taken), dtype=np.int64), taken)
 
 
 @torch.inference_mode()
-def embed_mixed(
-    encoder: Encoder, backend: Backend, collator: Collator, device: torch.device
-) -> Tensor:
-    """Return float32 (B, E) on the host: of 32 random sequences of 12 to 1,500 bp, always these."""
-    alphabet = backend.info.alphabet
+def embed_mixed(model: Model, encoder: Encoder, device: torch.device) -> Tensor:
+    """Return float32 (B, E) on the host: the embeddings of 32 random sequences, always the same.
+
+    The sequences stand for 12 to 1,500 bp.
+    """
     lengths_bp = np.geomspace(12, 1500, 32).astype(int).tolist()
-    sequences = [next(make_sequences(alphabet, length_bp)) for length_bp in lengths_bp]
-    batch = collator(np.arange(len(sequences), dtype=np.int64), sequences)
-    embeddings_BE = encoder(send_to_device(batch, device))
-    return embeddings_BE.cpu()
+    sequences = [next(make_sequences(model.alphabet, length_bp)) for length_bp in lengths_bp]
+    batch = model.load_collator()(np.arange(len(sequences), dtype=np.int64), sequences)
+    return encoder(send_to_device(batch, device)).cpu()
 
 
-def find_worst_cosine(found_BE: Tensor, wanted_BE: Tensor) -> float:
+def find_min_cosine(found_BE: Tensor, wanted_BE: Tensor) -> float:
     """Return the smallest cosine between two embeddings of a sequence; NaN counts as -1."""
     cosine_B = cosine_similarity(found_BE.double(), wanted_BE.double())
     return float(cosine_B.nan_to_num(nan=-1.0).min())
 
 
 def count_flop_per_token(encoder: Encoder) -> int:
-    """Return the floating-point operations that each token takes in products with weights.
+    """Return the floating-point operations of each token in products with weights.
 
-    Every matrix of weights that is no table of embeddings is taken as multiplied once. What grows
-    with the length of a sequence, inside attention, does not count.
+    Each matrix of weights counts as one product, except tables of embeddings. Attention is not
+    included, because its operations depend on the length of the sequence.
     """
     modules = cast("nn.Module", encoder).modules()
     weights = [

@@ -11,21 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate.utils import send_to_device
 
+from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array, split_rows
 from virnucpro.backend.interface import Encoder
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import (
-    FloatArray,
-    IntArray,
-    collect_parts,
-    finished_parts,
-    finished_rows,
-)
+from virnucpro.checkpoints.parts import collect_parts, finished_parts, finished_rows
 from virnucpro.embedding.batches import Batches, ClaimedBatches, measure_costs, plan_batches
-from virnucpro.embedding.budgets import MOST_BATCH_TOKENS, BudgetKey, read_budget
+from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import make_loader
@@ -39,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 2_048
 _MEMORY_SHARE = 0.8
-_ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -59,11 +52,11 @@ class Pass:
         """The rows that no device had the memory for."""
         return [row for summary in self.summaries for row in summary.failed_rows]
 
-    def has(self, rows: IntArray) -> npt.NDArray[np.bool_]:
+    def has(self, rows: Int64Array) -> BoolArray:
         """Return bool (n,): which of `rows` have an embedding."""
         return ~np.isin(self.job.source.representatives[rows], self.failed_rows)
 
-    def gather(self, rows: IntArray) -> FloatArray:
+    def gather(self, rows: Int64Array) -> Float32Array:
         """Return float32 (n, E), the embeddings of `rows` in their order.
 
         Raises:
@@ -77,7 +70,7 @@ class Pass:
         return EmbeddingReader(finished_parts(self.job.parts_dir))
 
 
-def gather_features(passes: Sequence[Pass], rows: IntArray) -> FloatArray:
+def gather_features(passes: Sequence[Pass], rows: Int64Array) -> Float32Array:
     """Return float32 (n, D): the embeddings of `rows` by all passes, side by side.
 
     Raises:
@@ -87,8 +80,7 @@ def gather_features(passes: Sequence[Pass], rows: IntArray) -> FloatArray:
     features_ND = np.empty((len(rows), sum(dims)), np.float32)
     columns_of_passes = np.split(features_ND, np.cumsum(dims)[:-1], axis=1)
     # In blocks, so that only one copy of all features is in memory at a time.
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        block = slice(start, start + _ROWS_AT_ONCE)
+    for block in split_rows(0, len(rows)):
         for each, columns_NE in zip(passes, columns_of_passes, strict=True):
             columns_NE[block] = each.gather(rows[block])
     return features_ND
@@ -122,7 +114,7 @@ def run_pass(run: Run, job: Job) -> Pass:
     return done
 
 
-def _embed_rest(run: Run, job: Job, finished: IntArray, status: PassStatus) -> None:
+def _embed_rest(run: Run, job: Job, finished: Int64Array, status: PassStatus) -> None:
     """Embed the rows that are not in `finished`, and count them in `status`."""
     run.monitor.begin_pass(status)
     costs = measure_costs(job.model.backend.token_cost, job.source, job.rows)
@@ -154,7 +146,7 @@ def _load_encoder(run: Run, job: Job) -> Encoder:
 
 
 def _plan(
-    run: Run, job: Job, encoder: Encoder, costs: IntArray, finished: IntArray
+    run: Run, job: Job, encoder: Encoder, costs: Int64Array, finished: Int64Array
 ) -> tuple[Batches, int]:
     """Return the batches that remain and their token budget, the same in every process."""
     budget = job.batch_tokens
@@ -175,7 +167,7 @@ def _plan(
     return remaining, budget
 
 
-def choose_budget(run: Run, job: Job, encoder: Encoder, costs: IntArray) -> int:
+def choose_budget(run: Run, job: Job, encoder: Encoder, costs: Int64Array) -> int:
     """Return the token budget that is fastest on this process's device and fits its memory.
 
     The memory that a token needs is measured on a small batch of the longest sequences, which
@@ -183,7 +175,7 @@ def choose_budget(run: Run, job: Job, encoder: Encoder, costs: IntArray) -> int:
     """
     identity = job.identity
     place = (device_name(run.device), identity.backend, identity.embedding_dim, identity.precision)
-    most = read_budget(BudgetKey(*place, job.attention)) or MOST_BATCH_TOKENS[run.device.type]
+    most = read_budget(BudgetKey(*place, job.attention)) or MAX_BATCH_TOKENS[run.device.type]
     if run.device.type != "cuda":
         return most
     longest = max(1, int(costs.max()))

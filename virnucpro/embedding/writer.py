@@ -1,4 +1,7 @@
-"""The thread that turns finished batches into checkpoint parts, beside the GPU's work."""
+"""The thread that writes finished batches as checkpoint parts, while the device computes.
+
+Shapes: B sequences in a batch, E the embedding's dimension.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.parts import Identity, next_part_number, part_name, write_part
 from virnucpro.errors import NonFiniteEmbeddingError
 from virnucpro.runtime.monitoring import PassStatus
-
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 _MAX_WAITING_BATCHES = 8
 
@@ -26,12 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class PartWriter:
-    """Collects batches and writes a part about every `rows_per_part` rows or `seconds_per_part`.
+    """Collects batches, and writes a part after `rows_per_part` rows or `seconds_per_part`.
 
-    A context manager. Leaving it, also by an exception, writes what has been handed over, so that
-    an interrupted run keeps all that it computed. The queue is bounded: a disk slower than the
-    device holds the device back instead of filling the memory. The time in writing is counted in
-    `status`.
+    It is a context manager. Leaving it writes all batches that it has, also after an exception: so
+    an interrupted run keeps everything that it computed. It adds the time of writing to `status`.
     """
 
     def __init__(
@@ -51,13 +49,14 @@ class PartWriter:
         self._rows_per_part = rows_per_part
         self._seconds_per_part = seconds_per_part
         self._number = next_part_number(directory, process_index)
-        self._rows: list[IntArray] = []
-        self._embeddings: list[FloatArray] = []
+        self._rows: list[Int64Array] = []
+        self._embeddings: list[Float32Array] = []
         self._num_rows = 0
         self._part_began = 0.0
         self._failure: BaseException | None = None
-        self._queue: queue.Queue[tuple[IntArray, Callable[[], FloatArray]] | None] = queue.Queue(
-            _MAX_WAITING_BATCHES
+        # Bounded: if the disk is slower than the device, the device waits and memory stays free.
+        self._queue: queue.Queue[tuple[Int64Array, Callable[[], Float32Array]] | None] = (
+            queue.Queue(_MAX_WAITING_BATCHES)
         )
         self._thread = threading.Thread(target=self._run, name="part-writer", daemon=True)
 
@@ -76,35 +75,40 @@ class PartWriter:
         if self._failure is not None:
             if error is None:
                 raise self._failure
-            if error is not self._failure:  # else it came through `put`
+            if error is not self._failure:  # otherwise `put` raised it, and the caller reports it
                 logger.warning("The last part was not written: %s", self._failure)
 
-    def put(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
-        """Hand over one batch; `fetch` is called in the thread and returns its (B, E) embeddings.
+    def put(self, rows: Int64Array, fetch: Callable[[], Float32Array]) -> None:
+        """Hand over one batch.
+
+        Args:
+            rows: int64 (B,).
+            fetch: Returns the embeddings (B, E). The thread calls it, because on a GPU it waits
+                until they are computed and copied.
 
         Raises:
-            VirnucproError: What went wrong in the thread since the last call.
+            VirnucproError: The thread failed since the last call.
         """
         if self._failure is not None:
             raise self._failure
         self._queue.put((rows, fetch))
 
     def _run(self) -> None:
-        # After a failure the queue is still emptied, or `put` would wait for ever.
-        while (item := self._queue.get()) is not None:
-            if self._failure is None:
-                self._guard(self._collect, *item)
-        if self._failure is None:
-            self._guard(self._write)
-
-    def _guard(self, function: Callable[..., None], *arguments: Any) -> None:
+        item = self._queue.get()
         try:
-            function(*arguments)
+            while item is not None:
+                self._collect(*item)
+                item = self._queue.get()
+            self._write()
         except BaseException as error:
             self._failure = error
+        # After a failure, the thread goes on emptying the queue, or `put` would wait for ever.
+        while item is not None:
+            item = self._queue.get()
 
-    def _collect(self, rows: IntArray, fetch: Callable[[], FloatArray]) -> None:
+    def _collect(self, rows: Int64Array, fetch: Callable[[], Float32Array]) -> None:
         embeddings = fetch()
+        # Before anything is written: a finished part is never computed again.
         bad = ~np.isfinite(embeddings).all(axis=1)
         if bad.any():
             raise NonFiniteEmbeddingError(

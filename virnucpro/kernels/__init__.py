@@ -1,34 +1,33 @@
-"""The parts of a transformer: fused for GPUs, packed for CPUs, plain for everywhere.
+"""The parts of a transformer: `fused` for NVIDIA GPUs, `onednn` for CPUs, `plain` for any device.
 
-`plain` is torch alone and the reference; `fused` is Triton, imported only where `can_fuse` says so;
-`onednn` is for CPUs where its `can_pack` says so.
+The three modules have functions of the same names. `plain` uses torch alone and is the reference.
+`fused` needs Triton: import it only where `can_fuse` returns True. `onednn` works where its
+`can_pack` returns True. `flash` is the attention of the package flash-attn.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Literal
 
+import torch
+
+from virnucpro.backend.interface import Attention
 from virnucpro.errors import first_line
-
-if TYPE_CHECKING:
-    import torch
+from virnucpro.kernels import flash
+from virnucpro.kernels.flash import is_half_on_gpu
 
 logger = logging.getLogger(__name__)
 
 
 def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether `fused` works here: half precision, an NVIDIA GPU since Ampere, Triton.
+    """Return whether `fused` works: half precision, torch's current GPU, Ampere or newer, Triton.
 
-    The GPU has to be torch's current one. One small kernel is compiled and run, since that takes a
-    C compiler and a writable cache too.
+    Triton also needs a C compiler and a writable cache, so one small kernel is compiled and run.
     """
-    import torch
-
     if (
-        device.type != "cuda"
+        not is_half_on_gpu(dtype, device)
         or torch.version.cuda is None
-        or dtype not in (torch.bfloat16, torch.float16)
         or torch.cuda.get_device_capability(device) < (8, 0)
         or device.index not in (None, torch.cuda.current_device())
     ):
@@ -42,3 +41,19 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
         logger.warning("Triton does not work here, so torch's own kernels are used (%s)", reason)
         return False
     return True
+
+
+def choose_attention(
+    attention: Attention, *, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> Literal["fused", "eager", "sdpa", "flash"]:
+    """Return the attention that a model computes with; `auto` is `fused` where it works, or `sdpa`.
+
+    Raises:
+        UsageError: `flash` does not work with `dtype` on `device`, or flash-attn is missing.
+    """
+    if attention == "auto":
+        # `fused` cuts each head into two halves.
+        return "fused" if head_dim % 2 == 0 and can_fuse(dtype, device) else "sdpa"
+    if attention == "flash":
+        flash.check(dtype, device)
+    return attention

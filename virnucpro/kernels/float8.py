@@ -1,9 +1,9 @@
-"""Matrix products in 8 bits: numbers with a scale for each row, and linear layers that take them.
+"""Matrix products in 8 bits: rows of numbers with a scale each, and a linear layer for them.
 
-The format is E4M3 (Micikevicius et al. 2022, arXiv:2209.05433): 4 bits of exponent, 3 of mantissa,
-up to 448. Every row of activations and of weights is scaled so that its largest number becomes 448.
+The format is E4M3 (Micikevicius et al. 2022, arXiv:2209.05433): 4 bits of exponent, 3 of mantissa.
+Each row of activations and of weights is scaled so that its largest number becomes 448.
 
-Shapes: X stands for the leading dimensions, K numbers go into a linear layer and N come out.
+Shapes: X stands for the leading dimensions, K inputs and N outputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -16,29 +16,24 @@ from torch.nn import functional
 from torch.nn.functional import ScalingType
 
 DTYPE = torch.float8_e4m3fn
-LARGEST = 448.0
+MAX_VALUE = 448.0
 """The largest number of the format."""
 
-ROUNDING = 1 + 2**-4
-"""Rounding makes a number at most so many times larger."""
+MAX_ROUNDING = 1 + 2**-4
+"""Rounding to 8 bits makes a number larger by at most this factor."""
 
-SMALLEST_ROW = 1e-12
-"""Rows whose numbers are all smaller are scaled as if this were their largest."""
+MIN_ROW_MAX = 1e-12
+"""A row with smaller numbers is scaled as if this were its largest: a row of zeros has no scale."""
 
 SIZE_MULTIPLE = 16
-"""The sizes that the matrix products want are multiples of it."""
+"""The matrix products accept only multiples of this as K and N."""
 
 
 class Rows(NamedTuple):
-    """Numbers in 8 bits; each row times its scale is what they stand for.
+    """Numbers in 8 bits: the tensor (X, K) that was quantized is about `values_XK * scale_X1`."""
 
-    Attributes:
-        values_XK: `DTYPE`.
-        scale_X1: float32.
-    """
-
-    values_XK: Tensor
-    scale_X1: Tensor
+    values_XK: Tensor  # of `DTYPE`
+    scale_X1: Tensor  # float32
 
 
 def quantize(x_XK: Tensor, bound: Tensor | None = None) -> Rows:
@@ -46,20 +41,20 @@ def quantize(x_XK: Tensor, bound: Tensor | None = None) -> Rows:
 
     Args:
         x_XK: The numbers.
-        bound: A scalar that none of them is larger than. It becomes 448 instead of each row's
-            largest. That costs little: numbers below 2^-15 of the bound lose digits, no others.
+        bound: A scalar that no number exceeds. With it, all rows share one scale, in which `bound`
+            becomes 448. Only numbers below 2^-15 of the bound lose digits by that.
     """
     x_XK = x_XK.float()
     if bound is None:
-        largest_X1 = x_XK.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ROW)
+        max_X1 = x_XK.abs().amax(-1, keepdim=True).clamp(min=MIN_ROW_MAX)
     else:
-        largest_X1 = bound.expand(*x_XK.shape[:-1], 1).contiguous()
-    scale_X1 = largest_X1 / LARGEST
+        max_X1 = bound.expand(*x_XK.shape[:-1], 1).contiguous()
+    scale_X1 = max_X1 / MAX_VALUE
     return Rows((x_XK / scale_X1).to(DTYPE), scale_X1)
 
 
 class Float8Linear(nn.Module):
-    """A linear layer that multiplies in 8 bits, sums up wider, and returns bfloat16."""
+    """A linear layer that multiplies in 8 bits, sums in more bits, and returns bfloat16."""
 
     weight: Tensor
     scale_N1: Tensor
@@ -83,6 +78,6 @@ class Float8Linear(nn.Module):
             ScalingType.RowWise,
             bias=self.bias,
             output_dtype=torch.bfloat16,
-            # Sums are kept in fewer bits for longer: on an H100 products are 5 % quicker.
+            # Keeps sums in fewer bits for longer, which makes products 5 % faster on an H100.
             use_fast_accum=True,
         )

@@ -1,11 +1,12 @@
-"""Kernels for GPUs: attention of packed sequences, residual with layer norm, GELU, GEGLU, 8 bits.
+"""Kernels for NVIDIA GPUs: residual with layer norm, GELU, GEGLU, and quantizing to 8 bits.
 
-In Triton, but for one of cuBLAS. Forward only, for half precision on CUDA; all arithmetic but
-matrix products is in float32. Sizes that change from batch to batch are no constants of the
-kernels, so each is compiled once a model.
+Attention has its own module, `fused_attention`. All kernels are in Triton, except a linear layer
+with GELU from cuBLAS. They compute forward only, in half precision; everything except matrix
+products is computed in float32. Only the model's sizes are constants of a kernel, never those of a
+batch: Triton compiles a kernel anew for each value of a constant.
 
-Shapes: X stands for the leading dimensions, K is any width, D that of the hidden states, F that of
-the feed-forward.
+Shapes: X stands for the leading dimensions, D width of the hidden states, F width of the
+feed-forward, K any width.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from virnucpro.kernels import float8
-from virnucpro.kernels.fused_attention import LARGEST_FLOAT8, LOG2_E
+from virnucpro.kernels.fused_attention import LOG2_E, MAX_FLOAT8
 from virnucpro.kernels.fused_attention import attend as attend
 from virnucpro.kernels.fused_attention import attend_quantize as attend_quantize
 
-SMALLEST_ROW = tl.constexpr(float8.SMALLEST_ROW)
+# Triton's functions read a module's global only if it is a constexpr.
+MIN_ROW_MAX = tl.constexpr(float8.MIN_ROW_MAX)
 
 
 @triton.jit
 def _scale_of_row(x):
-    return tl.maximum(tl.max(tl.abs(x)), SMALLEST_ROW) / LARGEST_FLOAT8
+    """Return the scale of a row in 8 bits, as `float8.quantize` does."""
+    return tl.maximum(tl.max(tl.abs(x)), MIN_ROW_MAX) / MAX_FLOAT8
 
 
 @triton.jit
@@ -41,9 +44,14 @@ def _add_norm_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add two rows and normalize the sum, in 8 bits if there is room for a scale."""
+    """Add two rows and normalize the sum; write it in 8 bits if there is a `scale_ptr`.
+
+    Each program reads one row once, where torch's kernels for the sum and the norm read it twice.
+    """
+    # Triton's blocks are powers of two: the mask hides what lies beyond the row.
     col = tl.arange(0, BLOCK)
     mask = col < WIDTH
+    # int64, because a batch may have more numbers than an int32 counts.
     index = tl.program_id(0).to(tl.int64) * WIDTH + col
     total = tl.load(hidden_ptr + index, mask, 0.0).to(tl.float32)
     if delta_ptr is not None:
@@ -64,10 +72,10 @@ def _add_norm_kernel(
 
 @triton.jit
 def _gelu(x):
-    """Return x * Phi(x) to within 4e-7 in float32, which is nearer than torch's own.
+    """Return the exact GELU, x * Phi(x), to within 4e-7 in float32: closer than torch's own.
 
-    The tail Phi(-|x|) is formula 7.1.26 of Abramowitz and Stegun. With a library's erf the
-    arithmetic would take longer than the memory does.
+    The tail Phi(-|x|) is formula 7.1.26 of Abramowitz and Stegun. With a library's erf, arithmetic
+    would take longer than reading and writing the memory.
     """
     size = tl.abs(x)
     t = 1.0 / (1.0 + 0.23164190 * size)  # 0.3275911 / sqrt(2)
@@ -82,13 +90,14 @@ def _gelu(x):
 
 @triton.jit
 def _tanh_gelu(x):
-    """Return x / (1 + exp(-2 u)) = x * (1 + tanh(u)) / 2, u = sqrt(2 / pi) * (x + 0.044715 x^3)."""
+    """Return x * (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)), u = sqrt(2 / pi) * (x + 0.044715 x^3)."""
+    # The factors are those of -2 u, divided by ln 2, because exp2 is faster than exp.
     return x / (1.0 + tl.exp2(x * (-2.3022082 - 0.1029432 * x * x)))
 
 
 @triton.jit
 def _geglu_kernel(in_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Write GELU of the first WIDTH numbers of a row, times the next WIDTH."""
+    """Write the GELU of the first WIDTH numbers of a row times the next WIDTH numbers."""
     BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // BLOCKS).to(tl.int64)
     col = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
@@ -103,7 +112,7 @@ def _geglu_kernel(in_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 def _quantize_kernel(
     in_ptr, out_ptr, scale_ptr, WIDTH: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write a row, or the tanh form of its GELU, in 8 bits, and its scale."""
+    """Write a row in 8 bits and its scale; with GELU, write the tanh form of its GELU."""
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     x = tl.load(in_ptr + row * WIDTH + col, col < WIDTH, 0.0).to(tl.float32)
@@ -117,27 +126,23 @@ def _quantize_kernel(
 def add_norm(
     hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum and its layer norm; without `delta_XD`, `hidden_XD` and its layer norm."""
-    sum_XD = hidden_XD if delta_XD is None else _empty_like(hidden_XD)
+    """Return the sum (X, D) and its layer norm (X, D); a `delta_XD` of None adds nothing."""
     normed_XD = _empty_like(hidden_XD)
-    _add_norm(hidden_XD, delta_XD, norm, sum_XD, normed_XD)
-    return sum_XD, normed_XD
+    return _add_norm(hidden_XD, delta_XD, norm, normed_XD), normed_XD
 
 
 def add_norm_quantize(
     hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
 ) -> tuple[Tensor, float8.Rows]:
-    """Return the sum and its layer norm in 8 bits."""
-    sum_XD = hidden_XD if delta_XD is None else _empty_like(hidden_XD)
+    """Return the sum (X, D) and its layer norm in 8 bits."""
     normed = _empty_rows(hidden_XD)
-    _add_norm(hidden_XD, delta_XD, norm, sum_XD, *normed)
-    return sum_XD, normed
+    return _add_norm(hidden_XD, delta_XD, norm, *normed), normed
 
 
 def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Return the layer norm of the sum."""
+    """Return the layer norm (X, D) of the sum."""
     normed_XD = _empty_like(hidden_XD)
-    _add_norm(hidden_XD, delta_XD, norm, None, normed_XD)
+    _add_norm(hidden_XD, delta_XD, norm, normed_XD, write_sum=False)
     return normed_XD
 
 
@@ -149,16 +154,19 @@ def _add_norm(
     hidden_XD: Tensor,
     delta_XD: Tensor | None,
     norm: nn.LayerNorm,
-    sum_XD: Tensor | None,
     normed_XD: Tensor,
     scale_X1: Tensor | None = None,
-) -> None:
+    *,
+    write_sum: bool = True,
+) -> Tensor:
+    """Fill `normed_XD` and `scale_X1`, and return the sum, which is computed if `write_sum`."""
+    sum_XD = None if delta_XD is None or not write_sum else _empty_like(hidden_XD)
     width = hidden_XD.shape[-1]
     block = triton.next_power_of_2(width)
     _add_norm_kernel[(hidden_XD.numel() // width,)](
         hidden_XD.contiguous(),
         None if delta_XD is None else delta_XD.contiguous(),
-        None if delta_XD is None else sum_XD,
+        sum_XD,
         normed_XD,
         scale_X1,
         norm.weight,
@@ -168,14 +176,15 @@ def _add_norm(
         BLOCK=block,
         num_warps=max(1, block // 1024),
     )
+    return hidden_XD if sum_XD is None else sum_XD
 
 
 def linear_gelu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
-    """Return the GELU of a linear layer, in its tanh form.
+    """Return the GELU (X, F) of a linear layer, in its tanh form.
 
-    The product's own epilogue computes it, which saves a pass over the largest tensor of a layer
-    and knows no other form. It is off by at most 4.8e-4; docs/performance.md has what that does to
-    embeddings, which is less than half precision does.
+    cuBLAS computes it at the end of the matrix product, which saves a pass over the largest tensor
+    of a layer. cuBLAS has only the tanh form. It differs from the exact GELU by at most 4.8e-4;
+    docs/performance.md shows that half precision changes embeddings more.
     """
     gelu_XF = torch._addmm_activation(
         linear.bias, x_XD.flatten(0, -2), linear.weight.t(), use_gelu=True
@@ -184,7 +193,7 @@ def linear_gelu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
 
 
 def linear_geglu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
-    """Return the GELU of the first half of what a linear layer makes, times the second half."""
+    """Return the GELU of the first half of a linear layer's output times the second half."""
     return geglu(linear(x_XD))
 
 
@@ -205,7 +214,7 @@ def quantize(x_XK: Tensor) -> float8.Rows:
 
 
 def gelu_quantize(x_XF: Tensor) -> float8.Rows:
-    """Return the GELU in its tanh form, as of `linear_gelu`, in 8 bits."""
+    """Return the GELU in 8 bits, in the tanh form of `linear_gelu`."""
     return _quantize(x_XF, gelu=True)
 
 

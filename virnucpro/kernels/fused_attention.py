@@ -1,10 +1,11 @@
 """Attention of packed sequences of any length, rotary or ALiBi: one Triton kernel for GPUs.
 
-Made for many short sequences. Sizes that change from batch to batch are no constants of the kernel,
-so it is compiled once a model.
+It is made for many short sequences, and works as FlashAttention does (arXiv:2205.14135): scores
+stay in registers. Only the model's sizes are constants of the kernel, never those of a batch:
+Triton compiles a kernel anew for each value of a constant.
 
-Shapes: B sequences, T tokens of all of them, P positions, H heads, K numbers in a head, R = K / 2
-rotary frequencies.
+Shapes: B sequences in a batch, T tokens of all of them together, P positions, H heads, K numbers in
+a head, D = H * K, R = K / 2 rotary frequencies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from virnucpro.kernels import float8
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LARGEST_FLOAT8 = tl.constexpr(float8.LARGEST)
+MAX_FLOAT8 = tl.constexpr(float8.MAX_VALUE)
 
 
 @triton.jit
@@ -31,9 +32,10 @@ def _load_halves(
     HALF: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Return the two halves of one head in `row`s of a sequence, rotated if there are angles.
+    """Return the two halves of one head in these `row`s of a sequence, rotated if there are angles.
 
-    Rows behind the last are the last once more: masking them would take longer.
+    The halves are apart because rotation mixes number i of the first with number i of the second.
+    Rows after the last repeat the last, because masking them would take longer.
     """
     row = tl.minimum(row, length - 1)[:, None]
     col = tl.arange(0, COLS)[None, :]
@@ -71,7 +73,7 @@ def _attention_kernel(
 ):
     """Attend from BLOCK_M queries of one head of one sequence to all of its keys.
 
-    In 8 bits if there is a bound of the values, from which all rows have their scale.
+    Writes 8 bits if there is a `bound_ptr`: all rows get their scale from that bound of the values.
     """
     WIDTH: tl.constexpr = 2 * HALF * HEADS
     program = tl.program_id(0)
@@ -80,6 +82,7 @@ def _attention_kernel(
     sequence = program // HEADS // num_blocks
     start = tl.load(offsets_ptr + sequence)
     length = tl.load(offsets_ptr + sequence + 1) - start
+    # The grid is made for the longest sequence, so short ones have programs without queries.
     if block * BLOCK_M >= length:
         return
     query_ptr = qkv_ptr + start.to(tl.int64) * (3 * WIDTH) + head * (2 * HALF)
@@ -90,12 +93,13 @@ def _attention_kernel(
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     query_1, query_2 = _load_halves(query_ptr, row, length, cos_ptr, sin_ptr, 3 * WIDTH, HALF, COLS)
     col = tl.arange(0, 2 * COLS)[None, :]
+    # A softmax over keys that arrive in blocks: earlier sums shrink when a higher score comes.
     highest = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     out = tl.zeros([BLOCK_M, 2 * COLS], tl.float32)
     for begin in range(0, length, BLOCK_N):
         key_row = begin + tl.arange(0, BLOCK_N)
-        # Loaded first though needed last: it arrives meanwhile.
+        # Values are needed last. They are loaded first, so that they arrive during the rest.
         value_row = tl.minimum(key_row, length - 1)[:, None]
         value = tl.load(value_ptr + value_row * (3 * WIDTH) + col, col < 2 * HALF, 0.0)
         key_1, key_2 = _load_halves(
@@ -114,7 +118,8 @@ def _attention_kernel(
         out = tl.dot(weight.to(value.dtype), value, out * shrink[:, None])
         highest = higher
     if bound_ptr is not None:
-        row_scale = tl.load(bound_ptr) / LARGEST_FLOAT8
+        row_scale = tl.load(bound_ptr) / MAX_FLOAT8
+        # All heads share the scale, so one of them writes it.
         tl.store(row_scale_ptr + start + row, row_scale, (row < length) & (head == 0))
         total *= row_scale
     out *= (1.0 / total)[:, None]
@@ -134,11 +139,12 @@ def attend(
 
     Args:
         qkv_T3HK: Queries, keys and values of packed sequences; K is even.
-        offsets: int32 (B + 1,), where each sequence starts, and T.
+        offsets: int32 (B + 1,): where each sequence starts, and T.
         max_length: Tokens of the longest sequence.
-        angles: Cosines and sines, float32 (P, R) each with P at least `max_length`, by which
-            queries and keys are rotated (RoFormer, arXiv:2104.09864); without them they are not.
-        slopes_H: float32; ALiBi (arXiv:2108.12409) to both sides adds -slope * |i - j| to scores.
+        angles: Cosines and sines, float32 (P, R) each, which rotate queries and keys (RoFormer,
+            arXiv:2104.09864). P is at least `max_length`. None rotates nothing.
+        slopes_H: float32; ALiBi (arXiv:2108.12409) in both directions adds -slope * |i - j| to the
+            scores. None adds nothing.
     """
     num_tokens, _, num_heads, head_dim = qkv_T3HK.shape
     out_THK = qkv_T3HK.new_empty(num_tokens, num_heads, head_dim)
@@ -154,9 +160,9 @@ def attend_quantize(
     *,
     angles: tuple[Tensor, Tensor],
 ) -> float8.Rows:
-    """Return what `attend` does, (T, H * K), as `float8.quantize` with a bound.
+    """Return what `attend` returns as (T, D) in 8 bits, as `float8.quantize` with `bound` does.
 
-    A mean of values is no larger than the largest of them, which `bound` is or more.
+    `bound` is at least the largest value. Attention is a mean of values, so it has the same bound.
     """
     num_tokens, _, num_heads, head_dim = qkv_T3HK.shape
     rows = float8.Rows(
@@ -199,6 +205,6 @@ def _attend(
         BLOCK_M=block,
         BLOCK_N=block,
         num_warps=4,
-        # Angles would take up the shared memory that loading ahead needs.
+        # With angles there is too little shared memory to load blocks ahead in several stages.
         num_stages=1 if angles else 3,
     )

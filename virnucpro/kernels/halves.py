@@ -1,7 +1,9 @@
-"""Batches on CPUs, computed as two halves side by side, each with half of the threads.
+"""Batches on CPUs: the two halves of a batch are computed in parallel.
 
-Threads that share every operation wait for the slower of them in each; halves wait for each other
-once in a batch.
+Each half gets half of the threads. When all threads share every operation, they wait for the
+slowest thread in each operation. The two halves wait for each other only once in a batch.
+
+Shapes: B sequences in a batch, E the embedding's dimension.
 """
 
 from __future__ import annotations
@@ -17,32 +19,33 @@ from torch import Tensor
 if TYPE_CHECKING:
     from virnucpro.backend.interface import TokenBatch
 
-_FEWEST_SEQUENCES = 8
-"""With fewer, halves may be of too unequal size."""
+_MIN_SEQUENCES = 8
+"""The halves of a smaller batch may have very different sizes."""
 
 
 def embed_halves(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch) -> Tensor:
-    """Return what `embed` makes of a batch on a CPU, under `torch.inference_mode()`."""
-    if len(batch.rows) < _FEWEST_SEQUENCES:
+    """Return the embeddings (B, E) of a batch on a CPU, computed under `torch.inference_mode()`."""
+    if len(batch.rows) < _MIN_SEQUENCES:
         return embed(batch)
     num_threads = torch.get_num_threads()
     if num_threads % 2:
-        # Cut all the same: how products round must not depend on the number of threads.
+        # The batch is halved anyway, because rounding must not depend on the number of threads.
         return torch.cat(list(map(embed, batch.halve())))
     pool = _pool(num_threads // 2)
-    found = list(pool.map(torch.inference_mode()(embed), batch.halve()))
-    # What workers set when they begin is also what threads begin with that others make later.
+    # Inference mode belongs to a thread, so each worker enters it again.
+    halves = list(pool.map(torch.inference_mode()(embed), batch.halve()))
+    # A new worker also changed the number with which all later threads of the process begin.
     torch.set_num_threads(num_threads)
-    return torch.cat(found)
+    return torch.cat(halves)
 
 
 @functools.cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
-    """Return two workers, each of which computes in `num_threads`."""
-    return ThreadPoolExecutor(2, "half", _begin, (num_threads,))
+    """Return two workers, each of which computes with `num_threads` threads."""
 
+    def begin() -> None:
+        # The first call in a thread overwrites its number with the process's, so it comes first.
+        torch.get_num_threads()
+        torch.set_num_threads(num_threads)
 
-def _begin(num_threads: int) -> None:
-    # torch gives a thread the process's number when it first looks, over what was set before.
-    torch.get_num_threads()
-    torch.set_num_threads(num_threads)
+    return ThreadPoolExecutor(2, "half", begin)

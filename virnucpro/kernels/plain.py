@@ -1,6 +1,7 @@
-"""What `fused` computes, written out in torch: any device, any precision.
+"""The reference for `fused` and `onednn`, in torch alone: any device, any precision.
 
-Shapes: X stands for the leading dimensions, D is the width, F the width of the feed-forward.
+Shapes: X stands for the leading dimensions, D width of the hidden states, F width of the
+feed-forward.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from virnucpro.kernels.float8 import quantize as quantize
 def add_norm(
     hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum and its layer norm; without `delta_XD`, `hidden_XD` and its layer norm."""
+    """Return the sum (X, D) and its layer norm (X, D); a `delta_XD` of None adds nothing."""
     sum_XD = hidden_XD if delta_XD is None else hidden_XD + delta_XD
     return sum_XD, norm(sum_XD)
 
@@ -23,18 +24,18 @@ def add_norm(
 def add_norm_quantize(
     hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
 ) -> tuple[Tensor, float8.Rows]:
-    """Return the sum and its layer norm in 8 bits."""
+    """Return the sum (X, D) and its layer norm in 8 bits."""
     sum_XD, normed_XD = add_norm(hidden_XD, delta_XD, norm)
     return sum_XD, quantize(normed_XD)
 
 
 def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Return the layer norm of the sum."""
+    """Return the layer norm (X, D) of the sum."""
     return add_norm(hidden_XD, delta_XD, norm)[1]
 
 
 def linear_gelu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
-    """Return the exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016), of a linear layer."""
+    """Return the exact GELU (X, F), x * Phi(x) (Hendrycks and Gimpel 2016), of a linear layer."""
     return functional.gelu(linear(x_XD))
 
 
@@ -44,7 +45,7 @@ def gelu_quantize(x_XF: Tensor) -> float8.Rows:
 
 
 def linear_geglu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
-    """Return the GELU of the first half of what a linear layer makes, times the second half."""
+    """Return the GELU of the first half of a linear layer's output times the second half."""
     return geglu(linear(x_XD))
 
 

@@ -1,7 +1,7 @@
-"""Taking into a run what an older program, or `migrate`, left in its directory.
+"""Taking the features that an older program or `migrate` left in a run's directory into the run.
 
-Old features are found by the ids of open frames, and become parts of this run. What cannot be told
-apart, or stands for another sequence than the same id does here, is left to be computed.
+Old features are found by the ids of open frames, and become parts of this run. The run computes the
+frames whose id is ambiguous, or belonged to another sequence in the old run.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.parts import (
     Identity,
-    IntArray,
     finished_parts,
     finished_rows,
     next_part_number,
@@ -26,7 +27,6 @@ from virnucpro.checkpoints.parts import (
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.joining import (
-    BoolArray,
     Choice,
     Conversion,
     DigestArray,
@@ -49,7 +49,6 @@ from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE = 65_536
 _MAX_PROCESSES = 4
 _NAMES = {"dna": "DNA", "protein": "protein"}
 
@@ -57,19 +56,23 @@ _NAMES = {"dna": "DNA", "protein": "protein"}
 def adopt_legacy_run(
     directory: RunDirectory, store: FrameStore, identities: Mapping[Alphabet, Identity]
 ) -> dict[Alphabet, int]:
-    """Write parts of this run from what an old one left in its directory, and count their rows.
+    """Write the features of an old run as parts of this run, and return their numbers of rows.
 
-    Called by one process of a run that resumes, before the others look for finished parts. The old
-    files stay as they are. Nothing happens where nothing is missing, or nothing old is there.
+    One process of a resumed run calls this before the other processes look for finished parts. The
+    old files stay as they are. If no row is missing, or there are no old files, nothing happens.
 
     Args:
         directory: The run's directory.
         store: The run's open frames.
-        identities: Of the run's parts, for each alphabet; whoever resumes vouches that the old
-            features were made with the same models.
+        identities: By alphabet the identity of the run's parts. Whoever resumes is responsible that
+            the old features come from the same models.
+
+    Returns:
+        By alphabet the number of rows that were written.
 
     Raises:
-        CheckpointError: The disk refuses.
+        CheckpointError: An old file has changed meanwhile.
+        OutputError: A part cannot be written.
     """
     places = run_parts(directory.path, directory.stem)
     paths = [path for place in places for path in feature_files(place)]
@@ -81,7 +84,7 @@ def adopt_legacy_run(
     length_bp = read_expected_length(directory.path)
     if length_bp not in (None, store.chunk_length_bp):
         logger.warning(
-            "%s: the old run there cut chunks of %d bp, this one %d: nothing of it is used",
+            "%s: the old run used chunks of %d bp, this one %d: its features are not used",
             directory.path,
             length_bp,
             store.chunk_length_bp,
@@ -89,7 +92,7 @@ def adopt_legacy_run(
         return {}
     dims = EmbeddingDims(**{name: one.embedding_dim for name, one in identities.items()})
     jobs = min(_MAX_PROCESSES, os.cpu_count() or 1)
-    reports = list(run_parallel(_Inspector(dims), paths, jobs))
+    reports = list(run_parallel(partial(inspect_file, dims=dims), paths, jobs))
     choice = choose_rows(reports)
     rows_of_ids = _FrameIds(store)
     tasks = []
@@ -104,27 +107,31 @@ def adopt_legacy_run(
             for name, mask in taken.items()
         }
         if any((found >= 0).any() for found in rows.values()):
-            tasks.append(_make_task(directory, dims, identities, rank, report.path, rows))
+            places_of_parts = {name: directory.parts_dir(name) for name in rows}
+            task = Conversion(
+                path=report.path,
+                dims=dims,
+                rank=rank,
+                rows=rows,
+                directories=places_of_parts,
+                identities={name: identities[name] for name in rows},
+                # The numbers of this run's own parts, damaged ones included, are not used again.
+                first_numbers={
+                    name: next_part_number(place, rank) for name, place in places_of_parts.items()
+                },
+                with_ids=False,
+            )
+            tasks.append(task)
     for _ in run_parallel(convert_file, tasks, jobs):
         pass
     return _summarize(tasks, choice)
 
 
-class _Inspector:
-    """`inspect_file` with its dims, picklable for other processes."""
-
-    def __init__(self, dims: EmbeddingDims) -> None:
-        self._dims = dims
-
-    def __call__(self, path: Path) -> FileReport:
-        return inspect_file(path, self._dims)
-
-
 def _is_refused(directory: RunDirectory, identities: Mapping[Alphabet, Identity]) -> bool:
-    """Tell whether parts of another run are there, over which this one is about to end."""
+    """Tell whether there are parts of another run, which will end this run with an error."""
     for alphabet, identity in identities.items():
         for part in finished_parts(directory.parts_dir(alphabet)):
-            # A damaged part will be set aside and computed again.
+            # The run sets damaged parts aside later, and computes their rows again.
             with suppress(CheckpointError):
                 if read_identity(part) != identity:
                     return True
@@ -132,7 +139,7 @@ def _is_refused(directory: RunDirectory, identities: Mapping[Alphabet, Identity]
 
 
 def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:
-    """Return bool (frames,): the rows that this run has yet to embed."""
+    """Return which rows this run still has to embed: bool (num_frames,)."""
     representatives = store.sequences(alphabet).representatives
     missing: BoolArray = representatives == np.arange(store.num_frames)
     for part in finished_parts(directory.parts_dir(alphabet)):
@@ -142,20 +149,19 @@ def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet
 
 
 class _FrameIds:
-    """The rows of open frames by the digests of their ids; an id of several frames has none."""
+    """The rows of open frames by the digests of their ids, without ids of several frames."""
 
     def __init__(self, store: FrameStore) -> None:
-        starts = range(0, store.num_frames, _ROWS_AT_ONCE)
         blocks = [
-            digest_ids(store.frame_ids(start, min(start + _ROWS_AT_ONCE, store.num_frames)))
-            for start in starts
+            digest_ids(store.frame_ids(block.start, block.stop))
+            for block in split_rows(0, store.num_frames)
         ]
         digests = np.concatenate([np.empty(0, np.uint64), *blocks])
         ids, rows, counts = np.unique(digests, return_index=True, return_counts=True)
         self._ids, self._rows = ids[counts == 1], rows[counts == 1]
 
-    def find(self, ids: DigestArray) -> IntArray:
-        """Return int64 (N,): the row of each id, -1 where there is none."""
+    def find(self, ids: DigestArray) -> Int64Array:
+        """Return the row of each id, or -1 if there is none: int64 (N,)."""
         if not len(self._ids):
             return np.full(len(ids), -1)
         places = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
@@ -165,9 +171,9 @@ class _FrameIds:
 def _trusted_rows(
     places: Sequence[Path], store: FrameStore, alphabet: Alphabet, rows_of_ids: _FrameIds
 ) -> BoolArray:
-    """Return bool (frames,): the rows whose sequence the old run had under the same id.
+    """Return which rows had the same sequence in the old run: bool (num_frames,).
 
-    Without any of its sequences, all of them: then the ids have to do.
+    If the old run left no sequences, all rows are trusted by their ids.
     """
     trusted = np.zeros(store.num_frames, np.bool_)
     paths = [path for place in places for path, kind in fasta_files(place) if kind == alphabet]
@@ -192,7 +198,7 @@ def _trusted_rows(
 
 
 class _Target:
-    """The rows of one alphabet that are wanted from old files, each of which is given out once."""
+    """The rows of one alphabet that are wanted from old files; each row is given out once."""
 
     def __init__(
         self, store: FrameStore, alphabet: Alphabet, missing: BoolArray, trusted: BoolArray
@@ -201,11 +207,12 @@ class _Target:
         self._wanted = missing
         self._trusted = trusted
 
-    def claim(self, rows: IntArray) -> IntArray:
-        """Return int64 (N,): the rows to write for what was found at `rows`, -1 for nothing."""
+    def claim(self, rows: Int64Array) -> Int64Array:
+        """Return the rows to write for features of `rows`, or -1 to leave them out: int64 (N,)."""
         claimed = np.full(len(rows), -1)
         usable = np.flatnonzero(rows >= 0)
         usable = usable[self._trusted[rows[usable]]]
+        # Equal sequences share one embedding, which belongs to the first of them.
         targets = self._representatives[rows[usable]]
         unique, first = np.unique(targets, return_index=True)
         wanted = self._wanted[unique]
@@ -230,20 +237,6 @@ def _tell(report: FileReport) -> None:
         )
 
 
-def _make_task(
-    directory: RunDirectory,
-    dims: EmbeddingDims,
-    identities: Mapping[Alphabet, Identity],
-    rank: int,
-    path: Path,
-    rows: Mapping[Alphabet, IntArray],
-) -> Conversion:
-    directories = {name: directory.parts_dir(name) for name in rows}
-    numbers = {name: next_part_number(directories[name], rank) for name in rows}
-    chosen = {name: identities[name] for name in rows}
-    return Conversion(path, dims, rank, rows, directories, chosen, numbers, with_ids=False)
-
-
 def _summarize(tasks: Sequence[Conversion], choice: Choice) -> dict[Alphabet, int]:
     adopted: dict[Alphabet, int] = {}
     for task in tasks:
@@ -252,7 +245,7 @@ def _summarize(tasks: Sequence[Conversion], choice: Choice) -> dict[Alphabet, in
     for alphabet, num_rows in adopted.items():
         logger.warning(
             "%s: %d embeddings of an older run were taken over (%d ids with several values were "
-            "not); that they come from the same weights is for you to know",
+            "not); make sure that they come from the same weights",
             _NAMES[alphabet],
             num_rows,
             choice.num_ambiguous.get(alphabet, 0),

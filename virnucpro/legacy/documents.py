@@ -1,4 +1,4 @@
-"""Telling what a file of features is, from its contents, and reading it as documents."""
+"""Recognizing a file of features by its contents, and reading it as documents."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ import h5py
 import numpy as np
 
 from virnucpro.checkpoints import hdf5
-from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document, FormatVersionError
-from virnucpro.checkpoints.parts import FORMAT_NAME, check_part, read_identity
+from virnucpro.checkpoints.parts import (
+    FORMAT_NAME,
+    FormatVersionError,
+    check_part,
+    read_identity,
+)
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.pickles import is_zip, read_torch_file
-from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.legacy.steps import Document, EmbeddingDims, migrate_document
 
 _ROWS_AT_A_TIME = 8192
 
 UNKNOWN = "unknown (migrated)"
-"""Stands in an identity for what old files do not tell."""
+"""Written into an identity where an old file does not tell the value."""
 
 MIXED_IDS = (
-    "a run of v2.0 that was resumed may have paired ids with the wrong embeddings, and nothing in "
-    "the file tells; check it with --verify"
+    "a resumed run of v2.0 may have paired ids with the wrong embeddings, and nothing in the file "
+    "tells; check it with --verify"
 )
-NOT_MARKED = "there is no .done file beside it; it is whole by its contents"
+NOT_MARKED = "there is no .done file beside it; its contents are complete"
 
 
 class Generation(NamedTuple):
-    """What wrote a file.
+    """The program that wrote a file.
 
     Attributes:
-        version: The version of the format; see FORMAT.md.
-        name: In words.
-        notes: What a user should know of such files.
+        version: Version of the format; see FORMAT.md.
+        name: The program in words.
+        notes: What a user should know about such files.
     """
 
     version: int
@@ -43,33 +47,24 @@ class Generation(NamedTuple):
 
 
 def read_documents(path: Path, dims: EmbeddingDims) -> Iterator[tuple[Generation, Document]]:
-    """Yield what a file holds as documents of the current version, a block at a time.
+    """Yield the contents of a file block by block, as documents of the current version.
 
     Every document has `ids`, float32 `embeddings` by alphabet, and `precision`.
 
     Raises:
-        CheckpointError: The file is damaged, unsafe, of a newer version or no file of features, or
-            its values are known to be wrong. The caller names the file.
+        CheckpointError: The file is damaged, unsafe, not a file of features, or of a newer version,
+            or its values are known to be wrong. The caller adds the path.
     """
     try:
-        for generation, document in _read_file(path):
-            migrated = FORMAT_MIGRATIONS.apply(document | {"dims": dims}, generation.version)
-            yield generation, migrated
+        blocks = [_read_pickle(path)] if is_zip(path) else _read_hdf5(path)
+        for generation, document in blocks:
+            yield generation, migrate_document(document | {"dims": dims}, generation.version)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror or error})") from error
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"is no file of features ({error!r})") from error
-
-
-def _read_file(path: Path) -> Iterator[tuple[Generation, Document]]:
-    if is_zip(path):
-        yield _read_pickle(path)
-    elif h5py.is_hdf5(path):
-        yield from _read_hdf5(path)
-    else:
-        raise CheckpointError("is neither a file of torch.save nor HDF5")
+        raise CheckpointError(f"is not a file of features ({error!r})") from error
 
 
 def _read_pickle(path: Path) -> tuple[Generation, Document]:
@@ -81,39 +76,40 @@ def _read_pickle(path: Path) -> tuple[Generation, Document]:
         document["embeddings"] = np.asarray(document["embeddings"])
     elif "data" not in document or not document.keys() & {"nucleotide", "proteins", "ids"}:
         raise CheckpointError(f"holds {', '.join(map(str, document)) or 'nothing'}: no features")
+    elif document.get("version") is None:
+        generation = Generation(
+            0, "A or C: the original, the fork before v1.0, or proteins of v2.0"
+        )
+    elif document["version"] == "1.0":
+        generation = Generation(1, "D: v1.0, or DNA of v2.0")
     else:
-        generation = _tell_generation(document)
+        raise FormatVersionError(
+            f"its version is {document['version']!r}, and this program knows '1.0' and older of "
+            "such files; update virnucpro"
+        )
+    # The original and the fork before v1.0 wrote no marks.
     if generation.version and not path.with_name(f"{path.name}.done").exists():
         generation = generation._replace(notes=(NOT_MARKED,))
     _check_size(path, document)
     return generation, document
 
 
-def _tell_generation(document: Document) -> Generation:
-    version = document.get("version")
-    if version is None:
-        return Generation(0, "A or C: the original, the fork before v1.0, or proteins of v2.0")
-    if version != "1.0":
-        raise FormatVersionError(
-            f"its version is {version!r}, and this program knows '1.0' and older of such files; "
-            "update virnucpro"
-        )
-    return Generation(1, "D: v1.0, or DNA of v2.0")
-
-
 def _check_size(path: Path, document: Document) -> None:
-    """Refuse what would become far larger in memory than it is as a file."""
+    """Refuse a document that would need much more memory than its file needs disk."""
     data: Any = document.get("data", document.get("embeddings"))
     if isinstance(data, list):
         vectors = [item["mean_representation"] if isinstance(item, dict) else item for item in data]
         num_numbers = sum(map(len, vectors))
     else:
         num_numbers = int(np.size(data))
+    # A number takes at least 2 bytes (float16).
     if 2 * num_numbers > path.stat().st_size:
         raise CheckpointError(f"claims {num_numbers:,} numbers, more than the file has room for")
 
 
 def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
+    if not h5py.is_hdf5(path):
+        raise CheckpointError("is neither a file of torch.save nor HDF5")
     with hdf5.open_file(path) as file:
         found = hdf5.read_attribute(file, "format")
         if found is None:
@@ -127,9 +123,10 @@ def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
 
 
 def _read_part(path: Path, file: h5py.File) -> Iterator[tuple[Generation, Document]]:
-    """Yield what `virnucpro migrate` wrote; other parts of ours have nothing to migrate."""
+    """Yield the contents of a part that `virnucpro migrate` wrote; refuse the parts of a run."""
     check_part(path)
     identity = read_identity(path)
+    # A run's own parts have rows of its frame store, and mean nothing without it.
     if not identity.weights_identity.startswith(UNKNOWN):
         raise CheckpointError("is a part of virnucpro itself: there is nothing to migrate")
     generation = Generation(3, identity.weights_identity.removeprefix(f"{UNKNOWN}: "))
@@ -144,6 +141,7 @@ def _read_blocks(file: h5py.File, ids_name: str) -> Iterator[tuple[list[str], An
     embeddings = hdf5.open_dataset(file, "embeddings", np.dtype("<f4"), ndim=2)
     if len(ids) != len(embeddings):
         raise CheckpointError(f"{len(ids)} ids and {len(embeddings)} rows; it is damaged")
+    # An empty file yields one empty block, so that the caller learns its generation.
     for start in range(0, max(1, len(ids)), _ROWS_AT_A_TIME):
         stop = min(start + _ROWS_AT_A_TIME, len(ids))
         yield hdf5.read_strings(ids, start, stop), embeddings[start:stop]

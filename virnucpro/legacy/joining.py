@@ -1,7 +1,7 @@
-"""Joining many files of features by id: which rows are taken, and writing them as parts.
+"""Joining many files of features by id: choosing rows, and writing them as parts.
 
-Every file is read twice, once to look and once to write, and only digests of ids and values stay
-in memory between: 16 bytes for a row and alphabet.
+Every file is read twice: first to choose rows, then to write them. Between the two, only digests
+of ids and values are in memory: 16 bytes for a row and alphabet.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.parts import Identity, IntArray, finished_parts, part_name, write_part
+from virnucpro.backend.arrays import BoolArray, Int64Array
+from virnucpro.backend.interface import ALPHABETS, Alphabet
+from virnucpro.checkpoints.parts import Identity, finished_parts, part_name, write_part
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import Generation, read_documents
 from virnucpro.legacy.steps import EmbeddingDims, UnmatchedRowsError
 
-ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
-
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 DigestArray = np.ndarray[Any, np.dtype[np.uint64]]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -40,12 +38,12 @@ class FileReport:
 
     Attributes:
         path: The file.
-        generation: What wrote it; None where that cannot be told.
-        precision: What its embeddings were computed in, or `unknown`.
-        error: Why it cannot be used; None if it can.
+        generation: The program that wrote it; None if it is unknown.
+        precision: Precision of the embeddings, or `unknown`.
+        error: Why the file cannot be used; None if it can.
         ids: uint64 (N,), a digest of each id.
-        values: For each alphabet uint64 (N,), a digest of each embedding.
-        unmatched_rows: The embeddings in a merged file whose ids outnumber them.
+        values: By alphabet uint64 (N,), a digest of each embedding.
+        unmatched_rows: Number of embeddings in a merged file that has more ids than embeddings.
     """
 
     path: Path
@@ -58,12 +56,12 @@ class FileReport:
 
     @property
     def kind(self) -> str:
-        """What it holds: `dna`, `protein` or both, `merged`."""
+        """What the file holds: `dna`, `protein`, or `merged` for both."""
         return "merged" if len(self.values) == len(ALPHABETS) else "".join(self.values) or "-"
 
 
 def inspect_file(path: Path, dims: EmbeddingDims) -> FileReport:
-    """Return what `path` is, after reading and checking all of it; never raises for its faults."""
+    """Read and check an entire file, and return what it is; a bad file raises no error."""
     report = FileReport(path)
     ids: list[DigestArray] = []
     values: dict[Alphabet, list[DigestArray]] = {}
@@ -76,6 +74,7 @@ def inspect_file(path: Path, dims: EmbeddingDims) -> FileReport:
                 values.setdefault(alphabet, []).append(_digest(lines, len(embeddings)))
     except UnmatchedRowsError as error:
         report.error = str(error)
+        # Kept for `excuse_joined`: the sources of a merged file may be among the other files.
         if error.kind == "merged":
             report.ids, report.unmatched_rows = digest_ids(error.ids), error.num_rows
     except CheckpointError as error:
@@ -87,13 +86,13 @@ def inspect_file(path: Path, dims: EmbeddingDims) -> FileReport:
 
 
 def digest_ids(ids: Sequence[str]) -> DigestArray:
-    """Return uint64 (N,): a digest of each id, of which equal ones have the same."""
+    """Return a digest of each id: uint64 (N,)."""
     return _digest((name.encode("utf-8", "surrogateescape") for name in ids), len(ids))
 
 
 def _digest(texts: Iterator[bytes], num_texts: int) -> DigestArray:
-    # 64 bits: of 10 million ids, two are alike with a probability of one in 400,000, and their
-    # values then differ, so that neither is taken.
+    # With 64 bits, two of 10 million ids have the same digest with a probability of 1 in 400,000.
+    # Their values then differ, so that neither is taken.
     joined = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     return np.frombuffer(joined, np.uint64, num_texts)
 
@@ -102,9 +101,9 @@ class Choice(NamedTuple):
     """Which rows are taken.
 
     Attributes:
-        taken: For each file and alphabet of it bool (N,).
-        num_ambiguous: For each alphabet the ids that come with different values.
-        num_repeated: For each alphabet the rows that say what another has said.
+        taken: For each file, by alphabet, bool (N,): the rows that are taken.
+        num_ambiguous: By alphabet the number of ids that occur with different values.
+        num_repeated: By alphabet the number of rows that repeat an earlier row.
     """
 
     taken: list[dict[Alphabet, BoolArray]]
@@ -112,7 +111,7 @@ class Choice(NamedTuple):
     num_repeated: dict[Alphabet, int]
 
     def ids(self, reports: Sequence[FileReport], alphabet: Alphabet) -> DigestArray:
-        """Return uint64 (n,): the ids that are taken of one alphabet, in the order of the files."""
+        """Return the ids taken of one alphabet, in the order of the files: uint64 (n,)."""
         kept = [
             report.ids[taken[alphabet]]
             for report, taken in zip(reports, self.taken, strict=True)
@@ -122,16 +121,17 @@ class Choice(NamedTuple):
 
 
 def choose_rows(reports: Sequence[FileReport]) -> Choice:
-    """Return which rows of the files to take, so that every id is there once.
+    """Return which rows of the files to take, so that no id is taken twice.
 
-    An id that occurs again with the same values is taken once. One that occurs with different
-    values is not taken at all, since nothing tells which are right: several records may have had
-    the id, or a resumed run mixed its ids.
+    An id that occurs again with the same values is taken once. An id that occurs with different
+    values is not taken at all, because nothing tells which values are right: several records may
+    have the id, or a resumed run mixed its ids.
     """
     choice = Choice([{} for _ in reports], {}, {})
     for alphabet in ALPHABETS:
         holders = [index for index, report in enumerate(reports) if alphabet in report.values]
-        # Merged files come last: of those with a version, the sources tell the precision.
+        # The first file with an id wins. Merged files come last: their precision is unknown, and
+        # that of their sources may be known.
         holders.sort(key=lambda index: reports[index].kind == "merged")
         if not holders:
             continue
@@ -150,11 +150,11 @@ def choose_rows(reports: Sequence[FileReport]) -> Choice:
 
 
 def excuse_joined(reports: Sequence[FileReport], choice: Choice) -> None:
-    """Turn the error of merged files whose sources are there, and are taken, into a note.
+    """Turn the error of merged files into a note if the rows of their sources are taken.
 
     Args:
-        reports: Changed where that is so.
-        choice: Which of their rows are taken.
+        reports: The files; changed in place.
+        choice: The rows that are taken.
     """
     dna, protein = (choice.ids(reports, alphabet) for alphabet in ALPHABETS)
     joined = np.intersect1d(dna, protein)
@@ -168,23 +168,23 @@ def excuse_joined(reports: Sequence[FileReport], choice: Choice) -> None:
 
 
 class Conversion(NamedTuple):
-    """One file's share of the work: which of its rows go where, as parts.
+    """The parts to write from one file.
 
     Attributes:
         path: The file.
-        dims: What to expect in it.
-        rank: The number of the file, which its parts are called after.
-        rows: For each alphabet int64 (N,), the row that each embedding becomes, or -1.
-        directories: For each alphabet where its parts go.
-        identities: For each alphabet the parts' identity.
-        first_numbers: For each alphabet the number of its first part.
-        with_ids: Whether the parts are to hold the ids, too.
+        dims: Numbers in the embeddings.
+        rank: Number of the file, which the names of its parts begin with.
+        rows: By alphabet int64 (N,), the new row of each embedding, or -1 to leave it out.
+        directories: By alphabet the directory of the parts.
+        identities: By alphabet the identity of the parts.
+        first_numbers: By alphabet the number of the first part.
+        with_ids: Whether the parts also hold the ids.
     """
 
     path: Path
     dims: EmbeddingDims
     rank: int
-    rows: Mapping[Alphabet, IntArray]
+    rows: Mapping[Alphabet, Int64Array]
     directories: Mapping[Alphabet, Path]
     identities: Mapping[Alphabet, Identity]
     first_numbers: Mapping[Alphabet, int]
@@ -192,10 +192,11 @@ class Conversion(NamedTuple):
 
 
 def convert_file(work: Conversion) -> None:
-    """Write the parts that come of one file; those that are there already are left alone.
+    """Write the parts from one file, except for those that are finished already.
 
     Raises:
-        CheckpointError: The file has changed since it was looked at, or the disk refuses.
+        CheckpointError: The file has changed since it was inspected.
+        OutputError: A part cannot be written.
     """
     numbers = dict(work.first_numbers)
     done = 0
@@ -206,11 +207,21 @@ def convert_file(work: Conversion) -> None:
             chosen = np.flatnonzero(rows >= 0)
             for start in range(0, len(chosen), _ROWS_PER_PART):
                 block = chosen[start : start + _ROWS_PER_PART]
-                ids = [document["ids"][index] for index in block.tolist()]
-                _write_part_once(
-                    work, alphabet, numbers[alphabet], rows[block], embeddings[block], ids
-                )
+                directory = work.directories[alphabet]
+                name = part_name(work.rank, numbers[alphabet])
                 numbers[alphabet] += 1
+                if directory / name in finished_parts(directory):
+                    continue
+                # An interruption between writing and marking leaves a part that does not count.
+                (directory / name).unlink(missing_ok=True)
+                write_part(
+                    directory,
+                    name,
+                    rows[block],
+                    np.ascontiguousarray(embeddings[block]),
+                    work.identities[alphabet],
+                    [document["ids"][i] for i in block.tolist()] if work.with_ids else None,
+                )
         done = stop
 
 
@@ -224,30 +235,7 @@ def _read_again(work: Conversion) -> Iterator[tuple[Generation, dict[str, Any]]]
         reason = str(error).removeprefix(f"{work.path}: ")
         raise CheckpointError(f"{work.path}: {reason}") from error
     if any(len(rows) != num_rows for rows in work.rows.values()):
-        raise CheckpointError(f"{work.path}: has changed since it was looked at; start again")
-
-
-def _write_part_once(
-    work: Conversion,
-    alphabet: Alphabet,
-    number: int,
-    rows: IntArray,
-    embeddings: Any,
-    ids: Sequence[str],
-) -> None:
-    directory, name = work.directories[alphabet], part_name(work.rank, number)
-    if directory / name in finished_parts(directory):
-        return
-    # Left by an interruption between writing and marking.
-    (directory / name).unlink(missing_ok=True)
-    write_part(
-        directory,
-        name,
-        rows,
-        np.ascontiguousarray(embeddings),
-        work.identities[alphabet],
-        ids if work.with_ids else None,
-    )
+        raise CheckpointError(f"{work.path}: has changed since it was inspected; start again")
 
 
 def run_parallel(
@@ -256,25 +244,24 @@ def run_parallel(
     """Yield the results of the tasks in their order, computed in up to `jobs` processes.
 
     Raises:
-        CheckpointError: A process was ended from outside, as for want of memory.
+        CheckpointError: A process was killed, for example because the memory was full.
     """
     if min(jobs, len(tasks)) <= 1:
         yield from map(function, tasks)
         return
-    # Started afresh: a forked process would inherit threads and CUDA, which do not survive it.
+    # A forked process would inherit threads and CUDA, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches all processes at once, and this one sees to the others.
-    ignoring: dict[str, Any] = {
-        "initializer": signal.signal,
-        "initargs": (signal.SIGINT, signal.SIG_IGN),
-    }
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, **ignoring) as pool:
+    # Ctrl-C reaches all processes at once, and this one stops the others.
+    pool = ProcessPoolExecutor(
+        min(jobs, len(tasks)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    with pool:
         try:
             yield from pool.map(function, tasks)
         except BrokenProcessPool as error:
             raise CheckpointError(
-                "a process that reads old files has been ended, perhaps for want of memory; try "
-                "--jobs 1"
+                "a process that reads old files was killed, perhaps because the memory is full; "
+                "try --jobs 1"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

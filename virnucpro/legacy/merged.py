@@ -1,39 +1,37 @@
-"""The original's labelled merged features as what a classifier is trained on."""
+"""Reading the original's labelled merged features, to train a classifier on them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.sequences.records import FRAME_ID
 from virnucpro.training.corpus import Corpus, InputClass
-
-_FRAME_ID = re.compile(r"(?P<record>.*)_chunk_(?P<number>\d+)[FR][123]", re.DOTALL)
 
 
 def read_merged(
     paths: Sequence[str], dims: EmbeddingDims
-) -> tuple[Corpus, npt.NDArray[np.float32], list[str]]:
+) -> tuple[Corpus, Float32Array, list[str]]:
     """Return the labelled records of merged files, and the features of their frames.
 
-    A class is a directory, as the original kept one for each kind of sequences; all files of one
-    directory must have the same label. Ids tell the records and chunks.
+    The original has one directory for each kind of sequences, so that a directory is a class: all
+    its files must have the same label. The ids tell the records and chunks.
 
     Args:
-        paths: Files with `ids`, `data` and `labels`, 0 for others and 1 for viruses.
+        paths: Files with `ids`, `data` and `labels` (0: others, 1: virus).
         dims: Numbers in the embeddings.
 
     Returns:
-        The corpus; float32 (F, D), the features in the order of its frames; and in what precision
-        each file was computed.
+        The corpus; float32 (F, D), the features in the order of its frames; and the precision of
+        each file.
 
     Raises:
         CheckpointError: A file is damaged, unsafe, unlabelled or contradicts another.
@@ -65,7 +63,7 @@ def _read_file(path: Path, dims: EmbeddingDims) -> dict[str, Any]:
         ((_, document),) = read_documents(path, dims)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except ValueError as error:
+    except ValueError as error:  # more than one block, which only HDF5 gives
         raise CheckpointError(f"{path}: is HDF5; wanted the original's merged .pt files") from error
     if len(document["embeddings"]) != len(dims):
         raise CheckpointError(
@@ -85,10 +83,10 @@ def _read_label(path: Path, document: dict[str, Any]) -> bool:
 
 
 def _join_frames(
-    classes: tuple[InputClass, ...], ids: Sequence[str], class_of_frame: npt.NDArray[np.int64]
+    classes: tuple[InputClass, ...], ids: Sequence[str], class_of_frame: Int64Array
 ) -> Corpus:
-    """Return the corpus of frames; neighbours of the same record, and chunk, belong together."""
-    matches = [_FRAME_ID.fullmatch(name) for name in ids]
+    """Return the corpus of frames; neighbours with the same record and chunk belong together."""
+    matches = [FRAME_ID.fullmatch(name) for name in ids]
     record_names = [
         match["record"] if match else name for match, name in zip(matches, ids, strict=True)
     ]

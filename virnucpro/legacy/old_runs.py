@@ -1,4 +1,4 @@
-"""Where the original and the fork kept what: their files of features, and of sequences."""
+"""Where the original and the fork keep their files of features and of sequences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from virnucpro.errors import InputError
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.records import Record
 
-_FEATURE_SUFFIXES = frozenset({".pt", ".pth", ".h5"})
+FEATURE_SUFFIXES = frozenset({".pt", ".pth", ".h5"})
 _FASTA_SUFFIXES = frozenset({".fa", ".faa", ".fasta", ".fna"})
 _ONLY_IN_DNA = frozenset("ACGTUNacgtun")
 _RECORDS_TO_JUDGE_BY = 100
@@ -21,25 +21,25 @@ _RECORDS_AT_A_TIME = 16_384
 
 
 def list_files(source: Path) -> list[Path]:
-    """Return the files below a directory, or the file itself, `output_2` before `output_10`.
+    """Return the files below a directory, or the file itself; `output_2` comes before `output_10`.
 
-    What virnucpro itself keeps in a run directory is left out.
+    The directory `checkpoints`, which belongs to a run of virnucpro itself, is left out.
     """
     if not source.is_dir():
         return [source]
     ours = source / "checkpoints"
     files = [path for path in source.rglob("*") if path.is_file() and ours not in path.parents]
-    return sorted(files, key=_natural_key)
 
+    def natural_key(path: Path) -> list[tuple[str, int]]:
+        return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
 
-def _natural_key(path: Path) -> list[tuple[str, int]]:
-    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
+    return sorted(files, key=natural_key)
 
 
 def feature_files(source: Path) -> list[Path]:
-    """Return the files that may hold features, as `list_files` orders them."""
+    """Return the files that may hold features, in the order of `list_files`."""
     files = list_files(source)
-    return [path for path in files if path == source or path.suffix in _FEATURE_SUFFIXES]
+    return [path for path in files if path == source or path.suffix in FEATURE_SUFFIXES]
 
 
 def run_parts(output_dir: Path, stem: str) -> list[Path]:
@@ -54,7 +54,7 @@ def run_parts(output_dir: Path, stem: str) -> list[Path]:
         f"{stem}_identified_protein.faa",
         "esm_v2",
         ".checkpoints",
-        # What `migrate` wrote.
+        # From `virnucpro migrate`:
         "dna",
         "protein",
     ]
@@ -62,7 +62,7 @@ def run_parts(output_dir: Path, stem: str) -> list[Path]:
 
 
 def read_expected_length(output_dir: Path) -> int | None:
-    """Return the chunk length of the fork's run in `output_dir`, if its state file tells."""
+    """Return the chunk length in the state file of the fork's run; None if it does not tell."""
     path = output_dir / ".checkpoints" / "pipeline_state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ def read_expected_length(output_dir: Path) -> int | None:
 
 
 def fasta_files(source: Path) -> Iterator[tuple[Path, Alphabet]]:
-    """Yield the readable files of sequences below `source`, with what their letters are."""
+    """Yield the readable files of sequences below `source`, and the alphabet of each."""
     for path in list_files(source):
         if path.suffix not in _FASTA_SUFFIXES:
             continue
@@ -80,12 +80,13 @@ def fasta_files(source: Path) -> Iterator[tuple[Path, Alphabet]]:
             sample = list(islice(RecordReader(path, "protein"), _RECORDS_TO_JUDGE_BY))
         except InputError:
             continue
+        # Names differ between versions, so that the letters decide.
         is_dna = all(_ONLY_IN_DNA.issuperset(record.sequence) for record in sample)
         yield path, "dna" if is_dna else "protein"
 
 
 def read_fasta(path: Path, alphabet: Alphabet) -> Iterator[list[Record]]:
-    """Yield a file's records in blocks, up to where a killed run left it damaged."""
+    """Yield the records of a file in blocks, up to a place that a killed run left damaged."""
     records = iter(RecordReader(path, alphabet))
     try:
         while block := list(islice(records, _RECORDS_AT_A_TIME)):

@@ -1,8 +1,8 @@
-"""Reading what `torch.save` wrote, as NumPy arrays, without running anything that a file names.
+"""Reading files of `torch.save` as NumPy arrays, without running any code that a file names.
 
-A `.pt` file is a zip archive: `data.pkl` holds the objects, `data/KEY` the numbers of a tensor
+A `.pt` file is a zip archive: `data.pkl` holds the objects, and `data/KEY` the numbers of a tensor
 (https://docs.pytorch.org/docs/stable/notes/serialization.html). torch's own weights-only loader
-does not read pickle protocol 4, in which the fork's v2.0 wrote, and does not compare checksums.
+neither reads pickle protocol 4, which the fork's v2.0 wrote, nor compares checksums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, first_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,21 +30,21 @@ _OPCODES = (
     "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
 )
 # fmt: on
-"""Enough for containers, tensors and arrays; the others make objects, or claim memory at once."""
+"""The opcodes of containers, tensors and arrays; all others make objects, or allocate memory."""
 
 
 def is_zip(path: Path) -> bool:
-    """Tell whether `path` begins as a zip archive: torch.save writes these since 1.6."""
+    """Tell whether `path` is a zip archive, which torch.save has written since torch 1.6."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return the object in a file of `torch.save`, its tensors and arrays as NumPy arrays.
+    """Return the object in a file of `torch.save`, with NumPy arrays for tensors and arrays.
 
     Raises:
-        CheckpointError: The file is damaged, or holds more than numbers, text and containers;
-            nothing of it was run. The message leaves it to the caller to name the file.
+        CheckpointError: The file is damaged, or holds more than numbers, text and containers; no
+            code in it was run. The caller adds the path.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -53,17 +53,16 @@ def read_torch_file(path: Path) -> Any:
     except CheckpointError:
         raise
     except MemoryError:
-        raise CheckpointError("does not fit this machine's memory") from None
+        raise CheckpointError("does not fit in this machine's memory") from None
     except Exception as error:  # a damaged or hostile file breaks the readers in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"cannot be read as a file of torch.save ({reason}); it is damaged or holds "
+            f"cannot be read as a file of torch.save ({first_line(error)}); it is damaged or holds "
             "more than numbers, text and containers"
         ) from error
 
 
 def _check_archive(path: Path, archive: zipfile.ZipFile) -> str:
-    """Return the directory within the archive, after refusing one that is not torch's."""
+    """Return the name of the archive's root directory; refuse archives that torch did not write."""
     entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError("is compressed, which torch.save never does; refused")
@@ -72,14 +71,14 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> str:
     names = [entry.filename for entry in entries]
     roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
     if len(roots) != 1 or len(set(names)) != len(names):
-        raise CheckpointError("a zip archive, but not one of torch.save")
+        raise CheckpointError("is a zip archive, but not one of torch.save")
     if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
-        raise CheckpointError("was written on a big-endian machine, which is not read")
+        raise CheckpointError("was written on a big-endian machine, which virnucpro does not read")
     return roots[0]
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads the objects; the pure Python one, because only there opcodes can be left out."""
+    """Reads the objects; only Python's own implementation allows us to leave out opcodes."""
 
     dispatch: ClassVar = {
         code[0]: pickle._Unpickler.dispatch[code[0]]
@@ -104,11 +103,11 @@ class _Unpickler(pickle._Unpickler):
             raise CheckpointError(
                 f"refused, because it names {full_name}, and loading it could run code"
             )
-        # A new one each time: a pickle may set attributes, which then go with it.
+        # A pickle may set attributes of a function; a new object each time makes them harmless.
         return functools.partial(_FUNCTIONS[full_name])
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        # A text that stands there once could be made into bytes any number of times.
+        # A pickle could turn a text that it holds once into bytes any number of times.
         self._room -= len(text)
         if encoding != "latin1" or self._room < 0:
             raise CheckpointError("makes more bytes than it holds, or by another encoding; refused")
@@ -124,7 +123,8 @@ class _Unpickler(pickle._Unpickler):
 def _rebuild_tensor(
     storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> Array:
-    # NumPy refuses what reaches beyond the storage; strides of 0 would make much of little.
+    # NumPy refuses tensors that reach beyond the storage. Strides of 0 would make a huge tensor
+    # out of one number.
     if any(stride < 1 for stride, size in zip(strides, shape, strict=True) if size > 1):
         raise ValueError("a tensor that repeats its numbers")
     size = storage.itemsize
@@ -134,7 +134,7 @@ def _rebuild_tensor(
 
 
 class _Dtype:
-    """Stands for a numpy.dtype, whose own unpickling could be made to corrupt memory."""
+    """Replaces numpy.dtype, because a pickle can make NumPy's own corrupt memory."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.dtype = {"f2": "<f2", "f4": "<f4", "f8": "<f8", "i4": "<i4", "i8": "<i8", "b1": "?"}[
@@ -147,7 +147,7 @@ class _Dtype:
 
 
 class PickledArray:
-    """Stands for a numpy.ndarray, for the same reason; `numpy.asarray` makes one of it."""
+    """Replaces numpy.ndarray for the same reason; `numpy.asarray` turns it into an array."""
 
     def __init__(self, *_: Any) -> None:
         self.array: Array = np.empty(0)
@@ -170,7 +170,7 @@ _STORAGE_DTYPES = {
     "torch.DoubleStorage": "<f8",
     "torch.HalfStorage": "<f2",
     "torch.LongStorage": "<i8",
-    # Named as an argument only.
+    # Occurs as an argument only.
     "numpy.ndarray": "ndarray",
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

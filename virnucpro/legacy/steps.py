@@ -1,14 +1,13 @@
-"""The steps from each generation of checkpoints to the next: pure functions on documents.
+"""The steps from each version of the checkpoint format to the next: pure functions on documents.
 
-A document is what one file, or one block of a large one, holds. Its keys by version:
+A document is the content of one file, or of one block of a large file. Its keys by version:
 
 0   `nucleotide`, `proteins` or `ids`; `data`; training files add `labels`
-1   the same, `version` and `status`; `precision` if it is none of v1.0's
+1   the same, `version` and `status`; `precision` if v1.0 did not write the file
 2   `sequence_ids`; `embeddings`, an array with a line for each; `kind` and `precision` if known
-3   `ids`; `embeddings`, a float32 array with a line for each id, by alphabet; `precision`
+3   `ids`; `embeddings`, by alphabet a float32 array with a line for each id; `precision`
 
-`labels` go through all versions. In all of them `dims` is the `EmbeddingDims` that the reader was
-told to expect.
+All versions keep `labels`. `dims` is always the `EmbeddingDims` that the reader expects.
 """
 
 from __future__ import annotations
@@ -18,42 +17,43 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.checkpoints.migrations import FORMAT_MIGRATIONS, Document
-from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.errors import CheckpointError
 
-# No header of a sequence file is longer, and a hostile file could repeat a long one for ever.
+Document = dict[str, Any]
+
+# No header of a sequence file is longer, and a hostile file could repeat a long id forever.
 _MAX_ID_LENGTH = 10_000
 
 _PADDED = (
-    "holds DNA features of the fork's first batching (generation B), which were averaged over "
-    "padding as well: the values are wrong; compute them again"
+    "holds DNA features of the fork's first batching (generation B), which averaged over padding "
+    "as well: the values are wrong; compute them again"
 )
 
 
 class EmbeddingDims(NamedTuple):
-    """Numbers in the embeddings of each alphabet; by default those of the published models."""
+    """Numbers in an embedding of each alphabet; the defaults belong to the published models."""
 
     dna: int = 768
     protein: int = 2560
 
 
 class UnmatchedRowsError(CheckpointError):
-    """Ids and embeddings of a file differ in number.
+    """A file has more ids than embeddings, or fewer.
 
     Attributes:
         kind: `dna`, `protein` or `merged`.
         ids: The ids.
-        num_rows: The number of embeddings.
+        num_rows: Number of embeddings.
     """
 
     def __init__(self, kind: str, ids: Sequence[str], num_rows: int) -> None:
         super().__init__(
-            f"{len(ids)} ids and {num_rows} rows: which row is whose cannot be told"
+            f"{len(ids)} ids and {num_rows} rows: nothing tells which row belongs to which id"
             + (
-                "; rows without a partner were dropped and later ids shifted: give its DNA and "
-                "protein features as well, and it is joined again from those"
+                "; the fork dropped rows without a partner, which shifted later ids: give the DNA "
+                "and protein features as well, and virnucpro joins them again"
                 if kind == "merged"
                 else ""
             )
@@ -66,29 +66,45 @@ class UnmatchedRowsError(CheckpointError):
         return UnmatchedRowsError, (self.kind, self.ids, self.num_rows)
 
 
-@FORMAT_MIGRATIONS.register(0)
+def migrate_document(document: Document, version: int) -> Document:
+    """Return `document`, which has this version, in the current version.
+
+    Raises:
+        CheckpointError: The document is damaged, or its values are known to be wrong.
+    """
+    for step in STEPS[version:]:
+        document = step(document)
+    return document
+
+
 def add_version(document: Document) -> Document:
-    """Return what the fork's v1.0 would have written; refuses generation B.
+    """Return version 1 of a document: what the fork's v1.0 would have written.
 
     Generation A (the original) and C (the fork before v1.0) have the same keys and are right; A's
     proteins are not in input order. Generation B (the fork's first batching) stacked its features
-    into one tensor and averaged the DNA's over padding; its merged files have `labels: None`.
+    into one tensor, and averaged the DNA's over padding; its merged files have `labels: None`.
     v2.0 writes its protein features like C.
+
+    Raises:
+        CheckpointError: The document is of generation B.
     """
+    # Generation B padded its batches, and its averages include the padding.
     stacked_dna = "nucleotide" in document and not isinstance(document["data"], list)
     if stacked_dna or ("ids" in document and document.get("labels", ()) is None):
         raise CheckpointError(_PADDED)
     return document | {"version": "1.0", "status": "complete", "precision": "unknown"}
 
 
-@FORMAT_MIGRATIONS.register(1)
 def stack_features(document: Document) -> Document:
-    """Return the features as v2.0 writes its shards: ids and one array.
+    """Return version 2 of a document: ids and one array, as in the shards of v2.0.
 
-    v1.0 wrote `status: in_progress` first, read the file again, and wrote it anew as `complete`.
-    DNA features are dicts with the id a second time; protein features are tensors. v1.0 ran ESM-2
-    in float32, its switch to bfloat16 being off; of files without version, and of DNA, it is not
-    known.
+    v1.0 wrote `status: in_progress` first, read the file again, and then wrote it as `complete`.
+    DNA features are dicts that repeat the id; protein features are tensors. v1.0 ran ESM-2 in
+    float32, because its switch to bfloat16 was off. Nothing tells the precision of DNA, and of
+    files without a version.
+
+    Raises:
+        CheckpointError: The document is unfinished or damaged.
     """
     if document["status"] != "complete":
         raise CheckpointError(f"was not finished: its status is {document['status']!r}")
@@ -112,12 +128,15 @@ def stack_features(document: Document) -> Document:
     }
 
 
-@FORMAT_MIGRATIONS.register(2)
 def split_alphabets(document: Document) -> Document:
-    """Return embeddings by alphabet, checked; v2.0's own shards and batches are of proteins.
+    """Return version 3 of a document: the embeddings by alphabet, checked.
 
-    These say nothing of what they are, so that their width decides. ESM-2 ran in float16. Merged
-    features are DNA, then protein.
+    The shards and batches of v2.0 do not say what they hold, so that their width decides. ESM-2
+    ran in float16. Merged features are DNA, then protein.
+
+    Raises:
+        CheckpointError: The document is damaged.
+        UnmatchedRowsError: It has more ids than embeddings, or fewer.
     """
     dims: EmbeddingDims = document["dims"]
     ids, embeddings = document["sequence_ids"], np.asarray(document["embeddings"])
@@ -133,11 +152,11 @@ def split_alphabets(document: Document) -> Document:
         raise UnmatchedRowsError(kind, ids, len(embeddings))
     if embeddings.dtype.kind != "f":
         raise CheckpointError(f"the embeddings are {embeddings.dtype}, wanted floating-point")
-    embeddings_NE: FloatArray = embeddings.astype(np.float32, copy=False)
+    embeddings_NE: Float32Array = embeddings.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(embeddings_NE).all(axis=1))
     if len(bad):
         raise CheckpointError(
-            f"{len(bad)} of {len(ids)} embeddings hold NaN or infinity, the first of {ids[bad[0]]}"
+            f"{len(bad)} of {len(ids)} embeddings hold NaN or infinity (first: {ids[bad[0]]})"
         )
     if kind == "merged":
         by_alphabet = {"dna": embeddings_NE[:, : dims.dna], "protein": embeddings_NE[:, dims.dna :]}
@@ -152,12 +171,16 @@ def split_alphabets(document: Document) -> Document:
     }
 
 
+STEPS = (add_version, stack_features, split_alphabets)
+"""The step from each version to the next; the index is the version."""
+
+
 def _keep_labels(document: Document) -> Document:
     return {"labels": document["labels"]} if "labels" in document else {}
 
 
 def _stack(data: Any) -> Any:
-    """Return a list of vectors as one array; their lengths must be the same."""
+    """Return a list of vectors of one length as an array; return anything else as it is."""
     if not isinstance(data, list):
         return data
     widths = {len(vector) for vector in data}
@@ -176,5 +199,5 @@ def _check_ids(ids: Any) -> None:
         isinstance(name, str) and len(name) <= _MAX_ID_LENGTH and "\0" not in name for name in ids
     ):
         raise CheckpointError("the ids are not a list of names")
-    for name in ids:  # one by one: a pickle may repeat a long one for ever
+    for name in ids:  # one at a time, because a pickle may repeat a long id forever
         encode_strings([name])

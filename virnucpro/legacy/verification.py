@@ -1,4 +1,4 @@
-"""Embedding some rows of old features again, to see whether they are what they say."""
+"""Embedding some rows of old features again, to check that their values and ids are right."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from virnucpro.backend.arrays import Float32Array
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.embedding.models import open_model
 from virnucpro.errors import CheckpointError, UsageError
 from virnucpro.legacy.documents import read_documents
@@ -23,7 +23,7 @@ from virnucpro.legacy.steps import EmbeddingDims
 logger = logging.getLogger(__name__)
 
 MAX_RELATIVE_ERROR = 0.05
-"""fp16 and bf16 stay well below it; embeddings of two different sequences are far above."""
+"""Errors of fp16 and bf16 are far below, and differences between two sequences far above."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Verification:
     """Which embeddings to check.
 
     Attributes:
-        num_rows: Of each alphabet.
-        weights: For each alphabet the backend's name and the location of its weights.
+        num_rows: Number of embeddings of each alphabet.
+        weights: By alphabet the backend's name and the location of its weights.
         device: A torch device; `auto` is the GPU if there is one.
     """
 
@@ -48,7 +48,7 @@ def verify_rows(
     choice: Choice,
     dims: EmbeddingDims,
 ) -> dict[str, Any]:
-    """Embed rows again, spread evenly over what is taken, and return how they compare.
+    """Embed rows again, spread evenly over the rows that are taken, and return their errors.
 
     Raises:
         UsageError: The sources hold no sequences of these rows.
@@ -83,8 +83,8 @@ def verify_rows(
             num_bad = sum(error > MAX_RELATIVE_ERROR for error in errors)
             raise CheckpointError(
                 f"{num_bad} of {len(names)} {alphabet} embeddings differ from those computed again "
-                f"(the most that of {names[worst]}, by {errors[worst]:.0%}): other weights, or ids "
-                "that a resumed run mixed; nothing was written"
+                f"({names[worst]} the most, by {errors[worst]:.0%}): other weights, or ids that a "
+                "resumed run mixed; nothing was written"
             )
         results[alphabet] = {"rows": len(names), "largest relative error": errors[worst]}
     return results
@@ -113,9 +113,9 @@ def _read_embeddings(
     alphabet: Alphabet,
     dims: EmbeddingDims,
     names: set[str],
-) -> dict[str, FloatArray]:
+) -> dict[str, Float32Array]:
     wanted = digest_ids(sorted(names))
-    found: dict[str, FloatArray] = {}
+    found: dict[str, Float32Array] = {}
     for report, taken in zip(reports, choice.taken, strict=True):
         if alphabet not in taken or not np.isin(report.ids[taken[alphabet]], wanted).any():
             continue
@@ -129,7 +129,7 @@ def _read_embeddings(
 @torch.inference_mode()
 def _embed(
     backend_name: str, location: str, sequences: Sequence[str], verification: Verification
-) -> list[FloatArray]:
+) -> list[Float32Array]:
     device = verification.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,11 +12,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 
 METRICS = (
     "auroc",
@@ -54,14 +51,14 @@ class Predictions(NamedTuple):
         weight: float64 (N,), the weight of each record.
     """
 
-    is_viral: Bools
-    score: Floats
-    probability: Floats
-    is_called: Bools
-    cluster: Ints
-    weight: Floats
+    is_viral: BoolArray
+    score: Float64Array
+    probability: Float64Array
+    is_called: BoolArray
+    cluster: Int64Array
+    weight: Float64Array
 
-    def select(self, chosen: Bools | Ints) -> Predictions:
+    def select(self, chosen: BoolArray | Int64Array) -> Predictions:
         """Return the records of a mask, or of positions in their new order."""
         return Predictions._make(column[chosen] for column in self)
 
@@ -118,7 +115,7 @@ def count_clusters(predictions: Predictions) -> tuple[int, int]:
     return len(np.unique(cluster[is_viral])), len(np.unique(cluster[~is_viral]))
 
 
-def trace_curves(predictions: Predictions) -> tuple[Floats, Floats]:
+def trace_curves(predictions: Predictions) -> tuple[Float64Array, Float64Array]:
     """Return the weights of viral and of other records down to each distinct score, both (T,).
 
     These are the points of the ROC and the precision-recall curve, by falling score.
@@ -127,7 +124,7 @@ def trace_curves(predictions: Predictions) -> tuple[Floats, Floats]:
     return ranked.trace(ranked.weight)
 
 
-def bin_probabilities(predictions: Predictions) -> tuple[Floats, Floats, Floats]:
+def bin_probabilities(predictions: Predictions) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Return the mean probability, the share of viral records and the weight of each bin.
 
     All bins of the calibration have the same width; empty bins are left out.
@@ -138,7 +135,7 @@ def bin_probabilities(predictions: Predictions) -> tuple[Floats, Floats, Floats]
     return promised[filled] / weight[filled], found[filled] / weight[filled], weight[filled]
 
 
-def _interval(values: Floats) -> tuple[float, float]:
+def _interval(values: Float64Array) -> tuple[float, float]:
     defined = values[~np.isnan(values)]
     if not len(defined):
         return math.nan, math.nan
@@ -167,7 +164,7 @@ class _Ranked:
         self._bin = np.minimum(number, NUM_CALIBRATION_BINS - 1)
         self._square = (self._probability - self._viral[self._known]) ** 2
 
-    def measure(self, weight: Floats) -> list[float]:
+    def measure(self, weight: Float64Array) -> list[float]:
         """Return the figures of `METRICS`."""
         return [
             *_measure_ranking(*self.trace(weight)),
@@ -175,12 +172,12 @@ class _Ranked:
             *self._measure_calibration(weight),
         ]
 
-    def trace(self, weight: Floats) -> tuple[Floats, Floats]:
+    def trace(self, weight: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Return the points of the curves, as `trace_curves` does."""
         true_positives = np.cumsum(weight * self._viral)[self._last]
         return true_positives, np.cumsum(weight * (1 - self._viral))[self._last]
 
-    def _measure_calibration(self, weight: Floats) -> tuple[float, float]:
+    def _measure_calibration(self, weight: Float64Array) -> tuple[float, float]:
         """Return the Brier score and the calibration error."""
         weights, promised, found = self.sum_bins(weight)
         total = float(weights.sum())
@@ -189,7 +186,7 @@ class _Ranked:
         squares = float(weight[self._known] @ self._square)
         return squares / total, float(np.abs(promised - found).sum()) / total
 
-    def sum_bins(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
+    def sum_bins(self, weight: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Return the weight, the weighted probabilities and the viral weight in each bin."""
         known = weight[self._known]
         sums = [
@@ -199,7 +196,7 @@ class _Ranked:
         return sums[0], sums[1], sums[2]
 
 
-def _measure_ranking(true: Floats, false: Floats) -> tuple[float, float]:
+def _measure_ranking(true: Float64Array, false: Float64Array) -> tuple[float, float]:
     """Return AUROC and average precision."""
     num_viral, num_others = true[-1], false[-1]
     if num_viral == 0 or num_others == 0:

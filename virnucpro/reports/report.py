@@ -9,14 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from virnucpro.reports.metrics import (
-    Bools,
-    Estimate,
-    Predictions,
-    count_clusters,
-    estimate_metrics,
-)
-from virnucpro.reports.tables import open_whole, write_run_json
+from virnucpro.backend.arrays import BoolArray
+from virnucpro.checkpoints.whole_files import open_whole, write_json
+from virnucpro.reports.metrics import Estimate, Predictions, count_clusters, estimate_metrics
 
 REPORT_SCHEMA_VERSION = 1
 _COLUMNS = (
@@ -55,7 +50,7 @@ class Section(NamedTuple):
 def measure_subsets(
     records: str,
     predictions: Predictions,
-    subsets: Iterable[tuple[str, Bools]],
+    subsets: Iterable[tuple[str, BoolArray]],
     resampled: Resampled,
     seed: int = 0,
 ) -> list[Section]:
@@ -83,7 +78,7 @@ def measure_subsets(
     return sections
 
 
-def against_the_rest(name: str, is_member: Bools, is_viral: Bools) -> tuple[str, Bools]:
+def against_the_rest(name: str, is_member: BoolArray, is_viral: BoolArray) -> tuple[str, BoolArray]:
     """Return a subset for a class of records that contains viral records and others.
 
     Most figures compare two kinds. So a class of one kind, such as phages, is measured together
@@ -124,7 +119,7 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
             for section in sections
         ],
     }
-    write_run_json(directory / "report.json", document)
+    write_json(directory / "report.json", document)
 
 
 def _describe(estimate: Estimate) -> dict[str, float | None] | None:

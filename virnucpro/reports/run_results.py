@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.passes import Pass
 from virnucpro.reports.tables import (
@@ -24,7 +25,6 @@ from virnucpro.reports.tables import (
     write_highest_scores,
     write_prediction_results,
     write_records,
-    write_run_json,
 )
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
@@ -41,7 +41,6 @@ from virnucpro.sequences.frame_store import FrameStore
 RUN_SCHEMA_VERSION = 1
 """Of run.json, which docs/results.md describes."""
 
-_NAMES_AT_ONCE = 65_536
 _INTERMEDIATE_WIDTH = 60
 
 
@@ -90,7 +89,7 @@ def write_tables(
     directory: RunDirectory,
     config: PredictConfig,
     store: FrameStore,
-    frame_scores: npt.NDArray[np.float32],
+    frame_scores: Float32Array,
     calibration: Calibration | None,
 ) -> Calls:
     """Write the tables of frames, chunks and records, and return the calls.
@@ -158,7 +157,7 @@ def write_summary(
         seconds=run.seconds,
     )
     document = _describe_run(run, config, store, passes, classifier, result)
-    write_run_json(directory.run_json, document | {"calls": calls.rule})
+    write_json(directory.run_json, document | {"calls": calls.rule})
     return result
 
 
@@ -213,15 +212,14 @@ def _name_sequences(
     store: FrameStore, kind: Alphabet, start: int, stop: int
 ) -> Iterator[tuple[str, str]]:
     source = store.sequences(kind)
-    for first in range(start, stop, _NAMES_AT_ONCE):
-        last = min(first + _NAMES_AT_ONCE, stop)
-        sequences = source.get_many(np.arange(first, last))
-        yield from zip(store.frame_ids(first, last), sequences, strict=True)
+    for block in split_rows(start, stop):
+        sequences = source.get_many(np.arange(block.start, block.stop))
+        yield from zip(store.frame_ids(block.start, block.stop), sequences, strict=True)
 
 
 def _in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
-    for start in range(0, total, _NAMES_AT_ONCE):
-        yield from read(start, min(start + _NAMES_AT_ONCE, total))
+    for block in split_rows(0, total):
+        yield from read(block.start, block.stop)
 
 
 def _describe_run(

@@ -1,44 +1,42 @@
-"""The result files of a run, each written as a stream and put in its place when it is whole.
+"""Tables: writing the result files of a run, and reading tables with a header line.
 
-The two legacy tables are those of the optimized fork of VirNucPro (v1.0); docs/results.md describes
-every file. Text is UTF-8, and bytes of ids that were not are written back as they came.
+The two legacy tables are those of the optimized fork of VirNucPro (v1.0). docs/results.md describes
+every file. Text is UTF-8, and other bytes in ids are written as they were read.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 import math
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from virnucpro.errors import VirnucproError
+from virnucpro.backend.arrays import Float32Array, split_rows
+from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.errors import InputError
 
 FASTA_WIDTH = 80
-_BLOCK_ROWS = 65536
 
 Column = npt.NDArray[Any]
 
 
 def write_prediction_results(
-    path: Path, frame_ids: Iterable[str], frame_scores: npt.NDArray[np.float32]
+    path: Path, frame_ids: Iterable[str], frame_scores: Float32Array
 ) -> None:
-    """Write the fork's `prediction_results.txt`: the prediction for each open frame.
+    """Write the fork's `prediction_results.txt`: a line for each open frame.
 
-    Scores are float32 with the digits of their float64 values, byte for byte as the fork did.
+    Scores are float32, written with all digits of their float64 values, as the fork did.
 
     Args:
         path: The file to write.
-        frame_ids: The frames' ids, in row order.
-        frame_scores: float32 (F, 2), P(others) and P(virus) of each.
+        frame_ids: Names of the frames, in the order of the rows.
+        frame_scores: float32 (F, 2), P(others) and P(virus) of each frame.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     with open_whole(path) as file:
         file.write("Sequence_ID\tPrediction\tscore1\tscore2\n")
@@ -59,19 +57,19 @@ def write_highest_scores(
 ) -> None:
     """Write the fork's `prediction_results_highestscore.csv`: a line for each open chunk.
 
-    The fork printed what pandas' default parser had read back, whose last digit is sometimes
-    wrong; the digits here are the exact ones, and read as float32 both give the same numbers.
+    The fork wrote numbers that pandas' default parser had read, whose last digit is sometimes
+    wrong. The digits here are exact. Read as float32, both give the same numbers.
 
     Args:
         path: The file to write.
-        chunk_ids: The ids of all chunks, in input order.
-        is_open: Which chunks have an open frame; the others are left out.
-        is_virus: Which are called viral.
-        max_others: float32, the largest P(others) of each chunk's frames.
-        max_virus: float32, the largest P(virus).
+        chunk_ids: Names of all chunks, in input order.
+        is_open: Which chunks have an open frame; other chunks are left out.
+        is_virus: Which chunks are called viral.
+        max_others: float32, the maximum of P(others) in each chunk's frames.
+        max_virus: float32, the maximum of P(virus) in each chunk's frames.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     chunks = _rows(is_open, is_virus, max_others, max_virus)
     with open_whole(path) as file:
@@ -99,12 +97,12 @@ def write_records(
     reason: Column,
     probability: Column,
 ) -> None:
-    """Write `records.tsv`: every input record once, in input order, with a column per argument.
+    """Write `records.tsv`: a line for each input record, and a column for each argument.
 
-    A score or probability that is NaN is written as `NA`, others with all their digits.
+    A score or probability that is NaN is written as `NA`, and any other with all its digits.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     counts = _rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
     calls = _rows(score, call, reason, probability)
@@ -132,10 +130,10 @@ def _number(value: float) -> str:
 def write_fasta(
     path: Path, records: Iterable[tuple[str, str]], width: int | None = FASTA_WIDTH
 ) -> None:
-    """Write FASTA: (header, sequence) pairs, sequences wrapped at `width` letters or not at all.
+    """Write (header, sequence) pairs as FASTA; wrap sequences after `width` letters, or never.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     with open_whole(path) as file:
         for header, sequence in records:
@@ -146,38 +144,42 @@ def write_fasta(
             )
 
 
-def write_run_json(path: Path, document: dict[str, Any]) -> None:
-    """Write `run.json`: `document` as indented JSON.
+def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table as Python values; the columns are converted block by block."""
+    for block in split_rows(0, len(columns[0])):
+        yield from zip(*(column[block].tolist() for column in columns), strict=True)
+
+
+def read_table(
+    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number and the wanted columns of each line of a TAB-separated table.
+
+    Args:
+        path: The table. Its first line names the columns; unknown columns are ignored.
+        required: Columns that must exist.
+        optional: Columns that are read if they exist.
 
     Raises:
-        VirnucproError: The file cannot be written.
+        InputError: The table cannot be read, lacks a column, or has a line of another length.
     """
-    with open_whole(path) as file:
-        file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-@contextmanager
-def open_whole(path: Path) -> Iterator[TextIO]:
-    """Open `path` for writing; it appears only when it has been written without error."""
-    part_path = path.with_name(path.name + ".part")
     try:
-        with part_path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part_path.replace(path)
-    except OSError as error:
-        raise VirnucproError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
-            "output directory, then start again with --resume"
-        ) from error
-    finally:
-        with suppress(OSError):
-            part_path.unlink()
-
-
-def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
-    """Yield the columns' entries side by side as Python values, converting block by block."""
-    for start in range(0, len(columns[0]), _BLOCK_ROWS):
-        blocks = (column[start : start + _BLOCK_ROWS].tolist() for column in columns)
-        yield from zip(*blocks, strict=True)
+        # Ids may contain any bytes and quotes, as in FASTA headers.
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            header = next(lines, [])
+            if not set(required).issubset(header):
+                raise InputError(
+                    f"{path}, line 1: the columns are {', '.join(header) or 'none'}, wanted "
+                    f"{', '.join(required)}, separated by TABs; name them in the first line"
+                )
+            places = {name: header.index(name) for name in (*required, *optional) if name in header}
+            for words in lines:
+                if len(words) != len(header):
+                    raise InputError(
+                        f"{path}, line {lines.line_num}: found {len(words)} columns, wanted "
+                        f"{len(header)} as in the first line, separated by TABs"
+                    )
+                yield lines.line_num, {name: words[place] for name, place in places.items()}
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error

@@ -1,4 +1,8 @@
-"""What the processes of a launch share beside collectives: a store, and a counter in it."""
+"""What the processes of a launch share besides collectives: a store, and counters in it.
+
+Processes claim batches with a counter. They work at different speeds, so in the loop there must be
+no collective, in which all would wait for the slowest.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,12 @@ _numbers = itertools.count()
 
 
 def make_counter(accelerator: Accelerator) -> Callable[[], int]:
-    """Return a function that counts 0, 1, 2, ... over all processes: each number goes to one call.
+    """Return a function that counts 0, 1, 2, ... over all processes: one call gets each number.
 
-    Every process must make its counters in the same order. With several processes the count is kept
-    by the store in which they met (torch's, hosted by the launcher or by the first process), and a
-    call is one message there and back; nobody waits for another process.
+    With several processes, the launch's store counts. A call sends it one message and waits for the
+    answer, but never for another process. Every process must make its counters in the same order.
     """
+    # The order gives each counter the same key in every process.
     number = next(_numbers)
     store = launch_store(accelerator)
     if store is None:
@@ -30,9 +34,13 @@ def make_counter(accelerator: Accelerator) -> Callable[[], int]:
 
 
 def launch_store(accelerator: Accelerator) -> Store | None:
-    """Return the store in which the processes of a launch met; None if this process is alone."""
+    """Return the store of the launch; None if this process is alone.
+
+    It is the key-value server of torch.distributed, through which the processes first found each
+    other. The launcher or the first process hosts it.
+    """
     if accelerator.num_processes == 1:
         return None
-    # The group's own, which torch gives no public name; it starts empty after a restart.
+    # torch has no public name for it. A new launch has a new store, so counters start at 0 again.
     store: Store = torch.distributed.distributed_c10d._get_default_store()
     return store

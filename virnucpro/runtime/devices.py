@@ -1,4 +1,4 @@
-"""The device of each process, and what it is good for: Accelerate, precision, memory."""
+"""The device of each process: its Accelerator, the precision that it computes in, its memory."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ DTYPES = {
     "fp8": torch.float8_e4m3fn,
 }
 
-# The processes wait for each other at the ends of a pass, which may lie hours apart; one that dies
-# takes the launch down, so nobody waits for the dead.
+# Processes wait for each other only at the ends of a pass, which may be hours apart. The default of
+# torch is minutes. A dead process needs no timeout, because its death ends the launch.
 _COLLECTIVE_TIMEOUT = timedelta(days=7)
 
-# Of glibc's malloc.h. A block over the second is the system's own; 32 MiB is its upper limit.
+# From glibc's malloc.h. malloc asks the system anew for each block over M_MMAP_THRESHOLD, which can
+# be at most 32 MiB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def make_accelerator(compute: ComputeConfig) -> Accelerator:
     """Return the Accelerator of this process on the device that the settings name.
 
-    In a launch of several processes, which GPU each one has is Accelerate's choice.
+    In a launch of several processes, Accelerate chooses the GPU of each.
 
     Raises:
-        UsageError: The device is not there, or this Python process already computes on another.
+        UsageError: The device does not exist, or this Python process already computes on another.
     """
     device = compute.device
     if compute.expandable_segments:
-        # Read when CUDA starts, so set before anything touches it.
+        # CUDA reads it when it starts, so it must be set before anything uses CUDA.
         by_user = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         os.environ.setdefault("PYTORCH_ALLOC_CONF", by_user)
     keep_compiled()
@@ -54,11 +55,12 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             "choose another, or the device cpu"
         )
     if wanted is not None and wanted.index is not None and num_processes() == 1:
-        # Accelerate's own way of naming one device; it counts for the first Accelerator only.
+        # Accelerate's way to name one device. Only a process's first Accelerator reads it.
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
         torch.cuda.set_device(wanted)
     accelerator = Accelerator(
-        # Said even where there is no GPU: Accelerate otherwise makes each process a run of its own.
+        # True also for `auto` without a GPU: otherwise Accelerate takes several processes for
+        # several runs of one process.
         cpu=not num_gpus if wanted is None else wanted.type == "cpu",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
     )
@@ -73,10 +75,10 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
 
 
 def keep_compiled() -> None:
-    """Let what torch.compile makes outlast this machine's run, unless the user has named a place.
+    """Keep torch.compile's results in the user's cache, unless the user has named a directory.
 
-    Torch's own place is the directory for temporary files, which it notes as soon as its compiler
-    is imported.
+    By default, torch keeps them among temporary files, which a restart of the machine deletes. It
+    reads the variable when its compiler is imported.
     """
     with suppress(OSError, RuntimeError):  # the home directory is unknown or read-only
         path = user_cache_dir() / "torchinductor"
@@ -85,10 +87,10 @@ def keep_compiled() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what one batch frees, for the next.
+    """Let glibc's malloc keep the memory that one batch frees for the next batch.
 
-    Otherwise it hands large blocks back, and the system zeroes and maps them anew: a tenth of the
-    time of a small model. Other C libraries go on as they do.
+    By default it returns large blocks to the system, which zeroes and maps them again: that takes a
+    tenth of the time of a small model. With other C libraries this does nothing.
     """
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -97,43 +99,49 @@ def keep_freed_memory() -> None:
 
 
 def choose_precision(precision: str, accelerator: Accelerator) -> str:
-    """Return `precision`, or for `auto` the best that every process's device has.
+    """Return `precision`, or for `auto` the best that the devices of all processes have.
 
-    bf16 from NVIDIA's compute capability 8.0 on, fp16 on older GPUs, fp32 on a CPU.
+    That is bf16 from NVIDIA's compute capability 8.0 on, fp16 on older GPUs, and fp32 on a CPU. fp8
+    is never chosen automatically.
 
     Raises:
-        UsageError: This process's device cannot multiply in fp8.
+        UsageError: `precision` is fp8, and this process's device cannot multiply in fp8.
     """
-    on_gpu = accelerator.device.type == "cuda"
-    capability = torch.cuda.get_device_capability(accelerator.device) if on_gpu else (0, 0)
-    if precision == "fp8" and capability < (9, 0):
+    if precision == "fp8" and not supports_fp8(accelerator.device):
         raise UsageError(
             f"precision fp8 needs an NVIDIA GPU of the Hopper generation or newer, found "
             f"{device_name(accelerator.device)}; use bf16, or fp16 on GPUs before Ampere"
         )
     if precision != "auto":
         return precision
-    half = "bf16" if capability >= (8, 0) else "fp16"
-    mine = half if on_gpu else "fp32"
-    # Embeddings of one run share one precision, or they would not be comparable.
+    mine = "fp32"
+    if accelerator.device.type == "cuda":
+        mine = "bf16" if torch.cuda.get_device_capability(accelerator.device) >= (8, 0) else "fp16"
+    # One precision for all processes, because embeddings of different ones are not comparable.
     found = set(gather_object([mine]))
     return next(choice for choice in ("fp32", "fp16", "bf16") if choice in found)
 
 
+def supports_fp8(device: torch.device) -> bool:
+    """Tell whether a device multiplies in fp8: NVIDIA's Hopper generation and newer."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error of torch means that a smaller batch might pass."""
+    """Return whether an error of torch means that a smaller batch may succeed."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def measure_free_memory(device: torch.device) -> int:
-    """Return the bytes that this process could still allocate on a GPU."""
+    """Return the bytes that this process can still allocate on a GPU."""
+    # What torch has reserved but not allocated is not free for others, but free for this process.
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 @torch.inference_mode()
 def count_affordable(call: Callable[[], object], device: torch.device) -> float:
-    """Return how often a GPU's free memory holds what `call` takes at its peak; 0 if not once."""
+    """Return how many times a GPU's free memory holds what `call` needs; 0 if not even once."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     try:
@@ -150,7 +158,7 @@ def device_name(device: torch.device) -> str:
 
 
 def gpu_uuid(device: torch.device) -> str | None:
-    """Return the UUID of a GPU as NVIDIA's tools write it; None for a CPU."""
+    """Return the UUID of a GPU in the form of NVIDIA's tools; None for a CPU."""
     if device.type != "cuda":
         return None
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

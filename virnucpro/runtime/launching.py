@@ -1,4 +1,4 @@
-"""One process for each GPU: how many a run takes, and the launch that starts them."""
+"""Starts one process for each GPU: how many a run needs, and the launch of them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def choose_num_processes(device: str, num_processes: int | None, gpus: str | None) -> int:
-    """Return how many processes a run takes: one for each GPU, unless `num_processes` says less.
-
-    Counts GPUs without starting CUDA, which would take memory of the first one.
+    """Return how many processes a run needs: one for each GPU, unless `num_processes` is less.
 
     Args:
         device: As in ComputeConfig.
-        num_processes: What the user wants; None for as many as there are GPUs, or one on a CPU.
-        gpus: The ids, with commas between, that CUDA_VISIBLE_DEVICES holds by the user's wish.
+        num_processes: What the user wants; None for one process for each GPU, or one on a CPU.
+        gpus: The user's `--gpus`, which CUDA_VISIBLE_DEVICES already holds: ids with commas.
 
     Raises:
-        UsageError: There are fewer GPUs than that.
+        UsageError: There are fewer GPUs than processes, or than ids in `gpus`.
     """
     if device == "cpu":
         return num_processes or 1
@@ -42,11 +40,12 @@ def choose_num_processes(device: str, num_processes: int | None, gpus: str | Non
                 "leave out one of the two, or choose GPUs with --gpus"
             )
         return 1
+    # Counting does not start CUDA, which would take memory on the first GPU.
     num_gpus = torch.cuda.device_count()
     if gpus is not None and gpus.count(",") + 1 != num_gpus:
         raise UsageError(
-            f"--gpus {gpus}: {num_gpus} of these GPUs are there; `nvidia-smi -L` lists those of "
-            "this machine"
+            f"--gpus {gpus}: {num_gpus} of these GPUs are there; `nvidia-smi -L` lists the GPUs "
+            "of this machine"
         )
     if num_processes is None:
         return max(1, num_gpus)
@@ -59,19 +58,20 @@ def choose_num_processes(device: str, num_processes: int | None, gpus: str | Non
 
 
 def launch(num_processes: int, arguments: Sequence[str]) -> int:
-    """Run the command line in several processes of this machine and return their exit code.
+    """Run the command line in several processes of this machine, and return their exit code.
 
-    A signal to this process goes on to the others, which have half a minute to end in good order.
+    A signal to this process goes on to the others, which have half a minute to finish.
 
     Args:
         num_processes: At least 2.
-        arguments: Of the command line, its name left out.
+        arguments: The command line without the program's name.
 
     Raises:
         VirnucproError: A process was killed.
-        KeyboardInterrupt: This process was interrupted, or one of the others.
-        Terminated: It was terminated, likewise.
+        KeyboardInterrupt: This process or one of the others was interrupted.
+        Terminated: This process or one of the others was terminated.
     """
+    # By default each process would start a thread for every core, and slow the others down.
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, torch.get_num_threads() // num_processes)
     options = {
         "num_machines": 1,
@@ -83,7 +83,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         "dynamo_backend": "no",
     }
     command = [*(f"--{name}={value}" for name, value in options.items()), "--module", "virnucpro"]
-    # Not through accelerate's own command, which would mix in the user's configuration file.
+    # Not by accelerate's own command, which also reads the user's configuration file.
     parsed = launch_command_parser().parse_args([*command, *arguments])
     with patch_environment(**{RELAUNCHED: "1"}), _silence():
         try:
@@ -96,26 +96,26 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
 
 
 def _find_exit_code(error: ChildFailedError) -> int:
-    """Return the exit code of the process that took the others down."""
-    # Those who merely lost the others end with 1, or are ended by the launcher.
+    """Return the exit code of the process that failed first and ended the others."""
+    # A process that only lost the others ends with 1, or the launcher terminates it.
     consequences = (1, Terminated.exit_code, -signal.SIGTERM)
-    failures = list(error.failures.values())  # in the order in which they were noticed
+    failures = list(error.failures.values())  # in the order in which the launcher noticed them
     first = next((each for each in failures if each.exitcode not in consequences), failures[0])
     if first.exitcode < 0:
         raise VirnucproError(
-            f"process {first.local_rank} was killed ({first.signal_name()}), often for want of "
-            "memory; finished work is kept: run the same command with --resume"
+            f"process {first.local_rank} was killed ({first.signal_name()}), often because memory "
+            "ran out; finished work is kept: run the same command with --resume"
         ) from error
     if first.exitcode == Terminated.exit_code:
         raise Terminated from error
-    if first.exitcode == 130:
+    if first.exitcode == 130:  # what a shell expects after an interrupt
         raise KeyboardInterrupt from error
     return int(first.exitcode)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Leave the word to the processes, which say themselves what ends them."""
+    """Silence torch's launcher, because each process reports by itself what ended it."""
     if logger.isEnabledFor(logging.DEBUG):
         yield
         return

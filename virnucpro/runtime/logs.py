@@ -1,4 +1,4 @@
-"""Where messages go: standard error for people, and files that tell the whole story."""
+"""Where messages go: to standard error for people, and to log files that hold all of them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _installed: list[logging.Handler] = []
 
 
 def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> None:
-    """Send messages from `level` on to standard error, and informative ones to `log_path` too.
+    """Send messages of `level` and above to standard error, and of INFO and above to `log_path`.
 
-    In a launch of several processes only the main one speaks below warnings. A second call
-    replaces what the first has set up.
+    In a launch of several processes, only the main process sends messages below WARNING. A second
+    call replaces the handlers of the first.
 
     Raises:
         OSError: `log_path` cannot be written.
@@ -40,7 +40,7 @@ def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> N
 
 
 def set_console_level(level: int) -> None:
-    """Show messages on standard error from `level` on; files always hold the informative ones."""
+    """Show messages of `level` and above on standard error; files hold INFO and above anyway."""
     for handler in _installed:
         if isinstance(handler, _StderrHandler):
             handler.setLevel(level)
@@ -50,7 +50,7 @@ def set_console_level(level: int) -> None:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Append messages to `path` as long as the context lasts, and what ended it if it failed.
+    """Append messages to `path` while the context lasts, and the error if one ends it.
 
     Raises:
         OSError: `path` cannot be written.
@@ -60,16 +60,16 @@ def log_to_file(path: Path) -> Iterator[None]:
     handler = _make_file_handler(path)
     root.addHandler(handler)
     if is_main_process():
-        # Whoever uses us from Python may have set up no logging at all.
+        # A user of the Python interface may not have set up any logging.
         ours.setLevel(min(ours.getEffectiveLevel(), logging.INFO))
     try:
         yield
     except BaseException as error:
         message = f"ended by {type(error).__name__}: {error}"
         details = (type(error), error, error.__traceback__)
-        handler.handle(
-            ours.makeRecord(__name__, logging.ERROR, __file__, 0, message, (), exc_info=details)
-        )
+        record = ours.makeRecord(__name__, logging.ERROR, __file__, 0, message, (), details)
+        # Only to this file: the command line shows the error to people.
+        handler.handle(record)
         raise
     finally:
         ours.setLevel(level_before)
@@ -90,12 +90,12 @@ def _install(handler: logging.Handler) -> None:
 
 
 def _is_ours_or_warning(record: logging.LogRecord) -> bool:
-    """Other packages are heard when they warn; their news is of no use to a user."""
+    """Return whether to send a record; from other packages, users need only warnings."""
     return record.name.startswith("virnucpro") or record.levelno >= logging.WARNING
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """News as they are; warnings and errors say what they are, as click's own messages do."""
+    """Writes messages as they are, with "Warning: " or "Error: " before those, as click does."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -105,7 +105,7 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 class _FileHandler(logging.FileHandler):
-    """Loses what a full disk refuses: the run's own error will say that it is full."""
+    """Drops messages that a full disk refuses: the run's own error says that the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not isinstance(sys.exc_info()[1], OSError):
@@ -117,7 +117,7 @@ class _FileHandler(logging.FileHandler):
 
 
 class _StderrHandler(logging.StreamHandler[IO[str]]):
-    """Writes to what `sys.stderr` is at that moment: the live view stands in for it for a while."""
+    """Looks up `sys.stderr` for each message, because the live view replaces it for a while."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -15,11 +15,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
+from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 
 # Scores are made of float32, which cannot tell a value nearer to 0 or 1 from these.
 _MIN_SCORE = 2.0**-24
@@ -58,8 +55,8 @@ class Calibration:
             raise ValueError(f"a calibration with numbers out of range: {self}")
 
     def probabilities(
-        self, score: Floats, num_open_chunks: Ints, viral_share: float | None = None
-    ) -> Floats:
+        self, score: Float64Array, num_open_chunks: Int64Array, viral_share: float | None = None
+    ) -> Float64Array:
         """Return float64 (N,): the probability that each record is viral; NaN without a score.
 
         Args:
@@ -77,10 +74,10 @@ class Calibration:
 
 
 def fit_calibration(
-    score: Floats,
-    num_open_chunks: Ints,
-    is_viral: Bools,
-    weights: Floats | None = None,
+    score: Float64Array,
+    num_open_chunks: Int64Array,
+    is_viral: BoolArray,
+    weights: Float64Array | None = None,
 ) -> Calibration:
     """Return a calibration, fitted to records that the classifier was not trained on.
 
@@ -113,7 +110,7 @@ def fit_calibration(
         used_K[worst] = False
 
 
-def choose_threshold(probability: Floats, max_fdr: float) -> float | None:
+def choose_threshold(probability: Float64Array, max_fdr: float) -> float | None:
     """Return the lowest threshold with an expected false discovery rate of at most `max_fdr`.
 
     None means that not even the most probable record may be called viral.
@@ -130,25 +127,27 @@ def choose_threshold(probability: Floats, max_fdr: float) -> float | None:
     return float(descending[allowed[-1]]) if len(allowed) else None
 
 
-def expect_fdr(probability: Floats, is_called: Bools) -> float | None:
+def expect_fdr(probability: Float64Array, is_called: BoolArray) -> float | None:
     """Return the expected share of others among the called records; None if there are none."""
     return float((1 - probability[is_called]).mean()) if is_called.any() else None
 
 
-def _make_inputs(score: Floats, num_open_chunks: Ints) -> Floats:
+def _make_inputs(score: Float64Array, num_open_chunks: Int64Array) -> Float64Array:
     """Return float64 (N, 3): the factors of slope, slope growth and offset."""
     logits_N = _logit(np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE))
     log_chunks_N = np.log(np.maximum(num_open_chunks, 1))
     return np.stack([logits_N, logits_N * log_chunks_N, np.ones(len(score))], axis=1)
 
 
-def _fit_logistic(inputs_NK: Floats, targets_N: Floats, weights_N: Floats) -> Floats:
+def _fit_logistic(
+    inputs_NK: Float64Array, targets_N: Float64Array, weights_N: Float64Array
+) -> Float64Array:
     """Return float64 (K,): the coefficients that minimize the weighted cross-entropy."""
     # Newton's method, on inputs of one scale.
     scale_K = np.sqrt(np.mean(inputs_NK**2, axis=0)).clip(min=1e-12)
     scaled_NK = inputs_NK / scale_K
 
-    def measure_loss(coefficients_K: Floats) -> float:
+    def measure_loss(coefficients_K: Float64Array) -> float:
         logits_N = scaled_NK @ coefficients_K
         # log(1 + exp(z)) - t z is the cross-entropy, without overflow.
         entropy_N = np.logaddexp(0, logits_N) - targets_N * logits_N
@@ -173,10 +172,10 @@ def _fit_logistic(inputs_NK: Floats, targets_N: Floats, weights_N: Floats) -> Fl
     return np.asarray(coefficients_K / scale_K, np.float64)
 
 
-def _logit(share: float | Floats) -> Floats:
+def _logit(share: float | Float64Array) -> Float64Array:
     return np.asarray(np.log(share) - np.log1p(-np.asarray(share)), np.float64)
 
 
-def _sigmoid(logits_N: Floats) -> Floats:
+def _sigmoid(logits_N: Float64Array) -> Float64Array:
     # tanh cannot overflow, unlike 1 / (1 + exp(-z)).
     return np.asarray(0.5 * (1 + np.tanh(logits_N / 2)), np.float64)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+
 CODON_BP = 3
 
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 # Arrays of Python objects take 8 bytes an entry; NumPy's text arrays would take up to 52.
 Words = np.ndarray[Any, np.dtype[np.object_]]
 
@@ -35,12 +35,12 @@ class ChunkCalls(NamedTuple):
         is_virus: Whether `max_virus >= max_others`.
     """
 
-    is_open: Bools
-    num_frames: Ints
-    num_unscored: Ints
-    max_others: npt.NDArray[np.float32]
-    max_virus: npt.NDArray[np.float32]
-    is_virus: Bools
+    is_open: BoolArray
+    num_frames: Int64Array
+    num_unscored: Int64Array
+    max_others: Float32Array
+    max_virus: Float32Array
+    is_virus: BoolArray
 
 
 class RecordCalls(NamedTuple):
@@ -59,17 +59,17 @@ class RecordCalls(NamedTuple):
             no calibration.
     """
 
-    num_chunks: Ints
-    num_open_chunks: Ints
-    num_frames: Ints
-    num_viral_chunks: Ints
-    score: npt.NDArray[np.float64]
+    num_chunks: Int64Array
+    num_open_chunks: Int64Array
+    num_frames: Int64Array
+    num_viral_chunks: Int64Array
+    score: Float64Array
     call: Words
     reason: Words
-    probability: npt.NDArray[np.float64]
+    probability: Float64Array
 
 
-def call_chunks(frame_scores: npt.NDArray[np.float32], chunk_first_frame: Ints) -> ChunkCalls:
+def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> ChunkCalls:
     """Return the original VirNucPro's call for each of C chunks.
 
     Args:
@@ -98,8 +98,8 @@ def call_chunks(frame_scores: npt.NDArray[np.float32], chunk_first_frame: Ints) 
 
 def call_records(
     chunks: ChunkCalls,
-    record_first_chunk: Ints,
-    length_bp: Ints,
+    record_first_chunk: Int64Array,
+    length_bp: Int64Array,
     min_length_bp: int = 0,
     threshold: float = 0.5,
 ) -> RecordCalls:
@@ -116,7 +116,7 @@ def call_records(
     num_chunks = np.diff(record_first_chunk)
     record_of_chunk = np.repeat(np.arange(num_records), num_chunks)
 
-    def sum_over_chunks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def sum_over_chunks(values: npt.NDArray[Any]) -> Float64Array:
         sums = np.bincount(record_of_chunk, weights=values, minlength=num_records)
         return np.asarray(sums, np.float64)
 
@@ -150,7 +150,7 @@ def call_by_probability(records: RecordCalls, threshold: float | None) -> Record
     return records._replace(call=_CALLS[np.where(has_call, 1 + is_virus, 0)])
 
 
-def score_chunks(chunks: ChunkCalls) -> npt.NDArray[np.float64]:
+def score_chunks(chunks: ChunkCalls) -> Float64Array:
     """Return the viral score of each chunk in [0, 1]; NaN for chunks without a scored frame.
 
     The score is at least 0.5 exactly if the chunk `is_virus`. This needs float64: two float32

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from virnucpro.backend.arrays import Float32Array, Float64Array
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
 
@@ -158,7 +158,7 @@ class Classifier:
                     "format has another identity), or choose another classifier"
                 )
 
-    def score(self, features_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def score(self, features_ND: Float32Array) -> Float32Array:
         """Return float32 (N, 2), P(others) and P(virus), for float32 (N, D) features.
 
         The scores of a frame do not depend on which other frames are scored with it.
@@ -189,11 +189,11 @@ class Classifier:
         return scores_NC
 
     @torch.inference_mode()
-    def _score_block(self, block_BD: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    def _score_block(self, block_BD: Float64Array) -> Float32Array:
         features_BD = torch.from_numpy(block_BD).to(self._device)
         hidden_BH = (features_BD @ self._hidden_weight_DH + self._hidden_bias_H).relu()
         logits_BC = hidden_BH @ self._output_weight_HC + self._output_bias_C
-        scores_BC: npt.NDArray[np.float32] = logits_BC.softmax(dim=1).float().cpu().numpy()
+        scores_BC: Float32Array = logits_BC.softmax(dim=1).float().cpu().numpy()
         return scores_BC
 
 

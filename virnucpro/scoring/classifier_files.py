@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
+from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.errors import ClassifierError, WeightsError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.classifier import (
@@ -90,6 +91,7 @@ def save_classifier(
 
     Raises:
         ClassifierError: The tensors do not make a classifier, or do not fit the metadata.
+        OutputError: The file cannot be written.
     """
     from safetensors.torch import save
 
@@ -100,9 +102,8 @@ def save_classifier(
         **asdict(metadata),
     }
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    part_path = path.with_name(path.name + ".part")
-    part_path.write_bytes(save(contiguous, {_METADATA_KEY: json.dumps(document)}))
-    part_path.replace(path)
+    with replace_when_whole(path) as temporary:
+        temporary.write_bytes(save(contiguous, {_METADATA_KEY: json.dumps(document)}))
 
 
 def check_state(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass, gather_features
@@ -17,8 +17,6 @@ from virnucpro.errors import ClassifierError
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.frame_store import FrameStore
-
-_ROWS_AT_ONCE = 16_384
 
 
 def open_classifier(config: PredictConfig, models: Sequence[Model]) -> Classifier:
@@ -42,9 +40,7 @@ def open_classifier(config: PredictConfig, models: Sequence[Model]) -> Classifie
     return classifier
 
 
-def score_frames(
-    store: FrameStore, passes: Sequence[Pass], classifier: Classifier
-) -> npt.NDArray[np.float32]:
+def score_frames(store: FrameStore, passes: Sequence[Pass], classifier: Classifier) -> Float32Array:
     """Return float32 (F, 2): P(others) and P(virus) of every open frame, in row order.
 
     A frame without an embedding, because it exceeded a device's memory, has NaN.
@@ -58,8 +54,8 @@ def score_frames(
         CheckpointError: An embedding is missing.
     """
     scores = np.full((store.num_frames, 2), np.nan, dtype=np.float32)
-    for start in range(0, store.num_frames, _ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + _ROWS_AT_ONCE, store.num_frames))
+    for block in split_rows(0, store.num_frames):
+        rows = np.arange(block.start, block.stop)
         for each in passes:
             rows = rows[each.has(rows)]
         scores[rows] = classifier.score(gather_features(passes, rows))

@@ -1,1 +1,1 @@
-"""From files of sequences to chunks and frames, and to the store that keeps them."""
+"""Sequences: reading files, cutting records into chunks and frames, and storing them on disk."""

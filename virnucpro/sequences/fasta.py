@@ -1,4 +1,4 @@
-"""Reading sequences: FASTA and FASTQ, plain or compressed, from files and standard input."""
+"""Reading FASTA and FASTQ, plain or compressed, from files and standard input."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
 from xopen import xopen
 
-from virnucpro.errors import InputError
+from virnucpro.config import STDIN
+from virnucpro.errors import InputError, first_line
 from virnucpro.sequences.records import Record, record_id
 
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Alphabet
 
-STDIN = "-"
-
-# IUPAC-IUB codes (Cornish-Bowden 1985) and gaps; not `*`, which marks the end of a protein.
+# IUPAC-IUB codes (Cornish-Bowden 1985) and gaps. DNA does not have `*`, the end of a protein.
 _LETTERS = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": string.ascii_uppercase + "*-."}
 _VALID_BYTES = {
     name: (letters + letters.lower()).encode("ascii") for name, letters in _LETTERS.items()
@@ -35,21 +34,20 @@ _ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
 
 
 class RecordReader:
-    """Iterates, once, over the records of a FASTA or FASTQ file.
+    """Iterates once over the records of a FASTA or FASTQ file.
 
-    Format and compression (gzip, bzip2, xz, zstd) are told by the content, not by the name. Text
-    is UTF-8, and bytes that are not come through as surrogate escapes, so that an id can be
-    written exactly as it was read.
+    The content decides the format and the compression (gzip, bzip2, xz, zstd), not the name. Text
+    is UTF-8. Other bytes become surrogate escapes, so that an id is written exactly as it was read.
 
     Attributes:
-        path: As the user gave it; `-` is standard input.
-        sha256: Hex digest of the file's bytes as they lie on disk, once iteration has ended.
-        num_bytes: The number of those bytes.
+        path: The path as the user gave it; `-` is standard input.
+        sha256: Hex digest of the file's bytes as they are on disk, known when iteration has ended.
+        num_bytes: Number of these bytes.
         num_records: Records read.
 
     Raises:
-        InputError: On iteration: the file is missing, empty, damaged, no FASTA or FASTQ, or a
-            record has no id or letters that are not of the alphabet.
+        InputError: During iteration: the file is missing, empty, damaged, or neither FASTA nor
+            FASTQ, or a record has no id or has letters that are not in the alphabet.
     """
 
     def __init__(self, path: str | Path, alphabet: Alphabet) -> None:
@@ -66,7 +64,7 @@ class RecordReader:
             with self._open() as source:
                 hashing = _HashingReader(source)
                 yield from self._parse(hashing)
-        # Errors after the opening have become ours in _read_lines.
+        # Only opening the file gets here: `_read_lines` explains later errors.
         except OSError as error:
             raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
         self.sha256 = hashing.sha256.hexdigest()
@@ -88,7 +86,7 @@ class RecordReader:
             for header, sequence, *_ in parse(handle):
                 yield self._check(Record(header, sequence), start_line)
                 self.num_records += 1
-                # The parser has just read the next record's first line.
+                # The parser has already read the first line of the next record.
                 start_line = self._line_number
         except ValueError as error:
             raise InputError(
@@ -97,7 +95,7 @@ class RecordReader:
             ) from error
 
     def _read_lines(self, hashing: _HashingReader) -> Iterator[str]:
-        """Yield the decompressed lines, counting them, and read the file to its very end."""
+        """Yield and count the decompressed lines, and read the file to its very end."""
         try:
             with xopen(
                 io.BufferedReader(hashing, 1 << 20),
@@ -109,17 +107,17 @@ class RecordReader:
                 for self._line_number, line in enumerate(handle, 1):
                     yield line
             hashing.drain()
-        # Not narrower, because each of the libraries that xopen picks from has errors of its own.
+        # Each of the libraries that xopen chooses from has its own errors.
         except Exception as error:
             raise InputError(
                 f"{self._name}: cannot be read beyond line {self._line_number}: it is damaged or "
-                f"was cut off ({str(error) or type(error).__name__}); copy or compress it anew"
+                f"was cut off ({first_line(error)}); copy or compress it again"
             ) from error
 
     def _check_first_line(self, line: str) -> None:
         if not line:
             raise InputError(f"{self._name}: holds no records; FASTA or FASTQ was expected")
-        # The escapes stand for bytes that are not UTF-8; the signatures of many formats begin so.
+        # Many binary formats begin with a byte that is not UTF-8, and was read as an escape.
         if "\0" in line or "\udc80" <= line[0] <= "\udcff":
             raise InputError(
                 f"{self._name}: is binary or UTF-16, not text; FASTA or FASTQ was expected "
@@ -163,10 +161,15 @@ class RecordReader:
 def sample_records(
     paths: Sequence[str | Path], num_records: int, seed: int
 ) -> tuple[list[Record], int]:
-    """Return `num_records` records of nucleotide files, or all, and how many there are.
+    """Return a random sample of the records in nucleotide files, and the number of all records.
 
-    Each record is as likely to be drawn as any other, wherever it stands; the sample keeps their
-    order, and the same input and seed give the same one. Memory holds the sample alone.
+    All records are equally likely. The sample keeps their order, and the same input and seed give
+    the same sample. Only the sample is in memory.
+
+    Args:
+        paths: FASTA or FASTQ files.
+        num_records: Records in the sample; if there are fewer, all of them are returned.
+        seed: Random seed.
 
     Raises:
         InputError: A file cannot be read.
@@ -174,7 +177,7 @@ def sample_records(
     rng = random.Random(seed)
     records = itertools.chain.from_iterable(RecordReader(path, "dna") for path in paths)
     counter = itertools.count()
-    # Those with the largest random numbers: one pass, without knowing how many there are.
+    # Taking the largest random numbers needs one pass, and not the number of records.
     drawn = heapq.nlargest(
         num_records, ((rng.random(), next(counter), record) for record in records)
     )
@@ -182,7 +185,7 @@ def sample_records(
 
 
 class _HashingReader(io.RawIOBase):
-    """Passes a binary file's bytes on, counting and digesting them."""
+    """Passes on the bytes of a binary file, and counts and digests them."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -199,14 +202,14 @@ class _HashingReader(io.RawIOBase):
         return num_read
 
     def drain(self) -> None:
-        """Read what a decompressor has left, such as padding after the last stream."""
+        """Read the bytes that a decompressor leaves, such as padding after the last stream."""
         buffer = bytearray(1 << 16)
         while self.readinto(buffer):
             pass
 
 
 class _LineHandle:
-    """As much of a text file as Biopython's parsers use, over an iterator of lines."""
+    """An iterator of lines, with the part of a text file's interface that Biopython uses."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
@@ -218,5 +221,5 @@ class _LineHandle:
         return next(self._lines, "")
 
     def read(self, size: int) -> str:
-        """Answer Biopython's question, asked by `read(0)`, whether this is text."""
+        """Return an empty string for `read(0)`, by which Biopython asks whether this is text."""
         return "" if size == 0 else self.readline()

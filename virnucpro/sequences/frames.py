@@ -1,8 +1,8 @@
 """Cutting records into chunks and reading chunks in six frames, many records at a time.
 
-The rules are the original VirNucPro's, its oddities included: chunks overlap by shifts that do not
-always add up, so that the last one can be short; a codon with an ambiguous letter translates to
-nothing; and the DNA of a frame has one base more than its codons.
+The rules are the original VirNucPro's, including its oddities. Chunks overlap by shifts that do not
+always add up, so that the last chunk can be short. A codon with an ambiguous letter translates to
+nothing. The DNA of a frame has one base more than its codons.
 
 Shapes: R records, C chunks, F open frames, P amino acids of all open frames together.
 """
@@ -12,10 +12,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Int64Array = npt.NDArray[np.int64]
-UInt8Array = npt.NDArray[np.uint8]
+from virnucpro.backend.arrays import BoolArray, Int64Array, UInt8Array
 
 # The standard genetic code (NCBI translation table 1) for bases in the order A, C, G, T.
 _AMINO_ACIDS = b"KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
@@ -45,11 +43,11 @@ _NUM_FORWARD = 3
 
 
 class Chunks(NamedTuple):
-    """Where chunks lie in records that are laid end to end, in the order of the records.
+    """The places of chunks in records that are laid end to end, in the order of the records.
 
     Attributes:
-        num_chunks: int64 (R,), how many chunks each record has.
-        start: int64 (C,), each chunk's first letter, counted from the first record's.
+        num_chunks: int64 (R,), the number of chunks of each record.
+        start: int64 (C,), the position of each chunk's first letter in all records.
         length: int64 (C,).
     """
 
@@ -62,9 +60,9 @@ class OpenFrames(NamedTuple):
     """The frames without a stop codon, ordered by chunk and then by frame code.
 
     Attributes:
-        chunk: int64 (F,), index of the chunk that each frame is read from.
+        chunk: int64 (F,), index of each frame's chunk.
         code: uint8 (F,), index into `records.FRAME_NAMES`.
-        protein_length: int64 (F,), amino acids of each frame; never 0.
+        protein_length: int64 (F,), number of amino acids of each frame; never 0.
         proteins: The amino acids of all frames end to end, P bytes.
     """
 
@@ -89,12 +87,12 @@ def cut_records(record_length: Int64Array, chunk_length_bp: int, min_length_bp: 
 def locate_chunks(
     record_length: Int64Array, chunk_number: Int64Array, chunk_length_bp: int
 ) -> tuple[Int64Array, Int64Array]:
-    """Return where chunks lie in their records: start and length, int64 (C,) each.
+    """Return the starts of chunks in their records, and their lengths: int64 (C,) each.
 
     Args:
-        record_length: int64 (C,), the length of the record of each chunk.
-        chunk_number: int64 (C,), the chunk's number in its record, from 0.
-        chunk_length_bp: The expected length.
+        record_length: int64 (C,), the length of each chunk's record.
+        chunk_number: int64 (C,), each chunk's number in its record, from 0.
+        chunk_length_bp: Length of a chunk.
     """
     num_chunks = _count_chunks(record_length, chunk_length_bp)
     overlap = num_chunks * chunk_length_bp - record_length
@@ -112,30 +110,40 @@ def _count_chunks(record_length: Int64Array, chunk_length_bp: int) -> Int64Array
 def find_open_frames(
     letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array
 ) -> OpenFrames:
-    """Translate chunks in six frames and return the frames that have amino acids and no stop.
+    """Translate chunks in six frames, and return the frames with amino acids and without a stop.
 
     Args:
-        letters: The sequences that the chunks are cut from, end to end.
-        chunk_start: int64 (C,), where each chunk starts in `letters`.
+        letters: The sequences of the chunks' records, end to end.
+        chunk_start: int64 (C,), the start of each chunk in `letters`.
         chunk_length: int64 (C,).
     """
     amino_acids = _translate_everywhere(letters)
     num_codons = np.maximum((chunk_length[:, None] - _FRAME_OFFSETS) // 3, 0)
     first = _locate_frames(chunk_start, chunk_length, num_codons, len(amino_acids))
-    is_open = (num_codons > 0) & (_count_stops(amino_acids, first, num_codons) == 0)
+    # The difference of two running counts is the number of stops in a frame of any length.
+    num_stops = np.zeros(len(amino_acids) + 1, np.int32)
+    np.cumsum(amino_acids == _STOP, out=num_stops[1:])
+    is_open = (num_codons > 0) & (num_stops[first + num_codons] == num_stops[first])
     chunk, code = np.nonzero(is_open)
-    residues, protein_length = _join_frames(amino_acids, first[is_open], num_codons[is_open])
+    first, num_codons = first[is_open], num_codons[is_open]
+    begin = np.cumsum(num_codons) - num_codons
+    residues = amino_acids[np.repeat(first - begin, num_codons) + np.arange(num_codons.sum())]
+    is_residue = residues != _NOTHING
+    protein_length = np.add.reduceat(is_residue, begin, dtype=np.int64)
     is_kept = protein_length > 0
     return OpenFrames(
-        chunk[is_kept], code[is_kept].astype(np.uint8), protein_length[is_kept], residues.tobytes()
+        chunk[is_kept],
+        code[is_kept].astype(np.uint8),
+        protein_length[is_kept],
+        residues[is_residue].tobytes(),
     )
 
 
 def _translate_everywhere(letters: bytes) -> UInt8Array:
-    """Return the amino acid of the codon at every position and on both strands.
+    """Return the amino acid of the codon at every position of both strands, frame by frame.
 
-    Positions 3 apart become neighbours, so that every frame is one slice: first come 0, 3, 6, ...,
-    then 1, 4, 7, ..., then 2, 5, 8, ...; the other strand follows in the opposite order.
+    Positions 3 apart become neighbours, so that every frame is one slice: first positions 0, 3, 6,
+    ..., then 1, 4, 7, ..., then 2, 5, 8, .... The reverse strand follows in the opposite order.
     """
     num_columns = -(-len(letters) // 3)
     padded = letters + b"-" * (3 * num_columns + 2 - len(letters))
@@ -149,8 +157,8 @@ def _translate_everywhere(letters: bytes) -> UInt8Array:
 def _locate_frames(
     chunk_start: Int64Array, chunk_length: Int64Array, num_codons: Int64Array, num_letters: int
 ) -> Int64Array:
-    """Return int64 (C, 6): where each frame's slice of `_translate_everywhere` starts."""
-    # The lowest position of a codon of the frame, on either strand.
+    """Return the start of each frame's slice of `_translate_everywhere`: int64 (C, 6)."""
+    # The lowest position of a codon of each frame, on either strand.
     lowest = chunk_start[:, None] + _FRAME_OFFSETS
     lowest[:, _NUM_FORWARD:] = (
         (chunk_start + chunk_length)[:, None]
@@ -162,44 +170,24 @@ def _locate_frames(
     return first
 
 
-def _count_stops(
-    amino_acids: UInt8Array, first: Int64Array, num_codons: Int64Array
-) -> npt.NDArray[np.int32]:
-    """Return int32 (C, 6): the stop codons in each frame."""
-    running = np.zeros(len(amino_acids) + 1, np.int32)
-    np.cumsum(amino_acids == _STOP, out=running[1:])
-    num_stops: npt.NDArray[np.int32] = running[first + num_codons] - running[first]
-    return num_stops
-
-
-def _join_frames(
-    amino_acids: UInt8Array, first: Int64Array, num_codons: Int64Array
-) -> tuple[UInt8Array, Int64Array]:
-    """Return the amino acids of frames end to end, uint8 (P,), and the length of each protein."""
-    begin = np.cumsum(num_codons) - num_codons
-    residues = amino_acids[np.repeat(first - begin, num_codons) + np.arange(num_codons.sum())]
-    is_residue = residues != _NOTHING
-    return residues[is_residue], np.add.reduceat(is_residue, begin, dtype=np.int64)
-
-
 def locate_frame_dna(
     chunk_length: Int64Array, code: UInt8Array, protein_length: Int64Array
 ) -> tuple[Int64Array, Int64Array]:
-    """Return where the DNA of open frames lies in their chunks: start and length, int64 (F,) each.
+    """Return the start and the length of open frames' DNA in their chunks: int64 (F,) each.
 
-    It starts at the frame's offset and is `3 * protein_length + 1` bases long, or ends with the
-    chunk. For reverse frames this is the part that `reverse_complement` turns into it.
+    The DNA starts at the frame's offset and has `3 * protein_length + 1` bases, or ends with the
+    chunk. For a reverse frame, these are the letters to pass to `reverse_complement`.
     """
     offset = _FRAME_OFFSETS[code]
     length = np.minimum(3 * protein_length + 1, chunk_length - offset)
     return np.where(code < _NUM_FORWARD, offset, chunk_length - offset - length), length
 
 
-def is_reverse(code: UInt8Array) -> npt.NDArray[np.bool_]:
-    """Return bool (F,): which frame codes are of the reverse strand."""
+def is_reverse(code: UInt8Array) -> BoolArray:
+    """Return which frame codes belong to the reverse strand: bool (F,)."""
     return code >= _NUM_FORWARD
 
 
 def reverse_complement(letters: bytes) -> bytes:
-    """Return the other strand, case kept; letters other than A, C, G and T stay as they are."""
+    """Return the other strand in the same case; only A, C, G and T are complemented."""
     return letters.translate(_COMPLEMENT)[::-1]

@@ -1,23 +1,27 @@
-"""The plain things that everything else speaks of: records, chunks and frames, and their names.
+"""Records, chunks and frames, and their names, which are exactly the original VirNucPro's.
 
-A *record* is one input sequence; it is cut into *chunks*; a chunk is read in six *frames*, and a
-frame without a stop codon is an *open frame*. Names follow the original VirNucPro exactly.
+A *record* is one input sequence. It is cut into *chunks*, and each chunk is read in six *frames*. A
+frame without a stop codon is an *open frame*.
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
-"""The six reading frames in the original's order; a frame's code is its index here."""
+"""The six reading frames in the original's order; a frame's code is its index in this tuple."""
+
+FRAME_ID = re.compile(r"(?P<chunk>(?P<record>.*)_chunk_(?P<number>\d+))[FR][123]", re.DOTALL)
+"""Matches the name of a frame; `number` is the chunk's number in its record, from 1."""
 
 
 class Record(NamedTuple):
     """One input sequence as it was read.
 
     Attributes:
-        header: The whole header line without `>` or `@`; its first word is the id.
-        sequence: The letters as they stand in the file, case kept.
+        header: The entire header line without `>` or `@`; its first word is the id.
+        sequence: The letters as in the file, in their original case.
     """
 
     header: str
@@ -30,7 +34,7 @@ class Record(NamedTuple):
 
 
 def record_id(header: str) -> str:
-    """Return the first whitespace-separated word of `header`, empty if there is none."""
+    """Return the first whitespace-separated word of `header`, or an empty string."""
     words = header.split(maxsplit=1)
     return words[0] if words else ""
 

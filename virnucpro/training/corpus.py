@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
 from virnucpro.config import input_stem
 from virnucpro.errors import InputError
-from virnucpro.reports.tsv import read_table
+from virnucpro.reports.tables import read_table
 from virnucpro.sequences.frame_store import FrameStore
 
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
-
-_CHUNKS_AT_ONCE = 1 << 14
 _BASES = frozenset("ACGT")
 
 
@@ -49,35 +45,35 @@ class Corpus:
 
     classes: tuple[InputClass, ...]
     record_ids: Sequence[str]
-    record_class: Ints
-    chunk_record: Ints
-    chunk_number: Ints
-    chunk_first_frame: Ints
-    is_usable: Bools
+    record_class: Int64Array
+    chunk_record: Int64Array
+    chunk_number: Int64Array
+    chunk_first_frame: Int64Array
+    is_usable: BoolArray
 
     @cached_property
-    def is_viral(self) -> Bools:
+    def is_viral(self) -> BoolArray:
         """Bool (K,): whether each class is viral."""
         return np.array([one.is_viral for one in self.classes])
 
     @cached_property
-    def chunk_class(self) -> Ints:
+    def chunk_class(self) -> Int64Array:
         """int64 (C,): the class of each chunk."""
         return self.record_class[self.chunk_record]
 
     @cached_property
-    def num_frames(self) -> Ints:
+    def num_frames(self) -> Int64Array:
         """int64 (C,): the number of frames of each chunk; 0 if the chunk is not usable."""
         return np.where(self.is_usable, np.diff(self.chunk_first_frame), 0)
 
     @cached_property
-    def num_chunks(self) -> Ints:
+    def num_chunks(self) -> Int64Array:
         """int64 (R,): the chunks of each record up to its last known one."""
         found = np.zeros(len(self.record_ids), np.int64)
         np.maximum.at(found, self.chunk_record, self.chunk_number + 1)
         return found
 
-    def rows(self, chunks: Ints) -> Ints:
+    def rows(self, chunks: Int64Array) -> Int64Array:
         """Return int64 (F,): the rows of the frames of `chunks`, in this order."""
         first, num_frames = self.chunk_first_frame[chunks], self.num_frames[chunks]
         before = np.cumsum(num_frames) - num_frames
@@ -104,11 +100,9 @@ def make_corpus(store: FrameStore, classes: tuple[InputClass, ...]) -> Corpus:
     chunk_record = np.repeat(np.arange(store.num_records), num_chunks)
     is_usable = np.diff(store.chunk_first_frame) > 0
     # The sequences of all chunks may not fit the memory, so they are read in blocks.
-    for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
-        stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
-        is_usable[start:stop] &= [
-            _BASES.issuperset(sequence) for sequence in store.chunk_sequences(start, stop)
-        ]
+    for block in split_rows(0, store.num_chunks):
+        sequences = store.chunk_sequences(block.start, block.stop)
+        is_usable[block] &= [_BASES.issuperset(sequence) for sequence in sequences]
     return Corpus(
         classes,
         store.record_ids(0, store.num_records),
@@ -143,7 +137,7 @@ def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
 
 
 def describe_classes(
-    corpus: Corpus, splits: Mapping[str, Ints], groups: Sequence[str]
+    corpus: Corpus, splits: Mapping[str, Int64Array], groups: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return what the report says about each class, and about its chosen chunks in each split.
 

@@ -12,16 +12,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from virnucpro.backend.arrays import Float64Array, Int64Array
 from virnucpro.reports.metrics import Predictions
-from virnucpro.training.corpus import Corpus, Ints
+from virnucpro.training.corpus import Corpus
 from virnucpro.training.splits import HELD_OUT_RUN, balance
 
 SIZES = (1, 2, 4, 8, HELD_OUT_RUN)
 """The maximum number of chunks in a fragment; a fragment has more than half of it."""
-
-Floats = npt.NDArray[np.float64]
 
 
 def name_size(size: int) -> str:
@@ -42,13 +40,13 @@ class Fragments(NamedTuple):
         num_open_chunks: int64 (N,), at least 1.
     """
 
-    size: Ints
-    record: Ints
-    score: Floats
-    num_open_chunks: Ints
+    size: Int64Array
+    record: Int64Array
+    score: Float64Array
+    num_open_chunks: Int64Array
 
 
-def join_chunks(corpus: Corpus, chunks: Ints, chunk_score: Floats) -> Fragments:
+def join_chunks(corpus: Corpus, chunks: Int64Array, chunk_score: Float64Array) -> Fragments:
     """Return the fragments that held-out chunks make.
 
     The fragments of each size cover every record from its first chunk on. The last fragment of a
@@ -72,7 +70,7 @@ def join_chunks(corpus: Corpus, chunks: Ints, chunk_score: Floats) -> Fragments:
     return Fragments._make(map(np.concatenate, zip(*parts, strict=True)))
 
 
-def weigh(corpus: Corpus, fragments: Fragments) -> Floats:
+def weigh(corpus: Corpus, fragments: Fragments) -> Float64Array:
     """Return float64 (N,): weights that balance all sizes, and the classes within each size.
 
     A size has the weight 0 if only viral or only other records are long enough for it.
@@ -91,8 +89,8 @@ def weigh(corpus: Corpus, fragments: Fragments) -> Floats:
 def make_predictions(
     corpus: Corpus,
     fragments: Fragments,
-    probability: Floats,
-    cluster_of_record: Ints,
+    probability: Float64Array,
+    cluster_of_record: Int64Array,
     threshold: float,
 ) -> Predictions:
     """Return the fragments in the form that a report measures.

@@ -11,10 +11,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from virnucpro.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ class Examples(NamedTuple):
         weight: float64 (N,), the weight of each frame in the loss.
     """
 
-    features: npt.NDArray[np.float32]
-    is_viral: npt.NDArray[np.bool_]
-    weight: npt.NDArray[np.float64]
+    features: Float32Array
+    is_viral: BoolArray
+    weight: Float64Array
 
 
 class FittedHead(NamedTuple):
@@ -67,7 +67,7 @@ class _MLP(nn.Module):
     mean_D: torch.Tensor
     scale_D: torch.Tensor
 
-    def __init__(self, features_ND: npt.NDArray[np.float32]) -> None:
+    def __init__(self, features_ND: Float32Array) -> None:
         super().__init__()
         self.hidden_layer = nn.Linear(features_ND.shape[1], NUM_HIDDEN)
         self.bn1 = nn.BatchNorm1d(NUM_HIDDEN)
@@ -166,7 +166,7 @@ def _judge(module: _MLP, valid: Examples) -> float:
     return total / float(valid.weight.sum())
 
 
-def _measure_loss(module: _MLP, examples: Examples, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+def _measure_loss(module: _MLP, examples: Examples, rows: Int64Array) -> torch.Tensor:
     """Return the weighted sum of the cross-entropies of some frames."""
     device = module.mean_D.device
     logits_B2 = module(torch.from_numpy(examples.features[rows]).to(device))

@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 from virnucpro.errors import UsageError
-from virnucpro.training.corpus import Corpus, Ints
+from virnucpro.training.corpus import Corpus
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT_RUN = 16
 """Neighbouring chunks that are held out together, so that they can be joined to fragments."""
 
-Floats = npt.NDArray[np.float64]
-
 
 def split_groups(
     corpus: Corpus, groups: Sequence[str], shares: tuple[float, float, float], seed: int
-) -> Ints:
+) -> Int64Array:
     """Return int64 (R,): the split of each record, an index into `SPLITS`.
 
     All records of a group are in the same split. The groups of each class, in random order, go to
@@ -48,7 +46,7 @@ def split_groups(
     return split_G[group_R]
 
 
-def _fill(sizes: Floats, shares: tuple[float, float, float]) -> Ints:
+def _fill(sizes: Float64Array, shares: tuple[float, float, float]) -> Int64Array:
     """Return the splits of groups with these sizes."""
     filled = np.zeros(len(SPLITS))
     splits = np.zeros(len(sizes), np.int64)
@@ -64,7 +62,7 @@ def _fill(sizes: Floats, shares: tuple[float, float, float]) -> Ints:
     return splits
 
 
-def choose_chunks(corpus: Corpus, split_of_record: Ints, seed: int) -> dict[str, Ints]:
+def choose_chunks(corpus: Corpus, split_of_record: Int64Array, seed: int) -> dict[str, Int64Array]:
     """Return the chunks to embed in each split, in ascending order.
 
     All viral chunks are taken. Every other class gives random chunks with an equal number of
@@ -102,8 +100,12 @@ def choose_chunks(corpus: Corpus, split_of_record: Ints, seed: int) -> dict[str,
 
 
 def _take_runs(
-    corpus: Corpus, chunks: Ints, run_length: int, num_frames: float, random: np.random.Generator
-) -> Ints:
+    corpus: Corpus,
+    chunks: Int64Array,
+    run_length: int,
+    num_frames: float,
+    random: np.random.Generator,
+) -> Int64Array:
     """Return the part of `chunks` that lies in random runs with about `num_frames` frames."""
     # One integer for each run of a record: its number follows that of the record.
     keys = corpus.chunk_record[chunks] << 32 | corpus.chunk_number[chunks] // run_length
@@ -116,7 +118,7 @@ def _take_runs(
     return chunks[is_taken[run_of_chunk]]
 
 
-def balance(class_N: Ints, is_viral: npt.NDArray[np.bool_]) -> Floats:
+def balance(class_N: Int64Array, is_viral: BoolArray) -> Float64Array:
     """Return float64 (N,): weights of one half for the viral part, and equal for other classes.
 
     Args:

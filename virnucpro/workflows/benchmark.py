@@ -1,4 +1,4 @@
-"""The table of `virnucpro benchmark`: models on one device, beside other implementations.
+"""`virnucpro benchmark`: how fast and how exact the models are on one device.
 
 Shapes: B sequences in a batch, E numbers in an embedding.
 """
@@ -7,95 +7,88 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from virnucpro.backend.interface import (
-    Attention,
-    Backend,
-    Encoder,
-    MeasurableBackend,
-    Reference,
-    Weights,
-)
-from virnucpro.backend.registry import describe_backends, load_backend
-from virnucpro.embedding.budgets import MOST_BATCH_TOKENS
+from virnucpro.backend.interface import Encoder, Weights
+from virnucpro.backend.registry import describe_backends
+from virnucpro.config import BenchmarkConfig, ComputeConfig
+from virnucpro.embedding.budgets import MAX_BATCH_TOKENS
+from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.measuring import (
     Ceilings,
     count_flop_per_token,
     embed_mixed,
     fill_batch,
-    find_worst_cosine,
+    find_min_cosine,
     make_sequences,
     measure_ceilings,
     measure_encoder,
 )
+from virnucpro.embedding.models import Model, open_model
 from virnucpro.errors import UsageError
-from virnucpro.runtime.devices import DTYPES, choose_precision, is_out_of_memory
+from virnucpro.runtime.devices import device_name, is_out_of_memory, supports_fp8
+from virnucpro.runtime.run import Run, open_run
+from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
 
+GROUP = "virnucpro.benchmarks"
+"""The group of entry points under which a package registers its `Benchmarks`."""
+
 LENGTHS_BP = (500, 150)
-"""Our encoders are timed on open frames of both; other implementations on the first."""
+"""Our encoders are timed on open frames of both lengths, other implementations on the first."""
 
-LEAST_COSINES = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.99, "fp8": 0.97}
-"""What is required of our embeddings, against the same weights in float32."""
+SECONDS_PER_LINE = {"tiny": 0.1, "small": 1.0, "medium": 3.0, "large": 10.0}
 
-OUT_OF_MEMORY = "out of memory"
+MIN_COSINES = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.99, "fp8": 0.97}
+"""The cosine that our embeddings must reach, against the same weights in float32."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model to measure.
+class Implementation(NamedTuple):
+    """One way to compute a model's embeddings.
 
     Attributes:
-        name: For people, for example `esm2 3B`.
-        backend: Its backend.
-        weights: Its weights.
+        name: What the table calls it, for example `fair-esm`.
+        precision: What it computes in: `fp32`, `bf16`, `fp16` or `fp8`.
+        batch_tokens: The tokens in its batches; None for the device's default.
+        load: Returns it as an encoder on a device. Raises UsageError if a package is missing.
+        is_ours: Whether it is virnucpro.
     """
 
     name: str
-    backend: Backend
-    weights: Weights
-
-    def load_encoder(self, device: torch.device, *, precision: str, attention: str) -> Encoder:
-        """Return our encoder on `device`."""
-        return self.backend.load_encoder(
-            self.weights,
-            dtype=DTYPES[precision],
-            device=device,
-            attention=cast("Attention", attention),
-        )
+    precision: str
+    batch_tokens: int | None
+    load: Callable[[torch.device], Encoder]
+    is_ours: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to measure of each model, and on what.
+class Benchmarks(Protocol):
+    """What a package may bring, so that its backend is measured without the user's weights.
 
-    Attributes:
-        device: Where.
-        precisions: Of our encoder; a backend that knows no fp8 computes in bf16 instead.
-        attention: Of our encoder.
-        least_seconds: How long each line is timed, about.
-        with_speeds: Whether to time.
-        with_cosines: Whether to compare with float32.
-        with_references: Whether to measure other implementations too.
+    It is a module or an object, registered under `GROUP` with the name of the backend.
     """
 
-    device: torch.device
-    precisions: tuple[str, ...]
-    attention: str
-    least_seconds: float
-    with_speeds: bool
-    with_cosines: bool
-    with_references: bool
+    GPU_SIZES: tuple[str, ...]
+    CPU_SIZES: tuple[str, ...]
+    """The sizes of the model that are worth measuring on a GPU, or on a CPU in a minute."""
+
+    def write_random_weights(self, directory: Path, size: str) -> Path:
+        """Write random weights of one size to an empty directory, and return their location."""
+        ...
+
+    def list_references(
+        self, weights: Weights, *, on_gpu: bool
+    ) -> Sequence[tuple[str, str, int | None, Callable[[torch.device], Encoder]]]:
+        """Return the first four fields of an Implementation for each way that is not ours."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +96,19 @@ class Line:
     """One line of the table; None is what was not measured.
 
     Attributes:
-        model: The subject's name.
-        implementation: `virnucpro` with its attention, or the other's name.
+        model: The backend and its weights, for example `esm2 3B`.
+        implementation: `virnucpro` with its attention, or the name of another implementation.
         is_ours: Whether it is virnucpro.
         precision: What it computes in.
-        length_bp: Of the chunks whose open frames were timed.
-        batch_tokens: Of the batch that was timed.
-        tokens_per_s: Special tokens included.
-        sequences_per_s: Open frames.
-        ceiling_share: Of what the device reaches in one large matrix product of that precision.
-        peak_memory_bytes: Allocated on the GPU, weights included.
-        worst_cosine: Of 32 embeddings, against the same weights in float32, eager attention.
+        length_bp: The length of the chunks whose open frames were timed.
+        batch_tokens: The tokens of the timed batch.
+        tokens_per_s: Tokens a second, special tokens included.
+        sequences_per_s: Open frames a second.
+        ceiling_share: The share of the speed that one large matrix product of this precision has.
+        peak_memory_bytes: The GPU memory that was allocated, weights included.
+        worst_cosine: The smallest cosine of 32 embeddings and the same in float32, eager attention.
         note: Why something is missing.
+        is_off: Whether it is ours and its cosine is below `MIN_COSINES`.
     """
 
     model: str
@@ -129,182 +123,197 @@ class Line:
     peak_memory_bytes: int | None = None
     worst_cosine: float | None = None
     note: str = ""
-
-    @property
-    def is_off(self) -> bool:
-        """Whether it is ours and further from float32 than is required."""
-        least = LEAST_COSINES[self.precision]
-        return self.is_ours and self.worst_cosine is not None and self.worst_cosine < least
+    is_off: bool = False
 
 
-def open_subjects(
-    name: str | None, location: str | None, directory: Path, *, on_gpu: bool
-) -> list[Subject]:
-    """Return the models to measure: the user's weights, or random ones of telling sizes.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was measured, and where. The ceilings are None if nothing was timed."""
 
-    Args:
-        name: A backend; None for all that bring random weights.
-        location: The user's weights for it; None for random ones.
-        directory: Where random weights are written.
-        on_gpu: Whether sizes should tell something on a GPU, or be quick on a CPU.
+    virnucpro: str
+    torch: str
+    device: str
+    num_threads: int
+    ceilings: Ceilings | None
+    lines: list[Line]
+
+
+def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
+    """Measure what `config` names, on the device and in the way that `compute` names.
 
     Raises:
         BackendError: There is no such backend, or it is broken.
-        UsageError: It brings no random weights, and the user gave none.
+        UsageError: A setting is not available on the device, or the weights are not given.
         WeightsError: The user's weights cannot be used.
     """
-    if name is not None and location is not None:
-        backend = load_backend(name).backend
-        return [Subject(f"{name} {Path(location).name}", backend, backend.open_weights(location))]
-    working = [listing.name for listing in describe_backends() if listing.info is not None]
-    subjects = []
-    for backend_name in working if name is None else [name]:
-        backend = load_backend(backend_name).backend
-        if isinstance(backend, MeasurableBackend):
-            for size in backend.benchmark_sizes(on_gpu=on_gpu):
-                own_directory = directory / f"{backend_name}-{size}"
-                own_directory.mkdir()
-                path = backend.write_random_weights(own_directory, size)
-                weights = backend.open_weights(str(path))
-                subjects.append(Subject(f"{backend_name} {size}", backend, weights))
-        elif name is not None:
-            raise UsageError(f"backend {name}: brings no random weights; give some with --weights")
-    return subjects
-
-
-def choose_precisions(precision: str, accelerator: Accelerator) -> tuple[str, ...]:
-    """Return `precision` alone, or for `auto` all that this device is good for.
-
-    Raises:
-        UsageError: `precision` is not to be had on it.
-    """
-    chosen = choose_precision(precision, accelerator)
-    if precision == "auto":
-        with suppress(UsageError):
-            return chosen, choose_precision("fp8", accelerator)
-    return (chosen,)
-
-
-def measure_table(subjects: Sequence[Subject], plan: Plan) -> tuple[Ceilings | None, list[Line]]:
-    """Return what the device does at best, if speeds are wanted, and a line for each measurement.
-
-    Raises:
-        UsageError: An attention that is not to be had on the device.
-    """
-    benches = [_Bench(subject, plan) for subject in subjects]
-    ceilings = None
-    if plan.with_speeds:
-        contestants = [each for bench in benches for each in (*bench.ours, *bench.others)]
-        precisions = sorted({contestant.precision for contestant in contestants})
-        ceilings = measure_ceilings(plan.device, precisions)
-    return ceilings, [line for bench in benches for line in bench.run(ceilings)]
-
-
-class _Bench:
-    """Where the implementations of one model are measured, one after the other."""
-
-    def __init__(self, subject: Subject, plan: Plan) -> None:
-        self.subject = subject
-        self.plan = plan
-        self.collator = subject.backend.load_collator(subject.weights)
-        self.ours = [self._make_ours(precision) for precision in self._list_precisions()]
-        self.flop_per_token = 0
-        self.others: Sequence[Reference] = ()
-        if plan.with_references and isinstance(subject.backend, MeasurableBackend):
-            on_gpu = plan.device.type == "cuda"
-            self.others = subject.backend.list_references(subject.weights, on_gpu=on_gpu)
-
-    def _list_precisions(self) -> list[str]:
-        knows_fp8 = self.subject.backend.info.supports_fp8
-        return list(
-            dict.fromkeys(p if p != "fp8" or knows_fp8 else "bf16" for p in self.plan.precisions)
+    with (
+        tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch,
+        open_run(compute) as run,
+    ):
+        on_gpu = run.device.type == "cuda" and not config.quick
+        models = open_models(config.model, config.weights, Path(scratch), on_gpu=on_gpu)
+        subjects = [
+            (label, model, _list_implementations(run, config, model)) for label, model in models
+        ]
+        ceilings = None
+        if config.suite != "equivalence":
+            precisions = {each.precision for *_, found in subjects for each in found}
+            ceilings = measure_ceilings(run.device, sorted(precisions))
+        return Report(
+            virnucpro=__version__,
+            torch=torch.__version__,
+            device=device_name(run.device),
+            num_threads=torch.get_num_threads(),
+            ceilings=ceilings,
+            lines=[
+                line
+                for subject in subjects
+                for line in _measure_model(run, config, ceilings, *subject)
+            ],
         )
 
-    def _make_ours(self, precision: str) -> Reference:
-        attention = self.plan.attention
-        load = functools.partial(
-            self.subject.load_encoder, precision=precision, attention=attention
+
+def open_models(
+    backend: str | None, location: str | None, scratch: Path, *, on_gpu: bool
+) -> Iterator[tuple[str, Model]]:
+    """Yield each model to measure with its label: the user's weights, or random ones in `scratch`.
+
+    Raises:
+        BackendError: There is no such backend, or it is broken.
+        UsageError: There are no random weights, and the user gave none.
+        WeightsError: The user's weights cannot be used.
+    """
+    if backend is not None and location is not None:
+        yield f"{backend} {Path(location).name}", open_model(backend, location)
+        return
+    installed = [listing.name for listing in describe_backends() if listing.info is not None]
+    found = {name: load_benchmarks(name) for name in ([backend] if backend else installed)}
+    if not any(found.values()):
+        which = f"backend {backend}" if backend else "the installed backends"
+        raise UsageError(f"{which}: no package brings random weights; give some with --weights")
+    for name, benchmarks in found.items():
+        if benchmarks is None:
+            continue
+        for size in benchmarks.GPU_SIZES if on_gpu else benchmarks.CPU_SIZES:
+            directory = scratch / f"{name}-{size}"
+            directory.mkdir()
+            path = benchmarks.write_random_weights(directory, size)
+            yield f"{name} {size}", open_model(name, str(path))
+
+
+def load_benchmarks(backend: str) -> Benchmarks | None:
+    """Return what an installed package brings to measure a backend, or None."""
+    for entry in entry_points(group=GROUP, name=backend):
+        return cast("Benchmarks", entry.load())
+    return None
+
+
+def _list_implementations(run: Run, config: BenchmarkConfig, model: Model) -> list[Implementation]:
+    """Return our encoder in each precision, and the other implementations."""
+    precisions = [run.precision]
+    if config.precision == "auto" and supports_fp8(run.device):
+        precisions.append("fp8")
+    name = f"virnucpro, {config.attention}" + (", compile on" if config.compile == "on" else "")
+
+    def load(precision: str, device: torch.device) -> Encoder:
+        encoder = model.load_encoder(device, precision, config.attention)
+        compile_layers(encoder, config.compile, num_tokens=0, device=device)
+        return encoder
+
+    found = [
+        Implementation(name, precision, None, functools.partial(load, precision), is_ours=True)
+        for precision in dict.fromkeys(map(model.compute_precision, precisions))
+    ]
+    benchmarks = load_benchmarks(model.name) if config.vanilla_baseline else None
+    if benchmarks is not None:
+        on_gpu = run.device.type == "cuda"
+        references = benchmarks.list_references(model.weights, on_gpu=on_gpu)
+        found += [Implementation(*reference) for reference in references]
+    return found
+
+
+def _measure_model(
+    run: Run,
+    config: BenchmarkConfig,
+    ceilings: Ceilings | None,
+    label: str,
+    model: Model,
+    implementations: list[Implementation],
+) -> Iterator[Line]:
+    """Yield the lines of one model, one implementation after the other."""
+    wanted_BE = None
+    if config.suite in ("all", "equivalence"):
+        wanted_BE = _embed_in_float32(run, label, model)
+    flop_per_token = 0
+    encoder: Encoder | None = None
+    for each in implementations:
+        line = Line(
+            model=label,
+            implementation=each.name,
+            is_ours=each.is_ours,
+            precision=each.precision,
         )
-        return Reference(f"virnucpro, {attention}", precision, None, load)
-
-    def run(self, ceilings: Ceilings | None) -> Iterator[Line]:
-        """Yield the lines of this model; without speeds where there are no `ceilings`.
-
-        Raises:
-            UsageError: An attention that is not to be had on the device.
-        """
-        wanted_BE = self._embed_float32() if self.plan.with_cosines else None
-        for contestant in (*self.ours, *self.others):
-            line = Line(
-                model=self.subject.name,
-                implementation=contestant.name,
-                is_ours=contestant in self.ours,
-                precision=contestant.precision,
-            )
-            logger.info("measuring %s: %s, %s", line.model, line.implementation, line.precision)
-            try:
-                yield from self._measure(contestant, line, wanted_BE, ceilings)
-            except UsageError as error:
-                if line.is_ours:
-                    raise
-                yield replace(line, note=str(error))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                yield replace(line, note=OUT_OF_MEMORY)
-            torch.cuda.empty_cache()
-
-    def _measure(
-        self,
-        contestant: Reference,
-        line: Line,
-        wanted_BE: Tensor | None,
-        ceilings: Ceilings | None,
-    ) -> Iterator[Line]:
-        """Yield what belongs to one implementation: `line`, filled in for each length."""
-        plan, backend = self.plan, self.subject.backend
-        encoder = contestant.load(plan.device)
-        # Of the first, which is ours: the others may carry heads that nobody needs.
-        self.flop_per_token = self.flop_per_token or count_flop_per_token(encoder)
-        if wanted_BE is not None:
-            cosine = find_worst_cosine(self._embed(encoder), wanted_BE)
-            line = replace(line, worst_cosine=cosine)
-        if ceilings is None:
-            yield line
-            return
-        budget_tokens = contestant.batch_tokens or MOST_BATCH_TOKENS[plan.device.type]
-        for length_bp in LENGTHS_BP if line.is_ours else LENGTHS_BP[:1]:
-            sequences = make_sequences(backend.info.alphabet, length_bp)
-            batch = fill_batch(backend, self.collator, sequences, budget_tokens)
-            speed = measure_encoder(encoder, batch, plan.device, plan.least_seconds)
-            flop_per_s = speed.tokens_per_s * self.flop_per_token
-            yield replace(
-                line,
-                length_bp=length_bp,
-                batch_tokens=len(batch.token_ids_T),
-                tokens_per_s=speed.tokens_per_s,
-                sequences_per_s=speed.sequences_per_s,
-                ceiling_share=flop_per_s / ceilings.flop_per_s[line.precision],
-                peak_memory_bytes=speed.peak_memory_bytes,
-            )
-
-    def _embed(self, encoder: Encoder) -> Tensor:
-        return embed_mixed(encoder, self.subject.backend, self.collator, self.plan.device)
-
-    def _embed_float32(self) -> Tensor | None:
-        device = self.plan.device
+        logger.info("measuring %s: %s, %s", label, each.name, each.precision)
         try:
-            return self._embed(
-                self.subject.load_encoder(device, precision="fp32", attention="eager")
-            )
+            encoder = each.load(run.device)
+            # Our encoder comes first. Others may carry heads that the embeddings do not need.
+            flop_per_token = flop_per_token or count_flop_per_token(encoder)
+            if wanted_BE is not None:
+                cosine = find_min_cosine(embed_mixed(model, encoder, run.device), wanted_BE)
+                is_off = each.is_ours and cosine < MIN_COSINES[each.precision]
+                line = replace(line, worst_cosine=cosine, is_off=is_off)
+            if ceilings is None:
+                yield line
+            else:
+                ceiling = ceilings.flop_per_s[each.precision] / flop_per_token
+                yield from _time(run, config, model, each, encoder, ceiling, line)
+        except UsageError as error:
+            if each.is_ours:
+                raise
+            yield replace(line, note=str(error))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            logger.warning(
-                "%s: not compared with float32, which does not fit the memory of %s",
-                self.subject.name,
-                device,
-            )
-            return None
-        finally:
-            torch.cuda.empty_cache()
+            yield replace(line, note="out of memory")
+        encoder = None
+        torch.cuda.empty_cache()
+
+
+def _time(
+    run: Run,
+    config: BenchmarkConfig,
+    model: Model,
+    implementation: Implementation,
+    encoder: Encoder,
+    ceiling_tokens_per_s: float,
+    line: Line,
+) -> Iterator[Line]:
+    """Yield `line` with the speeds on each length."""
+    min_seconds = SECONDS_PER_LINE["tiny" if config.quick else config.data_size]
+    budget_tokens = implementation.batch_tokens or MAX_BATCH_TOKENS[run.device.type]
+    for length_bp in LENGTHS_BP if line.is_ours else LENGTHS_BP[:1]:
+        sequences = make_sequences(model.alphabet, length_bp)
+        batch = fill_batch(model, sequences, budget_tokens)
+        speed = measure_encoder(encoder, batch, run.device, min_seconds)
+        yield replace(
+            line,
+            length_bp=length_bp,
+            batch_tokens=len(batch.token_ids_T),
+            ceiling_share=speed.tokens_per_s / ceiling_tokens_per_s,
+            **asdict(speed),
+        )
+
+
+def _embed_in_float32(run: Run, label: str, model: Model) -> Tensor | None:
+    """Return the wanted embeddings, or None if float32 does not fit the memory."""
+    try:
+        return embed_mixed(model, model.load_encoder(run.device, "fp32", "eager"), run.device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning(
+            "%s: not compared with float32, which does not fit the memory of %s", label, run.device
+        )
+        return None
+    finally:
+        torch.cuda.empty_cache()

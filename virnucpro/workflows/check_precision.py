@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from virnucpro.backend.arrays import BoolArray, Float32Array, split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
@@ -26,9 +27,6 @@ from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 REFERENCE = "fp32"
 
 _MAX_NAMED_FLIPS = 10
-_ROWS_AT_ONCE = 4_096
-
-Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class _Calls(NamedTuple):
     """The viral scores of all frames, chunks or records, and which are called viral."""
 
     scores: npt.NDArray[Any]
-    is_viral: npt.NDArray[np.bool_]
+    is_viral: BoolArray
 
 
 def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[FrameStore, int]:
@@ -193,8 +191,7 @@ def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[F
 def _compare_embeddings(reference: Pass, checked: Pass) -> EmbeddingDifference:
     rows = np.setdiff1d(checked.job.rows, [*reference.failed_rows, *checked.failed_rows])
     cosines, deviations = np.empty(len(rows)), np.empty(len(rows))
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        block = slice(start, start + _ROWS_AT_ONCE)
+    for block in split_rows(0, len(rows)):
         wanted_NE, found_NE = (
             each.gather(rows[block]).astype(np.float64) for each in (reference, checked)
         )
@@ -212,7 +209,7 @@ def _compare_embeddings(reference: Pass, checked: Pass) -> EmbeddingDifference:
 
 
 def _compare_scores(
-    config: PredictConfig, store: FrameStore, reference: Scores, checked: Scores
+    config: PredictConfig, store: FrameStore, reference: Float32Array, checked: Float32Array
 ) -> list[ScoreDifference]:
     """Return the differences of frames, of chunks and of records."""
     is_scored = ~np.isnan(reference + checked)
@@ -224,7 +221,7 @@ def _compare_scores(
     return list(map(_compare_level, names.keys(), names.values(), wanted, found))
 
 
-def _call(config: PredictConfig, store: FrameStore, frame_scores: Scores) -> list[_Calls]:
+def _call(config: PredictConfig, store: FrameStore, frame_scores: Float32Array) -> list[_Calls]:
     """Return what `predict` says of frames, of chunks and of records with these scores."""
     chunks = call_chunks(frame_scores, store.chunk_first_frame)
     records = call_records(

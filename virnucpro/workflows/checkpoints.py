@@ -1,4 +1,4 @@
-"""What a checkpoint is, and whether it is whole: files of every generation, and run directories."""
+"""`checkpoints`: says what checkpoints of every version are, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from virnucpro.backend.interface import Alphabet
+from virnucpro.backend.arrays import split_rows
+from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.backend.weights import check_torch_zip
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.hdf5 import open_file, read_attribute
-from virnucpro.checkpoints.migrations import FORMAT_VERSION
 from virnucpro.checkpoints.parts import (
     FORMAT_NAME,
+    FORMAT_VERSION,
     Identity,
     check_part,
     finished_parts,
@@ -26,14 +27,10 @@ from virnucpro.checkpoints.parts import (
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import CheckpointError, WeightsError
 from virnucpro.legacy.documents import NOT_MARKED
-from virnucpro.legacy.joining import ALPHABETS, inspect_file
-from virnucpro.legacy.old_runs import list_files
+from virnucpro.legacy.joining import inspect_file
+from virnucpro.legacy.old_runs import FEATURE_SUFFIXES, list_files
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
-
-SUFFIXES = frozenset({".pt", ".pth", ".h5"})
-
-_ROWS_AT_ONCE = 1 << 13
 
 
 @dataclass
@@ -42,16 +39,16 @@ class FileSummary:
 
     Attributes:
         path: The file.
-        num_bytes: Its size.
+        num_bytes: Size of the file.
         is_marked: Whether there is a `.done` file beside it.
-        version: The version of the format; None where that cannot be told.
-        what: What wrote it, in words.
-        num_rows: The embeddings in it; None where it was not read.
-        dims: Numbers in an embedding, by what was embedded or by backend.
-        precision: What the embeddings were computed in, or `unknown`.
-        identity: What made them, of the current version.
-        notes: What a user should know.
-        error: Why it cannot be used; None if it can.
+        version: Version of the format; None if it is unknown.
+        what: The program that wrote the file, in words.
+        num_rows: Number of embeddings; None if the file was not read.
+        dims: Numbers in an embedding, by alphabet or by backend.
+        precision: Precision of the embeddings, or `unknown`.
+        identity: Identity of a part of the current version.
+        notes: What a user should know about the file.
+        error: Why the file cannot be used; None if it can.
     """
 
     path: Path
@@ -71,38 +68,37 @@ class FileSummary:
         return asdict(self) | {"path": str(self.path)}
 
 
-def checkpoint_files(place: Path) -> list[Path]:
-    """Return the files below a directory that may be checkpoints, or the file itself."""
-    if not place.is_dir():
-        return [place]
-    ours = place / "checkpoints"
-    files = [*list_files(place), *(list_files(ours) if ours.is_dir() else [])]
-    return [path for path in files if path.suffix in SUFFIXES]
+def summarize_files(
+    place: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
+) -> Iterator[FileSummary]:
+    """Yield a summary of each file below a directory that may be a checkpoint, or of one file.
 
-
-def summarize_file(
-    path: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
-) -> FileSummary:
-    """Return what `path` is; never raises for the faults of the file.
+    A bad file raises no error.
 
     Args:
-        path: A part of ours, the file of `embed`, or features of an older program.
-        dims: What to expect in older files, which do not say what they hold.
-        digests: Whether to read all of a part, too.
-        load: Whether to read older files; without, only what they are made of is looked at.
+        place: A directory, a part, the result of `embed`, or features of an older program.
+        dims: Numbers in the embeddings of older files, which do not tell what they hold.
+        digests: Whether to read entire parts, and compare their digests.
+        load: Whether to read older files; otherwise only their structure is checked.
     """
-    mark = path.with_name(f"{path.name}.done")
-    summary = FileSummary(path, path.stat().st_size, mark.is_file())
-    try:
-        if _is_ours(path):
-            _summarize_part(summary, digests=digests)
-        elif load:
-            _summarize_legacy(summary, dims)
-        elif not h5py.is_hdf5(path):
-            check_torch_zip(path)
-    except (CheckpointError, WeightsError) as error:
-        summary.error = str(error).removeprefix(f"{path}: ")
-    return summary
+    paths = [place]
+    if place.is_dir():
+        ours = place / "checkpoints"
+        files = [*list_files(place), *(list_files(ours) if ours.is_dir() else [])]
+        paths = [path for path in files if path.suffix in FEATURE_SUFFIXES]
+    for path in paths:
+        is_marked = path.with_name(f"{path.name}.done").is_file()
+        summary = FileSummary(path, path.stat().st_size, is_marked)
+        try:
+            if _is_ours(path):
+                _summarize_part(summary, digests=digests)
+            elif load:
+                _summarize_legacy(summary, dims)
+            elif not h5py.is_hdf5(path):
+                check_torch_zip(path)
+        except (CheckpointError, WeightsError) as error:
+            summary.error = str(error).removeprefix(f"{path}: ")
+        yield summary
 
 
 def _is_ours(path: Path) -> bool:
@@ -126,11 +122,12 @@ def _summarize_part(summary: FileSummary, *, digests: bool) -> None:
     if summary.is_marked:
         check_part(path, full=digests)
         return
-    # `embed` ends with such a file; it has ids, which a part of a run has not.
+    # The result of `embed` has no mark, but ids. A part of a run without a mark fails here, because
+    # it has no ids.
     reader.gather_ids(rows[:1])
     summary.notes.append("there is no .done file beside it: its digest cannot be compared")
-    for start in range(0, len(rows) if digests else 0, _ROWS_AT_ONCE):
-        if not np.isfinite(reader.gather(rows[start : start + _ROWS_AT_ONCE])).all():
+    for block in split_rows(0, len(rows) if digests else 0):
+        if not np.isfinite(reader.gather(rows[block])).all():
             raise CheckpointError("holds embeddings that are NaN or infinite")
 
 
@@ -147,14 +144,14 @@ def _summarize_legacy(summary: FileSummary, dims: EmbeddingDims) -> None:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How far a run of ours has come.
+    """The progress of a run.
 
     Attributes:
-        num_frames: Its open frames.
-        chunk_length_bp: The length of its chunks.
-        wanted: By alphabet the sequences to embed, of which equal ones count once.
-        finished: By alphabet those that are in finished parts.
-        errors: What does not go together.
+        num_frames: Number of open frames.
+        chunk_length_bp: Length of the chunks.
+        wanted: By alphabet the number of distinct sequences to embed.
+        finished: By alphabet the number of sequences in finished parts.
+        errors: Contradictions between the frame store and the parts.
     """
 
     num_frames: int
@@ -165,12 +162,12 @@ class RunSummary:
 
 
 def summarize_run(directory: Path) -> RunSummary | None:
-    """Return how far the run in `directory` has come; None if there is none.
+    """Return the progress of the run in `directory`; None if there is no run.
 
     Raises:
-        CheckpointError: Its frame store is damaged.
+        CheckpointError: The frame store is damaged.
     """
-    layout = RunDirectory(directory, stem="")  # names that depend on it are not asked for
+    layout = RunDirectory(directory, stem="")  # nothing here depends on the stem
     if not layout.frame_store_dir.is_dir():
         return None
     store = open_frame_store(layout.frame_store_dir)
@@ -192,19 +189,12 @@ def _count_finished(
     rows = finished_rows(parts)
     if not np.isin(rows, wanted).all():
         raise CheckpointError(
-            f"{layout.parts_dir(alphabet)}: has rows that are none of the {store.num_frames} open "
-            "frames of the run"
+            f"{layout.parts_dir(alphabet)}: has rows that are not among the {store.num_frames} "
+            "open frames of the run"
         )
-    first, *others = map(read_identity, parts) if parts else [None]
-    for path, identity in zip(parts[1:], others, strict=True):
-        if identity is not None and first is not None and identity != first:
-            raise CheckpointError(f"{path}: {'; '.join(first.differences(identity))}")
+    identities = [read_identity(path) for path in parts]
+    for path, identity in zip(parts, identities, strict=True):
+        differences = identities[0].differences(identity)
+        if differences:
+            raise CheckpointError(f"{path}: {'; '.join(differences)}")
     return len(rows)
-
-
-def summarize_files(
-    place: Path, dims: EmbeddingDims, *, digests: bool, load: bool = True
-) -> Iterator[FileSummary]:
-    """Yield a summary of each file that `checkpoint_files` finds."""
-    for path in checkpoint_files(place):
-        yield summarize_file(path, dims, digests=digests, load=load)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from virnucpro.backend.arrays import split_rows
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.parts import Identity, read_identity
 from virnucpro.checkpoints.run_directory import EmbedDirectory
@@ -23,8 +24,6 @@ from virnucpro.runtime.run import open_run
 from virnucpro.sequences.frame_store import RecordStore, build_record_store, open_record_store
 
 logger = logging.getLogger(__name__)
-
-_ROWS_AT_ONCE = 16_384
 
 
 def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> Path:
@@ -103,9 +102,6 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
         )
     rows = np.flatnonzero(~is_empty)
     rows = rows[done.has(rows)]
-    blocks = (
-        done.gather(rows[start : start + _ROWS_AT_ONCE])
-        for start in range(0, len(rows), _ROWS_AT_ONCE)
-    )
+    blocks = (done.gather(rows[block]) for block in split_rows(0, len(rows)))
     ids = [store.record_id(row) for row in rows.tolist()]
     write_embeddings(path, rows, ids, blocks, done.job.identity)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from virnucpro.backend.arrays import BoolArray, Int64Array
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, OutputExistsError
 from virnucpro.reports.figures import draw_report, require_matplotlib
-from virnucpro.reports.metrics import Bools, Ints, Predictions
+from virnucpro.reports.metrics import Predictions
 from virnucpro.reports.report import (
     Resampled,
     Section,
@@ -22,7 +23,7 @@ from virnucpro.reports.report import (
     measure_subsets,
     write_report,
 )
-from virnucpro.reports.tsv import read_table
+from virnucpro.reports.tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def _read_records(config: EvaluateConfig, truth: dict[str, _Label]) -> list[_Rec
     return records
 
 
-def _make_predictions(records: Sequence[_Record], has_call: Bools) -> Predictions:
+def _make_predictions(records: Sequence[_Record], has_call: BoolArray) -> Predictions:
     score = np.array([record.score for record in records])
     return Predictions(
         is_viral=np.array([record.label.is_viral for record in records]),
@@ -182,7 +183,7 @@ def _make_predictions(records: Sequence[_Record], has_call: Bools) -> Prediction
     )
 
 
-def _number_groups(groups: Sequence[str]) -> Ints:
+def _number_groups(groups: Sequence[str]) -> Int64Array:
     """Return int64 (N,): the number of each record's group; records without one get their own."""
     group = np.array(groups, dtype=object)
     number = np.unique(group, return_inverse=True)[1].astype(np.int64)
@@ -192,7 +193,9 @@ def _number_groups(groups: Sequence[str]) -> Ints:
     return number
 
 
-def _make_subsets(records: Sequence[_Record], is_viral: Bools) -> Iterator[tuple[str, Bools]]:
+def _make_subsets(
+    records: Sequence[_Record], is_viral: BoolArray
+) -> Iterator[tuple[str, BoolArray]]:
     """Yield the length bins, the classes and the largest groups."""
     bins = np.digitize([record.length for record in records], _LENGTH_EDGES_BP)
     for index, low in enumerate((0, *_LENGTH_EDGES_BP)):

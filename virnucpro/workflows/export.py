@@ -1,6 +1,6 @@
-"""`export`: the embeddings of a run, or of what `migrate` wrote, in the formats of other programs.
+"""`export`: writes the embeddings of a run, or of `migrate`, in the formats of other programs.
 
-Shapes: N rows, D numbers for a row (its DNA embedding, then its protein embedding).
+Shapes: N rows, D numbers in a row (its DNA embedding, then its protein embedding).
 """
 
 from __future__ import annotations
@@ -8,59 +8,37 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.interface import Alphabet
+from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
+from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.embeddings_file import replace_when_whole
-from virnucpro.checkpoints.h5ad import Annotations, write_h5ad
+from virnucpro.checkpoints.h5ad import write_h5ad
 from virnucpro.checkpoints.parts import (
-    FloatArray,
     Identity,
-    IntArray,
     check_part,
     finished_parts,
     finished_rows,
     read_identity,
 )
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.sequences.records import FRAME_ID
 
 logger = logging.getLogger(__name__)
 
-ExportFormat = Literal["pt", "npz", "anndata"]
 ProgressListener = Callable[[str, int, int], None]
-"""Called with what is done, the rows that it is done to, and those that there are."""
+"""Called with the name of the work, the rows that are done, and the number of all rows."""
 
-ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
-FRAME_ID = re.compile(r"(?P<chunk>(?P<record>.*)_chunk_\d+)[FR][123]", re.DOTALL)
-
-_ROWS_AT_ONCE = 1 << 13
 _IDS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What to export.
-
-    Attributes:
-        source: A run directory, or the output directory of `migrate`.
-        output_dir: Made if need be; it must be empty.
-        to: `pt`: the merged files of the original VirNucPro; `npz`; `anndata`: one file.
-        sequences_per_file: Rows in a `.pt` or `.npz` file.
-    """
-
-    source: Path
-    output_dir: Path
-    to: ExportFormat
-    sequences_per_file: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,8 +47,8 @@ class ExportSummary:
 
     Attributes:
         paths: The files.
-        num_rows: Rows in them.
-        num_partial: Rows that were left out, because one of their embeddings is missing.
+        num_rows: Rows in all files.
+        num_partial: Rows that were left out because one of their embeddings is missing.
     """
 
     paths: list[Path]
@@ -85,7 +63,8 @@ def export_embeddings(
 
     Raises:
         OutputExistsError: The output directory is not empty.
-        CheckpointError: There is nothing to export, it is damaged, or the disk refuses.
+        CheckpointError: There is nothing to export, or it is damaged.
+        OutputError: A file cannot be written.
     """
     directory = config.output_dir
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
@@ -98,7 +77,7 @@ def export_embeddings(
         )
     if source.num_partial:
         logger.warning(
-            "%s: %d rows are left out, because one of their embeddings is missing",
+            "%s: %d rows are left out because one of their embeddings is missing",
             config.source,
             source.num_partial,
         )
@@ -111,17 +90,17 @@ def export_embeddings(
 
 
 class _Source:
-    """The rows of a run, or of what `migrate` wrote, that have all their embeddings.
+    """The rows of a run, or of the output of `migrate`, that have all their embeddings.
 
     Attributes:
-        readers: The embeddings by alphabet.
+        readers: Readers of the embeddings, by alphabet.
         rows: int64 (N,), ascending.
-        num_partial: Rows that have one embedding and lack the other.
+        num_partial: Number of rows that have only one of their embeddings.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        layout = RunDirectory(directory, stem="")  # names that depend on it are not asked for
+        layout = RunDirectory(directory, stem="")  # nothing here depends on the stem
         is_run = layout.frame_store_dir.is_dir()
         self._store = open_frame_store(layout.frame_store_dir) if is_run else None
         places = {
@@ -132,19 +111,20 @@ class _Source:
         if not self._parts:
             raise CheckpointError(
                 f"{directory}: holds no finished embeddings; wanted the directory of a run, or "
-                "what `virnucpro migrate` wrote"
+                "the output of `virnucpro migrate`"
             )
+        # An export cannot compute damaged rows again, so that it checks all parts first.
         for path in itertools.chain(*self._parts.values()):
             check_part(path)
         self.readers = {name: EmbeddingReader(paths) for name, paths in self._parts.items()}
         there = [self._find_rows(name) for name in self._parts]
-        self.rows: IntArray = functools.reduce(np.intersect1d, there)
+        self.rows: Int64Array = functools.reduce(np.intersect1d, there)
         self.num_partial = len(np.unique(np.concatenate(there))) - len(self.rows)
         if not len(self.rows):
             raise CheckpointError(f"{directory}: no row has all its embeddings; finish the run")
 
-    def _find_rows(self, alphabet: Alphabet) -> IntArray:
-        """Return int64, ascending: the rows that have an embedding."""
+    def _find_rows(self, alphabet: Alphabet) -> Int64Array:
+        """Return the rows that have an embedding: int64, ascending."""
         embedded = finished_rows(self._parts[alphabet])
         if self._store is None:
             return embedded
@@ -158,38 +138,38 @@ class _Source:
 
     @functools.cached_property
     def identities(self) -> dict[Alphabet, Identity]:
-        """What made the embeddings; of several files that were migrated, of the first."""
+        """The identity of the embeddings; of the first file if several were migrated."""
         return {name: read_identity(paths[0]) for name, paths in self._parts.items()}
 
-    def ids(self, rows: IntArray) -> list[str]:
-        """Return the ids of `rows`, which ascend."""
+    def ids(self, rows: Int64Array) -> list[str]:
+        """Return the ids of `rows`, which must be ascending."""
         if self._store is None:
             return next(iter(self.readers.values())).gather_ids(rows)
         names: list[str] = []
-        # Of an unfinished run the rows lie far apart; what lies between is not kept.
+        # The rows of an unfinished run are far apart. A block keeps only its own names in memory.
         for block in np.split(rows, np.flatnonzero(np.diff(rows // _IDS_AT_ONCE)) + 1):
             ids = self._store.frame_ids(int(block[0]), int(block[-1]) + 1)
             names += [ids[index] for index in (block - block[0]).tolist()]
         return names
 
-    def embeddings(self, alphabet: Alphabet, rows: IntArray) -> FloatArray:
-        """Return float32 (n, E): the embeddings of `rows` in their order."""
+    def embeddings(self, alphabet: Alphabet, rows: Int64Array) -> Float32Array:
+        """Return the embeddings of `rows` in their order: float32 (n, E)."""
         if self._store is not None:
             rows = self._store.sequences(alphabet).representatives[rows]
         return self.readers[alphabet].gather(rows)
 
-    def features(self, rows: IntArray) -> FloatArray:
-        """Return float32 (n, D) of `rows` in their order."""
+    def features(self, rows: Int64Array) -> Float32Array:
+        """Return all numbers of `rows` in their order: float32 (n, D)."""
         return np.concatenate([self.embeddings(name, rows) for name in self.readers], axis=1)
 
-    def read_scores(self) -> FloatArray | None:
-        """Return float32 (N, 2), P(others) and P(virus), from the run's table if it has one."""
+    def read_scores(self) -> Float32Array | None:
+        """Return P(others) and P(virus) from the run's table, float32 (N, 2), if it has one."""
         tables = list(self._directory.glob("*_merged/prediction_results.txt"))
         if self._store is None or len(tables) != 1:
             return None
         with tables[0].open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             next(file, None)
-            # A frame is scored if it has both embeddings, so that the table has the same rows.
+            # A frame with both embeddings has scores, so that the table has the same rows.
             lines = (line.split("\t") for line in file)
             try:
                 blocks = [self._match_scores(rows, lines) for rows in self.blocks()]
@@ -200,12 +180,12 @@ class _Source:
         logger.warning("%s: has other frames than the embeddings; left out", tables[0])
         return None
 
-    def blocks(self) -> Iterator[IntArray]:
-        """Yield the rows in blocks that fit the memory."""
-        for start in range(0, len(self.rows), _ROWS_AT_ONCE):
-            yield self.rows[start : start + _ROWS_AT_ONCE]
+    def blocks(self) -> Iterator[Int64Array]:
+        """Yield the rows in blocks that fit in memory."""
+        for block in split_rows(0, len(self.rows)):
+            yield self.rows[block]
 
-    def _match_scores(self, rows: IntArray, lines: Iterator[list[str]]) -> FloatArray:
+    def _match_scores(self, rows: Int64Array, lines: Iterator[list[str]]) -> Float32Array:
         scores = []
         for name, words in zip(self.ids(rows), itertools.islice(lines, len(rows)), strict=True):
             if words[0] != name:
@@ -223,34 +203,28 @@ def _write_files(
         rows = source.rows[start : start + step]
         name = f"output_{number}_merged.pt" if config.to == "pt" else f"output_{number}.npz"
         path = config.output_dir / name
-        with replace_when_whole(path, 4 * len(rows) * source.input_dim) as temporary:
+        with (
+            replace_when_whole(path, 4 * len(rows) * source.input_dim) as temporary,
+            temporary.open("wb") as file,
+        ):
+            ids = source.ids(rows)
             if config.to == "pt":
-                _save_merged(temporary, source, rows)
+                import torch
+
+                # The original's `merge_data` wrote these keys.
+                torch.save({"ids": ids, "data": torch.from_numpy(source.features(rows))}, file)
             else:
-                _save_arrays(temporary, source, rows)
+                arrays = {name: source.embeddings(name, rows) for name in source.readers}
+                np.savez(file, ids=np.array(ids), allow_pickle=False, **arrays)
         yield path
         if on_progress is not None:
             on_progress("exporting", start + len(rows), num_rows)
 
 
-def _save_merged(path: Path, source: _Source, rows: IntArray) -> None:
-    """Write what the original's `merge_data` wrote: `ids`, and `data` of (N, D)."""
-    import torch
-
-    data = torch.from_numpy(source.features(rows))
-    torch.save({"ids": source.ids(rows), "data": data}, path)
-
-
-def _save_arrays(path: Path, source: _Source, rows: IntArray) -> None:
-    arrays = {name: source.embeddings(name, rows) for name in source.readers}
-    with path.open("wb") as file:
-        np.savez(file, ids=np.array(source.ids(rows)), allow_pickle=False, **arrays)
-
-
 def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | None) -> Path:
     num_rows = len(source.rows)
 
-    def read_features() -> Iterator[FloatArray]:
+    def read_features() -> Iterator[Float32Array]:
         done = 0
         for rows in source.blocks():
             yield source.features(rows)
@@ -258,13 +232,21 @@ def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | 
             if on_progress is not None:
                 on_progress("exporting", done, num_rows)
 
-    identities = {name: asdict(identity) for name, identity in source.identities.items()}
-    annotations = Annotations(
+    dims = {
+        source.identities[name].backend: reader.embedding_dim
+        for name, reader in source.readers.items()
+    }
+    write_h5ad(
+        path,
+        (num_rows, source.input_dim),
+        read_features(),
         obs=_describe_rows(source),
-        var=_describe_features(source),
-        uns={"virnucpro": identities},
+        var={
+            "feature": [f"{name}_{index}" for name, dim in dims.items() for index in range(dim)],
+            "backend": [name for name, dim in dims.items() for _ in range(dim)],
+        },
+        uns={"virnucpro": {name: asdict(one) for name, one in source.identities.items()}},
     )
-    write_h5ad(path, (num_rows, source.input_dim), annotations, read_features())
     return path
 
 
@@ -284,16 +266,3 @@ def _describe_rows(source: _Source) -> Iterator[dict[str, Any]]:
             columns["score_others"], columns["score_virus"] = scores[done : done + len(rows)].T
         yield columns
         done += len(rows)
-
-
-def _describe_features(source: _Source) -> Mapping[str, Any]:
-    dims = {
-        source.identities[name].backend: reader.embedding_dim
-        for name, reader in source.readers.items()
-    }
-    return {
-        "feature": [
-            f"{backend}_{number}" for backend, dim in dims.items() for number in range(dim)
-        ],
-        "backend": [backend for backend, dim in dims.items() for _ in range(dim)],
-    }

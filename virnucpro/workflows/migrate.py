@@ -1,11 +1,11 @@
-"""`migrate`: old features become parts that stand alone, and old classifiers become safetensors."""
+"""`migrate`: turns old features into parts with ids, and old classifiers into safetensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.parts import (
-    Identity,
-    IntArray,
-    finished_parts,
-    finished_rows,
-    part_name,
-)
-from virnucpro.errors import CheckpointError, ClassifierError, OutputExistsError, UsageError
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.interface import ALPHABETS, Alphabet
+from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows, part_name
+from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
-    ALPHABETS,
     Choice,
     Conversion,
     DigestArray,
@@ -45,7 +40,7 @@ from virnucpro.scoring.classifier_files import check_state, read_state, save_cla
 logger = logging.getLogger(__name__)
 
 ProgressListener = Callable[[str, int, int], None]
-"""Called with what is done to the files, how many are done, and how many there are."""
+"""Called with the name of the work, the files that are done, and the number of all files."""
 
 REPORT_NAME = "migration.json"
 REPORT_SCHEMA_VERSION = 1
@@ -61,11 +56,11 @@ class MigrationConfig:
     """What `migrate` does with features.
 
     Attributes:
-        sources: Files, directories of features, or whole run directories.
-        output_dir: Where the parts go; None to look only.
+        sources: Files, directories of features, or entire run directories.
+        output_dir: Directory for the parts; None to write nothing.
         dims: Numbers in the embeddings.
         jobs: Processes that read files.
-        verification: Which rows to embed again, and with what; None for none.
+        verification: The rows to embed again, and the models for that; None for no rows.
     """
 
     sources: tuple[Path, ...]
@@ -80,14 +75,15 @@ def migrate_features(
 ) -> dict[str, Any]:
     """Bring old features to the current format, and return the report on them.
 
-    Sources are never changed. A migration that was interrupted goes on where it was.
+    Sources are never changed. An interrupted migration continues where it stopped.
 
     Returns:
-        What migration.json holds; docs/migrating.md describes it.
+        The contents of migration.json; docs/migrating.md describes them.
 
     Raises:
-        UsageError: The output directory is in use, or within a source.
-        CheckpointError: Embeddings that were computed again differ, or the disk refuses.
+        UsageError: The output directory is in use, or lies within a source.
+        CheckpointError: Embeddings that were computed again differ.
+        OutputError: The output cannot be written.
     """
     paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
     earlier = _read_earlier(config, paths)
@@ -95,7 +91,9 @@ def migrate_features(
         logger.info("%s: is complete already", config.output_dir)
         return earlier
     inspect = partial(inspect_file, dims=config.dims)
-    reports = _collect(run_parallel(inspect, paths, config.jobs), "reading", paths, on_progress)
+    reports = _collect(
+        run_parallel(inspect, paths, config.jobs), "reading", len(paths), on_progress
+    )
     choice = choose_rows(reports)
     excuse_joined(reports, choice)
     report = _describe(config, reports, choice)
@@ -107,25 +105,27 @@ def migrate_features(
         return report
     config.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(config.output_dir / ".lock"):
-        _write_report(config.output_dir, report)
+        # The report comes first: it tells a later call which files the unfinished parts are from.
+        write_json(config.output_dir / REPORT_NAME, report)
         tasks = _plan(config, reports, choice)
-        task_paths = [task.path for task in tasks]
-        _collect(run_parallel(convert_file, tasks, config.jobs), "writing", task_paths, on_progress)
+        _collect(run_parallel(convert_file, tasks, config.jobs), "writing", len(tasks), on_progress)
         report["status"] = "complete"
-        _write_report(config.output_dir, report)
+        write_json(config.output_dir / REPORT_NAME, report)
     return report
 
 
 def migrate_classifier(
     source: Path, target: Path, metadata: ClassifierMetadata, *, dry_run: bool = False
 ) -> None:
-    """Write the classifier in `source` as safetensors, with what it was made for.
+    """Write the classifier in `source` as safetensors, with its metadata.
 
-    With `dry_run` it is only looked at.
+    With `dry_run`, check the classifier, but write nothing.
 
     Raises:
-        ClassifierError: It cannot be read, does not fit the metadata, or is safetensors already.
+        ClassifierError: The classifier cannot be read, does not fit the metadata, or is in
+            safetensors already.
         OutputExistsError: The target exists.
+        OutputError: The target cannot be written.
     """
     if target.exists():
         raise OutputExistsError(f"{target}: exists already; choose another name (-o)")
@@ -138,17 +138,19 @@ def migrate_classifier(
 
 
 def _read_earlier(config: MigrationConfig, paths: Sequence[Path]) -> dict[str, Any] | None:
-    """Return the report of an earlier migration of the same files, if there is one to go on with.
+    """Return the report of an earlier migration of the same files; None if there is none.
 
     Raises:
-        UsageError: The output directory is in use, or within a source.
+        UsageError: The output directory is in use, or lies within a source.
     """
     directory = config.output_dir
     if directory is None:
         return None
     for source in config.sources:
         if directory.resolve().is_relative_to(source.resolve()):
-            raise UsageError(f"{directory}: lies within {source}, which is not to be changed")
+            raise UsageError(
+                f"{directory}: lies within {source}, which must not change; choose another (-o)"
+            )
     if not directory.exists() or not any(directory.iterdir()):
         return None
     try:
@@ -157,11 +159,11 @@ def _read_earlier(config: MigrationConfig, paths: Sequence[Path]) -> dict[str, A
             {name: entry[name] for name in ("path", "num_bytes", "mtime_ns")}
             for entry in earlier["files"]
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
         files = []
     if files != [_describe_path(path) for path in paths]:
         raise OutputExistsError(
-            f"{directory}: holds something else than an earlier migration of these very files; "
+            f"{directory}: is not empty, and does not hold an earlier migration of the same files; "
             "choose another directory (-o)"
         )
     return earlier
@@ -173,22 +175,22 @@ def _describe_path(path: Path) -> dict[str, Any]:
 
 
 def _collect(
-    results: Any, name: str, paths: Sequence[Path], on_progress: ProgressListener | None
+    results: Iterable[Any], name: str, num_files: int, on_progress: ProgressListener | None
 ) -> list[Any]:
     collected = []
     for result in results:
         collected.append(result)
         if on_progress is not None:
-            on_progress(name, len(collected), len(paths))
+            on_progress(name, len(collected), num_files)
     return collected
 
 
 def _number_ids(
     reports: Sequence[FileReport], choice: Choice
-) -> tuple[DigestArray, IntArray, DigestArray]:
+) -> tuple[DigestArray, Int64Array, DigestArray]:
     """Return the taken ids sorted, the row of each, and the ids in the order of their rows.
 
-    Rows count ids as they come, those of DNA first; both alphabets share them.
+    An id's row is its position among all ids, first those of DNA. Both alphabets share the rows.
     """
     ids = np.concatenate([choice.ids(reports, alphabet) for alphabet in ALPHABETS])
     unique, first = np.unique(ids, return_index=True)
@@ -201,10 +203,13 @@ def _number_ids(
 def _plan(
     config: MigrationConfig, reports: Sequence[FileReport], choice: Choice
 ) -> list[Conversion]:
-    """Return the work of every file of which something is taken and not written yet."""
+    """Return the parts to write from each file, without the files that are written already."""
     assert config.output_dir is not None
+    # Rows and ranks follow the order of the sources. They are the same when the user repeats the
+    # command after an interruption, so that finished parts keep their meaning.
     unique, rows_of_ids, ordered = _number_ids(reports, choice)
     digest = hashlib.sha256(ordered.tobytes()).hexdigest()
+    # Sources with different chunk lengths have no common one: 0 means unknown.
     lengths = {read_expected_length(source) for source in config.sources}
     length_bp = lengths.pop() or 0 if len(lengths) == 1 else 0
     tasks = []
@@ -296,14 +301,3 @@ def _describe_file(
         "notes": list(generation.notes) if generation else [],
         "error": report.error,
     }
-
-
-def _write_report(directory: Path, report: Mapping[str, Any]) -> None:
-    part = directory / f"{REPORT_NAME}.part"
-    try:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8", errors="replace")
-        part.replace(directory / REPORT_NAME)
-    except OSError as error:
-        raise CheckpointError(
-            f"{directory / REPORT_NAME}: cannot be written ({error.strerror})"
-        ) from error

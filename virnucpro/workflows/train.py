@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.backend.weights import digest_files
-from virnucpro.checkpoints.parts import FloatArray
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig, TrainConfig
 from virnucpro.embedding.jobs import make_frame_job
@@ -39,7 +39,6 @@ from virnucpro.scoring.classifier_files import load_classifier, save_classifier
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
 from virnucpro.training.corpus import (
     Corpus,
-    Ints,
     describe_classes,
     make_corpus,
     name_classes,
@@ -90,8 +89,8 @@ class _Material(NamedTuple):
 
     corpus: Corpus
     groups: list[str]
-    chosen: dict[str, Ints]
-    gather: Callable[[Ints], FloatArray]
+    chosen: dict[str, Int64Array]
+    gather: Callable[[Int64Array], Float32Array]
     metadata: ClassifierMetadata
 
 
@@ -194,7 +193,7 @@ def _describe_models(
     )
 
 
-def _choose(config: TrainConfig, corpus: Corpus) -> tuple[list[str], dict[str, Ints]]:
+def _choose(config: TrainConfig, corpus: Corpus) -> tuple[list[str], dict[str, Int64Array]]:
     """Return the group of each record, and the chunks of each split."""
     if config.groups is None:
         # Several records of one id may well be one thing.

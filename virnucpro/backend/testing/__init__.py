@@ -1,4 +1,4 @@
-"""For people who write backends: the contract that every backend keeps, and a toy as an example.
+"""For authors of backends: the contract that every backend keeps, and a toy as an example.
 
 The names are loaded when first used: the contract needs pytest and torch, the toy neither.
 """
@@ -25,4 +25,14 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'virnucpro.backend.testing' has no attribute {name!r}")
+    if name == "BackendContract":
+        try:
+            import pytest
+        except ImportError as error:
+            raise ImportError(
+                "virnucpro.backend.testing.BackendContract is a pytest suite, and pytest is not "
+                "installed: pip install pytest"
+            ) from error
+        # pytest rewrites only test files and what is registered: then a failure shows the values.
+        pytest.register_assert_rewrite(_HOMES[name])
     return getattr(importlib.import_module(_HOMES[name]), name)

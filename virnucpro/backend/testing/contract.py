@@ -7,6 +7,8 @@ Shapes: B sequences in a batch, T tokens of all of them together, E the embeddin
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import random
 import shutil
@@ -14,13 +16,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
+import pytest
 import torch
 from accelerate.utils import send_to_device
 from torch.nn.functional import cosine_similarity
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from virnucpro.backend.interface import (
     INTERFACE_VERSION,
@@ -35,19 +38,6 @@ from virnucpro.backend.interface import (
 )
 from virnucpro.errors import UsageError, WeightsError
 
-try:
-    import pytest
-except ImportError as error:
-    raise ImportError(
-        "virnucpro.backend.testing.BackendContract is a pytest suite, and pytest is not installed: "
-        "pip install pytest"
-    ) from error
-
-if TYPE_CHECKING:
-    _Dataset = Dataset[TokenBatch]
-else:
-    _Dataset = Dataset
-
 LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 UNKNOWN_LETTER: dict[Alphabet, str] = {"dna": "N", "protein": "X"}
 CPU = torch.device("cpu")
@@ -56,14 +46,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 class BackendContract:
-    """Tests that any backend must pass; inherit, name the class `Test...`, fill in two methods.
+    """Tests that any backend must pass: inherit from it as `Test...` and write two methods.
 
     Attributes:
-        letters_per_token: Letters that one token stands for at most; only makes long sequences.
-        cost_factor: How far `token_cost` may be from the truth, in either direction.
-        tolerance: Largest difference allowed between two float32 results that ought to be equal,
-            relative to the largest number in them.
-        half_precision_cosine: Least cosine between bfloat16 or float16 and float32 embeddings.
+        letters_per_token: Maximum of letters in a token; decides how long "long" sequences are.
+        cost_factor: The factor by which `token_cost` may be too high or too low.
+        tolerance: Maximum difference between two float32 results that should be equal, relative to
+            the largest number in them.
+        half_precision_cosine: Minimum cosine between half-precision and float32 embeddings.
     """
 
     letters_per_token: int = 1
@@ -76,11 +66,11 @@ class BackendContract:
         raise NotImplementedError
 
     def make_weights(self, directory: Path, seed: int) -> str:
-        """Write small weights, others for another seed, into `directory`; return the location."""
+        """Write small weights that depend on `seed` into `directory`, and return their location."""
         raise NotImplementedError
 
     def make_sequences(self) -> list[str]:
-        """Return typical sequences of several lengths, in no order of length."""
+        """Return typical sequences of several lengths, not sorted by length."""
         alphabet = self.make_backend().info.alphabet
         source = random.Random(0)
         lengths = (60, 7, 150, 1, 33, 166, 2, 100, 60)
@@ -89,22 +79,22 @@ class BackendContract:
 
     @pytest.fixture
     def backend(self) -> Backend:
-        """Give the backend under test."""
+        """Return the backend under test."""
         return self.make_backend()
 
     @pytest.fixture
     def weights(self, backend: Backend, tmp_path: Path) -> Weights:
-        """Give opened weights of seed 0."""
+        """Return opened weights of seed 0."""
         return backend.open_weights(self._make_location(tmp_path / "weights", seed=0))
 
     @pytest.fixture
     def collator(self, backend: Backend, weights: Weights) -> Collator:
-        """Give the collator of those weights."""
+        """Return the collator of these weights."""
         return backend.load_collator(weights)
 
     @pytest.fixture
     def encoder(self, backend: Backend, weights: Weights) -> Encoder:
-        """Give the float32 encoder of those weights on the CPU."""
+        """Return the float32 encoder of these weights on the CPU."""
         return _load_encoder(backend, weights)
 
     # What is known without weights
@@ -125,16 +115,14 @@ class BackendContract:
             f"import sys, {type(backend).__module__}\n"
             "print(*{'torch', 'accelerate', 'transformers'} & set(sys.modules))"
         )
+        # In a process of its own, which finds the modules where this one does.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", code]
         child = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, env=environment, capture_output=True, text=True, check=False
         )
         assert child.returncode == 0, child.stderr
-        assert child.stdout.strip() == ""
+        assert child.stdout.strip() == "", "these packages were imported"
 
     def test_token_cost_grows_with_length(self, backend: Backend) -> None:
         sequence = max(self.make_sequences(), key=len)
@@ -143,12 +131,13 @@ class BackendContract:
         assert costs == sorted(costs)
 
     def test_token_cost_is_near_the_truth(self, backend: Backend, collator: Collator) -> None:
-        sequences = [sequence for sequence in self.make_sequences() if len(sequence) >= 30]
+        sequences = self._make_distinct_sequences()
         true_costs = _collate(collator, sequences).lengths_B.tolist()
-        costs = [backend.token_cost(sequence) for sequence in sequences]
-        ratios = [cost / true_cost for cost, true_cost in zip(costs, true_costs, strict=True)]
-        assert max(ratios) <= self.cost_factor
-        assert min(ratios) >= 1 / self.cost_factor
+        for sequence, true_cost in zip(sequences, true_costs, strict=True):
+            ratio = backend.token_cost(sequence) / true_cost
+            assert 1 / self.cost_factor <= ratio <= self.cost_factor, (
+                f"{len(sequence)} letters are {true_cost} tokens"
+            )
 
     # Weights
 
@@ -200,10 +189,11 @@ class BackendContract:
 
     def test_collator_works_in_a_spawned_worker(self, collator: Collator) -> None:
         sequences = self.make_sequences()
-        loader = DataLoader(
-            _OneBatch(collator, sequences),
+        # `collate_fn` replaces the loader's own conversion, which would make a tensor of `rows`.
+        loader: DataLoader[TokenBatch] = DataLoader(
+            [sequences],  # type: ignore[arg-type]
             batch_size=None,
-            collate_fn=_keep,
+            collate_fn=functools.partial(_collate, collator),
             num_workers=1,
             multiprocessing_context="spawn",
         )
@@ -215,7 +205,7 @@ class BackendContract:
         assert batch.rows.tolist() == expected.rows.tolist()
 
     def test_accelerate_moves_the_tensors_alone(self, collator: Collator) -> None:
-        # The meta device shows on any machine what was moved and what was not.
+        # The meta device shows on any machine what was moved.
         batch = send_to_device(_collate(collator, self.make_sequences()), torch.device("meta"))
         assert isinstance(batch, TokenBatch)
         assert batch.token_ids_T.is_meta
@@ -245,16 +235,16 @@ class BackendContract:
         together_BE = _embed(encoder, _collate(collator, sequences))
         reversed_BE = _embed(encoder, _collate(collator, sequences[::-1])).flip(0)
         alone_BE = torch.cat([_embed(encoder, _collate(collator, [s])) for s in sequences])
-        for one_E, reversed_E, alone_E in zip(together_BE, reversed_BE, alone_BE, strict=True):
-            assert _largest_difference(one_E, alone_E) < self.tolerance
-            assert _largest_difference(reversed_E, alone_E) < self.tolerance
+        for row, sequence in enumerate(sequences):
+            name = f"sequence {row}, {len(sequence)} letters"
+            assert _max_difference(together_BE[row], alone_BE[row]) < self.tolerance, name
+            assert _max_difference(reversed_BE[row], alone_BE[row]) < self.tolerance, name
 
     def test_embeddings_tell_sequences_apart(self, collator: Collator, encoder: Encoder) -> None:
-        sequences = [sequence for sequence in self.make_sequences() if len(sequence) >= 30]
-        embedding_BE = _embed(encoder, _collate(collator, sequences))
-        for row, one_E in enumerate(embedding_BE):
-            for other_E in embedding_BE[row + 1 :]:
-                assert _largest_difference(one_E, other_E) > self.tolerance
+        embedding_BE = _embed(encoder, _collate(collator, self._make_distinct_sequences()))
+        for one, other in itertools.combinations(range(len(embedding_BE)), 2):
+            difference = _max_difference(embedding_BE[one], embedding_BE[other])
+            assert difference > self.tolerance, f"sequences {one} and {other}"
 
     def test_embeddings_are_deterministic(self, collator: Collator, encoder: Encoder) -> None:
         batch = _collate(collator, self.make_sequences())
@@ -266,7 +256,7 @@ class BackendContract:
         batch = _collate(collator, self.make_sequences())
         other = backend.open_weights(self._make_location(tmp_path / "other", seed=1))
         other_BE = _embed(_load_encoder(backend, other), batch)
-        assert _largest_difference(_embed(encoder, batch), other_BE) > self.tolerance
+        assert _max_difference(_embed(encoder, batch), other_BE) > self.tolerance
 
     def test_single_letters_are_embedded(
         self, backend: Backend, collator: Collator, encoder: Encoder
@@ -300,8 +290,7 @@ class BackendContract:
     ) -> None:
         batch = _collate(collator, self.make_sequences())
         other = _load_encoder_or_skip(backend, weights, attention=attention)
-        difference = _largest_difference(_embed(other, batch), _embed(encoder, batch))
-        assert difference < self.tolerance
+        assert _max_difference(_embed(other, batch), _embed(encoder, batch)) < self.tolerance
 
     def test_bfloat16_is_near_float32(
         self, backend: Backend, weights: Weights, collator: Collator, encoder: Encoder
@@ -326,10 +315,11 @@ class BackendContract:
         dtype: torch.dtype,
     ) -> None:
         batch = _collate(collator, self.make_sequences())
+        cuda = torch.device("cuda")
         on_gpu = _load_encoder_or_skip(
-            backend, weights, dtype=dtype, device=torch.device("cuda"), attention=attention
+            backend, weights, dtype=dtype, device=cuda, attention=attention
         )
-        gpu_BE = _embed(on_gpu, send_to_device(batch, torch.device("cuda")))
+        gpu_BE = _embed(on_gpu, send_to_device(batch, cuda))
         assert gpu_BE.dtype == torch.float32
         assert gpu_BE.is_cuda
         cosine_B = cosine_similarity(gpu_BE.cpu(), _embed(encoder, batch))
@@ -339,24 +329,9 @@ class BackendContract:
         directory.mkdir()
         return self.make_weights(directory, seed)
 
-
-class _OneBatch(_Dataset):
-    """One batch, made by the collator in the worker."""
-
-    def __init__(self, collator: Collator, sequences: Sequence[str]) -> None:
-        self.collator = collator
-        self.sequences = sequences
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> TokenBatch:
-        return _collate(self.collator, self.sequences)
-
-
-def _keep(batch: Any) -> Any:
-    """Return `batch` itself: the loader's own conversion would make a tensor of `rows`."""
-    return batch
+    def _make_distinct_sequences(self) -> list[str]:
+        """Return the sequences that are too long to be equal, or of one token, by chance."""
+        return [sequence for sequence in self.make_sequences() if len(sequence) >= 30]
 
 
 def _collate(collator: Collator, sequences: Sequence[str]) -> TokenBatch:
@@ -386,6 +361,6 @@ def _embed(encoder: Encoder, batch: TokenBatch) -> torch.Tensor:
         return encoder(batch)
 
 
-def _largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference relative to the largest number in `other`."""
+def _max_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference, relative to the largest number in `other`."""
     return float((one - other).abs().max() / other.abs().max())

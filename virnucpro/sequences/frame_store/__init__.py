@@ -1,12 +1,12 @@
-"""Records and their open frames on disk: built once, then read by every rank and worker.
+"""Records and their open frames on disk: built once, then read by every process and worker.
 
-A store is a directory of flat files without headers, each named after what it holds and its NumPy
-type (`.text` for bytes), and a manifest, written last, that makes it complete. Tables of numbers
-are memory-mapped. Texts are read piece by piece, because a rank's resident memory would count
-their mapped pages. The same input gives the same bytes.
+A store is a directory of flat files without headers. A file's name says what it holds and in which
+NumPy type (`.text`: bytes). The manifest is written last and makes the store complete. Tables of
+numbers are memory-mapped. Texts are read piece by piece, because mapped pages would count as the
+process's memory. The same input gives the same bytes.
 
-A row is a frame's position in the store, or a record's in a store of records alone: the only key
-by which embeddings and scores are joined.
+A row is the position of a frame in the store, or of a record in a store of records. It is the only
+key for joining embeddings and scores.
 """
 
 from virnucpro.sequences.frame_store.preparing import prepare_frame_store

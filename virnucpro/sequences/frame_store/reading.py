@@ -1,4 +1,4 @@
-"""The stores opened: many ranks and DataLoader workers read one directory at the same time."""
+"""Reading stores: many processes and DataLoader workers read one directory at the same time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from virnucpro.backend.arrays import Int64Array, UInt8Array
 from virnucpro.errors import CheckpointError
 from virnucpro.sequences import frames
 from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id
 
-Int64Array = npt.NDArray[np.int64]
 SequenceKind = Literal["dna", "protein", "record"]
 
 FORMAT_VERSION = 1
@@ -29,6 +29,7 @@ FRAME_FORMAT = "virnucpro-frame-store"
 RECORD_FORMAT = "virnucpro-record-store"
 
 _PREAD_BYTES = 1 << 30
+# Larger lengths in a damaged manifest would overflow the arithmetic on chunks.
 _MAX_LENGTH_BP = 1 << 40
 
 
@@ -36,7 +37,7 @@ def open_frame_store(directory: Path) -> FrameStore:
     """Return the frame store in `directory`.
 
     Raises:
-        CheckpointError: There is none, it is incomplete or damaged, or of another format.
+        CheckpointError: The store is missing, incomplete, damaged or of another format.
     """
     return FrameStore(directory, _read_manifest(directory, FRAME_FORMAT))
 
@@ -45,17 +46,17 @@ def open_record_store(directory: Path) -> RecordStore:
     """Return the record store in `directory`.
 
     Raises:
-        CheckpointError: There is none, it is incomplete or damaged, or of another format.
+        CheckpointError: The store is missing, incomplete, damaged or of another format.
     """
     return RecordStore(directory, _read_manifest(directory, RECORD_FORMAT))
 
 
 class SequenceSource:
-    """The sequences of one kind by row; picklable, and opens its files where it is used.
+    """The sequences of one kind by row. It is picklable, and each process opens its own files.
 
     Attributes:
-        directory: Where the store lies.
-        kind: `dna` or `protein` of the open frames, or the `record`s themselves.
+        directory: The store's directory.
+        kind: `dna` or `protein` for the open frames, or `record`.
     """
 
     def __init__(self, directory: Path, kind: SequenceKind) -> None:
@@ -77,7 +78,7 @@ class SequenceSource:
 
     @cached_property
     def representatives(self) -> Int64Array:
-        """int64 (rows,): for each row the first row that has the identical sequence."""
+        """For each row the first row with the same sequence: int64 (num_rows,)."""
         return open_table(self.directory, f"representatives_{self.kind}.int64")
 
     @cached_property
@@ -88,12 +89,12 @@ class SequenceSource:
 
 
 class StoredRecords(ABC):
-    """What both kinds of store have: the records of the inputs, in their order.
+    """The records of the inputs in their order, which both kinds of store have.
 
     Attributes:
-        directory: Where the store lies.
-        inputs: For each input its `path`, `sha256`, `num_bytes` and `num_records`.
-        num_records: Records of all inputs together.
+        directory: The store's directory.
+        inputs: The `path`, `sha256`, `num_bytes` and `num_records` of each input.
+        num_records: Records in all inputs.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
@@ -108,7 +109,7 @@ class StoredRecords(ABC):
     @property
     @abstractmethod
     def num_rows(self) -> int:
-        """How many sequences of each kind there are."""
+        """Number of sequences of each kind."""
 
     @abstractmethod
     def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
@@ -116,7 +117,7 @@ class StoredRecords(ABC):
 
     @property
     def input_digest(self) -> str:
-        """`sha256:` and the SHA-256 of the input, or of the list of several inputs' SHA-256s."""
+        """`sha256:` and the SHA-256 of the input, or of the list of the inputs' SHA-256s."""
         digests = [file["sha256"] for file in self.inputs]
         if len(digests) > 1:
             listing = "".join(f"{digest}\n" for digest in digests)
@@ -125,7 +126,7 @@ class StoredRecords(ABC):
 
     @cached_property
     def record_lengths(self) -> Int64Array:
-        """int64 (num_records,): the letters of each record."""
+        """Number of letters in each record: int64 (num_records,)."""
         return np.diff(self._record_offsets)
 
     def record(self, index: int) -> Record:
@@ -139,7 +140,7 @@ class StoredRecords(ABC):
         return self.record_ids(index, index + 1)[0]
 
     def record_ids(self, start: int, stop: int) -> list[str]:
-        """Return the ids of the records from `start` up to, but without, `stop`."""
+        """Return the ids of the records `start` to `stop - 1`."""
         offsets = self._header_offsets[start : stop + 1].tolist()
         headers = self._headers.read(offsets[0], offsets[-1])
         return [
@@ -149,11 +150,11 @@ class StoredRecords(ABC):
 
     @property
     def num_duplicate_ids(self) -> int:
-        """How many ids belong to more than one record."""
+        """Number of ids that belong to more than one record."""
         return len(self._duplicate_ids)
 
     def duplicate_ids(self, limit: int) -> list[str]:
-        """Return at most `limit` of the ids that belong to more than one record."""
+        """Return up to `limit` ids that belong to more than one record."""
         return [self.record_id(index) for index in self._duplicate_ids[:limit].tolist()]
 
     @cached_property
@@ -162,11 +163,11 @@ class StoredRecords(ABC):
 
 
 class RecordStore(StoredRecords):
-    """Records on disk, each of which is one row."""
+    """Records on disk; a row is a record."""
 
     @property
     def num_rows(self) -> int:
-        """How many records there are."""
+        """Number of records."""
         return self.num_records
 
     def sequences(self) -> SequenceSource:
@@ -180,15 +181,15 @@ class RecordStore(StoredRecords):
 
 
 class FrameStore(StoredRecords):
-    """Records, their chunks and the open frames of those, each of which is one row.
+    """Records, their chunks, and the open frames of the chunks; a row is an open frame.
 
     Rows are in the original's order: by record, chunk and frame code.
 
     Attributes:
-        chunk_length_bp: The expected length of chunks.
-        min_length_bp: Records shorter than this have no chunks.
-        record_first_chunk: int64 (num_records + 1,), each record's first chunk.
-        chunk_first_frame: int64 (num_chunks + 1,), each chunk's first row.
+        chunk_length_bp: Length of a chunk; the last chunk of a record may be shorter.
+        min_length_bp: Shorter records have no chunks.
+        record_first_chunk: int64 (num_records + 1,), the first chunk of each record.
+        chunk_first_frame: int64 (num_chunks + 1,), the first row of each chunk.
         frame_codes: uint8 (num_frames,), indices into `records.FRAME_NAMES`.
     """
 
@@ -198,46 +199,46 @@ class FrameStore(StoredRecords):
         self.min_length_bp: int = manifest["min_length_bp"]
         self.record_first_chunk = open_table(directory, "chunk_offsets.int64")
         self.chunk_first_frame = open_table(directory, "frame_offsets.int64")
-        self.frame_codes: npt.NDArray[np.uint8] = open_table(directory, "frame_codes.uint8")
+        self.frame_codes: UInt8Array = open_table(directory, "frame_codes.uint8")
         self._proteins = _TextFile(directory / "proteins.text")
         self._protein_offsets = open_table(directory, "protein_offsets.int64")
 
     @property
     def num_chunks(self) -> int:
-        """How many chunks there are, with and without open frames."""
+        """Number of chunks, with and without open frames."""
         return len(self.chunk_first_frame) - 1
 
     @property
     def num_frames(self) -> int:
-        """How many open frames there are."""
+        """Number of open frames."""
         return len(self.frame_codes)
 
     @property
     def num_rows(self) -> int:
-        """How many open frames there are."""
+        """Number of open frames."""
         return self.num_frames
 
     def sequences(self, kind: Literal["dna", "protein"]) -> SequenceSource:
-        """Return the DNA or the proteins of the open frames by row."""
+        """Return the DNA or the proteins of the open frames, by row."""
         return SequenceSource(self.directory, kind)
 
     def num_distinct(self, kind: Literal["dna", "protein"]) -> int:
-        """Return how many of the open frames' sequences differ, each of which is embedded once."""
+        """Return the number of distinct sequences of the open frames; each is embedded once."""
         representatives = self.sequences(kind).representatives
         return int(np.count_nonzero(representatives == np.arange(self.num_frames)))
 
     def chunk_ids(self, start: int, stop: int) -> list[str]:
-        """Return the names of the chunks from `start` up to, but without, `stop`."""
+        """Return the names of the chunks `start` to `stop - 1`."""
         return self._name_chunks(np.arange(start, stop))
 
     def frame_ids(self, start: int, stop: int) -> list[str]:
-        """Return the names of the open frames from row `start` up to, but without, `stop`."""
+        """Return the names of the open frames in the rows `start` to `stop - 1`."""
         names = self._name_chunks(self._find_chunks(np.arange(start, stop)))
         codes = self.frame_codes[start:stop].tolist()
         return [frame_id(name, code) for name, code in zip(names, codes, strict=True)]
 
     def chunk_sequences(self, start: int, stop: int) -> list[str]:
-        """Return the chunks from `start` up to, but without, `stop`, upper-case."""
+        """Return the sequences of the chunks `start` to `stop - 1`, upper-case."""
         begin, length = self._locate_chunks(np.arange(start, stop))
         letters = self._records.read_many(begin, length)
         return [sequence.decode("ascii").upper() for sequence in letters]
@@ -265,7 +266,7 @@ class FrameStore(StoredRecords):
         return np.searchsorted(self.record_first_chunk, chunks, "right") - 1
 
     def _locate_chunks(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Return where chunks lie among the letters of all records: start and length."""
+        """Return the starts of chunks in the letters of all records, and their lengths."""
         records = self._find_records(chunks)
         number = chunks - self.record_first_chunk[records]
         record_start = self._record_offsets[records]
@@ -281,16 +282,17 @@ class FrameStore(StoredRecords):
 
 
 class _TextFile:
-    """A file of bytes that is read at given places; several processes may share it."""
+    """A file of bytes for reading at given places; several processes may share it."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Stores have no `close`: the last user of a store, perhaps a worker, closes its files.
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, stop: int) -> bytes:
         if stop - start <= _PREAD_BYTES:
             return os.pread(self._descriptor, stop - start, start)
-        # One call reads at most 2 GiB, which chromosomes of wheat or lungfish exceed.
+        # One call reads at most 2 GiB; a chromosome of wheat or lungfish is larger.
         middle = start + _PREAD_BYTES
         return os.pread(self._descriptor, _PREAD_BYTES, start) + self.read(middle, stop)
 
@@ -300,10 +302,10 @@ class _TextFile:
 
 
 def open_table(directory: Path, name: str) -> npt.NDArray[Any]:
-    """Return a table of numbers, memory-mapped; its type is the ending of its name."""
+    """Return a memory-mapped table of numbers; the ending of its name is its type."""
     path = directory / name
     dtype = np.dtype(path.suffix[1:])
-    if path.stat().st_size == 0:  # which cannot be mapped
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
     return np.asarray(np.memmap(path, dtype, mode="r"))
 
@@ -317,27 +319,30 @@ def _read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
         _check_values(manifest)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{directory}: holds no complete frame store ({error.filename} is missing; was its "
-            "making interrupted?); make it again from the input"
+            f"{directory}: holds no complete frame store ({error.filename} is missing; was "
+            "building it interrupted?); build it again from the input"
         ) from error
     except (OSError, RecursionError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{path}: is no manifest of a frame store ({error!r})") from error
+        raise CheckpointError(
+            f"{path}: is not the manifest of a frame store ({error!r})"
+        ) from error
     if found != (wanted_format, FORMAT_VERSION):
         raise CheckpointError(
             f"{path}: found {found[0]} version {found[1]}, wanted {wanted_format} version "
-            f"{FORMAT_VERSION}; make it again from the input"
+            f"{FORMAT_VERSION}; build it again from the input"
         )
+    # Sizes are cheap to compare, and show a copy that was cut off.
     damaged = [name for name, size in sizes.items() if size != manifest["files"][name]]
     if damaged:
         raise CheckpointError(
-            f"{directory}: {', '.join(damaged)} changed size since they were written; make the "
-            "frame store again from the input"
+            f"{directory}: {', '.join(damaged)} changed size since they were written; build "
+            "the frame store again from the input"
         )
     return dict(manifest)
 
 
 def _check_values(manifest: dict[str, Any]) -> None:
-    """Raise LookupError, TypeError or ValueError where a manifest lacks what is read of it."""
+    """Raise LookupError, TypeError or ValueError if a manifest lacks a value, or has a bad one."""
     for file in manifest["inputs"]:
         bytes.fromhex(file["sha256"])
     wanted = {"chunk_length_bp", "min_length_bp"} if manifest["format"] == FRAME_FORMAT else ()

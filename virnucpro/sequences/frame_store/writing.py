@@ -1,9 +1,8 @@
-"""The making of a store: one process, one pass over the input, a block of records at a time."""
+"""Building a store: one process reads the input once, a block of records at a time."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
-from virnucpro.errors import CheckpointError
+from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.errors import OutputError
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store.reading import (
@@ -24,7 +25,6 @@ from virnucpro.sequences.frame_store.reading import (
     MANIFEST,
     RECORD_FORMAT,
     FrameStore,
-    Int64Array,
     RecordStore,
     SequenceKind,
     open_frame_store,
@@ -34,13 +34,13 @@ from virnucpro.sequences.records import Record
 
 logger = logging.getLogger(__name__)
 
-# Item i of a text or table lies from offset i to offset i + 1; the first offset is 0.
+# Item i of a text or table lies between offset i and offset i + 1; the first offset is 0.
 _RECORD_FILES = (
     "headers.text",
     "header_offsets.int64",
     "records.text",
     "record_offsets.int64",
-    "duplicate_ids.int64",  # the first record of each id that several have
+    "duplicate_ids.int64",  # the first record of each id that several records have
 )
 _FRAME_FILES = (
     "chunk_offsets.int64",  # a record's chunks
@@ -48,31 +48,30 @@ _FRAME_FILES = (
     "frame_codes.uint8",
     "proteins.text",
     "protein_offsets.int64",
-    # For each row the first row of the same sequence.
+    # For each row the first row with the same sequence.
     "representatives_dna.int64",
     "representatives_protein.int64",
 )
 
-# Letters handled at a time: few enough for their tables to stay in the processor's cache.
+# Letters to translate at a time: few enough for their tables to stay in the processor's cache.
 _BLOCK_BP = 1 << 18
-_ROWS_AT_A_TIME = 1 << 14
 _DIGEST_BYTES = 16
 
 
 def build_frame_store(
     inputs: Sequence[str], directory: Path, *, chunk_length_bp: int, min_length_bp: int = 0
 ) -> FrameStore:
-    """Write the open frames of sequence files to `directory` and return them, opened.
+    """Write the open frames of sequence files to `directory`, and return the opened store.
 
     Args:
         inputs: Paths of nucleotide FASTA or FASTQ files; `-` is standard input.
-        directory: Made if need be; a store that it holds is replaced.
-        chunk_length_bp: The expected length of chunks.
+        directory: Created if it does not exist; a store in it is replaced.
+        chunk_length_bp: Length of a chunk.
         min_length_bp: Shorter records are kept, but get no chunks.
 
     Raises:
         InputError: An input cannot be read.
-        CheckpointError: The store cannot be written.
+        OutputError: The store cannot be written.
     """
     with _open_writer(directory, (*_RECORD_FILES, *_FRAME_FILES)) as writer:
         manifest: dict[str, Any] = {
@@ -101,11 +100,11 @@ def build_frame_store(
 def build_record_store(
     inputs: Sequence[str], directory: Path, *, alphabet: Alphabet
 ) -> RecordStore:
-    """Write the records of sequence files to `directory`, one row each, and return them, opened.
+    """Write the records of sequence files to `directory`, and return the opened store.
 
     Raises:
         InputError: An input cannot be read.
-        CheckpointError: The store cannot be written.
+        OutputError: The store cannot be written.
     """
     with _open_writer(directory, (*_RECORD_FILES, "representatives_record.int64")) as writer:
         manifest: dict[str, Any] = {"format": RECORD_FORMAT, "inputs": []}
@@ -122,19 +121,20 @@ def build_record_store(
 def _open_writer(directory: Path, names: Sequence[str]) -> Iterator[_StoreWriter]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        # Without its manifest an old store does not count while its files are overwritten.
         (directory / MANIFEST).unlink(missing_ok=True)
         with ExitStack() as stack:
             files = {name: stack.enter_context((directory / name).open("wb")) for name in names}
             yield _StoreWriter(directory, files)
     except OSError as error:
-        raise CheckpointError(
+        raise OutputError(
             f"{directory}: the frame store cannot be written ({error.strerror}); make room, or "
             "choose another output directory"
         ) from error
 
 
 class _StoreWriter:
-    """Appends to the files of a store and ends with its manifest."""
+    """Appends to the files of a store, and writes the manifest last."""
 
     def __init__(self, directory: Path, files: Mapping[str, BinaryIO]) -> None:
         self._directory = directory
@@ -145,11 +145,11 @@ class _StoreWriter:
                 self.append(name, np.zeros(1, np.int64))
 
     def append(self, name: str, data: Any) -> None:
-        """Append bytes to a text, or an array to a table of its type."""
+        """Append bytes to a text, or an array to a table of the same type."""
         self._files[name].write(data)
 
     def append_lengths(self, name: str, lengths: Int64Array) -> None:
-        """Append to a table of offsets what comes of the items' lengths."""
+        """Append the ends of items of these lengths to a table of offsets."""
         offsets = self._num_items[name] + np.cumsum(lengths, dtype=np.int64)
         self.append(name, offsets)
         self._num_items[name] += int(lengths.sum())
@@ -160,7 +160,7 @@ class _StoreWriter:
         manifest: dict[str, Any],
         kinds: Sequence[SequenceKind],
     ) -> None:
-        """Add what needs the whole store: equal ids, equal sequences, and the manifest."""
+        """Write what needs the entire store: equal ids, equal sequences, and the manifest."""
         self._flush()
         store = store_class(self._directory, manifest)
         first = _find_first_equal(store.record_ids, store.num_records)
@@ -171,9 +171,7 @@ class _StoreWriter:
         self._flush()
         files = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
         manifest |= {"format_version": FORMAT_VERSION, "files": files}
-        part = self._directory / f"{MANIFEST}.part"
-        part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        part.replace(self._directory / MANIFEST)
+        write_json(self._directory / MANIFEST, manifest)
 
     def _flush(self) -> None:
         for file in self._files.values():
@@ -184,7 +182,7 @@ class _StoreWriter:
 def _write_records(
     writer: _StoreWriter, reader: RecordReader
 ) -> Iterator[tuple[bytes, Int64Array]]:
-    """Store a file's records; yield the letters and the record lengths of each block."""
+    """Store the records of a file; yield the letters and the record lengths of each block."""
     for block in _take_blocks(reader):
         headers = [record.header.encode("utf-8", "surrogateescape") for record in block]
         letters = "".join([record.sequence for record in block]).encode("ascii")
@@ -211,7 +209,7 @@ def _take_blocks(reader: RecordReader) -> Iterator[list[Record]]:
 
 def _write_frames(writer: _StoreWriter, letters: bytes, chunks: frames.Chunks) -> None:
     writer.append_lengths("chunk_offsets.int64", chunks.num_chunks)
-    # A long record's chunks are not translated all at once either.
+    # One record can be longer than a block, so that its chunks are translated in blocks, too.
     cuts = np.flatnonzero(np.diff(chunks.start // _BLOCK_BP)) + 1
     for first, stop in pairwise([0, *cuts.tolist(), len(chunks.start)]):
         start, length = chunks.start[first:stop], chunks.length[first:stop]
@@ -239,36 +237,32 @@ def _sequence_reader(
 
 
 def _find_first_equal(read: Callable[[int, int], list[str]], num_texts: int) -> Int64Array:
-    """Return int64 (num_texts,): for each text the index of the first that equals it.
+    """Return for each text the index of the first text that equals it: int64 (num_texts,).
 
-    Texts are compared by 128-bit BLAKE2b digests, of which a collision is not to be expected.
+    Texts are compared by 128-bit BLAKE2b digests, for which no collision is expected.
 
     Args:
-        read: Returns the texts from a start up to a stop.
-        num_texts: How many there are.
+        read: Returns the texts `start` to `stop - 1`.
+        num_texts: Number of texts.
     """
     digests = np.empty((num_texts, _DIGEST_BYTES), np.uint8)
-    for start in range(0, num_texts, _ROWS_AT_A_TIME):
-        texts = read(start, min(start + _ROWS_AT_A_TIME, num_texts))
-        joined = b"".join([_digest(text) for text in texts])
-        digests[start : start + len(texts)] = np.frombuffer(joined, np.uint8).reshape(
-            -1, _DIGEST_BYTES
+    for block in split_rows(0, num_texts):
+        texts = read(block.start, block.stop)
+        encoded = (text.encode("utf-8", "surrogateescape") for text in texts)
+        joined = b"".join(
+            [hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest() for data in encoded]
         )
+        digests[block] = np.frombuffer(joined, np.uint8).reshape(-1, _DIGEST_BYTES)
     first = np.empty(num_texts, np.int64)
     leading = digests[:, 0].copy()
-    # One leading byte at a time, so that sorting needs little memory.
+    # One leading byte at a time, because sorting all digests at once would need much memory.
     for byte in range(256):
         members = np.flatnonzero(leading == byte)
         words = digests[members].view(np.int64)
-        # Stable: among equal digests the first text stays first.
+        # The sort is stable: the first of several equal texts stays first.
         order = np.lexsort((words[:, 0], words[:, 1]))
         is_new = np.ones(len(order), np.bool_)
         is_new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
         group = np.cumsum(is_new) - 1
         first[members[order]] = members[order[is_new]][group]
     return first
-
-
-def _digest(text: str) -> bytes:
-    data = text.encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()

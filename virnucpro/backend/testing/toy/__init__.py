@@ -51,7 +51,7 @@ class ToyBackend:
         return Weights(location, file_path, digest_files([file_path]), embedding_dim)
 
     def load_collator(self, weights: Weights) -> ToyCollator:
-        """Return the tokenizer; it needs nothing of `weights`."""
+        """Return the tokenizer, which is the same for all weights."""
         from .model import ToyCollator
 
         return ToyCollator(MAX_TOKENS)
@@ -64,7 +64,7 @@ class ToyBackend:
         device: torch.device,
         attention: Attention,
     ) -> ToyEncoder:
-        """Load the model; it has no attention, so that all but `flash` mean the same."""
+        """Load the model; it has no attention, so all settings but `flash` mean the same."""
         from .model import ToyEncoder
 
         if attention == "flash":

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import TokenBatch
+from virnucpro.backend.tokens import pack_tokens
 
 NUM_LETTERS = 27  # A to Z, and one for everything else
-Int64Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class ToyCollator:
@@ -28,14 +28,7 @@ class ToyCollator:
 
     def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, packed end to end."""
-        token_ids = [self._tokenize(sequence) for sequence in sequences]
-        lengths = [len(ids) for ids in token_ids]
-        return TokenBatch(
-            token_ids_T=torch.from_numpy(np.concatenate(token_ids)),
-            lengths_B=torch.tensor(lengths),
-            max_length=max(lengths),
-            rows=rows,
-        )
+        return pack_tokens(rows, [self._tokenize(sequence) for sequence in sequences])
 
     def _tokenize(self, sequence: str) -> Int64Array:
         letters = np.frombuffer(sequence[: self.max_tokens].encode(), np.uint8).astype(np.int64)
@@ -54,7 +47,7 @@ class ToyEncoder(nn.Module):
         self.mix = nn.Linear(embedding_dim, embedding_dim)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
-        """Return float32 (B, E), averaged in float32 whatever the weights' precision."""
+        """Return float32 (B, E), averaged in float32 whatever precision the weights have."""
         hidden_TE = torch.tanh(self.mix(self.pairs(batch.token_ids_T)))
         return torch.segment_reduce(hidden_TE.float(), "mean", lengths=batch.lengths_B)
 

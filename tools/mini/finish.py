@@ -1,10 +1,12 @@
-"""Makes of a model that `tools.train_mini` trained the one that ships: calibrated and documented.
+"""Turns a model that `tools.mini.train` wrote into the model that ships.
 
-Records of several lengths are drawn from the valid split and called by `virnucpro predict`; the
-calibration of each classifier is fitted to them, all lengths alike. The classifiers also get the
-identities of the weights that they were trained with, and their origin.
+It calibrates the model and notes its origin:
 
-    python -m tools.finish_mini genomes.npz run virnucpro/data/mini work
+    python -m tools.mini.finish genomes.npz run virnucpro/data/mini work
+
+It draws records of several lengths from the valid split and lets `virnucpro predict` call them. The
+calibration of each classifier is fitted to these records, and every length counts the same. Each
+classifier's file also gets the identities of its encoders' weights, and the origin of the model.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("genomes", type=Path, help="packed, with the split valid")
-    parser.add_argument("run", type=Path, help="the directory that tools.train_mini wrote")
+    parser.add_argument("run", type=Path, help="the directory that tools.mini.train wrote")
     parser.add_argument("output", type=Path, help="the directory of the finished model")
     parser.add_argument("work", type=Path, help="a directory for the records and their runs")
     parser.add_argument("--num-records", type=int, default=1000, help="of each length")
@@ -86,7 +88,7 @@ def main() -> None:
         calibration, run = calibrate(valid, model, length_bp, args.work, args.num_records)
         name = f"{length_bp}_model.safetensors"
         state, metadata = read_state(model / name)
-        assert metadata is not None, "tools.train_mini writes it"
+        assert metadata is not None, "tools.mini.train writes it"
         dna, protein = (backend["weights_identity"] for backend in run["backends"])
         finished = dataclasses.replace(
             metadata,

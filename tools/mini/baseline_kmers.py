@@ -1,8 +1,9 @@
-"""Prints how well 6-mer frequencies and a logistic regression tell viral chunks: the floor.
+"""Prints how well a logistic regression on 6-mer frequencies recognizes viral chunks.
 
-Chunks are drawn as for the mini model. The penalty is chosen on the valid split.
+    python -m tools.mini.baseline_kmers genomes.npz test.npz
 
-    python -m tools.baseline_kmers genomes.npz test.npz
+This is the floor for any model. Chunks are drawn as for the small model, and the penalty is chosen
+on the valid split.
 """
 
 from __future__ import annotations

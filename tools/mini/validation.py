@@ -1,4 +1,4 @@
-"""Figures of a model in training on chunks of groups that it does not learn from.
+"""Measures a model in training on chunks of the valid split, from which it does not learn.
 
 Shapes: F frames, C chunks.
 """
@@ -17,7 +17,7 @@ from tools.mini.figures import (
     calibrate,
     chunk_logits,
     figures_by_kind,
-    fit_calibration,
+    fit_frame_calibration,
 )
 from tools.mini.genomes import Genomes
 from tools.mini.model import MiniModel, pool
@@ -41,7 +41,7 @@ def make_valid_set(genomes: Genomes, length_bp: int, word_bp: int, num_frames: i
     return ValidSet(batch, np.array(sampler.kinds)[batch.kind_C.cpu().numpy()])
 
 
-def evaluate(model: MiniModel, valid_set: ValidSet) -> tuple[dict[str, float], Tensor]:
+def measure_valid_set(model: MiniModel, valid_set: ValidSet) -> tuple[dict[str, float], Tensor]:
     """Return the figures of `figures_by_kind`, and the calibration that they are made with.
 
     Call it on a model in eval mode, without gradients.
@@ -57,7 +57,7 @@ def evaluate(model: MiniModel, valid_set: ValidSet) -> tuple[dict[str, float], T
     ).float()
     chunk_F, is_viral_C = batch.frames.chunk_F, batch.is_viral_C
     with torch.enable_grad():
-        calibration = fit_calibration(logits_F2, chunk_F, is_viral_C)
+        calibration = fit_frame_calibration(logits_F2, chunk_F, is_viral_C)
     logits_C = chunk_logits(calibrate(logits_F2.cpu(), calibration), chunk_F.cpu(), len(kinds_C))
     scores_C = logits_C.sigmoid().numpy()
     predictions = balanced_predictions(scores_C, scores_C, is_viral_C.cpu().numpy())

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from tests.runs import accelerate_launch, run
-from tools import evaluate_mini, finish_mini
+from tools.mini import evaluate, finish
 from tools.mini.figures import (
     balanced_predictions,
     chunk_logits,
     figures_by_kind,
-    fit_calibration,
+    fit_frame_calibration,
 )
 from tools.mini.genomes import LABELS, keep_groups, read_genomes, write_genomes
 from tools.mini.kmers import KmerBaseline, count_kmers
 from tools.mini.sampling import SHARES, Sampler
-from tools.train_mini import (
+from tools.mini.train import (
     SETTINGS_NAME,
     Training,
     call_losses,
@@ -86,7 +86,7 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *words: 
 def arguments(genomes_path: Path, output: Path, *options: str) -> argparse.Namespace:
     output.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train_mini", str(genomes_path), str(output), *options])
+        patch.setattr(sys, "argv", ["train", str(genomes_path), str(output), *options])
         return parse_arguments()
 
 
@@ -123,7 +123,7 @@ def test_large_groups_are_cut_and_small_ones_kept(tmp_path: Path) -> None:
         records.append(f">s{number} x\n{'ACGT' * (length // 4)}{'A' * (length % 4)}\n")
     (tmp_path / "index.tsv").write_text("\n".join(rows) + "\n")
     (tmp_path / "b.fa").write_text("".join(records))
-    command = (sys.executable, "-m", "tools.pack_genomes", tmp_path / "index.tsv")
+    command = (sys.executable, "-m", "tools.mini.pack_genomes", tmp_path / "index.tsv")
     done = run(*command, tmp_path / "genomes.npz", "--class-mb=0.0008")
     assert done.returncode == 0, done.stderr
     train = read_genomes(tmp_path / "genomes.npz", "train")
@@ -236,7 +236,7 @@ def test_calibration_undoes_what_was_done() -> None:
     true_C = 2 * torch.randn(20_000, generator=generator)
     is_viral_C = torch.rand(20_000, generator=generator) < true_C.sigmoid()
     bad_F2 = torch.stack((torch.zeros_like(true_C), 3 * true_C + 1), 1)
-    scale, shift = fit_calibration(bad_F2, torch.arange(20_000), is_viral_C)
+    scale, shift = fit_frame_calibration(bad_F2, torch.arange(20_000), is_viral_C)
     assert scale == pytest.approx(1 / 3, abs=0.02)
     assert shift == pytest.approx(-1 / 3, abs=0.05)
 
@@ -270,7 +270,7 @@ def test_a_model_learns_what_tells_its_genomes_apart(genomes_path: Path, tmp_pat
 
 @pytest.mark.launch
 def test_two_processes_train_and_one_goes_on(genomes_path: Path, tmp_path: Path) -> None:
-    program = ["-m", "tools.train_mini", str(genomes_path), str(tmp_path / "run"), *SMALL]
+    program = ["-m", "tools.mini.train", str(genomes_path), str(tmp_path / "run"), *SMALL]
     program += ["--minutes=1000", "--leg-minutes=0.001"]
     for command in (accelerate_launch(2, *program), [sys.executable, *program]):
         done = run(*command)
@@ -297,7 +297,7 @@ def test_a_trained_model_is_finished_and_evaluated(
         losses = training.step()
     training.evaluate(losses)
     words = (genomes_path, trained, finished, tmp_path / "work", "--num-records=60")
-    run_tool(monkeypatch, finish_mini.main, *words, "--chunk-lengths", 500)
+    run_tool(monkeypatch, finish.main, *words, "--chunk-lengths", 500)
     made_for = load_classifier(finished / "500_model.safetensors").metadata
     assert made_for.calibration.slope > 0
     assert made_for.calibration.most_chunks == 6
@@ -307,7 +307,7 @@ def test_a_trained_model_is_finished_and_evaluated(
     words = (genomes_path, genomes_path, finished, tmp_path / "evaluated")
     options = ("--split=valid", "--num-records=60", "--num-chunks=40", "--lengths", 1000)
     capsys.readouterr()
-    run_tool(monkeypatch, evaluate_mini.main, *words, *options)
+    run_tool(monkeypatch, evaluate.main, *words, *options)
     title, _, *lines = capsys.readouterr().out.splitlines()
     assert title == "1000 bp (60 of 60 records have a call)"
     table = {name: numbers for name, *numbers in map(str.split, lines)}

@@ -1,12 +1,13 @@
-"""Trains the mini model, or one of your own, on genomes that `tools.pack_genomes` packed.
+"""Trains the small model, or a model of your own, on packed genomes.
 
-    accelerate launch -m tools.train_mini genomes.npz run --minutes 60
+    accelerate launch -m tools.mini.train genomes.npz run --minutes 60
 
-writes `run/model` (the best on the valid split so far, as `virnucpro predict` takes it),
-`run/log.jsonl` and `run/state`, from which the same command goes on. The learning rate follows the
-clock: it ends with `--minutes`, over all legs. The encoders see some tokens masked and learn to
-guess them; with `--pretrain-share` they do only that at first. With `--teachers`, the directories
-of earlier runs, the model also learns what those say (Hinton et al. 2015, arXiv:1503.02531).
+It writes three things. `run/model` is the model that was best on the valid split so far, in the
+form that `virnucpro predict` takes. `run/log.jsonl` has the figures. From `run/state` the same
+command continues. The learning rate follows the clock and reaches 0 after `--minutes`, over all
+legs. Some tokens are masked, and the encoders learn to guess them; with `--pretrain-share` they
+begin with that alone. `--teachers` takes the directories of earlier runs, and the model also learns
+what these teachers say (Hinton et al. 2015, arXiv:1503.02531).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tools.mini.evaluation import ValidSet, evaluate, make_valid_set
 from tools.mini.export import export_model
 from tools.mini.figures import chunk_logits
 from tools.mini.frames import DNA_MASK, DNA_SPECIAL, PROTEIN_MASK
 from tools.mini.genomes import keep_groups, read_genomes
 from tools.mini.model import MiniModel, Sizes
 from tools.mini.sampling import Batch, Sampler
+from tools.mini.validation import ValidSet, make_valid_set, measure_valid_set
 
 CHUNK_LENGTHS_BP = (300, 500)
 SHORT_LENGTHS_BP = (90, 150, 220)
@@ -197,7 +198,7 @@ class Training:
         found, calibrations = {}, {}
         for length_bp, valid_set in self.valid_sets.items():
             with torch.no_grad(), self.accelerator.autocast():
-                found[length_bp], calibrations[length_bp] = evaluate(model, valid_set)
+                found[length_bp], calibrations[length_bp] = measure_valid_set(model, valid_set)
         mean = sum(figures["all"] for figures in found.values()) / len(found)
         is_best = mean > clock.best
         if is_best:
@@ -279,7 +280,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("genomes", type=Path, help="the .npz of tools.pack_genomes")
+    parser.add_argument("genomes", type=Path, help="the .npz of tools.mini.pack_genomes")
     parser.add_argument("output", type=Path, help="the directory to write, or to go on in")
     parser.add_argument("--minutes", type=float, default=60.0, help="the whole training's")
     parser.add_argument(

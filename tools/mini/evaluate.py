@@ -1,11 +1,11 @@
-"""Prints how well a model tells records of groups that it never saw, beside the k-mer baseline.
+"""Prints how well a model recognizes records of groups that it never saw, beside a 6-mer baseline.
 
-Records of each length are drawn from the test split and called by `virnucpro predict`. Those of
-300 and 500 bp are single chunks, drawn so that chunks with an open frame are balanced; of longer
-ones all are balanced. Records without a call have no part in the areas and in the calibration
-error; how many there are, and what the calls make of each kind, stands beside.
+    python -m tools.mini.evaluate genomes.npz test.npz virnucpro/data/mini evaluated
 
-    python -m tools.evaluate_mini genomes.npz test.npz virnucpro/data/mini evaluated
+It draws records of each length from the test split and lets `virnucpro predict` call them. Records
+of 300 and 500 bp are single chunks, drawn so that chunks with an open frame are balanced. Longer
+records are all balanced. Records without a call do not count in the areas under the curve, nor in
+the calibration error. The table shows how many records have a call, and how each kind is called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.baseline_kmers import fit_baseline
+from tools.mini.baseline_kmers import fit_baseline
 from tools.mini.figures import Floats, balanced_predictions, figures_by_kind
 from tools.mini.genomes import read_genomes
 from tools.mini.kmers import count_kmers
@@ -85,7 +85,7 @@ def main() -> None:
     )
     parser.add_argument("genomes", type=Path, help="packed, with the splits train and valid")
     parser.add_argument("test", type=Path, help="packed, with the split test")
-    parser.add_argument("model", type=Path, help="the directory that tools.finish_mini wrote")
+    parser.add_argument("model", type=Path, help="the directory that tools.mini.finish wrote")
     parser.add_argument("output", type=Path, help="the directory for records and figures")
     parser.add_argument("--split", default="test", help="of the second file")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")

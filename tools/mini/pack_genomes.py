@@ -1,10 +1,10 @@
-"""Packs labelled genomes for `tools.train_mini`: one file of 2 bits a base.
+"""Packs labelled genomes into one file, which the other programs of this folder read.
 
-The index is a table with tabs and a header; its columns `id`, `file`, `class`, `sub`, `group` and
-`split` say what each sequence of the FASTA files beside it is. Of the classes, `viral` is the one
-to be found.
+    python -m tools.mini.pack_genomes genomes/index.tsv genomes.npz --class-mb 60
 
-    python -m tools.pack_genomes genomes/index.tsv genomes.npz --splits train valid --class-mb 60
+The file has 2 bits a base. The index is a table with tabs and a header. Its columns `id`, `file`,
+`class`, `sub`, `group`, `split` and `length` describe the sequences of the FASTA files beside it.
+The class `viral` is the one that the model learns to find.
 """
 
 from __future__ import annotations

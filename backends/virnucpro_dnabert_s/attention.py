@@ -1,0 +1,101 @@
+"""DNABERT-S's attention: ALiBi over padded batches by torch or oneDNN.
+
+On GPUs, `virnucpro.kernels.fused` and `virnucpro.kernels.flash` attend without padding instead.
+
+Shapes: B sequences in a batch, L tokens of the longest one rounded up, H heads, K numbers in a
+head.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from virnucpro.backend.interface import TokenBatch
+from virnucpro.kernels import onednn
+
+AttentionKernel = Literal["fused", "onednn", "eager", "sdpa", "flash"]
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values (B, H, L, K each) and a bias (B, H, L, L) to contexts (B, H, L, K)."""
+
+# On a GPU this list selects the memory-efficient kernel. Without it, recent torch prefers cuDNN on
+# Hopper, which compiles a plan for each new (B, L), and nearly every batch has a new one.
+SDPA_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+# The memory-efficient kernel needs each row of its bias aligned to 16 bytes.
+LENGTH_MULTIPLE = 8
+
+
+def padded_index(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Return which packed token each padded position reads, and which positions are tokens.
+
+    Padding repeats the last token of its own sequence, so NaN cannot come in from a neighbour.
+
+    Returns:
+        int64 (B, L) and bool (B, L).
+    """
+    length = -(-batch.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    position_L = torch.arange(length, device=batch.lengths_B.device)
+    lengths_B1 = batch.lengths_B[:, None]
+    starts_B1 = batch.lengths_B.cumsum(0)[:, None] - lengths_B1
+    index_BL = starts_B1 + torch.minimum(position_L, lengths_B1 - 1)
+    return index_BL, position_L < lengths_B1
+
+
+def attention_bias(is_token_BL: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+    """Return (B, H, L, L): ALiBi's -slope * |i - j|, and minus infinity for keys of padding."""
+    position_L = torch.arange(is_token_BL.shape[1], device=is_token_BL.device)
+    distance_LL = (position_L[:, None] - position_L).abs()
+    alibi_HLL = -alibi_slopes(num_heads, is_token_BL.device)[:, None, None] * distance_LL
+    padding_BL = torch.zeros_like(is_token_BL, dtype=dtype).masked_fill(~is_token_BL, -math.inf)
+    return alibi_HLL.to(dtype) + padding_BL[:, None, None, :]
+
+
+@functools.cache
+def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
+    """Return float32 (H,): the slopes of Press et al. 2022, also if H is not a power of two.
+
+    They are cached per device, because copying them for each batch would make the GPU wait. A
+    buffer of the model would be rounded to half precision together with the weights.
+    """
+
+    def geometric(num: int) -> list[float]:
+        return [2.0 ** (-8 * (head + 1) / num) for head in range(num)]
+
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = geometric(power) + geometric(2 * power)[::2]
+    return torch.tensor(slopes[:num_heads], device=device)
+
+
+def choose_attend(kernel: AttentionKernel, dtype: torch.dtype) -> Attend:
+    """Return the attention of padded batches that `kernel` means for weights in `dtype`."""
+    if kernel == "eager":
+        return eager_attention
+    # In float32, torch's own attention is faster on CPUs.
+    return onednn.attend if kernel == "onednn" and dtype != torch.float32 else _sdpa
+
+
+def eager_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, bias_BHLL: Tensor) -> Tensor:
+    """Return softmax attention written out: the reference for the other kernels."""
+    scores_BHLL = q_BHLK @ k_BHLK.transpose(-1, -2) / math.sqrt(q_BHLK.shape[-1]) + bias_BHLL
+    return scores_BHLL.softmax(dim=-1, dtype=torch.float32).to(v_BHLK.dtype) @ v_BHLK
+
+
+def _sdpa(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, bias_BHLL: Tensor) -> Tensor:
+    # The choice is global to the process and means nothing on a CPU, where two threads attend.
+    choice = sdpa_kernel(SDPA_BACKENDS) if q_BHLK.device.type == "cuda" else nullcontext()
+    with choice:
+        return functional.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=bias_BHLL)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import resource
+
+import pytest
+
+from virnucpro.checkpoints.whole_files import open_whole, replace_when_whole, write_json
+from virnucpro.errors import OutputError
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replace_when_whole(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert names(tmp_path) == [".file.tmp", "file"]
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OutputError])
+def test_an_error_in_the_block_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write():
+        with open_whole(path) as file:
+            file.write("new")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_an_interrupted_process_left_is_replaced(tmp_path):
+    (tmp_path / ".file.tmp").write_text("half of a much longer file")
+    with open_whole(tmp_path / "file") as file:
+        file.write("new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert names(tmp_path) == ["file"]
+
+
+def test_bytes_that_are_not_utf8_come_out_as_they_went_in(tmp_path):
+    with open_whole(tmp_path / "file") as file:
+        file.write(b"\xff\n".decode("utf-8", "surrogateescape"))
+    assert (tmp_path / "file").read_bytes() == b"\xff\n"
+
+
+def test_json_reads_back(tmp_path):
+    document = {"schema_version": 1, "inputs": ["\udcff.fa", "é"], "seconds": {"total": 0.5}}
+    write_json(tmp_path / "run.json", document)
+    assert json.loads((tmp_path / "run.json").read_text("ascii")) == document
+
+
+def test_a_missing_directory_is_explained(tmp_path):
+    with pytest.raises(OutputError, match=r"gone/run\.json: cannot be written \(No such file"):
+        write_json(tmp_path / "gone" / "run.json", {})
+
+
+@pytest.mark.parametrize("num_bytes", [0, 50_000])
+def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, num_bytes):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files may not grow over this size, which fails within write() as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    has_begun = False
+
+    def write():
+        nonlocal has_begun
+        with replace_when_whole(tmp_path / "file", num_bytes) as temporary:
+            has_begun = True
+            temporary.write_bytes(bytes(50_000))
+
+    try:
+        with pytest.raises(
+            OutputError, match=r"file: cannot be written \(File too large.*make room"
+        ):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # With the size given, the room is missed before anything is computed.
+    assert has_begun == (num_bytes == 0)
+    assert names(tmp_path) == []

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from virnucpro.config.settings_file import command_keys, read_settings
+from virnucpro.errors import UsageError
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read a settings file with the keys of all commands."""
+
+    def read(text: str) -> dict[str, object]:
+        path = tmp_path / "settings.yaml"
+        path.write_text(text, encoding="utf-8")
+        return read_settings(path, command_keys())
+
+    return read
+
+
+def test_names_have_hyphens_or_underscores_and_may_be_aliases(read):
+    assert read(
+        "predict: {chunk-length-bp: 300, min_length: 9, esm-batch-size: 7, gpus: 0}\n"
+        "check_precision: {sample: 5}\n"
+        "checkpoints: {show: {json: true}}\n"
+    ) == {
+        "predict.chunk_length_bp": 300,
+        "predict.min_length_bp": 9,
+        "predict.protein_batch_tokens": 7,
+        "predict.gpus": "0",
+        "check-precision.num_records": 5,
+        "checkpoints.show.json": True,
+    }
+
+
+def test_values_have_the_types_of_the_options(read):
+    assert read(
+        "train: {viral: [a.fa, b.fa], other: c.fa, groups: 1.tsv, valid-share: 0.2, compile: off}\n"
+        "predict: {compile: yes, model-type: 300, threshold: 1, pin-memory: false}\n"
+    ) == {
+        "train.viral": ("a.fa", "b.fa"),
+        "train.other": ("c.fa",),
+        "train.groups": Path("1.tsv"),
+        "train.valid_share": 0.2,
+        "train.compile": "off",
+        "predict.compile": "on",
+        "predict.model_type": "300",
+        "predict.threshold": 1.0,
+        "predict.pin_memory": False,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "predict:\n", "predict: {threshold: }"])
+def test_what_is_left_empty_sets_nothing(read, text):
+    assert read(text) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "embed:\n  precison: bf16\n",
+            r"settings.yaml, line 2: unknown key 'embed.precison'; did you mean 'embed.precision'",
+        ),
+        ("predikt: {}", r"unknown key 'predikt'; did you mean 'predict'\?"),
+        ("zzz: 1", "unknown key 'zzz'; known are backends, benchmark, check-precision"),
+        ("utils: {zzz: 1}", "known are utils.generate-config, utils.validate, utils.validate-ch"),
+        ("predict: {inputs: a.fa}", "unknown key 'predict.inputs'"),
+        ("predict: {precision: bf17}", "line 1: predict.precision is 'bf17', wanted one of auto"),
+        ("predict: {threshold: 2}", "predict.threshold is 2, wanted a score from 0 to 1"),
+        ("predict: {max-fdr: 1}", "predict.max-fdr is 1, wanted a share between 0 and 1"),
+        ("train: {epochs: 0}", "train.epochs is 0, wanted a whole number, at least 1"),
+        ("train: {viral: {a: b}}", "train.viral is {'a': 'b'}, wanted a list"),
+        ("train: {viral: [[a]]}", r"train.viral is \[\['a'\]\], wanted text"),
+        ("predict: {resume: 1}", "predict.resume is 1, wanted true or false"),
+        ("predict: {output-dir: [a]}", r"predict.output-dir is \['a'\], wanted a path"),
+        ("predict: [1, 2]", "line 1: found a list, wanted `key: value` lines"),
+        ("checkpoints: {show: 5}", "line 1: found '5', wanted `key: value` lines"),
+        ("predict: {gpus: &a [*a]}", "cannot be read as YAML"),
+        ("predict: {gpus: " + "[" * 2000 + "]" * 2000 + "}", "cannot be read as YAML"),
+        ("predict: {<<: {gpus: 0}}", "unknown key 'predict.<<'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(read, text, message):
+    with pytest.raises(UsageError, match=message):
+        read(text)
+
+
+def test_aliases_that_multiply_are_refused_in_a_short_message(read):
+    levels = ["a0: &a0 [x, x]"]
+    levels += [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 40)]
+    with pytest.raises(UsageError, match=r"predict\.gpus is ") as caught:
+        read(f"predict: {{gpus: [{{{', '.join(levels)}}}]}}")
+    assert len(str(caught.value)) < 1000

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from tests import legacy_files as old
+from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
+from virnucpro.errors import CheckpointError, UsageError
+from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.legacy.verification import Verification, _embed
+from virnucpro.workflows.migrate import MigrationConfig, migrate_features
+
+
+@pytest.fixture(scope="module")
+def embedded(demo_weights, tmp_path_factory):
+    """A run of v2.0 whose proteins are those of the demonstration model, in float16."""
+    random = np.random.default_rng(5)
+    letters = list("ACDEFGHIKLMNPQRSTVWY")
+    sequences = {f"r{n}_chunk_1F1": "".join(random.choice(letters, 40)) for n in range(12)}
+    how = Verification(1, device="cpu")
+    vectors = _embed("esm2", demo_weights["protein_weights"], list(sequences.values()), how)
+    frames = dict(zip(sequences, vectors, strict=True))
+    directory = tmp_path_factory.mktemp("verified") / "run"
+    old.write_fasta(directory / "s_protein.faa", sequences)
+    halves = {name: vector.astype(np.float16).astype(np.float32) for name, vector in frames.items()}
+    old.write_shard(directory / "esm_v2/shard_0.h5", halves)
+    return directory
+
+
+def verify(source, weights, num_rows=5, to=None):
+    how = Verification(num_rows, {"protein": ("esm2", weights["protein_weights"])}, "cpu")
+    dims = EmbeddingDims(DNA_DIM, PROTEIN_DIM)
+    return migrate_features(MigrationConfig((source,), to, dims, verification=how))
+
+
+def test_rows_computed_again_agree(embedded, demo_weights):
+    verified = verify(embedded, demo_weights)["verified"]["protein"]
+    assert verified["rows"] == 5
+    assert 0 < verified["largest relative error"] < 0.01
+
+
+def test_mixed_ids_are_found(embedded, demo_weights, tmp_path):
+    run = shutil.copytree(embedded, tmp_path / "run")
+    with h5py.File(run / "esm_v2/shard_0.h5", "r+") as file:
+        file["embeddings"][:] = np.roll(file["embeddings"][:], 1, axis=0)
+    with pytest.raises(CheckpointError, match=r"12 of 12 protein embeddings differ.*nothing was"):
+        verify(run, demo_weights, 100, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_verifying_needs_sequences(embedded, demo_weights):
+    with pytest.raises(UsageError, match="give the whole run directory"):
+        verify(embedded / "esm_v2", demo_weights)

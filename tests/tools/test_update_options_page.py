@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from tools.update_options_page import PAGE, fill_in
+from virnucpro.config import COMMANDS
+
+TOLD_IN_PROSE = {"monitor", "backends", "checkpoints verify", "utils validate"}
+
+
+def test_the_tables_of_options_are_up_to_date():
+    page = PAGE.read_text(encoding="utf-8")
+    assert fill_in(page) == page
+    assert fill_in(page.replace("Random seed.", "Of chance.")) == page
+
+
+def test_every_command_has_its_table():
+    page = PAGE.read_text(encoding="utf-8")
+    without = {name for name in COMMANDS if f"<!-- options of {name} -->" not in page}
+    assert without == TOLD_IN_PROSE

@@ -1,0 +1,23 @@
+"""The array types of the annotations, and walking through many rows in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+# With the published models, the features of so many rows take 220 MB.
+_ROWS_AT_ONCE = 1 << 14
+
+
+def split_rows(start: int, stop: int) -> Iterator[slice]:
+    """Yield slices that cover the rows `start` to `stop - 1`, each small enough for the memory."""
+    for first in range(start, stop, _ROWS_AT_ONCE):
+        yield slice(first, min(first + _ROWS_AT_ONCE, stop))

@@ -1,0 +1,88 @@
+"""Writing a file whole: a path shows the old file, or the complete new one, and nothing between."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from virnucpro.errors import OutputError
+
+# For what a format adds to its content.
+_SPARE_BYTES = 1 << 16
+
+
+@contextmanager
+def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
+    """Give a temporary path to write to, and move the file to `path` when the block ends.
+
+    The file then survives a crash of the machine. An error in the block leaves `path` as it was.
+
+    Args:
+        path: The file to make or to replace.
+        num_bytes: About how large the file becomes: this much is reserved before the block begins.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        if num_bytes:
+            _reserve(temporary, num_bytes + _SPARE_BYTES)
+        yield temporary
+        # A rename may reach the disk before the content does, so the content goes first.
+        _sync(temporary)
+        temporary.replace(path)
+        with suppress(OSError):  # some network file systems cannot sync a directory
+            _sync(path.parent)
+    except OSError as error:
+        needed = f"; {num_bytes:,} bytes are needed" if num_bytes else ""
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}{needed}); make room or choose "
+            "another output, then start again, with --resume if the command has it"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[TextIO]:
+    """Open a text file for `replace_when_whole`: UTF-8, other bytes as surrogate escapes.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with (
+        replace_when_whole(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+    ):
+        yield file
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write indented JSON, whole.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with open_whole(path) as file:
+        file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Raise OSError if the disk, a quota or a limit forbids a file of this size."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # macOS does not have it
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

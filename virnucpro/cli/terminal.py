@@ -1,0 +1,76 @@
+"""What commands print: tables, figures of a report, and progress bars."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from virnucpro.reports.report import Section
+
+_SHOWN = ("auroc", "auprc", "precision", "recall", "f1", "mcc", "calibration_error")
+
+
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
+    """Return a table as plain text, never cut; the first `num_left` columns are left-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < num_left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=10_000, color_system=None, markup=False, highlight=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def echo_sections(sections: Sequence[Section]) -> None:
+    """Print for each section of a report its records, and the figures with their intervals."""
+    for section in sections:
+        click.echo(
+            f"{section.records}, {section.subset}: {section.num_viral:,} viral, "
+            f"{section.num_others:,} others; {_describe_intervals(section)}"
+        )
+        for name in _SHOWN:
+            value, low, high = section.estimates[name]
+            text = "not defined" if math.isnan(value) else f"{value:.3f}"
+            interval = "" if math.isnan(low) else f" ({low:.3f}-{high:.3f})"
+            click.echo(f"  {name.replace('_', ' '):18} {text}{interval}")
+
+
+def _describe_intervals(section: Section) -> str:
+    drawn = (
+        f"{section.num_viral_resampled:,} viral and {section.num_others_resampled:,} other "
+        f"{section.resampled}"
+    )
+    if all(math.isnan(low) for _, low, _ in section.estimates.values()):
+        return f"{drawn} are too few for intervals"
+    return f"95 % intervals by resampling {drawn}"
+
+
+@contextmanager
+def counting_bars() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Give a function that shows by name how much is done, or None without a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True)) as bars:
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        yield show

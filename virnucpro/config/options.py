@@ -1,0 +1,262 @@
+"""One statement of each setting, from which option, settings file, page and docstring are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from virnucpro.errors import UsageError
+
+REQUIRED = MISSING
+"""The default of a setting that has none."""
+
+GROUPS = (
+    "Arguments",
+    "Input",
+    "Output",
+    "Classifier and calls",
+    "Training",
+    "Measuring",
+    "Older files",
+    "Embedding models",
+    "Device and precision",
+    "Speed and memory",
+    "Processes",
+    "General",
+)
+"""The sections of `--help`, in order."""
+
+PathKind = Literal["input", "file", "directory", "any", "new file", "new directory", "new"]
+"""Which path a setting names: one that exists, or a new one, which may exist as well."""
+
+_TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
+    str: ((str, Path, int), "text"),
+    Path: ((str, Path, int), "a path"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+}
+_RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "score": (lambda value: 0 <= value <= 1, "a score from 0 to 1"),
+    "share": (lambda value: 0 < value < 1, "a share between 0 and 1"),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting, as the command line, a settings file and the documentation know it.
+
+    Attributes:
+        help: What it means, in a sentence or two.
+        group: The section of `--help` that lists it; by default the one that its class names.
+        aliases: Its other names: `-e`, `--expected-length`.
+        details: What the documentation says in addition.
+        metavar: What stands for its value; by default N, FILE or DIR if its type tells that.
+        unset: What happens where it has no value.
+        choices: The values that it may have.
+        minimum: The smallest whole number that it may be.
+        within: The range that a number must be in.
+        path: Which path it names, if it names one.
+        is_argument: Whether it is given by its place, without a name.
+        shorthands: Names of flags, and the value that each stands for.
+        name: Of the field.
+        kind: The type of its value, or of each of them.
+        is_many: Whether it takes several values.
+        default: Its default; REQUIRED if it has none.
+    """
+
+    help: str
+    group: str = ""
+    aliases: tuple[str, ...] = ()
+    details: str = ""
+    metavar: str | None = None
+    unset: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+    within: Literal["score", "share"] | None = None
+    path: PathKind | None = None
+    is_argument: bool = False
+    shorthands: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = ""
+    kind: type = str
+    is_many: bool = False
+    default: Any = None
+
+    @property
+    def long_name(self) -> str:
+        """The name on the command line: `--chunk-length-bp`."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def negative_name(self) -> str | None:
+        """The name that turns off a flag that is on by default."""
+        is_switch = self.kind is bool and self.default is not False
+        return f"--no-{self.name.replace('_', '-')}" if is_switch else None
+
+    @property
+    def default_text(self) -> str:
+        """The default for people; empty for a flag that is off, and without a value."""
+        if self.unset:
+            return self.unset
+        if self.kind is bool:
+            return "on" if self.default else ""
+        return "" if self.default in (None, (), REQUIRED) else str(self.default)
+
+    def convert(self, value: Any) -> Any:
+        """Return `value` as the field's type.
+
+        Raises:
+            ValueError: It is no such value; the message says what is wanted.
+        """
+        if value is None and self.default is None:
+            return None
+        if not self.is_many:
+            return self._convert_one(value)
+        values = (value,) if isinstance(value, str | Path) else value
+        if not isinstance(values, list | tuple):
+            raise ValueError("a list")  # noqa: TRY004 (the caller makes it a UsageError)
+        return tuple(map(self._convert_one, values))
+
+    def _convert_one(self, value: Any) -> Any:
+        # YAML reads the words on and off as truth values.
+        if isinstance(value, bool) and "on" in self.choices:
+            value = "on" if value else "off"
+        types, wanted = _TYPES[self.kind]
+        # bool is a kind of int in Python, but not here.
+        is_right = isinstance(value, types) and isinstance(value, bool) == (self.kind is bool)
+        if self.minimum is not None:
+            wanted = f"{wanted}, at least {self.minimum}"
+            is_right = is_right and value >= self.minimum
+        if self.choices:
+            wanted = f"one of {', '.join(self.choices)}"
+            is_right = is_right and str(value) in self.choices
+        if self.within is not None:
+            is_inside, wanted = _RANGES[self.within]
+            is_right = is_right and is_inside(value)
+        if not is_right:
+            raise ValueError(wanted)
+        return self.kind(value)
+
+
+def option(default: Any, *aliases: str, **about: Any) -> Any:
+    """Return a dataclass field for a setting; `about` are attributes of `Option`."""
+    described = Option(aliases=aliases, **about)
+    return dataclasses.field(default=default, metadata={"option": described})
+
+
+def argument(default: Any = REQUIRED, **about: Any) -> Any:
+    """Return a dataclass field for a setting that the command line gives by its place."""
+    return option(default, group="Arguments", is_argument=True, **about)
+
+
+def options_of(config: type[Config]) -> Mapping[str, Option]:
+    """Return the options of a class by field; its own come before those of its bases."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    names = dict.fromkeys([*inspect.get_annotations(config), *fields])
+    hints = typing.get_type_hints(config)
+    options = {}
+    for name in names:
+        if name in fields and "option" in fields[name].metadata:
+            kind, is_many = _read_hint(hints[name])
+            stated: Option = fields[name].metadata["option"]
+            owner = next(
+                one
+                for one in config.__mro__
+                if issubclass(one, Config) and name in inspect.get_annotations(one)
+            )
+            options[name] = dataclasses.replace(
+                stated,
+                name=name,
+                group=stated.group or owner.option_group,
+                metavar=stated.metavar or _choose_metavar(stated, kind),
+                kind=kind,
+                is_many=is_many,
+                default=fields[name].default,
+            )
+    return options
+
+
+def _choose_metavar(option: Option, kind: type) -> str | None:
+    if option.is_argument or option.choices or kind is bool:
+        return None
+    if option.path is not None:
+        return "DIR" if option.path.endswith("directory") else "FILE"
+    return "N" if kind is int else None
+
+
+def _read_hint(hint: Any) -> tuple[type, bool]:
+    """Return the type of one value, and whether there are several."""
+    if typing.get_origin(hint) is Literal:
+        return str, False
+    kinds = [kind for kind in typing.get_args(hint) if kind not in (type(None), ...)]
+    return (kinds[0] if kinds else hint), typing.get_origin(hint) is tuple
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a command: frozen, and checked when they are made.
+
+    Raises:
+        UsageError: A setting has an invalid value.
+    """
+
+    option_group: ClassVar[str]
+
+    def __init_subclass__(cls, group: str = "General") -> None:
+        """Let the docstring list the settings, each with the help of its option.
+
+        Args:
+            group: The group of the options that name none.
+        """
+        cls.option_group = group
+        fields = {
+            name: _field_of(owner, name)
+            for owner in reversed(cls.__mro__)
+            for name in inspect.get_annotations(owner)
+        }
+        described = {
+            name: field.metadata["option"]
+            for name, field in fields.items()
+            if field is not None and "option" in field.metadata
+        }
+        lines = [
+            f"    {name}: {one.help} {one.details}".rstrip() for name, one in described.items()
+        ]
+        cls.__doc__ = "\n".join([f"{cls.__doc__}\n", "Attributes:", *lines])
+
+    def __post_init__(self) -> None:
+        for name, one in options_of(type(self)).items():
+            value = getattr(self, name)
+            try:
+                self._set(name, one.convert(value))
+            except ValueError as error:
+                raise UsageError(f"{name} {value!r}: wanted {error}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting as JSON knows values, for run.json."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _set_default(self, name: str, value: Any) -> None:
+        """Set what has no value."""
+        if getattr(self, name) is None:
+            self._set(name, value)
+
+
+def _field_of(owner: type, name: str) -> dataclasses.Field[Any] | None:
+    """Return a field of a class, also before the class has been made a dataclass."""
+    found = vars(owner).get(name)
+    if isinstance(found, dataclasses.Field):
+        return found
+    fields: dict[str, dataclasses.Field[Any]] = getattr(owner, "__dataclass_fields__", {})
+    return fields.get(name)

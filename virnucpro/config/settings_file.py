@@ -1,0 +1,176 @@
+"""Settings files: YAML with a section for each command, whose keys are names of options."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from virnucpro.config import COMMANDS, Option, command_options
+from virnucpro.config.options import REQUIRED
+from virnucpro.errors import UsageError, on_one_line
+
+# Aliases can make a small file stand for a value without bounds.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = 80
+
+
+class Key(NamedTuple):
+    """A key of a settings file.
+
+    Attributes:
+        target: What its value is filed under.
+        convert: Returns the value, or raises a ValueError that says what is wanted; None for a key
+            whose value nobody reads.
+    """
+
+    target: str
+    convert: Callable[[Any], Any] | None
+
+
+def command_keys() -> dict[str, Key]:
+    """Return the keys of all commands by dotted name: `predict.chunk-length-bp`."""
+    keys = {}
+    for command in COMMANDS:
+        section = command.replace(" ", ".")
+        for name, option in command_options(command).items():
+            if not option.is_argument:
+                names = (option.long_name, *option.aliases)
+                for long_name in (one[2:] for one in names if one.startswith("--")):
+                    keys[f"{section}.{long_name}"] = Key(f"{section}.{name}", option.convert)
+    return keys
+
+
+def read_settings(path: Path, known: Mapping[str, Key]) -> dict[str, Any]:
+    """Return the values in the YAML file at `path` by the targets of their keys.
+
+    Names may have hyphens or underscores. A key without a value counts as absent.
+
+    Args:
+        path: The file.
+        known: The keys by dotted name.
+
+    Raises:
+        UsageError: The file cannot be read, or has an unknown key or a wrong value.
+    """
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        found = _Reader(path, loader, known).walk(root) if root is not None else ()
+        return {name: value for name, value in found if value is not None}
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        reason = on_one_line(error)
+        raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
+
+
+class _Reader:
+    """Reads the nodes of one file."""
+
+    def __init__(self, path: Path, loader: yaml.SafeLoader, known: Mapping[str, Key]) -> None:
+        self._path = path
+        self._loader = loader
+        self._keys = {_normalize(name): key for name, key in known.items()}
+        self._names = dict.fromkeys(
+            ".".join(parts[:stop])
+            for parts in (name.split(".") for name in known)
+            for stop in range(1, len(parts) + 1)
+        )
+        self._sections = {_normalize(name) for name in self._names} - self._keys.keys()
+
+    def walk(self, section: yaml.Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Yield the target and the value of each key below `section`."""
+        if not isinstance(section, yaml.MappingNode):
+            is_scalar = isinstance(section, yaml.ScalarNode)
+            found = _SHORT.repr(section.value) if is_scalar else "a list"
+            raise UsageError(f"{self._place(section)}: found {found}, wanted `key: value` lines")
+        for key_node, node in section.value:
+            name = f"{prefix}{key_node.value}"
+            normalized = _normalize(name)
+            if normalized in self._sections:
+                if node.tag != "tag:yaml.org,2002:null":
+                    yield from self.walk(node, f"{name}.")
+            elif normalized in self._keys:
+                yield self._keys[normalized].target, self._read(name, key_node, node)
+            else:
+                place = self._place(key_node)
+                raise UsageError(f"{place}: unknown key {name!r}{self._suggest(name)}")
+
+    def _read(self, name: str, key_node: yaml.Node, node: yaml.Node) -> Any:
+        convert = self._keys[_normalize(name)].convert
+        if convert is None:
+            return node.value
+        value = self._loader.construct_object(node, deep=True)
+        if value is None:
+            return None
+        try:
+            return convert(value)
+        except ValueError as error:
+            found = _SHORT.repr(value)
+            raise UsageError(
+                f"{self._place(key_node)}: {name} is {found}, wanted {error}"
+            ) from error
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._path}, line {node.start_mark.line + 1}"
+
+    def _suggest(self, name: str) -> str:
+        # A key may also have been put into another section.
+        prefix, _, last = name.rpartition(".")
+        others = [other for other in self._names if not name.startswith(f"{other}.")]
+        near = difflib.get_close_matches(name, others, n=1) or [
+            other for other in self._names if other.rpartition(".")[2] == last
+        ]
+        if near:
+            return f"; did you mean {near[0]!r}?"
+        level = _normalize(prefix)
+        beside = [one for one in self._names if _normalize(one.rpartition(".")[0]) == level]
+        return f"; known are {', '.join(sorted(beside))}"
+
+
+def _normalize(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def make_template() -> str:
+    """Return a settings file in which each option is explained, with its default behind a #."""
+    lines = [
+        "# Settings of virnucpro: virnucpro -c THIS_FILE COMMAND ...",
+        "# To use a line, remove its # and change the value. The command line overrides this file.",
+    ]
+    groups: tuple[str, ...] = ()
+    for command in COMMANDS:
+        *above, last = command.split()
+        lines.append("")
+        if above and tuple(above) != groups:
+            lines.append(f"{above[0]}:")
+        groups = tuple(above)
+        indent = "  " * len(above)
+        lines.append(f"{indent}{last}:")
+        for option in command_options(command).values():
+            if not option.is_argument:
+                lines += [f"{indent}  {line}" for line in _describe(option)]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(option: Option) -> list[str]:
+    """Return the lines of the template for one option."""
+    text = option.help
+    if option.choices:
+        text += f" One of {', '.join(option.choices)}."
+    if option.unset:
+        text += f" Default: {option.unset}."
+    value = None if option.default is REQUIRED or option.unset else option.default
+    if isinstance(value, Path):
+        value = str(value)
+    written = "" if value in (None, ()) else f" {json.dumps(value)}"
+    return [
+        *(f"# {line}" for line in textwrap.wrap(text, 90)),
+        f"#{option.long_name[2:]}:{written}",
+    ]

@@ -1,0 +1,111 @@
+"""The settings of the small commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from virnucpro.config.options import Config, argument, option
+from virnucpro.config.shared import STDIN, DimsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTableConfig(Config):
+    """The settings of `frames`."""
+
+    inputs: tuple[str, ...] = argument(
+        help="FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        metavar="INPUT...",
+    )
+    chunk_length_bp: int = option(
+        500,
+        "-e",
+        "--expected-length",
+        help="Length of the chunks that records are cut into.",
+        group="Input",
+        metavar="BP",
+        minimum=3,
+    )
+    output_path: str = option(
+        STDIN,
+        "-o",
+        "--output",
+        help="File for the table.",
+        unset="standard output",
+        group="Output",
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig(Config):
+    """The settings of `monitor`."""
+
+    run_dir: Path = argument(
+        help="Output directory of predict, or the .parts directory of embed.",
+        metavar="RUN_DIR",
+        path="directory",
+    )
+    once: bool = option(False, help="Show the present state and exit.")
+    json: bool = option(False, help="Print the present state as JSON and exit.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendsConfig(Config):
+    """The settings of `backends`."""
+
+    json: bool = option(False, help="Print JSON instead of a table.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowCheckpointsConfig(DimsConfig):
+    """The settings of `checkpoints show`."""
+
+    path: Path = argument(
+        help="A part, a run directory, a directory of checkpoints, or a file of features (.pt, "
+        ".h5) of an older program.",
+        path="any",
+    )
+    json: bool = option(False, help="Print JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCheckpointsConfig(DimsConfig):
+    """The settings of `checkpoints verify`."""
+
+    path: Path = argument(
+        help="A part, a run directory, a directory of checkpoints, or a file of features (.pt, "
+        ".h5) of an older program.",
+        path="new",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateCheckpointsConfig(DimsConfig):
+    """The settings of `utils validate-checkpoints`."""
+
+    directory: Path = argument(help="A directory of checkpoints.", path="new")
+    skip_load: bool = option(
+        False, help="Check headers and archives only; do not read the embeddings."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig(Config):
+    """The settings of `utils validate`."""
+
+    input: str = argument(
+        help="FASTA or FASTQ file, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        path="input",
+    )
+    max_errors: int = option(10, "-e", help="Number of names to show of each kind.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfigConfig(Config):
+    """The settings of `utils generate-config`."""
+
+    output_path: Path = option(
+        Path("virnucpro_config.yaml"), "-o", "--output", help="File to write.", path="new file"
+    )
+    force: bool = option(False, "-f", help="Overwrite the file.")
