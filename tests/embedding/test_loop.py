@@ -28,7 +28,6 @@ from virnucpro.embedding.batches import (
 )
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import make_loader
-from virnucpro.embedding.loop import ProcessSummary
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import run_pass
 from virnucpro.errors import MemoryExhaustedError, NonFiniteEmbeddingError, UsageError
@@ -54,7 +53,7 @@ def with_backend(job: Job, backend: ToyBackend) -> Job:
     return replace(job, model=replace(job.model, loaded=replace(job.model.loaded, backend=backend)))
 
 
-def embed(run: Run, job: Job, listener: ProgressListener | None = None) -> ProcessSummary:
+def embed(run: Run, job: Job, listener: ProgressListener | None = None) -> PassStatus:
     run.on_progress = listener
     (summary,) = run_pass(run, job).summaries
     return summary
@@ -282,7 +281,7 @@ def test_batches_that_do_not_fit_are_split(run: Run, job: Job, tmp_path, caplog)
     device.num_tokens = max(len(job.source[row]) for row in job.rows)
     small = replace(with_backend(job, device), parts_dir=tmp_path / "small")
     summary = embed(run, small)
-    assert summary.failed_rows == ()
+    assert summary.failed_rows == []
     assert summary.budget_tokens < 1_000
     assert stored_rows(small) == stored_rows(job)
     np.testing.assert_allclose(stored_embeddings(small), stored_embeddings(job), atol=1e-6)

@@ -90,6 +90,6 @@ def test_equal_sequences_share_an_embedding(run: Run, job: Job) -> None:
 
 def test_a_row_that_failed_has_no_embedding_nor_has_its_equal(run: Run, job: Job) -> None:
     done = run_pass(run, job)
-    failed = replace(done, summaries=[replace(done.summaries[0], failed_rows=(0,))])
+    failed = replace(done, summaries=[replace(done.summaries[0], failed_rows=[0])])
     assert failed.has(np.arange(4)).tolist() == [False, True, False, True]
     assert done.has(np.arange(4)).all()

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virnucpro.errors import OutputError
+from virnucpro.errors import InputError, OutputError
 from virnucpro.reports.tables import (
+    read_table,
     write_fasta,
     write_highest_scores,
     write_prediction_results,
@@ -24,14 +25,14 @@ LEGACY = (
 needs_legacy = pytest.mark.skipif(not LEGACY.is_dir(), reason="no files of the fork here")
 
 
-def read_table(path: Path) -> list[list[str]]:
+def read_lines(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in path.read_text().splitlines()]
 
 
 @needs_legacy
 def test_predictions_are_the_forks_byte_for_byte(tmp_path: Path) -> None:
     theirs = LEGACY / "prediction_results.txt"
-    rows = read_table(theirs)[1:]
+    rows = read_lines(theirs)[1:]
     scores = np.array([row[2:] for row in rows], F32)
     ours = tmp_path / "prediction_results.txt"
     write_prediction_results(ours, (row[0] for row in rows), scores)
@@ -41,7 +42,7 @@ def test_predictions_are_the_forks_byte_for_byte(tmp_path: Path) -> None:
 @needs_legacy
 def test_highest_scores_are_the_forks_as_float32(tmp_path: Path) -> None:
     theirs = LEGACY / "prediction_results_highestscore.csv"
-    rows = read_table(theirs)[1:]
+    rows = read_lines(theirs)[1:]
     maxima = np.array([row[2:] for row in rows], F32)
     ours = tmp_path / "highest.csv"
     write_highest_scores(
@@ -52,9 +53,9 @@ def test_highest_scores_are_the_forks_as_float32(tmp_path: Path) -> None:
         max_others=maxima[:, 0],
         max_virus=maxima[:, 1],
     )
-    assert [row[:2] for row in read_table(ours)] == [row[:2] for row in read_table(theirs)]
-    assert read_table(ours)[0] == read_table(theirs)[0]
-    ours_read = np.array([row[2:] for row in read_table(ours)[1:]], F32)
+    assert [row[:2] for row in read_lines(ours)] == [row[:2] for row in read_lines(theirs)]
+    assert read_lines(ours)[0] == read_lines(theirs)[0]
+    ours_read = np.array([row[2:] for row in read_lines(ours)[1:]], F32)
     np.testing.assert_array_equal(ours_read, maxima)
 
 
@@ -63,7 +64,7 @@ def test_predictions_read_back_to_the_same_float32(tmp_path: Path) -> None:
     virus[:4] = [0, 1, 1e-30, 0.1]
     scores = np.stack([1 - virus, virus], axis=1)
     write_prediction_results(tmp_path / "p.txt", map(str, range(len(virus))), scores)
-    rows = read_table(tmp_path / "p.txt")
+    rows = read_lines(tmp_path / "p.txt")
     assert rows[0] == ["Sequence_ID", "Prediction", "score1", "score2"]
     assert [row[0] for row in rows[1:]] == [str(row) for row in range(len(virus))]
     np.testing.assert_array_equal(np.array([row[2:] for row in rows[1:]], F32), scores)
@@ -72,7 +73,7 @@ def test_predictions_read_back_to_the_same_float32(tmp_path: Path) -> None:
 
 def test_prediction_of_a_tie_is_others(tmp_path: Path) -> None:
     write_prediction_results(tmp_path / "p.txt", ["a"], np.array([[0.5, 0.5]], F32))
-    assert read_table(tmp_path / "p.txt")[1] == ["a", "others", "0.5", "0.5"]
+    assert read_lines(tmp_path / "p.txt")[1] == ["a", "others", "0.5", "0.5"]
 
 
 def test_chunks_without_frames_are_left_out_and_duplicates_kept(tmp_path: Path) -> None:
@@ -164,3 +165,40 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+# Reading
+
+
+def read_text(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    path.write_text(text)
+    return list(read_table(path, ("id", "label"), ("group",)))
+
+
+def test_columns_are_found_by_name_and_lines_are_numbered(tmp_path: Path) -> None:
+    found = read_text(tmp_path / "t.tsv", 'x\tlabel\tid\n1\t"a\tb"\n2\t\tc\n')
+    assert found == [(2, {"id": 'b"', "label": '"a'}), (3, {"id": "c", "label": ""})]
+
+
+def test_optional_columns_are_read_where_they_are(tmp_path: Path) -> None:
+    assert read_text(tmp_path / "t.tsv", "id\tlabel\tgroup\na\tb\tc\n") == [
+        (2, {"id": "a", "label": "b", "group": "c"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"t\.tsv, line 1: the columns are none, wanted id, label"),
+        ("id\tx\n", "line 1: the columns are id, x, wanted id, label, separated by TABs"),
+        ("id\tlabel\na\tb\n\n", "line 3: found 0 columns, wanted 2 as in the first line"),
+    ],
+)
+def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_text(tmp_path / "t.tsv", text)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.tsv: cannot be read as a table .*No such file"):
+        list(read_table(tmp_path / "gone.tsv", ("id",)))

@@ -27,37 +27,6 @@ from virnucpro.runtime.run import Run
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class ProcessSummary:
-    """What one process did in a pass.
-
-    Attributes:
-        num_rows: Rows that this process embedded now.
-        num_tokens: Their tokens, special tokens included.
-        failed_rows: Rows that exceed the device's memory, even alone.
-        budget_tokens: Token budget of a batch at the end.
-        load_seconds: From the start of the pass to the first batch.
-        loop_seconds: From the first batch to the last part on disk.
-        data_seconds: Part of the loop that waited for the loader.
-        device_seconds: Part of the loop in which the device computed.
-        disk_seconds: Part of the loop that wrote parts; the device computes meanwhile.
-        peak_memory_bytes: Most memory that was allocated on the GPU; 0 on a CPU.
-        compiled: Whether torch.compile compiled the encoder.
-    """
-
-    num_rows: int = 0
-    num_tokens: int = 0
-    failed_rows: tuple[int, ...] = ()
-    budget_tokens: int = 0
-    load_seconds: float = 0.0
-    loop_seconds: float = 0.0
-    data_seconds: float = 0.0
-    device_seconds: float = 0.0
-    disk_seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    compiled: bool = False
-
-
 class Loop:
     """One process's way through its batches."""
 
@@ -72,7 +41,6 @@ class Loop:
         self.batches = batches
         self.claimed = claims.claimed
         self.status = status
-        self.failed_rows: list[int] = []
         # The area of a batch is B times its longest length squared, because attention may need
         # memory by the square: a failure on long sequences must not shrink batches of short ones.
         self.max_area: float = math.inf
@@ -80,8 +48,8 @@ class Loop:
         self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
         self.download = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
 
-    def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> ProcessSummary:
-        """Embed every batch that the loader yields, and return what this process did."""
+    def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> None:
+        """Embed every batch that the loader yields, and count it."""
         status = self.status
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -100,18 +68,8 @@ class Loop:
                 if self.on_gpu and interval and status.num_batches % interval == 0:
                     torch.cuda.empty_cache()
         status.end_loop()
-        return ProcessSummary(
-            num_rows=status.num_rows - len(self.failed_rows),
-            num_tokens=status.num_tokens,
-            failed_rows=tuple(self.failed_rows),
-            budget_tokens=status.budget_tokens,
-            load_seconds=status.load_seconds,
-            loop_seconds=status.loop_seconds,
-            data_seconds=status.data_seconds,
-            device_seconds=status.device_seconds,
-            disk_seconds=status.disk_seconds,
-            peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if self.on_gpu else 0,
-        )
+        if self.on_gpu:
+            status.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device)
 
     def _receive(self, loader: DataLoader[TokenBatch]) -> Iterator[TokenBatch]:
         """Yield batches on the device, their copies issued on a stream of their own."""
@@ -147,7 +105,7 @@ class Loop:
                 return
             self._make_room(batch)
         if alone:
-            self.failed_rows.append(int(batch.rows[0]))
+            self.status.failed_rows.append(int(batch.rows[0]))
             return
         for half in batch.halve():
             yield from self._embed(encoder, half)

@@ -5,7 +5,6 @@ Shapes: n rows, E numbers in an embedding, D numbers in the embeddings of severa
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import make_loader
-from virnucpro.embedding.loop import Loop, ProcessSummary
+from virnucpro.embedding.loop import Loop
 from virnucpro.errors import MemoryExhaustedError
 from virnucpro.runtime.devices import count_affordable, device_name, is_out_of_memory
 from virnucpro.runtime.monitoring import PassStatus
@@ -46,7 +45,7 @@ class Pass:
     """
 
     job: Job
-    summaries: list[ProcessSummary]
+    summaries: list[PassStatus]
 
     @property
     def failed_rows(self) -> list[int]:
@@ -103,10 +102,10 @@ def run_pass(run: Run, job: Job) -> Pass:
         finished = finished_rows(finished_parts(job.parts_dir))
         # Every process must look before any process writes a part. Otherwise their plans differ.
         run.wait()
-        summary = ProcessSummary()
+        status = PassStatus(job.name)
         if len(np.setdiff1d(job.rows, finished)):
-            summary = _embed_rest(run, job, finished)
-        done = Pass(job, run.gather(summary))
+            _embed_rest(run, job, finished, status)
+        done = Pass(job, run.gather(status))
     if done.failed_rows and not finished_parts(job.parts_dir):
         raise MemoryExhaustedError(
             f"{job.name}: none of {len(done.failed_rows)} sequences fits the memory of "
@@ -115,13 +114,12 @@ def run_pass(run: Run, job: Job) -> Pass:
     return done
 
 
-def _embed_rest(run: Run, job: Job, finished: Int64Array) -> ProcessSummary:
-    """Embed the rows that are not in `finished`, and return what this process did."""
-    status = PassStatus(job.name)
+def _embed_rest(run: Run, job: Job, finished: Int64Array, status: PassStatus) -> None:
+    """Embed the rows that are not in `finished`, and count them in `status`."""
     run.monitor.begin_pass(status)
     costs = measure_costs(job.model.backend.token_cost, job.source, job.rows)
     encoder = _load_encoder(run, job)
-    compiled = compile_layers(
+    status.compiled = compile_layers(
         encoder, run.config.compile, num_tokens=int(costs.sum()), device=run.device
     )
     batches, status.budget_tokens = _plan(run, job, encoder, costs, finished)
@@ -129,11 +127,10 @@ def _embed_rest(run: Run, job: Job, finished: Int64Array) -> ProcessSummary:
     claims = ClaimedBatches(batches, run.make_counter())
     loader = make_loader(job.source, job.model.load_collator(), claims, run.config, run.device)
     with torch.inference_mode():
-        summary = Loop(run, job, batches, claims, status).run(loader, encoder)
+        Loop(run, job, batches, claims, status).run(loader, encoder)
     run.monitor.publish()
     run.wait()
     run.monitor.end_pass()
-    return dataclasses.replace(summary, compiled=compiled)
 
 
 def _load_encoder(run: Run, job: Job) -> Encoder:

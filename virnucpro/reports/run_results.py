@@ -263,7 +263,7 @@ def _describe_run(
         "seconds": run.stages | {"total": result.seconds},
         "passes": {
             each.job.name: [
-                dataclasses.asdict(summary) | seen.get(each.job.name, {}).get(rank, {})
+                summary.to_run_json() | seen.get(each.job.name, {}).get(rank, {})
                 for rank, summary in enumerate(each.summaries)
             ]
             for each in passes
