@@ -143,7 +143,7 @@ def test_a_host_that_does_not_see_the_output_is_named(hosts, reads, demo_weights
     for launcher in launchers:
         _, messages = launcher.communicate()
         assert launcher.returncode != 0
-        assert f"Error: {tmp_path}/out: not to be seen from blind" in messages
+        assert f"Error: {tmp_path}/out: blind (machine 1) cannot see this directory" in messages
 
 
 # Restarts

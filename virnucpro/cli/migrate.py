@@ -88,7 +88,9 @@ def _migrate_features(config: MigrateConfig) -> dict[str, Any]:
         if location is not None
     }
     if (config.verify is None) != (not weights):
-        raise UsageError("--verify needs --dna-weights or --protein-weights, and these need it")
+        raise UsageError(
+            "--verify needs --dna-weights or --protein-weights, and these need --verify"
+        )
     features = MigrationConfig(
         sources=config.sources,
         output_dir=None if config.dry_run else config.output_path,
