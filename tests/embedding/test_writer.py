@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -124,6 +127,54 @@ def test_whatever_ends_the_run_what_was_handed_over_is_kept(tmp_path: Path) -> N
     ):
         put_and_interrupt(writer, *batch(7, 8))
     assert rows_of_parts(tmp_path) == [[7, 8]]
+
+
+def interrupt(call: Callable[[], None], at_instruction: int) -> bool:
+    """Raise KeyboardInterrupt at an instruction of a call, as Ctrl-C would.
+
+    Returns:
+        Whether the call had so many instructions of Python.
+    """
+    num_seen = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal num_seen
+        frame.f_trace_opcodes = True
+        num_seen += event == "opcode"
+        if num_seen > at_instruction:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_an_interruption_at_any_instruction_of_put_does_not_hang_the_end(tmp_path: Path) -> None:
+    rows_after: list[list[int]] = []
+
+    def put_interrupted(at_instruction: int) -> None:
+        directory = tmp_path / str(at_instruction)
+        with PartWriter(directory, 0, IDENTITY, make_status()) as writer:
+            writer.put(*batch(0))
+            time.sleep(0.002)  # so that the thread waits for the next batch
+            was_interrupted = interrupt(lambda: writer.put(*batch(1)), at_instruction)
+        rows_after.append(finished_rows(finished_parts(directory)).tolist())
+        is_done.append(not was_interrupted)
+
+    is_done = [False]
+    while not is_done[-1]:
+        run = threading.Thread(target=put_interrupted, args=[len(rows_after)], daemon=True)
+        run.start()
+        run.join(PATIENCE_S)
+        assert not run.is_alive(), f"hangs when interrupted at instruction {len(rows_after)}"
+    assert rows_after[0] == [0]
+    assert rows_after[-1] == [0, 1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

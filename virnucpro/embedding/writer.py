@@ -54,10 +54,16 @@ class PartWriter:
         self._num_rows = 0
         self._part_began = 0.0
         self._failure: BaseException | None = None
-        # Bounded: if the disk is slower than the device, the device waits and memory stays free.
-        self._queue: queue.Queue[tuple[Int64Array, Callable[[], Float32Array]] | None] = (
-            queue.Queue(_MAX_WAITING_BATCHES)
+        # SimpleQueue is written in C: Ctrl-C interrupts it before or after its work. A queue.Queue
+        # that is interrupted within can keep its lock, or wake a waiter that is gone: then the
+        # thread never learns of the end, and `__exit__` waits for it for ever.
+        self._queue: queue.SimpleQueue[tuple[Int64Array, Callable[[], Float32Array]] | None] = (
+            queue.SimpleQueue()
         )
+        # If the disk is slower than the device, `put` waits for a free slot: memory stays bounded.
+        self._free_slots: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_MAX_WAITING_BATCHES):
+            self._free_slots.put(None)
         self._thread = threading.Thread(target=self._run, name="part-writer", daemon=True)
 
     def __enter__(self) -> PartWriter:
@@ -91,20 +97,23 @@ class PartWriter:
         """
         if self._failure is not None:
             raise self._failure
+        self._free_slots.get()
         self._queue.put((rows, fetch))
 
     def _run(self) -> None:
         item = self._queue.get()
         try:
             while item is not None:
+                self._free_slots.put(None)
                 self._collect(*item)
                 item = self._queue.get()
             self._write()
         except BaseException as error:
             self._failure = error
-        # After a failure, the thread goes on emptying the queue, or `put` would wait for ever.
+        # After a failure, the thread goes on freeing slots, or `put` would wait for ever.
         while item is not None:
             item = self._queue.get()
+            self._free_slots.put(None)
 
     def _collect(self, rows: Int64Array, fetch: Callable[[], Float32Array]) -> None:
         embeddings = fetch()
