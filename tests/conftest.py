@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch: results must not depend on how many cores a machine has, and
@@ -27,6 +29,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Forbid processes where the slow tests are left out, so that `make test-fast` stays fast."""
+    if "not slow" in config.option.markexpr:
+        sys.addaudithook(_refuse_processes)
+
+
+_is_testing = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    global _is_testing
+    _is_testing = True
+    try:
+        return (yield)
+    finally:
+        _is_testing = False
+
+
+def _refuse_processes(event: str, _: object) -> None:
+    if _is_testing and event in {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"}:
+        pytest.fail("this test starts a process: mark it with pytest.mark.slow")
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
+from virnucpro.config import MigrateConfig
 from virnucpro.errors import IdentityMismatchError
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import open_frame_store
-from virnucpro.workflows.migrate import MigrationConfig, migrate_features
+from virnucpro.workflows.migrate import migrate_features
 
 NUM_READS = 60
 FRAMES_PER_FILE = 40
@@ -314,6 +315,13 @@ def test_nothing_is_taken_into_a_run_that_is_about_to_be_refused(
 def test_what_migrate_wrote_is_taken(reads, known, undisturbed, demo_weights, tmp_path):
     write_v2(tmp_path / "old", known)
     dims = EmbeddingDims(DNA_DIM, PROTEIN_DIM)
-    migrate_features(MigrationConfig((tmp_path / "old",), tmp_path / "new", dims))
+    migrate_features(
+        MigrateConfig(
+            sources=(tmp_path / "old",),
+            output_path=tmp_path / "new",
+            dna_dim=dims.dna,
+            protein_dim=dims.protein,
+        )
+    )
     assert resume(reads, tmp_path / "new", demo_weights) == NOTHING
     assert read_tables(tmp_path / "new") == read_tables(undisturbed)

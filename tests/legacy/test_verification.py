@@ -8,10 +8,10 @@ import pytest
 
 from tests import legacy_files as old
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
+from virnucpro.config import MigrateConfig
 from virnucpro.errors import CheckpointError, UsageError
-from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import Verification, _embed
-from virnucpro.workflows.migrate import MigrationConfig, migrate_features
+from virnucpro.workflows.migrate import migrate_features
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,17 @@ def embedded(demo_weights, tmp_path_factory):
 
 
 def verify(source, weights, num_rows=5, to=None):
-    how = Verification(num_rows, {"protein": ("esm2", weights["protein_weights"])}, "cpu")
-    dims = EmbeddingDims(DNA_DIM, PROTEIN_DIM)
-    return migrate_features(MigrationConfig((source,), to, dims, verification=how))
+    config = MigrateConfig(
+        sources=(source,),
+        output_path=to,
+        dna_dim=DNA_DIM,
+        protein_dim=PROTEIN_DIM,
+        jobs=1,
+        verify=num_rows,
+        protein_weights=weights["protein_weights"],
+        device="cpu",
+    )
+    return migrate_features(config)
 
 
 def test_rows_computed_again_agree(embedded, demo_weights):

@@ -17,13 +17,13 @@ from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli.main import main
-from virnucpro.config import ExportConfig
+from virnucpro.config import ExportConfig, MigrateConfig
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.workflows.export import export_embeddings
-from virnucpro.workflows.migrate import MigrationConfig, migrate_features
+from virnucpro.workflows.migrate import migrate_features
 
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(30, DIMS.dna, seed=1)
@@ -55,7 +55,14 @@ def migrated(tmp_path) -> Path:
     """What `migrate` makes of DNA and proteins, of which 20 ids are in both."""
     old.save(tmp_path / "old/dna.pt", old.dna_document(dict(list(DNA.items())[:25])))
     old.save(tmp_path / "old/protein.pt", old.protein_document(dict(list(PROTEIN.items())[5:])))
-    migrate_features(MigrationConfig((tmp_path / "old",), tmp_path / "migrated", DIMS))
+    migrate_features(
+        MigrateConfig(
+            sources=(tmp_path / "old",),
+            output_path=tmp_path / "migrated",
+            dna_dim=DIMS.dna,
+            protein_dim=DIMS.protein,
+        )
+    )
     return tmp_path / "migrated"
 
 

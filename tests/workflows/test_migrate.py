@@ -20,13 +20,13 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     read_identity,
 )
+from virnucpro.config import MigrateConfig
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import load_classifier, read_state
 from virnucpro.workflows.migrate import (
     REPORT_NAME,
-    MigrationConfig,
     migrate_classifier,
     migrate_features,
 )
@@ -58,7 +58,15 @@ def run(tmp_path):
 
 
 def migrate(*sources, to=None, **settings):
-    return migrate_features(MigrationConfig(sources, to, DIMS, **settings))
+    return migrate_features(
+        MigrateConfig(
+            sources=sources,
+            output_path=to,
+            dna_dim=DIMS.dna,
+            protein_dim=DIMS.protein,
+            **{"jobs": 1, **settings},
+        )
+    )
 
 
 def read_migrated(directory):
@@ -236,7 +244,7 @@ def test_parts_of_ours_have_nothing_to_migrate(repository):
 def test_the_real_runs(shared, tmp_path):
     for name in ("reference_vanilla_output", "test_with_orfs_refactored"):
         source = shared / "legacy" / name
-        config = MigrationConfig((source,), tmp_path / name)
+        config = MigrateConfig(sources=(source,), output_path=tmp_path / name, jobs=1)
         report = migrate_features(config)
         assert report["counts"]["files refused"] == 0
         found = read_migrated(tmp_path / name)

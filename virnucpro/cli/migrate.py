@@ -35,13 +35,16 @@ def migrate_command(ctx: click.Context, config: MigrateConfig) -> None:
       virnucpro migrate old_run -o features
       virnucpro migrate 500_model.pth -o 500.safetensors -e 500
     """  # noqa: D301 (click reads the \b)
+    from virnucpro.workflows.migrate import migrate_features
+
     output = config.output_path
     if output is None and not config.dry_run:
         raise UsageError("nowhere to write to: give -o, or --dry-run to look only")
     if output is not None and output.suffix == _CLASSIFIER_SUFFIX:
         _migrate_classifier(config, output)
         return
-    report = _migrate_features(config)
+    with counting_bars() as show:
+        report = migrate_features(config, show)
     if config.json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -72,36 +75,6 @@ def _migrate_classifier(config: MigrateConfig, output: Path) -> None:
     )
     migrate_classifier(source, output, metadata, dry_run=config.dry_run)
     click.echo(f"{'Would write' if config.dry_run else 'Written'}: {output}")
-
-
-def _migrate_features(config: MigrateConfig) -> dict[str, Any]:
-    from virnucpro.legacy.steps import EmbeddingDims
-    from virnucpro.legacy.verification import Verification
-    from virnucpro.workflows.migrate import MigrationConfig, migrate_features
-
-    weights: Any = {
-        alphabet: (backend, location)
-        for alphabet, backend, location in (
-            ("dna", config.dna_backend, config.dna_weights),
-            ("protein", config.protein_backend, config.protein_weights),
-        )
-        if location is not None
-    }
-    if (config.verify is None) != (not weights):
-        raise UsageError(
-            "--verify needs --dna-weights or --protein-weights, and these need --verify"
-        )
-    features = MigrationConfig(
-        sources=config.sources,
-        output_dir=None if config.dry_run else config.output_path,
-        dims=EmbeddingDims(config.dna_dim, config.protein_dim),
-        jobs=config.jobs,
-        verification=None
-        if config.verify is None
-        else Verification(config.verify, weights, config.device),
-    )
-    with counting_bars() as show:
-        return migrate_features(features, show)
 
 
 def _echo_report(report: dict[str, Any], *, dry_run: bool) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows, part_name
 from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.config import MigrateConfig
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
@@ -51,27 +51,8 @@ _BACKENDS: dict[Alphabet, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class MigrationConfig:
-    """What `migrate` does with features.
-
-    Attributes:
-        sources: Files, directories of features, or entire run directories.
-        output_dir: Directory for the parts; None to write nothing.
-        dims: Numbers in the embeddings.
-        jobs: Processes that read files.
-        verification: The rows to embed again, and the models for that; None for no rows.
-    """
-
-    sources: tuple[Path, ...]
-    output_dir: Path | None
-    dims: EmbeddingDims = field(default_factory=EmbeddingDims)
-    jobs: int = 1
-    verification: Verification | None = None
-
-
 def migrate_features(
-    config: MigrationConfig, on_progress: ProgressListener | None = None
+    config: MigrateConfig, on_progress: ProgressListener | None = None
 ) -> dict[str, Any]:
     """Bring old features to the current format, and return the report on them.
 
@@ -81,36 +62,39 @@ def migrate_features(
         The contents of migration.json; docs/migrating.md describes them.
 
     Raises:
-        UsageError: The output directory is in use, or lies within a source.
+        UsageError: The output directory lies within a source, or `verify` and the weights are not
+            given together.
+        OutputExistsError: The output directory is in use.
         CheckpointError: Embeddings that were computed again differ.
         OutputError: The output cannot be written.
     """
+    verification = _make_verification(config)
+    directory = None if config.dry_run else config.output_path
+    dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
-    earlier = _read_earlier(config, paths)
+    earlier = None if directory is None else _read_earlier(directory, config.sources, paths)
     if earlier is not None and earlier["status"] == "complete":
-        logger.info("%s: is complete already", config.output_dir)
+        logger.info("%s: is complete already", directory)
         return earlier
-    inspect = partial(inspect_file, dims=config.dims)
+    inspect = partial(inspect_file, dims=dims)
     reports = _collect(
         run_parallel(inspect, paths, config.jobs), "reading", len(paths), on_progress
     )
     choice = choose_rows(reports)
     excuse_joined(reports, choice)
-    report = _describe(config, reports, choice)
-    if config.verification is not None:
-        report["verified"] = verify_rows(
-            config.verification, config.sources, reports, choice, config.dims
-        )
-    if config.output_dir is None or not report["counts"]["ids"]:
+    report = _describe(reports, choice, dims)
+    if verification is not None:
+        report["verified"] = verify_rows(verification, config.sources, reports, choice, dims)
+    if directory is None or not report["counts"]["ids"]:
         return report
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    with locked(config.output_dir / ".lock"):
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory / ".lock"):
         # The report comes first: it tells a later call which files the unfinished parts are from.
-        write_json(config.output_dir / REPORT_NAME, report)
-        tasks = _plan(config, reports, choice)
+        write_json(directory / REPORT_NAME, report)
+        tasks = _plan(directory, config.sources, reports, choice, dims)
         _collect(run_parallel(convert_file, tasks, config.jobs), "writing", len(tasks), on_progress)
         report["status"] = "complete"
-        write_json(config.output_dir / REPORT_NAME, report)
+        write_json(directory / REPORT_NAME, report)
     return report
 
 
@@ -137,16 +121,31 @@ def migrate_classifier(
         save_classifier(target, state, metadata)
 
 
-def _read_earlier(config: MigrationConfig, paths: Sequence[Path]) -> dict[str, Any] | None:
+def _make_verification(config: MigrateConfig) -> Verification | None:
+    weights: dict[Alphabet, tuple[str, str]] = {}
+    if config.dna_weights is not None:
+        weights["dna"] = (config.dna_backend, config.dna_weights)
+    if config.protein_weights is not None:
+        weights["protein"] = (config.protein_backend, config.protein_weights)
+    if (config.verify is None) != (not weights):
+        raise UsageError(
+            "--verify needs --dna-weights or --protein-weights, and these need --verify"
+        )
+    if config.verify is None:
+        return None
+    return Verification(config.verify, weights, config.device)
+
+
+def _read_earlier(
+    directory: Path, sources: Sequence[Path], paths: Sequence[Path]
+) -> dict[str, Any] | None:
     """Return the report of an earlier migration of the same files; None if there is none.
 
     Raises:
-        UsageError: The output directory is in use, or lies within a source.
+        UsageError: The output directory lies within a source.
+        OutputExistsError: The output directory is in use.
     """
-    directory = config.output_dir
-    if directory is None:
-        return None
-    for source in config.sources:
+    for source in sources:
         if directory.resolve().is_relative_to(source.resolve()):
             raise UsageError(
                 f"{directory}: lies within {source}, which must not change; choose another (-o)"
@@ -201,16 +200,19 @@ def _number_ids(
 
 
 def _plan(
-    config: MigrationConfig, reports: Sequence[FileReport], choice: Choice
+    directory: Path,
+    sources: Sequence[Path],
+    reports: Sequence[FileReport],
+    choice: Choice,
+    dims: EmbeddingDims,
 ) -> list[Conversion]:
     """Return the parts to write from each file, without the files that are written already."""
-    assert config.output_dir is not None
     # Rows and ranks follow the order of the sources. They are the same when the user repeats the
     # command after an interruption, so that finished parts keep their meaning.
     unique, rows_of_ids, ordered = _number_ids(reports, choice)
     digest = hashlib.sha256(ordered.tobytes()).hexdigest()
     # Sources with different chunk lengths have no common one: 0 means unknown.
-    lengths = {read_expected_length(source) for source in config.sources}
+    lengths = {read_expected_length(source) for source in sources}
     length_bp = lengths.pop() or 0 if len(lengths) == 1 else 0
     tasks = []
     for rank, (report, taken) in enumerate(zip(reports, choice.taken, strict=True)):
@@ -222,12 +224,12 @@ def _plan(
         }
         task = Conversion(
             path=report.path,
-            dims=config.dims,
+            dims=dims,
             rank=rank,
             rows=rows,
-            directories={name: config.output_dir / name for name in rows},
+            directories={name: directory / name for name in rows},
             identities={
-                name: _make_identity(report, name, config.dims, digest, length_bp) for name in rows
+                name: _make_identity(report, name, dims, digest, length_bp) for name in rows
             },
             first_numbers=dict.fromkeys(rows, 0),
             with_ids=True,
@@ -261,9 +263,7 @@ def _make_identity(
     )
 
 
-def _describe(
-    config: MigrationConfig, reports: Sequence[FileReport], choice: Choice
-) -> dict[str, Any]:
+def _describe(reports: Sequence[FileReport], choice: Choice, dims: EmbeddingDims) -> dict[str, Any]:
     dna, protein = (choice.ids(reports, alphabet) for alphabet in ALPHABETS)
     return {
         "schema_version": REPORT_SCHEMA_VERSION,
@@ -279,7 +279,7 @@ def _describe(
             "files refused": sum(report.error is not None for report in reports),
         },
         "files": [
-            _describe_file(report, taken, config.dims)
+            _describe_file(report, taken, dims)
             for report, taken in zip(reports, choice.taken, strict=True)
         ],
     }
