@@ -1,14 +1,15 @@
-# make demo   installs into .venv and runs the example with the small model that ships with the program
-# make test   installs the test tools as well and runs the tests
-# make docs   builds the docs as a site, in site/
-# make check  everything that has to be clean before a change is pushed
+# make demo        installs into .venv and runs the example with the small model that ships with the program
+# make test-fast   installs the test tools and runs the tests that start no process, in a minute
+# make test        runs all tests
+# make docs        builds the docs as a site, in site/
+# make check       everything that has to be clean before a change is pushed
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR := demo
 
-.PHONY: demo test lint docs check clean
+.PHONY: demo test test-fast lint docs check clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO_DIR)
@@ -18,6 +19,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest --numprocesses=auto
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/pytest --numprocesses=auto -m "not slow and not launch"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

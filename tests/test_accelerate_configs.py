@@ -14,6 +14,8 @@ import yaml
 from tests.runs import predict_options, read_tables, write_reads
 from virnucpro import PredictConfig, predict
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
 NAMES = ("cpu", "multi_gpu", "multi_node", "single_gpu")
 

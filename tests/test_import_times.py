@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 LOWER_FLOORS = (
     "virnucpro, virnucpro.backend.interface, virnucpro.backend.registry, "
     "virnucpro.backend.testing, virnucpro.backend.weights, virnucpro.config, "

@@ -10,6 +10,8 @@ from tests.runs import REPOSITORY, VIRNUCPRO, read_table, run
 from virnucpro.config import MINI_DIRECTORY, MINI_LENGTHS_BP
 from virnucpro.scoring.classifier_files import load_classifier
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = REPOSITORY / "examples" / "example.fasta"
 LABELS = REPOSITORY / "examples" / "labels.tsv"
 

@@ -12,6 +12,8 @@ import pytest
 
 import virnucpro
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def program(repository: Path) -> str:

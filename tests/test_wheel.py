@@ -14,6 +14,8 @@ import pytest
 import virnucpro
 from tests.runs import REPOSITORY, read_table, run
 
+pytestmark = pytest.mark.slow
+
 PIP = (sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
 PACKAGES = ("virnucpro", "backends/virnucpro_esm2", "backends/virnucpro_dnabert_s")
 

@@ -147,6 +147,7 @@ def test_an_unknown_name_gets_the_installed_and_the_nearest() -> None:
     assert "Did you mean" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_another_process_finds_plugins_without_torch(tmp_path: Path) -> None:
     install_project(TOY_PLUGIN, tmp_path / "good")
     install_module(tmp_path / "bad", "import virnucpro_no_such_module", "toy-bad", name="bad")

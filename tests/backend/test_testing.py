@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from tests.plugins import TOY_PLUGIN, install_project, run_python
@@ -33,6 +34,7 @@ def write_documented_project(directory: Path) -> None:
         path.write_text(text)
 
 
+@pytest.mark.slow
 def test_the_documented_backend_keeps_the_contract(tmp_path: Path) -> None:
     write_documented_project(tmp_path / "project")
     install_project(tmp_path / "project", tmp_path / "site")
@@ -49,6 +51,7 @@ def test_the_documented_backend_is_the_shipped_toy(tmp_path: Path) -> None:
         assert (tmp_path / "toy_backend" / name).read_text() == (shipped / name).read_text()
 
 
+@pytest.mark.slow
 def test_the_toy_plugin_embeds(tmp_path: Path) -> None:
     install_project(TOY_PLUGIN, tmp_path / "site")
     write_toy_weights(tmp_path / "toy.safetensors", embedding_dim=3)
@@ -66,6 +69,7 @@ print(*encoder(batch).shape)
     assert child.stdout == "2 3\n", child.stderr
 
 
+@pytest.mark.slow
 def test_the_contract_asks_for_pytest(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pytest'] = None;"
@@ -105,6 +109,7 @@ class SloppyContract(TestToyBackend):
         return SloppyBackend()
 
 
+@pytest.mark.slow
 def test_the_contract_finds_faults(tmp_path: Path) -> None:
     node = f"{__file__}::SloppyContract"
     args = ["-m", "pytest", "-q", "-rf", "-o", "python_classes=SloppyContract", node]

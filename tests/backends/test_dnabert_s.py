@@ -152,6 +152,7 @@ class TestContract(BackendContract):
 # The network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 @pytest.mark.parametrize(("num_heads", "width"), [(12, 48), (8, 64), (4, 32), (5, 40)])
 def test_equals_the_reference_alone_and_among_others(
@@ -169,6 +170,7 @@ def test_equals_the_reference_alone_and_among_others(
     assert relative_deviation(alone, expected) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_equals_the_reference_over_3000_tokens(tmp_path: Path, attention: Attention) -> None:
     config = make_config(num_layers=1)
@@ -211,6 +213,7 @@ def test_real_size_holds_the_published_parameters_without_the_pooler() -> None:
     assert len(model.state_dict()) == 138 - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_float32_on_the_cpu(

@@ -121,6 +121,7 @@ def embed_by_fair_esm(path: Path, sequences: list[str]) -> torch.Tensor:
     return torch.stack([hidden_LD[1 : len(s[:1024]) + 1].mean(0) for hidden_LD, s in pairs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "dtype_on_disk"),
     [
@@ -165,6 +166,7 @@ def test_both_layouts_give_the_same_numbers(
     assert torch.equal(embed(fair_esm, sequences), embed(transformers, sequences))
 
 
+@pytest.mark.slow
 def test_equals_transformers_reading_and_writing(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     ours = write_transformers(tmp_path / "ours", make_config())
@@ -386,6 +388,7 @@ def test_8_bits_want_sizes_that_are_multiples_of_16(tmp_path: Path) -> None:
         embed(path, ["M"], dtype=float8.DTYPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
 @pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_half_precision_is_near_float32(

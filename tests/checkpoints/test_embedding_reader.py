@@ -75,6 +75,7 @@ print(len(parts))
 """
 
 
+@pytest.mark.slow
 def test_many_parts_need_few_open_files(tmp_path):
     for number in range(300):
         write(tmp_path, np.arange(4) + 4 * number, number)

@@ -27,6 +27,8 @@ from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DNA = old.make_frames(4, DIMS.dna, seed=1)
 PROTEIN = old.make_frames(4, DIMS.protein, seed=2)

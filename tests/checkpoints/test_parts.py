@@ -151,6 +151,7 @@ except OutputError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 100, 3000, 50_000])
 def test_a_disk_that_refuses_is_explained_and_leaves_nothing(tmp_path, limit):
     result = run_python(FILL_DISK, Path(__file__).parent, tmp_path, limit)
@@ -190,6 +191,7 @@ for number in itertools.count(next_part_number(directory, 0)):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_only_whole_parts(tmp_path):
     chance = random.Random(3)
     for _ in range(6):

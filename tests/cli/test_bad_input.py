@@ -21,6 +21,8 @@ from tests.plugins import install_module
 from tests.runs import read_tables
 from virnucpro.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 
 
@@ -239,7 +241,7 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
         ("--dna-weights some/model@main", 1, "some/model@main: no such file or directory here"),
         ("--dna-weights void", 1, "void: holds no config.json and no tokenizer.json"),
         ("--protein-weights good.fa", 1, "good.fa: refused, because"),
-        ("--protein-weights cut.pt", 1, "cut.pt: refused, because it is no whole zip archive"),
+        ("--protein-weights cut.pt", 1, "cut.pt: refused, because it is not a whole zip archive"),
         ("--protein-weights {dna_weights}", 1, "config.json: describes a model of type 'bert'"),
         ("--model-path nowhere.pth", 2, "nowhere.pth: no such classifier"),
         ("--model-path good.fa", 1, "good.fa: refused, because"),

@@ -15,6 +15,8 @@ import pytest
 from tests.plugins import install_module, run_python
 from tests.runs import REPOSITORY, VIRNUCPRO, accelerate_launch, run, write_reads
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 import dataclasses, torch
 from virnucpro.backend.testing.toy import ToyBackend
@@ -102,7 +104,7 @@ def test_one_model_is_compared_with_an_earlier_report(
     (tmp_path / "earlier.json").write_text('{"lines": [{}]}')
     done = benchmark(*options, f"--compare-to={tmp_path / 'earlier.json'}")
     assert done.returncode == 2
-    assert "earlier.json: is no benchmark.json (KeyError: " in done.stderr
+    assert "earlier.json: is not a benchmark.json (KeyError: " in done.stderr
 
 
 @pytest.mark.parametrize(

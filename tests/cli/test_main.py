@@ -79,6 +79,7 @@ def start(*args, **extra) -> subprocess.Popen[str]:
 # How it is started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -103,6 +104,7 @@ def test_torch_is_not_imported_for(command):
     assert not imported & {"torch", "accelerate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["-m virnucpro", "virnucpro"])
 def test_ways_to_start(how, repository):
     done = subprocess.run(
@@ -256,12 +258,13 @@ def test_verbose_shows_where_an_error_comes_from(run, fasta):
 def test_quiet_and_log_file(run, fasta, tmp_path):
     assert run("-q", "-l", "all.log", "predict", fasta, "-w", "4").exit_code == 2
     log = (tmp_path / "all.log").read_text()
-    assert "no longer of any effect: --num-workers" in log
+    assert "--num-workers has no effect any more" in log
     assert "no such classifier" in log
     quiet = run("predict", fasta, "--quiet", "-w", "4").stderr
     assert quiet.startswith("Error: 500_model.pth: no such classifier")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "message"),
     [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
@@ -277,6 +280,7 @@ def test_signals_end_it_with_their_exit_code(number, code, message):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_trouble(tmp_path):
     (tmp_path / "same.fa").write_text(">a\nACGT\n" * 50_000)
     reading, writing = os.pipe()
@@ -392,9 +396,9 @@ def test_the_keys_of_the_fork_stand_behind_those_of_the_command(tmp_path):
 
 
 def test_an_option_without_meaning_says_so_once_and_only_when_given(run, fasta):
-    assert "no longer" not in run("predict", fasta).stderr
+    assert "any more" not in run("predict", fasta).stderr
     errors = run("predict", fasta, "-w", "4", "-t", "2", "--cuda-streams").stderr
-    assert errors.count("Warning: no longer of any effect: ") == 3
+    assert errors.count(" has no effect any more: ") == 3
     assert errors.count("--num-workers") == 1
 
 
@@ -427,6 +431,7 @@ def test_only_the_main_process_of_a_launch_looks(occupied, monkeypatch):
     assert settle_output(config, occupied, used=True, may_ask=True) is config
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_user_is_asked(occupied):
     code, seen = on_a_terminal("-m", "virnucpro", "predict", "a.fa", answer="n")
     assert "a_predictions exists. Overwrite it? [y/N]" in seen
@@ -434,6 +439,7 @@ def test_on_a_terminal_the_user_is_asked(occupied):
     assert (occupied / "records.tsv").exists()
 
 
+@pytest.mark.slow
 def test_a_yes_means_force(occupied):
     program = (
         "from virnucpro.cli.options import *\n"
@@ -443,6 +449,7 @@ def test_a_yes_means_force(occupied):
     assert on_a_terminal("-c", program, answer="y")[1].endswith("True\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["", "--quiet", "--no-progress"])
 def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
     program = (

@@ -41,6 +41,7 @@ def test_a_failed_run_says_what_ended_it(tmp_path: Path):
     assert "ended by KeyboardInterrupt" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_directory_without_a_run(tmp_path: Path):
     result = CliRunner().invoke(main, ["monitor", str(tmp_path)])
     assert result.exit_code == 2
@@ -48,6 +49,7 @@ def test_a_directory_without_a_run(tmp_path: Path):
     assert f"{tmp_path}/metrics.jsonl: does not exist; give the output directory of" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_without_torch_until_ctrl_c(tmp_path: Path):
     with Monitor(tmp_path / "metrics.jsonl") as monitor:
         monitor.begin_pass(PassStatus("DNA embeddings", 10, 100, 10))
@@ -72,6 +74,7 @@ def test_a_run_is_followed_without_torch_until_ctrl_c(tmp_path: Path):
 # Real runs
 
 
+@pytest.mark.slow
 def test_predict_tells_of_its_passes(tmp_path: Path, demo_weights):
     reads = write_reads(tmp_path / "reads.fa", 60)
     config = PredictConfig(inputs=reads, output_dir=tmp_path / "out", device="cpu", **demo_weights)

@@ -25,6 +25,8 @@ from virnucpro.config import PredictConfig
 from virnucpro.embedding.compiling import compile_layers, pays
 from virnucpro.workflows.predict import predict
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 # As batches come: many of a length, a few of several, single ones.

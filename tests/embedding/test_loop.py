@@ -149,6 +149,7 @@ def test_the_loader_keeps_batches_of_varying_size(run: Run, job: Job) -> None:
     assert len({len(rows) for rows in loaded}) > 3
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(run: Run, job: Job, tmp_path: Path) -> None:
     embed(run, job)
     other = replace(job, parts_dir=tmp_path / "other")

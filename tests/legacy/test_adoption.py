@@ -25,6 +25,8 @@ from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.workflows.migrate import migrate_features
 
+pytestmark = pytest.mark.slow
+
 NUM_READS = 60
 FRAMES_PER_FILE = 40
 

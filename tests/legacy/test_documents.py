@@ -186,7 +186,7 @@ REFUSED = {
     ),
     "the future": (
         old.dna_document(DNA) | {"version": "3.1"},
-        r"version is '3\.1', and this program knows '1\.0'",
+        r"version is '3\.1', and this program reads versions up to '1\.0'",
     ),
     "other dimensions": (
         old.dna_document(old.make_frames(2, 7)),

@@ -184,6 +184,7 @@ def test_no_loader_runs_anything(
     assert not trace.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [in_state_dict, in_list, in_attribute, without_zip])
 @pytest.mark.parametrize("make_call", CALLS)
 def test_the_attacks_would_work_elsewhere(
@@ -204,6 +205,7 @@ def test_what_a_pickle_names_is_said(tmp_path: Path) -> None:
         read_features(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [read_tensors, load_classifier, read_features])
 @pytest.mark.parametrize("is_compressed", [True, False])
 def test_a_zip_bomb_takes_no_memory(
@@ -235,7 +237,7 @@ def test_a_text_that_is_encoded_again_and_again_takes_no_memory(tmp_path: Path) 
     write_archive(path, pickle.dumps({"ids": calls}, 2))
     assert path.stat().st_size < 1 << 21
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="makes more bytes than it holds"):
+    with pytest.raises(CheckpointError, match="holds bytes in a form that"):
         read_features(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 23
     tracemalloc.stop()

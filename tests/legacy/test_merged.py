@@ -62,6 +62,7 @@ def test_records_chunks_and_classes_come_of_ids_and_directories(features: list[s
     assert set(precisions) == {"unknown"}
 
 
+@pytest.mark.slow
 def test_a_classifier_is_made_of_them(features: list[str], tmp_path: Path) -> None:
     config = TrainConfig(
         merged=tuple(features),

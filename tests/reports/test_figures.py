@@ -10,6 +10,7 @@ from virnucpro.errors import VirnucproError
 from virnucpro.reports.figures import draw_report
 
 
+@pytest.mark.slow
 def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
     found = make_predictions(60)
     written = []
@@ -23,6 +24,7 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
     assert written[0][0].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_without_probabilities_only_the_score_is_drawn(tmp_path: Path) -> None:
     found = make_predictions(60)
     draw_report(tmp_path, found, "toys")

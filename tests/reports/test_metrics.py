@@ -79,6 +79,7 @@ def test_curves_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(np.append(0, false / false[-1]), fpr)
 
 
+@pytest.mark.slow
 def test_intervals_follow_the_seed_and_hold_the_truth() -> None:
     found = make_predictions()
     assert estimate_metrics(found, seed=1) == estimate_metrics(found, seed=1)

@@ -27,6 +27,7 @@ print(untold * resource.getpagesize() >> 20, count_page_faults() * resource.getp
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is for glibc's malloc")
 def test_freed_memory_is_used_again() -> None:
     done = run(sys.executable, "-c", PROGRAM)

@@ -31,6 +31,8 @@ from virnucpro.cli.main import main
 from virnucpro.errors import Terminated, UsageError, VirnucproError
 from virnucpro.runtime import launching
 
+pytestmark = pytest.mark.slow
+
 launch = pytest.mark.launch
 
 
@@ -65,8 +67,8 @@ def test_one_process_for_each_gpu(monkeypatch, num_gpus, device, num_processes, 
         (2, "auto", 3, None, "3 processes need a GPU each, and this machine shows 2"),
         (0, "cuda", 2, None, "this machine shows 0; start fewer, or give --device cpu"),
         (4, "cuda:1", 2, None, "device cuda:1 is a single one"),
-        (2, "auto", None, "0,1,5", "--gpus 0,1,5: 2 of these GPUs are there"),
-        (0, "auto", None, "0", "--gpus 0: 0 of these GPUs are there"),
+        (2, "auto", None, "0,1,5", "--gpus 0,1,5: this machine has 2 of these GPUs"),
+        (0, "auto", None, "0", "--gpus 0: this machine has 0 of these GPUs"),
     ],
 )
 def test_gpus_that_are_not_there(monkeypatch, num_gpus, device, num_processes, gpus, message):
@@ -155,7 +157,7 @@ def test_two_launches_at_once_of_a_file_and_of_standard_input(
     for process in (of_file, of_stdin):
         _, messages = process.communicate()
         assert process.returncode == 0, messages
-        assert messages.count("no longer of any effect: --num-workers") == 1
+        assert messages.count("--num-workers has no effect any more") == 1
         assert messages.count("results: ") == 1
     for name, stem in (("file", "reads"), ("stdin", "stdin")):
         found = read_tables(tmp_path / name)

@@ -13,6 +13,7 @@ from virnucpro.errors import UsageError
 from virnucpro.runtime.run import locked, open_run
 
 
+@pytest.mark.slow
 def test_a_second_run_is_kept_away(tmp_path: Path) -> None:
     script = "import sys, virnucpro.runtime.run as r\nwith r.locked(r.Path(sys.argv[1])): pass"
     other = [sys.executable, "-c", script, str(tmp_path / ".lock")]

@@ -52,6 +52,7 @@ def restored_threads() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_scores_are_independent_of_batch_size(
     full_size: Classifier, features: np.ndarray, batch_size: int

@@ -215,6 +215,7 @@ def test_a_build_that_fails_leaves_no_complete_store(build: BuildFrames, tmp_pat
         open_frame_store(tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_no_complete_store(build: BuildFrames, tmp_path: Path) -> None:
     build()
     script = (

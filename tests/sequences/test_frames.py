@@ -140,6 +140,7 @@ def test_every_length_is_cut_by_the_plain_rules(chunk_length: int) -> None:
     assert [letters[start : start + length] for start, length in spans] == list(chain(*plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_length", [300, 500])
 def test_every_length_gives_the_frames_of_the_plain_rules(chunk_length: int) -> None:
     sequences = [make_sequence(ALPHABETS[n % 7], n, seed=n) for n in range(1601)]

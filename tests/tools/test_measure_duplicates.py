@@ -31,6 +31,7 @@ def test_errors_are_as_frequent_as_asked_for() -> None:
     assert share == pytest.approx(0.05, abs=0.01)
 
 
+@pytest.mark.slow
 def test_repeats_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_text(f">a\n{'ACGATTGCA' * 30}\n>b\n{'ACGATTGCA' * 30}\n")

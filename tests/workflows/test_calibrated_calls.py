@@ -126,6 +126,7 @@ def test_without_a_calibration_a_score_is_no_probability(
     assert np.isnan(read_probabilities(result)).all()
 
 
+@pytest.mark.slow
 def test_presets_are_bounds(calibrated, tmp_path: Path) -> None:
     reads = write_reads(tmp_path / "reads.fa", 10)
     command = [*VIRNUCPRO, "predict", reads, "-o", tmp_path / "out", *predict_options(calibrated)]

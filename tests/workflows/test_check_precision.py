@@ -134,6 +134,7 @@ def test_it_says_when_no_call_flips(check, reads, runs, tmp_path):
     assert result.stdout.endswith("\n\nNo call would flip.\n")
 
 
+@pytest.mark.slow
 def test_a_sample_is_drawn_from_all_inputs(check, reads, tmp_path):
     more = write_reads(tmp_path / "more.fa", 10, seed=1)
     options = (reads, more, "--precision=bf16", "--sample=12", "--json")
@@ -147,8 +148,8 @@ def test_a_sample_is_drawn_from_all_inputs(check, reads, tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["--precision=fp32"], 2, "precision fp32 is fp32 on cpu, which is what the others are"),
-        ([], 2, "precision auto is fp32 on cpu"),
+        (["--precision=fp32"], 2, "precision fp32 means fp32 on cpu, and other precisions are"),
+        ([], 2, "precision auto means fp32 on cpu"),
         (["--precision=fp8"], 2, "fp8 needs an NVIDIA GPU of the Hopper generation or newer"),
         (["--precision=bf16", "--min-length=999"], 1, "none of the 40 records drawn has an open"),
     ],

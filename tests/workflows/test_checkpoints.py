@@ -94,6 +94,7 @@ def test_show_a_run(run):
     assert "a run of 6 open frames, chunks of 300 bp" in invoke("checkpoints", "show", run).stdout
 
 
+@pytest.mark.slow
 def test_show_imports_no_torch(run):
     script = (
         "import sys; from virnucpro.cli.main import main; "
@@ -154,8 +155,8 @@ def unmark(path: Path) -> None:
     ("damage", "reason"),
     [
         (flip, "SHA-256"),
-        (negate_rows, "negative rows"),
-        (repeat_rows, "some twice"),
+        (negate_rows, "negative or repeated rows"),
+        (repeat_rows, "negative or repeated rows"),
         (spoil_values, "NaN"),
         (unmark, "ids is missing"),
     ],

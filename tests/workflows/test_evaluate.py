@@ -55,6 +55,7 @@ def read_report(directory: Path) -> dict[tuple[str, str, str], str]:
     return {(row["records"], row["subset"], row["metric"]): row["value"] for row in rows}
 
 
+@pytest.mark.slow
 def test_figures_of_a_table_written_by_hand(tables, tmp_path: Path) -> None:
     _, truth = tables
     result = evaluate(tmp_path, "--truth", truth)
@@ -84,6 +85,7 @@ def test_figures_of_a_table_written_by_hand(tables, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path) -> None:
     records, truth = tables
     result = evaluate(records, "--truth", truth, "-o", tmp_path / "out")
@@ -98,6 +100,7 @@ def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path
     assert min(sizes) > 10_000
 
 
+@pytest.mark.slow
 def test_length_bins_and_classes(tables, tmp_path: Path) -> None:
     _, truth = tables
     assert evaluate(tmp_path, "--truth", truth).exit_code == 0
@@ -142,6 +145,7 @@ def write_copies(directory: Path, num_copies: int, with_groups: bool) -> None:
     (directory / "labels.tsv").write_text("".join(truth))
 
 
+@pytest.mark.slow
 def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
     found = {}
     for name, num_copies, with_groups in (
@@ -241,6 +245,7 @@ def test_labels_that_cannot_be_used(tables, tmp_path: Path, text: str, message: 
     assert not (tmp_path / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_a_report_is_not_overwritten_unasked(tables, tmp_path: Path) -> None:
     records, truth = tables
     assert evaluate(records, "--truth", truth).exit_code == 0
@@ -250,6 +255,7 @@ def test_a_report_is_not_overwritten_unasked(tables, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_figures_need_an_extra_that_the_message_names(tables, tmp_path: Path) -> None:
     _, truth = tables
     without = (

@@ -95,6 +95,7 @@ def snapshot(directory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_of_several_generations(run, tmp_path, jobs):
     before = snapshot(run)

@@ -182,6 +182,7 @@ def test_a_compressed_fastq_gives_what_its_fasta_gives(predict_into, reads, tmp_
     assert read_tables(from_fastq.output_dir) == read_tables(from_fasta.output_dir)
 
 
+@pytest.mark.slow
 def test_standard_input(predict_into, reads, demo_weights, tmp_path):
     command = [*VIRNUCPRO, "predict", "-", "-o", tmp_path / "piped"]
     with reads.open("rb") as file:
@@ -365,6 +366,7 @@ def test_predict_leaves_the_callers_logging_alone(predict_into, reads):
     assert before == (logging.getLogger().handlers, logging.getLogger("virnucpro").level)
 
 
+@pytest.mark.slow
 def test_python_virnucpro_from_a_checkout(predict_into, reads, demo_weights, tmp_path):
     command = [VIRNUCPRO[0], "virnucpro", "predict", reads, "-o", tmp_path / "by_path"]
     done = run(*command, *predict_options(demo_weights), "--dataloader-workers=2")

@@ -37,6 +37,8 @@ from virnucpro.cli.main import main
 from virnucpro.embedding import loop as embedding
 from virnucpro.errors import IdentityMismatchError, Terminated
 
+pytestmark = pytest.mark.slow
+
 # Small batches make a run slow enough to be killed on its way.
 BUDGETS = {"dna_batch_tokens": 100, "protein_batch_tokens": 100}
 BUDGET_OPTIONS = ("--dnabert-batch-size=100", "--esm-batch-size=100")

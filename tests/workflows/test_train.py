@@ -35,6 +35,8 @@ from virnucpro.errors import (
 )
 from virnucpro.scoring.classifier_files import load_classifier
 
+pytestmark = pytest.mark.slow
+
 CHUNK_BP = 90
 FILES = ("phages.fa", "bacteria.fa", "fungi.fa")
 

@@ -73,7 +73,7 @@ class TokenBatch(NamedTuple):
     """Tokenized sequences, packed end to end without padding.
 
     It is a NamedTuple because Accelerate moves the tensors of a NamedTuple to the device, and
-    silently leaves those of a dataclass on the CPU. `rows` is a NumPy array and `max_length` an
+    silently leaves tensors of a dataclass on the CPU. `rows` is a NumPy array and `max_length` an
     int, so that they stay on the host, where they are needed.
 
     Attributes:

@@ -156,5 +156,5 @@ def _explain_unknown(name: str, installed: list[str]) -> str:
     guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return (
         f"No backend is called {name!r}; installed are: {', '.join(installed) or 'none'}.{guess} "
-        "Install the package that brings it; `virnucpro backends` lists what is there."
+        "Install the package that contains it; `virnucpro backends` lists the installed ones."
     )

@@ -133,7 +133,9 @@ def find_weight_files(directory: Path) -> list[Path]:
         # The index is untrusted: it must not make us read a file of another directory.
         is_plain = isinstance(name, str) and Path(name).name == name
         if not is_plain or not (directory / name).is_file():
-            raise WeightsError(f"{index}: names {name!r}, and no such file is beside it")
+            raise WeightsError(
+                f"{index}: names {name!r}, but this file is not in the same directory"
+            )
     return [directory / name for name in sorted(set(names))]
 
 
@@ -215,8 +217,8 @@ def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > num_bytes:
             raise WeightsError(
-                f"{path}: refused, because {name} claims the shape {tuple(tensor.shape)}, for "
-                f"which a file of {num_bytes:,} bytes has no room"
+                f"{path}: refused, because {name} claims the shape {tuple(tensor.shape)}, "
+                f"which does not fit in {num_bytes:,} bytes"
             )
 
 
@@ -270,9 +272,9 @@ def check_torch_zip(path: Path) -> None:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # with a damaged directory it raises many kinds of errors
         raise WeightsError(
-            f"{path}: refused, because it is no whole zip archive ({first_line(error)}), which "
-            "torch.save writes since PyTorch 1.6; it is damaged, or older: then load it where you "
-            "trust it, and save it again"
+            f"{path}: refused, because it is not a whole zip archive ({first_line(error)}), which "
+            "torch.save writes since PyTorch 1.6; if it is older and you trust it, load it with "
+            "torch and save it again"
         ) from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise WeightsError(

@@ -84,7 +84,7 @@ def _compare(report: Report, path: Path) -> None:
         ]
     except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: is no benchmark.json ({type(error).__name__}: {error}); give what "
+            f"{path}: is not a benchmark.json ({type(error).__name__}: {error}); give what "
             "`virnucpro benchmark --json` printed or -o wrote"
         ) from error
     if device != report["device"]:

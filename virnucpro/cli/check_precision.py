@@ -35,7 +35,7 @@ def check_precision_command(
     \b
     Examples:
       virnucpro check-precision contigs.fasta
-      virnucpro check-precision contigs.fasta --precision fp8 --sample 1000
+      virnucpro check-precision contigs.fasta --precision fp8 --num-records 1000
     """  # noqa: D301 (click reads the \b)
     if num_processes() > 1:
         raise UsageError("check-precision runs in one process; start the command by itself")

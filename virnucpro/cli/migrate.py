@@ -39,7 +39,7 @@ def migrate_command(ctx: click.Context, config: MigrateConfig) -> None:
 
     output = config.output_path
     if output is None and not config.dry_run:
-        raise UsageError("nowhere to write to: give -o, or --dry-run to look only")
+        raise UsageError("no output: give -o, or --dry-run to write nothing")
     if output is not None and output.suffix == _CLASSIFIER_SUFFIX:
         _migrate_classifier(config, output)
         return
@@ -63,8 +63,8 @@ def _migrate_classifier(config: MigrateConfig, output: Path) -> None:
         number = re.match(r"\d+", source.name)
         hint = f" (its name suggests -e {number[0]})" if number else ""
         raise UsageError(
-            f"{source}: tells nothing of the chunk length that it was trained on; give it "
-            f"with -e{hint}"
+            f"{source}: does not say for which chunk length it was trained; give the "
+            f"length with -e{hint}"
         )
     metadata = ClassifierMetadata(
         dna_backend=config.dna_backend,

@@ -225,7 +225,7 @@ def use_settings(ctx: click.Context, path: Path, command: str | None = None) -> 
 
 
 def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
-    """Return settings: the command line's before those of a settings file before the defaults.
+    """Return settings: of the command line, else of a settings file, else the defaults.
 
     Raises:
         UsageError: A setting has an invalid value, or two options contradict each other.

@@ -86,7 +86,7 @@ def _note_options_without_meaning(ctx: click.Context) -> None:
     for option in FORK_OPTIONS:
         name = next(name for name in option.names if name.startswith("--")).partition("/")[0]
         if option.why and name[2:].replace("-", "_") in given and reads_settings_first():
-            logger.warning("no longer of any effect: %s: %s", name, option.why)
+            logger.warning("%s has no effect any more: %s", name, option.why)
 
 
 def _report(result: PredictResult) -> None:

@@ -26,7 +26,7 @@ class ProfileConfig(DeviceConfig, group="Measuring"):
     weights: str | None = option(
         None,
         help="Weights of the backend: a file, a directory or a hub id.",
-        unset="those of predict",
+        unset="as for predict",
         details="Backends that predict does not use by default need it.",
         group="Embedding models",
         metavar="WEIGHTS",

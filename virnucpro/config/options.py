@@ -111,7 +111,7 @@ class Option:
         """Return `value` as the field's type.
 
         Raises:
-            ValueError: It is no such value; the message says what is wanted.
+            ValueError: The value is invalid; the message says what is wanted.
         """
         if value is None and self.default is None:
             return None

@@ -173,7 +173,7 @@ class PredictConfig(FramesConfig, group="Classifier and calls"):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckPrecisionConfig(PredictConfig, group="Measuring"):
-    """The settings of `check-precision`: those of `predict` that change scores, and the sample."""
+    """The settings of `check-precision`: the sample, and what changes scores in `predict`."""
 
     num_records: int = option(
         200, "--sample", help="Number of records to draw at random from the whole input.", minimum=1

@@ -104,10 +104,10 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         document.get("format"),
         document.get("format_version"),
     ):
-        return _pass_over(path, f"it is no {_FORMAT} of version {_FORMAT_VERSION}")
+        return _pass_over(path, f"it is not a {_FORMAT} file of version {_FORMAT_VERSION}")
     entries = document.get("budgets")
     if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-        return _pass_over(path, "its budgets are no numbers of tokens, at least 1")
+        return _pass_over(path, "its budgets are not whole numbers of at least 1")
     return entries
 
 

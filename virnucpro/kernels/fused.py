@@ -91,7 +91,7 @@ def _gelu(x):
 @triton.jit
 def _tanh_gelu(x):
     """Return x * (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)), u = sqrt(2 / pi) * (x + 0.044715 x^3)."""
-    # The factors are those of -2 u, divided by ln 2, because exp2 is faster than exp.
+    # The factors give -2 u / ln 2, because exp2 is faster than exp.
     return x / (1.0 + tl.exp2(x * (-2.3022082 - 0.1029432 * x * x)))
 
 

@@ -84,8 +84,8 @@ def _read_pickle(path: Path) -> tuple[Generation, Document]:
         generation = Generation(1, "D: v1.0, or DNA of v2.0")
     else:
         raise FormatVersionError(
-            f"its version is {document['version']!r}, and this program knows '1.0' and older of "
-            "such files; update virnucpro"
+            f"its version is {document['version']!r}, and this program reads versions up to "
+            "'1.0'; update virnucpro"
         )
     # The original and the fork before v1.0 wrote no marks.
     if generation.version and not path.with_name(f"{path.name}.done").exists():

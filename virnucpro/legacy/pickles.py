@@ -110,7 +110,7 @@ class _Unpickler(pickle._Unpickler):
         # A pickle could turn a text that it holds once into bytes any number of times.
         self._room -= len(text)
         if encoding != "latin1" or self._room < 0:
-            raise CheckpointError("makes more bytes than it holds, or by another encoding; refused")
+            raise CheckpointError("holds bytes in a form that torch.save never writes; refused")
         return text.encode("latin1")
 
     def persistent_load(self, saved_id: Any) -> Array:

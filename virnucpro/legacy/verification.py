@@ -82,9 +82,9 @@ def verify_rows(
         if errors[worst] > MAX_RELATIVE_ERROR:
             num_bad = sum(error > MAX_RELATIVE_ERROR for error in errors)
             raise CheckpointError(
-                f"{num_bad} of {len(names)} {alphabet} embeddings differ from those computed again "
-                f"({names[worst]} the most, by {errors[worst]:.0%}): other weights, or ids that a "
-                "resumed run mixed; nothing was written"
+                f"{num_bad} of {len(names)} {alphabet} embeddings differ from new ones (most: "
+                f"{names[worst]}, by {errors[worst]:.0%}): the weights differ, or a resumed run "
+                "mixed the ids; nothing was written"
             )
         results[alphabet] = {"rows": len(names), "largest relative error": errors[worst]}
     return results

@@ -44,8 +44,7 @@ def choose_num_processes(device: str, num_processes: int | None, gpus: str | Non
     num_gpus = torch.cuda.device_count()
     if gpus is not None and gpus.count(",") + 1 != num_gpus:
         raise UsageError(
-            f"--gpus {gpus}: {num_gpus} of these GPUs are there; `nvidia-smi -L` lists the GPUs "
-            "of this machine"
+            f"--gpus {gpus}: this machine has {num_gpus} of these GPUs; `nvidia-smi -L` lists all"
         )
     if num_processes is None:
         return max(1, num_gpus)

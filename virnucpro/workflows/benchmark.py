@@ -142,7 +142,7 @@ def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
     """Measure what `config` names, on the device and in the way that `compute` names.
 
     Raises:
-        BackendError: There is no such backend, or it is broken.
+        BackendError: The backend is not installed, or it is broken.
         UsageError: A setting is not available on the device, or the weights are not given.
         WeightsError: The user's weights cannot be used.
     """
@@ -179,7 +179,7 @@ def open_models(
     """Yield each model to measure with its label: the user's weights, or random ones in `scratch`.
 
     Raises:
-        BackendError: There is no such backend, or it is broken.
+        BackendError: The backend is not installed, or it is broken.
         UsageError: There are no random weights, and the user gave none.
         WeightsError: The user's weights cannot be used.
     """

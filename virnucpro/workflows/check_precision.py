@@ -125,8 +125,8 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
         device = device_name(run.device)
         if run.precision == REFERENCE:
             raise UsageError(
-                f"precision {config.precision} is {REFERENCE} on {device}, which is what the "
-                "others are compared with; name another, such as --precision bf16"
+                f"precision {config.precision} means {REFERENCE} on {device}, and other "
+                f"precisions are compared with {REFERENCE}; give another, such as --precision bf16"
             )
         with run.stage("open models"):
             models = open_frame_models(run, config)
@@ -183,7 +183,7 @@ def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[F
     if not store.num_frames:
         raise InputError(
             f"{', '.join(config.inputs)}: none of the {len(records)} records drawn has an open "
-            "frame, so there is nothing to compare; draw more (--sample)"
+            "frame, so there is nothing to compare; draw more (--num-records)"
         )
     return store, num_input_records
 

@@ -118,7 +118,7 @@ def _summarize_part(summary: FileSummary, *, digests: bool) -> None:
     summary.num_rows = reader.num_rows
     rows = finished_rows([path])
     if len(rows) != reader.num_rows or (len(rows) and rows[0] < 0):
-        raise CheckpointError("has negative rows, or some twice")
+        raise CheckpointError("has negative or repeated rows")
     if summary.is_marked:
         check_part(path, full=digests)
         return

@@ -189,7 +189,7 @@ def _number_ids(
 ) -> tuple[DigestArray, Int64Array, DigestArray]:
     """Return the taken ids sorted, the row of each, and the ids in the order of their rows.
 
-    An id's row is its position among all ids, first those of DNA. Both alphabets share the rows.
+    An id's row is its position among all ids, DNA first. Both alphabets share the rows.
     """
     ids = np.concatenate([choice.ids(reports, alphabet) for alphabet in ALPHABETS])
     unique, first = np.unique(ids, return_index=True)

@@ -100,6 +100,7 @@ def test_a_store_that_is_gone_does_not_end_the_run(tmp_path: Path):
     assert read_lines(tmp_path / "metrics.jsonl")[-1]["outcome"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_stopped_process_is_named(tmp_path: Path):
     from torch.distributed import TCPStore
 

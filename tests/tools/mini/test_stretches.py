@@ -43,6 +43,7 @@ def plain_stretches(chunk: str, rule: StretchRule) -> list[tuple[int, int, int, 
     return found[: rule.num_stretches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 4, 5, 31, 91, 300])
 @pytest.mark.parametrize("rule", [StretchRule(1, 1), StretchRule(2, 20), StretchRule(7, 3)])
 @pytest.mark.parametrize("letters", ["ACGT", "AACCGGTTACGTN", "ACG", "N", "TAA"])

@@ -35,6 +35,8 @@ from tools.mini.teachers import (
 from tools.mini.train import Training, chunk_loss
 from virnucpro.scoring.classifier_files import load_classifier
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(virnucpro.__file__).parent / "data" / "mini"
 
 KINDS = {
