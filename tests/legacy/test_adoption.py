@@ -21,24 +21,15 @@ from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
-<<<<<<< HEAD
-from virnucpro.config import MigrateConfig
-=======
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import FrameRule
->>>>>>> p-rule
+from virnucpro.config import FrameRule, MigrateConfig
 from virnucpro.errors import IdentityMismatchError
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.legacy.steps import EmbeddingDims
-<<<<<<< HEAD
-from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 from virnucpro.workflows.migrate import migrate_features
 
 pytestmark = pytest.mark.slow
-=======
-from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
-from virnucpro.workflows.migrate import MigrationConfig, migrate_features
->>>>>>> p-rule
 
 NUM_READS = 60
 FRAMES_PER_FILE = 40

@@ -19,11 +19,7 @@ from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts, part_name, write_part
 from virnucpro.cli.main import main
-<<<<<<< HEAD
-from virnucpro.config import ExportConfig, MigrateConfig
-=======
-from virnucpro.config import ExportConfig, FrameRule
->>>>>>> p-rule
+from virnucpro.config import ExportConfig, FrameRule, MigrateConfig
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
