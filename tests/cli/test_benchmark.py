@@ -192,18 +192,6 @@ def test_a_run_takes_the_budget_that_profile_stored(
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_budgets_double_and_stop_where_they_should() -> None:
-    from virnucpro.errors import UsageError
-    from virnucpro.workflows.profile import BudgetRange
-
-    assert BudgetRange(512).list_for("cpu") == [512, 1024, 2048, 4096, 8192]
-    assert BudgetRange(512).list_for("cuda")[-1] == 131_072
-    assert BudgetRange(512, 2048, 512).list_for("cuda") == [512, 1024, 1536, 2048]
-    assert BudgetRange(20_000).list_for("cpu") == [20_000]
-    with pytest.raises(UsageError, match="at least the smallest"):
-        BudgetRange(512, 100)
-
-
 def test_a_backend_without_weights_of_its_own_asks_for_some() -> None:
     done = profile("--model=toy")
     assert done.returncode == 2

@@ -65,6 +65,7 @@ def test_open_has_no_numbers() -> None:
         FrameRule("open", max_stretches=4)
 
 
+@pytest.mark.slow
 def test_biopython_is_loaded_for_other_codes_only() -> None:
     program = (
         "import sys; from virnucpro.config.frame_rule import FrameRule; "

@@ -341,6 +341,7 @@ def test_what_migrate_wrote_is_taken(reads, known, undisturbed, demo_weights, tm
             output_path=tmp_path / "new",
             dna_dim=dims.dna,
             protein_dim=dims.protein,
+            jobs=1,
         )
     )
     assert resume(reads, tmp_path / "new", demo_weights) == NOTHING

@@ -181,6 +181,7 @@ def read_in_child(source: SequenceSource, queue: multiprocessing.Queue[list[str]
     queue.put(read_all(source))
 
 
+@pytest.mark.slow
 def test_a_spawned_process_reads_the_same(build: BuildFrames) -> None:
     source = build().sequences("dna")
     sequences = read_all(source)

@@ -202,6 +202,7 @@ def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
         assert ratio == pytest.approx(10**0.5, rel=0.25)
 
 
+@pytest.mark.slow
 def test_records_without_a_group_take_the_place_of_none(tmp_path: Path) -> None:
     records, truth = [HEADER], ["id\tlabel\tgroup\n"]
     for number in range(130):
@@ -216,6 +217,7 @@ def test_records_without_a_group_take_the_place_of_none(tmp_path: Path) -> None:
     assert sum("group genome" in subset for subset in subsets) == 50
 
 
+@pytest.mark.slow
 def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> None:
     records, truth = tables
     lines = [line.rpartition("\t")[0] for line in records.read_text().splitlines()]

@@ -63,6 +63,7 @@ def migrated(tmp_path) -> Path:
             output_path=tmp_path / "migrated",
             dna_dim=DIMS.dna,
             protein_dim=DIMS.protein,
+            jobs=1,
         )
     )
     return tmp_path / "migrated"

@@ -17,7 +17,7 @@ METRICS_NAME = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Where a run keeps what.
+    """The paths of the files of a run.
 
     The names of the tables and of the intermediate files are those of the optimized fork, so that
     programs which read its output keep working.
@@ -77,7 +77,7 @@ class RunDirectory:
 
     @property
     def lock_path(self) -> Path:
-        """The file that a run keeps locked, so that no second one writes here meanwhile."""
+        """The file that a run keeps locked, so that no second run writes here meanwhile."""
         return self.path / ".lock"
 
     @property
@@ -175,7 +175,7 @@ def _matching(directory: Path, pattern: str) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class EmbedDirectory:
-    """Where `embed` keeps what is finished, until the embeddings file is whole.
+    """The paths of the files of `embed`, which keeps parts until the embeddings file is whole.
 
     Attributes:
         output_path: The embeddings file.

@@ -63,14 +63,14 @@ def read_settings(path: Path, known: Mapping[str, Key]) -> dict[str, Any]:
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
-        found = _Reader(path, loader, known).walk(root) if root is not None else ()
+        found = _SectionReader(path, loader, known).walk(root) if root is not None else ()
         return {name: value for name, value in found if value is not None}
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = on_one_line(error)
         raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
 
 
-class _Reader:
+class _SectionReader:
     """Reads the nodes of one file."""
 
     def __init__(self, path: Path, loader: yaml.SafeLoader, known: Mapping[str, Key]) -> None:

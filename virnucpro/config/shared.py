@@ -40,7 +40,7 @@ def device_option() -> str:
         "auto",
         "-d",
         help="auto, cpu, cuda, cuda:N or N.",
-        details="A GPU that you name and that is not there is an error. auto uses the CPU if there "
+        details="If you name a GPU that is missing, this is an error. auto uses the CPU if there "
         "is no GPU.",
         group="Device and precision",
         metavar="DEVICE",
@@ -147,13 +147,13 @@ class FramesConfig(RunConfig, group="Embedding models"):
         "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6",
         help="Weights of the DNA backend: a file, a directory or a hub id (owner/name@revision).",
         unset="zhihan1996/DNABERT-S",
-        details="The default is pinned to one revision. --model-type mini brings its own weights.",
+        details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",
     )
     protein_weights: str = option(
         "facebook/esm2_t36_3B_UR50D",
         help="Weights of the protein backend: a file, a directory or a hub id.",
-        details="--model-type mini brings its own weights.",
+        details="--model-type mini has its own weights.",
         metavar="WEIGHTS",
     )
     dna_batch_tokens: int | None = option(
@@ -185,7 +185,7 @@ class ProgressConfig(Config):
     no_progress: bool = option(
         False,
         help="Show no progress.",
-        details="Otherwise a terminal shows a view of the run, and a log file a line now and then.",
+        details="Otherwise a terminal shows a view of the run, and a log file gets some lines.",
     )
 
 

@@ -71,7 +71,7 @@ class Implementation(NamedTuple):
 
 
 class Benchmarks(Protocol):
-    """What a package may bring, so that its backend is measured without the user's weights.
+    """What a package may offer, so that its backend is measured without the user's weights.
 
     It is a module or an object, registered under `GROUP` with the name of the backend.
     """
@@ -190,7 +190,9 @@ def open_models(
     found = {name: load_benchmarks(name) for name in ([backend] if backend else installed)}
     if not any(found.values()):
         which = f"backend {backend}" if backend else "the installed backends"
-        raise UsageError(f"{which}: no package brings random weights; give some with --weights")
+        raise UsageError(
+            f"{which}: no package has random weights for it; give weights with --weights"
+        )
     for name, benchmarks in found.items():
         if benchmarks is None:
             continue
@@ -202,7 +204,7 @@ def open_models(
 
 
 def load_benchmarks(backend: str) -> Benchmarks | None:
-    """Return what an installed package brings to measure a backend, or None."""
+    """Return the `Benchmarks` that a package registers for a backend, or None."""
     for entry in entry_points(group=GROUP, name=backend):
         return cast("Benchmarks", entry.load())
     return None

@@ -84,7 +84,7 @@ def test_a_resumed_run_goes_on_after_a_line_that_was_cut_off(tmp_path: Path):
 def test_a_full_disk_does_not_end_the_run(caplog):
     with Monitor(Path("/dev/full")) as monitor:
         do_pass(monitor)
-    assert caplog.messages == ["/dev/full: no longer written (No space left on device)"]
+    assert caplog.messages == ["/dev/full: cannot be written (No space left on device)"]
     assert monitor.summary()["toy embeddings"][0]["batch_fill"] == 1.0
 
 

@@ -201,7 +201,7 @@ class Monitor:
             self._file.write(json.dumps({"time": self._epoch + time.monotonic()} | line) + "\n")
             self._file.flush()
         except OSError as error:
-            logger.warning("%s: no longer written (%s)", self._metrics_path, error.strerror)
+            logger.warning("%s: cannot be written (%s)", self._metrics_path, error.strerror)
             self._file = None
 
 
