@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from virnucpro.errors import UsageError
-from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.classifier import FrameClassifier
 from virnucpro.training.head import Examples, FittedHead, fit_head
 
 CPU = torch.device("cpu")
@@ -28,11 +28,11 @@ def fit(epochs: int = 30, seed: int = 0, **changes) -> FittedHead:
 def test_the_saved_head_takes_features_as_they_are() -> None:
     fitted = fit()
     test = make_examples(400, 2)
-    scores = Classifier(fitted.state, None, identity="").score(test.features)
+    scores = FrameClassifier(fitted.state, None, identity="").score(test.features)
     assert ((scores[:, 1] > 0.5) == test.is_viral).mean() > 0.85
     # The best epoch's weights give the best epoch's loss.
     valid = make_examples(300, 1)
-    scores = Classifier(fitted.state, None, identity="").score(valid.features)
+    scores = FrameClassifier(fitted.state, None, identity="").score(valid.features)
     chance = np.where(valid.is_viral, scores[:, 1], scores[:, 0])
     loss = min(losses["valid"] for losses in fitted.losses)
     assert -np.log(chance).mean() == pytest.approx(loss, rel=1e-3)
@@ -64,7 +64,7 @@ def test_it_stops_when_it_no_longer_helps() -> None:
 def test_weights_decide_what_counts() -> None:
     labels = make_examples(600, 0).is_viral
     fitted = fit(weight=np.where(labels, 1e-3, 1.0))
-    scores = Classifier(fitted.state, None, identity="").score(make_examples(400, 2).features)
+    scores = FrameClassifier(fitted.state, None, identity="").score(make_examples(400, 2).features)
     assert (scores[:, 1] > 0.5).mean() < 0.2
 
 

@@ -34,7 +34,7 @@ from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.calls import call_chunks, score_chunks
-from virnucpro.scoring.classifier import Classifier, ClassifierMetadata
+from virnucpro.scoring.classifier import ClassifierMetadata, FrameClassifier
 from virnucpro.scoring.classifier_files import load_classifier, save_classifier
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
 from virnucpro.training.corpus import (
@@ -215,7 +215,7 @@ def _make_classifier(
             train_set, valid_set, epochs=config.epochs, seed=config.seed, device=run.device
         )
     with run.stage("calibration and report"):
-        head = Classifier(fitted.state, material.metadata, identity="")
+        head = FrameClassifier(fitted.state, material.metadata, identity="")
         valid = _score(material, head, "valid")
         calibration = _calibrate(corpus, valid)
         metadata = dataclasses.replace(
@@ -243,7 +243,7 @@ def _make_examples(material: _Material, split: str) -> Examples:
     )
 
 
-def _score(material: _Material, head: Classifier, split: str) -> Fragments:
+def _score(material: _Material, head: FrameClassifier, split: str) -> Fragments:
     """Return the fragments of a held-out split, scored as `predict` scores records."""
     corpus, chunks = material.corpus, material.chosen[split]
     frame_scores = head.score(material.gather(corpus.rows(chunks)))
