@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from virnucpro.config.embed import EmbedConfig
 from virnucpro.config.evaluate import EvaluateConfig
 from virnucpro.config.export import ExportConfig, ExportFormat
+from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
 from virnucpro.config.migrate import MigrateConfig
 from virnucpro.config.options import GROUPS, Config, Option, options_of
@@ -70,6 +71,7 @@ __all__ = [
     "MINI_DIRECTORY",
     "MINI_LENGTHS_BP",
     "MODEL_TYPES",
+    "OPEN_RULE",
     "STDIN",
     "BackendsConfig",
     "BenchmarkConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "ExportFormat",
+    "FrameRule",
     "FrameTableConfig",
     "FramesConfig",
     "GenerateConfigConfig",
