@@ -1,22 +1,24 @@
 """Cutting records into chunks and reading chunks in six frames, many records at a time.
 
-The rules are the original VirNucPro's, including its oddities. Chunks overlap by shifts that do not
-always add up, so that the last chunk can be short. A codon with an ambiguous letter translates to
-nothing. The DNA of a frame has one base more than its codons.
+The rules of chunks and open frames are the original VirNucPro's, including its oddities. Chunks
+overlap by shifts that do not always add up, so that the last chunk can be short. A codon with an
+ambiguous letter translates to nothing. The DNA of a frame has one base more than its codons.
 
-Shapes: R records, C chunks, F open frames, P amino acids of all open frames together.
+A stretch is a run of codons of a frame without a stop codon and without an ambiguous codon.
+
+Shapes: R records, C chunks, F open frames or stretches, P amino acids of all of them together.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Int64Array, UInt8Array
+from virnucpro.backend.arrays import BoolArray, Int32Array, Int64Array, UInt8Array
+from virnucpro.config.frame_rule import STANDARD_CODE, FrameRule
 
-# The standard genetic code (NCBI translation table 1) for bases in the order A, C, G, T.
-_AMINO_ACIDS = b"KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
 _STOP = ord("*")
 _NOTHING = 0
 
@@ -28,17 +30,10 @@ _BASE_CODES = bytes(
     for byte in range(256)
 )
 _UNTRANSLATED = bytes([_NOTHING]) * (256 - 64)
-_FORWARD_CODE = _AMINO_ACIDS + _UNTRANSLATED
-_REVERSE_CODE = (
-    bytes(
-        _AMINO_ACIDS[16 * (3 - codon % 4) + 4 * (3 - codon // 4 % 4) + (3 - codon // 16)]
-        for codon in range(64)
-    )
-    + _UNTRANSLATED
-)
 _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 
 _FRAME_OFFSETS = np.array([0, 1, 2, 0, 1, 2])
+_ALL_FRAMES = np.arange(len(_FRAME_OFFSETS), dtype=np.uint8)
 _NUM_FORWARD = 3
 
 
@@ -70,6 +65,24 @@ class OpenFrames(NamedTuple):
     code: UInt8Array
     protein_length: Int64Array
     proteins: bytes
+
+
+class Stretches(NamedTuple):
+    """The chosen stretches, ordered by chunk; the longest of a chunk comes first.
+
+    Attributes:
+        chunk: int64 (F,), index of each stretch's chunk.
+        code: uint8 (F,), the frame: an index into `records.FRAME_NAMES`.
+        protein_length: int64 (F,), number of amino acids of each stretch; never 0.
+        proteins: The amino acids of all stretches end to end, P bytes.
+        first_codon: int32 (F,), the place of each stretch's first codon in its frame, from 0.
+    """
+
+    chunk: Int64Array
+    code: UInt8Array
+    protein_length: Int64Array
+    proteins: bytes
+    first_codon: Int32Array
 
 
 def cut_records(record_length: Int64Array, chunk_length_bp: int, min_length_bp: int = 0) -> Chunks:
@@ -107,8 +120,20 @@ def _count_chunks(record_length: Int64Array, chunk_length_bp: int) -> Int64Array
     return -(-record_length // chunk_length_bp)
 
 
+def find_rows(
+    letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array, rule: FrameRule
+) -> OpenFrames | Stretches:
+    """Return what the rule takes of each chunk; see `find_open_frames` and `find_stretches`."""
+    if rule.kind == "open":
+        return find_open_frames(letters, chunk_start, chunk_length, rule.genetic_code)
+    return find_stretches(letters, chunk_start, chunk_length, rule)
+
+
 def find_open_frames(
-    letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array
+    letters: bytes,
+    chunk_start: Int64Array,
+    chunk_length: Int64Array,
+    genetic_code: int = STANDARD_CODE,
 ) -> OpenFrames:
     """Translate chunks in six frames, and return the frames with amino acids and without a stop.
 
@@ -116,9 +141,10 @@ def find_open_frames(
         letters: The sequences of the chunks' records, end to end.
         chunk_start: int64 (C,), the start of each chunk in `letters`.
         chunk_length: int64 (C,).
+        genetic_code: NCBI's number of the genetic code.
     """
-    amino_acids = _translate_everywhere(letters)
-    num_codons = np.maximum((chunk_length[:, None] - _FRAME_OFFSETS) // 3, 0)
+    amino_acids = _translate_everywhere(letters, genetic_code)
+    num_codons = count_codons(chunk_length[:, None], _ALL_FRAMES)
     first = _locate_frames(chunk_start, chunk_length, num_codons, len(amino_acids))
     # The difference of two running counts is the number of stops in a frame of any length.
     num_stops = np.zeros(len(amino_acids) + 1, np.int32)
@@ -127,7 +153,7 @@ def find_open_frames(
     chunk, code = np.nonzero(is_open)
     first, num_codons = first[is_open], num_codons[is_open]
     begin = np.cumsum(num_codons) - num_codons
-    residues = amino_acids[np.repeat(first - begin, num_codons) + np.arange(num_codons.sum())]
+    residues = amino_acids[_number_spans(first, num_codons)]
     is_residue = residues != _NOTHING
     protein_length = np.add.reduceat(is_residue, begin, dtype=np.int64)
     is_kept = protein_length > 0
@@ -139,19 +165,100 @@ def find_open_frames(
     )
 
 
-def _translate_everywhere(letters: bytes) -> UInt8Array:
+def find_stretches(
+    letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array, rule: FrameRule
+) -> Stretches:
+    """Return the longest stretches of each chunk, as many and as long as the rule says.
+
+    Stretches of equal length are ordered by frame code, and then by their place in the frame.
+
+    Args:
+        letters: The sequences of the chunks' records, end to end.
+        chunk_start: int64 (C,), the start of each chunk in `letters`.
+        chunk_length: int64 (C,).
+        rule: A rule of the kind `stretches`.
+    """
+    amino_acids = _translate_everywhere(letters, rule.genetic_code)
+    num_codons = count_codons(chunk_length[:, None], _ALL_FRAMES)
+    first = _locate_frames(chunk_start, chunk_length, num_codons, len(amino_acids)).ravel()
+    num_codons = num_codons.ravel()
+    # B breaks in a frame leave B + 1 gaps between them and the frame's ends; most are too short.
+    breaks = np.flatnonzero(amino_acids <= _STOP)
+    first_gap = np.searchsorted(breaks, first)
+    num_gaps = np.searchsorted(breaks, first + num_codons) - first_gap + 1
+    frame = np.repeat(np.arange(len(first)), num_gaps)
+    gap = _number_spans(first_gap, num_gaps)
+    edges = np.concatenate([[-1], breaks, [len(amino_acids)]])
+    begin = np.maximum(edges[gap] + 1, first[frame])
+    length = np.minimum(edges[gap + 1], (first + num_codons)[frame]) - begin
+    is_long = length >= rule.min_codons
+    frame, begin, length = frame[is_long], begin[is_long], length[is_long]
+    chunk = frame // len(_ALL_FRAMES)
+    # Stable: the frames and the places in them ascend, and equal lengths keep this order.
+    order = np.lexsort((-length, chunk))
+    sorted_chunk = chunk[order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_chunk, sorted_chunk)
+    taken = order[rank < rule.max_stretches]
+    frame, begin, length = frame[taken], begin[taken], length[taken]
+    return Stretches(
+        chunk[taken],
+        (frame % len(_ALL_FRAMES)).astype(np.uint8),
+        length,
+        amino_acids[_number_spans(begin, length)].tobytes(),
+        (begin - first[frame]).astype(np.int32),
+    )
+
+
+def count_codons(chunk_length: Int64Array, code: UInt8Array) -> Int64Array:
+    """Return the number of codons in these frames of chunks: int64 (F,).
+
+    Args:
+        chunk_length: int64 (F,), the length of each frame's chunk.
+        code: uint8 (F,), the frame: an index into `records.FRAME_NAMES`.
+    """
+    return np.maximum((chunk_length - _FRAME_OFFSETS[code]) // 3, 0)
+
+
+def _number_spans(start: Int64Array, length: Int64Array) -> Int64Array:
+    """Return the numbers from each start on, as many as each length says, end to end: int64."""
+    before = np.cumsum(length) - length
+    return np.repeat(start - before, length) + np.arange(length.sum())
+
+
+@cache
+def _make_codes(genetic_code: int) -> tuple[bytes, bytes]:
+    """Return the amino acids of the codons' 256 numbers on the strand, and on the other strand."""
+    from Bio.Data import CodonTable
+
+    table = CodonTable.unambiguous_dna_by_id[genetic_code]
+    # A few codes have codons that are a stop in some places only: they count as amino acids.
+    amino_acids = [
+        table.forward_table.get(f"{a}{b}{c}", "*") for a in "ACGT" for b in "ACGT" for c in "ACGT"
+    ]
+    reverse = [
+        amino_acids[16 * (3 - codon % 4) + 4 * (3 - codon // 4 % 4) + (3 - codon // 16)]
+        for codon in range(64)
+    ]
+    forward_code, reverse_code = (
+        "".join(letters).encode("ascii") + _UNTRANSLATED for letters in (amino_acids, reverse)
+    )
+    return forward_code, reverse_code
+
+
+def _translate_everywhere(letters: bytes, genetic_code: int) -> UInt8Array:
     """Return the amino acid of the codon at every position of both strands, frame by frame.
 
     Positions 3 apart become neighbours, so that every frame is one slice: first positions 0, 3, 6,
     ..., then 1, 4, 7, ..., then 2, 5, 8, .... The reverse strand follows in the opposite order.
     """
+    forward_code, reverse_code = _make_codes(genetic_code)
     num_columns = -(-len(letters) // 3)
     padded = letters + b"-" * (3 * num_columns + 2 - len(letters))
     bases = np.frombuffer(padded.translate(_BASE_CODES), np.uint8)
     codons = 16 * bases[:-2] + 4 * bases[1:-1] + bases[2:]
     by_phase = codons.reshape(num_columns, 3).T.tobytes()
-    reverse = by_phase.translate(_REVERSE_CODE)[::-1]
-    return np.frombuffer(by_phase.translate(_FORWARD_CODE) + reverse, np.uint8)
+    reverse = by_phase.translate(reverse_code)[::-1]
+    return np.frombuffer(by_phase.translate(forward_code) + reverse, np.uint8)
 
 
 def _locate_frames(

@@ -1,7 +1,8 @@
 """Records, chunks and frames, and their names, which are exactly the original VirNucPro's.
 
 A *record* is one input sequence. It is cut into *chunks*, and each chunk is read in six *frames*. A
-frame without a stop codon is an *open frame*.
+frame without a stop codon is an *open frame*. A *stretch* is a run of codons of a frame without a
+stop codon and without an ambiguous codon.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ from typing import NamedTuple
 FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 """The six reading frames in the original's order; a frame's code is its index in this tuple."""
 
-FRAME_ID = re.compile(r"(?P<chunk>(?P<record>.*)_chunk_(?P<number>\d+))[FR][123]", re.DOTALL)
-"""Matches the name of a frame; `number` is the chunk's number in its record, from 1."""
+NAMES_OF_ROWS = {"open": "open frames", "stretches": "stretches"}
+"""What people call the rows of a frame store, by the kind of its frame rule."""
+
+FRAME_ID = re.compile(
+    r"(?P<chunk>(?P<record>.*)_chunk_(?P<number>\d+))[FR][123](_\d+-\d+)?", re.DOTALL
+)
+"""Matches the name of a frame or stretch; `number` is the chunk's number in its record, from 1."""
 
 
 class Record(NamedTuple):
@@ -47,3 +53,14 @@ def chunk_id(record_id: str, number: int) -> str:
 def frame_id(chunk_id: str, frame_code: int) -> str:
     """Return the name of a chunk's frame; `frame_code` indexes `FRAME_NAMES`."""
     return chunk_id + FRAME_NAMES[frame_code]
+
+
+def stretch_id(frame_id: str, first_codon: int, stop_codon: int) -> str:
+    """Return the name of a frame's stretch: `contig_chunk_3F2_11-97`.
+
+    Args:
+        frame_id: The name of the frame.
+        first_codon: The place of the first codon in the frame, from 0; the name counts from 1.
+        stop_codon: The place behind the last codon.
+    """
+    return f"{frame_id}_{first_codon + 1}-{stop_codon}"

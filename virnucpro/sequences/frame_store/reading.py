@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,23 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from virnucpro.backend.arrays import Int64Array, UInt8Array
-from virnucpro.errors import CheckpointError
+from virnucpro.backend.arrays import Float32Array, Int32Array, Int64Array, UInt8Array
 from virnucpro.sequences import frames
-from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id
+from virnucpro.sequences.frame_store.files import (
+    FIRST_CODONS,
+    FRAME_FORMAT,
+    RECORD_FORMAT,
+    TextFile,
+    open_table,
+    read_manifest,
+    read_rule,
+)
+from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id, stretch_id
 
 SequenceKind = Literal["dna", "protein", "record"]
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-FRAME_FORMAT = "virnucpro-frame-store"
-RECORD_FORMAT = "virnucpro-record-store"
-
-_PREAD_BYTES = 1 << 30
-# Larger lengths in a damaged manifest would overflow the arithmetic on chunks.
-_MAX_LENGTH_BP = 1 << 40
 
 
 def open_frame_store(directory: Path) -> FrameStore:
@@ -39,7 +34,7 @@ def open_frame_store(directory: Path) -> FrameStore:
     Raises:
         CheckpointError: The store is missing, incomplete, damaged or of another format.
     """
-    return FrameStore(directory, _read_manifest(directory, FRAME_FORMAT))
+    return FrameStore(directory, read_manifest(directory, FRAME_FORMAT))
 
 
 def open_record_store(directory: Path) -> RecordStore:
@@ -48,7 +43,7 @@ def open_record_store(directory: Path) -> RecordStore:
     Raises:
         CheckpointError: The store is missing, incomplete, damaged or of another format.
     """
-    return RecordStore(directory, _read_manifest(directory, RECORD_FORMAT))
+    return RecordStore(directory, read_manifest(directory, RECORD_FORMAT))
 
 
 class SequenceSource:
@@ -100,8 +95,8 @@ class StoredRecords(ABC):
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
         self.directory = directory
         self.inputs: list[dict[str, Any]] = manifest["inputs"]
-        self._headers = _TextFile(directory / "headers.text")
-        self._records = _TextFile(directory / "records.text")
+        self._headers = TextFile(directory / "headers.text")
+        self._records = TextFile(directory / "records.text")
         self._header_offsets = open_table(directory, "header_offsets.int64")
         self._record_offsets = open_table(directory, "record_offsets.int64")
         self.num_records = len(self._record_offsets) - 1
@@ -181,49 +176,58 @@ class RecordStore(StoredRecords):
 
 
 class FrameStore(StoredRecords):
-    """Records, their chunks, and the open frames of the chunks; a row is an open frame.
+    """Records, their chunks, and what the frame rule takes of the chunks, which are the rows.
 
-    Rows are in the original's order: by record, chunk and frame code.
+    Under the rule `open`, a row is an open frame, and rows are in the original's order: by record,
+    chunk and frame code. Under the rule `stretches`, a row is a stretch, with the longest of a
+    chunk first. Then the DNA of a row is that of the whole chunk.
 
     Attributes:
+        rule: The frame rule.
         chunk_length_bp: Length of a chunk; the last chunk of a record may be shorter.
         min_length_bp: Shorter records have no chunks.
         record_first_chunk: int64 (num_records + 1,), the first chunk of each record.
         chunk_first_frame: int64 (num_chunks + 1,), the first row of each chunk.
         frame_codes: uint8 (num_frames,), indices into `records.FRAME_NAMES`.
+        first_codons: int32 (num_frames,), the place of each stretch's first codon in its frame,
+            from 0; empty under the rule `open`.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
         super().__init__(directory, manifest)
+        self.rule = read_rule(manifest)
         self.chunk_length_bp: int = manifest["chunk_length_bp"]
         self.min_length_bp: int = manifest["min_length_bp"]
         self.record_first_chunk = open_table(directory, "chunk_offsets.int64")
         self.chunk_first_frame = open_table(directory, "frame_offsets.int64")
         self.frame_codes: UInt8Array = open_table(directory, "frame_codes.uint8")
-        self._proteins = _TextFile(directory / "proteins.text")
+        self.first_codons: Int32Array = np.empty(0, np.int32)
+        if self.rule.kind == "stretches":
+            self.first_codons = open_table(directory, FIRST_CODONS)
+        self._proteins = TextFile(directory / "proteins.text")
         self._protein_offsets = open_table(directory, "protein_offsets.int64")
 
     @property
     def num_chunks(self) -> int:
-        """Number of chunks, with and without open frames."""
+        """Number of chunks, with and without rows."""
         return len(self.chunk_first_frame) - 1
 
     @property
     def num_frames(self) -> int:
-        """Number of open frames."""
+        """Number of rows: open frames or stretches."""
         return len(self.frame_codes)
 
     @property
     def num_rows(self) -> int:
-        """Number of open frames."""
+        """Number of rows."""
         return self.num_frames
 
     def sequences(self, kind: Literal["dna", "protein"]) -> SequenceSource:
-        """Return the DNA or the proteins of the open frames, by row."""
+        """Return the DNA or the proteins by row."""
         return SequenceSource(self.directory, kind)
 
     def num_distinct(self, kind: Literal["dna", "protein"]) -> int:
-        """Return the number of distinct sequences of the open frames; each is embedded once."""
+        """Return the number of distinct sequences of the rows; each is embedded once."""
         representatives = self.sequences(kind).representatives
         return int(np.count_nonzero(representatives == np.arange(self.num_frames)))
 
@@ -232,24 +236,46 @@ class FrameStore(StoredRecords):
         return self._name_chunks(np.arange(start, stop))
 
     def frame_ids(self, start: int, stop: int) -> list[str]:
-        """Return the names of the open frames in the rows `start` to `stop - 1`."""
-        names = self._name_chunks(self._find_chunks(np.arange(start, stop)))
+        """Return the names of the rows `start` to `stop - 1`."""
+        chunks = self._name_chunks(self._find_chunks(np.arange(start, stop)))
         codes = self.frame_codes[start:stop].tolist()
-        return [frame_id(name, code) for name, code in zip(names, codes, strict=True)]
+        names = [frame_id(chunk, code) for chunk, code in zip(chunks, codes, strict=True)]
+        if self.rule.kind == "open":
+            return names
+        first = self.first_codons[start:stop]
+        stop_codon = first + np.diff(self._protein_offsets[start : stop + 1])
+        spans = zip(names, first.tolist(), stop_codon.tolist(), strict=True)
+        return [stretch_id(name, begin, end) for name, begin, end in spans]
+
+    def stretch_features(self, rows: Int64Array) -> Float32Array:
+        """Return what is known of stretches besides their sequences: float32 (n, 4).
+
+        The columns are whether the stretch is all of its frame (1 or 0), ln(L / 100), L / 100, and
+        3 L / B. L is the number of amino acids of the stretch. B is the number of bases of its
+        chunk.
+
+        Args:
+            rows: int64 (n,); the rows of a store under the rule `stretches`.
+        """
+        length = self._protein_offsets[rows + 1] - self._protein_offsets[rows]
+        _, chunk_length = self._locate_chunks(self._find_chunks(rows))
+        is_whole = length == frames.count_codons(chunk_length, self.frame_codes[rows])
+        columns = (is_whole, np.log(length / 100), length / 100, 3 * length / chunk_length)
+        return np.stack(columns, axis=1, dtype=np.float32, casting="same_kind")
 
     def chunk_sequences(self, start: int, stop: int) -> list[str]:
         """Return the sequences of the chunks `start` to `stop - 1`, upper-case."""
-        begin, length = self._locate_chunks(np.arange(start, stop))
-        letters = self._records.read_many(begin, length)
-        return [sequence.decode("ascii").upper() for sequence in letters]
+        return self._read_chunks(np.arange(start, stop))
 
     def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
-        """Return the DNA or the proteins of open frames, upper-case, in the order of `rows`."""
+        """Return the DNA or the proteins of `rows`, upper-case, in their order."""
         protein_start = self._protein_offsets[rows]
         protein_length = self._protein_offsets[rows + 1] - protein_start
         if kind == "protein":
             proteins = self._proteins.read_many(protein_start, protein_length)
             return [protein.decode("ascii") for protein in proteins]
+        if self.rule.kind == "stretches":
+            return self._read_chunks(self._find_chunks(rows))
         codes = self.frame_codes[rows]
         chunk_start, chunk_length = self._locate_chunks(self._find_chunks(rows))
         begin, length = frames.locate_frame_dna(chunk_length, codes, protein_length)
@@ -258,6 +284,11 @@ class FrameStore(StoredRecords):
             (frames.reverse_complement(dna) if reverse else dna).decode("ascii").upper()
             for dna, reverse in zip(letters, frames.is_reverse(codes).tolist(), strict=True)
         ]
+
+    def _read_chunks(self, chunks: Int64Array) -> list[str]:
+        begin, length = self._locate_chunks(chunks)
+        letters = self._records.read_many(begin, length)
+        return [sequence.decode("ascii").upper() for sequence in letters]
 
     def _find_chunks(self, rows: Int64Array) -> Int64Array:
         return np.searchsorted(self.chunk_first_frame, rows, "right") - 1
@@ -279,78 +310,6 @@ class FrameStore(StoredRecords):
         numbers = (chunks - self.record_first_chunk[records] + 1).tolist()
         ids = {index: self.record_id(index) for index in np.unique(records).tolist()}
         return [chunk_id(ids[r], n) for r, n in zip(records.tolist(), numbers, strict=True)]
-
-
-class _TextFile:
-    """A file of bytes for reading at given places; several processes may share it."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # Stores have no `close`: the last user of a store, perhaps a worker, closes its files.
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self, start: int, stop: int) -> bytes:
-        if stop - start <= _PREAD_BYTES:
-            return os.pread(self._descriptor, stop - start, start)
-        # One call reads at most 2 GiB; a chromosome of wheat or lungfish is larger.
-        middle = start + _PREAD_BYTES
-        return os.pread(self._descriptor, _PREAD_BYTES, start) + self.read(middle, stop)
-
-    def read_many(self, start: Int64Array, length: Int64Array) -> list[bytes]:
-        spans = zip(start.tolist(), (start + length).tolist(), strict=True)
-        return [self.read(begin, end) for begin, end in spans]
-
-
-def open_table(directory: Path, name: str) -> npt.NDArray[Any]:
-    """Return a memory-mapped table of numbers; the ending of its name is its type."""
-    path = directory / name
-    dtype = np.dtype(path.suffix[1:])
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.empty(0, dtype)
-    return np.asarray(np.memmap(path, dtype, mode="r"))
-
-
-def _read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
-    path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = (manifest["format"], manifest["format_version"])
-        sizes = {name: (directory / name).stat().st_size for name in manifest["files"]}
-        _check_values(manifest)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{directory}: holds no complete frame store ({error.filename} is missing; was "
-            "building it interrupted?); build it again from the input"
-        ) from error
-    except (OSError, RecursionError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: is not the manifest of a frame store ({error!r})"
-        ) from error
-    if found != (wanted_format, FORMAT_VERSION):
-        raise CheckpointError(
-            f"{path}: found {found[0]} version {found[1]}, wanted {wanted_format} version "
-            f"{FORMAT_VERSION}; build it again from the input"
-        )
-    # Sizes are cheap to compare, and show a copy that was cut off.
-    damaged = [name for name, size in sizes.items() if size != manifest["files"][name]]
-    if damaged:
-        raise CheckpointError(
-            f"{directory}: {', '.join(damaged)} changed size since they were written; build "
-            "the frame store again from the input"
-        )
-    return dict(manifest)
-
-
-def _check_values(manifest: dict[str, Any]) -> None:
-    """Raise LookupError, TypeError or ValueError if a manifest lacks a value, or has a bad one."""
-    for file in manifest["inputs"]:
-        bytes.fromhex(file["sha256"])
-    wanted = {"chunk_length_bp", "min_length_bp"} if manifest["format"] == FRAME_FORMAT else ()
-    lengths = [manifest[name] for name in wanted]
-    if not manifest["inputs"] or not all(
-        type(length) is int and 0 <= length < _MAX_LENGTH_BP for length in lengths
-    ):
-        raise ValueError(f"{len(manifest['inputs'])} inputs, lengths {lengths}")
 
 
 def _decode(header: bytes) -> str:

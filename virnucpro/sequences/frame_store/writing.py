@@ -16,21 +16,26 @@ import numpy as np
 from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.errors import OutputError
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
-from virnucpro.sequences.frame_store.reading import (
+from virnucpro.sequences.frame_store.files import (
+    FIRST_CODONS,
     FORMAT_VERSION,
     FRAME_FORMAT,
+    FRAME_RULE,
     MANIFEST,
     RECORD_FORMAT,
+)
+from virnucpro.sequences.frame_store.reading import (
     FrameStore,
     RecordStore,
     SequenceKind,
     open_frame_store,
     open_record_store,
 )
-from virnucpro.sequences.records import Record
+from virnucpro.sequences.records import NAMES_OF_ROWS, Record
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +49,7 @@ _RECORD_FILES = (
 )
 _FRAME_FILES = (
     "chunk_offsets.int64",  # a record's chunks
-    "frame_offsets.int64",  # a chunk's open frames
+    "frame_offsets.int64",  # a chunk's rows
     "frame_codes.uint8",
     "proteins.text",
     "protein_offsets.int64",
@@ -59,40 +64,52 @@ _DIGEST_BYTES = 16
 
 
 def build_frame_store(
-    inputs: Sequence[str], directory: Path, *, chunk_length_bp: int, min_length_bp: int = 0
+    inputs: Sequence[str],
+    directory: Path,
+    *,
+    chunk_length_bp: int,
+    min_length_bp: int = 0,
+    rule: FrameRule = OPEN_RULE,
 ) -> FrameStore:
-    """Write the open frames of sequence files to `directory`, and return the opened store.
+    """Write the open frames or stretches of files to `directory`, and return the opened store.
 
     Args:
         inputs: Paths of nucleotide FASTA or FASTQ files; `-` is standard input.
         directory: Created if it does not exist; a store in it is replaced.
         chunk_length_bp: Length of a chunk.
         min_length_bp: Shorter records are kept, but get no chunks.
+        rule: What of a chunk becomes a row.
 
     Raises:
         InputError: An input cannot be read.
         OutputError: The store cannot be written.
     """
-    with _open_writer(directory, (*_RECORD_FILES, *_FRAME_FILES)) as writer:
+    names = [*_RECORD_FILES, *_FRAME_FILES]
+    if rule.kind == "stretches":
+        names.append(FIRST_CODONS)
+    with _open_writer(directory, names) as writer:
+        # The files of the original's rule do not name it, so they are as they always were.
         manifest: dict[str, Any] = {
             "format": FRAME_FORMAT,
             "chunk_length_bp": chunk_length_bp,
             "min_length_bp": min_length_bp,
+            **({} if rule == OPEN_RULE else {FRAME_RULE: str(rule)}),
             "inputs": [],
         }
         for path in inputs:
             reader = RecordReader(path, "dna")
             for letters, record_length in _write_records(writer, reader):
                 chunks = frames.cut_records(record_length, chunk_length_bp, min_length_bp)
-                _write_frames(writer, letters, chunks)
+                _write_rows(writer, letters, chunks, rule)
             manifest["inputs"].append(_describe_input(reader))
         writer.finish(FrameStore, manifest, ("dna", "protein"))
     store = open_frame_store(directory)
     logger.info(
-        "%d records, %d chunks, %d open frames",
+        "%d records, %d chunks, %d %s",
         store.num_records,
         store.num_chunks,
         store.num_frames,
+        NAMES_OF_ROWS[rule.kind],
     )
     return store
 
@@ -166,8 +183,7 @@ class _StoreWriter:
         first = _find_first_equal(store.record_ids, store.num_records)
         self.append("duplicate_ids.int64", np.unique(first[first != np.arange(len(first))]))
         for kind in kinds:
-            first = _find_first_equal(_sequence_reader(store, kind), store.num_rows)
-            self.append(f"representatives_{kind}.int64", first)
+            self.append(f"representatives_{kind}.int64", _find_representatives(store, kind))
         self._flush()
         files = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
         manifest |= {"format_version": FORMAT_VERSION, "files": files}
@@ -207,14 +223,18 @@ def _take_blocks(reader: RecordReader) -> Iterator[list[Record]]:
         yield block
 
 
-def _write_frames(writer: _StoreWriter, letters: bytes, chunks: frames.Chunks) -> None:
+def _write_rows(
+    writer: _StoreWriter, letters: bytes, chunks: frames.Chunks, rule: FrameRule
+) -> None:
     writer.append_lengths("chunk_offsets.int64", chunks.num_chunks)
     # One record can be longer than a block, so that its chunks are translated in blocks, too.
     cuts = np.flatnonzero(np.diff(chunks.start // _BLOCK_BP)) + 1
     for first, stop in pairwise([0, *cuts.tolist(), len(chunks.start)]):
         start, length = chunks.start[first:stop], chunks.length[first:stop]
         low, high = start.min(initial=len(letters)), (start + length).max(initial=0)
-        found = frames.find_open_frames(letters[low:high], start - low, length)
+        found = frames.find_rows(letters[low:high], start - low, length, rule)
+        if isinstance(found, frames.Stretches):
+            writer.append(FIRST_CODONS, found.first_codon)
         writer.append_lengths("frame_offsets.int64", np.bincount(found.chunk, minlength=len(start)))
         writer.append("frame_codes.uint8", found.code)
         writer.append("proteins.text", found.proteins)
@@ -230,10 +250,23 @@ def _describe_input(reader: RecordReader) -> dict[str, Any]:
     }
 
 
+def _find_representatives(store: FrameStore | RecordStore, kind: SequenceKind) -> Int64Array:
+    """Return for each row the first row with the same sequence: int64 (num_rows,)."""
+    if isinstance(store, FrameStore) and kind == "dna" and store.rule.kind == "stretches":
+        # All stretches of a chunk have its DNA, so that each chunk is read once.
+        num_stretches = np.diff(store.chunk_first_frame)
+        is_read = num_stretches > 0
+        rows = store.chunk_first_frame[:-1][is_read]
+        first = rows[_find_first_equal(_sequence_reader(store, kind, rows), len(rows))]
+        return np.repeat(first, num_stretches[is_read])
+    rows = np.arange(store.num_rows)
+    return _find_first_equal(_sequence_reader(store, kind, rows), len(rows))
+
+
 def _sequence_reader(
-    store: FrameStore | RecordStore, kind: SequenceKind
+    store: FrameStore | RecordStore, kind: SequenceKind, rows: Int64Array
 ) -> Callable[[int, int], list[str]]:
-    return lambda start, stop: store.read_sequences(kind, np.arange(start, stop))
+    return lambda start, stop: store.read_sequences(kind, rows[start:stop])
 
 
 def _find_first_equal(read: Callable[[int, int], list[str]], num_texts: int) -> Int64Array:

@@ -1,0 +1,115 @@
+"""The files of a store: the manifest, the tables of numbers and the texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
+from virnucpro.errors import CheckpointError, UsageError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+FRAME_FORMAT = "virnucpro-frame-store"
+RECORD_FORMAT = "virnucpro-record-store"
+FRAME_RULE = "frame_rule"
+"""The entry of the manifest that says the frame rule; the original's rule is not named."""
+
+FIRST_CODONS = "first_codons.int32"
+"""Where rows are stretches, the place of each stretch's first codon in its frame."""
+
+_PREAD_BYTES = 1 << 30
+# Larger lengths in a damaged manifest would overflow the arithmetic on chunks.
+_MAX_LENGTH_BP = 1 << 40
+
+
+class TextFile:
+    """A file of bytes for reading at given places; several processes may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Stores have no `close`: the last user of a store, perhaps a worker, closes its files.
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes `start` to `stop - 1`."""
+        if stop - start <= _PREAD_BYTES:
+            return os.pread(self._descriptor, stop - start, start)
+        # One call reads at most 2 GiB; a chromosome of wheat or lungfish is larger.
+        middle = start + _PREAD_BYTES
+        return os.pread(self._descriptor, _PREAD_BYTES, start) + self.read(middle, stop)
+
+    def read_many(self, start: Int64Array, length: Int64Array) -> list[bytes]:
+        """Return the bytes at each start, as many as each length says."""
+        spans = zip(start.tolist(), (start + length).tolist(), strict=True)
+        return [self.read(begin, end) for begin, end in spans]
+
+
+def open_table(directory: Path, name: str) -> npt.NDArray[Any]:
+    """Return a memory-mapped table of numbers; the ending of its name is its type."""
+    path = directory / name
+    dtype = np.dtype(path.suffix[1:])
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode="r"))
+
+
+def read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
+    """Return the manifest of a complete store.
+
+    Raises:
+        CheckpointError: The store is missing, incomplete, damaged or of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found = (manifest["format"], manifest["format_version"])
+        sizes = {name: (directory / name).stat().st_size for name in manifest["files"]}
+        _check_values(manifest)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{directory}: holds no complete frame store ({error.filename} is missing; was "
+            "building it interrupted?); build it again from the input"
+        ) from error
+    except (OSError, RecursionError, ValueError, LookupError, TypeError, UsageError) as error:
+        raise CheckpointError(
+            f"{path}: is not the manifest of a frame store ({error!r})"
+        ) from error
+    if found != (wanted_format, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: found {found[0]} version {found[1]}, wanted {wanted_format} version "
+            f"{FORMAT_VERSION}; build it again from the input"
+        )
+    # Sizes are cheap to compare, and show a copy that was cut off.
+    damaged = [name for name, size in sizes.items() if size != manifest["files"][name]]
+    if damaged:
+        raise CheckpointError(
+            f"{directory}: {', '.join(damaged)} changed size since they were written; build "
+            "the frame store again from the input"
+        )
+    return dict(manifest)
+
+
+def read_rule(manifest: dict[str, Any]) -> FrameRule:
+    """Return the frame rule that a manifest says."""
+    return FrameRule.parse(manifest.get(FRAME_RULE, str(OPEN_RULE)))
+
+
+def _check_values(manifest: dict[str, Any]) -> None:
+    """Raise an error if a manifest lacks a value, or has a bad one."""
+    read_rule(manifest)
+    for file in manifest["inputs"]:
+        bytes.fromhex(file["sha256"])
+    wanted = {"chunk_length_bp", "min_length_bp"} if manifest["format"] == FRAME_FORMAT else ()
+    lengths = [manifest[name] for name in wanted]
+    if not manifest["inputs"] or not all(
+        type(length) is int and 0 <= length < _MAX_LENGTH_BP for length in lengths
+    ):
+        raise ValueError(f"{len(manifest['inputs'])} inputs, lengths {lengths}")
