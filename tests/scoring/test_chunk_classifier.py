@@ -171,7 +171,7 @@ def rewrite(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) 
         ({}, ["open"], "cannot be read as a classifier"),
         ({}, "stretches:1000000000:1", "more than 256 stretches"),
         ({}, "stretches:2:20:code=77", "cannot be read as a classifier .*genetic code 77"),
-        ({"width": 10**18}, "stretches", r"protein\.1\.bias is \(32,\), wanted \(10{18},\)"),
+        ({"width": 10**18}, "stretches", r"dna\.1\.bias is \(32,\), wanted \(10{18},\)"),
         ({"width": 0}, "stretches", "the sizes of the head are"),
         ({"width": True}, "stretches", "the sizes of the head are"),
         ({"width": "32"}, "stretches", "the sizes of the head are"),

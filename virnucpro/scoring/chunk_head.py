@@ -8,7 +8,7 @@ DNA embedding, W the head's width, K features of a stretch.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,6 @@ class ChunkHeadSizes:
     protein_dim: int
     width: int = 192
     hidden: int = 128
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the sizes by name."""
-        return asdict(self)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor of the head, without building it."""

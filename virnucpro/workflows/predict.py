@@ -16,6 +16,7 @@ from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.frame_scores import open_classifier, score_passes
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
+from virnucpro.sequences.records import NAMES_OF_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
             models = open_frame_models(run, config)
             classifier = open_classifier(config, models)
             rule = classifier.rule
-        with run.stage("find open frames" if rule.kind == "open" else "find stretches"):
+        with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
             store = _find_frames(run, directory, config, rule)
         jobs = [
             make_frame_job(
@@ -90,7 +91,7 @@ def _find_frames(
         f"{num_dna:,}",
         f"{num_proteins:,}",
         f"{num_frames:,}",
-        "open frames" if rule.kind == "open" else "stretches",
+        NAMES_OF_ROWS[rule.kind],
         100 * (num_frames - num_dna) / max(1, num_frames),
         100 * (num_frames - num_proteins) / max(1, num_frames),
     )
