@@ -111,8 +111,34 @@ def test_a_part_may_be_empty(tmp_path):
 def test_the_golden_part_is_read_for_ever():
     check_part(GOLDEN)
     assert read_identity(GOLDEN) == IDENTITY
+    with h5py.File(GOLDEN) as file:
+        assert "frame_rule" not in file.attrs
+    assert read_identity(GOLDEN).frame_rule == "open"
     reader = EmbeddingReader([GOLDEN])
     np.testing.assert_array_equal(reader.gather(np.array([0, 7, 2])), embed([0, 7, 2]))
+
+
+def test_a_part_of_another_frame_rule_names_it_and_stops_the_run(tmp_path):
+    identity = replace(IDENTITY, frame_rule="stretches:2:20:code=4")
+    path = write_part(tmp_path, part_name(0, 0), np.arange(2), embed([0, 1]), identity)
+    with h5py.File(path) as file:
+        assert file.attrs["frame_rule"] == "stretches:2:20:code=4"
+    check_part(path)
+    assert read_identity(path) == identity
+    with pytest.raises(
+        IdentityMismatchError, match="frame rule is open now and was stretches:2:20:code=4 there"
+    ):
+        collect_parts(tmp_path, IDENTITY)
+    assert collect_parts(tmp_path, identity) == [path]
+
+
+@pytest.mark.parametrize("found", ["", "closed", "stretches:2", "open:code=7", 7])
+def test_a_part_of_an_unknown_frame_rule_is_damaged(tmp_path, found):
+    path = write(tmp_path, [1])
+    with h5py.File(path, "a") as file:
+        file.attrs["frame_rule"] = found
+    with pytest.raises(CheckpointError, match=r"part-00000-000000\.h5: attribute frame_rule"):
+        read_identity(path)
 
 
 def test_a_part_is_never_overwritten(tmp_path):

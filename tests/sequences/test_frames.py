@@ -216,6 +216,21 @@ def test_the_command_writes_a_table(fasta: bytes) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["frames.tsv", "input.fa"]
 
 
+STRETCHES = (
+    b"frame_id\tdna\tprotein\n"
+    b"a\xff_chunk_1F1_1-3\tGCTGCTGCTGC\tAAA\n"
+    b"closed_chunk_1F1_1-3\tCTAGCTAGCTAG\tLAS\n"
+)
+
+
+def test_the_command_follows_the_frame_rule(fasta: bytes) -> None:
+    assert run("input.fa", "--frame-rule", "stretches:1:2").stdout_bytes == STRETCHES
+    assert run("input.fa", "--frame-rule", "open:code=1").stdout_bytes == TABLE
+    # TAG is leucine in this code.
+    table = run("input.fa", "--frame-rule", "open:code=16").stdout_bytes
+    assert b"\nclosed_chunk_1F1\tCTAGCTAGCTAG\tLASL\n" in table
+
+
 def test_the_command_reads_and_writes_pipes(fasta: bytes) -> None:
     assert run("-", stdin=fasta).stdout_bytes == TABLE
     assert run("input.fa", "-o", "/dev/null").exit_code == 0
@@ -230,6 +245,8 @@ def test_the_command_reads_and_writes_pipes(fasta: bytes) -> None:
         (["input.fa", "-o", "."], 1, ".: cannot be written (Is a directory)"),
         (["input.fa", "-o", "./input.fa"], 2, "./input.fa: is the input"),
         ([], 2, "Missing argument 'INPUT...'"),
+        (["input.fa", "--frame-rule", "open:code=7"], 2, "genetic code 7: "),
+        (["input.fa", "--frame-rule", "both"], 2, "frame rule 'both': wanted open, stretches"),
         (["input.fa", "-e", "2"], 2, "chunk_length_bp 2: wanted a whole number, at least 3"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,9 @@ from click.testing import CliRunner, Result
 from tests import legacy_files as old
 from tests.checkpoints.test_parts import GOLDEN, IDENTITY, embed, mark_done, write
 from virnucpro.checkpoints.embeddings_file import write_embeddings
+from virnucpro.checkpoints.parts import part_name, write_part
 from virnucpro.cli.main import main
+from virnucpro.config import FrameRule
 from virnucpro.sequences.frame_store import build_frame_store
 
 DIMS = ["--dna-dim=6", "--protein-dim=4"]
@@ -92,6 +95,32 @@ def test_show_a_run(run):
     assert document["run"]["wanted"]["dna"] == 6
     assert len(document["files"]) == 2
     assert "a run of 6 open frames, chunks of 300 bp" in invoke("checkpoints", "show", run).stdout
+
+
+def test_show_and_verify_a_run_of_stretches(tmp_path):
+    reads = tmp_path / "reads.fa"
+    reads.write_text(f">a\n{'ATGGCCAAC' * 20}\n")
+    store = build_frame_store(
+        [str(reads)],
+        tmp_path / "run/checkpoints/frames",
+        chunk_length_bp=300,
+        rule=FrameRule("stretches"),
+    )
+    assert store.num_frames == 2
+    identity = replace(IDENTITY, frame_rule="stretches:2:20")
+    parts = tmp_path / "run/checkpoints/dna"
+    write_part(parts, part_name(0, 0), np.array([0]), embed([0]), identity)
+    document = show(tmp_path / "run")
+    assert document["run"]["frame_rule"] == "stretches:2:20"
+    assert document["run"]["wanted"] == {"dna": 1, "protein": 2}
+    assert document["files"][0]["identity"]["frame_rule"] == "stretches:2:20"
+    text = invoke("checkpoints", "show", tmp_path / "run").stdout
+    assert "a run of 2 stretches, chunks of 300 bp, frame rule stretches:2:20" in text
+    assert invoke("checkpoints", "verify", tmp_path / "run").exit_code == 0
+    write(tmp_path / "run/checkpoints/protein", [0])
+    result = invoke("checkpoints", "verify", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "its frame rule is open, and that of the run's frame store is stretches" in result.stdout
 
 
 def test_show_imports_no_torch(run):

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ import numpy as np
 from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.whole_files import replace_when_whole
-from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError
+from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
+from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError, UsageError
 
 FORMAT_NAME = "virnucpro-embeddings"
 FORMAT_VERSION = 3
@@ -50,6 +51,8 @@ class Identity:
         chunk_length_bp: Length of the chunks; 0 if records were embedded whole.
         pooling: How token vectors became one vector.
         embedding_dim: Numbers in an embedding.
+        frame_rule: What of a chunk is a row, as `FrameRule` writes it. A part does not name the
+            original's rule, which is the default.
     """
 
     input_digest: str
@@ -60,6 +63,14 @@ class Identity:
     chunk_length_bp: int
     pooling: str
     embedding_dim: int
+    frame_rule: str = str(OPEN_RULE)
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of a part that has this identity."""
+        attributes = asdict(self)
+        if self.frame_rule == str(OPEN_RULE):
+            del attributes["frame_rule"]
+        return attributes
 
     def differences(self, other: Identity) -> list[str]:
         """Return a sentence for each field in which this run differs from `other`, a part's."""
@@ -134,7 +145,9 @@ def _make_image(
     # HDF5 2.0 crashes the process when it closes a file on a full disk. So it writes to memory,
     # where it cannot run out of disk, and Python writes the bytes.
     with h5py.File("part", "w", driver="core", backing_store=False) as file:
-        file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
+        file.attrs.update(
+            format=FORMAT_NAME, format_version=FORMAT_VERSION, **identity.attributes()
+        )
         file.create_dataset("rows", data=rows, dtype="<i8")
         file.create_dataset("embeddings", data=embeddings, dtype="<f4")
         if ids is not None:
@@ -221,11 +234,19 @@ def _check_version(path: Path, version: int) -> None:
 def _read_identity(path: Path, file: h5py.File) -> Identity:
     values: dict[str, Any] = {}
     for field in fields(Identity):
-        value = values[field.name] = hdf5.read_attribute(file, field.name)
+        value = hdf5.read_attribute(file, field.name)
+        if value is None and field.default is not MISSING:
+            value = field.default
+        values[field.name] = value
         if type(value).__name__ != field.type:  # annotations are text here
             raise CheckpointError(
                 f"{path}: attribute {field.name} should be {field.type}, found {value!r}"
             )
+    try:
+        # The same rule may be written in several ways.
+        values["frame_rule"] = str(FrameRule.parse(values["frame_rule"]))
+    except UsageError as error:
+        raise CheckpointError(f"{path}: attribute frame_rule: {error}") from error
     return Identity(**values)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.config import ShowCheckpointsConfig, VerifyCheckpointsConfig
+from virnucpro.config import OPEN_RULE, FrameRule, ShowCheckpointsConfig, VerifyCheckpointsConfig
+from virnucpro.sequences.records import NAMES_OF_ROWS
 
 if TYPE_CHECKING:
     from virnucpro.workflows.checkpoints import FileSummary, RunSummary
@@ -105,8 +106,12 @@ def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
 
 
 def _echo_run(path: Path, run: RunSummary) -> None:
+    kind = FrameRule.parse(run.frame_rule).kind
+    # Only another rule than the original's is named.
+    rule = "" if run.frame_rule == str(OPEN_RULE) else f", frame rule {run.frame_rule}"
     click.echo(
-        f"{path}: a run of {run.num_frames:,} open frames, chunks of {run.chunk_length_bp} bp"
+        f"{path}: a run of {run.num_frames:,} {NAMES_OF_ROWS[kind]}, chunks of "
+        f"{run.chunk_length_bp} bp{rule}"
     )
     for alphabet, finished in run.finished.items():
         click.echo(f"  {alphabet}: {finished:,} of {run.wanted[alphabet]:,} sequences finished")

@@ -12,7 +12,7 @@ import click
 
 from virnucpro.backend.arrays import split_rows
 from virnucpro.cli.options import config_command
-from virnucpro.config import STDIN, FrameTableConfig
+from virnucpro.config import STDIN, FrameRule, FrameTableConfig
 from virnucpro.errors import UsageError, VirnucproError
 
 if TYPE_CHECKING:
@@ -24,11 +24,13 @@ def frames_command(ctx: click.Context, config: FrameTableConfig) -> None:
     """Write the open frames of nucleotide sequences as a TAB-separated table.
 
     Every record is cut into chunks, and every chunk is read in six frames. The table has the
-    frames without a stop codon, in the columns frame_id, dna and protein.
+    frames without a stop codon, in the columns frame_id, dna and protein. With --frame-rule
+    stretches, it has the longest stretches without a stop codon instead.
 
     \b
     Examples:
       virnucpro frames contigs.fa -e 500 -o frames.tsv
+      virnucpro frames phages.fa --frame-rule stretches:2:20:code=11
       zcat reads.fq.gz | virnucpro frames - -e 300 | cut -f 1,3
     """  # noqa: D301 (click reads the \b)
     from virnucpro.checkpoints.whole_files import replace_when_whole
@@ -45,7 +47,10 @@ def frames_command(ctx: click.Context, config: FrameTableConfig) -> None:
             prefix=".virnucpro-frames-", dir=target.parent if is_file else None
         ) as scratch:
             store = build_frame_store(
-                inputs, Path(scratch, "store"), chunk_length_bp=config.chunk_length_bp
+                inputs,
+                Path(scratch, "store"),
+                chunk_length_bp=config.chunk_length_bp,
+                rule=FrameRule.parse(config.frame_rule),
             )
             if output == STDIN:
                 _write_table(store, sys.stdout.buffer)

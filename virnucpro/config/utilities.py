@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.options import Config, argument, option
 from virnucpro.config.shared import STDIN, DimsConfig
 
@@ -26,6 +27,16 @@ class FrameTableConfig(Config):
         metavar="BP",
         minimum=3,
     )
+    frame_rule: str = option(
+        str(OPEN_RULE),
+        help="What of a chunk the table has: open (whole frames without a stop codon), or "
+        "stretches:N:M (the N longest runs of at least M codons without a stop codon).",
+        details="stretches alone is stretches:2:20. Under this rule, the column dna has the whole "
+        "chunk. Another genetic code is added by its NCBI number: open:code=11, "
+        "stretches:2:20:code=4.",
+        group="Input",
+        metavar="RULE",
+    )
     output_path: str = option(
         STDIN,
         "-o",
@@ -35,6 +46,10 @@ class FrameTableConfig(Config):
         group="Output",
         metavar="FILE",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("frame_rule", str(FrameRule.parse(self.frame_rule)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import FramesConfig
+from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.models import Model
 from virnucpro.sequences.frame_store import FrameStore, SequenceSource
@@ -31,6 +31,7 @@ class Job:
         precision: The precision of the run; the model's own may differ.
         attention: How the model computes attention; as in ComputeConfig.
         chunk_length_bp: The length of the chunks; 0 for whole records.
+        frame_rule: What of a chunk is embedded; for whole records it does not matter.
         batch_tokens: Token budget of a batch; None for as many as the devices can hold.
         trust_parts: Whether to take finished parts without reading them again.
     """
@@ -44,13 +45,16 @@ class Job:
     precision: str
     attention: str
     chunk_length_bp: int = 0
+    frame_rule: FrameRule = OPEN_RULE
     batch_tokens: int | None = None
     trust_parts: bool = False
 
     @cached_property
     def identity(self) -> Identity:
         """What all parts of the pass have in common."""
-        return self.model.make_identity(self.input_digest, self.precision, self.chunk_length_bp)
+        return self.model.make_identity(
+            self.input_digest, self.precision, self.chunk_length_bp, self.frame_rule
+        )
 
 
 def make_frame_job(
@@ -63,7 +67,7 @@ def make_frame_job(
     *,
     trust_parts: bool = False,
 ) -> Job:
-    """Return the job of one model over the open frames at `rows`; None for all frames."""
+    """Return the job of one model over the frame store's `rows`; None for all rows."""
     is_dna = model.alphabet == "dna"
     source = store.sequences(model.alphabet)
     return Job(
@@ -77,6 +81,7 @@ def make_frame_job(
         precision=precision,
         attention=config.attention,
         chunk_length_bp=store.chunk_length_bp,
+        frame_rule=store.rule,
         batch_tokens=config.dna_batch_tokens if is_dna else config.protein_batch_tokens,
         trust_parts=trust_parts,
     )

@@ -10,7 +10,7 @@ import torch
 from virnucpro.backend.interface import Alphabet, Attention, Backend, Collator, Encoder, Weights
 from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.checkpoints.parts import Identity
-from virnucpro.config import FramesConfig
+from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.embedding.loader import prepare_workers
 from virnucpro.errors import UsageError, WeightsError
 from virnucpro.runtime.devices import DTYPES
@@ -68,7 +68,13 @@ class Model:
         """Return the collator that goes with the weights."""
         return self.backend.load_collator(self.weights)
 
-    def make_identity(self, input_digest: str, precision: str, chunk_length_bp: int) -> Identity:
+    def make_identity(
+        self,
+        input_digest: str,
+        precision: str,
+        chunk_length_bp: int,
+        frame_rule: FrameRule = OPEN_RULE,
+    ) -> Identity:
         """Return the identity of the parts that a run in `precision` makes of an input."""
         return Identity(
             input_digest=input_digest,
@@ -79,6 +85,7 @@ class Model:
             chunk_length_bp=chunk_length_bp,
             pooling=self.backend.info.pooling,
             embedding_dim=self.weights.embedding_dim,
+            frame_rule=str(frame_rule),
         )
 
     def describe(self) -> dict[str, Any]:

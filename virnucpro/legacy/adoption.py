@@ -25,6 +25,7 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import OPEN_RULE
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.joining import (
     Choice,
@@ -77,6 +78,14 @@ def adopt_legacy_run(
     places = run_parts(directory.path, directory.stem)
     paths = [path for place in places for path in feature_files(place)]
     if not paths or _is_refused(directory, identities):
+        return {}
+    if store.rule != OPEN_RULE:
+        logger.warning(
+            "%s: the old run embedded open frames, and the frame rule of this one is %s: its "
+            "features are not used",
+            directory.path,
+            store.rule,
+        )
         return {}
     missing = {name: _missing_rows(directory, store, name) for name in identities}
     if not any(rows.any() for rows in missing.values()):

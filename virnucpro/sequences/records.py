@@ -16,10 +16,11 @@ FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 NAMES_OF_ROWS = {"open": "open frames", "stretches": "stretches"}
 """What people call the rows of a frame store, by the kind of its frame rule."""
 
-FRAME_ID = re.compile(
-    r"(?P<chunk>(?P<record>.*)_chunk_(?P<number>\d+))[FR][123](_\d+-\d+)?", re.DOTALL
-)
-"""Matches the name of a frame or stretch; `number` is the chunk's number in its record, from 1."""
+FRAME_ID = re.compile(r"(?P<chunk>(?P<record>.*)_chunk_(?P<number>\d+))[FR][123]", re.DOTALL)
+"""Matches the name of a frame; `number` is the chunk's number in its record, from 1."""
+
+ROW_ID = re.compile(rf"{FRAME_ID.pattern}(_\d+-\d+)?", re.DOTALL)
+"""Matches the name of a frame or of a stretch."""
 
 
 class Record(NamedTuple):

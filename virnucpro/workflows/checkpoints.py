@@ -31,6 +31,7 @@ from virnucpro.legacy.joining import inspect_file
 from virnucpro.legacy.old_runs import FEATURE_SUFFIXES, list_files
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
+from virnucpro.sequences.records import NAMES_OF_ROWS
 
 
 @dataclass
@@ -147,7 +148,8 @@ class RunSummary:
     """The progress of a run.
 
     Attributes:
-        num_frames: Number of open frames.
+        num_frames: Number of rows: open frames or stretches.
+        frame_rule: What of a chunk is a row.
         chunk_length_bp: Length of the chunks.
         wanted: By alphabet the number of distinct sequences to embed.
         finished: By alphabet the number of sequences in finished parts.
@@ -155,6 +157,7 @@ class RunSummary:
     """
 
     num_frames: int
+    frame_rule: str
     chunk_length_bp: int
     wanted: dict[Alphabet, int]
     finished: dict[Alphabet, int]
@@ -171,7 +174,7 @@ def summarize_run(directory: Path) -> RunSummary | None:
     if not layout.frame_store_dir.is_dir():
         return None
     store = open_frame_store(layout.frame_store_dir)
-    summary = RunSummary(store.num_frames, store.chunk_length_bp, {}, {}, [])
+    summary = RunSummary(store.num_frames, str(store.rule), store.chunk_length_bp, {}, {}, [])
     for alphabet in ALPHABETS:
         wanted = np.unique(store.sequences(alphabet).representatives)
         summary.wanted[alphabet] = len(wanted)
@@ -190,10 +193,15 @@ def _count_finished(
     if not np.isin(rows, wanted).all():
         raise CheckpointError(
             f"{layout.parts_dir(alphabet)}: has rows that are not among the {store.num_frames} "
-            "open frames of the run"
+            f"{NAMES_OF_ROWS[store.rule.kind]} of the run"
         )
     identities = [read_identity(path) for path in parts]
     for path, identity in zip(parts, identities, strict=True):
+        if identity.frame_rule != str(store.rule):
+            raise CheckpointError(
+                f"{path}: its frame rule is {identity.frame_rule}, and that of the run's frame "
+                f"store is {store.rule}"
+            )
         differences = identities[0].differences(identity)
         if differences:
             raise CheckpointError(f"{path}: {'; '.join(differences)}")

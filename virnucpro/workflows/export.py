@@ -9,7 +9,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.sequences.frame_store import open_frame_store
-from virnucpro.sequences.records import FRAME_ID
+from virnucpro.sequences.records import ROW_ID
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +145,7 @@ class _Source:
         """Return the ids of `rows`, which must be ascending."""
         if self._store is None:
             return next(iter(self.readers.values())).gather_ids(rows)
-        names: list[str] = []
-        # The rows of an unfinished run are far apart. A block keeps only its own names in memory.
-        for block in np.split(rows, np.flatnonzero(np.diff(rows // _IDS_AT_ONCE)) + 1):
-            ids = self._store.frame_ids(int(block[0]), int(block[-1]) + 1)
-            names += [ids[index] for index in (block - block[0]).tolist()]
-        return names
+        return _pick_ids(self._store.frame_ids, rows)
 
     def embeddings(self, alphabet: Alphabet, rows: Int64Array) -> Float32Array:
         """Return the embeddings of `rows` in their order: float32 (n, E)."""
@@ -167,14 +162,24 @@ class _Source:
         tables = list(self._directory.glob("*_merged/prediction_results.txt"))
         if self._store is None or len(tables) != 1:
             return None
+        # Open frames have scores of their own. Stretches have the scores of their chunks.
+        units, unit_of_row = self.rows, np.arange(len(self.rows))
+        read_ids = self._store.frame_ids
+        if self._store.rule.kind == "stretches":
+            chunks = self._store.find_chunks(self.rows)
+            units, unit_of_row = np.unique(chunks, return_inverse=True)
+            read_ids = self._store.chunk_ids
         with tables[0].open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             next(file, None)
             # A frame with both embeddings has scores, so that the table has the same rows.
             lines = (line.split("\t") for line in file)
             try:
-                blocks = [self._match_scores(rows, lines) for rows in self.blocks()]
+                blocks = [
+                    _match_scores(_pick_ids(read_ids, units[block]), lines)
+                    for block in split_rows(0, len(units))
+                ]
                 if next(file, None) is None:
-                    return np.concatenate(blocks)
+                    return np.concatenate(blocks)[unit_of_row]
             except (ValueError, IndexError):
                 pass
         logger.warning("%s: has other frames than the embeddings; left out", tables[0])
@@ -185,13 +190,30 @@ class _Source:
         for block in split_rows(0, len(self.rows)):
             yield self.rows[block]
 
-    def _match_scores(self, rows: Int64Array, lines: Iterator[list[str]]) -> Float32Array:
-        scores = []
-        for name, words in zip(self.ids(rows), itertools.islice(lines, len(rows)), strict=True):
-            if words[0] != name:
-                raise ValueError(name)
-            scores.append((float(words[2]), float(words[3])))
-        return np.array(scores, np.float32)
+
+def _pick_ids(read_ids: Callable[[int, int], list[str]], numbers: Int64Array) -> list[str]:
+    """Return the ids of these numbers, which ascend.
+
+    Args:
+        read_ids: Returns the ids from one number up to another.
+        numbers: The numbers.
+    """
+    names: list[str] = []
+    # The rows of an unfinished run are far apart. A block keeps only its own names in memory.
+    for block in np.split(numbers, np.flatnonzero(np.diff(numbers // _IDS_AT_ONCE)) + 1):
+        ids = read_ids(int(block[0]), int(block[-1]) + 1)
+        names += [ids[index] for index in (block - block[0]).tolist()]
+    return names
+
+
+def _match_scores(ids: list[str], lines: Iterator[list[str]]) -> Float32Array:
+    """Return both scores of the lines that have these ids; another id is a ValueError."""
+    scores = []
+    for name, words in zip(ids, itertools.islice(lines, len(ids)), strict=True):
+        if words[0] != name:
+            raise ValueError(name)
+        scores.append((float(words[2]), float(words[3])))
+    return np.array(scores, np.float32)
 
 
 def _write_files(
@@ -245,7 +267,7 @@ def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | 
             "feature": [f"{name}_{index}" for name, dim in dims.items() for index in range(dim)],
             "backend": [name for name, dim in dims.items() for _ in range(dim)],
         },
-        uns={"virnucpro": {name: asdict(one) for name, one in source.identities.items()}},
+        uns={"virnucpro": {name: one.attributes() for name, one in source.identities.items()}},
     )
     return path
 
@@ -255,7 +277,7 @@ def _describe_rows(source: _Source) -> Iterator[dict[str, Any]]:
     done = 0
     for rows in source.blocks():
         ids = source.ids(rows)
-        matches = [FRAME_ID.fullmatch(name) for name in ids]
+        matches = [ROW_ID.fullmatch(name) for name in ids]
         columns: dict[str, Any] = {
             "frame_id": ids,
             "record": [match["record"] if match else "" for match in matches],

@@ -237,7 +237,7 @@ class FrameStore(StoredRecords):
 
     def frame_ids(self, start: int, stop: int) -> list[str]:
         """Return the names of the rows `start` to `stop - 1`."""
-        chunks = self._name_chunks(self._find_chunks(np.arange(start, stop)))
+        chunks = self._name_chunks(self.find_chunks(np.arange(start, stop)))
         codes = self.frame_codes[start:stop].tolist()
         names = [frame_id(chunk, code) for chunk, code in zip(chunks, codes, strict=True)]
         if self.rule.kind == "open":
@@ -258,10 +258,14 @@ class FrameStore(StoredRecords):
             rows: int64 (n,); the rows of a store under the rule `stretches`.
         """
         length = self._protein_offsets[rows + 1] - self._protein_offsets[rows]
-        _, chunk_length = self._locate_chunks(self._find_chunks(rows))
+        _, chunk_length = self._locate_chunks(self.find_chunks(rows))
         is_whole = length == frames.count_codons(chunk_length, self.frame_codes[rows])
         columns = (is_whole, np.log(length / 100), length / 100, 3 * length / chunk_length)
-        return np.stack(columns, axis=1, dtype=np.float32, casting="same_kind")
+        return np.stack(columns, axis=1, dtype=np.float32)
+
+    def find_chunks(self, rows: Int64Array) -> Int64Array:
+        """Return the chunk of each row: int64 (n,)."""
+        return np.searchsorted(self.chunk_first_frame, rows, "right") - 1
 
     def chunk_sequences(self, start: int, stop: int) -> list[str]:
         """Return the sequences of the chunks `start` to `stop - 1`, upper-case."""
@@ -275,9 +279,9 @@ class FrameStore(StoredRecords):
             proteins = self._proteins.read_many(protein_start, protein_length)
             return [protein.decode("ascii") for protein in proteins]
         if self.rule.kind == "stretches":
-            return self._read_chunks(self._find_chunks(rows))
+            return self._read_chunks(self.find_chunks(rows))
         codes = self.frame_codes[rows]
-        chunk_start, chunk_length = self._locate_chunks(self._find_chunks(rows))
+        chunk_start, chunk_length = self._locate_chunks(self.find_chunks(rows))
         begin, length = frames.locate_frame_dna(chunk_length, codes, protein_length)
         letters = self._records.read_many(chunk_start + begin, length)
         return [
@@ -289,9 +293,6 @@ class FrameStore(StoredRecords):
         begin, length = self._locate_chunks(chunks)
         letters = self._records.read_many(begin, length)
         return [sequence.decode("ascii").upper() for sequence in letters]
-
-    def _find_chunks(self, rows: Int64Array) -> Int64Array:
-        return np.searchsorted(self.chunk_first_frame, rows, "right") - 1
 
     def _find_records(self, chunks: Int64Array) -> Int64Array:
         return np.searchsorted(self.record_first_chunk, chunks, "right") - 1
