@@ -19,7 +19,7 @@ import torch
 
 from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
 from virnucpro.checkpoints.whole_files import replace_when_whole
-from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
+from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError, WeightsError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import ChunkHeadSizes
@@ -109,8 +109,11 @@ def save_classifier(
     from safetensors.torch import save
 
     tensors = check_state(path, state, metadata)
-    document = {"format_version": FORMAT_VERSION, "class_names": list(CLASS_NAMES)}
-    document |= asdict(metadata)
+    document: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "class_names": list(CLASS_NAMES),
+        **asdict(metadata),
+    }
     sizes = document.pop("chunk_head")
     document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
     if sizes is None and metadata.frame_rule == str(OPEN_RULE):
