@@ -85,12 +85,17 @@ def test_one_frame_is_not_enough() -> None:
 
 
 def make_chunks(num_chunks: int, seed: int) -> ChunkExamples:
-    """Chunks whose proteins, and whose DNA, tell a little, in numbers of very different scales."""
+    """Chunks whose proteins, and whose DNA, tell a little, in numbers of very different scales.
+
+    One number is large and varies little, as in embeddings of language models.
+    """
     random = np.random.default_rng(seed)
     is_viral = random.random(num_chunks) < 0.5
-    scale = np.array([1e-2, 0.1, 1, 10, 100, 1, 1, 1])
-    dna = (is_viral[:, None] + random.standard_normal((num_chunks, 8))) * scale + 5
-    protein = (is_viral[:, None, None] + random.standard_normal((num_chunks, 2, 8))) * scale - 3
+    scale = np.array([1e-3, 1e-2, 0.1, 1, 1, 1, 1, 1])
+    offset = np.array([0, 0, 0, 0, 0, 0, 0, 100])
+    dna = (is_viral[:, None] + random.standard_normal((num_chunks, 8))) * scale + offset
+    signal = is_viral[:, None, None] + random.standard_normal((num_chunks, 2, 8))
+    protein = signal * scale + offset
     features = random.standard_normal((num_chunks, 2, 4))
     is_stretch = np.stack([np.ones(num_chunks, bool), random.random(num_chunks) < 0.6], axis=1)
     protein[~is_stretch] = features[~is_stretch] = 0
