@@ -31,6 +31,7 @@ METADATA = ClassifierMetadata(
     40,
     500,
     calibration=Calibration(0.75, 0.25, -0.125, 64),
+    threshold=0.75,
     frame_rule="stretches:3:20",
     chunk_head=SIZES,
 )
@@ -197,6 +198,15 @@ def test_a_file_without_its_head_or_dimension_is_refused(
 ) -> None:
     with pytest.raises(ClassifierError, match="c: "):
         load_classifier(rewrite(path, tmp_path / "c", lambda document: document.pop(name)))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5, "0.5", True, [0.5]])
+def test_impossible_thresholds_are_refused(path: Path, tmp_path: Path, threshold: Any) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["threshold"] = threshold
+
+    with pytest.raises(ClassifierError, match="c: the threshold is"):
+        load_classifier(rewrite(path, tmp_path / "c", change))
 
 
 def test_metadata_must_agree_with_the_head(head: ChunkHead, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ class ClassifierMetadata:
         protein_weights_identity: The same for the protein backend.
         calibration: What turns its scores into probabilities; None if there is no calibration.
         origin: What it was trained on and how, as JSON values; None if unknown.
+        threshold: The probability from which a record is called viral, where the settings say
+            nothing; None for 0.5.
         frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
         chunk_head: The sizes of the head over chunks; None for the MLP over frames.
     """
@@ -59,6 +61,7 @@ class ClassifierMetadata:
     protein_weights_identity: str | None = None
     calibration: Calibration | None = None
     origin: Mapping[str, Any] | None = None
+    threshold: float | None = None
     frame_rule: str = str(OPEN_RULE)
     chunk_head: ChunkHeadSizes | None = None
 
