@@ -13,7 +13,7 @@ import torch
 from tools.make_classifier_weights import make_classifier
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.classifier import Classifier, ClassifierMetadata
+from virnucpro.scoring.classifier import ClassifierMetadata, FrameClassifier
 from virnucpro.scoring.classifier_files import load_classifier, save_classifier
 
 DNA = ("dnabert-s", 8)
@@ -34,7 +34,7 @@ def read_state(published: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def full_size(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> FrameClassifier:
     path = tmp_path_factory.mktemp("full") / "classifier.safetensors"
     make_classifier(path, 768, 2560, 500)
     return load_classifier(path)
@@ -55,7 +55,7 @@ def restored_threads() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_scores_are_independent_of_batch_size(
-    full_size: Classifier, features: np.ndarray, batch_size: int
+    full_size: FrameClassifier, features: np.ndarray, batch_size: int
 ) -> None:
     rows = features[: min(2100, batch_size * 20)]
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -63,7 +63,7 @@ def test_scores_are_independent_of_batch_size(
     np.testing.assert_array_equal(scores, full_size.score(features)[: len(rows)])
 
 
-def test_scores_are_independent_of_order(full_size: Classifier, features: np.ndarray) -> None:
+def test_scores_are_independent_of_order(full_size: FrameClassifier, features: np.ndarray) -> None:
     order = np.random.default_rng(2).permutation(len(features))
     np.testing.assert_array_equal(
         full_size.score(features[order]), full_size.score(features)[order]
@@ -71,14 +71,18 @@ def test_scores_are_independent_of_order(full_size: Classifier, features: np.nda
 
 
 @pytest.mark.usefixtures("restored_threads")
-def test_scores_are_independent_of_threads(full_size: Classifier, features: np.ndarray) -> None:
+def test_scores_are_independent_of_threads(
+    full_size: FrameClassifier, features: np.ndarray
+) -> None:
     torch.set_num_threads(1)
     alone = full_size.score(features)
     torch.set_num_threads(2)
     np.testing.assert_array_equal(full_size.score(features), alone)
 
 
-def test_made_weights_spread_over_the_scores(full_size: Classifier, features: np.ndarray) -> None:
+def test_made_weights_spread_over_the_scores(
+    full_size: FrameClassifier, features: np.ndarray
+) -> None:
     scores = full_size.score(features)
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
     quantiles = np.quantile(scores[:, 1], [0.1, 0.5, 0.9])
@@ -88,7 +92,7 @@ def test_made_weights_spread_over_the_scores(full_size: Classifier, features: np
 
 
 def test_features_on_disk_and_none_at_all(
-    full_size: Classifier, features: np.ndarray, tmp_path: Path
+    full_size: FrameClassifier, features: np.ndarray, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "features.npy", features[:10])
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
@@ -96,7 +100,7 @@ def test_features_on_disk_and_none_at_all(
     assert full_size.score(features[:0]).shape == (0, 2)
 
 
-def test_bad_features_are_refused(full_size: Classifier, features: np.ndarray) -> None:
+def test_bad_features_are_refused(full_size: FrameClassifier, features: np.ndarray) -> None:
     with pytest.raises(ClassifierError, match=r"\(frames, 3328\), found \(10, 1\)"):
         full_size.score(features[:10, :1])
     broken = features[:10].copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_metadata_must_agree_with_the_tensors(published: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ('{"format_version": 3}', "version 3, and this program reads versions 1 to 2"),
+        ('{"format_version": 4}', "version 4, and this program reads versions 1 to 3"),
         ('{"format_version": 1, "class_names": ["virus", "others"]}', "the classes are"),
         ('{"format_version": 1, "class_names": ["others", "virus"]}', "cannot be read"),
         ('{"format_version": 2, "origin": 1e999}', "cannot be read as a classifier .*JSON"),
@@ -192,3 +193,17 @@ def test_made_weights_are_reproducible(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     other = load_file(tmp_path / "c")["hidden_layer.weight"]
     assert not torch.equal(load_file(tmp_path / "a")["hidden_layer.weight"], other)
+
+
+def test_another_genetic_code_needs_version_3(published: Path, tmp_path: Path) -> None:
+    for name, rule in (("a", "open"), ("b", "open:code=11")):
+        save_classifier(
+            tmp_path / name, read_state(published), replace(CALIBRATED, frame_rule=rule)
+        )
+        assert str(load_classifier(tmp_path / name).rule) == rule
+    versions = []
+    for name in ("a", "b"):
+        with safe_open(tmp_path / name, "pt") as file:
+            document = json.loads(file.metadata()["virnucpro_classifier"])
+        versions.append((document["format_version"], document.get("head")))
+    assert versions == [(2, None), (3, {"kind": "frame"})]

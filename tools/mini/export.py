@@ -1,4 +1,4 @@
-"""Writes a trained model in the files that the two backends and the head over chunks read."""
+"""Writes a trained model in the files that `virnucpro predict` reads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from virnucpro_esm2.weights import TRANSFORMERS, source_names
 
 from tools.mini.model import MiniModel
 from tools.mini.stretches import DNA_SPECIAL, StretchRule
+from virnucpro.config import MINI_LENGTHS_BP, FrameRule
+from virnucpro.scoring.classifier import ClassifierMetadata
+from virnucpro.scoring.classifier_files import save_classifier
 
 
 def export_model(directory: Path, model: MiniModel, rule: StretchRule) -> None:
-    """Write `dnabert_s/` and `esm2/` in fp16, and the head over chunks in float32.
+    """Write `dnabert_s/` and `esm2/` in fp16, and classifiers with the head in float32.
+
+    The classifiers for different chunk lengths hold the same head, without a calibration.
 
     Args:
         directory: Made if it is not there.
@@ -28,13 +33,19 @@ def export_model(directory: Path, model: MiniModel, rule: StretchRule) -> None:
     """
     _export_dna(directory / "dnabert_s", model)
     _export_protein(directory / "esm2", model)
-    state = {name: value.detach().cpu() for name, value in model.head.state_dict().items()}
-    (directory / "chunk_head.safetensors").write_bytes(save(state))
-    description = {
-        "sizes": model.head.sizes.as_dict(),
-        "rule": {"name": "stretches", "genetic_code": 1, **rule._asdict()},
-    }
-    (directory / "chunk_head.json").write_text(json.dumps(description, indent=2) + "\n")
+    sizes = model.head.sizes
+    for length_bp in MINI_LENGTHS_BP:
+        metadata = ClassifierMetadata(
+            "dnabert-s",
+            "esm2",
+            sizes.dna_dim,
+            sizes.protein_dim,
+            length_bp,
+            frame_rule=str(FrameRule("stretches", rule.num_stretches, rule.min_codons)),
+            chunk_head=sizes,
+        )
+        path = directory / f"{length_bp}_model.safetensors"
+        save_classifier(path, model.head.state_dict(), metadata)
 
 
 def make_tokenizer(word_bp: int) -> Tokenizer:

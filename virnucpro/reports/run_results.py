@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float32Array, split_rows
+from virnucpro.backend.arrays import split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
@@ -27,15 +27,16 @@ from virnucpro.reports.tables import (
     write_records,
 )
 from virnucpro.runtime.run import Run
-from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
+from virnucpro.scoring.calibration import choose_threshold, expect_fdr
 from virnucpro.scoring.calls import (
     ChunkCalls,
     RecordCalls,
+    call_by_mean_logit,
     call_by_probability,
-    call_chunks,
     call_records,
 )
 from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.frame_scores import Scores
 from virnucpro.sequences.frame_store import FrameStore
 
 RUN_SCHEMA_VERSION = 1
@@ -77,7 +78,7 @@ class Calls(NamedTuple):
     Attributes:
         records: The call of each record.
         rule: What run.json says of how the calls were made.
-        num_unscored_frames: Open frames without scores.
+        num_unscored_frames: Open frames or stretches without scores.
     """
 
     records: RecordCalls
@@ -89,26 +90,34 @@ def write_tables(
     directory: RunDirectory,
     config: PredictConfig,
     store: FrameStore,
-    frame_scores: Float32Array,
-    calibration: Calibration | None,
+    scores: Scores,
+    classifier: Classifier,
 ) -> Calls:
     """Write the tables of frames, chunks and records, and return the calls.
+
+    If the classifier scores chunks as a whole, the table of frames has a line for each scored
+    chunk instead.
 
     Args:
         directory: Where the files go.
         config: The run's settings.
-        store: The open frames.
-        frame_scores: float32 (F, 2), NaN for frames without scores.
-        calibration: The calibration of the classifier; None if it has none.
+        store: The open frames or stretches.
+        scores: What the classifier says of them.
+        classifier: The classifier.
 
     Raises:
         VirnucproError: A file cannot be written.
     """
     directory.merged_dir.mkdir(exist_ok=True)
-    is_scored = ~np.isnan(frame_scores[:, 0])
-    frame_ids = compress(_in_blocks(store.frame_ids, store.num_frames), is_scored)
-    write_prediction_results(directory.prediction_results, frame_ids, frame_scores[is_scored])
-    chunks = call_chunks(frame_scores, store.chunk_first_frame)
+    chunks = scores.chunks
+    if scores.frames is None:
+        names = compress(_in_blocks(store.chunk_ids, store.num_chunks), chunks.is_open)
+        listed = np.stack([chunks.max_others, chunks.max_virus], axis=1)[chunks.is_open]
+    else:
+        is_scored = ~np.isnan(scores.frames[:, 0])
+        names = compress(_in_blocks(store.frame_ids, store.num_frames), is_scored)
+        listed = scores.frames[is_scored]
+    write_prediction_results(directory.prediction_results, names, listed)
     write_highest_scores(
         directory.highest_scores,
         _in_blocks(store.chunk_ids, store.num_chunks),
@@ -117,7 +126,7 @@ def write_tables(
         max_others=chunks.max_others,
         max_virus=chunks.max_virus,
     )
-    records, rule = _call_records(config, store, chunks, calibration)
+    records, rule = _call_records(config, store, chunks, classifier)
     write_records(
         directory.records_tsv,
         _in_blocks(store.record_ids, store.num_records),
@@ -128,7 +137,7 @@ def write_tables(
     write_fasta(directory.viral_fasta, (store.record(index) for index in viral.tolist()))
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)
-    return Calls(records, rule, int((~is_scored).sum()))
+    return Calls(records, rule, int(chunks.num_unscored.sum()))
 
 
 def write_summary(
@@ -162,7 +171,7 @@ def write_summary(
 
 
 def _call_records(
-    config: PredictConfig, store: FrameStore, chunks: ChunkCalls, calibration: Calibration | None
+    config: PredictConfig, store: FrameStore, chunks: ChunkCalls, classifier: Classifier
 ) -> tuple[RecordCalls, dict[str, Any]]:
     records = call_records(
         chunks,
@@ -171,6 +180,9 @@ def _call_records(
         config.min_length_bp,
         config.threshold,
     )
+    if classifier.rule.kind == "stretches":
+        records = call_by_mean_logit(records, chunks, store.record_first_chunk, config.threshold)
+    calibration = classifier.calibration
     rule: dict[str, Any] = {"by": "score", "threshold": config.threshold}
     if calibration is None:
         return records, rule | {"expected_fdr": None, "viral_share": None}
@@ -242,6 +254,7 @@ def _describe_run(
         "inputs": store.inputs,
         "backends": [each.job.model.describe() for each in passes],
         "precision": run.precision,
+        "frame_rule": str(classifier.rule),
         "classifier": {
             "path": str(config.resolved_model_path),
             "identity": classifier.identity,

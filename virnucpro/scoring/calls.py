@@ -21,6 +21,9 @@ _CALLS: Words = np.array(["none", "others", "virus"], dtype=object)
 _REASONS: Words = np.array(
     ["-", "empty", "too_short", "out_of_memory", "no_open_frame"], dtype=object
 )
+_NO_STRETCH = np.array("no_stretch", dtype=object)
+
+_MIN_PROBABILITY = np.finfo(np.float32).tiny
 
 
 class ChunkCalls(NamedTuple):
@@ -53,7 +56,8 @@ class RecordCalls(NamedTuple):
         num_viral_chunks: Open chunks that are called viral.
         score: float64, the mean score of the open chunks; NaN if there is no call.
         call: `virus`, `others`, or `none`.
-        reason: Why there is no call: `empty`, `too_short` or `no_open_frame`; `out_of_memory` if
+        reason: Why there is no call: `empty`, `too_short`, and `no_open_frame` or `no_stretch`
+            by the frame rule; `out_of_memory` if
             frames of the record have no scores, even if other frames give it a call; else `-`.
         probability: float64, the probability that the record is viral; NaN if there is no call or
             no calibration.
@@ -88,6 +92,31 @@ def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> Ch
     max_others, max_virus = np.ascontiguousarray(max_scores.T)
     return ChunkCalls(
         is_open=num_frames > num_unscored,
+        num_frames=num_frames,
+        num_unscored=num_unscored,
+        max_others=max_others,
+        max_virus=max_virus,
+        is_virus=max_virus >= max_others,
+    )
+
+
+def call_chunk_logits(
+    logits: Float32Array, num_frames: Int64Array, num_unscored: Int64Array
+) -> ChunkCalls:
+    """Return the calls of C chunks that a classifier scored as a whole.
+
+    `max_virus` is the probability and `max_others` is its complement, each computed from the logit.
+
+    Args:
+        logits: float32 (C,), the logit of "viral"; NaN for chunks without a score.
+        num_frames: int64 (C,), the stretches of each chunk.
+        num_unscored: int64 (C,), those without an embedding.
+    """
+    max_virus, max_others = (
+        sigmoid(sign * logits.astype(np.float64)).astype(np.float32) for sign in (1, -1)
+    )
+    return ChunkCalls(
+        is_open=~np.isnan(logits),
         num_frames=num_frames,
         num_unscored=num_unscored,
         max_others=max_others,
@@ -143,6 +172,42 @@ def call_records(
     )
 
 
+def call_by_mean_logit(
+    records: RecordCalls,
+    chunks: ChunkCalls,
+    record_first_chunk: Int64Array,
+    threshold: float = 0.5,
+) -> RecordCalls:
+    """Return the records with the scores that a classifier over chunks gives them.
+
+    The score is the sigmoid of the mean logit of the scored chunks. A record without a stretch has
+    the reason `no_stretch`.
+
+    Args:
+        records: What `call_records` says of the chunks.
+        chunks: The calls of all chunks.
+        record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
+        threshold: The minimum score of a record that is called viral.
+    """
+    num_records = len(records.call)
+    record_of_chunk = np.repeat(np.arange(num_records), np.diff(record_first_chunk))[chunks.is_open]
+    virus, others = (
+        np.maximum(probability[chunks.is_open], _MIN_PROBABILITY).astype(np.float64)
+        for probability in (chunks.max_virus, chunks.max_others)
+    )
+    logits = np.log(virus) - np.log(others)
+    total = np.bincount(record_of_chunk, weights=logits, minlength=num_records)
+    has_call = records.call != "none"
+    score = np.full(num_records, np.nan)
+    np.divide(total, records.num_open_chunks, out=score, where=has_call)
+    score = sigmoid(score)
+    return records._replace(
+        score=score,
+        call=_CALLS[np.where(has_call, 1 + (score >= threshold), 0)],
+        reason=np.where(records.reason == "no_open_frame", _NO_STRETCH, records.reason),
+    )
+
+
 def call_by_probability(records: RecordCalls, threshold: float | None) -> RecordCalls:
     """Return the records with new calls: viral from this probability on; no virus for None."""
     has_call = records.call != "none"
@@ -159,3 +224,10 @@ def score_chunks(chunks: ChunkCalls) -> Float64Array:
     """
     max_virus = chunks.max_virus.astype(np.float64)
     return max_virus / (max_virus + chunks.max_others)
+
+
+def sigmoid(logits: Float64Array) -> Float64Array:
+    """Return the probability of each logit."""
+    # No exponential overflows; tanh would round small probabilities to 0.
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1.0, small) / (1 + small), np.float64)

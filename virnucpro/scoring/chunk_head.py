@@ -8,7 +8,7 @@ DNA embedding, W the head's width, K features of a stretch.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,23 @@ class ChunkHeadSizes:
     width: int = 192
     hidden: int = 128
 
-    def as_dict(self) -> dict[str, int]:
-        """Return the sizes by name."""
-        return asdict(self)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor of the head, without building it."""
+        layers = {
+            "protein.1": (self.width, self.protein_dim),
+            "features": (self.width, NUM_FEATURES),
+            "gate": (1, self.width),
+            "dna.1": (self.width, self.dna_dim),
+            "dna.4": (self.width, self.width),
+            "output.0": (self.hidden, self.width),
+            "output.3": (1, self.hidden),
+        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, dim in (("protein.0", self.protein_dim), ("dna.0", self.dna_dim)):
+            shapes |= {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+        for name, shape in layers.items():
+            shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+        return shapes
 
 
 class ChunkHead(nn.Module):
@@ -86,7 +100,8 @@ class ChunkHead(nn.Module):
             is_stretch_CN: bool, where there is a stretch.
         """
         vector_CNW = self.protein(protein_CNP) + self.features(features_CNK)
-        gate_CN = self.gate(vector_CNW.tanh()).squeeze(2).float()
+        gate_CN = self.gate(vector_CNW.tanh()).squeeze(2)
+        gate_CN = gate_CN.to(torch.promote_types(gate_CN.dtype, torch.float32))
         gate_CN = gate_CN.masked_fill(~is_stretch_CN, torch.finfo(gate_CN.dtype).min)
         # A chunk without stretches is judged by its DNA alone.
         weight_CN = gate_CN.softmax(1) * is_stretch_CN

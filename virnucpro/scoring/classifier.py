@@ -1,9 +1,10 @@
-"""The classifier: the MLP that turns the two embeddings of a frame into P(others) and P(virus).
+"""Classifiers: the original's MLP over one open frame, and the head over the stretches of a chunk.
 
-`virnucpro.scoring.classifier_files` reads and writes its files.
+`virnucpro.scoring.classifier_files` reads and writes their files.
 
-Shapes: N frames, B frames in a block, D numbers for a frame (its DNA embedding, then its protein
-embedding), H hidden units, C the two classes of `CLASS_NAMES`.
+Shapes: N frames or chunks, B of them in a block. Of a frame: D numbers (its DNA embedding, then its
+protein embedding), H hidden units, C the two classes of `CLASS_NAMES`. Of a chunk: S stretches,
+P numbers of a protein embedding, Q numbers of a DNA embedding, K features of a stretch.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from virnucpro.backend.arrays import Float32Array, Float64Array
+from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array
+from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHead, ChunkHeadSizes
 
 CLASS_NAMES = ("others", "virus")
 """The columns of the scores, in the order of the published models."""
@@ -26,6 +29,7 @@ BATCH_NORM_EPS = 1e-5
 """The default of torch.nn.BatchNorm1d; a state dict does not contain it."""
 
 _BLOCK_ROWS = 1024
+_BLOCK_CHUNKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,10 @@ class ClassifierMetadata:
         protein_weights_identity: The same for the protein backend.
         calibration: What turns its scores into probabilities; None if there is no calibration.
         origin: What it was trained on and how, as JSON values; None if unknown.
+        threshold: The probability from which a record is called viral, where the settings say
+            nothing; None for 0.5.
+        frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
+        chunk_head: The sizes of the head over chunks; None for the MLP over frames.
     """
 
     dna_backend: str
@@ -53,6 +61,9 @@ class ClassifierMetadata:
     protein_weights_identity: str | None = None
     calibration: Calibration | None = None
     origin: Mapping[str, Any] | None = None
+    threshold: float | None = None
+    frame_rule: str = str(OPEN_RULE)
+    chunk_head: ChunkHeadSizes | None = None
 
 
 def wanted_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -72,33 +83,21 @@ def wanted_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 class Classifier:
-    """A loaded classifier: `Linear -> BatchNorm1d -> ReLU -> Linear -> softmax`, in eval mode.
+    """A loaded classifier of either kind.
 
     Attributes:
-        input_dim: D, the numbers that it expects for a frame.
+        input_dim: The numbers that it expects of the two embeddings of a row.
         metadata: What it was trained for; None if its file does not say.
         identity: The digest of its file.
+        rule: What of a chunk it reads.
     """
 
-    def __init__(
-        self,
-        state: Mapping[str, torch.Tensor],
-        metadata: ClassifierMetadata | None,
-        identity: str,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    input_dim: int
+
+    def __init__(self, metadata: ClassifierMetadata | None, identity: str) -> None:
         self.metadata = metadata
         self.identity = identity
-        self._device = torch.device(device)
-        tensors = {name: tensor.to(self._device, torch.float64) for name, tensor in state.items()}
-        # In eval mode, batch normalization is a scale and a shift, so the first layer absorbs it.
-        scale_H = tensors["bn1.weight"] / (tensors["bn1.running_var"] + BATCH_NORM_EPS).sqrt()
-        centred_H = tensors["hidden_layer.bias"] - tensors["bn1.running_mean"]
-        self._hidden_weight_DH = (tensors["hidden_layer.weight"] * scale_H[:, None]).T.contiguous()
-        self._hidden_bias_H = centred_H * scale_H + tensors["bn1.bias"]
-        self._output_weight_HC = tensors["output_layer.weight"].T.contiguous()
-        self._output_bias_C = tensors["output_layer.bias"]
-        self.input_dim = self._hidden_weight_DH.shape[0]
+        self.rule = OPEN_RULE if metadata is None else FrameRule.parse(metadata.frame_rule)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -158,6 +157,29 @@ class Classifier:
                     "format has another identity), or choose another classifier"
                 )
 
+
+class FrameClassifier(Classifier):
+    """The MLP over a frame: `Linear -> BatchNorm1d -> ReLU -> Linear -> softmax`, in eval mode."""
+
+    def __init__(
+        self,
+        state: Mapping[str, torch.Tensor],
+        metadata: ClassifierMetadata | None,
+        identity: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(metadata, identity)
+        self._device = torch.device(device)
+        tensors = {name: tensor.to(self._device, torch.float64) for name, tensor in state.items()}
+        # In eval mode, batch normalization is a scale and a shift, so the first layer absorbs it.
+        scale_H = tensors["bn1.weight"] / (tensors["bn1.running_var"] + BATCH_NORM_EPS).sqrt()
+        centred_H = tensors["hidden_layer.bias"] - tensors["bn1.running_mean"]
+        self._hidden_weight_DH = (tensors["hidden_layer.weight"] * scale_H[:, None]).T.contiguous()
+        self._hidden_bias_H = centred_H * scale_H + tensors["bn1.bias"]
+        self._output_weight_HC = tensors["output_layer.weight"].T.contiguous()
+        self._output_bias_C = tensors["output_layer.bias"]
+        self.input_dim = self._hidden_weight_DH.shape[0]
+
     def score(self, features_ND: Float32Array) -> Float32Array:
         """Return float32 (N, 2), P(others) and P(virus), for float32 (N, D) features.
 
@@ -195,6 +217,104 @@ class Classifier:
         logits_BC = hidden_BH @ self._output_weight_HC + self._output_bias_C
         scores_BC: Float32Array = logits_BC.softmax(dim=1).float().cpu().numpy()
         return scores_BC
+
+
+class ChunkClassifier(Classifier):
+    """The `ChunkHead` over the stretches and the DNA of a chunk, in eval mode."""
+
+    def __init__(
+        self,
+        state: Mapping[str, torch.Tensor],
+        metadata: ClassifierMetadata,
+        identity: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(metadata, identity)
+        assert metadata.chunk_head is not None, "its file says it"
+        self.sizes = metadata.chunk_head
+        self.input_dim = self.sizes.dna_dim + self.sizes.protein_dim
+        self._device = torch.device(device)
+        # The caller's random numbers stay as they were.
+        with torch.random.fork_rng(devices=[]):
+            self._head = ChunkHead(self.sizes).to(self._device, torch.float64).eval()
+        self._head.load_state_dict(dict(state))
+
+    def score(
+        self,
+        dna_NQ: Float32Array,
+        protein_NSP: Float32Array,
+        features_NSK: Float32Array,
+        is_stretch_NS: BoolArray,
+    ) -> Float32Array:
+        """Return float32 (N,): the logit of "viral" for each chunk.
+
+        The logit of a chunk does not depend on which other chunks are scored with it.
+
+        Args:
+            dna_NQ: float32, the embedding of each chunk's DNA.
+            protein_NSP: float32, the embeddings of its stretches, at most as many as the rule says.
+            features_NSK: float32, what the frame store says of the stretches.
+            is_stretch_NS: Where there is a stretch; other entries do not count.
+
+        Raises:
+            ClassifierError: The arrays have other shapes, or give a logit that is not finite.
+        """
+        num_chunks, num_stretches = is_stretch_NS.shape
+        max_stretches = self.rule.max_stretches
+        wanted = {
+            "DNA embeddings": (dna_NQ, (num_chunks, self.sizes.dna_dim)),
+            "protein embeddings": (protein_NSP, (*is_stretch_NS.shape, self.sizes.protein_dim)),
+            "features": (features_NSK, (*is_stretch_NS.shape, NUM_FEATURES)),
+        }
+        for name, (array, shape) in wanted.items():
+            if array.shape != shape or num_stretches > max_stretches:
+                raise ClassifierError(
+                    f"the classifier wants {name} of shape {shape} and at most {max_stretches} "
+                    f"stretches of a chunk, found {array.shape}"
+                )
+        # Blocks of one shape and float64, for the reason that FrameClassifier.score gives.
+        dna_BQ, protein_BSP, features_BSK = (
+            np.zeros((_BLOCK_CHUNKS, *shape))
+            for shape in (
+                (self.sizes.dna_dim,),
+                (max_stretches, self.sizes.protein_dim),
+                (max_stretches, NUM_FEATURES),
+            )
+        )
+        logits_N = np.empty(num_chunks, np.float32)
+        for start in range(0, num_chunks, _BLOCK_CHUNKS):
+            chunks = slice(start, min(start + _BLOCK_CHUNKS, num_chunks))
+            size = chunks.stop - chunks.start
+            is_stretch_BS = np.zeros((_BLOCK_CHUNKS, max_stretches), np.bool_)
+            is_stretch_BS[:size, :num_stretches] = is_stretch_NS[chunks]
+            dna_BQ[:size] = dna_NQ[chunks]
+            # Zeros where there is no stretch: a weight of 0 does not remove NaN.
+            for block, array in ((protein_BSP, protein_NSP), (features_BSK, features_NSK)):
+                block[:size, :num_stretches] = array[chunks]
+                block[~is_stretch_BS] = 0
+            logits_N[chunks] = self._score_block(dna_BQ, protein_BSP, features_BSK, is_stretch_BS)[
+                :size
+            ]
+        bad_chunks = np.flatnonzero(~np.isfinite(logits_N))
+        if len(bad_chunks):
+            raise ClassifierError(
+                f"{len(bad_chunks)} of {num_chunks} chunks, the first at {bad_chunks[0]}, have no "
+                "finite score because their embeddings contain NaN or infinity; compute them again"
+            )
+        return logits_N
+
+    @torch.inference_mode()
+    def _score_block(
+        self,
+        dna_BQ: Float64Array,
+        protein_BSP: Float64Array,
+        features_BSK: Float64Array,
+        is_stretch_BS: BoolArray,
+    ) -> Float32Array:
+        arrays = (dna_BQ, protein_BSP, features_BSK, is_stretch_BS)
+        logits_B = self._head(*(torch.from_numpy(array).to(self._device) for array in arrays))
+        found_B: Float32Array = logits_B.float().cpu().numpy()
+        return found_B
 
 
 def _describe_features(dna: tuple[str, int], protein: tuple[str, int]) -> str:

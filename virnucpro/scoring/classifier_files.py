@@ -2,7 +2,7 @@
 
 A classifier comes in three kinds of file: the published pickle of a whole module, a state dict, and
 our own safetensors, which also say what the classifier was trained for. The content of a file, not
-its name, decides which kind it is.
+its name, decides which kind it is. Only our own files can hold a head over chunks.
 """
 
 from __future__ import annotations
@@ -19,18 +19,27 @@ import torch
 
 from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
 from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError, WeightsError
 from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.chunk_head import ChunkHeadSizes
 from virnucpro.scoring.classifier import (
     BATCH_NORM_EPS,
     CLASS_NAMES,
+    ChunkClassifier,
     Classifier,
     ClassifierMetadata,
+    FrameClassifier,
     wanted_shapes,
 )
 
-FORMAT_VERSION = 2
-"""Version 2 adds the identities of the weights, the calibration and the origin to version 1."""
+FORMAT_VERSION = 3
+"""Version 2 adds the identities of the weights, the calibration and the origin to version 1.
+Version 3 adds the frame rule, the kind of head and the threshold; a file of version 2 means `open`
+and `frame`, without a threshold."""
+
+_MAX_STRETCHES = 256
+"""Of the frame rule in a file: each chunk takes memory for so many."""
 
 # One key that holds JSON: safetensors writes several keys in a random order, which would give the
 # same classifier another digest each time.
@@ -66,7 +75,11 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifie
         ClassifierError: The file is missing, damaged or unsafe, or contains something else.
     """
     with _explaining(path):
-        return Classifier(*_read(path), digest_files([path]), device)
+        state, metadata = _read(path)
+        identity = digest_files([path])
+        if metadata is not None and metadata.chunk_head is not None:
+            return ChunkClassifier(state, metadata, identity, device)
+        return FrameClassifier(state, metadata, identity, device)
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | None]:
@@ -86,7 +99,8 @@ def save_classifier(
 
     Args:
         path: The file to write; an existing one is replaced.
-        state: The state dict of a module with `hidden_layer`, `bn1` and `output_layer`.
+        state: The state dict of a `ChunkHead`, or of a module with `hidden_layer`, `bn1` and
+            `output_layer`.
         metadata: What the classifier was trained for.
 
     Raises:
@@ -96,11 +110,17 @@ def save_classifier(
     from safetensors.torch import save
 
     tensors = check_state(path, state, metadata)
-    document = {
+    document: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "class_names": list(CLASS_NAMES),
         **asdict(metadata),
     }
+    sizes = document.pop("chunk_head")
+    document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
+    if sizes is None and metadata.frame_rule == str(OPEN_RULE) and metadata.threshold is None:
+        # The same bytes as ever, which earlier versions read too.
+        del document["frame_rule"], document["head"], document["threshold"]
+        document["format_version"] = 2
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replace_when_whole(path) as temporary:
         temporary.write_bytes(save(contiguous, {_METADATA_KEY: json.dumps(document)}))
@@ -118,7 +138,8 @@ def check_state(
     found = {name.removeprefix("module."): value for name, value in state.items()}
     found.pop("bn1.num_batches_tracked", None)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in found.items()}
-    wanted = wanted_shapes(found)
+    sizes = None if metadata is None else metadata.chunk_head
+    wanted = wanted_shapes(found) if sizes is None else sizes.shapes()
     wrong = [
         f"{name} is {shapes.get(name, 'missing')}, wanted {wanted.get(name, 'nothing')}"
         for name in sorted(shapes.keys() | wanted.keys())
@@ -133,13 +154,27 @@ def check_state(
                 f"{path}: {name} holds NaN, infinity or a negative variance; the file is damaged "
                 "or its training failed"
             )
-    _, input_dim = wanted["hidden_layer.weight"]
-    if metadata is not None and metadata.dna_dim + metadata.protein_dim != input_dim:
-        raise ClassifierError(
-            f"{path}: the first layer wants {input_dim} numbers, but the metadata say "
-            f"{metadata.dna_dim} + {metadata.protein_dim}"
-        )
+    if metadata is not None:
+        _check_dims(path, metadata, wanted)
     return tensors
+
+
+def _check_dims(
+    path: Path, metadata: ClassifierMetadata, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    dims = (metadata.dna_dim, metadata.protein_dim)
+    sizes = metadata.chunk_head
+    if sizes is not None:
+        if dims != (sizes.dna_dim, sizes.protein_dim):
+            raise ClassifierError(
+                f"{path}: the head wants {sizes.dna_dim} + {sizes.protein_dim} numbers, but the "
+                f"metadata say {dims[0]} + {dims[1]}"
+            )
+    elif sum(dims) != shapes["hidden_layer.weight"][1]:
+        raise ClassifierError(
+            f"{path}: the first layer wants {shapes['hidden_layer.weight'][1]} numbers, but the "
+            f"metadata say {dims[0]} + {dims[1]}"
+        )
 
 
 @contextmanager
@@ -196,12 +231,41 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     values = {
         field.name: document[field.name]
         for field in fields(ClassifierMetadata)
-        # Fields that version 1 lacks have a default.
+        # Fields that earlier versions lack have a default.
         if field.default is MISSING or field.name in document
     }
+    # Not a field of the file: `head` says it.
+    values["chunk_head"] = _parse_head(path, document)
+    threshold = values.get("threshold")
+    if threshold is not None and not (type(threshold) is float and 0 < threshold < 1):
+        raise ClassifierError(
+            f"{path}: the threshold is {threshold!r}, wanted a probability between 0 and 1"
+        )
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
     return ClassifierMetadata(**values)
+
+
+def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | None:
+    """Return the sizes of the head over chunks; None for the MLP over frames."""
+    rule = FrameRule.parse(document.get("frame_rule", str(OPEN_RULE)))
+    sizes = dict(document.get("head", {"kind": "frame"}))
+    kind = sizes.pop("kind")
+    if (kind, rule.kind) not in (("frame", "open"), ("chunk", "stretches")):
+        raise ClassifierError(
+            f"{path}: a head of the kind {kind!r} with the frame rule {rule}; wanted frame with "
+            "open, or chunk with stretches"
+        )
+    if kind == "frame":
+        return None
+    if rule.max_stretches > _MAX_STRETCHES:
+        raise ClassifierError(
+            f"{path}: the frame rule {rule} takes more than {_MAX_STRETCHES} stretches of a chunk; "
+            "the file is damaged"
+        )
+    if any(type(size) is not int or size < 1 for size in sizes.values()):
+        raise ClassifierError(f"{path}: the sizes of the head are {sizes}, wanted whole numbers")
+    return ChunkHeadSizes(**sizes)
 
 
 def _read_pickled_state(path: Path) -> Mapping[str, Any]:

@@ -1,11 +1,14 @@
-"""Scores of open frames: the classifier of a run, and what it says of the embedded frames.
+"""Scores of a run: its classifier, and what it says of the embedded frames and of the chunks.
 
-Shapes: F open frames.
+Shapes: F rows of the frame store, C chunks, S stretches of a chunk, P numbers of a protein
+embedding, Q numbers of a DNA embedding, K features of a stretch.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +17,29 @@ from virnucpro.config import PredictConfig
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass, gather_features
 from virnucpro.errors import ClassifierError
-from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.calls import ChunkCalls, call_chunk_logits, call_chunks
+from virnucpro.scoring.chunk_head import NUM_FEATURES
+from virnucpro.scoring.classifier import ChunkClassifier, Classifier, FrameClassifier
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.frame_store import FrameStore
+
+logger = logging.getLogger(__name__)
+
+# With ESM-2 3B, two stretches of so many chunks take 84 MB.
+_CHUNKS_AT_ONCE = 1 << 12
+
+
+class Scores(NamedTuple):
+    """What a classifier says of a run.
+
+    Attributes:
+        chunks: The calls of all chunks.
+        frames: float32 (F, 2), P(others) and P(virus) of every open frame, in row order; a frame
+            without an embedding has NaN. None if the classifier scores chunks as a whole.
+    """
+
+    chunks: ChunkCalls
+    frames: Float32Array | None
 
 
 def open_classifier(config: PredictConfig, models: Sequence[Model]) -> Classifier:
@@ -37,10 +60,31 @@ def open_classifier(config: PredictConfig, models: Sequence[Model]) -> Classifie
             "has no calibration: its score is not a probability. Choose records by their score "
             "(threshold), or a classifier that `virnucpro train` made"
         )
+    logger.info("frame rule: %s, as %s wants", classifier.rule, config.resolved_model_path)
     return classifier
 
 
-def score_frames(store: FrameStore, passes: Sequence[Pass], classifier: Classifier) -> Float32Array:
+def score_passes(store: FrameStore, passes: Sequence[Pass], classifier: Classifier) -> Scores:
+    """Return the scores of all chunks, made as the kind of the classifier says.
+
+    Args:
+        store: The frames or stretches, found by the classifier's rule.
+        passes: The finished passes, DNA and then proteins.
+        classifier: What scores them.
+
+    Raises:
+        CheckpointError: An embedding is missing.
+    """
+    if isinstance(classifier, ChunkClassifier):
+        return Scores(_score_chunks(store, passes, classifier), None)
+    assert isinstance(classifier, FrameClassifier), "there are two kinds"
+    frames = score_frames(store, passes, classifier)
+    return Scores(call_chunks(frames, store.chunk_first_frame), frames)
+
+
+def score_frames(
+    store: FrameStore, passes: Sequence[Pass], classifier: FrameClassifier
+) -> Float32Array:
     """Return float32 (F, 2): P(others) and P(virus) of every open frame, in row order.
 
     A frame without an embedding, because it exceeded a device's memory, has NaN.
@@ -60,3 +104,39 @@ def score_frames(store: FrameStore, passes: Sequence[Pass], classifier: Classifi
             rows = rows[each.has(rows)]
         scores[rows] = classifier.score(gather_features(passes, rows))
     return scores
+
+
+def _score_chunks(
+    store: FrameStore, passes: Sequence[Pass], classifier: ChunkClassifier
+) -> ChunkCalls:
+    """Return the calls of all chunks by the head over their stretches.
+
+    A stretch without an embedding is left out. A chunk without any embedded stretch has no score.
+    """
+    dna, protein = passes
+    first_row = store.chunk_first_frame
+    logits = np.full(store.num_chunks, np.nan, np.float32)
+    num_unscored = np.zeros(store.num_chunks, np.int64)
+    for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
+        stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
+        rows = np.arange(first_row[start], first_row[stop])
+        has_both = dna.has(rows) & protein.has(rows)
+        np.add.at(num_unscored, store.find_chunks(rows[~has_both]), 1)
+        rows = rows[has_both]
+        if not len(rows):
+            continue
+        chunk = store.find_chunks(rows)
+        # All rows of a chunk have its DNA, so the first row's embedding stands for all.
+        scored, first, index = np.unique(chunk, return_index=True, return_inverse=True)
+        place = rows - first_row[chunk]
+        shape = (len(scored), classifier.rule.max_stretches)
+        protein_CSP = np.zeros((*shape, classifier.sizes.protein_dim), np.float32)
+        features_CSK = np.zeros((*shape, NUM_FEATURES), np.float32)
+        is_stretch_CS = np.zeros(shape, np.bool_)
+        protein_CSP[index, place] = protein.gather(rows)
+        features_CSK[index, place] = store.stretch_features(rows)
+        is_stretch_CS[index, place] = True
+        logits[scored] = classifier.score(
+            dna.gather(rows[first]), protein_CSP, features_CSK, is_stretch_CS
+        )
+    return call_chunk_logits(logits, np.diff(first_row), num_unscored)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro.backend.arrays import BoolArray, Float32Array, split_rows
+from virnucpro.backend.arrays import BoolArray, split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import PredictConfig
+from virnucpro.config import FrameRule, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
@@ -19,8 +19,8 @@ from virnucpro.errors import InputError, UsageError
 from virnucpro.reports.tables import write_fasta
 from virnucpro.runtime.devices import device_name
 from virnucpro.runtime.run import open_run
-from virnucpro.scoring.calls import call_chunks, call_records, score_chunks
-from virnucpro.scoring.frame_scores import open_classifier, score_frames
+from virnucpro.scoring.calls import call_by_mean_logit, call_chunks, call_records, score_chunks
+from virnucpro.scoring.frame_scores import Scores, open_classifier, score_passes
 from virnucpro.sequences.fasta import sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 
@@ -97,7 +97,7 @@ class PrecisionCheck:
         num_input_records: In the whole input.
         seed: Of the sample.
         embeddings: Of the DNA backend and of the protein backend.
-        scores: Of frames, chunks and records.
+        scores: Of frames, chunks and records; without frames if the classifier scores chunks.
     """
 
     precision: str
@@ -132,7 +132,7 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
             models = open_frame_models(run, config)
             classifier = open_classifier(config, models)
         with run.stage("draw records"):
-            store, num_input_records = _draw_records(config, num_records, seed)
+            store, num_input_records = _draw_records(config, classifier.rule, num_records, seed)
 
         def embed(settings: PredictConfig, precision: str) -> list[Pass]:
             own = RunDirectory(work.path / precision, work.stem)
@@ -155,8 +155,8 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
         scores=_compare_scores(
             config,
             store,
-            score_frames(store, reference, classifier),
-            score_frames(store, checked, classifier),
+            score_passes(store, reference, classifier),
+            score_passes(store, checked, classifier),
         ),
     )
 
@@ -168,8 +168,10 @@ class _Calls(NamedTuple):
     is_viral: BoolArray
 
 
-def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[FrameStore, int]:
-    """Return the open frames of the sample, and the number of records in the whole input."""
+def _draw_records(
+    config: PredictConfig, rule: FrameRule, num_records: int, seed: int
+) -> tuple[FrameStore, int]:
+    """Return the rows of the sample, and the number of records in the whole input."""
     directory = config.resolved_output_dir
     records, num_input_records = sample_records(config.inputs, num_records, seed)
     path = directory / "sample.fasta"
@@ -179,11 +181,13 @@ def _draw_records(config: PredictConfig, num_records: int, seed: int) -> tuple[F
         directory / "frames",
         chunk_length_bp=config.chunk_length_bp,
         min_length_bp=config.min_length_bp,
+        rule=rule,
     )
     if not store.num_frames:
+        wanted = "an open frame" if rule.kind == "open" else "a stretch"
         raise InputError(
-            f"{', '.join(config.inputs)}: none of the {len(records)} records drawn has an open "
-            "frame, so there is nothing to compare; draw more (--num-records)"
+            f"{', '.join(config.inputs)}: none of the {len(records)} records drawn has {wanted}, "
+            "so there is nothing to compare; draw more (--num-records)"
         )
     return store, num_input_records
 
@@ -209,21 +213,30 @@ def _compare_embeddings(reference: Pass, checked: Pass) -> EmbeddingDifference:
 
 
 def _compare_scores(
-    config: PredictConfig, store: FrameStore, reference: Float32Array, checked: Float32Array
+    config: PredictConfig, store: FrameStore, reference: Scores, checked: Scores
 ) -> list[ScoreDifference]:
-    """Return the differences of frames, of chunks and of records."""
-    is_scored = ~np.isnan(reference + checked)
+    """Return the differences of frames, if they have scores, of chunks and of records."""
     wanted, found = (
-        _call(config, store, np.where(is_scored, frame_scores, np.float32(np.nan)))
-        for frame_scores in (reference, checked)
+        _call(config, store, scores) for scores in _keep_common(store, reference, checked)
     )
     names = {"frames": store.frame_ids, "chunks": store.chunk_ids, "records": store.record_ids}
-    return list(map(_compare_level, names.keys(), names.values(), wanted, found))
+    return [_compare_level(level, names[level], wanted[level], found[level]) for level in wanted]
 
 
-def _call(config: PredictConfig, store: FrameStore, frame_scores: Float32Array) -> list[_Calls]:
-    """Return what `predict` says of frames, of chunks and of records with these scores."""
-    chunks = call_chunks(frame_scores, store.chunk_first_frame)
+def _keep_common(store: FrameStore, reference: Scores, checked: Scores) -> Iterator[Scores]:
+    """Yield the scores of what has a score in both, of the reference first."""
+    for scores, others in ((reference, checked), (checked, reference)):
+        if scores.frames is None or others.frames is None:
+            is_open = scores.chunks.is_open & others.chunks.is_open
+            yield Scores(scores.chunks._replace(is_open=is_open), None)
+        else:
+            frames = np.where(np.isnan(others.frames), np.float32(np.nan), scores.frames)
+            yield Scores(call_chunks(frames, store.chunk_first_frame), frames)
+
+
+def _call(config: PredictConfig, store: FrameStore, scores: Scores) -> dict[str, _Calls]:
+    """Return by level what `predict` says of frames, of chunks and of records."""
+    chunks = scores.chunks
     records = call_records(
         chunks,
         store.record_first_chunk,
@@ -231,11 +244,17 @@ def _call(config: PredictConfig, store: FrameStore, frame_scores: Float32Array) 
         config.min_length_bp,
         config.threshold,
     )
-    return [
-        _Calls(frame_scores[:, 1], frame_scores[:, 1] > frame_scores[:, 0]),
-        _Calls(score_chunks(chunks), chunks.is_virus),
-        _Calls(records.score, records.call == "virus"),
-    ]
+    calls = {}
+    if scores.frames is None:
+        records = call_by_mean_logit(records, chunks, store.record_first_chunk, config.threshold)
+    else:
+        is_virus = scores.frames[:, 1] > scores.frames[:, 0]
+        calls["frames"] = _Calls(scores.frames[:, 1], is_virus)
+    chunk_scores = np.where(chunks.is_open, score_chunks(chunks), np.nan)
+    return calls | {
+        "chunks": _Calls(chunk_scores, chunks.is_virus & chunks.is_open),
+        "records": _Calls(records.score, records.call == "virus"),
+    }
 
 
 def _compare_level(

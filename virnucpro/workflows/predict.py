@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import PredictConfig
+from virnucpro.config import FrameRule, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import run_pass
@@ -13,8 +13,9 @@ from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.run_results import PredictResult, write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
-from virnucpro.scoring.frame_scores import open_classifier, score_frames
+from virnucpro.scoring.frame_scores import open_classifier, score_passes
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
+from virnucpro.sequences.records import NAMES_OF_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,9 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
         with run.stage("open models"):
             models = open_frame_models(run, config)
             classifier = open_classifier(config, models)
-        with run.stage("find open frames"):
-            store = _find_frames(run, directory, config)
+            rule = classifier.rule
+        with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
+            store = _find_frames(run, directory, config, rule)
         jobs = [
             make_frame_job(
                 config,
@@ -60,30 +62,34 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
         result = None
         if run.is_main:
             with run.stage("scores and tables"):
-                frame_scores = score_frames(store, passes, classifier)
-                calls = write_tables(directory, config, store, frame_scores, classifier.calibration)
+                scores = score_passes(store, passes, classifier)
+                calls = write_tables(directory, config, store, scores, classifier)
             result = write_summary(run, directory, config, store, passes, classifier, calls)
         return run.share(result)
 
 
-def _find_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> FrameStore:
+def _find_frames(
+    run: Run, directory: RunDirectory, config: PredictConfig, rule: FrameRule
+) -> FrameStore:
     run.once(
         lambda: prepare_frame_store(
             config.inputs,
             directory.frame_store_dir,
             chunk_length_bp=config.chunk_length_bp,
             min_length_bp=config.min_length_bp,
+            rule=rule,
         )
     )
     store = open_frame_store(directory.frame_store_dir)
     num_frames = store.num_frames
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
     logger.info(
-        "identical sequences are embedded once: %s DNA and %s proteins of %s open frames, which "
+        "identical sequences are embedded once: %s DNA and %s proteins of %s %s, which "
         "saves %.1f %% and %.1f %%",
         f"{num_dna:,}",
         f"{num_proteins:,}",
         f"{num_frames:,}",
+        NAMES_OF_ROWS[rule.kind],
         100 * (num_frames - num_dna) / max(1, num_frames),
         100 * (num_frames - num_proteins) / max(1, num_frames),
     )

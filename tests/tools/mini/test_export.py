@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from virnucpro_dnabert_s import backend as dna_backend
 from virnucpro_esm2 import backend as protein_backend
 from virnucpro_esm2.tokens import TOKENS
@@ -15,7 +13,7 @@ from tests.tools.mini.small import SIZES, as_codes, random_chunks
 from tools.mini.export import export_model
 from tools.mini.model import MiniModel, join_proteins, pool_dna
 from tools.mini.stretches import StretchRule, read_chunks
-from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
+from virnucpro.scoring.classifier_files import load_classifier
 
 RULE = StretchRule(2, 8)
 
@@ -63,19 +61,19 @@ def test_exported_files_compute_what_the_trained_model_does(
     torch.testing.assert_close(embedded[0], dna_CD, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(embedded[1], protein_FD[is_stretch_F], rtol=1e-4, atol=1e-4)
 
-    description = json.loads((tmp_path / "chunk_head.json").read_text())
-    assert description["rule"] == {
-        "name": "stretches",
-        "genetic_code": 1,
-        "num_stretches": 2,
-        "min_codons": 8,
-    }
-    head = ChunkHead(ChunkHeadSizes(**description["sizes"])).eval()
-    head.load_state_dict(load_file(tmp_path / "chunk_head.safetensors"))
+    for length_bp in (300, 500):
+        classifier = load_classifier(tmp_path / f"{length_bp}_model.safetensors")
+        assert str(classifier.rule) == "stretches:2:8"
+        assert classifier.metadata.chunk_length_bp == length_bp
     protein_CND = torch.zeros(*tokens.is_stretch_CN.shape, SIZES.protein_width)
     protein_CND[tokens.is_stretch_CN] = embedded[1]
-    found_C = head(embedded[0], protein_CND, tokens.features_CNK, tokens.is_stretch_CN)
-    torch.testing.assert_close(found_C, logits_C, rtol=1e-3, atol=1e-3)
+    found_C = classifier.score(
+        embedded[0].numpy(),
+        protein_CND.numpy(),
+        tokens.features_CNK.numpy(),
+        tokens.is_stretch_CN.numpy(),
+    )
+    torch.testing.assert_close(torch.from_numpy(found_C), logits_C, rtol=1e-3, atol=1e-3)
     assert logits_C.std() > 0.01
 
 
