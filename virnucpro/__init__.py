@@ -12,7 +12,7 @@ from virnucpro.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from virnucpro.config import EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
-    from virnucpro.reports.run_results import PredictResult
+    from virnucpro.reports.record_results import PredictResult
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
     from virnucpro.workflows.predict import predict
@@ -37,7 +37,7 @@ _HOMES = {
     "EvaluateConfig": "virnucpro.config",
     "Evaluation": "virnucpro.workflows.evaluate",
     "PredictConfig": "virnucpro.config",
-    "PredictResult": "virnucpro.reports.run_results",
+    "PredictResult": "virnucpro.reports.record_results",
     "TrainConfig": "virnucpro.config",
     "TrainResult": "virnucpro.workflows.train",
     "embed": "virnucpro.workflows.embed",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from virnucpro.config.calls import DEFAULT_THRESHOLD, PRESETS, CallConfig, CallsConfig
 from virnucpro.config.embed import EmbedConfig
 from virnucpro.config.evaluate import EvaluateConfig
 from virnucpro.config.export import ExportConfig, ExportFormat
@@ -42,6 +43,7 @@ COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "frames": (FrameTableConfig,),
     "embed": (EmbedConfig, LaunchConfig),
     "train": (TrainConfig, LaunchConfig),
+    "call": (CallConfig,),
     "evaluate": (EvaluateConfig,),
     "migrate": (MigrateConfig,),
     "export": (ExportConfig,),
@@ -67,12 +69,16 @@ def command_options(command: str) -> dict[str, Option]:
 
 __all__ = [
     "COMMANDS",
+    "DEFAULT_THRESHOLD",
     "MINI_DIRECTORY",
     "MINI_LENGTHS_BP",
     "MODEL_TYPES",
+    "PRESETS",
     "STDIN",
     "BackendsConfig",
     "BenchmarkConfig",
+    "CallConfig",
+    "CallsConfig",
     "CheckPrecisionConfig",
     "ComputeConfig",
     "Config",

@@ -20,6 +20,8 @@ from virnucpro.reports.tables import write_fasta
 from virnucpro.runtime.devices import device_name
 from virnucpro.runtime.run import open_run
 from virnucpro.scoring.calls import call_chunks, call_records, score_chunks
+from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.decisions import decide_calls
 from virnucpro.scoring.frame_scores import open_classifier, score_frames
 from virnucpro.sequences.fasta import sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
@@ -155,6 +157,7 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
         scores=_compare_scores(
             config,
             store,
+            classifier,
             score_frames(store, reference, classifier),
             score_frames(store, checked, classifier),
         ),
@@ -209,32 +212,36 @@ def _compare_embeddings(reference: Pass, checked: Pass) -> EmbeddingDifference:
 
 
 def _compare_scores(
-    config: PredictConfig, store: FrameStore, reference: Float32Array, checked: Float32Array
+    config: PredictConfig,
+    store: FrameStore,
+    classifier: Classifier,
+    reference: Float32Array,
+    checked: Float32Array,
 ) -> list[ScoreDifference]:
     """Return the differences of frames, of chunks and of records."""
     is_scored = ~np.isnan(reference + checked)
     wanted, found = (
-        _call(config, store, np.where(is_scored, frame_scores, np.float32(np.nan)))
+        _call(config, store, np.where(is_scored, frame_scores, np.float32(np.nan)), classifier)
         for frame_scores in (reference, checked)
     )
     names = {"frames": store.frame_ids, "chunks": store.chunk_ids, "records": store.record_ids}
     return list(map(_compare_level, names.keys(), names.values(), wanted, found))
 
 
-def _call(config: PredictConfig, store: FrameStore, frame_scores: Float32Array) -> list[_Calls]:
+def _call(
+    config: PredictConfig, store: FrameStore, frame_scores: Float32Array, classifier: Classifier
+) -> list[_Calls]:
     """Return what `predict` says of frames, of chunks and of records with these scores."""
     chunks = call_chunks(frame_scores, store.chunk_first_frame)
     records = call_records(
-        chunks,
-        store.record_first_chunk,
-        store.record_lengths,
-        config.min_length_bp,
-        config.threshold,
+        chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
     )
+    threshold = getattr(classifier.metadata, "threshold", None)
+    decided = decide_calls(records, config, classifier.calibration, threshold).records
     return [
         _Calls(frame_scores[:, 1], frame_scores[:, 1] > frame_scores[:, 0]),
         _Calls(score_chunks(chunks), chunks.is_virus),
-        _Calls(records.score, records.call == "virus"),
+        _Calls(records.score, decided.call == "virus"),
     ]
 
 
