@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from virnucpro.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from virnucpro.config import EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
+    from virnucpro.config import CallConfig, EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
     from virnucpro.reports.record_results import PredictResult
+    from virnucpro.workflows.call import call
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
     from virnucpro.workflows.predict import predict
     from virnucpro.workflows.train import TrainResult, train
 
 __all__ = [
+    "CallConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "Evaluation",
@@ -26,6 +28,7 @@ __all__ = [
     "PredictResult",
     "TrainConfig",
     "TrainResult",
+    "call",
     "embed",
     "evaluate",
     "predict",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CallConfig": "virnucpro.config",
     "EmbedConfig": "virnucpro.config",
     "EvaluateConfig": "virnucpro.config",
     "Evaluation": "virnucpro.workflows.evaluate",
@@ -40,6 +44,7 @@ _HOMES = {
     "PredictResult": "virnucpro.reports.record_results",
     "TrainConfig": "virnucpro.config",
     "TrainResult": "virnucpro.workflows.train",
+    "call": "virnucpro.workflows.call",
     "embed": "virnucpro.workflows.embed",
     "evaluate": "virnucpro.workflows.evaluate",
     "predict": "virnucpro.workflows.predict",

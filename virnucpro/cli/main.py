@@ -30,6 +30,7 @@ _COMMANDS = (
     "frames",
     "embed",
     "train",
+    "call",
     "evaluate",
     "migrate",
     "export",

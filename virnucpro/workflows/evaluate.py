@@ -16,6 +16,7 @@ from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, OutputExistsError
 from virnucpro.reports.figures import draw_report, require_matplotlib
 from virnucpro.reports.metrics import Predictions
+from virnucpro.reports.record_results import STALE_NAME
 from virnucpro.reports.report import (
     Resampled,
     Section,
@@ -79,7 +80,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     require_matplotlib()
     directory = config.resolved_output_dir
-    if directory.exists() and not config.force:
+    stale = directory / STALE_NAME
+    if directory.exists() and not config.force and not stale.exists():
         raise OutputExistsError(
             f"{directory}: exists already; overwrite the report there with --force, or choose "
             "another directory (-o)"
@@ -117,6 +119,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     write_report(directory, sections, about)
     if called.is_viral.any() and not called.is_viral.all():
         draw_report(directory, called, f"{config.records_tsv}: records with a call")
+    stale.unlink(missing_ok=True)
     return Evaluation(sections, without_call, directory)
 
 
