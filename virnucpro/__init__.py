@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 from virnucpro.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from virnucpro.config import CallConfig, EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
+    from virnucpro.config import (
+        CalibrateConfig,
+        CallConfig,
+        EmbedConfig,
+        EvaluateConfig,
+        PredictConfig,
+        TrainConfig,
+    )
     from virnucpro.reports.record_results import PredictResult
+    from virnucpro.workflows.calibrate import CalibrateResult, calibrate
     from virnucpro.workflows.call import call
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
@@ -20,6 +28,8 @@ if TYPE_CHECKING:
     from virnucpro.workflows.train import TrainResult, train
 
 __all__ = [
+    "CalibrateConfig",
+    "CalibrateResult",
     "CallConfig",
     "EmbedConfig",
     "EvaluateConfig",
@@ -28,6 +38,7 @@ __all__ = [
     "PredictResult",
     "TrainConfig",
     "TrainResult",
+    "calibrate",
     "call",
     "embed",
     "evaluate",
@@ -36,6 +47,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CalibrateConfig": "virnucpro.config",
+    "CalibrateResult": "virnucpro.workflows.calibrate",
     "CallConfig": "virnucpro.config",
     "EmbedConfig": "virnucpro.config",
     "EvaluateConfig": "virnucpro.config",
@@ -44,6 +57,7 @@ _HOMES = {
     "PredictResult": "virnucpro.reports.record_results",
     "TrainConfig": "virnucpro.config",
     "TrainResult": "virnucpro.workflows.train",
+    "calibrate": "virnucpro.workflows.calibrate",
     "call": "virnucpro.workflows.call",
     "embed": "virnucpro.workflows.embed",
     "evaluate": "virnucpro.workflows.evaluate",

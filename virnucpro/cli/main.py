@@ -32,6 +32,7 @@ _COMMANDS = (
     "train",
     "call",
     "evaluate",
+    "calibrate",
     "migrate",
     "export",
     "check-precision",

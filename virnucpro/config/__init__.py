@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from virnucpro.config.calls import DEFAULT_THRESHOLD, PRESETS, CallConfig, CallsConfig
 from virnucpro.config.embed import EmbedConfig
-from virnucpro.config.evaluate import EvaluateConfig
+from virnucpro.config.evaluate import CalibrateConfig, EvaluateConfig
 from virnucpro.config.export import ExportConfig, ExportFormat
 from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
 from virnucpro.config.migrate import MigrateConfig
@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "train": (TrainConfig, LaunchConfig),
     "call": (CallConfig,),
     "evaluate": (EvaluateConfig,),
+    "calibrate": (CalibrateConfig,),
     "migrate": (MigrateConfig,),
     "export": (ExportConfig,),
     "check-precision": (CheckPrecisionConfig, ProgressConfig),
@@ -77,6 +78,7 @@ __all__ = [
     "STDIN",
     "BackendsConfig",
     "BenchmarkConfig",
+    "CalibrateConfig",
     "CallConfig",
     "CallsConfig",
     "CheckPrecisionConfig",

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from virnucpro.backend.arrays import split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.errors import InputError
 from virnucpro.reports.tables import write_fasta, write_records
 from virnucpro.scoring.decisions import Decision
 from virnucpro.sequences.frame_store import FrameStore
@@ -81,6 +84,25 @@ def write_decision(directory: RunDirectory, store: FrameStore, decision: Decisio
     logger.info("%s", decision.rule.describe())
     for warning in decision.warnings:
         logger.warning("%s", warning)
+
+
+def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the run.json of a finished run, which has these keys.
+
+    Raises:
+        InputError: It cannot be read, or lacks one of the keys.
+    """
+    wanted = "wanted the output directory of a finished virnucpro predict"
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); {wanted}") from error
+    missing = [key for key in keys if not isinstance(document, dict) or key not in document]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; {wanted}")
+    return dict(document)
 
 
 def note_short_records(store: FrameStore) -> None:

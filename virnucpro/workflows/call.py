@@ -6,9 +6,7 @@ result is exactly what `predict` would write.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
 from virnucpro.errors import InputError
-from virnucpro.reports.record_results import PredictResult, write_decision
+from virnucpro.reports.record_results import PredictResult, read_run_json, write_decision
 from virnucpro.reports.tables import read_table
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
@@ -42,7 +40,7 @@ def call(config: CallConfig) -> PredictResult:
     """
     began = time.monotonic()
     directory = RunDirectory(config.run_dir, _find_stem(config.run_dir))
-    document = _read_run_json(directory.run_json)
+    document = read_run_json(directory.run_json, ("calls", "classifier", "counts"))
     with locked(directory.lock_path), log_to_file(directory.run_log):
         made_for = document["classifier"]["made_for"] or {}
         calibration = made_for.get("calibration") and Calibration(**made_for["calibration"])
@@ -65,20 +63,6 @@ def call(config: CallConfig) -> PredictResult:
         num_unscored_frames=document["counts"]["unscored_frames"],
         seconds=time.monotonic() - began,
     )
-
-
-def _read_run_json(path: Path) -> dict[str, Any]:
-    wanted = "wanted the output directory of a finished virnucpro predict"
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error}); {wanted}") from error
-    keys = {"classifier", "calls", "counts"}
-    if not isinstance(document, Mapping) or not keys.issubset(document):
-        raise InputError(f"{path}: lacks {', '.join(sorted(keys))}; {wanted}")
-    return dict(document)
 
 
 def _open_store(directory: RunDirectory) -> FrameStore:
