@@ -66,7 +66,7 @@ class CallRule:
             preset = f"--{self.preset}: " if self.preset else ""
             bound = f" ({preset}bound on the expected false discovery rate {self.max_fdr:g})"
         threshold = (
-            f"a record is viral from a {self.by} of {self.threshold:g} on"
+            f"a record is viral from a {self.by} of {self.threshold:.10g} on"
             if self.threshold is not None
             else "no record may be called viral"
         )
@@ -230,7 +230,7 @@ def _explain_nothing(records: RecordCalls, rule: CallRule) -> str:
     best = float(np.nanmax(value))
     if rule.threshold is None:
         return (
-            f"even the record with the highest probability ({best:.4g}) exceeds the expected false "
-            f"discovery rate of {rule.max_fdr:g}"
+            f"even the record with the highest probability ({best:.10g}) exceeds the expected "
+            f"false discovery rate of {rule.max_fdr:g}"
         )
-    return f"the highest {rule.by} is {best:.4g}, and the threshold is {rule.threshold:g}"
+    return f"the highest {rule.by} is {best:.10g}, and the threshold is {rule.threshold:.10g}"
