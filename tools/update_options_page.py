@@ -43,7 +43,7 @@ def _command_table(command: str) -> Iterator[str]:
         if option.is_argument:
             continue
         if option == known.get(name):
-            shared += _list_names(option)
+            shared += [*_list_names(option), *(f"`{flag}`" for flag in option.shorthands)]
             continue
         meaning = f"{option.help} {option.details}".rstrip()
         if option.choices:

@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING, Any
 from virnucpro.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from virnucpro.config import EmbedConfig, EvaluateConfig, PredictConfig, TrainConfig
-    from virnucpro.reports.run_results import PredictResult
+    from virnucpro.config import (
+        CalibrateConfig,
+        CallConfig,
+        EmbedConfig,
+        EvaluateConfig,
+        PredictConfig,
+        TrainConfig,
+    )
+    from virnucpro.reports.record_results import PredictResult
+    from virnucpro.workflows.calibrate import CalibrateResult, calibrate
+    from virnucpro.workflows.call import call
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
     from virnucpro.workflows.predict import predict
     from virnucpro.workflows.train import TrainResult, train
 
 __all__ = [
+    "CalibrateConfig",
+    "CalibrateResult",
+    "CallConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "Evaluation",
@@ -26,6 +38,8 @@ __all__ = [
     "PredictResult",
     "TrainConfig",
     "TrainResult",
+    "calibrate",
+    "call",
     "embed",
     "evaluate",
     "predict",
@@ -33,13 +47,18 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CalibrateConfig": "virnucpro.config",
+    "CalibrateResult": "virnucpro.workflows.calibrate",
+    "CallConfig": "virnucpro.config",
     "EmbedConfig": "virnucpro.config",
     "EvaluateConfig": "virnucpro.config",
     "Evaluation": "virnucpro.workflows.evaluate",
     "PredictConfig": "virnucpro.config",
-    "PredictResult": "virnucpro.reports.run_results",
+    "PredictResult": "virnucpro.reports.record_results",
     "TrainConfig": "virnucpro.config",
     "TrainResult": "virnucpro.workflows.train",
+    "calibrate": "virnucpro.workflows.calibrate",
+    "call": "virnucpro.workflows.call",
     "embed": "virnucpro.workflows.embed",
     "evaluate": "virnucpro.workflows.evaluate",
     "predict": "virnucpro.workflows.predict",

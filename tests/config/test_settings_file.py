@@ -65,7 +65,7 @@ def test_what_is_left_empty_sets_nothing(read, text):
             r"settings.yaml, line 2: unknown key 'embed.precison'; did you mean 'embed.precision'",
         ),
         ("predikt: {}", r"unknown key 'predikt'; did you mean 'predict'\?"),
-        ("zzz: 1", "unknown key 'zzz'; known are backends, benchmark, check-precision"),
+        ("zzz: 1", "unknown key 'zzz'; known are backends, benchmark, calibrate, call"),
         ("utils: {zzz: 1}", "known are utils.generate-config, utils.validate, utils.validate-ch"),
         ("predict: {inputs: a.fa}", "unknown key 'predict.inputs'"),
         ("predict: {precision: bf17}", "line 1: predict.precision is 'bf17', wanted one of auto"),

@@ -10,12 +10,13 @@ import pytest
 
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import UsageError
-from virnucpro.runtime.run import locked, open_run
+from virnucpro.runtime.locks import locked
+from virnucpro.runtime.run import open_run
 
 
 @pytest.mark.slow
 def test_a_second_run_is_kept_away(tmp_path: Path) -> None:
-    script = "import sys, virnucpro.runtime.run as r\nwith r.locked(r.Path(sys.argv[1])): pass"
+    script = "import sys, virnucpro.runtime.locks as r\nwith r.locked(r.Path(sys.argv[1])): pass"
     other = [sys.executable, "-c", script, str(tmp_path / ".lock")]
     with locked(tmp_path / ".lock"):
         refused = subprocess.run(other, capture_output=True, text=True, check=False)

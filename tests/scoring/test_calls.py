@@ -8,9 +8,9 @@ import pytest
 
 from virnucpro.scoring.calls import (
     ChunkCalls,
-    call_by_probability,
     call_chunks,
     call_records,
+    make_calls,
     score_chunks,
 )
 
@@ -93,6 +93,8 @@ def test_read_of_one_chunk_is_called_as_its_chunk() -> None:
         "score": 0.75,
         "call": "virus",
         "reason": "-",
+        "scored_share": 1.0,
+        "confidence": "-",
     }
 
 
@@ -108,8 +110,8 @@ def test_one_viral_chunk_does_not_make_a_long_contig_viral() -> None:
 
 
 def test_threshold_is_inclusive() -> None:
-    assert call_one((0.25, 0.75), threshold=0.75)["call"] == "virus"
-    assert call_one((0.25, 0.75), threshold=0.76)["call"] == "others"
+    assert make_calls(np.array([0.75]), 0.75).tolist() == ["virus"]
+    assert make_calls(np.array([0.75]), 0.76).tolist() == ["others"]
 
 
 @pytest.mark.parametrize(
@@ -176,9 +178,13 @@ def test_a_record_without_any_score_has_no_call():
     assert np.isnan(records.score[0])
 
 
-def test_probabilities_take_the_place_of_scores() -> None:
-    chunks = make_chunks((0.1, 0.9), (0.8, 0.2), None)
-    by_score = call_records(chunks, np.arange(4), np.array([500, 500, 500]))
-    records = by_score._replace(probability=np.array([0.3, 0.6, np.nan]))
-    assert call_by_probability(records, 0.6).call.tolist() == ["others", "virus", "none"]
-    assert call_by_probability(records, None).call.tolist() == ["others", "others", "none"]
+def test_no_threshold_is_no_virus() -> None:
+    value = np.array([0.3, 0.6, np.nan])
+    assert make_calls(value, 0.6).tolist() == ["others", "virus", "none"]
+    assert make_calls(value, None).tolist() == ["others", "others", "none"]
+
+
+def test_the_scored_share_is_that_of_chunks() -> None:
+    chunks = make_chunks((0.1, 0.9), None, None, None)
+    records = call_records(chunks, np.array([0, 3, 4, 4]), np.array([1200, 500, 0]))
+    np.testing.assert_array_equal(records.scored_share, [1 / 3, 0, np.nan])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.classifier_files import read_state, save_classifier
+from virnucpro.scoring.decisions import round_shares
 from virnucpro.sequences.fasta import RecordReader
 
 CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks=20)
@@ -56,21 +58,24 @@ def test_every_called_record_has_a_probability(finished: PredictConfig) -> None:
     for row in rows:
         assert (row["probability"] == "NA") == (row["call"] == "none") == (row["score"] == "NA")
     called = [row for row in rows if row["call"] != "none"]
-    np.testing.assert_allclose(
-        [float(row["probability"]) for row in called],
-        CALIBRATION.probabilities(
-            np.array([float(row["score"]) for row in called]),
-            np.array([int(row["num_open_chunks"]) for row in called]),
-        ),
+    probability = np.array([float(row["probability"]) for row in called])
+    # The printed score gives the printed probability, and that gives the call.
+    wanted = CALIBRATION.probabilities(
+        np.array([float(row["score"]) for row in called]),
+        np.array([int(row["num_open_chunks"]) for row in called]),
     )
-    # Without --max-fdr the score decides, as ever.
-    assert all((float(row["score"]) >= 0.5) == (row["call"] == "virus") for row in called)
+    np.testing.assert_array_equal(probability, round_shares(wanted))
+    np.testing.assert_array_equal(probability >= 0.5, [row["call"] == "virus" for row in called])
+    assert any((float(row["score"]) >= 0.5) != (row["call"] == "virus") for row in called)
+    assert {row["confidence"] for row in rows} == {"low", "medium", "-"}
     viral = [1 - float(row["probability"]) for row in called if row["call"] == "virus"]
     assert read_rule(result) == {
-        "by": "score",
+        "by": "probability",
         "threshold": 0.5,
-        "expected_fdr": pytest.approx(np.mean(viral)),
+        "preset": None,
+        "max_fdr": None,
         "viral_share": 0.5,
+        "expected_fdr": pytest.approx(np.mean(viral)),
     }
     made_for = json.loads(result.directory.run_json.read_text())["classifier"]["made_for"]
     assert made_for["calibration"] == asdict(CALIBRATION)
@@ -104,15 +109,68 @@ def test_a_bound_that_nothing_meets_calls_nothing(finished: PredictConfig) -> No
 
 
 def test_fewer_viruses_in_the_input_make_each_less_probable(finished: PredictConfig) -> None:
-    usual = read_probabilities(predict(finished))
+    usual_result = predict(finished)
+    usual = read_probabilities(usual_result)
     result = predict(replace(finished, viral_share=0.1))
     rare = read_probabilities(result)
     odds = rare / (1 - rare)
-    np.testing.assert_allclose(9 * odds, usual / (1 - usual))
+    np.testing.assert_allclose(9 * odds, usual / (1 - usual), rtol=2e-3)
     assert read_rule(result)["viral_share"] == 0.1
+    # The calls change with the probabilities, so no row contradicts itself.
+    assert result.num_virus < usual_result.num_virus
+    is_virus = [row["call"] == "virus" for row in read_table(result.directory.records_tsv)]
+    np.testing.assert_array_equal(is_virus, rare >= 0.5)
 
 
-@pytest.mark.parametrize("settings", [{"max_fdr": 0.05}, {"viral_share": 0.1}])
+def test_presets_keep_their_order(finished: PredictConfig, caplog) -> None:
+    def call(**settings: object) -> tuple[set[str], dict]:
+        result = predict(replace(finished, **settings))
+        rows = read_table(result.directory.records_tsv)
+        return {row["record_id"] for row in rows if row["call"] == "virus"}, read_rule(result)
+
+    # The share moves the usual calls below and above the bound of --relaxed.
+    for viral_share in (0.05, 0.5, 0.95):
+        usual, _ = call(viral_share=viral_share)
+        relaxed, relaxed_rule = call(viral_share=viral_share, preset="relaxed")
+        conservative, strict_rule = call(viral_share=viral_share, preset="conservative")
+        assert conservative <= usual <= relaxed
+        assert (relaxed_rule["max_fdr"], strict_rule["max_fdr"]) == (0.2, 0.01)
+        assert (strict_rule["expected_fdr"] or 0) <= 0.01
+        assert relaxed == usual or relaxed_rule["expected_fdr"] <= 0.2
+    assert "--relaxed: bound on the expected false discovery rate 0.2" in caplog.text
+
+
+def test_doubtful_lists_are_warned_of(finished: PredictConfig, caplog) -> None:
+    def warnings(**settings: object) -> list[str]:
+        caplog.clear()
+        result = predict(replace(finished, **settings))
+        found = json.loads(result.directory.run_json.read_text())["warnings"]
+        logged = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert set(found) <= set(logged)
+        return found
+
+    (many,) = warnings(max_fdr=0.45)
+    assert "the expected false discovery rate of the viral records is 0.4" in many
+    assert warnings(max_fdr=0.05) == []
+    (none,) = warnings(threshold=1.0)
+    assert re.search(r"no record is called viral: .* is 0\.\d+, and the threshold is 1$", none)
+    (none,) = warnings(max_fdr=1e-9)
+    assert "even the record with the highest probability (0.9" in none
+
+
+def test_the_end_counts_viral_calls_that_rest_on_little(finished: PredictConfig) -> None:
+    result = predict(finished)
+    # All reads are shorter than a chunk.
+    assert result.num_virus_few_chunks == result.num_virus > 0
+    log = result.directory.run_log.read_text()
+    assert log.count("60 of 60 records are shorter than a chunk of 500 bp") == len(
+        re.findall("find open frames", log)
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_fdr": 0.05}, {"viral_share": 0.1}, {"preset": "relaxed"}]
+)
 def test_without_a_calibration_a_score_is_no_probability(
     demo_weights, tmp_path: Path, settings
 ) -> None:
@@ -122,17 +180,24 @@ def test_without_a_calibration_a_score_is_no_probability(
     )
     with pytest.raises(ClassifierError, match="its score is not a probability"):
         predict(config)
-    result = predict(replace(config, max_fdr=None, viral_share=None, force=True))
+    result = predict(replace(config, max_fdr=None, preset=None, viral_share=None, force=True))
     assert np.isnan(read_probabilities(result)).all()
+    assert (read_rule(result)["by"], read_rule(result)["threshold"]) == ("score", 0.5)
+    log = result.directory.run_log.read_text()
+    assert log.count("so a score is not a probability") == 1
 
 
 @pytest.mark.slow
-def test_presets_are_bounds(calibrated, tmp_path: Path) -> None:
+def test_presets_have_flags(calibrated, tmp_path: Path) -> None:
     reads = write_reads(tmp_path / "reads.fa", 10)
     command = [*VIRNUCPRO, "predict", reads, "-o", tmp_path / "out", *predict_options(calibrated)]
-    assert run(*command, "--conservative").returncode == 0
+    done = run(*command, "--conservative")
+    assert done.returncode == 0
     settings = json.loads((tmp_path / "out/run.json").read_text())["settings"]
-    assert settings["max_fdr"] == 0.01
+    assert settings["preset"] == "conservative"
     done = run(*command, "--relaxed", "--max-fdr=0.2")
     assert done.returncode == 2
-    assert "--max-fdr and --relaxed contradict each other" in done.stderr
+    assert "max_fdr and preset both decide what is called viral" in done.stderr
+    done = run(*command, "--relaxed", "--conservative")
+    assert done.returncode == 2
+    assert "--relaxed and --conservative contradict each other" in done.stderr

@@ -61,6 +61,11 @@ class RunDirectory:
         return self.path / "viral.fasta"
 
     @property
+    def evaluation_dir(self) -> Path:
+        """The directory in which `evaluate` writes its report unless told otherwise."""
+        return self.path / "evaluation"
+
+    @property
     def run_json(self) -> Path:
         """What was run, on what, and how it went."""
         return self.path / "run.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,14 +18,12 @@ from virnucpro.cli.options import (
     wants_progress,
 )
 from virnucpro.cli.progress import shown_progress
+from virnucpro.cli.terminal import report_calls
 from virnucpro.config import STDIN, LaunchConfig, PredictConfig
 from virnucpro.errors import IncompleteError
 from virnucpro.legacy.options import FORK_OPTIONS, ForkOption
 from virnucpro.runtime.environment import reads_settings_first
 from virnucpro.runtime.logs import set_console_level
-
-if TYPE_CHECKING:
-    from virnucpro.reports.run_results import PredictResult
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ def predict_command(ctx: click.Context, config: PredictConfig, launch: LaunchCon
 
     with shown_progress(layout.metrics_path, wanted=wants_progress(ctx, launch)):
         result = predict(settled)
-    _report(result)
+    report_calls(result)
     if result.num_unscored_frames:
         raise IncompleteError(
             f"{result.num_unscored_frames} open frames do not fit the memory of a device; their "
@@ -87,15 +84,3 @@ def _note_options_without_meaning(ctx: click.Context) -> None:
         name = next(name for name in option.names if name.startswith("--")).partition("/")[0]
         if option.why and name[2:].replace("-", "_") in given and reads_settings_first():
             logger.warning("%s has no effect any more: %s", name, option.why)
-
-
-def _report(result: PredictResult) -> None:
-    logger.info(
-        "%s records in %.0f s: %s viral, %s others, %s without a call",
-        f"{result.num_records:,}",
-        result.seconds,
-        f"{result.num_virus:,}",
-        f"{result.num_others:,}",
-        f"{result.num_none:,}",
-    )
-    logger.info("results: %s", result.output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from virnucpro.reports.record_results import PredictResult
     from virnucpro.reports.report import Section
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = ("auroc", "auprc", "precision", "recall", "f1", "mcc", "calibration_error")
 
@@ -30,6 +34,26 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_lef
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def report_calls(result: PredictResult) -> None:
+    """Log the numbers of calls, and how many viral records rest on few scored chunks."""
+    logger.info(
+        "%s records in %.0f s: %s viral, %s others, %s without a call",
+        f"{result.num_records:,}",
+        result.seconds,
+        f"{result.num_virus:,}",
+        f"{result.num_others:,}",
+        f"{result.num_none:,}",
+    )
+    if result.num_virus_few_chunks:
+        logger.info(
+            "%s of %s viral calls rest on one or two scored chunks; see the columns "
+            "num_open_chunks and confidence of records.tsv",
+            f"{result.num_virus_few_chunks:,}",
+            f"{result.num_virus:,}",
+        )
+    logger.info("results: %s", result.output_dir)
 
 
 def echo_sections(sections: Sequence[Section]) -> None:

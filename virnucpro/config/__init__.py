@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from virnucpro.config.calls import DEFAULT_THRESHOLD, PRESETS, CallConfig, CallsConfig
 from virnucpro.config.embed import EmbedConfig
-from virnucpro.config.evaluate import EvaluateConfig
+from virnucpro.config.evaluate import CalibrateConfig, EvaluateConfig
 from virnucpro.config.export import ExportConfig, ExportFormat
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
@@ -43,7 +44,9 @@ COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "frames": (FrameTableConfig,),
     "embed": (EmbedConfig, LaunchConfig),
     "train": (TrainConfig, LaunchConfig),
+    "call": (CallConfig,),
     "evaluate": (EvaluateConfig,),
+    "calibrate": (CalibrateConfig,),
     "migrate": (MigrateConfig,),
     "export": (ExportConfig,),
     "check-precision": (CheckPrecisionConfig, ProgressConfig),
@@ -68,13 +71,18 @@ def command_options(command: str) -> dict[str, Option]:
 
 __all__ = [
     "COMMANDS",
+    "DEFAULT_THRESHOLD",
     "MINI_DIRECTORY",
     "MINI_LENGTHS_BP",
     "MODEL_TYPES",
     "OPEN_RULE",
+    "PRESETS",
     "STDIN",
     "BackendsConfig",
     "BenchmarkConfig",
+    "CalibrateConfig",
+    "CallConfig",
+    "CallsConfig",
     "CheckPrecisionConfig",
     "ComputeConfig",
     "Config",

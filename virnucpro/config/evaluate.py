@@ -1,4 +1,4 @@
-"""The settings of `evaluate`."""
+"""The settings of `evaluate` and of `calibrate`, which compare a run with known labels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from pathlib import Path
 from virnucpro.config.options import REQUIRED, Config, argument, option
 
 
-@dataclass(frozen=True)
-class EvaluateConfig(Config, group="Output"):
-    """The settings of `evaluate`."""
-
-    predictions: Path = argument(
-        help="Output directory of predict, or its records.tsv.", path="any"
-    )
-    truth: Path = option(
+def truth_option() -> Path:
+    """Return the field of the table of known labels."""
+    field: Path = option(
         REQUIRED,
         help="Table with the columns id and label (virus or others). class (measured separately) "
         "and group (related records) are optional.",
@@ -24,6 +19,17 @@ class EvaluateConfig(Config, group="Output"):
         metavar="TSV",
         path="file",
     )
+    return field
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config, group="Output"):
+    """The settings of `evaluate` and of `calibrate`, which compare a run with known labels."""
+
+    predictions: Path = argument(
+        help="Output directory of predict, or its records.tsv.", path="any"
+    )
+    truth: Path = truth_option()
     output_dir: Path | None = option(
         None,
         "-o",
@@ -43,3 +49,22 @@ class EvaluateConfig(Config, group="Output"):
     def resolved_output_dir(self) -> Path:
         """The directory for the report, given or by default."""
         return self.output_dir or self.records_tsv.with_name("evaluation")
+
+
+@dataclass(frozen=True)
+class CalibrateConfig(Config, group="Output"):
+    """The settings of `calibrate`."""
+
+    classifier: Path = argument(help="Classifier that made the run.", path="file")
+    run: Path = option(
+        REQUIRED,
+        help="Output directory of predict with this classifier.",
+        details="Its records must not be those that the classifier was trained on.",
+        group="Input",
+        path="directory",
+    )
+    truth: Path = truth_option()
+    output_path: Path = option(
+        REQUIRED, "-o", "--output", help="File for the calibrated classifier.", path="new file"
+    )
+    force: bool = option(False, "-f", help="Overwrite an existing file.")

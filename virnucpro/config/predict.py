@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virnucpro.config.calls import CallsConfig
 from virnucpro.config.options import argument, option
 from virnucpro.config.shared import STDIN, FramesConfig, input_stem
 from virnucpro.errors import UsageError
@@ -19,7 +20,7 @@ MINI_LENGTHS_BP = (300, 500)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(FramesConfig, group="Classifier and calls"):
+class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     """The settings of `predict`."""
 
     inputs: tuple[str, ...] = argument(
@@ -65,29 +66,6 @@ class PredictConfig(FramesConfig, group="Classifier and calls"):
     )
     min_length_bp: int = option(
         0, "--min-length", help="Records shorter than this get no call.", metavar="BP", minimum=0
-    )
-    threshold: float = option(
-        0.5,
-        help="Call a record viral if its score is at least this.",
-        metavar="SCORE",
-        within="score",
-    )
-    max_fdr: float | None = option(
-        None,
-        help="Call as many records viral as this expected false discovery rate allows, instead of "
-        "using --threshold.",
-        details="Needs a classifier with a calibration.",
-        metavar="RATE",
-        within="share",
-        shorthands={"--relaxed": 0.1, "--conservative": 0.01},
-    )
-    viral_share: float | None = option(
-        None,
-        help="Expected share of viral records in the input; probabilities depend on it.",
-        unset="by the classifier",
-        details="Most classifiers were calibrated for 0.5.",
-        metavar="SHARE",
-        within="share",
     )
     keep_intermediate: bool = option(
         False,
@@ -138,10 +116,6 @@ class PredictConfig(FramesConfig, group="Classifier and calls"):
                 f"chunk length {self.chunk_length_bp}: model type mini is for chunks of "
                 f"{' or '.join(map(str, MINI_LENGTHS_BP))} bp"
             )
-        if self.max_fdr is not None and self.threshold != type(self).threshold:
-            raise UsageError(
-                "max_fdr and threshold both decide what is called viral; give only one of them"
-            )
 
     @property
     def stem(self) -> str:
@@ -184,6 +158,7 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     # Settings of `predict` that have no meaning here: without option() they are no options.
     output_dir: Path | None = Path()
     max_fdr: float | None = None
+    preset: str | None = None
     viral_share: float | None = None
     keep_intermediate: bool = False
     skip_checkpoint_validation: bool = False

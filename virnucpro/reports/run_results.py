@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
@@ -20,22 +18,12 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.passes import Pass
-from virnucpro.reports.tables import (
-    write_fasta,
-    write_highest_scores,
-    write_prediction_results,
-    write_records,
-)
+from virnucpro.reports.record_results import PredictResult, in_blocks, write_decision
+from virnucpro.reports.tables import write_fasta, write_highest_scores, write_prediction_results
 from virnucpro.runtime.run import Run
-from virnucpro.scoring.calibration import choose_threshold, expect_fdr
-from virnucpro.scoring.calls import (
-    ChunkCalls,
-    RecordCalls,
-    call_by_mean_logit,
-    call_by_probability,
-    call_records,
-)
+from virnucpro.scoring.calls import call_by_mean_logit, call_records
 from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.decisions import Decision, decide_calls
 from virnucpro.scoring.frame_scores import Scores
 from virnucpro.sequences.frame_store import FrameStore
 
@@ -45,44 +33,15 @@ RUN_SCHEMA_VERSION = 1
 _INTERMEDIATE_WIDTH = 60
 
 
-@dataclass(frozen=True)
-class PredictResult:
-    """What a run found and where it wrote it.
-
-    Attributes:
-        directory: The run's directory, which knows the path of every file.
-        num_records: Input records; `num_virus`, `num_others` and `num_none` add up to it.
-        num_frames: Open frames.
-        num_unscored_frames: Those that a device had not the memory for.
-        seconds: Wall time of the whole run.
-    """
-
-    directory: RunDirectory
-    num_records: int
-    num_virus: int
-    num_others: int
-    num_none: int
-    num_frames: int
-    num_unscored_frames: int
-    seconds: float
-
-    @property
-    def output_dir(self) -> Path:
-        """The run directory."""
-        return self.directory.path
-
-
 class Calls(NamedTuple):
     """The calls of a run.
 
     Attributes:
-        records: The call of each record.
-        rule: What run.json says of how the calls were made.
+        decision: The call of each record, and the rule.
         num_unscored_frames: Open frames or stretches without scores.
     """
 
-    records: RecordCalls
-    rule: dict[str, Any]
+    decision: Decision
     num_unscored_frames: int
 
 
@@ -103,7 +62,7 @@ def write_tables(
         config: The run's settings.
         store: The open frames or stretches.
         scores: What the classifier says of them.
-        classifier: The classifier.
+        classifier: What scored them; its calibration and its threshold decide calls.
 
     Raises:
         VirnucproError: A file cannot be written.
@@ -111,33 +70,33 @@ def write_tables(
     directory.merged_dir.mkdir(exist_ok=True)
     chunks = scores.chunks
     if scores.frames is None:
-        names = compress(_in_blocks(store.chunk_ids, store.num_chunks), chunks.is_open)
+        names = compress(in_blocks(store.chunk_ids, store.num_chunks), chunks.is_open)
         listed = np.stack([chunks.max_others, chunks.max_virus], axis=1)[chunks.is_open]
     else:
         is_scored = ~np.isnan(scores.frames[:, 0])
-        names = compress(_in_blocks(store.frame_ids, store.num_frames), is_scored)
+        names = compress(in_blocks(store.frame_ids, store.num_frames), is_scored)
         listed = scores.frames[is_scored]
     write_prediction_results(directory.prediction_results, names, listed)
     write_highest_scores(
         directory.highest_scores,
-        _in_blocks(store.chunk_ids, store.num_chunks),
+        in_blocks(store.chunk_ids, store.num_chunks),
         is_open=chunks.is_open,
         is_virus=chunks.is_virus,
         max_others=chunks.max_others,
         max_virus=chunks.max_virus,
     )
-    records, rule = _call_records(config, store, chunks, classifier)
-    write_records(
-        directory.records_tsv,
-        _in_blocks(store.record_ids, store.num_records),
-        length=store.record_lengths,
-        **records._asdict(),
+    records = call_records(
+        chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
     )
-    viral = np.flatnonzero(records.call == "virus")
-    write_fasta(directory.viral_fasta, (store.record(index) for index in viral.tolist()))
+    if classifier.rule.kind == "stretches":
+        records = call_by_mean_logit(records, chunks, store.record_first_chunk)
+    # A classifier's file may state a threshold.
+    threshold = getattr(classifier.metadata, "threshold", None)
+    decision = decide_calls(records, config, classifier.calibration, threshold)
+    write_decision(directory, store, decision)
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)
-    return Calls(records, rule, int(chunks.num_unscored.sum()))
+    return Calls(decision, int(chunks.num_unscored.sum()))
 
 
 def write_summary(
@@ -154,55 +113,27 @@ def write_summary(
     Raises:
         VirnucproError: The file cannot be written.
     """
-    num_called = Counter(calls.records.call.tolist())
+    counts = calls.decision.counts()
     result = PredictResult(
         directory=directory,
         num_records=store.num_records,
-        num_virus=num_called["virus"],
-        num_others=num_called["others"],
-        num_none=num_called["none"],
+        **{f"num_{name}": number for name, number in counts.items()},
         num_frames=store.num_frames,
         num_unscored_frames=calls.num_unscored_frames,
         seconds=run.seconds,
     )
     document = _describe_run(run, config, store, passes, classifier, result)
-    write_json(directory.run_json, document | {"calls": calls.rule})
+    document["counts"] |= counts
+    document["calls"] = calls.decision.rule.to_run_json()
+    write_json(directory.run_json, document | {"warnings": calls.decision.warnings})
     return result
-
-
-def _call_records(
-    config: PredictConfig, store: FrameStore, chunks: ChunkCalls, classifier: Classifier
-) -> tuple[RecordCalls, dict[str, Any]]:
-    records = call_records(
-        chunks,
-        store.record_first_chunk,
-        store.record_lengths,
-        config.min_length_bp,
-        config.threshold,
-    )
-    if classifier.rule.kind == "stretches":
-        records = call_by_mean_logit(records, chunks, store.record_first_chunk, config.threshold)
-    calibration = classifier.calibration
-    rule: dict[str, Any] = {"by": "score", "threshold": config.threshold}
-    if calibration is None:
-        return records, rule | {"expected_fdr": None, "viral_share": None}
-    viral_share = config.viral_share or calibration.viral_share
-    records = records._replace(
-        probability=calibration.probabilities(records.score, records.num_open_chunks, viral_share)
-    )
-    if config.max_fdr is not None:
-        threshold = choose_threshold(records.probability, config.max_fdr)
-        rule = {"by": "probability", "threshold": threshold}
-        records = call_by_probability(records, threshold)
-    expected_fdr = expect_fdr(records.probability, records.call == "virus")
-    return records, rule | {"expected_fdr": expected_fdr, "viral_share": viral_share}
 
 
 def _write_intermediate(directory: RunDirectory, config: PredictConfig, store: FrameStore) -> None:
     """Write the fork's intermediate FASTA files, wrapped where it wrapped them."""
     chunks = zip(
-        _in_blocks(store.chunk_ids, store.num_chunks),
-        _in_blocks(store.chunk_sequences, store.num_chunks),
+        in_blocks(store.chunk_ids, store.num_chunks),
+        in_blocks(store.chunk_sequences, store.num_chunks),
         strict=True,
     )
     write_fasta(directory.chunked_fasta(store.chunk_length_bp), chunks, _INTERMEDIATE_WIDTH)
@@ -229,11 +160,6 @@ def _name_sequences(
         yield from zip(store.frame_ids(block.start, block.stop), sequences, strict=True)
 
 
-def _in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
-    for block in split_rows(0, total):
-        yield from read(block.start, block.stop)
-
-
 def _describe_run(
     run: Run,
     config: PredictConfig,
@@ -242,7 +168,7 @@ def _describe_run(
     classifier: Classifier,
     result: PredictResult,
 ) -> dict[str, Any]:
-    """Return the document that run.json holds, but for the rule of the calls."""
+    """Return the document that run.json holds, but for the calls."""
     packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
     seen = run.monitor.summary()
     return {
@@ -269,9 +195,6 @@ def _describe_run(
             "distinct_dna": store.num_distinct("dna"),
             "distinct_proteins": store.num_distinct("protein"),
             "unscored_frames": result.num_unscored_frames,
-            "virus": result.num_virus,
-            "others": result.num_others,
-            "none": result.num_none,
         },
         "seconds": run.stages | {"total": result.seconds},
         "passes": {

@@ -96,29 +96,34 @@ def write_records(
     call: Column,
     reason: Column,
     probability: Column,
+    scored_share: Column,
+    confidence: Column,
 ) -> None:
     """Write `records.tsv`: a line for each input record, and a column for each argument.
 
-    A score or probability that is NaN is written as `NA`, and any other with all its digits.
+    NaN is written as `NA`, and any other number so that it reads back as the same number.
 
     Raises:
         OutputError: The file cannot be written.
     """
     counts = _rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
-    calls = _rows(score, call, reason, probability)
+    calls = _rows(score, call, reason, probability, scored_share, confidence)
     with open_whole(path) as file:
         file.write(
             "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
-            "\tscore\tcall\treason\tprobability\n"
+            "\tscore\tcall\treason\tprobability\tscored_share\tconfidence\n"
         )
         file.writelines(
             f"{record_id}\t{bp}\t{chunks}\t{open_chunks}\t{frames}\t{viral_chunks}"
-            f"\t{_number(viral_score)}\t{word}\t{why}\t{_number(chance)}\n"
+            f"\t{_number(viral_score)}\t{word}\t{why}\t{_number(chance)}"
+            f"\t{_number(scored)}\t{tier}\n"
             for record_id, (bp, chunks, open_chunks, frames, viral_chunks), (
                 viral_score,
                 word,
                 why,
                 chance,
+                scored,
+                tier,
             ) in zip(record_ids, counts, calls, strict=True)
         )
 

@@ -16,13 +16,13 @@ from typing import Protocol, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from filelock import FileLock, Timeout
 
 from virnucpro.config import STDIN, ComputeConfig, RunConfig
 from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
 from virnucpro.runtime.claims import launch_store, make_counter
 from virnucpro.runtime.devices import choose_precision, device_name, gpu_uuid, make_accelerator
 from virnucpro.runtime.environment import machine_name
+from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
 from virnucpro.runtime.monitoring.gpu import open_gpu
@@ -224,24 +224,6 @@ def _hold(directory: Directory, config: RunConfig, inputs: Sequence[str]) -> Ite
             directory.clear()
         with log_to_file(directory.run_log):
             yield
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other runs away for as long as the body lasts.
-
-    Raises:
-        UsageError: Another run holds the lock.
-    """
-    # The operating system holds the lock, so it goes with the process, however that ends.
-    try:
-        held = FileLock(path).acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"{path.parent}: another run is going on here; wait for it, or choose another output"
-        ) from None
-    with held:
-        yield
 
 
 @contextmanager

@@ -55,12 +55,14 @@ class RecordCalls(NamedTuple):
         num_frames: Open frames of the record.
         num_viral_chunks: Open chunks that are called viral.
         score: float64, the mean score of the open chunks; NaN if there is no call.
-        call: `virus`, `others`, or `none`.
+        call: `virus`, `others`, or `none`; `decide_calls` replaces what the score alone says.
         reason: Why there is no call: `empty`, `too_short`, and `no_open_frame` or `no_stretch`
             by the frame rule; `out_of_memory` if
             frames of the record have no scores, even if other frames give it a call; else `-`.
         probability: float64, the probability that the record is viral; NaN if there is no call or
             no calibration.
+        scored_share: float64, `num_open_chunks / num_chunks`; NaN without chunks.
+        confidence: How sure the call is: `high`, `medium` or `low`; `-` without a probability.
     """
 
     num_chunks: Int64Array
@@ -71,6 +73,8 @@ class RecordCalls(NamedTuple):
     call: Words
     reason: Words
     probability: Float64Array
+    scored_share: Float64Array
+    confidence: Words
 
 
 def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> ChunkCalls:
@@ -130,16 +134,14 @@ def call_records(
     record_first_chunk: Int64Array,
     length_bp: Int64Array,
     min_length_bp: int = 0,
-    threshold: float = 0.5,
 ) -> RecordCalls:
-    """Return the calls of R records by their scores; a calibration adds the probabilities.
+    """Return R records with their scores, called viral from a score of 0.5 on.
 
     Args:
         chunks: The calls of all chunks.
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
         length_bp: int64 (R,), the lengths of the records.
         min_length_bp: Shorter records get no call.
-        threshold: The minimum score of a record that is called viral.
     """
     num_records = len(length_bp)
     num_chunks = np.diff(record_first_chunk)
@@ -159,24 +161,22 @@ def call_records(
     score = np.full(num_records, np.nan)
     total = sum_over_chunks(np.where(chunks.is_open, score_chunks(chunks), 0.0))
     np.divide(total, num_open_chunks, out=score, where=has_call)
-    call_code = np.where(has_call, 1 + (score >= threshold), 0)
     return RecordCalls(
         num_chunks=num_chunks,
         num_open_chunks=num_open_chunks.astype(np.int64),
         num_frames=sum_over_chunks(chunks.num_frames).astype(np.int64),
         num_viral_chunks=sum_over_chunks(chunks.is_virus).astype(np.int64),
         score=score,
-        call=_CALLS[call_code],
+        call=make_calls(score, 0.5),
         reason=_REASONS[reason_code],
         probability=np.full(num_records, np.nan),
+        scored_share=share_scored(num_open_chunks, num_chunks),
+        confidence=np.full(num_records, "-", dtype=object),
     )
 
 
 def call_by_mean_logit(
-    records: RecordCalls,
-    chunks: ChunkCalls,
-    record_first_chunk: Int64Array,
-    threshold: float = 0.5,
+    records: RecordCalls, chunks: ChunkCalls, record_first_chunk: Int64Array
 ) -> RecordCalls:
     """Return the records with the scores that a classifier over chunks gives them.
 
@@ -187,7 +187,6 @@ def call_by_mean_logit(
         records: What `call_records` says of the chunks.
         chunks: The calls of all chunks.
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
-        threshold: The minimum score of a record that is called viral.
     """
     num_records = len(records.call)
     record_of_chunk = np.repeat(np.arange(num_records), np.diff(record_first_chunk))[chunks.is_open]
@@ -203,16 +202,22 @@ def call_by_mean_logit(
     score = sigmoid(score)
     return records._replace(
         score=score,
-        call=_CALLS[np.where(has_call, 1 + (score >= threshold), 0)],
+        call=make_calls(score, 0.5),
         reason=np.where(records.reason == "no_open_frame", _NO_STRETCH, records.reason),
     )
 
 
-def call_by_probability(records: RecordCalls, threshold: float | None) -> RecordCalls:
-    """Return the records with new calls: viral from this probability on; no virus for None."""
-    has_call = records.call != "none"
-    is_virus = records.probability >= (np.inf if threshold is None else threshold)
-    return records._replace(call=_CALLS[np.where(has_call, 1 + is_virus, 0)])
+def make_calls(value: Float64Array, threshold: float | None) -> Words:
+    """Return `virus` from this value on, `others` below it, `none` for NaN; no virus for None."""
+    is_virus = value >= (np.inf if threshold is None else threshold)
+    return _CALLS[np.where(np.isnan(value), 0, 1 + is_virus)]
+
+
+def share_scored(num_open_chunks: npt.NDArray[Any], num_chunks: npt.NDArray[Any]) -> Float64Array:
+    """Return the share of each record's chunks that have a score; NaN without chunks."""
+    share = np.full(len(num_chunks), np.nan)
+    np.divide(num_open_chunks, num_chunks, out=share, where=num_chunks > 0)
+    return share
 
 
 def score_chunks(chunks: ChunkCalls) -> Float64Array:

@@ -16,11 +16,11 @@ from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass, gather_features
-from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calls import ChunkCalls, call_chunk_logits, call_chunks
 from virnucpro.scoring.chunk_head import NUM_FEATURES
 from virnucpro.scoring.classifier import ChunkClassifier, Classifier, FrameClassifier
 from virnucpro.scoring.classifier_files import load_classifier
+from virnucpro.scoring.decisions import check_calibrated
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -53,13 +53,7 @@ def open_classifier(config: PredictConfig, models: Sequence[Model]) -> Classifie
     dna, protein = ((model.name, model.weights.embedding_dim) for model in models)
     identities = (models[0].weights.identity, models[1].weights.identity)
     classifier.check_fits(dna, protein, config.chunk_length_bp, identities)
-    asked = [name for name in ("max_fdr", "viral_share") if getattr(config, name) is not None]
-    if asked and classifier.calibration is None:
-        raise ClassifierError(
-            f"{config.resolved_model_path}: {asked[0]} needs probabilities, and this classifier "
-            "has no calibration: its score is not a probability. Choose records by their score "
-            "(threshold), or a classifier that `virnucpro train` made"
-        )
+    check_calibrated(config, classifier.calibration, config.resolved_model_path)
     logger.info("frame rule: %s, as %s wants", classifier.rule, config.resolved_model_path)
     return classifier
 

@@ -100,13 +100,13 @@ def make_predictions(
         fragments: The fragments of these records.
         probability: float64 (N,), the probability that each fragment is viral.
         cluster_of_record: int64 (R,), the number of each record's group.
-        threshold: The minimum score of a fragment that is called viral.
+        threshold: The minimum probability of a fragment that is called viral.
     """
     return Predictions(
         is_viral=corpus.is_viral[corpus.record_class[fragments.record]],
         score=fragments.score,
         probability=probability,
-        is_called=fragments.score >= threshold,
+        is_called=probability >= threshold,
         cluster=cluster_of_record[fragments.record],
         weight=weigh(corpus, fragments),
     )

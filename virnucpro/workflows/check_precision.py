@@ -20,6 +20,8 @@ from virnucpro.reports.tables import write_fasta
 from virnucpro.runtime.devices import device_name
 from virnucpro.runtime.run import open_run
 from virnucpro.scoring.calls import call_by_mean_logit, call_chunks, call_records, score_chunks
+from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.decisions import decide_calls
 from virnucpro.scoring.frame_scores import Scores, open_classifier, score_passes
 from virnucpro.sequences.fasta import sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
@@ -155,6 +157,7 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
         scores=_compare_scores(
             config,
             store,
+            classifier,
             score_passes(store, reference, classifier),
             score_passes(store, checked, classifier),
         ),
@@ -213,11 +216,16 @@ def _compare_embeddings(reference: Pass, checked: Pass) -> EmbeddingDifference:
 
 
 def _compare_scores(
-    config: PredictConfig, store: FrameStore, reference: Scores, checked: Scores
+    config: PredictConfig,
+    store: FrameStore,
+    classifier: Classifier,
+    reference: Scores,
+    checked: Scores,
 ) -> list[ScoreDifference]:
     """Return the differences of frames, if they have scores, of chunks and of records."""
     wanted, found = (
-        _call(config, store, scores) for scores in _keep_common(store, reference, checked)
+        _call(config, store, classifier, scores)
+        for scores in _keep_common(store, reference, checked)
     )
     names = {"frames": store.frame_ids, "chunks": store.chunk_ids, "records": store.record_ids}
     return [_compare_level(level, names[level], wanted[level], found[level]) for level in wanted]
@@ -234,26 +242,26 @@ def _keep_common(store: FrameStore, reference: Scores, checked: Scores) -> Itera
             yield Scores(call_chunks(frames, store.chunk_first_frame), frames)
 
 
-def _call(config: PredictConfig, store: FrameStore, scores: Scores) -> dict[str, _Calls]:
+def _call(
+    config: PredictConfig, store: FrameStore, classifier: Classifier, scores: Scores
+) -> dict[str, _Calls]:
     """Return by level what `predict` says of frames, of chunks and of records."""
     chunks = scores.chunks
     records = call_records(
-        chunks,
-        store.record_first_chunk,
-        store.record_lengths,
-        config.min_length_bp,
-        config.threshold,
+        chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
     )
     calls = {}
     if scores.frames is None:
-        records = call_by_mean_logit(records, chunks, store.record_first_chunk, config.threshold)
+        records = call_by_mean_logit(records, chunks, store.record_first_chunk)
     else:
         is_virus = scores.frames[:, 1] > scores.frames[:, 0]
         calls["frames"] = _Calls(scores.frames[:, 1], is_virus)
+    threshold = getattr(classifier.metadata, "threshold", None)
+    decided = decide_calls(records, config, classifier.calibration, threshold).records
     chunk_scores = np.where(chunks.is_open, score_chunks(chunks), np.nan)
     return calls | {
         "chunks": _Calls(chunk_scores, chunks.is_virus & chunks.is_open),
-        "records": _Calls(records.score, records.call == "virus"),
+        "records": _Calls(records.score, decided.call == "virus"),
     }
 
 

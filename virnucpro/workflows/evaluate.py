@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Int64Array
+from virnucpro.backend.arrays import BoolArray
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, OutputExistsError
 from virnucpro.reports.figures import draw_report, require_matplotlib
+from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
+from virnucpro.reports.record_results import STALE_NAME
 from virnucpro.reports.report import (
     Resampled,
     Section,
@@ -27,7 +29,6 @@ from virnucpro.reports.tables import read_table
 
 logger = logging.getLogger(__name__)
 
-_IS_VIRAL = {"virus": True, "viral": True, "1": True, "others": False, "other": False, "0": False}
 _LENGTH_EDGES_BP = (500, 1000, 3000, 10_000)
 _MAX_GROUPS = 50
 # It is below every score, so that a record without a call ranks last.
@@ -49,19 +50,11 @@ class Evaluation:
     output_dir: Path
 
 
-class _Label(NamedTuple):
-    """The truth about a record; class and group are empty if the table does not give them."""
-
-    is_viral: bool
-    name_of_class: str
-    group: str
-
-
 class _Record(NamedTuple):
     """A record that has a label, as `records.tsv` describes it."""
 
     id: str
-    label: _Label
+    label: Label
     call: str
     reason: str
     length: float
@@ -79,12 +72,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     require_matplotlib()
     directory = config.resolved_output_dir
-    if directory.exists() and not config.force:
+    stale = directory / STALE_NAME
+    if directory.exists() and not config.force and not stale.exists():
         raise OutputExistsError(
             f"{directory}: exists already; overwrite the report there with --force, or choose "
             "another directory (-o)"
         )
-    truth = _read_truth(config.truth)
+    truth = read_truth(config.truth)
     records = _read_records(config, truth)
     without_call = {
         name: dict(
@@ -117,27 +111,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     write_report(directory, sections, about)
     if called.is_viral.any() and not called.is_viral.all():
         draw_report(directory, called, f"{config.records_tsv}: records with a call")
+    stale.unlink(missing_ok=True)
     return Evaluation(sections, without_call, directory)
 
 
-def _read_truth(path: Path) -> dict[str, _Label]:
-    truth: dict[str, _Label] = {}
-    for number, line in read_table(path, ("id", "label"), ("class", "group")):
-        if line["label"] not in _IS_VIRAL:
-            raise InputError(
-                f"{path}, line {number}: the label is {line['label']!r}, wanted one of "
-                f"{', '.join(_IS_VIRAL)}"
-            )
-        found = _Label(_IS_VIRAL[line["label"]], line.get("class", ""), line.get("group", ""))
-        if truth.setdefault(line["id"], found) != found:
-            raise InputError(
-                f"{path}, line {number}: {line['id']!r} had another label, class or group before; "
-                "keep one line of the two"
-            )
-    return truth
-
-
-def _read_records(config: EvaluateConfig, truth: dict[str, _Label]) -> list[_Record]:
+def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Record]:
     """Return the records that have a label, in the order of `records.tsv`."""
     path = config.records_tsv
     columns = ("record_id", "length", "score", "call", "reason")
@@ -178,19 +156,9 @@ def _make_predictions(records: Sequence[_Record], has_call: BoolArray) -> Predic
         score=np.where(has_call, score, _SCORE_WITHOUT_CALL),
         probability=np.array([record.probability for record in records]),
         is_called=np.array([record.call == "virus" for record in records]),
-        cluster=_number_groups([record.label.group for record in records]),
+        cluster=number_groups([record.label.group for record in records]),
         weight=np.ones(len(records)),
     )
-
-
-def _number_groups(groups: Sequence[str]) -> Int64Array:
-    """Return int64 (N,): the number of each record's group; records without one get their own."""
-    group = np.array(groups, dtype=object)
-    number = np.unique(group, return_inverse=True)[1].astype(np.int64)
-    alone = np.flatnonzero(group == "")
-    # Numbers from N on are free: there are at most N groups.
-    number[alone] = len(group) + alone
-    return number
 
 
 def _make_subsets(

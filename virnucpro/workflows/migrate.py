@@ -33,7 +33,7 @@ from virnucpro.legacy.joining import (
 from virnucpro.legacy.old_runs import feature_files, read_expected_length
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import Verification, verify_rows
-from virnucpro.runtime.run import locked
+from virnucpro.runtime.locks import locked
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import check_state, read_state, save_classifier
 

@@ -10,7 +10,8 @@ from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import run_pass
 from virnucpro.legacy.adoption import adopt_legacy_run
-from virnucpro.reports.run_results import PredictResult, write_summary, write_tables
+from virnucpro.reports.record_results import PredictResult, note_short_records
+from virnucpro.reports.run_results import write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.frame_scores import open_classifier, score_passes
@@ -81,6 +82,7 @@ def _find_frames(
         )
     )
     store = open_frame_store(directory.frame_store_dir)
+    note_short_records(store)
     num_frames = store.num_frames
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
     logger.info(

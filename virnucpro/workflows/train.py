@@ -15,7 +15,7 @@ import numpy as np
 from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import FrameRule, PredictConfig, TrainConfig
+from virnucpro.config import DEFAULT_THRESHOLD, FrameRule, TrainConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, gather_features, run_pass
@@ -69,8 +69,6 @@ from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_grou
 from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
-
-_THRESHOLD = PredictConfig.threshold
 
 
 @dataclass(frozen=True)
@@ -335,7 +333,7 @@ def _report(
     corpus = material.corpus
     _, cluster_of_record = np.unique(np.array(material.groups), return_inverse=True)
     probability = calibration.probabilities(test.score, test.num_open_chunks)
-    found = make_predictions(corpus, test, probability, cluster_of_record, _THRESHOLD)
+    found = make_predictions(corpus, test, probability, cluster_of_record, DEFAULT_THRESHOLD)
     used = found.weight > 0
     found, size = found.select(used), test.size[used]
     lengths = [(name_size(one), size == one) for one in SIZES]

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from virnucpro.config import CallConfig
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.calls import RecordCalls
+from virnucpro.scoring.decisions import Decision, decide_calls, rate_confidence, round_shares
+
+CALIBRATION = Calibration(slope=1.0, slope_growth=0.5, offset=0.0, most_chunks=20)
+
+
+def make_records(score: list[float], num_open_chunks: list[int] | int = 1) -> RecordCalls:
+    number = len(score)
+    score_N = np.array(score, np.float64)
+    unknown = np.full(number, np.nan)
+    return RecordCalls(
+        num_chunks=np.full(number, 20),
+        num_open_chunks=np.broadcast_to(num_open_chunks, number).astype(np.int64),
+        num_frames=np.full(number, 20),
+        num_viral_chunks=np.zeros(number, np.int64),
+        score=score_N,
+        call=np.full(number, "", object),
+        reason=np.where(np.isnan(score_N), "no_open_frame", "-").astype(object),
+        probability=unknown,
+        scored_share=np.broadcast_to(num_open_chunks, number) / 20,
+        confidence=np.full(number, "-", object),
+    )
+
+
+def decide(records: RecordCalls, *args: object, **settings: object) -> Decision:
+    return decide_calls(records, CallConfig(run_dir=Path(), **settings), *args)
+
+
+# Rounding
+
+
+def test_four_digits_tell_the_distance_to_zero_or_one() -> None:
+    value = np.array([0.123456, 0.99987654321, 1.23456e-9, 0.0, 1.0, np.nan, 0.5])
+    np.testing.assert_array_equal(
+        round_shares(value), [0.1235, 0.9998765, 1.235e-9, 0, 1, np.nan, 0.5]
+    )
+    assert repr(float(round_shares(np.array([0.8408466385704241]))[0])) == "0.8408"
+
+
+def test_rounding_twice_changes_nothing_and_keeps_the_order() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 8, 100_000)
+    value = np.sort(np.concatenate([1 / (1 + np.exp(-logits)), 0.5 + random.normal(0, 1e-5, 999)]))
+    once = round_shares(value)
+    np.testing.assert_array_equal(round_shares(once), once)
+    assert (np.diff(once) >= 0).all()
+    assert max(len(repr(float(one))) for one in once[:: len(once) // 500]) < 22
+    np.testing.assert_allclose(once, value, rtol=5.1e-4, atol=1e-15)
+    np.testing.assert_allclose(1 - once, 1 - value, rtol=5.1e-4, atol=1e-15)
+    # One chunk is called as the original calls it.
+    np.testing.assert_array_equal(once >= 0.5, value >= 0.5)
+
+
+# Calls
+
+
+def test_the_printed_number_decides() -> None:
+    score = np.nextafter(0.7, 0)
+    (call,) = decide(make_records([score]), None, threshold=0.7).records.call
+    assert call == "virus"
+
+
+def test_a_classifier_may_state_its_threshold() -> None:
+    records = make_records([0.6, 0.8])
+    decision = decide(records, CALIBRATION, 0.7)
+    assert decision.records.call.tolist() == ["others", "virus"]
+    assert decision.rule.threshold == 0.7
+    # What the user says goes first; presets move the threshold of the classifier.
+    assert decide(records, CALIBRATION, 0.7, threshold=0.55).rule.threshold == 0.55
+    assert decide(records, CALIBRATION, 0.1, preset="relaxed").rule.threshold == 0.1
+    certain = make_records([1 - 1e-7, 1 - 1e-6])
+    assert decide(certain, CALIBRATION, 0.9, preset="conservative").rule.threshold > 0.99
+    assert decide(certain, CALIBRATION, 1.0, preset="conservative").rule.threshold == 1.0
+
+
+def test_presets_are_ordered_whatever_the_input() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(300):
+        records = make_records(random.beta(*random.uniform(0.2, 4, 2), random.integers(0, 9)))
+        usual = random.uniform(0, 1)
+        strict, default, wide = (
+            decide(records, CALIBRATION, usual, preset=preset).records.call == "virus"
+            for preset in ("conservative", None, "relaxed")
+        )
+        assert not (strict & ~default).any()
+        assert not (default & ~wide).any()
+
+
+@pytest.mark.parametrize(
+    ("score", "settings", "why"),
+    [
+        ([], {}, "the input has no records"),
+        ([np.nan, np.nan], {}, "no record has a score (2 no_open_frame)"),
+        ([0.25], {}, "the highest probability is 0.25, and the threshold is 0.5"),
+        (
+            [0.75],
+            {"max_fdr": 0.1},
+            "even the record with the highest probability (0.75) exceeds the expected false "
+            "discovery rate of 0.1",
+        ),
+    ],
+)
+def test_an_empty_list_says_why(score, settings, why) -> None:
+    decision = decide(make_records(score), CALIBRATION, **settings)
+    assert decision.warnings == [f"no record is called viral: {why}"]
+
+
+def test_a_list_of_which_a_fifth_is_wrong_is_warned_of() -> None:
+    assert decide(make_records([0.81]), CALIBRATION).warnings == []
+    (warning,) = decide(make_records([0.6]), CALIBRATION).warnings
+    assert "is 0.4: that share of them is probably not viral" in warning
+
+
+def test_the_rule_is_a_sentence() -> None:
+    records = make_records([0.9, 0.2])
+    assert decide(records, CALIBRATION, viral_share=0.5).rule.describe() == (
+        "calls by probability: a record is viral from a probability of 0.5 on; assumed share of "
+        "viral records 0.5; expected false discovery rate of the viral records: 0.1"
+    )
+    assert (
+        decide(records, None)
+        .rule.describe()
+        .startswith(
+            "calls by score: a record is viral from a score of 0.5 on. The classifier has no "
+        )
+    )
+    assert "no record may be called viral (--conservative: bound on" in (
+        decide(records, CALIBRATION, preset="conservative").rule.describe()
+    )
+
+
+# Confidence
+
+
+def test_confidence_reads_the_probability_of_the_call_and_the_chunks() -> None:
+    call = np.array(["virus"] * 5 + ["others"] * 3 + ["none"], object)
+    probability = np.array([0.95, 0.95, 0.94, 0.8, 0.79, 0.05, 0.2, 0.85, np.nan])
+    num_open_chunks = np.array([3, 2, 9, 1, 9, 3, 1, 9, 0])
+    assert rate_confidence(call, probability, num_open_chunks).tolist() == [
+        *("high", "medium", "medium", "medium", "low"),
+        # A record under a high threshold is called others although it is probably viral.
+        *("high", "medium", "low"),
+        "-",
+    ]
+    unknown = np.full(9, np.nan)
+    assert set(rate_confidence(call, unknown, num_open_chunks)) == {"-"}
+
+
+def test_calls_that_rest_on_little_are_counted() -> None:
+    records = make_records([0.9, 0.9, 0.9, 0.1, np.nan], [1, 2, 3, 1, 0])
+    assert decide(records, CALIBRATION).counts() == {
+        "virus": 3,
+        "others": 1,
+        "none": 1,
+        "virus_few_chunks": 2,
+    }

@@ -1,0 +1,144 @@
+"""`virnucpro call`: a finished run is called again, as `predict` would call it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.runs import VIRNUCPRO, read_table, read_tables, run, write_reads
+from virnucpro import CallConfig, PredictConfig, call, predict
+from virnucpro.errors import ClassifierError, InputError
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.classifier_files import read_state, save_classifier
+
+CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks=20)
+
+
+@pytest.fixture(scope="module")
+def config(demo_weights: dict[str, str], tmp_path_factory) -> PredictConfig:
+    directory = tmp_path_factory.mktemp("run")
+    path = directory / "calibrated.safetensors"
+    state, metadata = read_state(Path(demo_weights["model_path"]))
+    save_classifier(path, state, replace(metadata, calibration=CALIBRATION))
+    weights = demo_weights | {"model_path": str(path)}
+    reads = write_reads(directory / "reads.fa", 60)
+    return PredictConfig(
+        inputs=reads, output_dir=directory / "out", device="cpu", resume=True, **weights
+    )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"max_fdr": 0.1},
+        {"threshold": 0.7},
+        {"preset": "relaxed", "viral_share": 0.05},
+        {"preset": "conservative", "viral_share": 0.9},
+        {},
+    ],
+    ids=lambda rule: "-".join(rule) or "default",
+)
+def test_it_writes_what_predict_would(config: PredictConfig, rule: dict, tmp_path: Path) -> None:
+    wanted = predict(replace(config, **rule))
+    directory = tmp_path / "moved"
+    shutil.copytree(wanted.output_dir, directory)
+    # Away from the rule that is wanted, and back.
+    call(CallConfig(run_dir=directory, threshold=0.01, viral_share=0.3))
+    assert read_tables(directory)["records.tsv"] != read_tables(wanted.output_dir)["records.tsv"]
+    back = {"viral_share": 0.5} | rule
+    result = call(CallConfig(run_dir=directory, **back))
+    assert read_tables(directory) == read_tables(wanted.output_dir)
+    found, document = (
+        json.loads((path / "run.json").read_text()) for path in (directory, wanted.output_dir)
+    )
+    assert found == document
+    assert replace(result, directory=wanted.directory, seconds=wanted.seconds) == wanted
+    assert result.directory.stem == wanted.directory.stem
+
+
+def test_the_viral_share_of_the_run_stays(config: PredictConfig) -> None:
+    result = predict(replace(config, viral_share=0.1))
+    call(CallConfig(run_dir=result.output_dir, threshold=0.6))
+    document = json.loads(result.directory.run_json.read_text())
+    assert (document["calls"]["viral_share"], document["calls"]["threshold"]) == (0.1, 0.6)
+    log = result.directory.run_log.read_text()
+    assert "a record is viral from a probability of 0.6 on" in log
+
+
+def test_a_report_that_measures_former_calls_is_marked(config: PredictConfig, tmp_path) -> None:
+    output = predict(config).output_dir
+    labels = tmp_path / "labels.tsv"
+    rows = read_table(output / "records.tsv")
+    labels.write_text(
+        "id\tlabel\n"
+        + "".join(f"{row['record_id']}\t{index % 2}\n" for index, row in enumerate(rows))
+    )
+    evaluate = (*VIRNUCPRO, "evaluate", output, "--truth", labels)
+    mark = output / "evaluation" / "STALE.txt"
+    assert run(*evaluate).returncode == 0
+    predict(config)
+    assert not mark.exists()
+    assert run(*evaluate).returncode == 2
+    done = run(*VIRNUCPRO, "call", output, "--threshold", 0.9)
+    assert done.returncode == 0
+    assert "this report measures the former calls" in done.stderr
+    assert f"results: {output}" in done.stderr
+    assert "have changed since" in mark.read_text()
+    # A report that is out of date may be overwritten.
+    assert run(*evaluate).returncode == 0
+    assert not mark.exists()
+
+
+def test_it_needs_no_torch(config: PredictConfig) -> None:
+    output = predict(config).output_dir
+    program = f"""
+import sys
+from virnucpro.cli.main import main
+try:
+    main(["call", {str(output)!r}, "--relaxed"])
+except SystemExit as done:
+    assert not done.code
+assert not {{"torch", "accelerate"}} & sys.modules.keys()
+"""
+    done = run(VIRNUCPRO[0], "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert "--relaxed: bound on the expected false discovery rate 0.2" in done.stderr
+
+
+def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path: Path) -> None:
+    reads = write_reads(tmp_path / "reads.fa", 10)
+    output = tmp_path / "out"
+    predict(PredictConfig(inputs=reads, output_dir=output, device="cpu", **demo_weights))
+    with pytest.raises(ClassifierError, match="preset needs probabilities"):
+        call(CallConfig(run_dir=output, preset="relaxed"))
+    result = call(CallConfig(run_dir=output, threshold=0.0))
+    assert result.num_virus == result.num_records - result.num_none
+    assert json.loads(result.directory.run_json.read_text())["calls"]["by"] == "score"
+
+
+def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.json: cannot be read .*wanted the output dir"):
+        call(CallConfig(run_dir=tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json: is not JSON"):
+        call(CallConfig(run_dir=tmp_path))
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(InputError, match=r"run\.json: lacks calls, classifier, counts"):
+        call(CallConfig(run_dir=tmp_path))
+    run_dir = tmp_path / "copy"
+    shutil.copytree(predict(config).output_dir, run_dir)
+    table = run_dir / "records.tsv"
+    text = table.read_text()
+    table.write_text(text.rpartition("\nread_59")[0] + "\n")
+    with pytest.raises(InputError, match=r"records\.tsv: 59 records, wanted 60"):
+        call(CallConfig(run_dir=run_dir))
+    table.write_text(text.replace("\tNA\t", "\tnothing\t", 1))
+    with pytest.raises(InputError, match=r"records\.tsv, line \d+: found no number"):
+        call(CallConfig(run_dir=run_dir))
+    shutil.rmtree(run_dir / "checkpoints")
+    with pytest.raises(InputError, match=r"frames: not there, and viral\.fasta is written from"):
+        call(CallConfig(run_dir=run_dir))

@@ -1,0 +1,35 @@
+"""`virnucpro calibrate`: probabilities for a classifier, from a labelled run."""
+
+from __future__ import annotations
+
+import click
+
+from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import echo_sections
+from virnucpro.config import CalibrateConfig
+
+
+@config_command("calibrate", short_help="Give a classifier a calibration, from a labelled run.")
+def calibrate_command(ctx: click.Context, config: CalibrateConfig) -> None:
+    """Give CLASSIFIER a calibration, from a run with known labels.
+
+    The new file makes predict write probabilities and call by them. The command prints how good
+    probabilities are that come from fits to other groups. CLASSIFIER itself stays as it is.
+
+    \b
+    Example:
+      virnucpro predict known.fasta -p 500_model.pth -o known
+      virnucpro calibrate 500_model.pth --run known --truth labels.tsv \\
+        -o calibrated.safetensors
+      virnucpro predict contigs.fasta -p calibrated.safetensors --max-fdr 0.05
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro import calibrate
+
+    result = calibrate(config)
+    echo_sections(result.sections)
+    made = result.calibration
+    click.echo(
+        f"calibration: slope {made.slope:.4g}, slope growth {made.slope_growth:.4g}, offset "
+        f"{made.offset:.4g}, up to {made.most_chunks} scored chunks"
+    )
+    click.echo(f"classifier: {result.output_path}")

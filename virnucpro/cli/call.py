@@ -1,0 +1,26 @@
+"""`virnucpro call`: another rule for the calls of a finished run."""
+
+from __future__ import annotations
+
+import click
+
+from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import report_calls
+from virnucpro.config import CallConfig
+
+
+@config_command("call", short_help="Call the records of a finished run again.")
+def call_command(ctx: click.Context, config: CallConfig) -> None:
+    """Call the records of a finished run again, by another rule.
+
+    records.tsv, viral.fasta and the calls in run.json are replaced. The scores stay, so no model is
+    needed. Options that you do not give have their defaults, as in predict.
+
+    \b
+    Examples:
+      virnucpro call contigs_predictions --max-fdr 0.05
+      virnucpro call contigs_predictions --viral-share 0.02 --conservative
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro import call
+
+    report_calls(call(config))

@@ -1,0 +1,81 @@
+"""The settings that decide which records are called viral: of `predict`, and of `call`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from virnucpro.config.options import Config, argument, option
+from virnucpro.errors import UsageError
+
+DEFAULT_THRESHOLD = 0.5
+"""Of the probability or of the score, if the classifier states no other."""
+
+PRESETS = {"relaxed": 0.2, "conservative": 0.01}
+"""The bound on the expected false discovery rate that each preset stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallsConfig(Config, group="Classifier and calls"):
+    """Which records are called viral."""
+
+    threshold: float | None = option(
+        None,
+        help="Call a record viral if its probability is at least this.",
+        unset="0.5, or by the classifier",
+        details="If the classifier has no calibration, this is the threshold of the score.",
+        metavar="PROBABILITY",
+        within="score",
+    )
+    max_fdr: float | None = option(
+        None,
+        help="Call as many records viral as this expected false discovery rate allows, instead of "
+        "using --threshold.",
+        details="Needs a classifier with a calibration.",
+        metavar="RATE",
+        within="share",
+    )
+    preset: str | None = option(
+        None,
+        help="relaxed: call as many records viral as an expected false discovery rate of "
+        f"{PRESETS['relaxed']:g} allows, and at least those of the default. conservative: call "
+        f"only so many that the rate is at most {PRESETS['conservative']:g}, and only records that "
+        "the default calls.",
+        details="Needs a classifier with a calibration.",
+        choices=tuple(PRESETS),
+        shorthands={f"--{name}": name for name in PRESETS},
+    )
+    viral_share: float | None = option(
+        None,
+        help="Expected share of viral records in the input; probabilities depend on it.",
+        unset="by the classifier",
+        details="Most classifiers were calibrated for 0.5.",
+        metavar="SHARE",
+        within="share",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [
+            name for name in ("max_fdr", "preset", "threshold") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise UsageError(
+                f"{' and '.join(given)} both decide what is called viral; give only one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallConfig(CallsConfig, group="Classifier and calls"):
+    """The settings of `call`."""
+
+    run_dir: Path = argument(
+        help="Output directory of a finished predict.", metavar="RUN_DIR", path="directory"
+    )
+    viral_share: float | None = option(
+        None,
+        help="Expected share of viral records in the input; probabilities depend on it.",
+        unset="as in the run",
+        metavar="SHARE",
+        within="share",
+    )

@@ -1,0 +1,145 @@
+"""What a run says of its records: `records.tsv`, `viral.fasta`, and what a person is told.
+
+`predict` writes them first, and `call` replaces them; neither a model nor torch is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virnucpro.backend.arrays import split_rows
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.errors import InputError
+from virnucpro.reports.tables import write_fasta, write_records
+from virnucpro.scoring.decisions import Decision
+from virnucpro.sequences.frame_store import FrameStore
+
+logger = logging.getLogger(__name__)
+
+STALE_NAME = "STALE.txt"
+"""Of the file in a report's directory that says that the calls have changed since."""
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a run found and where it wrote it.
+
+    Attributes:
+        directory: The run's directory, which knows the path of every file.
+        num_records: Input records; `num_virus`, `num_others` and `num_none` add up to it.
+        num_virus_few_chunks: Viral records with fewer than three scored chunks.
+        num_frames: Open frames.
+        num_unscored_frames: Those that a device had not the memory for.
+        seconds: Wall time of the whole run.
+    """
+
+    directory: RunDirectory
+    num_records: int
+    num_virus: int
+    num_others: int
+    num_none: int
+    num_virus_few_chunks: int
+    num_frames: int
+    num_unscored_frames: int
+    seconds: float
+
+    @property
+    def output_dir(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+
+def write_decision(directory: RunDirectory, store: FrameStore, decision: Decision) -> None:
+    """Write `records.tsv` and `viral.fasta`, log the rule, and mark a report that is out of date.
+
+    Args:
+        directory: Where the files go.
+        store: The records.
+        decision: Their calls.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    records = decision.records
+    before = _digest(directory.records_tsv)
+    write_records(
+        directory.records_tsv,
+        in_blocks(store.record_ids, store.num_records),
+        length=store.record_lengths,
+        **records._asdict(),
+    )
+    viral = np.flatnonzero(records.call == "virus")
+    write_fasta(directory.viral_fasta, (store.record(index) for index in viral.tolist()))
+    if before != _digest(directory.records_tsv):
+        _mark_stale(directory.evaluation_dir)
+    logger.info("%s", decision.rule.describe())
+    for warning in decision.warnings:
+        logger.warning("%s", warning)
+
+
+def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the run.json of a finished run, which has these keys.
+
+    Raises:
+        InputError: It cannot be read, or lacks one of the keys.
+    """
+    wanted = "wanted the output directory of a finished virnucpro predict"
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); {wanted}") from error
+    missing = [key for key in keys if not isinstance(document, dict) or key not in document]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; {wanted}")
+    return dict(document)
+
+
+def note_short_records(store: FrameStore) -> None:
+    """Log how many records are shorter than a chunk, and what to expect of them."""
+    num_short = int(np.count_nonzero(store.record_lengths < store.chunk_length_bp))
+    if num_short:
+        logger.info(
+            "%s of %s records are shorter than a chunk of %d bp: each is one chunk, so its call "
+            "rests on one score and is less sure; see docs/results.md, Short records",
+            f"{num_short:,}",
+            f"{store.num_records:,}",
+            store.chunk_length_bp,
+        )
+
+
+def in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
+    """Yield all of a store's names or sequences, read block by block."""
+    for block in split_rows(0, total):
+        yield from read(block.start, block.stop)
+
+
+def _digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mark_stale(report_dir: Path) -> None:
+    """Say in a report's directory that the calls have changed since; `evaluate` removes that."""
+    if not report_dir.is_dir():
+        return
+    with open_whole(report_dir / STALE_NAME) as file:
+        file.write(
+            "The calls in records.tsv have changed since this report was written.\n"
+            "Run virnucpro evaluate again.\n"
+        )
+    logger.warning(
+        "%s: this report measures the former calls; run virnucpro evaluate again", report_dir
+    )

@@ -1,0 +1,212 @@
+"""The story of `virnucpro calibrate`: a labelled run gives a classifier its calibration.
+
+Shapes: N labelled records with a score, G groups of related records.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
+from virnucpro.backend.weights import digest_files
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import DEFAULT_THRESHOLD, CalibrateConfig
+from virnucpro.errors import ClassifierError, InputError, OutputExistsError
+from virnucpro.reports.labels import number_groups, read_truth
+from virnucpro.reports.metrics import Predictions
+from virnucpro.reports.record_results import read_run_json
+from virnucpro.reports.report import Resampled, Section, measure_subsets
+from virnucpro.reports.tables import read_table
+from virnucpro.scoring.calibration import Calibration, fit_calibration
+from virnucpro.scoring.classifier import ClassifierMetadata
+from virnucpro.scoring.classifier_files import read_state, save_classifier
+
+logger = logging.getLogger(__name__)
+
+_NUM_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class CalibrateResult:
+    """What a calibration made.
+
+    Attributes:
+        output_path: The file of the calibrated classifier.
+        calibration: Fitted to all labelled records.
+        sections: The figures of cross-fitted probabilities: each group's come from a fit to other
+            groups. Empty if the viral records, or the others, are of a single group.
+    """
+
+    output_path: Path
+    calibration: Calibration
+    sections: list[Section]
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """The N records of a run that have a label and a score."""
+
+    is_viral: BoolArray
+    score: Float64Array
+    num_open_chunks: Int64Array
+    group: Int64Array
+    is_grouped: bool
+
+    def fit(self, chosen: BoolArray) -> Calibration:
+        return fit_calibration(
+            self.score[chosen], self.num_open_chunks[chosen], self.is_viral[chosen]
+        )
+
+
+def calibrate(config: CalibrateConfig) -> CalibrateResult:
+    """Write the classifier with a calibration that is fitted to a labelled run.
+
+    Raises:
+        ClassifierError: The classifier cannot be read, or did not make the run.
+        InputError: A table cannot be read, or the labelled records are not of both kinds.
+        OutputExistsError: The file exists.
+        OutputError: The file cannot be written.
+    """
+    if config.output_path.exists() and not config.force:
+        raise OutputExistsError(
+            f"{config.output_path}: exists already; overwrite it with --force, or choose another "
+            "file (-o)"
+        )
+    state, found = read_state(config.classifier)
+    directory = RunDirectory(config.run, stem="")
+    document = read_run_json(directory.run_json, ("backends", "classifier", "settings"))
+    identity = digest_files([config.classifier])
+    if document["classifier"]["identity"] != identity:
+        raise ClassifierError(
+            f"{config.classifier}: did not make the run in {config.run}: its identity is "
+            f"{identity}, the run's classifier has {document['classifier']['identity']}; give the "
+            f"run's classifier ({document['classifier']['path']}), or another run"
+        )
+    records = _read_labelled(directory.records_tsv, config.truth)
+    calibration = records.fit(np.full(len(records.score), True))
+    if calibration.slope == calibration.slope_growth == 0:
+        logger.warning(
+            "the scores do not tell viral records from others, so all records get the same "
+            "probability; check the labels"
+        )
+    sections = list(_cross_fit(records))
+    metadata = _describe_run(document) if found is None else found
+    truth = {"path": str(config.truth), "sha256": digest_files([config.truth])}
+    counts = {
+        "num_viral": int(records.is_viral.sum()),
+        "num_others": int((~records.is_viral).sum()),
+    }
+    origin = {**(metadata.origin or {}), "calibrated_on": {"truth": truth, **counts}}
+    metadata = replace(metadata, calibration=calibration, origin=origin)
+    config.output_path.parent.mkdir(parents=True, exist_ok=True)
+    save_classifier(config.output_path, state, metadata)
+    return CalibrateResult(config.output_path, calibration, sections)
+
+
+def _describe_run(document: dict[str, Any]) -> ClassifierMetadata:
+    """Return what a classifier without metadata is for: the models and chunks of its run."""
+    models = {model["alphabet"]: model for model in document["backends"]}
+    dna, protein = models["dna"], models["protein"]
+    return ClassifierMetadata(
+        dna_backend=dna["name"],
+        protein_backend=protein["name"],
+        dna_dim=dna["embedding_dim"],
+        protein_dim=protein["embedding_dim"],
+        chunk_length_bp=document["settings"]["chunk_length_bp"],
+        dna_weights_identity=dna["weights_identity"],
+        protein_weights_identity=protein["weights_identity"],
+    )
+
+
+def _read_labelled(path: Path, truth_path: Path) -> _Labelled:
+    truth = read_truth(truth_path)
+    labels, numbers = [], []
+    columns = ("record_id", "score", "num_open_chunks")
+    for number, line in read_table(path, columns):
+        label = truth.get(line["record_id"])
+        if label is None or line["score"] == "NA":
+            continue
+        try:
+            numbers.append((float(line["score"]), int(line["num_open_chunks"])))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: found no number ({error})") from error
+        labels.append(label)
+    is_viral = np.array([label.is_viral for label in labels], np.bool_)
+    num_viral = int(is_viral.sum())
+    if num_viral in (0, len(labels)):
+        raise InputError(
+            f"{truth_path}: {num_viral} viral and {len(labels) - num_viral} other records of "
+            f"{path} have a label and a score; wanted both kinds"
+        )
+    logger.info(
+        "%d viral and %d other records have a label and a score", num_viral, (~is_viral).sum()
+    )
+    score, num_open_chunks = zip(*numbers, strict=True)
+    return _Labelled(
+        is_viral=is_viral,
+        score=np.array(score, np.float64),
+        num_open_chunks=np.array(num_open_chunks, np.int64),
+        group=number_groups([label.group for label in labels]),
+        is_grouped=any(label.group for label in labels),
+    )
+
+
+def _cross_fit(records: _Labelled) -> Iterator[Section]:
+    """Yield the figures of probabilities that come from fits to other groups."""
+    is_viral = records.is_viral
+    fold = _deal_groups(records)
+    if fold is None:
+        logger.warning(
+            "the error of the probabilities is unknown: it takes at least two groups with viral "
+            "records and two with others"
+        )
+        return
+    probability = np.empty(len(fold))
+    for number in range(fold.max() + 1):
+        left_out = fold == number
+        probability[left_out] = records.fit(~left_out).probabilities(
+            records.score[left_out], records.num_open_chunks[left_out]
+        )
+    # Both kinds weigh the same, as the probabilities assume.
+    weight = np.where(is_viral, 0.5 / is_viral.sum(), 0.5 / (~is_viral).sum()) * len(is_viral)
+    predictions = Predictions(
+        is_viral=is_viral,
+        score=records.score,
+        probability=probability,
+        is_called=probability >= DEFAULT_THRESHOLD,
+        cluster=records.group,
+        weight=weight,
+    )
+    resampled: Resampled = "groups" if records.is_grouped else "records"
+    yield from measure_subsets("cross-fitted", predictions, [], resampled)
+
+
+def _deal_groups(records: _Labelled) -> Int64Array | None:
+    """Return int64 (N,): the fold of each record; None if a fold would leave one kind only.
+
+    A group is never in two folds. Groups with viral records and groups of others are dealt out in
+    turns, the largest first.
+    """
+    group_N = np.unique(records.group, return_inverse=True)[1]
+    num_groups = int(group_N.max()) + 1
+    viral_G = np.bincount(group_N, records.is_viral, num_groups)
+    others_G = np.bincount(group_N, ~records.is_viral, num_groups)
+    num_folds = min(_NUM_FOLDS, int(np.count_nonzero(viral_G)), int(np.count_nonzero(others_G)))
+    if num_folds < 2:
+        return None
+    fold_G = np.empty(num_groups, np.int64)
+    for chosen in (viral_G > 0, viral_G == 0):
+        by_size = np.argsort(-(viral_G + others_G)[chosen], kind="stable")
+        fold_G[np.flatnonzero(chosen)[by_size]] = np.arange(len(by_size)) % num_folds
+    fold_N = fold_G[group_N]
+    for number in range(num_folds):
+        kept = records.is_viral[fold_N != number]
+        if kept.all() or not kept.any():
+            return None
+    return fold_N

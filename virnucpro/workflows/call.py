@@ -1,0 +1,114 @@
+"""The story of `virnucpro call`: a finished run is called again by another rule.
+
+The scores in `records.tsv` are those that decided the first calls, so no model is needed, and the
+result is exactly what `predict` would write.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.config import CallConfig
+from virnucpro.errors import InputError
+from virnucpro.reports.record_results import PredictResult, read_run_json, write_decision
+from virnucpro.reports.tables import read_table
+from virnucpro.runtime.locks import locked
+from virnucpro.runtime.logs import log_to_file
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.calls import RecordCalls, make_calls, share_scored
+from virnucpro.scoring.decisions import check_calibrated, decide_calls
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store
+
+_COUNTS = ("num_chunks", "num_open_chunks", "num_frames", "num_viral_chunks")
+
+
+def call(config: CallConfig) -> PredictResult:
+    """Call the records of a finished run again, and replace its calls.
+
+    Raises:
+        InputError: The directory holds no finished run, or a file of it is damaged.
+        ClassifierError: The rule needs a calibration, and the run's classifier has none.
+        UsageError: Another run is going on in the directory.
+        OutputError: A file cannot be written.
+    """
+    began = time.monotonic()
+    directory = RunDirectory(config.run_dir, _find_stem(config.run_dir))
+    document = read_run_json(directory.run_json, ("calls", "classifier", "counts"))
+    with locked(directory.lock_path), log_to_file(directory.run_log):
+        made_for = document["classifier"]["made_for"] or {}
+        calibration = made_for.get("calibration") and Calibration(**made_for["calibration"])
+        check_calibrated(config, calibration, Path(document["classifier"]["path"]))
+        if config.viral_share is None:
+            config = replace(config, viral_share=document["calls"].get("viral_share"))
+        store = _open_store(directory)
+        records = _read_records(directory.records_tsv, store.num_records)
+        decision = decide_calls(records, config, calibration, made_for.get("threshold"))
+        write_decision(directory, store, decision)
+        counts = decision.counts()
+        document["counts"] |= counts
+        document["calls"] = decision.rule.to_run_json()
+        write_json(directory.run_json, document | {"warnings": decision.warnings})
+    return PredictResult(
+        directory=directory,
+        num_records=store.num_records,
+        **{f"num_{name}": number for name, number in counts.items()},
+        num_frames=document["counts"]["frames"],
+        num_unscored_frames=document["counts"]["unscored_frames"],
+        seconds=time.monotonic() - began,
+    )
+
+
+def _open_store(directory: RunDirectory) -> FrameStore:
+    if not directory.frame_store_dir.is_dir():
+        raise InputError(
+            f"{directory.frame_store_dir}: not there, and viral.fasta is written from it; run "
+            "virnucpro predict again with the same input and --resume"
+        )
+    return open_frame_store(directory.frame_store_dir)
+
+
+def _read_records(path: Path, num_records: int) -> RecordCalls:
+    """Return the records of a run as `records.tsv` has them.
+
+    Raises:
+        InputError: The table is not the run's, or has a wrong number.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in (*_COUNTS, "score", "reason")}
+    for number, line in read_table(path, tuple(columns)):
+        try:
+            for name in _COUNTS:
+                columns[name].append(int(line[name]))
+            columns["score"].append(float(line["score"].replace("NA", "nan")))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: found no number ({error})") from error
+        columns["reason"].append(line["reason"])
+    if len(columns["score"]) != num_records:
+        raise InputError(
+            f"{path}: {len(columns['score'])} records, wanted {num_records} as in the run; run "
+            "virnucpro predict again with --resume"
+        )
+    counts = {name: np.array(columns[name], np.int64) for name in _COUNTS}
+    score = np.array(columns["score"], np.float64)
+    unknown = np.full(num_records, np.nan)
+    return RecordCalls(
+        **counts,
+        score=score,
+        call=make_calls(unknown, None),
+        reason=np.array(columns["reason"], dtype=object),
+        probability=unknown,
+        scored_share=share_scored(counts["num_open_chunks"], counts["num_chunks"]),
+        confidence=np.full(num_records, "-", dtype=object),
+    )
+
+
+def _find_stem(run_dir: Path) -> str:
+    """Return the name of the run's tables; empty if somebody removed them."""
+    found = sorted(run_dir.glob("*_merged/prediction_results.txt"))
+    return found[0].parent.name.removesuffix("_merged") if found else ""
