@@ -219,10 +219,10 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
     assert predict("few.fa").exit_code == 0
     lines = read_tables(Path("out"))["records.tsv"].decode().splitlines()
     assert [line.split("\t")[6:] for line in lines[1:]] == [
-        ["NA", "none", "empty", "NA"],
-        ["NA", "none", "too_short", "NA"],
-        ["NA", "none", "no_open_frame", "NA"],
-        ["NA", "none", "no_open_frame", "NA"],
+        ["NA", "none", "empty", "NA", "NA", "-"],
+        ["NA", "none", "too_short", "NA", "0.0", "-"],
+        ["NA", "none", "no_open_frame", "NA", "0.0", "-"],
+        ["NA", "none", "no_open_frame", "NA", "0.0", "-"],
     ]
 
 

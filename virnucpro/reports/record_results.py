@@ -107,7 +107,8 @@ def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 def note_short_records(store: FrameStore) -> None:
     """Log how many records are shorter than a chunk, and what to expect of them."""
-    num_short = int(np.count_nonzero(store.record_lengths < store.chunk_length_bp))
+    length = store.record_lengths
+    num_short = int(np.count_nonzero((length > 0) & (length < store.chunk_length_bp)))
     if num_short:
         logger.info(
             "%s of %s records are shorter than a chunk of %d bp: each is one chunk, so its call "
