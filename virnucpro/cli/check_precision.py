@@ -14,6 +14,7 @@ import click
 from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import config_command, require_classifier, wants_progress
 from virnucpro.cli.progress import shown_progress
+from virnucpro.cli.terminal import format_table
 from virnucpro.config import CheckPrecisionConfig, ProgressConfig
 from virnucpro.errors import UsageError
 from virnucpro.runtime.environment import num_processes
@@ -59,20 +60,33 @@ def _describe(check: PrecisionCheck) -> Iterator[str]:
         f"{check.num_input_records:,} records, seed {check.seed}"
     )
     yield ""
-    yield f"{'embeddings':<20}{'sequences':>10}{'cosine, min':>13}{'median':>11}{'deviation':>11}"
-    for found in check.embeddings:
-        name = f"{found.backend} ({found.precision})"
-        yield (
-            f"{name:<20}{found.num_sequences:>10,}{found.min_cosine:>13.7f}"
-            f"{found.median_cosine:>11.7f}{found.largest_deviation:>11.1e}"
-        )
+    yield format_table(
+        ("embeddings", "sequences", "cosine, min", "median", "deviation"),
+        [
+            (
+                f"{found.backend} ({found.precision})",
+                f"{found.num_sequences:,}",
+                f"{found.min_cosine:.7f}",
+                f"{found.median_cosine:.7f}",
+                f"{found.largest_deviation:.1e}",
+            )
+            for found in check.embeddings
+        ],
+    )
     yield ""
-    yield f"{'scores':<20}{'compared':>10}{'largest':>13}{'median':>11}{'flips':>11}"
-    for level in check.scores:
-        yield (
-            f"{level.level:<20}{level.num_scored:>10,}{level.largest:>13.1e}{level.median:>11.1e}"
-            f"{level.num_flips:>11,}"
-        )
+    yield format_table(
+        ("scores", "compared", "largest", "median", "flips"),
+        [
+            (
+                level.level,
+                f"{level.num_scored:,}",
+                f"{level.largest:.1e}",
+                f"{level.median:.1e}",
+                f"{level.num_flips:,}",
+            )
+            for level in check.scores
+        ],
+    )
     yield ""
     if not any(level.num_flips for level in check.scores):
         yield "No call would flip."

@@ -191,7 +191,7 @@ def open_models(
     if not any(found.values()):
         which = f"backend {backend}" if backend else "the installed backends"
         raise UsageError(
-            f"{which}: no package has random weights for it; give weights with --weights"
+            f"{which}: there are no random weights; give some with --weights"
         )
     for name, benchmarks in found.items():
         if benchmarks is None:
