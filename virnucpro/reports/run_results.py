@@ -90,9 +90,7 @@ def write_tables(
     )
     if classifier.rule.kind == "stretches":
         records = call_by_mean_logit(records, chunks, store.record_first_chunk)
-    # A classifier's file may state a threshold.
-    threshold = getattr(classifier.metadata, "threshold", None)
-    decision = decide_calls(records, config, classifier.calibration, threshold)
+    decision = decide_calls(records, config, classifier.calibration, classifier.threshold)
     write_decision(directory, store, decision)
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)

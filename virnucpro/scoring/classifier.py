@@ -104,6 +104,11 @@ class Classifier:
         """What turns the scores into probabilities; None if there is no calibration."""
         return None if self.metadata is None else self.metadata.calibration
 
+    @property
+    def threshold(self) -> float | None:
+        """The probability from which records are viral by default; None if the file says none."""
+        return None if self.metadata is None else self.metadata.threshold
+
     def check_fits(
         self,
         dna: tuple[str, int],

@@ -190,9 +190,7 @@ def open_models(
     found = {name: load_benchmarks(name) for name in ([backend] if backend else installed)}
     if not any(found.values()):
         which = f"backend {backend}" if backend else "the installed backends"
-        raise UsageError(
-            f"{which}: there are no random weights; give some with --weights"
-        )
+        raise UsageError(f"{which}: there are no random weights; give some with --weights")
     for name, benchmarks in found.items():
         if benchmarks is None:
             continue

@@ -256,8 +256,7 @@ def _call(
     else:
         is_virus = scores.frames[:, 1] > scores.frames[:, 0]
         calls["frames"] = _Calls(scores.frames[:, 1], is_virus)
-    threshold = getattr(classifier.metadata, "threshold", None)
-    decided = decide_calls(records, config, classifier.calibration, threshold).records
+    decided = decide_calls(records, config, classifier.calibration, classifier.threshold).records
     chunk_scores = np.where(chunks.is_open, score_chunks(chunks), np.nan)
     return calls | {
         "chunks": _Calls(chunk_scores, chunks.is_virus & chunks.is_open),
