@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from virnucpro.backend.arrays import split_rows
 from virnucpro.cli.options import config_command
 from virnucpro.config import STDIN, FrameRule, FrameTableConfig
 from virnucpro.errors import UsageError, VirnucproError
@@ -67,6 +66,9 @@ def frames_command(ctx: click.Context, config: FrameTableConfig) -> None:
 
 
 def _write_table(store: FrameStore, stream: BinaryIO) -> None:
+    # NumPy would slow `virnucpro --help` down.
+    from virnucpro.backend.arrays import split_rows
+
     stream.write(b"frame_id\tdna\tprotein\n")
     dna, protein = store.sequences("dna"), store.sequences("protein")
     for block in split_rows(0, store.num_frames):
