@@ -35,7 +35,8 @@ from virnucpro.scoring.classifier import (
 
 FORMAT_VERSION = 3
 """Version 2 adds the identities of the weights, the calibration and the origin to version 1.
-Version 3 adds the frame rule and the kind of head; a version 2 file means `open` and `frame`."""
+Version 3 adds the frame rule, the kind of head and the threshold; a version 2 file means `open`,
+`frame` and no threshold."""
 
 _MAX_STRETCHES = 256
 """Of the frame rule in a file: each chunk takes memory for so many."""
@@ -113,9 +114,10 @@ def save_classifier(
     document |= asdict(metadata)
     sizes = document.pop("chunk_head")
     document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
-    if sizes is None and metadata.frame_rule == str(OPEN_RULE):
+    is_former = sizes is None and metadata.frame_rule == str(OPEN_RULE)
+    if is_former and metadata.threshold is None:
         # The same bytes as ever, which earlier versions read too.
-        del document["frame_rule"], document["head"]
+        del document["frame_rule"], document["head"], document["threshold"]
         document["format_version"] = 2
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replace_when_whole(path) as temporary:
@@ -232,6 +234,9 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     }
     # Not a field of the file: `head` says it.
     values["chunk_head"] = _parse_head(path, document)
+    threshold = values.get("threshold")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ClassifierError(f"{path}: the threshold is {threshold}, wanted 0 to 1")
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
     return ClassifierMetadata(**values)
