@@ -48,7 +48,6 @@ class ClassifierMetadata:
         origin: What it was trained on and how, as JSON values; None if unknown.
         frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
         chunk_head: The sizes of the head over chunks; None for the MLP over frames.
-        threshold: The default threshold of the probability; None for the program's default.
     """
 
     dna_backend: str
@@ -62,7 +61,6 @@ class ClassifierMetadata:
     origin: Mapping[str, Any] | None = None
     frame_rule: str = str(OPEN_RULE)
     chunk_head: ChunkHeadSizes | None = None
-    threshold: float | None = None
 
 
 def wanted_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -35,8 +35,7 @@ from virnucpro.scoring.classifier import (
 
 FORMAT_VERSION = 3
 """Version 2 adds the identities of the weights, the calibration and the origin to version 1.
-Version 3 adds the frame rule, the kind of head and the threshold; a version 2 file means `open`,
-`frame` and no threshold."""
+Version 3 adds the frame rule and the kind of head; a version 2 file means `open` and `frame`."""
 
 _MAX_STRETCHES = 256
 """Of the frame rule in a file: each chunk takes memory for so many."""
@@ -114,10 +113,9 @@ def save_classifier(
     document |= asdict(metadata)
     sizes = document.pop("chunk_head")
     document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
-    is_former = sizes is None and metadata.frame_rule == str(OPEN_RULE)
-    if is_former and metadata.threshold is None:
+    if sizes is None and metadata.frame_rule == str(OPEN_RULE):
         # The same bytes as ever, which earlier versions read too.
-        del document["frame_rule"], document["head"], document["threshold"]
+        del document["frame_rule"], document["head"]
         document["format_version"] = 2
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replace_when_whole(path) as temporary:
@@ -234,9 +232,6 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     }
     # Not a field of the file: `head` says it.
     values["chunk_head"] = _parse_head(path, document)
-    threshold = values.get("threshold")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ClassifierError(f"{path}: the threshold is {threshold}, wanted 0 to 1")
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
     return ClassifierMetadata(**values)
