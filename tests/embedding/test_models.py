@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from virnucpro.config import FrameRule
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.errors import BackendError, WeightsError
 
@@ -24,6 +25,9 @@ def test_a_model_is_described_and_makes_identities(model: Model, demo_weights) -
     assert identity.backend_version == description["version"]
     assert (identity.input_digest, identity.precision) == ("sha256:11", "bf16")
     assert (identity.chunk_length_bp, identity.embedding_dim) == (300, 48)
+    assert identity.frame_rule == "open"
+    rule = FrameRule("stretches", 4, 15)
+    assert model.make_identity("sha256:11", "bf16", 300, rule).frame_rule == "stretches:4:15"
 
 
 def test_a_backend_that_knows_no_fp8_computes_in_bf16(model, demo_weights) -> None:

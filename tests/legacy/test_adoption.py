@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +14,19 @@ import numpy as np
 import pytest
 
 from tests import legacy_files as old
+from tests.checkpoints.test_parts import IDENTITY
 from tests.runs import assert_tables_equal_but_for_rounding, read_tables, write_reads
 from tests.workflows.test_predict import assert_same_table
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import FrameRule
 from virnucpro.errors import IdentityMismatchError
+from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 from virnucpro.workflows.migrate import MigrationConfig, migrate_features
 
 NUM_READS = 60
@@ -278,6 +283,20 @@ def test_a_run_with_other_chunks_is_left_alone(
     with caplog.at_level(logging.WARNING):
         assert resume(reads, tmp_path, demo_weights) == rows_embedded(undisturbed)
     assert "used chunks of 300 bp, this one 500: its features are not used" in caplog.text
+
+
+def test_old_features_do_not_fit_another_frame_rule(reads, known, tmp_path, caplog):
+    directory = RunDirectory(tmp_path / "out", "s")
+    write_run(directory.path, known)
+    old.save(directory.path / "s_nucleotide/output_1_DNABERT_S.pt", old.dna_document(known.dna))
+    rule = FrameRule("open", genetic_code=11)
+    store = build_frame_store(
+        [str(reads)], directory.frame_store_dir, chunk_length_bp=500, rule=rule
+    )
+    identity = replace(IDENTITY, frame_rule=str(rule))
+    assert adopt_legacy_run(directory, store, {"dna": identity}) == {}
+    assert "embedded open frames, and the frame rule of this one is open:code=11" in caplog.text
+    assert not directory.parts_dir("dna").exists()
 
 
 def test_files_of_other_inputs_are_left_alone(reads, known, undisturbed, demo_weights, tmp_path):

@@ -34,7 +34,7 @@ def read_state(published: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def full_size(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> FrameClassifier:
     path = tmp_path_factory.mktemp("full") / "classifier.safetensors"
     make_classifier(path, 768, 2560, 500)
     return load_classifier(path)
@@ -70,14 +70,18 @@ def test_scores_are_independent_of_order(full_size: FrameClassifier, features: n
 
 
 @pytest.mark.usefixtures("restored_threads")
-def test_scores_are_independent_of_threads(full_size: FrameClassifier, features: np.ndarray) -> None:
+def test_scores_are_independent_of_threads(
+    full_size: FrameClassifier, features: np.ndarray
+) -> None:
     torch.set_num_threads(1)
     alone = full_size.score(features)
     torch.set_num_threads(2)
     np.testing.assert_array_equal(full_size.score(features), alone)
 
 
-def test_made_weights_spread_over_the_scores(full_size: FrameClassifier, features: np.ndarray) -> None:
+def test_made_weights_spread_over_the_scores(
+    full_size: FrameClassifier, features: np.ndarray
+) -> None:
     scores = full_size.score(features)
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
     quantiles = np.quantile(scores[:, 1], [0.1, 0.5, 0.9])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,16 +13,17 @@ import torch
 from click.testing import CliRunner
 
 from tests import legacy_files as old
+from tests.checkpoints.test_parts import IDENTITY
 from tests.runs import write_reads
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import finished_parts
+from virnucpro.checkpoints.parts import finished_parts, part_name, write_part
 from virnucpro.cli.main import main
-from virnucpro.config import ExportConfig
+from virnucpro.config import ExportConfig, FrameRule
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 from virnucpro.workflows.export import export_embeddings
 from virnucpro.workflows.migrate import MigrationConfig, migrate_features
 
@@ -145,6 +147,44 @@ def test_anndata_reads_it(run, tmp_path):
     table = anndata.read_h5ad(path)
     assert table.obs_names.tolist() == ids
     np.testing.assert_array_equal(table[:, table.var.backend == "dnabert-s"].X, features["dna"])
+
+
+def test_stretches_have_the_scores_of_their_chunks(tmp_path, caplog):
+    reads = write_reads(tmp_path / "reads.fa", 12)
+    run = tmp_path / "run"
+    store = build_frame_store(
+        [str(reads)], run / "checkpoints/frames", chunk_length_bp=300, rule=FrameRule("stretches")
+    )
+    rng = np.random.default_rng(0)
+    for alphabet in ("dna", "protein"):
+        rows = np.unique(store.sequences(alphabet).representatives)
+        embeddings = rng.normal(size=(len(rows), 4)).astype(np.float32)
+        identity = replace(IDENTITY, frame_rule=str(store.rule))
+        write_part(run / "checkpoints" / alphabet, part_name(0, 0), rows, embeddings, identity)
+    chunks = store.find_chunks(np.arange(store.num_frames))
+    scored = np.unique(chunks)
+    assert len(scored) < store.num_frames
+    scores = dict(zip(scored.tolist(), rng.random(len(scored), np.float32), strict=True))
+    names = store.chunk_ids(0, store.num_chunks)
+    lines = [f"{names[chunk]}\tvirus\t{1 - score}\t{score}" for chunk, score in scores.items()]
+    table = run / "reads_merged/prediction_results.txt"
+    table.parent.mkdir()
+    table.write_text("\n".join(["Sequence_ID\tPrediction\tscore1\tscore2", *lines, ""]))
+    (path,) = export_embeddings(ExportConfig(run, tmp_path / "h5ad", "anndata")).paths
+    ids, features = read_run(run)
+    assert ids[0].startswith(f"{names[chunks[0]]}")
+    with h5py.File(path) as file:
+        obs = file["obs"]
+        assert obs["frame_id"].asstr()[:].tolist() == ids
+        assert obs["chunk"].asstr()[:].tolist() == [names[chunk] for chunk in chunks]
+        np.testing.assert_array_equal(obs["score_virus"], [scores[chunk] for chunk in chunks])
+        np.testing.assert_array_equal(file["X"], np.concatenate(list(features.values()), axis=1))
+        assert file["uns/virnucpro/dna/frame_rule"].asstr()[()] == "stretches:2:20"
+    table.write_text("\n".join(["Sequence_ID\tPrediction\tscore1\tscore2", *lines[1:], ""]))
+    (path,) = export_embeddings(ExportConfig(run, tmp_path / "again", "anndata")).paths
+    assert "has other frames than the embeddings" in caplog.text
+    with h5py.File(path) as file:
+        assert "score_virus" not in file["obs"]
 
 
 def test_what_migrate_wrote_has_no_scores(migrated, tmp_path):

@@ -121,10 +121,11 @@ def test_viral_records_come_out_as_they_went_in(golden_run):
 def test_run_json_tells_what_was_run(golden_run, demo_weights):
     run_json = json.loads(golden_run.directory.run_json.read_text())
     assert " ".join(sorted(run_json)) == (
-        "backends calls classifier counts inputs num_processes passes precision schema_version "
-        "seconds settings started_at versions"
+        "backends calls classifier counts frame_rule inputs num_processes passes precision "
+        "schema_version seconds settings started_at versions"
     )
     assert run_json["schema_version"] == 1
+    assert run_json["frame_rule"] == "open"
     assert run_json["counts"] == {
         "records": golden_run.num_records,
         "duplicate_ids": 1,

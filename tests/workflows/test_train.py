@@ -233,6 +233,48 @@ def test_a_training_is_refused_before_anything_is_embedded(configure, tmp_path: 
         train(configure(tmp_path / "c.safetensors"))
 
 
+# Stretches
+
+
+@pytest.fixture(scope="module")
+def trained_on_stretches(configure, tmp_path_factory) -> tuple[TrainConfig, TrainResult]:
+    path = tmp_path_factory.mktemp("stretches") / "head.safetensors"
+    config = configure(path, frame_rule="stretches:2:8")
+    return config, train(config)
+
+
+def test_a_head_over_chunks_is_trained_on_stretches(trained_on_stretches) -> None:
+    config, result = trained_on_stretches
+    classifier = load_classifier(config.output_path)
+    assert str(classifier.rule) == classifier.metadata.frame_rule == "stretches:2:8"
+    assert classifier.calibration.slope > 0
+    found = {(section.records, section.subset): section for section in result.sections}
+    everything = found["test", "all"]
+    assert everything.estimates["auroc"].value > 0.9
+    before = found["test, score taken as probability", "all"]
+    assert everything.estimates["calibration_error"].value < 0.15
+    assert everything.estimates["brier"].value < before.estimates["brier"].value + 0.02
+
+
+def test_predict_reads_what_was_trained_on_stretches(
+    trained_on_stretches, weights, tmp_path
+) -> None:
+    config, _ = trained_on_stretches
+    write_genomes(tmp_path / "new.fa", 10, 0.35, seed=9)
+    result = predict(
+        PredictConfig(
+            inputs=str(tmp_path / "new.fa"),
+            output_dir=tmp_path / "out",
+            model_type="custom",
+            model_path=config.output_path,
+            device="cpu",
+            chunk_length_bp=CHUNK_BP,
+            **weights,
+        )
+    )
+    assert (result.num_virus, result.num_none) == (10, 0)
+
+
 # The command
 
 
@@ -257,6 +299,8 @@ def test_options_of_files_take_several(genomes: Path, weights, tmp_path: Path) -
     [
         (("--viral", "a.fa"), "wanted either viral and other sequences"),
         (("--viral", "a.fa", "--other", "a.fa", "--merged", "a.fa"), "or labelled features"),
+        (("--merged", "a.fa", "--frames", "stretches"), "are of open frames"),
+        (("--viral", "a.fa", "--other", "a.fa", "--frames", "closed"), "wanted open, stretches"),
         (("--viral", "a.fa", "--other", "a.fa", "--test-share", "0.95"), "nothing is left"),
         (("--viral", "a.fa", "--other", "a.fa", "--valid-share", "0"), "wanted a share between"),
         (("--viral", "no.fa"), "'no.fa' does not exist"),

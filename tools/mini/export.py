@@ -16,8 +16,7 @@ from virnucpro_esm2.weights import TRANSFORMERS, source_names
 
 from tools.mini.model import MiniModel
 from tools.mini.stretches import DNA_SPECIAL, StretchRule
-from virnucpro.config import MINI_LENGTHS_BP
-from virnucpro.config.frame_rule import FrameRule
+from virnucpro.config import MINI_LENGTHS_BP, FrameRule
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import save_classifier
 

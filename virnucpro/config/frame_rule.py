@@ -84,7 +84,7 @@ class FrameRule:
         return cls(kind, **numbers)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        words = [self.kind]
+        words: list[str] = [self.kind]
         if self.kind == "stretches":
             words += [str(self.max_stretches), str(self.min_codons)]
         if self.genetic_code != STANDARD_CODE:

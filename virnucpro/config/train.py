@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.options import REQUIRED, option
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, STDIN, FramesConfig
 from virnucpro.errors import UsageError
@@ -53,6 +54,16 @@ class TrainConfig(FramesConfig, group="Training"):
         metavar="BP",
         minimum=1,
     )
+    frame_rule: str = option(
+        str(OPEN_RULE),
+        "--frames",
+        help="What of a chunk the classifier reads: open (whole frames without a stop codon), or "
+        "stretches:N:M (the N longest runs of at least M codons without a stop codon).",
+        details="stretches alone is stretches:2:20. Under this rule, nearly every chunk gets a "
+        "score. Another genetic code is added by its NCBI number: open:code=11, "
+        "stretches:2:20:code=4.",
+        metavar="RULE",
+    )
     groups: Path | None = option(
         None,
         help="Table with the columns id and group. Records of one group, such as a species, stay "
@@ -96,6 +107,12 @@ class TrainConfig(FramesConfig, group="Training"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._set("frame_rule", str(FrameRule.parse(self.frame_rule)))
+        if self.merged and self.frame_rule != str(OPEN_RULE):
+            raise UsageError(
+                f"frame rule {self.frame_rule}: labelled features (--merged) are of open frames; "
+                "leave the rule out, or give sequences (--viral and --other)"
+            )
         if self.valid_share + self.test_share >= 1:
             raise UsageError(
                 f"valid_share {self.valid_share} and test_share {self.test_share}: nothing is left "

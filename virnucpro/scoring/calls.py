@@ -113,7 +113,7 @@ def call_chunk_logits(
         num_unscored: int64 (C,), those without an embedding.
     """
     max_virus, max_others = (
-        _sigmoid(sign * logits.astype(np.float64)).astype(np.float32) for sign in (1, -1)
+        sigmoid(sign * logits.astype(np.float64)).astype(np.float32) for sign in (1, -1)
     )
     return ChunkCalls(
         is_open=~np.isnan(logits),
@@ -200,7 +200,7 @@ def call_by_mean_logit(
     has_call = records.call != "none"
     score = np.full(num_records, np.nan)
     np.divide(total, records.num_open_chunks, out=score, where=has_call)
-    score = _sigmoid(score)
+    score = sigmoid(score)
     return records._replace(
         score=score,
         call=_CALLS[np.where(has_call, 1 + (score >= threshold), 0)],
@@ -226,7 +226,8 @@ def score_chunks(chunks: ChunkCalls) -> Float64Array:
     return max_virus / (max_virus + chunks.max_others)
 
 
-def _sigmoid(logits: Float64Array) -> Float64Array:
+def sigmoid(logits: Float64Array) -> Float64Array:
+    """Return the probability of each logit."""
     # No exponential overflows; tanh would round small probabilities to 0.
     small = np.exp(-np.abs(logits))
     return np.asarray(np.where(logits >= 0, 1.0, small) / (1 + small), np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array
-from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
+from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHead, ChunkHeadSizes
@@ -46,6 +46,8 @@ class ClassifierMetadata:
         protein_weights_identity: The same for the protein backend.
         calibration: What turns its scores into probabilities; None if there is no calibration.
         origin: What it was trained on and how, as JSON values; None if unknown.
+        threshold: The probability from which a record is called viral, where the settings say
+            nothing; None for 0.5.
         frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
         chunk_head: The sizes of the head over chunks; None for the MLP over frames.
     """
@@ -59,6 +61,7 @@ class ClassifierMetadata:
     protein_weights_identity: str | None = None
     calibration: Calibration | None = None
     origin: Mapping[str, Any] | None = None
+    threshold: float | None = None
     frame_rule: str = str(OPEN_RULE)
     chunk_head: ChunkHeadSizes | None = None
 
@@ -270,27 +273,28 @@ class ChunkClassifier(Classifier):
                     f"stretches of a chunk, found {array.shape}"
                 )
         # Blocks of one shape and float64, for the reason that FrameClassifier.score gives.
-        blocks = [
+        dna_BQ, protein_BSP, features_BSK = (
             np.zeros((_BLOCK_CHUNKS, *shape))
             for shape in (
                 (self.sizes.dna_dim,),
                 (max_stretches, self.sizes.protein_dim),
                 (max_stretches, NUM_FEATURES),
             )
-        ]
+        )
         logits_N = np.empty(num_chunks, np.float32)
         for start in range(0, num_chunks, _BLOCK_CHUNKS):
             chunks = slice(start, min(start + _BLOCK_CHUNKS, num_chunks))
             size = chunks.stop - chunks.start
             is_stretch_BS = np.zeros((_BLOCK_CHUNKS, max_stretches), np.bool_)
             is_stretch_BS[:size, :num_stretches] = is_stretch_NS[chunks]
-            dna_BQ, protein_BSP, features_BSK = blocks
             dna_BQ[:size] = dna_NQ[chunks]
             # Zeros where there is no stretch: a weight of 0 does not remove NaN.
             for block, array in ((protein_BSP, protein_NSP), (features_BSK, features_NSK)):
                 block[:size, :num_stretches] = array[chunks]
                 block[~is_stretch_BS] = 0
-            logits_N[chunks] = self._score_block(*blocks, is_stretch_BS)[:size]
+            logits_N[chunks] = self._score_block(dna_BQ, protein_BSP, features_BSK, is_stretch_BS)[
+                :size
+            ]
         bad_chunks = np.flatnonzero(~np.isfinite(logits_N))
         if len(bad_chunks):
             raise ClassifierError(

@@ -19,7 +19,7 @@ import torch
 
 from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
 from virnucpro.checkpoints.whole_files import replace_when_whole
-from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
+from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError, WeightsError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import ChunkHeadSizes
@@ -35,7 +35,8 @@ from virnucpro.scoring.classifier import (
 
 FORMAT_VERSION = 3
 """Version 2 adds the identities of the weights, the calibration and the origin to version 1.
-Version 3 adds the frame rule and the kind of head; a version 2 file means `open` and `frame`."""
+Version 3 adds the frame rule, the kind of head and the threshold; a file of version 2 means `open`
+and `frame`, without a threshold."""
 
 _MAX_STRETCHES = 256
 """Of the frame rule in a file: each chunk takes memory for so many."""
@@ -109,13 +110,16 @@ def save_classifier(
     from safetensors.torch import save
 
     tensors = check_state(path, state, metadata)
-    document = {"format_version": FORMAT_VERSION, "class_names": list(CLASS_NAMES)}
-    document |= asdict(metadata)
+    document: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "class_names": list(CLASS_NAMES),
+        **asdict(metadata),
+    }
     sizes = document.pop("chunk_head")
     document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
-    if sizes is None and metadata.frame_rule == str(OPEN_RULE):
+    if sizes is None and metadata.frame_rule == str(OPEN_RULE) and metadata.threshold is None:
         # The same bytes as ever, which earlier versions read too.
-        del document["frame_rule"], document["head"]
+        del document["frame_rule"], document["head"], document["threshold"]
         document["format_version"] = 2
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replace_when_whole(path) as temporary:
@@ -232,6 +236,11 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     }
     # Not a field of the file: `head` says it.
     values["chunk_head"] = _parse_head(path, document)
+    threshold = values.get("threshold")
+    if threshold is not None and not (type(threshold) is float and 0 < threshold < 1):
+        raise ClassifierError(
+            f"{path}: the threshold is {threshold!r}, wanted a probability between 0 and 1"
+        )
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
     return ClassifierMetadata(**values)

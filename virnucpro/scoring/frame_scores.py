@@ -25,6 +25,9 @@ from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
 
+# With ESM-2 3B, two stretches of so many chunks take 84 MB.
+_CHUNKS_AT_ONCE = 1 << 12
+
 
 class Scores(NamedTuple):
     """What a classifier says of a run.
@@ -114,20 +117,18 @@ def _score_chunks(
     first_row = store.chunk_first_frame
     logits = np.full(store.num_chunks, np.nan, np.float32)
     num_unscored = np.zeros(store.num_chunks, np.int64)
-    for block in split_rows(0, store.num_chunks):
-        rows = np.arange(first_row[block.start], first_row[block.stop])
-        # The chunk of each row, and the row's place in its chunk.
-        chunk = np.repeat(
-            np.arange(block.stop - block.start), np.diff(first_row[block.start : block.stop + 1])
-        )
-        place = rows - first_row[block.start + chunk]
+    for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
+        stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
+        rows = np.arange(first_row[start], first_row[stop])
         has_both = dna.has(rows) & protein.has(rows)
-        num_unscored[block] = np.bincount(chunk[~has_both], minlength=len(num_unscored[block]))
-        rows, chunk, place = rows[has_both], chunk[has_both], place[has_both]
+        np.add.at(num_unscored, store.find_chunks(rows[~has_both]), 1)
+        rows = rows[has_both]
         if not len(rows):
             continue
+        chunk = store.find_chunks(rows)
         # All rows of a chunk have its DNA, so the first row's embedding stands for all.
         scored, first, index = np.unique(chunk, return_index=True, return_inverse=True)
+        place = rows - first_row[chunk]
         shape = (len(scored), classifier.rule.max_stretches)
         protein_CSP = np.zeros((*shape, classifier.sizes.protein_dim), np.float32)
         features_CSK = np.zeros((*shape, NUM_FEATURES), np.float32)
@@ -135,7 +136,7 @@ def _score_chunks(
         protein_CSP[index, place] = protein.gather(rows)
         features_CSK[index, place] = store.stretch_features(rows)
         is_stretch_CS[index, place] = True
-        logits[block.start + scored] = classifier.score(
+        logits[scored] = classifier.score(
             dna.gather(rows[first]), protein_CSP, features_CSK, is_stretch_CS
         )
     return call_chunk_logits(logits, np.diff(first_row), num_unscored)

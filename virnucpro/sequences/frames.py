@@ -222,7 +222,8 @@ def count_codons(chunk_length: Int64Array, code: UInt8Array) -> Int64Array:
 def _number_spans(start: Int64Array, length: Int64Array) -> Int64Array:
     """Return the numbers from each start on, as many as each length says, end to end: int64."""
     before = np.cumsum(length) - length
-    return np.repeat(start - before, length) + np.arange(length.sum())
+    numbers: Int64Array = np.repeat(start - before, length) + np.arange(length.sum())
+    return numbers
 
 
 @cache

@@ -1,6 +1,10 @@
-"""Fits the MLP: the original's layers, AdamW, and early stopping by the held-out loss.
+"""Fits a classifier's network: AdamW, and early stopping by the held-out loss.
 
-Shapes: N frames, B frames in a batch, D numbers for a frame, H hidden units.
+The network is the original's MLP over frames, or a `ChunkHead` over the stretches of chunks.
+
+Shapes: N frames or chunks, B of them in a batch. Of a frame: D numbers, H hidden units. Of a
+chunk: S stretches, P numbers of a protein embedding, Q numbers of a DNA embedding, K features of a
+stretch.
 """
 
 from __future__ import annotations
@@ -8,19 +12,23 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from virnucpro.errors import UsageError
+from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 
 logger = logging.getLogger(__name__)
 
 NUM_HIDDEN = 512
 _DROPOUT = 0.5
+_CHUNK_DROPOUT = 0.3
 _BATCH_FRAMES = 256
 _LEARNING_RATE = 1e-3
 _WEIGHT_DECAY = 1e-2
@@ -42,14 +50,44 @@ class Examples(NamedTuple):
     is_viral: BoolArray
     weight: Float64Array
 
+    @property
+    def inputs(self) -> tuple[npt.NDArray[Any], ...]:
+        """What the network takes."""
+        return (self.features,)
+
+
+class ChunkExamples(NamedTuple):
+    """Chunks for the fit, or for the held-out loss; the arrays are those of `ChunkHead`.
+
+    Attributes:
+        dna: float32 (N, Q).
+        protein: float32 (N, S, P).
+        features: float32 (N, S, K).
+        is_stretch: bool (N, S).
+        is_viral: bool (N,), the truth.
+        weight: float64 (N,), the weight of each chunk in the loss.
+    """
+
+    dna: Float32Array
+    protein: Float32Array
+    features: Float32Array
+    is_stretch: BoolArray
+    is_viral: BoolArray
+    weight: Float64Array
+
+    @property
+    def inputs(self) -> tuple[npt.NDArray[Any], ...]:
+        """What the network takes."""
+        return self[:4]
+
 
 class FittedHead(NamedTuple):
-    """A trained MLP.
+    """A trained network.
 
     Attributes:
         state: Its tensors, under the names that `virnucpro.scoring.classifier` uses.
-        losses: The weighted cross-entropy of the training frames, with dropout, and of the held-out
-            frames, for each epoch.
+        losses: The weighted cross-entropy of the training examples, with dropout, and of the
+            held-out examples, for each epoch.
         best_epoch: The epoch whose weights are kept, counted from 1.
     """
 
@@ -109,9 +147,45 @@ def fit_head(
     Raises:
         UsageError: There are too few frames.
     """
-    if len(train.features) < 2:
+    fitted = _fit(lambda: _MLP(train.features), train, valid, epochs, seed, device)
+    return fitted._replace(state=_fold_scaling(fitted.state))
+
+
+def fit_chunk_head(
+    train: ChunkExamples, valid: ChunkExamples, *, epochs: int, seed: int, device: torch.device
+) -> FittedHead:
+    """Train a `ChunkHead` until the held-out loss has not fallen for five epochs.
+
+    The sizes of its hidden layers are the defaults of `ChunkHeadSizes`. The rest is as in
+    `fit_head`.
+
+    Args:
+        train: Chunks for the fit, at least two.
+        valid: Chunks whose loss decides when to stop.
+        epochs: The maximum number of passes over the training chunks.
+        seed: The seed of the initial weights, the order and the dropout.
+        device: Where to compute.
+
+    Raises:
+        UsageError: There are too few chunks.
+    """
+    fitted = _fit(lambda: _make_chunk_head(train), train, valid, epochs, seed, device)
+    return fitted._replace(state={name: tensor.cpu() for name, tensor in fitted.state.items()})
+
+
+def _fit(
+    make_module: Callable[[], nn.Module],
+    train: Examples | ChunkExamples,
+    valid: Examples | ChunkExamples,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+) -> FittedHead:
+    """Return the state of the module's best epoch."""
+    if len(train.weight) < 2:
+        what = "frames" if isinstance(train, Examples) else "chunks"
         raise UsageError(
-            f"{len(train.features)} frames to train on, wanted at least two; add sequences"
+            f"{len(train.weight)} {what} to train on, wanted at least two; add sequences"
         )
     random = np.random.default_rng(seed)
     losses: list[dict[str, float]] = []
@@ -119,7 +193,7 @@ def fit_head(
     # The caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        module = _MLP(train.features).to(device)
+        module = make_module().to(device)
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
         )
@@ -134,17 +208,52 @@ def fit_head(
                 best_state = copy.deepcopy(module.state_dict())
             elif epoch - best_epoch >= _PATIENCE_EPOCHS:
                 break
-    return FittedHead(_fold_scaling(best_state), losses, best_epoch)
+    return FittedHead(best_state, losses, best_epoch)
+
+
+def _make_chunk_head(train: ChunkExamples) -> ChunkHead:
+    """Return a head whose first layers give each number of an embedding a like scale.
+
+    Some numbers of an embedding vary a hundred times more than others. The weights of a layer
+    normalization can take the scaling in, so that the head needs no other tensors.
+    """
+    sizes = ChunkHeadSizes(train.dna.shape[1], train.protein.shape[2])
+    head = ChunkHead(sizes, _CHUNK_DROPOUT)
+    for layers, embeddings_ND in (
+        (head.dna, train.dna),
+        (head.protein, train.protein[train.is_stretch]),
+    ):
+        norm = layers[0]
+        assert isinstance(norm, nn.LayerNorm), "ChunkHead begins with it"
+        _scale_outputs(norm, embeddings_ND)
+    return head
+
+
+@torch.no_grad()
+def _scale_outputs(norm: nn.LayerNorm, embeddings_ND: Float32Array) -> None:
+    """Let each output have the mean 0 and the deviation 1 over these embeddings."""
+    sums_D = torch.zeros(2, embeddings_ND.shape[1], dtype=torch.float64)
+    for start in range(0, len(embeddings_ND), _ROWS_AT_ONCE):
+        block_ND = torch.from_numpy(embeddings_ND[start : start + _ROWS_AT_ONCE])
+        normal_ND = nn.functional.layer_norm(block_ND.double(), norm.normalized_shape)
+        sums_D += torch.stack((normal_ND.sum(0), (normal_ND**2).sum(0)))
+    mean_D, square_D = sums_D / len(embeddings_ND)
+    scale_D = 1 / ((square_D - mean_D**2).clamp(min=0).sqrt() + _MIN_SCALE)
+    norm.weight.copy_(scale_D)
+    norm.bias.copy_(-mean_D * scale_D)
 
 
 def _learn(
-    module: _MLP, optimizer: torch.optim.Optimizer, train: Examples, random: np.random.Generator
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: Examples | ChunkExamples,
+    random: np.random.Generator,
 ) -> float:
     """Do one epoch and return its mean loss."""
     module.train()
-    num_batches = math.ceil(len(train.features) / _BATCH_FRAMES)
+    num_batches = math.ceil(len(train.weight) / _BATCH_FRAMES)
     # All batches have nearly the same size: batch normalization fails on a batch of one.
-    batches = np.array_split(random.permutation(len(train.features)), num_batches)
+    batches = np.array_split(random.permutation(len(train.weight)), num_batches)
     total = 0.0
     for rows in batches:
         loss = _measure_loss(module, train, rows)
@@ -156,23 +265,30 @@ def _learn(
 
 
 @torch.no_grad()
-def _judge(module: _MLP, valid: Examples) -> float:
-    """Return the mean loss of the held-out frames."""
+def _judge(module: nn.Module, valid: Examples | ChunkExamples) -> float:
+    """Return the mean loss of the held-out examples."""
     module.eval()
-    row_numbers = np.arange(len(valid.features))
+    row_numbers = np.arange(len(valid.weight))
     starts = range(0, len(row_numbers), _ROWS_AT_ONCE)
     blocks = (row_numbers[start : start + _ROWS_AT_ONCE] for start in starts)
     total = sum(_measure_loss(module, valid, rows).item() for rows in blocks)
     return total / float(valid.weight.sum())
 
 
-def _measure_loss(module: _MLP, examples: Examples, rows: Int64Array) -> torch.Tensor:
-    """Return the weighted sum of the cross-entropies of some frames."""
-    device = module.mean_D.device
-    logits_B2 = module(torch.from_numpy(examples.features[rows]).to(device))
+def _measure_loss(
+    module: nn.Module, examples: Examples | ChunkExamples, rows: Int64Array
+) -> torch.Tensor:
+    """Return the weighted sum of the cross-entropies of some examples."""
+    device = next(module.parameters()).device
+    logits = module(*(torch.from_numpy(array[rows]).to(device) for array in examples.inputs))
     classes_B = torch.from_numpy(examples.is_viral[rows].astype(np.int64)).to(device)
     weight_B = torch.from_numpy(examples.weight[rows].astype(np.float32)).to(device)
-    losses_B = nn.functional.cross_entropy(logits_B2, classes_B, reduction="none")
+    if logits.ndim == 2:
+        losses_B = nn.functional.cross_entropy(logits, classes_B, reduction="none")
+    else:
+        losses_B = nn.functional.binary_cross_entropy_with_logits(
+            logits, classes_B.float(), reduction="none"
+        )
     return (losses_B * weight_B).sum()
 
 

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.arrays import BoolArray, split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import PredictConfig
-from virnucpro.config.frame_rule import FrameRule
+from virnucpro.config import FrameRule, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
@@ -172,7 +171,7 @@ class _Calls(NamedTuple):
 def _draw_records(
     config: PredictConfig, rule: FrameRule, num_records: int, seed: int
 ) -> tuple[FrameStore, int]:
-    """Return the frames or stretches of the sample, and the number of records in the whole input."""
+    """Return the rows of the sample, and the number of records in the whole input."""
     directory = config.resolved_output_dir
     records, num_input_records = sample_records(config.inputs, num_records, seed)
     path = directory / "sample.fasta"
@@ -221,9 +220,7 @@ def _compare_scores(
         _call(config, store, scores) for scores in _keep_common(store, reference, checked)
     )
     names = {"frames": store.frame_ids, "chunks": store.chunk_ids, "records": store.record_ids}
-    return [
-        _compare_level(level, names[level], wanted[level], found[level]) for level in wanted
-    ]
+    return [_compare_level(level, names[level], wanted[level], found[level]) for level in wanted]
 
 
 def _keep_common(store: FrameStore, reference: Scores, checked: Scores) -> Iterator[Scores]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import PredictConfig
-from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
+from virnucpro.config import FrameRule, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import run_pass
@@ -55,8 +54,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
             )
             for model in models
         ]
-        # Older runs embedded open frames, of which a run on stretches can use nothing.
-        if config.resume and run.is_main and rule == OPEN_RULE:
+        if config.resume and run.is_main:
             with run.stage("take over an older run"):
                 identities = {job.model.alphabet: job.identity for job in jobs}
                 adopt_legacy_run(directory, store, identities)

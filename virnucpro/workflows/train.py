@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float32Array, Int64Array
+from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import PredictConfig, TrainConfig
+from virnucpro.config import FrameRule, PredictConfig, TrainConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, gather_features, run_pass
@@ -33,10 +33,16 @@ from virnucpro.reports.report import (
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.calibration import Calibration, fit_calibration
-from virnucpro.scoring.calls import call_chunks, score_chunks
-from virnucpro.scoring.classifier import ClassifierMetadata, FrameClassifier
+from virnucpro.scoring.calls import call_chunks, score_chunks, sigmoid
+from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHeadSizes
+from virnucpro.scoring.classifier import (
+    ChunkClassifier,
+    ClassifierMetadata,
+    FrameClassifier,
+)
 from virnucpro.scoring.classifier_files import load_classifier, save_classifier
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
+from virnucpro.sequences.records import NAMES_OF_ROWS
 from virnucpro.training.corpus import (
     Corpus,
     describe_classes,
@@ -52,7 +58,13 @@ from virnucpro.training.fragments import (
     name_size,
     weigh,
 )
-from virnucpro.training.head import Examples, FittedHead, fit_head
+from virnucpro.training.head import (
+    ChunkExamples,
+    Examples,
+    FittedHead,
+    fit_chunk_head,
+    fit_head,
+)
 from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
 from virnucpro.version import __version__
 
@@ -85,6 +97,7 @@ class _Material(NamedTuple):
         chosen: The chunks of each split.
         gather: Returns the features of rows, float32 (n, D).
         metadata: Of the classifier, but for its calibration.
+        store: The stretches of chunks; None for a classifier of open frames.
     """
 
     corpus: Corpus
@@ -92,6 +105,7 @@ class _Material(NamedTuple):
     chosen: dict[str, Int64Array]
     gather: Callable[[Int64Array], Float32Array]
     metadata: ClassifierMetadata
+    store: FrameStore | None = None
 
 
 def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> TrainResult:
@@ -150,10 +164,14 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
     """Embed the chosen frames; every process chooses the same frames."""
     with run.stage("open models"):
         models = open_frame_models(run, config)
-    with run.stage("find open frames"):
+    rule = FrameRule.parse(config.frame_rule)
+    with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
         run.once(
             lambda: prepare_frame_store(
-                config.inputs, directory.frame_store_dir, chunk_length_bp=config.chunk_length_bp
+                config.inputs,
+                directory.frame_store_dir,
+                chunk_length_bp=config.chunk_length_bp,
+                rule=rule,
             )
         )
         store = open_frame_store(directory.frame_store_dir)
@@ -167,11 +185,14 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
     num_failed = sum(len(each.failed_rows) for each in passes)
     if num_failed:
         raise IncompleteError(
-            f"{num_failed} frames exceed the memory of a device; use a device with more memory, "
-            "and --resume"
+            f"{num_failed} {NAMES_OF_ROWS[rule.kind]} exceed the memory of a device; use a device "
+            "with more memory, and --resume"
         )
     metadata = _describe_models(config, store, passes)
-    return _Material(corpus, groups, chosen, partial(gather_features, passes), metadata)
+    gather = partial(gather_features, passes)
+    return _Material(
+        corpus, groups, chosen, gather, metadata, None if rule.kind == "open" else store
+    )
 
 
 def _describe_models(
@@ -190,6 +211,10 @@ def _describe_models(
             "inputs": [{"path": file["path"], "sha256": file["sha256"]} for file in store.inputs],
             "precision": [dna.precision, protein.precision],
         },
+        frame_rule=config.frame_rule,
+        chunk_head=None
+        if store.rule.kind == "open"
+        else ChunkHeadSizes(dna.embedding_dim, protein.embedding_dim),
     )
 
 
@@ -210,12 +235,8 @@ def _make_classifier(
 ) -> TrainResult:
     corpus, chosen = material.corpus, material.chosen
     with run.stage("training"):
-        train_set, valid_set = (_make_examples(material, name) for name in ("train", "valid"))
-        fitted = fit_head(
-            train_set, valid_set, epochs=config.epochs, seed=config.seed, device=run.device
-        )
+        fitted, head = _fit(run, config, material)
     with run.stage("calibration and report"):
-        head = FrameClassifier(fitted.state, material.metadata, identity="")
         valid = _score(material, head, "valid")
         calibration = _calibrate(corpus, valid)
         metadata = dataclasses.replace(
@@ -233,6 +254,44 @@ def _make_classifier(
     return TrainResult(config.output_path, directory.path, sections)
 
 
+def _fit(
+    run: Run, config: TrainConfig, material: _Material
+) -> tuple[FittedHead, FrameClassifier | ChunkClassifier]:
+    """Fit the network that reads what the frame rule takes, and return it as a classifier, too."""
+    how: dict[str, Any] = {"epochs": config.epochs, "seed": config.seed, "device": run.device}
+    if material.store is None:
+        train, valid = (_make_examples(material, name) for name in ("train", "valid"))
+        fitted = fit_head(train, valid, **how)
+        return fitted, FrameClassifier(fitted.state, material.metadata, identity="")
+    train_set, valid_set = (
+        _make_chunk_examples(material, material.store, name) for name in ("train", "valid")
+    )
+    fitted = fit_chunk_head(train_set, valid_set, **how)
+    return fitted, ChunkClassifier(fitted.state, material.metadata, identity="")
+
+
+def _make_chunk_examples(material: _Material, store: FrameStore, split: str) -> ChunkExamples:
+    corpus, chunks = material.corpus, material.chosen[split]
+    dims = material.metadata.dna_dim, material.metadata.protein_dim
+    shape = (len(chunks), store.rule.max_stretches)
+    dna = np.empty((len(chunks), dims[0]), np.float32)
+    protein = np.zeros((*shape, dims[1]), np.float32)
+    features = np.zeros((*shape, NUM_FEATURES), np.float32)
+    is_stretch = np.arange(shape[1]) < corpus.num_frames[chunks][:, None]
+    # In blocks, so that only one copy of all embeddings is in memory at a time.
+    for block in split_rows(0, len(chunks)):
+        rows = corpus.rows(chunks[block])
+        both = material.gather(rows)
+        # All stretches of a chunk have its DNA.
+        dna[block] = both[np.cumsum(is_stretch[block].sum(1)) - 1, : dims[0]]
+        protein[block][is_stretch[block]] = both[:, dims[0] :]
+        features[block][is_stretch[block]] = store.stretch_features(rows)
+    class_of_chunk = corpus.chunk_class[chunks]
+    weight = balance(class_of_chunk, corpus.is_viral) * len(chunks)
+    is_viral = corpus.is_viral[class_of_chunk]
+    return ChunkExamples(dna, protein, features, is_stretch, is_viral, weight)
+
+
 def _make_examples(material: _Material, split: str) -> Examples:
     corpus, chunks = material.corpus, material.chosen[split]
     class_of_frame = np.repeat(corpus.chunk_class[chunks], corpus.num_frames[chunks])
@@ -243,9 +302,14 @@ def _make_examples(material: _Material, split: str) -> Examples:
     )
 
 
-def _score(material: _Material, head: FrameClassifier, split: str) -> Fragments:
+def _score(material: _Material, head: FrameClassifier | ChunkClassifier, split: str) -> Fragments:
     """Return the fragments of a held-out split, scored as `predict` scores records."""
     corpus, chunks = material.corpus, material.chosen[split]
+    if isinstance(head, ChunkClassifier):
+        assert material.store is not None, "it reads stretches"
+        logits = head.score(*_make_chunk_examples(material, material.store, split).inputs)
+        mean_logits = join_chunks(corpus, chunks, logits.astype(np.float64))
+        return mean_logits._replace(score=sigmoid(mean_logits.score))
     frame_scores = head.score(material.gather(corpus.rows(chunks)))
     first_frame = np.concatenate([[0], np.cumsum(corpus.num_frames[chunks])])
     return join_chunks(corpus, chunks, score_chunks(call_chunks(frame_scores, first_frame)))
