@@ -5,6 +5,7 @@ Shapes: N records of all lengths.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,9 @@ def deal_groups(
     return np.array([fold_of_group[group] for group in groups.tolist()])
 
 
-def choose_threshold(records: ScoredRecords, probability: Floats) -> float:
+def choose_threshold(
+    records: ScoredRecords, probability: Floats, exempt: Collection[str] = ()
+) -> float:
     """Return the lowest threshold that keeps `MAX_FALSE_POSITIVES` in every cellular kind.
 
     It has two digits, because the records do not tell more.
@@ -85,15 +88,17 @@ def choose_threshold(records: ScoredRecords, probability: Floats) -> float:
     Args:
         records: The records.
         probability: float64 (N,), the probability of each.
+        exempt: The kinds that may exceed the limits.
     """
-    needed = [0.5]
+    threshold = 0.5
     for length_bp, max_share in MAX_FALSE_POSITIVES.items():
         is_cellular = (records.length_bp == length_bp) & ~records.is_viral
-        for kind in np.unique(records.kinds[is_cellular]):
+        for kind in set(records.kinds[is_cellular].tolist()) - set(exempt):
             falling = np.sort(probability[is_cellular & (records.kinds == kind)])[::-1]
             # The first record that must not be called viral.
-            needed.append(falling[int(max_share * len(falling))])
-    return float(np.floor(max(needed) * 100 + 1) / 100)
+            refused = falling[int(max_share * len(falling))]
+            threshold = max(threshold, float(np.floor(refused * 100 + 1) / 100))
+    return threshold
 
 
 def measure_error(records: ScoredRecords, probability: Floats, length_bp: int) -> float:

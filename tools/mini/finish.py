@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,17 @@ _SEED = 1_000_000
 
 
 def score_valid(
-    valid: Genomes, model: Path, chunk_length_bp: int, work: Path, num_of_kind: int
+    valid: Genomes,
+    model: Path,
+    chunk_length_bp: int,
+    work: Path,
+    lengths_bp: Sequence[int],
+    num_of_kind: int,
 ) -> tuple[ScoredRecords, dict[str, Any]]:
     """Return the scored valid records of all lengths, and the `run.json` of the last run."""
     parts = []
     run: dict[str, Any] = {}
-    for length_bp in LENGTHS_BP:
+    for length_bp in lengths_bp:
         records = draw_records(valid, length_bp, num_of_kind, _SEED)
         directory = work / f"{chunk_length_bp}_{length_bp}"
         called = call_records(records, model, chunk_length_bp, directory)
@@ -75,11 +81,11 @@ def describe_origin(genomes: list[Path], run: Path) -> dict[str, Any]:
     }
 
 
-def format_shares(shares: dict[str, dict[int, float]]) -> str:
+def format_shares(shares: dict[str, dict[int, float]], lengths_bp: Sequence[int]) -> str:
     """Return a table: for each kind and length the share of the records called viral."""
-    lines = [f"  {'called viral':24}" + "".join(f"{length_bp:8,}" for length_bp in LENGTHS_BP)]
+    lines = [f"  {'called viral':24}" + "".join(f"{length_bp:8,}" for length_bp in lengths_bp)]
     for kind, row in shares.items():
-        values = (f"{row[bp]:8.3f}" if bp in row else f"{'-':>8}" for bp in LENGTHS_BP)
+        values = (f"{row[bp]:8.3f}" if bp in row else f"{'-':>8}" for bp in lengths_bp)
         lines.append(f"  {kind:24}" + "".join(values))
     return "\n".join(lines)
 
@@ -96,6 +102,10 @@ def main() -> None:
         "--genomes", type=Path, nargs="+", required=True, help="packed, with the split valid"
     )
     parser.add_argument("--num-of-kind", type=int, default=150, help="records of each length")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
+    parser.add_argument(
+        "--exempt", nargs="*", default=[], metavar="KIND", help="kinds that set no threshold"
+    )
     parser.add_argument("--chunk-lengths", type=int, nargs="+", default=CHUNK_LENGTHS_BP)
     args = parser.parse_args()
     valid = read_genomes(args.genomes, "valid")
@@ -103,10 +113,12 @@ def main() -> None:
     export_model(args.output, *read_run(args.run))
     for chunk_length_bp in args.chunk_lengths:
         path = args.output / f"{chunk_length_bp}_model.safetensors"
-        records, run = score_valid(valid, args.output, chunk_length_bp, args.work, args.num_of_kind)
+        records, run = score_valid(
+            valid, args.output, chunk_length_bp, args.work, args.lengths, args.num_of_kind
+        )
         probability = cross_fit(records, _SEED)
-        threshold = choose_threshold(records, probability)
-        errors = {bp: round(measure_error(records, probability, bp), 4) for bp in LENGTHS_BP}
+        threshold = choose_threshold(records, probability, args.exempt)
+        errors = {bp: round(measure_error(records, probability, bp), 4) for bp in args.lengths}
         state, metadata = read_state(path)
         assert metadata is not None, "export_model writes it"
         dna, protein = (backend["weights_identity"] for backend in run["backends"])
@@ -121,7 +133,9 @@ def main() -> None:
         save_classifier(path, state, finished)
         print(f"{path}: {finished.calibration}, threshold {threshold}")
         print(f"  calibration error: {errors}")
-        print(format_shares(share_called(records, probability, threshold)), flush=True)
+        print(
+            format_shares(share_called(records, probability, threshold), args.lengths), flush=True
+        )
 
 
 if __name__ == "__main__":
