@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tools.mini.figures import Bools, Floats
+from virnucpro.backend.arrays import BoolArray, Float64Array
 from virnucpro.reports.metrics import Predictions, measure_metrics
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 
@@ -36,16 +36,16 @@ class ScoredRecords(NamedTuple):
     length_bp: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.str_]
     groups: npt.NDArray[np.str_]
-    weight: Floats
-    score: Floats
+    weight: Float64Array
+    score: Float64Array
     num_chunks: npt.NDArray[np.int64]
 
     @property
-    def is_viral(self) -> Bools:
+    def is_viral(self) -> BoolArray:
         """Whether each record is viral."""
         return np.char.startswith(self.kinds, "viral/")
 
-    def fit(self, chosen: Bools) -> Calibration:
+    def fit(self, chosen: BoolArray) -> Calibration:
         """Return a calibration of the chosen records; each length counts the same."""
         is_viral, weight = self.is_viral[chosen], self.weight[chosen]
         # Numbers the sides of all lengths.
@@ -54,7 +54,7 @@ class ScoredRecords(NamedTuple):
         return fit_calibration(self.score[chosen], self.num_chunks[chosen], is_viral, weight)
 
 
-def cross_fit(records: ScoredRecords, seed: int) -> Floats:
+def cross_fit(records: ScoredRecords, seed: int) -> Float64Array:
     """Return float64 (N,): each record's probability by a calibration that knows no relative."""
     fold = deal_groups(records.kinds, records.groups, seed)
     probability = np.empty(len(fold))
@@ -79,7 +79,7 @@ def deal_groups(
 
 
 def choose_threshold(
-    records: ScoredRecords, probability: Floats, exempt: Collection[str] = ()
+    records: ScoredRecords, probability: Float64Array, exempt: Collection[str] = ()
 ) -> float:
     """Return the lowest threshold that keeps `MAX_FALSE_POSITIVES` in every cellular kind.
 
@@ -101,7 +101,7 @@ def choose_threshold(
     return threshold
 
 
-def measure_error(records: ScoredRecords, probability: Floats, length_bp: int) -> float:
+def measure_error(records: ScoredRecords, probability: Float64Array, length_bp: int) -> float:
     """Return the calibration error of the records of one length, half of them viral by weight."""
     chosen = records.length_bp == length_bp
     is_viral, weight = records.is_viral[chosen], records.weight[chosen]
@@ -118,7 +118,7 @@ def measure_error(records: ScoredRecords, probability: Floats, length_bp: int) -
 
 
 def share_called(
-    records: ScoredRecords, probability: Floats, threshold: float
+    records: ScoredRecords, probability: Float64Array, threshold: float
 ) -> dict[str, dict[int, float]]:
     """Return for each kind and length the share of the records that are called viral."""
     return {

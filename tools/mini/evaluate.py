@@ -152,7 +152,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="for records and figures")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
-    parser.add_argument("--num-of-kind", type=int, default=150, help="records of a collection")
+    parser.add_argument("--num-of-kind", type=int, default=250, help="records of a collection")
     parser.add_argument("--num-chunks", type=int, default=20_000, help="for 6-mers to learn from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

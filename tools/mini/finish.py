@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument(
         "--genomes", type=Path, nargs="+", required=True, help="packed, with the split valid"
     )
-    parser.add_argument("--num-of-kind", type=int, default=150, help="records of each length")
+    parser.add_argument("--num-of-kind", type=int, default=250, help="records of each length")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
     parser.add_argument(
         "--exempt", nargs="*", default=[], metavar="KIND", help="kinds that set no threshold"

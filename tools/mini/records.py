@@ -25,7 +25,7 @@ CHUNK_LENGTHS_BP = (300, 500)
 LENGTHS_BP = (300, 500, 1000, 3000, 10_000)
 """Of the records that figures and calibrations are made of."""
 
-_MAX_BASES = 400_000
+_MAX_BASES = 600_000
 """Of the records of one kind and length: fewer records of a greater length take as long."""
 
 _LETTERS = np.frombuffer(b"ACGTN", np.uint8)
