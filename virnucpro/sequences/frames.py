@@ -216,7 +216,8 @@ def count_codons(chunk_length: Int64Array, code: UInt8Array) -> Int64Array:
         chunk_length: int64 (F,), the length of each frame's chunk.
         code: uint8 (F,), the frame: an index into `records.FRAME_NAMES`.
     """
-    return np.maximum((chunk_length - _FRAME_OFFSETS[code]) // 3, 0)
+    num_codons: Int64Array = np.maximum((chunk_length - _FRAME_OFFSETS[code]) // 3, 0)
+    return num_codons
 
 
 def _number_spans(start: Int64Array, length: Int64Array) -> Int64Array:
