@@ -1,12 +1,13 @@
 """Turns a model that `tools.mini.train` wrote into the model that ships.
 
-It calibrates the model and notes its origin:
-
     python -m tools.mini.finish run virnucpro/data/mini work --genomes train_*.npz
 
-It draws records of several lengths from the valid split and lets `virnucpro predict` call them. The
-calibration of each classifier is fitted to these records, and every length counts the same. Each
-classifier's file also gets the identities of its encoders' weights, and the origin of the model.
+It exports the best model of the run. It draws records of several lengths from the valid split, as
+many of each kind, and lets `virnucpro predict` score them. The calibration of each classifier is
+fitted to these records: kinds weigh as in the training, and every length counts the same. Cross-
+fitting over groups gives each record a probability that owes nothing to its relatives. These
+probabilities give the calibration error and the default threshold. Each classifier's file also gets
+the identities of its encoders' weights, and the origin of the model.
 """
 
 from __future__ import annotations
@@ -14,16 +15,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tools.mini.calibrating import (
+    ScoredRecords,
+    choose_threshold,
+    cross_fit,
+    measure_error,
+    share_called,
+)
+from tools.mini.export import export_model
 from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_records
+from tools.mini.teachers import SETTINGS_NAME, read_run
 from virnucpro.backend.weights import digest_files
-from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.classifier_files import read_state, save_classifier
 from virnucpro.version import __version__
 
@@ -31,26 +40,29 @@ from virnucpro.version import __version__
 _SEED = 1_000_000
 
 
-def calibrate(
-    valid: Genomes, model: Path, chunk_length_bp: int, work: Path, num_records: int
-) -> tuple[Calibration, dict[str, Any]]:
-    """Return the calibration of one classifier, and the `run.json` of the last of its runs."""
+def score_valid(
+    valid: Genomes,
+    model: Path,
+    chunk_length_bp: int,
+    work: Path,
+    lengths_bp: Sequence[int],
+    num_of_kind: int,
+) -> tuple[ScoredRecords, dict[str, Any]]:
+    """Return the scored valid records of all lengths, and the `run.json` of the last run."""
     parts = []
     run: dict[str, Any] = {}
-    for length_bp in LENGTHS_BP:
-        records = draw_records(valid, length_bp, num_records, _SEED)
+    for length_bp in lengths_bp:
+        records = draw_records(valid, length_bp, num_of_kind, _SEED)
         directory = work / f"{chunk_length_bp}_{length_bp}"
         called = call_records(records, model, chunk_length_bp, directory)
         run = called.run
-        viral = records.is_viral_N[called.has_call]
-        # Each length counts alike among the viral records and among the others.
-        weights = np.where(viral, 1 / viral.sum(), 1 / (~viral).sum())
-        scored = called.score[called.has_call], called.num_open_chunks[called.has_call]
-        parts.append((*scored, viral, weights))
-    score, num_open_chunks, is_viral, weights = (
-        np.concatenate(columns) for columns in zip(*parts, strict=True)
-    )
-    return fit_calibration(score, num_open_chunks, is_viral, weights), run
+        has_call = called.has_call
+        columns = (
+            *(np.full(len(has_call), length_bp), records.kinds_N, records.groups_N),
+            *(records.weight_N, called.score, called.num_chunks),
+        )
+        parts.append([column[has_call] for column in columns])
+    return ScoredRecords(*(np.concatenate(column) for column in zip(*parts, strict=True))), run
 
 
 def describe_origin(genomes: list[Path], run: Path) -> dict[str, Any]:
@@ -63,10 +75,19 @@ def describe_origin(genomes: list[Path], run: Path) -> dict[str, Any]:
             {"path": path.name, "sha256": digest_files([path]).removeprefix("sha256:")}
             for path in genomes
         ],
-        "settings": json.loads((run / "settings.json").read_text()),
+        "settings": json.loads((run / SETTINGS_NAME).read_text()),
         "step": best["step"],
         "valid": best["valid"],
     }
+
+
+def format_shares(shares: dict[str, dict[int, float]], lengths_bp: Sequence[int]) -> str:
+    """Return a table: for each kind and length the share of the records called viral."""
+    lines = [f"  {'called viral':24}" + "".join(f"{length_bp:8,}" for length_bp in lengths_bp)]
+    for kind, row in shares.items():
+        values = (f"{row[bp]:8.3f}" if bp in row else f"{'-':>8}" for bp in lengths_bp)
+        lines.append(f"  {kind:24}" + "".join(values))
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -80,29 +101,41 @@ def main() -> None:
     parser.add_argument(
         "--genomes", type=Path, nargs="+", required=True, help="packed, with the split valid"
     )
-    parser.add_argument("--num-records", type=int, default=1000, help="of each length")
+    parser.add_argument("--num-of-kind", type=int, default=250, help="records of each length")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
+    parser.add_argument(
+        "--exempt", nargs="*", default=[], metavar="KIND", help="kinds that set no threshold"
+    )
     parser.add_argument("--chunk-lengths", type=int, nargs="+", default=CHUNK_LENGTHS_BP)
     args = parser.parse_args()
     valid = read_genomes(args.genomes, "valid")
     origin = describe_origin(args.genomes, args.run)
-    model = args.run / "model"
-    for name in ("dnabert_s", "esm2"):
-        shutil.copytree(model / name, args.output / name, dirs_exist_ok=True)
-    for length_bp in args.chunk_lengths:
-        calibration, run = calibrate(valid, model, length_bp, args.work, args.num_records)
-        name = f"{length_bp}_model.safetensors"
-        state, metadata = read_state(model / name)
-        assert metadata is not None, "tools.mini.train writes it"
+    export_model(args.output, *read_run(args.run))
+    for chunk_length_bp in args.chunk_lengths:
+        path = args.output / f"{chunk_length_bp}_model.safetensors"
+        records, run = score_valid(
+            valid, args.output, chunk_length_bp, args.work, args.lengths, args.num_of_kind
+        )
+        probability = cross_fit(records, _SEED)
+        threshold = choose_threshold(records, probability, args.exempt)
+        errors = {bp: round(measure_error(records, probability, bp), 4) for bp in args.lengths}
+        state, metadata = read_state(path)
+        assert metadata is not None, "export_model writes it"
         dna, protein = (backend["weights_identity"] for backend in run["backends"])
         finished = dataclasses.replace(
             metadata,
             dna_weights_identity=dna,
             protein_weights_identity=protein,
-            calibration=calibration,
-            origin=origin,
+            calibration=records.fit(np.ones(len(probability), np.bool_)),
+            threshold=threshold,
+            origin=origin | {"cross_fitted_calibration_error": errors},
         )
-        save_classifier(args.output / name, state, finished)
-        print(f"{args.output / name}: {calibration}", flush=True)
+        save_classifier(path, state, finished)
+        print(f"{path}: {finished.calibration}, threshold {threshold}")
+        print(f"  calibration error: {errors}")
+        print(
+            format_shares(share_called(records, probability, threshold), args.lengths), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tools.mini.genomes import AMBIGUOUS
 
 K = 6
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-_CHUNKS_PER_BLOCK = 1024
+_BASES_PER_BLOCK = 500_000
 
 
 def count_kmers(codes_CL: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def count_kmers(codes_CL: Tensor) -> Tensor:
     column_of_number = _canonical_columns().to(codes_CL.device)
     num_columns = int(column_of_number.max()) + 1
     blocks = []
-    for block in codes_CL.split(_CHUNKS_PER_BLOCK):
+    for block in codes_CL.split(max(1, _BASES_PER_BLOCK // codes_CL.shape[1])):
         kmers = block.long().unfold(1, K, 1)
         powers = 4 ** torch.arange(K - 1, -1, -1, device=block.device)
         is_whole = ~(kmers == AMBIGUOUS).any(2)

@@ -27,6 +27,7 @@ class Sampler:
 
     Attributes:
         kinds: `class/sub-class`, the names of the kinds.
+        kind_S: int64, the kind of each sequence, an index of `kinds`.
         weight_S: float64, how often each sequence is drawn; 1 in all.
     """
 
@@ -35,7 +36,7 @@ class Sampler:
         self._genomes = genomes
         self._generator = generator
         labels = genomes.labels
-        kinds_J2, self._kind_S = torch.unique(
+        kinds_J2, self.kind_S = torch.unique(
             torch.stack((labels["class"], labels["sub"]), 1), dim=0, return_inverse=True
         )
         self._class_J = kinds_J2[:, 0]
@@ -53,7 +54,7 @@ class Sampler:
         codes_CL, sequence_C = self.draw_chunks(self.weight_S, num_chunks, has_errors=True)
         is_reverse_C1 = self._uniform(num_chunks, 1) < 0.5
         codes_CL = torch.where(is_reverse_C1, reverse_complement(codes_CL), codes_CL)
-        return codes_CL, self._is_viral_J[self._kind_S[sequence_C]]
+        return codes_CL, self._is_viral_J[self.kind_S[sequence_C]]
 
     def draw_chunks(
         self, weight_S: Tensor, num_chunks: int, *, has_errors: bool = False
@@ -91,7 +92,7 @@ class Sampler:
 
     def kind_of(self, sequence_C: Tensor) -> list[str]:
         """Return the name of each sequence's kind."""
-        return [self.kinds[kind] for kind in self._kind_S[sequence_C].tolist()]
+        return [self.kinds[kind] for kind in self.kind_S[sequence_C].tolist()]
 
     def _balance(self) -> Tensor:
         """Return `weight_S`."""
@@ -100,14 +101,14 @@ class Sampler:
             [SHARES[names[klass]] for klass in self._class_J.tolist()], dtype=torch.float64
         ).to(self._class_J.device)
         units_U2, unit_S = torch.unique(
-            torch.stack((self._kind_S, self._genomes.labels["group"]), 1),
+            torch.stack((self.kind_S, self._genomes.labels["group"]), 1),
             dim=0,
             return_inverse=True,
         )
         kind_U = units_U2[:, 0]
         room_S = self._room_S.double()
         room_U = torch.bincount(unit_S, room_S)
-        room_J = torch.bincount(self._kind_S, room_S)
+        room_J = torch.bincount(self.kind_S, room_S)
         share_J = share_J * _shares(room_J.sqrt(), self._class_J)
         share_U = share_J[kind_U] * _shares(room_U.sqrt(), kind_U)
         weight_S = share_U[unit_S] * _shares(room_S, unit_S)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from hashlib import sha256
@@ -348,27 +347,40 @@ def test_a_model_is_finished_and_evaluated(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained, finished = tmp_path / "run", tmp_path / "finished"
-    shutil.copytree(SHIPPED, trained / "model")
-    (trained / "log.jsonl").write_text(json.dumps({"best": True, "step": 60, "valid": {}}))
-    (trained / SETTINGS_NAME).write_text(json.dumps({"dna_width": 16}))
-    words = (trained, finished, tmp_path / "work", "--num-records=40", "--genomes", genomes_path)
-    run_tool(monkeypatch, finish.main, *words, "--chunk-lengths", 500)
+    training = Training(arguments(genomes_path, trained, *SMALL))
+    write_settings(trained / SETTINGS_NAME, training.args, 1)
+    for _ in range(60):
+        losses = training.step()
+    training.evaluate(losses)
+    words = (trained, finished, tmp_path / "work", "--num-of-kind=12", "--genomes", genomes_path)
+    lengths = ("--lengths", 500, 1000)
+    run_tool(monkeypatch, finish.main, *words, "--chunk-lengths", 500, *lengths)
     made_for = load_classifier(finished / "500_model.safetensors").metadata
-    assert made_for.calibration.most_chunks == 6
+    assert made_for.calibration.most_chunks == 2
+    assert made_for.threshold >= 0.5
+    assert made_for.protein_weights_identity.startswith("sha256:")
     assert made_for.origin["step"] == 60
     assert made_for.origin["settings"]["dna_width"] == 16
     assert made_for.origin["inputs"][0]["sha256"] == sha256(genomes_path.read_bytes()).hexdigest()
-    words = (genomes_path, finished, tmp_path / "evaluated", "--genomes", genomes_path)
-    options = ("--split=valid", "--num-records=60", "--num-chunks=40", "--lengths", 1000)
+    words = (genomes_path, "--model", finished, "--former", SHIPPED, "--genomes", genomes_path)
+    options = ("--split=valid", "--num-of-kind=12", "--num-chunks=40", "--lengths", 1000)
     capsys.readouterr()
-    run_tool(monkeypatch, evaluate.main, *words, *options)
-    title, _, *lines = capsys.readouterr().out.splitlines()
-    assert title == "1000 bp (60 of 60 records have a call)"
-    table = {name: numbers for name, *numbers in map(str.split, lines)}
+    run_tool(monkeypatch, evaluate.main, *words, *options, "--output", tmp_path / "evaluated")
+    title, models, _, *lines = capsys.readouterr().out.splitlines()
+    assert title == "genomes, 1,000 bp"
+    assert models.split() == ["model", "former", "6-mers"]
+    table = {name: numbers for name, *numbers in map(str.split, lines[: 1 + len(KINDS)])}
+    assert table["all"][0] == "60"
+    assert float(table["all"][2]) > 0.9
     for kind in KINDS:
-        _, _, called, virus = map(float, table[kind])
-        assert called == 1
+        # So few groups have no intervals.
+        num_records, _, everything, called, share, virus, *_ = map(float, table[kind])
+        assert (num_records, share) == (12, 1)
+        assert everything == called
         assert 0 <= virus <= 1
+    figures = json.loads((tmp_path / "evaluated" / "1000" / "figures.json").read_text())
+    found = figures["genomes"]["all"]["models"]["former"]
+    assert found["called_share"] == 1
 
 
 @pytest.mark.launch
