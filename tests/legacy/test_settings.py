@@ -126,7 +126,7 @@ def test_what_is_left_empty_sets_nothing(settings_file, text):
         ("esm: {toks_per_batch: 1}", r"unknown key 'esm'; did you mean 'features.esm'\?"),
         (
             "colour: red",
-            "unknown key 'colour'; known are backends, benchmark, check-precision, checkpointing, ",
+            "unknown key 'colour'; known are backends, benchmark, calibrate, call, ",
         ),
         (
             "prediction: {sequences_per_file: many}",

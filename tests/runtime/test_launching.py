@@ -194,7 +194,8 @@ def test_an_error_is_told_once_and_nothing_else(demo_weights, tmp_path):
     process = start("predict", tmp_path / "broken.fa", *options, env=environment)
     _, messages = process.communicate()
     assert process.returncode == 1
-    opened, error = messages.splitlines()
+    rule, opened, error = messages.splitlines()
+    assert rule.startswith("frame rule: open")
     assert opened.startswith("open models: ")
     assert error.startswith("Error: ")
     assert "position 3, which is not a nucleotide letter" in error

@@ -57,7 +57,7 @@ def test_a_report_measures_each_fragment_in_the_group_of_its_record() -> None:
     corpus = make_corpus([1, 1, 1], num_chunks=2)
     score = np.array([0.9, 0.4, 0.5, 0.1, 0.2, 0.2])
     fragments = join_chunks(corpus, np.arange(6), score)
-    found = make_predictions(corpus, fragments, fragments.score / 2, np.array([5, 6, 6]), 0.5)
+    found = make_predictions(corpus, fragments, fragments.score / 2, np.array([5, 6, 6]), 0.25)
     assert found.is_viral.tolist() == [True, True, *[False] * 4, True, False, False]
     assert found.is_called.tolist() == [True, False, True, *[False] * 3, True, False, False]
     assert found.cluster.tolist() == [5, 5, *[6] * 4, 5, 6, 6]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from virnucpro.config import PredictConfig
+from virnucpro.config import DEFAULT_THRESHOLD
 from virnucpro.reports.metrics import Predictions, measure_metrics
 from virnucpro.reports.report import against_the_rest
 from virnucpro.training.splits import balance
@@ -28,7 +28,7 @@ def balanced_predictions(scores: Floats, probabilities: Floats, is_viral: Bools)
         is_viral,
         scores.astype(np.float64),
         probabilities.astype(np.float64),
-        scores >= PredictConfig.threshold,
+        scores >= DEFAULT_THRESHOLD,
         np.arange(len(scores)),
         balance(is_viral.astype(np.int64), np.array([False, True])),
     )
