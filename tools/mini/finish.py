@@ -106,6 +106,9 @@ def main() -> None:
     parser.add_argument(
         "--exempt", nargs="*", default=[], metavar="KIND", help="kinds that set no threshold"
     )
+    parser.add_argument(
+        "--threshold", type=float, help="instead of the lowest that keeps the bounds"
+    )
     parser.add_argument("--chunk-lengths", type=int, nargs="+", default=CHUNK_LENGTHS_BP)
     args = parser.parse_args()
     valid = read_genomes(args.genomes, "valid")
@@ -117,7 +120,7 @@ def main() -> None:
             valid, args.output, chunk_length_bp, args.work, args.lengths, args.num_of_kind
         )
         probability = cross_fit(records, _SEED)
-        threshold = choose_threshold(records, probability, args.exempt)
+        threshold = args.threshold or choose_threshold(records, probability, args.exempt)
         errors = {bp: round(measure_error(records, probability, bp), 4) for bp in args.lengths}
         state, metadata = read_state(path)
         assert metadata is not None, "export_model writes it"
