@@ -122,6 +122,7 @@ def call_records(
     with fasta.open("wb") as file:
         for number, codes_L in enumerate(records.codes_NL.numpy()):
             file.write(b">record_%d\n%s\n" % (number, _LETTERS[codes_L].tobytes()))
+    write_labels(directory / "labels.tsv", records)
     result = predict(
         PredictConfig(
             inputs=(str(fasta),),
@@ -135,6 +136,16 @@ def call_records(
         )
     )
     return read_calls(result.output_dir)
+
+
+def write_labels(path: Path, records: DrawnRecords) -> None:
+    """Write the truth as `virnucpro evaluate` and `tools.measure_confidence` read it."""
+    with path.open("w") as file:
+        file.write("id\tlabel\tclass\tgroup\n")
+        columns = zip(records.is_viral, records.kinds_N, records.groups_N, strict=True)
+        for number, (is_viral, kind, group) in enumerate(columns):
+            label = "virus" if is_viral else "others"
+            file.write(f"record_{number}\t{label}\t{kind}\t{group}\n")
 
 
 def read_calls(output: Path) -> CalledRecords:
