@@ -5,26 +5,26 @@ from pathlib import Path
 from virnucpro.checkpoints.run_directory import RunDirectory
 
 
-def write_run(layout: RunDirectory) -> list[Path]:
-    """Write a file under every name that the layout knows."""
+def write_run(directory: RunDirectory) -> list[Path]:
+    """Write a file under every name that the directory knows."""
     written = [
-        layout.prediction_results,
-        layout.highest_scores,
-        layout.records_tsv,
-        layout.viral_fasta,
-        layout.run_json,
-        layout.run_log,
-        layout.chunked_fasta(500),
-        layout.nucleotide_fasta,
-        layout.protein_fasta,
-        layout.split_nucleotide_fasta(0),
-        layout.split_protein_fasta(12),
-        layout.frame_store_dir / "anything.npy",
+        directory.prediction_results,
+        directory.highest_scores,
+        directory.records_tsv,
+        directory.viral_fasta,
+        directory.run_json,
+        directory.run_log,
+        directory.chunked_fasta(500),
+        directory.nucleotide_fasta,
+        directory.protein_fasta,
+        directory.split_nucleotide_fasta(0),
+        directory.split_protein_fasta(12),
+        directory.frame_store_dir / "anything.npy",
     ]
     for alphabet in ("dna", "protein"):
         part = "part-00000-000000.h5"
         names = (part, f"{part}.done", f"{part}.damaged", f".{part}.tmp", f".{part}.done.tmp")
-        written += [layout.parts_dir(alphabet) / name for name in names]
+        written += [directory.parts_dir(alphabet) / name for name in names]
     for path in written:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("ours")
@@ -32,15 +32,15 @@ def write_run(layout: RunDirectory) -> list[Path]:
 
 
 def test_names_are_those_of_the_fork(tmp_path):
-    layout = RunDirectory(tmp_path, "reads")
+    directory = RunDirectory(tmp_path, "reads")
     names = [
-        layout.prediction_results,
-        layout.highest_scores,
-        layout.chunked_fasta(300),
-        layout.nucleotide_fasta,
-        layout.protein_fasta,
-        layout.split_nucleotide_fasta(3),
-        layout.split_protein_fasta(3),
+        directory.prediction_results,
+        directory.highest_scores,
+        directory.chunked_fasta(300),
+        directory.nucleotide_fasta,
+        directory.protein_fasta,
+        directory.split_nucleotide_fasta(3),
+        directory.split_protein_fasta(3),
     ]
     assert [str(path.relative_to(tmp_path)) for path in names] == [
         "reads_merged/prediction_results.txt",
@@ -54,28 +54,28 @@ def test_names_are_those_of_the_fork(tmp_path):
 
 
 def test_clear_removes_the_whole_run_but_the_lock(tmp_path):
-    layout = RunDirectory(tmp_path, "a+b[1]")
-    write_run(layout)
-    layout.lock_path.touch()
-    layout.clear()
-    assert list(tmp_path.iterdir()) == [layout.lock_path]
+    directory = RunDirectory(tmp_path, "a+b[1]")
+    write_run(directory)
+    directory.lock_path.touch()
+    directory.clear()
+    assert list(tmp_path.iterdir()) == [directory.lock_path]
 
 
 def test_clear_leaves_what_is_not_ours(tmp_path):
-    layout = RunDirectory(tmp_path, "reads")
-    written = write_run(layout)
+    directory = RunDirectory(tmp_path, "reads")
+    written = write_run(directory)
     others = [
         tmp_path / "thesis.tex",
         tmp_path / "reads_chunkedX.fa",
         tmp_path / "other_chunked500.fa",
         tmp_path / "checkpoints" / "model.ckpt",
-        layout.parts_dir("dna") / "notes.h5",
-        layout.nucleotide_dir / "output_0_DNABERT_S.pt",
-        layout.merged_dir / "output_0_merged.pt",
+        directory.parts_dir("dna") / "notes.h5",
+        directory.nucleotide_dir / "output_0_DNABERT_S.pt",
+        directory.merged_dir / "output_0_merged.pt",
     ]
     for path in others:
         path.write_text("theirs")
-    layout.clear()
+    directory.clear()
     assert all(path.read_text() == "theirs" for path in others)
     assert not any(path.exists() for path in written)
 
@@ -86,12 +86,12 @@ def test_clear_of_nothing_does_nothing(tmp_path):
 
 
 def test_is_run_tells_a_finished_and_an_interrupted_run_from_a_strangers_directory(tmp_path):
-    layout = RunDirectory(tmp_path, "reads")
+    directory = RunDirectory(tmp_path, "reads")
     (tmp_path / "run.log").touch()
     (tmp_path / "checkpoints").mkdir()
-    assert not layout.is_run()
-    layout.frame_store_dir.mkdir()
-    assert layout.is_run()
-    layout.frame_store_dir.rmdir()
-    layout.run_json.touch()
-    assert layout.is_run()
+    assert not directory.is_run()
+    directory.frame_store_dir.mkdir()
+    assert directory.is_run()
+    directory.frame_store_dir.rmdir()
+    directory.run_json.touch()
+    assert directory.is_run()

@@ -100,11 +100,12 @@ class _Source:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        layout = RunDirectory(directory, stem="")  # nothing here depends on the stem
-        is_run = layout.frame_store_dir.is_dir()
-        self._store = open_frame_store(layout.frame_store_dir) if is_run else None
+        run_directory = RunDirectory(directory, stem="")  # nothing here depends on the stem
+        is_run = run_directory.frame_store_dir.is_dir()
+        self._store = open_frame_store(run_directory.frame_store_dir) if is_run else None
         places = {
-            name: layout.parts_dir(name) if is_run else directory / name for name in ALPHABETS
+            name: run_directory.parts_dir(name) if is_run else directory / name
+            for name in ALPHABETS
         }
         parts = {name: finished_parts(place) for name, place in places.items()}
         self._parts = {name: paths for name, paths in parts.items() if paths}
