@@ -3,6 +3,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.runs import REPOSITORY, VIRNUCPRO, run
 from tools.measure_confidence import measure
 
@@ -34,6 +36,7 @@ def test_tiers_are_counted_by_length_and_call(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_it_reads_a_run(tmp_path: Path) -> None:
     examples = REPOSITORY / "examples"
     predict = ("predict", examples / "example.fasta", "-m", "mini", "--device=cpu", "-o", tmp_path)

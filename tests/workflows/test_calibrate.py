@@ -129,6 +129,7 @@ def test_two_groups_cannot_tell_the_error(labelled, tmp_path: Path, caplog) -> N
     assert "the error of the probabilities is unknown" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_error_and_the_file(labelled, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     options = ("--run", labelled.run, "--truth", labelled.truth, "-o", out)

@@ -69,6 +69,7 @@ def test_the_viral_share_of_the_run_stays(config: PredictConfig) -> None:
     assert "a record is viral from a probability of 0.6 on" in log
 
 
+@pytest.mark.slow
 def test_a_report_that_measures_former_calls_is_marked(config: PredictConfig, tmp_path) -> None:
     output = predict(config).output_dir
     labels = tmp_path / "labels.tsv"
@@ -93,6 +94,7 @@ def test_a_report_that_measures_former_calls_is_marked(config: PredictConfig, tm
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_it_needs_no_torch(config: PredictConfig) -> None:
     output = predict(config).output_dir
     program = f"""
