@@ -125,6 +125,18 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     psutil.wait_procs(family)
 
 
+def finish(num_processes: int, command: list[object], output_dir: Path, undisturbed: Path) -> None:
+    """Let an interrupted run end; finished work stays, no row is repeated, and tables are equal."""
+    before = parts_of(output_dir)
+    process = start(num_processes, *command)
+    _, messages = process.communicate()
+    assert process.returncode == 0, messages
+    assert before.items() <= parts_of(output_dir).items()
+    for alphabet in ("dna", "protein"):
+        assert sorted(rows_of(output_dir, alphabet)) == distinct_rows(output_dir, alphabet)
+    assert read_tables(output_dir) == read_tables(undisturbed)
+
+
 @pytest.mark.launch
 def test_kill_at_random_moments(reads, demo_weights, undisturbed, tmp_path):
     generator = random.Random(3)
@@ -144,14 +156,7 @@ def test_kill_at_random_moments(reads, demo_weights, undisturbed, tmp_path):
         kill_all(process)
         # Finished work is neither touched nor done again.
         assert before.items() <= parts_of(output_dir).items()
-    before = parts_of(output_dir)
-    process = start(2, *command)
-    _, messages = process.communicate()
-    assert process.returncode == 0, messages
-    assert before.items() <= parts_of(output_dir).items()
-    for alphabet in ("dna", "protein"):
-        assert sorted(rows_of(output_dir, alphabet)) == distinct_rows(output_dir, alphabet)
-    assert read_tables(output_dir) == read_tables(undisturbed)
+    finish(2, command, output_dir, undisturbed)
 
 
 @pytest.mark.launch
@@ -174,14 +179,7 @@ def test_a_process_that_dies_ends_the_launch_and_fewer_go_on(
         assert process.returncode != 0
         assert not any(rank.is_running() for rank in ranks)
         assert before.items() <= parts_of(output_dir).items()
-    before = parts_of(output_dir)
-    process = start(1, *command)
-    _, messages = process.communicate()
-    assert process.returncode == 0, messages
-    assert before.items() <= parts_of(output_dir).items()
-    for alphabet in ("dna", "protein"):
-        assert sorted(rows_of(output_dir, alphabet)) == distinct_rows(output_dir, alphabet)
-    assert read_tables(output_dir) == read_tables(undisturbed)
+    finish(1, command, output_dir, undisturbed)
 
 
 def test_signals_keep_what_is_done(reads, demo_weights, undisturbed, tmp_path):
