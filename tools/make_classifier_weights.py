@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from virnucpro.config import OPEN_RULE, FrameRule
+from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import save_classifier
 
@@ -57,6 +59,24 @@ def make_classifier(
     save_classifier(path, state, metadata)
 
 
+def make_chunk_classifier(
+    path: Path, dna_dim: int, protein_dim: int, chunk_length_bp: int, frame_rule: str, seed: int = 0
+) -> None:
+    """Write a random head over chunks that reads what `frame_rule` says."""
+    torch.manual_seed(seed)
+    sizes = ChunkHeadSizes(dna_dim, protein_dim)
+    metadata = ClassifierMetadata(
+        "dnabert-s",
+        "esm2",
+        dna_dim,
+        protein_dim,
+        chunk_length_bp,
+        frame_rule=frame_rule,
+        chunk_head=sizes,
+    )
+    save_classifier(path, ChunkHead(sizes).state_dict(), metadata)
+
+
 def main() -> None:
     """Write the classifier that the command line asks for."""
     parser = argparse.ArgumentParser(
@@ -66,8 +86,13 @@ def main() -> None:
     parser.add_argument("--dna-dim", type=int, required=True)
     parser.add_argument("--protein-dim", type=int, required=True)
     parser.add_argument("--chunk-length", type=int, default=500)
+    parser.add_argument("--frame-rule", type=FrameRule.parse, default=OPEN_RULE)
     args = parser.parse_args()
-    make_classifier(args.path, args.dna_dim, args.protein_dim, args.chunk_length)
+    sizes = args.dna_dim, args.protein_dim, args.chunk_length
+    if args.frame_rule.kind == "stretches":
+        make_chunk_classifier(args.path, *sizes, str(args.frame_rule))
+    else:
+        make_classifier(args.path, *sizes)
 
 
 if __name__ == "__main__":

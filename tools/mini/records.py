@@ -132,6 +132,7 @@ def call_records(
             chunk_length_bp=chunk_length_bp,
             dna_weights=str(model / "dnabert_s"),
             protein_weights=str(model / "esm2"),
+            precision="fp32",  # the figures are then the same on every machine
             force=True,
         )
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tools.mini.model import Sizes
 from tools.mini.stretches import StretchRule
-from tools.mini.teachers import read_protein_sizes
+from tools.mini.teachers import read_protein_sizes, read_run
 
 CHUNK_LENGTHS_BP = (500, 500, 500, 300, 300, 200, 150, 700, 1000)
 _RULE = StretchRule()
@@ -52,7 +52,14 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--embedding-weight", type=float, default=0.5, help="of the teachers' protein embeddings"
     )
-    parser.add_argument("--protein-init", metavar="LOCATION", help="published weights of ESM-2")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--protein-init", metavar="LOCATION", help="published weights of ESM-2")
+    start.add_argument(
+        "--init",
+        type=Path,
+        metavar="RUN",
+        help="begin with an earlier run's best weights and sizes",
+    )
     parser.add_argument("--group-share", type=float, default=1.0, help="learn from fewer groups")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     for field in fields(Sizes):
@@ -64,7 +71,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     sizes = {name: getattr(args, name) for name in names}
     if args.protein_init is not None:
         sizes |= read_protein_sizes(args.protein_init)
-    args.sizes = Sizes(**sizes)
+    args.sizes = Sizes(**sizes) if args.init is None else read_run(args.init)[0].sizes
     return args
 
 
@@ -78,5 +85,6 @@ def write_settings(path: Path, args: argparse.Namespace, num_processes: int) -> 
         "num_processes": num_processes,
         "num_teachers": len(args.teachers),
         "has_protein_init": args.protein_init is not None,
+        "has_init": args.init is not None,
     }
     path.write_text(json.dumps(settings, indent=2) + "\n")

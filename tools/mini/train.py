@@ -8,7 +8,7 @@ the same command continues. The learning rate follows the clock and reaches 0 af
 over all legs. Some tokens are masked, and the encoders learn to guess them. `--teachers` takes the
 directories of earlier runs, and the model also learns what these teachers say (Hinton et al. 2015,
 arXiv:1503.02531) and how they embed proteins. `--protein-init` takes published weights of ESM-2,
-with which the protein encoder begins.
+with which the protein encoder begins. `--init` takes an earlier run, whose weights all begin with.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from tools.mini.teachers import (
     ask_teachers,
     embedding_loss,
     load_protein,
+    read_run,
     read_teacher,
 )
 from tools.mini.validation import (
@@ -99,6 +100,9 @@ class Training:
         model = MiniModel(args.sizes, args.dropout, widths if args.embedding_weight else [])
         if args.protein_init is not None:
             load_protein(model, args.protein_init)
+        if args.init is not None:
+            # The maps to teachers' embeddings are not kept with a run: they start anew.
+            model.load_state_dict(read_run(args.init)[0].state_dict(), strict=False)
         model = model.to(device)
         self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.ema.requires_grad_(False)

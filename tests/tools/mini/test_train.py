@@ -203,6 +203,19 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     assert rule == (2, 20)
 
 
+def test_a_run_begins_with_the_weights_of_another(genomes_path: Path, tmp_path: Path) -> None:
+    args = arguments(genomes_path, tmp_path / "first", *SMALL, "--protein-width=32")
+    write_settings(tmp_path / "first" / SETTINGS_NAME, args, 1)
+    first = Training(args)
+    first.step()
+    first.evaluate({})
+    args = arguments(genomes_path, tmp_path / "run", *SMALL, f"--init={tmp_path / 'first'}")
+    assert args.sizes.protein_width == 32
+    begun = Training(args).ema.module.state_dict()
+    for name, value in read_run(tmp_path / "first")[0].state_dict().items():
+        torch.testing.assert_close(begun[name], value)
+
+
 def test_what_teachers_say_is_mixed_with_the_truth(genomes_path: Path, tmp_path: Path) -> None:
     args = arguments(genomes_path, tmp_path / "teacher", *SMALL)
     write_settings(tmp_path / "teacher" / SETTINGS_NAME, args, 1)
