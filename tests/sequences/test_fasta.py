@@ -131,9 +131,38 @@ def test_a_header_line_of_a_megabyte(write: Write) -> None:
 
 @pytest.mark.parametrize("alphabet", ["dna", "protein"])
 def test_letters_of_each_alphabet(alphabet: Alphabet, write: Write) -> None:
-    letters = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": "ACDEFGHIKLMNPQRSTVWYBXZUOJ*-."}[alphabet]
+    letters = {"dna": "ACGTRYSWKMBDHVNX-.", "protein": "ACDEFGHIKLMNPQRSTVWYBXZUOJ*-."}[alphabet]
     (record,) = RecordReader(write(f">a\n{letters}{letters.lower()}\n".encode()), alphabet)
     assert record.sequence == letters + letters.lower()
+
+
+RNA = b">a\nACGU\n>b\nacgt\n>c\nacguuN\n"
+
+
+def test_rna_is_read_as_dna_and_said_once(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(RNA)
+    reader = RecordReader(path, "dna")
+    assert [record.sequence for record in reader] == ["ACGT", "acgt", "acgttN"]
+    assert reader.num_changed == 2
+    assert reader.sha256 == hashlib.sha256(RNA).hexdigest()
+    assert caplog.messages == [f"{path}: 2 of 3 records are RNA: their U is read as T"]
+
+
+def test_the_u_of_a_protein_stays(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    (record,) = RecordReader(write(b">a\nMUK\n"), "protein")
+    assert record.sequence == "MUK"
+    assert not caplog.messages
+
+
+def test_sequences_for_another_program_keep_their_letters(write: Write) -> None:
+    reader = RecordReader(write(RNA), "dna", change_letters=False)
+    assert [record.sequence for record in reader] == ["ACGU", "acgt", "acguuN"]
+
+
+def test_gaps_are_counted(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(list(RecordReader(write(b">a\nAC-T\n>b\nACGT\n>c\nAC.U\n"), "dna"))) == 3
+    assert "2 of 3 records have gaps (- or .)" in caplog.messages[0]
+    assert "1 of 3 records are RNA" in caplog.messages[1]
 
 
 BAD_INPUTS = {

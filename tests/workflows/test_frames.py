@@ -49,6 +49,13 @@ def test_the_command_writes_a_table(fasta: bytes) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["frames.tsv", "input.fa"]
 
 
+def test_rna_gives_the_table_of_its_dna(fasta: bytes) -> None:
+    Path("rna.fa").write_bytes(fasta.replace(b"T", b"U").replace(b"t", b"u"))
+    result = run("rna.fa", "-e", "300", "-o", "frames.tsv")
+    assert Path("frames.tsv").read_bytes() == TABLE
+    assert result.stderr.count("3 of 3 records are RNA: their U is read as T") == 1
+
+
 STRETCHES = (
     b"frame_id\tdna\tprotein\n"
     b"a\xff_chunk_1F1_1-3\tGCTGCTGCTGC\tAAA\n"

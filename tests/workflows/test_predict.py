@@ -119,6 +119,22 @@ def test_viral_records_come_out_as_they_went_in(golden_run):
     assert any(record.sequence.islower() for record in viral)
 
 
+def test_rna_gets_the_calls_of_its_dna(predict_into, tmp_path, caplog):
+    dna = write_reads(tmp_path / "dna.fa", 40)
+    rna = tmp_path / "rna.fa"
+    lines = dna.read_text().splitlines(keepends=True)
+    rna.write_text("".join(x if x[0] == ">" else x.replace("T", "U") for x in lines))
+    wanted = predict_into("dna", (str(dna),))
+    caplog.clear()
+    found = predict_into("rna", (str(rna),))
+    assert caplog.text.count("40 of 40 records are RNA: their U is read as T") == 1
+    tables = [
+        {name.replace("rna", "dna"): table for name, table in read_tables(run.output_dir).items()}
+        for run in (found, wanted)
+    ]
+    assert tables[0] == tables[1]
+
+
 def test_run_json_tells_what_was_run(golden_run, demo_weights):
     run_json = json.loads(golden_run.directory.run_json.read_text())
     assert " ".join(sorted(run_json)) == (

@@ -11,7 +11,7 @@ from virnucpro.cli.options import config_command
 from virnucpro.config import GenerateConfigConfig, ValidateCheckpointsConfig, ValidateConfig
 from virnucpro.errors import OutputExistsError
 
-_WITHOUT_BASES = str.maketrans("", "", "ACGTUacgtu")
+_WITHOUT_BASES = str.maketrans("", "", "ACGTacgt")
 
 
 @click.group("utils")

@@ -77,7 +77,9 @@ def fasta_files(source: Path) -> Iterator[tuple[Path, Alphabet]]:
         if path.suffix not in _FASTA_SUFFIXES:
             continue
         try:
-            sample = list(islice(RecordReader(path, "protein"), _RECORDS_TO_JUDGE_BY))
+            sample = list(
+                islice(RecordReader(path, "protein", change_letters=False), _RECORDS_TO_JUDGE_BY)
+            )
         except InputError:
             continue
         # Names differ between versions, so that the letters decide.
@@ -87,7 +89,7 @@ def fasta_files(source: Path) -> Iterator[tuple[Path, Alphabet]]:
 
 def read_fasta(path: Path, alphabet: Alphabet) -> Iterator[list[Record]]:
     """Yield the records of a file in blocks, up to a place that a killed run left damaged."""
-    records = iter(RecordReader(path, alphabet))
+    records = iter(RecordReader(path, alphabet, change_letters=False))
     try:
         while block := list(islice(records, _RECORDS_AT_A_TIME)):
             yield block

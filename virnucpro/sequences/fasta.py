@@ -6,9 +6,11 @@ import hashlib
 import heapq
 import io
 import itertools
+import logging
 import random
 import string
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -30,7 +32,12 @@ _LETTERS = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": string.ascii_uppercase + "*
 _VALID_BYTES = {
     name: (letters + letters.lower()).encode("ascii") for name, letters in _LETTERS.items()
 }
+# Records of these letters alone, which nearly all are, need no second look.
+_PLAIN_BYTES = {"dna": b"ACGTNacgtn", "protein": b"ACDEFGHIKLMNPQRSTVWXY"}
 _ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
+_RNA_TO_DNA = str.maketrans("Uu", "Tt")
+
+logger = logging.getLogger(__name__)
 
 
 class RecordReader:
@@ -39,23 +46,32 @@ class RecordReader:
     The content decides the format and the compression (gzip, bzip2, xz, zstd), not the name. Text
     is UTF-8. Other bytes become surrogate escapes, so that an id is written exactly as it was read.
 
+    RNA is read as DNA: U becomes T. At the end of the file, a warning counts such records.
+
     Attributes:
         path: The path as the user gave it; `-` is standard input.
         sha256: Hex digest of the file's bytes as they are on disk, known when iteration has ended.
         num_bytes: Number of these bytes.
         num_records: Records read.
+        num_changed: Records whose letters were changed by reading.
 
     Raises:
         InputError: During iteration: the file is missing, empty, damaged, or neither FASTA nor
             FASTQ, or a record has no id or has letters that are not in the alphabet.
     """
 
-    def __init__(self, path: str | Path, alphabet: Alphabet) -> None:
+    def __init__(
+        self, path: str | Path, alphabet: Alphabet, *, change_letters: bool = True
+    ) -> None:
+        """Prepare to read `path`; `change_letters` is false for what another program will read."""
         self.path = str(path)
         self.sha256 = ""
         self.num_bytes = 0
         self.num_records = 0
+        self.num_changed = 0
         self._alphabet = alphabet
+        self._change_letters = change_letters
+        self._findings: Counter[str] = Counter()
         self._name = "standard input" if self.path == STDIN else self.path
         self._line_number = 0
 
@@ -69,6 +85,8 @@ class RecordReader:
             raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
         self.sha256 = hashing.sha256.hexdigest()
         self.num_bytes = hashing.num_bytes
+        for finding, num in self._findings.items():
+            logger.warning("%s: %s of %s records %s", self._name, num, self.num_records, finding)
 
     def _open(self) -> AbstractContextManager[Any]:
         if self.path == STDIN:
@@ -141,10 +159,28 @@ class RecordReader:
                 "or not text"
             )
         letters = record.sequence.encode("ascii", "replace")
-        invalid = letters.translate(None, _VALID_BYTES[self._alphabet])
+        unusual = letters.translate(None, _PLAIN_BYTES[self._alphabet])
+        if not unusual:
+            return record
+        invalid = unusual.translate(None, _VALID_BYTES[self._alphabet])
         if invalid:
             raise InputError(self._describe_letter(record, letters.index(invalid[:1]), line_number))
-        return record
+        return self._read_unusual(record, unusual) if self._change_letters else record
+
+    def _read_unusual(self, record: Record, unusual: bytes) -> Record:
+        """Return the record as it is to be read, and note what is unusual about its letters."""
+        if self._alphabet == "protein":
+            return record
+        if b"-" in unusual or b"." in unusual:
+            self._findings[
+                "have gaps (- or .), which are read as unknown letters; if the records are "
+                "aligned, remove the gaps"
+            ] += 1
+        if b"U" not in unusual and b"u" not in unusual:
+            return record
+        self._findings["are RNA: their U is read as T"] += 1
+        self.num_changed += 1
+        return record._replace(sequence=record.sequence.translate(_RNA_TO_DNA))
 
     def _describe_letter(self, record: Record, position: int, line_number: int) -> str:
         letter = record.sequence[position]

@@ -22,6 +22,9 @@ RECORD_FORMAT = "virnucpro-record-store"
 FRAME_RULE = "frame_rule"
 """The entry of the manifest that says the frame rule; the original's rule is not named."""
 
+CHANGED = "num_changed"
+"""The entry of an input that counts the records whose letters were changed by reading."""
+
 FIRST_CODONS = "first_codons.int32"
 """Where rows are stretches, the place of each stretch's first codon in its frame."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from virnucpro.backend.arrays import Float32Array, Int32Array, Int64Array, UInt8Array
 from virnucpro.sequences import frames
 from virnucpro.sequences.frame_store.files import (
+    CHANGED,
     FIRST_CODONS,
     FRAME_FORMAT,
     RECORD_FORMAT,
@@ -112,12 +113,17 @@ class StoredRecords(ABC):
 
     @property
     def input_digest(self) -> str:
-        """`sha256:` and the SHA-256 of the input, or of the list of the inputs' SHA-256s."""
+        """`sha256:` and the SHA-256 of the input, or of the list of the inputs' SHA-256s.
+
+        It also says whether letters were changed by reading. Versions that did not change them
+        had other rows of the same files.
+        """
         digests = [file["sha256"] for file in self.inputs]
         if len(digests) > 1:
             listing = "".join(f"{digest}\n" for digest in digests)
             digests = [hashlib.sha256(listing.encode("ascii")).hexdigest()]
-        return f"sha256:{digests[0]}"
+        is_changed = any(CHANGED in file for file in self.inputs)
+        return f"sha256:{digests[0]}" + (", letters changed by reading" if is_changed else "")
 
     @cached_property
     def record_lengths(self) -> Int64Array:

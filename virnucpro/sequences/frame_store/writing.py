@@ -21,6 +21,7 @@ from virnucpro.errors import OutputError
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store.files import (
+    CHANGED,
     FIRST_CODONS,
     FORMAT_VERSION,
     FRAME_FORMAT,
@@ -247,6 +248,8 @@ def _describe_input(reader: RecordReader) -> dict[str, Any]:
         "sha256": reader.sha256,
         "num_bytes": reader.num_bytes,
         "num_records": reader.num_records,
+        # Not named if there are none, so that most files are as they always were.
+        **({CHANGED: reader.num_changed} if reader.num_changed else {}),
     }
 
 
