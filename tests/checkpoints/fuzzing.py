@@ -7,6 +7,8 @@ As a program it does so to one file of HDF5, whose library may end the process:
 from __future__ import annotations
 
 import random
+import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,25 @@ def damage(content: bytes, seed: int) -> bytes:
                 changed[place : place + size] = changed[source : source + size]
             case 5:
                 del changed[place : place + chance.choice([1, 8, len(changed)])]
+    return bytes(changed)
+
+
+def damage_heap(content: bytes, seed: int) -> bytes:
+    """Return an HDF5 file in which a global heap claims sizes at the edges of 64 bits."""
+    chance = random.Random(seed)
+    changed = bytearray(content)
+    heap = chance.choice([mark.start() for mark in re.finditer(b"GCOL", content)])
+    sizes, place = [heap + 8], heap + 16
+    (end,) = struct.unpack_from("<Q", content, heap + 8)
+    while place + 16 <= heap + end:
+        sizes.append(place + 8)
+        number, num_bytes = struct.unpack_from("<H6xQ", content, place)
+        place += 16 + -(-num_bytes // 8) * 8 if number else num_bytes
+    for place in chance.sample(sizes, chance.choice([1, 1, 2])):
+        edge = chance.choice([0, len(content), 1 << 31, 1 << 32, 1 << 63, 1 << 64])
+        struct.pack_into("<Q", changed, place, (edge + chance.randint(-33, 33)) % (1 << 64))
+        if chance.randrange(2) and place > heap + 8:
+            struct.pack_into("<H", changed, place - 8, chance.choice([0, 1, 2, 0xFFFF]))
     return bytes(changed)
 
 
@@ -92,7 +113,8 @@ def main(path: Path, first_seed: int, num_seeds: int) -> None:
     for seed in range(first_seed, first_seed + num_seeds):
         sys.stdout.write(f"{seed}\n")
         sys.stdout.flush()
-        copy.write_bytes(damage(content, seed))
+        has_heap = b"GCOL" in content and seed % 2
+        copy.write_bytes((damage_heap if has_heap else damage)(content, seed))
         check_hdf5(copy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,18 @@ def test_attributes_that_are_none_of_ours_are_refused(tmp_path: Path, value, rea
     with h5py.File(path, "r+") as file:
         file.attrs["pooling"] = value
     with pytest.raises(CheckpointError, match=f"{path.name}: .*{reason}"):
+        read_part(path)
+
+
+@pytest.mark.parametrize("size", [2**64 - 16, 2**64 - 8, 2**64 - 24, 2**63, 2**32, 5000])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_heap_whose_objects_claim_more_than_it_holds_is_refused(tmp_path, number, size):
+    path = write(tmp_path, [1])
+    content = bytearray(path.read_bytes())
+    first_object = content.index(b"GCOL") + 16
+    struct.pack_into("<H6xQ", content, first_object, number, size)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="has a broken global heap"):
         read_part(path)
 
 

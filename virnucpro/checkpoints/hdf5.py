@@ -67,7 +67,8 @@ class _Reader(io.FileIO):
     """Reads a file's bytes, but refuses a global heap in which the HDF5 library loops forever.
 
     The library (at least up to 2.0) walks through a heap by adding the size that each object
-    claims. The object of free space may claim 0 (HDF5 file format, "Global Heap").
+    claims. The object of free space may claim 0, and a huge size becomes 0 or less when the library
+    adds the header in 64 bits (HDF5 file format, "Global Heap").
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -100,9 +101,11 @@ class _Reader(io.FileIO):
         place = _HEAP_HEADER_BYTES
         while place + _HEAP_HEADER_BYTES <= len(heap):
             number, num_bytes = struct.unpack_from("<H6xQ", heap, place)
-            if number == 0 and num_bytes < _HEAP_HEADER_BYTES:
+            # The size of free space includes its header.
+            taken = num_bytes if number == 0 else _HEAP_HEADER_BYTES + -(-num_bytes // 8) * 8
+            if not _HEAP_HEADER_BYTES <= taken <= len(heap) - place:
                 raise OSError("has a broken global heap")
-            place += num_bytes if number == 0 else _HEAP_HEADER_BYTES + -(-num_bytes // 8) * 8
+            place += taken
 
 
 def open_dataset(file: File, name: str, dtype: np.dtype[Any], ndim: int) -> h5py.Dataset:
