@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virnucpro.checkpoints.run_directory import RunDirectory
+import pytest
+
+from virnucpro.checkpoints.run_directory import EmbedDirectory, RunDirectory
 
 
 def write_run(directory: RunDirectory) -> list[Path]:
@@ -95,3 +97,28 @@ def test_is_run_tells_a_finished_and_an_interrupted_run_from_a_strangers_directo
     directory.frame_store_dir.rmdir()
     directory.run_json.touch()
     assert directory.is_run()
+
+
+@pytest.mark.parametrize("name", ["run.log", "checkpoints/frames/manifest.json", ".lock.holder"])
+def test_what_a_run_leaves_that_computed_nothing_is_not_in_the_way(tmp_path, name):
+    directory = RunDirectory(tmp_path / "out", "reads")
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).touch()
+    (tmp_path / "out/checkpoints/dna").mkdir(parents=True)
+    assert not directory.is_used()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/dna/part-00000-000000.h5", "a/run.log"])
+def test_work_and_files_of_others_are_in_use(tmp_path, name):
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).touch()
+    assert RunDirectory(tmp_path / "out", "reads").is_used()
+
+
+def test_embed_leaves_nothing_in_use_before_it_computes(tmp_path):
+    directory = EmbedDirectory(tmp_path / "out.h5")
+    directory.records_dir.mkdir(parents=True)
+    (directory.records_dir / "manifest.json").touch()
+    assert not directory.is_used()
+    (directory.path / "part-00000-000000.h5").touch()
+    assert directory.is_used()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from virnucpro.embedding.budgets import BudgetKey, budgets_path, read_budget, store_budget
+from virnucpro.errors import OutputError
 
 KEY = BudgetKey("NVIDIA H200", "esm2", 2560, "bf16", "auto")
 HEADER = b'{"format": "virnucpro-budgets", "format_version": 1, '
@@ -78,3 +79,20 @@ def test_budgets_lie_in_the_users_cache_unless_told_otherwise(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert budgets_path() == Path("/home/someone/.cache/virnucpro/budgets.json")
+
+
+def test_a_user_without_a_home_directory_stores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VIRNUCPRO_BUDGETS", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    # As in a container that is started with a number that /etc/passwd does not have.
+    monkeypatch.setattr("os.getuid", lambda: 3_999_999_999)
+    assert read_budget(KEY) is None
+    with pytest.raises(OutputError, match="no home directory; name a file in VIRNUCPRO_BUDGETS"):
+        store_budget(KEY, 512)
+
+
+def test_a_cache_that_cannot_be_made_is_named(path: Path) -> None:
+    path.parent.write_text("a file, where the directory should be")
+    with pytest.raises(OutputError, match=r"cache/budgets\.json: cannot be written"):
+        store_budget(KEY, 512)
+    assert read_budget(KEY) is None

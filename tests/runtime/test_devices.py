@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.runs import run
+from tests.runs import VIRNUCPRO, run, write_reads
 
 # In a process of its own: what a heap that others have used looks like is chance.
 PROGRAM = """
@@ -35,3 +36,33 @@ def test_freed_memory_is_used_again() -> None:
     untold, told = map(int, done.stdout.split())
     assert untold > 250  # MiB: all of 5 to 24 are mapped anew
     assert told < 60
+
+
+@pytest.mark.slow
+def test_variables_of_training_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = write_reads(tmp_path / "in.fa", 2)
+    for name in ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"):
+        monkeypatch.setenv(f"ACCELERATE_{name}", "true")
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:7")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "nonsense")
+    # A launcher's process: DeepSpeed is started in another place then.
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    done = run(*VIRNUCPRO, "predict", reads, "-m", "mini", "-d", "cpu", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_variable_that_accelerate_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = write_reads(tmp_path / "in.fa", 2)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "perhaps")
+    done = run(*VIRNUCPRO, "predict", reads, "-m", "mini", "-d", "cpu", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "invalid truth value perhaps" in done.stderr
+    assert "ACCELERATE_USE_CPU; unset what you do not need" in done.stderr

@@ -18,7 +18,7 @@ from virnucpro import EmbedConfig, embed
 from virnucpro.backend.registry import load_backend
 from virnucpro.cli.main import main
 from virnucpro.errors import IdentityMismatchError, OutputExistsError, UsageError
-from virnucpro.runtime.run import locked
+from virnucpro.runtime.locks import locked
 
 Run = Callable[..., Result]
 LETTERS = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}

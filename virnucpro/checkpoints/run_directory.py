@@ -14,6 +14,8 @@ from virnucpro.backend.interface import Alphabet
 METRICS_NAME = "metrics.jsonl"
 """Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""
 
+_WORTHLESS = re.compile(rf"\.lock(\.holder)?|run\.log|{re.escape(METRICS_NAME)}")
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
@@ -131,9 +133,8 @@ class RunDirectory:
         return self.run_json.is_file() or self.frame_store_dir.is_dir()
 
     def is_used(self) -> bool:
-        """Tell whether the directory holds anything but what a run leaves that failed at once."""
-        directory, worthless = self.path, {self.lock_path, self.run_log, self.metrics_path}
-        return directory.exists() and not worthless.issuperset(directory.iterdir())
+        """Tell whether the directory holds more than a run leaves that has computed nothing."""
+        return _holds_work(self.path, self.frame_store_dir)
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
@@ -171,6 +172,16 @@ class RunDirectory:
         for alphabet in ("dna", "protein"):
             directory = self.path / "checkpoints" / alphabet
             yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")
+
+
+def _holds_work(directory: Path, store_dir: Path) -> bool:
+    """Tell whether there is a file besides log, metrics and lock, and the store of the input."""
+    return any(
+        not path.is_dir()
+        and store_dir not in path.parents
+        and (path.parent != directory or not _WORTHLESS.fullmatch(path.name))
+        for path in directory.rglob("*")
+    )
 
 
 def _matching(directory: Path, pattern: str) -> Iterator[Path]:
@@ -214,10 +225,8 @@ class EmbedDirectory:
         return self.path / ".lock"
 
     def is_used(self) -> bool:
-        """Tell whether there is an output, or more than a run leaves that failed at once."""
-        worthless = {self.lock_path, self.run_log, self.metrics_path}
-        begun = self.path.is_dir() and not worthless.issuperset(self.path.iterdir())
-        return begun or self.output_path.exists()
+        """Tell whether there is an output, or more than a run leaves that has computed nothing."""
+        return self.output_path.exists() or _holds_work(self.path, self.records_dir)
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is the output."""

@@ -10,11 +10,13 @@ import dataclasses
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.errors import OutputError
 from virnucpro.runtime.environment import user_cache_dir
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,11 @@ class BudgetKey:
 
 
 def budgets_path() -> Path:
-    """Return where budgets are kept: by $VIRNUCPRO_BUDGETS, or else below the user's cache."""
+    """Return where budgets are kept: by $VIRNUCPRO_BUDGETS, or else below the user's cache.
+
+    Raises:
+        RuntimeError: The user has no home directory.
+    """
     given = os.environ.get(_PATH_VARIABLE)
     if given:
         return Path(given)
@@ -61,8 +67,12 @@ def read_budget(key: BudgetKey) -> int | None:
 
     A file that is damaged or of something else is passed over with a warning.
     """
+    try:
+        path = budgets_path()
+    except RuntimeError:  # without a home directory nothing can have been stored
+        return None
     wanted = dataclasses.asdict(key)
-    for entry in _read_entries(budgets_path()):
+    for entry in _read_entries(path):
         if {name: entry.get(name) for name in wanted} == wanted:
             return int(entry["batch_tokens"])
     return None
@@ -73,8 +83,17 @@ def store_budget(key: BudgetKey, batch_tokens: int) -> Path:
 
     Returns:
         The file, which is replaced as a whole, so that a run never reads half of it.
+
+    Raises:
+        OutputError: The file cannot be written, or the user has no home directory.
     """
-    path = budgets_path()
+    try:
+        path = budgets_path()
+    except RuntimeError as error:
+        raise OutputError(
+            "the budget cannot be stored, because you have no home directory; name a file in "
+            f"{_PATH_VARIABLE}, or set HOME"
+        ) from error
     wanted = dataclasses.asdict(key)
     others = [
         entry
@@ -86,7 +105,8 @@ def store_budget(key: BudgetKey, batch_tokens: int) -> Path:
         "format_version": _FORMAT_VERSION,
         "budgets": [*others, {**wanted, "batch_tokens": batch_tokens}],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # write_json names the file that cannot be written
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, document)
     return path
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.config import ComputeConfig
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, first_line
 from virnucpro.runtime.environment import num_processes, user_cache_dir
 
 DTYPES = {
@@ -27,6 +28,11 @@ DTYPES = {
 # Processes wait for each other only at the ends of a pass, which may be hours apart. The default of
 # torch is minutes. A dead process needs no timeout, because its death ends the launch.
 _COLLECTIVE_TIMEOUT = timedelta(days=7)
+
+# A launch may ask for CPUs, or tie processes to cores by these two; no other setting is for us.
+_TRAINING_VARIABLE = re.compile(
+    r"(FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_.*|ACCELERATE_(?!USE_CPU|CPU_AFFINITY).*"
+)
 
 # From glibc's malloc.h. malloc asks the system anew for each block over M_MMAP_THRESHOLD, which can
 # be at most 32 MiB.
@@ -54,16 +60,25 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             f"device {device}: this machine shows {num_gpus} CUDA GPUs; "
             "choose another, or the device cpu"
         )
-    if wanted is not None and wanted.index is not None and num_processes() == 1:
-        # Accelerate's way to name one device. Only a process's first Accelerator reads it.
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device
-        torch.cuda.set_device(wanted)
-    accelerator = Accelerator(
-        # True also for `auto` without a GPU: otherwise Accelerate takes several processes for
-        # several runs of one process.
-        cpu=not num_gpus if wanted is None else wanted.type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
-    )
+    with _without_training_variables():
+        if wanted is not None and wanted.index is not None and num_processes() == 1:
+            # Accelerate's way to name one device. Only a process's first Accelerator reads it.
+            os.environ["ACCELERATE_TORCH_DEVICE"] = device
+            torch.cuda.set_device(wanted)
+        try:
+            accelerator = Accelerator(
+                # True also for `auto` without a GPU: otherwise Accelerate takes several processes
+                # for several runs of one process.
+                cpu=not num_gpus if wanted is None else wanted.type == "cpu",
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
+            )
+        except ValueError as error:
+            names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_")]
+            raise UsageError(
+                f"Accelerate does not start here ({first_line(error)}); it reads environment "
+                f"variables, of which these are set: {', '.join(names) or 'none of its own'}; "
+                "unset what you do not need"
+            ) from error
     if wanted is not None and wanted.type != accelerator.device.type:
         raise UsageError(
             f"device {device} was asked for, but this process already computes on "
@@ -72,6 +87,27 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+@contextmanager
+def _without_training_variables() -> Iterator[None]:
+    """Hide what Accelerate's launcher, or a user's profile, says about training.
+
+    Accelerate would load DeepSpeed, another device or mixed precision for it. All of this concerns
+    training, and our own settings decide the rest.
+    """
+    before = dict(os.environ)
+    for name in filter(_TRAINING_VARIABLE.fullmatch, before):
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        # Accelerate itself sets others, which stay.
+        for name in filter(_TRAINING_VARIABLE.fullmatch, list(os.environ)):
+            del os.environ[name]
+        os.environ.update(
+            {name: value for name, value in before.items() if _TRAINING_VARIABLE.fullmatch(name)}
+        )
 
 
 def keep_compiled() -> None:

@@ -2,28 +2,108 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from virnucpro.errors import OutputError, UsageError
 
-from virnucpro.errors import UsageError
+# What flock says if another process holds the lock. All else means that there are no locks: Lustre
+# and NFS say ENOSYS or ENOLCK, other file systems EOPNOTSUPP, or 524, which has no name.
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other runs away for as long as the body lasts.
 
+    The operating system holds the lock, so it goes with the process, however that ends; the empty
+    file stays and means nothing. Where the file system has no locks, a second file stands for the
+    lock, which `plain_lock_path` names.
+
     Raises:
+        OutputError: The file of the lock cannot be made.
         UsageError: Another run holds the lock.
     """
-    # The operating system holds the lock, so it goes with the process, however that ends.
+    plain_path = plain_lock_path(path)
+    with _explaining(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    is_plain = False
     try:
-        held = FileLock(path).acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"{path.parent}: another run is going on here; wait for it, or choose another output"
-        ) from None
-    with held:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                raise UsageError(
+                    f"{path.parent}: another run is going on here; wait for it, or choose another "
+                    "output"
+                ) from None
+            with _explaining(plain_path):
+                _take_plain(plain_path)
+            is_plain = True
         yield
+    finally:
+        if is_plain:
+            with suppress(OSError):
+                plain_path.unlink()
+        os.close(descriptor)
+
+
+def plain_lock_path(path: Path) -> Path:
+    """Return the file that stands for the lock `path` where the file system has no locks."""
+    return path.with_name(f"{path.name}.holder")
+
+
+def _take_plain(path: Path) -> None:
+    """Make the file, which two runs cannot both make, and say in it who made it.
+
+    Raises:
+        UsageError: Another run made it, which may be going on.
+    """
+    place = _describe_place()
+    for _ in range(2):
+        with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(f"{place}\n{os.getpid()}\n")
+            return
+        holder = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if len(holder) != 2 or holder[0] != place or _is_alive(holder[1]):
+            break
+        # A run of this very machine that was killed.
+        path.unlink(missing_ok=True)
+    raise UsageError(
+        f"{path}: another run may be going on here, and this file system has no locks to tell; "
+        "wait for it, or remove this file if nothing runs"
+    )
+
+
+def _describe_place() -> str:
+    """Return what a process number belongs to: this boot of this machine, and its container."""
+    boot_id = space = ""
+    with suppress(OSError):
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return f"{os.uname().nodename} {boot_id} {space}"
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError, ValueError):
+        return True  # somebody else's process, or no number
+    return True
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the lock of the run cannot be made ({error.strerror}); choose another output "
+            "directory (-o)"
+        ) from error

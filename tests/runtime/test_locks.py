@@ -1,0 +1,94 @@
+"""The lock of a run directory, on file systems with locks and without."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from virnucpro.errors import OutputError, UsageError
+from virnucpro.runtime.locks import locked, plain_lock_path
+
+# NFS without lockd, Lustre without flock, others, and ENOTSUPP, for which Python has no name.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)
+
+
+@pytest.fixture(params=WITHOUT_LOCKS)
+def lock_path(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A lock on a file system that has none."""
+
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    return tmp_path / ".lock"
+
+
+def end_a_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+@pytest.mark.slow
+def test_a_second_run_is_kept_away(tmp_path: Path) -> None:
+    script = "import sys, virnucpro.runtime.locks as r\nwith r.locked(r.Path(sys.argv[1])): pass"
+    other = [sys.executable, "-c", script, str(tmp_path / ".lock")]
+    with locked(tmp_path / ".lock"):
+        refused = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert f"{tmp_path}: another run is going on here" in refused.stderr
+    assert subprocess.run(other, check=False).returncode == 0
+
+
+def test_not_even_one_process_does_two_runs_in_one_place(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / ".lock"),
+        pytest.raises(UsageError, match="another run is going on here; wait for it"),
+        locked(tmp_path / ".lock"),
+    ):
+        pytest.fail("two held the lock")
+    with locked(tmp_path / ".lock"):
+        pass
+
+
+def test_a_plain_file_stands_for_a_lock(lock_path: Path) -> None:
+    with locked(lock_path):
+        assert plain_lock_path(lock_path).is_file()
+        with pytest.raises(UsageError, match=r"\.lock\.holder: .* remove this file"):
+            locked(lock_path).__enter__()
+    assert not plain_lock_path(lock_path).exists()
+
+
+def test_the_empty_file_of_a_run_with_locks_keeps_nobody_away(lock_path: Path) -> None:
+    lock_path.touch()
+    with locked(lock_path):
+        pass
+
+
+@pytest.mark.slow
+def test_a_run_of_this_machine_that_was_killed_keeps_nobody_away(lock_path: Path) -> None:
+    with locked(lock_path):
+        place, _ = plain_lock_path(lock_path).read_text().splitlines()
+    plain_lock_path(lock_path).write_text(f"{place}\n{end_a_process()}\n")
+    with locked(lock_path):
+        pass
+
+
+def test_a_run_of_another_machine_may_be_going_on(lock_path: Path) -> None:
+    plain_lock_path(lock_path).write_text("elsewhere\n1\n")
+    with pytest.raises(UsageError, match="remove this file if nothing runs"):
+        locked(lock_path).__enter__()
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"\.lock: the lock of the run cannot be made"):
+        locked(tmp_path / ".lock").__enter__()
+    assert not (tmp_path / "elsewhere").exists()
