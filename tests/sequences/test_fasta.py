@@ -186,7 +186,7 @@ BAD_INPUTS = {
     "long quality": (b"@a\nACGT\n+\nIIIII\n", "line 1: .* is broken"),
     "no quality": (b"@a\nA\n+\nI\n@b\nACGT\n", "line 5: .* is broken"),
     "cut FASTQ": (b"@a\nA\n+\nI\n@b\nACGT\n+\n", "line 5: .* is broken"),
-    "FASTA in FASTQ": (b"@a\nA\n+\nI\n>b\nACGT\n", "line 1: .* is broken"),
+    "FASTA in FASTQ": (b"@a\nA\n+\nI\n>b\nACGT\n", "line 5: .* is broken"),
     "FASTQ in FASTA": (b">a\nA\n@b\nACGT\n+\nIIII\n", "line 1: record 'a' has '@'"),
     "protein": (b">a\nACGT\n>p x\nMK\nTAYIE\n", "line 3: record 'p' has 'I' .*esm2"),
     "stop": (b">p\nMKTA*\n", r"'\*' at position 5.*esm2"),

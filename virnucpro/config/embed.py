@@ -14,7 +14,8 @@ class EmbedConfig(RunConfig, group="Embedding models"):
     """The settings of `embed`."""
 
     input: str = argument(
-        help="FASTA or FASTQ file, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        help="FASTA, FASTQ, BAM or CRAM file, plain or compressed (gz, bz2, xz, zst); - is "
+        "standard input.",
         path="input",
     )
     backend: str = option(

@@ -24,7 +24,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     """The settings of `predict`."""
 
     inputs: tuple[str, ...] = argument(
-        help="FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        help="FASTA, FASTQ, BAM or CRAM files, plain or compressed (gz, bz2, xz, zst); - is "
+        "standard input.",
         metavar="INPUT...",
         path="input",
     )

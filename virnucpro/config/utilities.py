@@ -15,7 +15,8 @@ class FrameTableConfig(Config):
     """The settings of `frames`."""
 
     inputs: tuple[str, ...] = argument(
-        help="FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        help="FASTA, FASTQ, BAM or CRAM files, plain or compressed (gz, bz2, xz, zst); - is "
+        "standard input.",
         metavar="INPUT...",
     )
     chunk_length_bp: int = option(
@@ -110,7 +111,8 @@ class ValidateConfig(Config):
     """The settings of `utils validate`."""
 
     input: str = argument(
-        help="FASTA or FASTQ file, plain or compressed (gz, bz2, xz, zst); - is standard input.",
+        help="FASTA, FASTQ, BAM or CRAM file, plain or compressed (gz, bz2, xz, zst); - is "
+        "standard input.",
         path="input",
     )
     max_errors: int = option(10, "-e", help="Number of names to show of each kind.", minimum=0)

@@ -1,4 +1,4 @@
-"""Reading FASTA and FASTQ, plain or compressed, from files and standard input."""
+"""Reading FASTA, FASTQ, BAM and CRAM, plain or compressed, from files and standard input."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ from xopen import xopen
 
 from virnucpro.config import STDIN
 from virnucpro.errors import InputError, first_line
+from virnucpro.sequences.parsing import (
+    LINES_OF_FASTQ,
+    BlockReader,
+    LineHandle,
+    read_bam,
+    read_cram,
+    read_four_line_fastq,
+    whole_fastq_records,
+)
 from virnucpro.sequences.records import Record, record_id
 
 if TYPE_CHECKING:
@@ -34,6 +43,9 @@ _VALID_BYTES = {
 }
 # Records of these letters alone, which nearly all are, need no second look.
 _PLAIN_BYTES = {"dna": b"ACGTNacgtn", "protein": b"ACDEFGHIKLMNPQRSTVWXY"}
+_BLOCK_BYTES = 1 << 17
+# Larger FASTQ records are left to the parser that can explain them.
+_MAX_FASTQ_BYTES = 1 << 26
 _ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
 
@@ -41,10 +53,11 @@ logger = logging.getLogger(__name__)
 
 
 class RecordReader:
-    """Iterates once over the records of a FASTA or FASTQ file.
+    """Iterates once over the records of a FASTA, FASTQ, BAM or CRAM file.
 
     The content decides the format and the compression (gzip, bzip2, xz, zstd), not the name. Text
     is UTF-8. Other bytes become surrogate escapes, so that an id is written exactly as it was read.
+    Only the unmapped reads of BAM and CRAM are records.
 
     RNA is read as DNA: U becomes T. At the end of the file, a warning counts such records.
 
@@ -56,8 +69,8 @@ class RecordReader:
         num_changed: Records whose letters were changed by reading.
 
     Raises:
-        InputError: During iteration: the file is missing, empty, damaged, or neither FASTA nor
-            FASTQ, or a record has no id or has letters that are not in the alphabet.
+        InputError: During iteration: the file is missing, empty, damaged, or of another format, or
+            a record has no id or has letters that are not in the alphabet.
     """
 
     def __init__(
@@ -79,8 +92,10 @@ class RecordReader:
         try:
             with self._open() as source:
                 hashing = _HashingReader(source)
-                yield from self._parse(hashing)
-        # Only opening the file gets here: `_read_lines` explains later errors.
+                for records in self._parse(self._read_blocks(hashing)):
+                    yield from records
+                    self.num_records += len(records)
+        # Only opening the file gets here: `_read_blocks` explains later errors.
         except OSError as error:
             raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
         self.sha256 = hashing.sha256.hexdigest()
@@ -93,37 +108,12 @@ class RecordReader:
             return nullcontext(sys.stdin.buffer)
         return Path(self.path).open("rb")
 
-    def _parse(self, hashing: _HashingReader) -> Iterator[Record]:
-        lines = self._read_lines(hashing)
-        first = next((line for line in lines if line.strip()), "")
-        self._check_first_line(first)
-        handle: Any = _LineHandle(itertools.chain([first], lines))
-        parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
-        start_line = self._line_number
+    def _read_blocks(self, hashing: _HashingReader) -> Iterator[bytes]:
+        """Yield the decompressed bytes, and read the file to its very end."""
         try:
-            for header, sequence, *_ in parse(handle):
-                yield self._check(Record(header, sequence), start_line)
-                self.num_records += 1
-                # The parser has already read the first line of the next record.
-                start_line = self._line_number
-        except ValueError as error:
-            raise InputError(
-                f"{self._name}, line {start_line}: the FASTQ record that starts here is broken "
-                f"({str(error)[:200]}); is the file complete?"
-            ) from error
-
-    def _read_lines(self, hashing: _HashingReader) -> Iterator[str]:
-        """Yield and count the decompressed lines, and read the file to its very end."""
-        try:
-            with xopen(
-                io.BufferedReader(hashing, 1 << 20),
-                "rt",
-                threads=0,
-                encoding="utf-8-sig",
-                errors="surrogateescape",
-            ) as handle:
-                for self._line_number, line in enumerate(handle, 1):
-                    yield line
+            with xopen(io.BufferedReader(hashing, _BLOCK_BYTES), "rb", threads=0) as handle:
+                while block := handle.read(_BLOCK_BYTES):
+                    yield block
             hashing.drain()
         # Each of the libraries that xopen chooses from has its own errors.
         except Exception as error:
@@ -132,9 +122,102 @@ class RecordReader:
                 f"was cut off ({first_line(error)}); copy or compress it again"
             ) from error
 
+    def _parse(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
+        first = next(blocks, b"")
+        all_blocks = itertools.chain([first], blocks)
+        if first.startswith(b"BAM\1"):
+            return self._parse_bam(all_blocks)
+        if first.startswith(b"CRAM"):
+            return self._parse_cram(all_blocks)
+        if first.startswith(b"@"):
+            return self._parse_fastq(all_blocks)
+        return self._parse_text(all_blocks)
+
+    def _parse_fastq(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
+        """Yield records quickly, and leave the rest to Biopython where that cannot be done."""
+        text = b""
+        for block in itertools.chain(blocks, [b""]):
+            text += block
+            taken = whole_fastq_records(text) if block else text
+            if not taken and len(text) < _MAX_FASTQ_BYTES:
+                continue
+            records = read_four_line_fastq(taken)
+            if not records or not self._is_clean(taken, records):
+                lines = self._read_lines(itertools.chain([text], blocks))
+                yield from self._parse_lines(lines, FastqGeneralIterator)
+                return
+            yield records
+            self._line_number += LINES_OF_FASTQ * len(records)
+            text = text[len(taken) :]
+
+    def _is_clean(self, text: bytes, records: list[Record]) -> bool:
+        """Tell whether `_check` would return each of the records as it is."""
+        letters = "".join([record.sequence for record in records]).encode("ascii")
+        return (
+            b"\0" not in text
+            and not letters.translate(None, _PLAIN_BYTES[self._alphabet])
+            and all(header for header, _ in records)
+        )
+
+    def _parse_text(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
+        lines = self._read_lines(blocks)
+        first = next((line for line in lines if line.strip()), "")
+        self._check_first_line(first)
+        parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
+        yield from self._parse_lines(itertools.chain([first], lines), parse)
+
+    def _parse_lines(self, lines: Iterator[str], parse: Any) -> Iterator[list[Record]]:
+        """Yield records one by one, so that an error says the line."""
+        first = next((line for line in lines if line.strip()), None)
+        if first is None:
+            return
+        start_line = self._line_number
+        try:
+            for header, sequence, *_ in parse(LineHandle(itertools.chain([first], lines))):
+                yield [self._check(Record(header, sequence), f"line {start_line}")]
+                # The parser has already read the first line of the next record.
+                start_line = self._line_number
+        except ValueError as error:
+            raise InputError(
+                f"{self._name}, line {start_line}: the FASTQ record that starts here is broken "
+                f"({str(error)[:200]}); is the file complete?"
+            ) from error
+
+    def _read_lines(self, blocks: Iterator[bytes]) -> Iterator[str]:
+        """Yield and count the lines."""
+        handle = io.TextIOWrapper(
+            io.BufferedReader(BlockReader(blocks), _BLOCK_BYTES),
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+        )
+        for line in handle:
+            self._line_number += 1
+            yield line
+
+    def _parse_bam(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
+        number = 0
+        try:
+            for number, record in enumerate(read_bam(blocks), 1):
+                yield [self._check(record, f"unmapped read {number}")]
+        except ValueError as error:
+            raise InputError(
+                f"{self._name}: is damaged BAM behind unmapped read {number} ({error}); copy it "
+                "again"
+            ) from error
+
+    def _parse_cram(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
+        if self.path == STDIN:
+            raise InputError("standard input: is CRAM, which is read from a file only; give a path")
+        for _ in blocks:  # for the digest
+            pass
+        for number, record in enumerate(read_cram(self.path), 1):
+            yield [self._check(record, f"unmapped read {number}")]
+
     def _check_first_line(self, line: str) -> None:
         if not line:
-            raise InputError(f"{self._name}: holds no records; FASTA or FASTQ was expected")
+            raise InputError(
+                f"{self._name}: holds no records; FASTA, FASTQ, BAM or CRAM was expected"
+            )
         # Many binary formats begin with a byte that is not UTF-8, and was read as an escape.
         if "\0" in line or "\udc80" <= line[0] <= "\udcff":
             raise InputError(
@@ -147,16 +230,14 @@ class RecordReader:
                 "first header; FASTA starts with '>', FASTQ with '@'"
             )
 
-    def _check(self, record: Record, line_number: int) -> Record:
+    def _check(self, record: Record, place: str) -> Record:
         if not record_id(record.header):
             raise InputError(
-                f"{self._name}, line {line_number}: the header has no id; write one after "
-                "the '>' or '@'"
+                f"{self._name}, {place}: the header has no id; write one after the '>' or '@'"
             )
         if "\0" in record.header:
             raise InputError(
-                f"{self._name}, line {line_number}: the header has a NUL byte; the file is damaged "
-                "or not text"
+                f"{self._name}, {place}: the header has a NUL byte; the file is damaged or not text"
             )
         letters = record.sequence.encode("ascii", "replace")
         unusual = letters.translate(None, _PLAIN_BYTES[self._alphabet])
@@ -164,7 +245,7 @@ class RecordReader:
             return record
         invalid = unusual.translate(None, _VALID_BYTES[self._alphabet])
         if invalid:
-            raise InputError(self._describe_letter(record, letters.index(invalid[:1]), line_number))
+            raise InputError(self._describe_letter(record, letters.index(invalid[:1]), place))
         return self._read_unusual(record, unusual) if self._change_letters else record
 
     def _read_unusual(self, record: Record, unusual: bytes) -> Record:
@@ -182,11 +263,11 @@ class RecordReader:
         self.num_changed += 1
         return record._replace(sequence=record.sequence.translate(_RNA_TO_DNA))
 
-    def _describe_letter(self, record: Record, position: int, line_number: int) -> str:
+    def _describe_letter(self, record: Record, position: int, place: str) -> str:
         letter = record.sequence[position]
         wanted = "a nucleotide" if self._alphabet == "dna" else "an amino acid"
         text = (
-            f"{self._name}, line {line_number}: record {record.id[:80]!r} has {letter!r} at "
+            f"{self._name}, {place}: record {record.id[:80]!r} has {letter!r} at "
             f"position {position + 1}, which is not {wanted} letter"
         )
         if self._alphabet == "dna" and letter in _ONLY_IN_PROTEINS:
@@ -242,20 +323,3 @@ class _HashingReader(io.RawIOBase):
         buffer = bytearray(1 << 16)
         while self.readinto(buffer):
             pass
-
-
-class _LineHandle:
-    """An iterator of lines, with the part of a text file's interface that Biopython uses."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-
-    def __iter__(self) -> Iterator[str]:
-        return self._lines
-
-    def readline(self) -> str:
-        return next(self._lines, "")
-
-    def read(self, size: int) -> str:
-        """Return an empty string for `read(0)`, by which Biopython asks whether this is text."""
-        return "" if size == 0 else self.readline()

@@ -1,0 +1,160 @@
+"""What `RecordReader` needs of each format, above what Biopython has."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import dnaio
+from Bio.Seq import reverse_complement
+
+from virnucpro.errors import InputError, first_line
+from virnucpro.sequences.records import Record
+
+LINES_OF_FASTQ = 4
+
+# Of the 32 bytes before a read's name: the name's length, operations, flag and number of letters.
+_BAM_FIELDS = struct.Struct("<8xB3xHHi")
+_BAM_MORE = 12
+_BAM_LETTERS = str.maketrans("0123456789abcdef", "=ACMGRSVTWYHKDBN")
+_UNMAPPED, _REVERSE, _NOT_PRIMARY = 0x4, 0x10, 0x900
+# Far above any read, and any header; a damaged file must not fill the memory.
+_MAX_BAM_BYTES = 1 << 28
+
+
+class BlockReader(io.RawIOBase):
+    """Reads blocks of bytes as a file."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = iter(blocks)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the next block, and return the number of bytes; 0 at the end."""
+        if not self._rest:
+            self._rest = memoryview(next(self._blocks, b""))
+        num_read = min(len(buffer), len(self._rest))
+        buffer[:num_read] = self._rest[:num_read]
+        self._rest = self._rest[num_read:]
+        return num_read
+
+
+class LineHandle:
+    """An iterator of lines, with the part of a text file's interface that Biopython uses."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[str]:
+        return self._lines
+
+    def readline(self) -> str:
+        """Return the next line, or an empty string at the end."""
+        return next(self._lines, "")
+
+    def read(self, size: int) -> str:
+        """Return an empty string for `read(0)`, by which Biopython asks whether this is text."""
+        return "" if size == 0 else self.readline()
+
+
+def whole_fastq_records(text: bytes) -> bytes:
+    """Return the beginning of `text` that has whole records, of four lines each."""
+    end = len(text)
+    for _ in range(text.count(b"\n") % LINES_OF_FASTQ + 1):
+        end = text.rfind(b"\n", 0, end)
+    return text[: end + 1]
+
+
+def read_four_line_fastq(text: bytes) -> list[Record] | None:
+    """Return the records of FASTQ with four lines each; None if it is not of this kind.
+
+    dnaio refuses records of more lines, blank lines between records, and letters beyond ASCII.
+    """
+    try:
+        return [
+            Record(record.name.rstrip(), record.sequence)
+            for record in dnaio.FastqReader(io.BytesIO(text))
+        ]
+    except dnaio.FastqFormatError:
+        return None
+
+
+def read_bam(blocks: Iterable[bytes]) -> Iterator[Record]:
+    """Yield the unmapped reads of a BAM file.
+
+    The SAM specification (section 4.2) describes the format. dnaio's reader of BAM knows single
+    reads only, and a damaged file ends the process.
+
+    Args:
+        blocks: The decompressed file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    file: io.BufferedReader[Any] = io.BufferedReader(BlockReader(blocks))
+    _skip(file, 4)  # the magic number
+    _skip(file, _read_size(file))
+    for _ in range(_read_size(file)):
+        _skip(file, _read_size(file) + 4)
+    while file.peek(1):
+        data = file.read(size := _read_size(file))
+        if len(data) < max(size, _BAM_FIELDS.size):
+            raise ValueError("a read is cut off")
+        name_length, num_cigar, flag, num_letters = _BAM_FIELDS.unpack_from(data)
+        start = _BAM_FIELDS.size + _BAM_MORE + name_length + 4 * num_cigar
+        packed = data[start : start + (num_letters + 1) // 2]
+        if 2 * len(packed) < num_letters:
+            raise ValueError("a read is shorter than it says")
+        if flag & _UNMAPPED and not flag & _NOT_PRIMARY:
+            letters = packed.hex().translate(_BAM_LETTERS)[:num_letters]
+            if flag & _REVERSE:
+                letters = str(reverse_complement(letters))  # type: ignore[no-untyped-call]
+            name = data[start - name_length - 4 * num_cigar :][: max(0, name_length - 1)]
+            yield Record(name.decode("utf-8", "surrogateescape"), letters)
+
+
+def _read_size(file: io.BufferedReader[Any]) -> int:
+    size = int.from_bytes(file.read(4), "little")
+    if size > _MAX_BAM_BYTES:
+        raise ValueError(f"a size of {size:,} bytes")
+    return size
+
+
+def _skip(file: io.BufferedReader[Any], num_bytes: int) -> None:
+    if len(file.read(num_bytes)) < num_bytes:
+        raise ValueError("the header is cut off")
+
+
+def read_cram(path: str) -> Iterator[Record]:
+    """Yield the unmapped reads of a CRAM file.
+
+    Raises:
+        InputError: pysam is not installed, or cannot read the file.
+    """
+    try:
+        import pysam
+    except ImportError as error:
+        raise InputError(
+            f"{path}: is CRAM, which pysam reads; install it (pip install "
+            "'virnucpro[cram]'), or convert the file (samtools view -b -f 4)"
+        ) from error
+    verbosity = pysam.set_verbosity(0)
+    try:
+        with pysam.AlignmentFile(path, check_sq=False) as file:
+            for read in file.fetch(until_eof=True):
+                if read.flag & _UNMAPPED and not read.flag & _NOT_PRIMARY:
+                    yield Record(read.query_name or "", read.get_forward_sequence() or "")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as CRAM ({first_line(error)}); is it complete? Aligned reads "
+            "need the reference that they were aligned to (REF_PATH), or convert the file where "
+            "that is (samtools view -b -f 4)"
+        ) from error
+    finally:
+        pysam.set_verbosity(verbosity)
