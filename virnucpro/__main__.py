@@ -1,14 +1,16 @@
-"""Runs the command line: `python -m virnucpro`, and `python virnucpro` from a checkout.
-
-The second is what `accelerate launch virnucpro predict` does: it puts this very directory first on
-`sys.path`, where our modules would be found under wrong names; the directory above replaces it.
-"""
+"""Runs the command line: `python -m virnucpro`, and `python virnucpro` from a checkout."""
 
 import sys
 from pathlib import Path
 
-if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    # Python has put the working directory first (-m), where a stranger's click.py may lie beside
+    # the sequences, or this very directory, where our modules would be found under wrong names.
+    here = Path(__file__).absolute().parent
+    if not sys.flags.safe_path or sys.path[0] == str(here):
+        del sys.path[0]
+    if str(here.parent) not in sys.path:
+        sys.path.insert(0, str(here.parent))
 
 from virnucpro.cli.main import main
 

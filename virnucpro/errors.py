@@ -5,6 +5,13 @@ A message says what was found, what was wanted and what to do, with the path and
 
 from __future__ import annotations
 
+import reprlib
+
+_MAX_VALUE_LETTERS = 100
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
+_REPR.maxstring = 80
+
 
 class VirnucproError(Exception):
     """Base of the errors that are explained to the user; the user sees no traceback."""
@@ -73,6 +80,29 @@ class Terminated(BaseException):
     """
 
     exit_code = 143
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with an escape such as `\\x1b` for each character that is not for reading.
+
+    Such characters can control the terminal, or turn the direction of the text around. They come
+    in ids, names of files and hosts, and in metrics. Line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1]
+        for letter in text
+    )
+
+
+def brief(value: object) -> str:
+    """Return the repr of a value from a file, which stays short however large the value is."""
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # Python writes no numbers of more than 4,300 digits
+        text = f"a very long {type(value).__name__}"
+    return text if len(text) <= _MAX_VALUE_LETTERS else f"{text[:_MAX_VALUE_LETTERS]}..."
 
 
 def first_line(error: BaseException) -> str:

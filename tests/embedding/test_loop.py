@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,17 @@ def test_no_budget_loses_or_doubles_rows(run, job, batch_tokens: int) -> None:
     job = replace(job, batch_tokens=batch_tokens)
     embed(run, job)
     assert stored_rows(job) == job.rows.tolist()
+
+
+@pytest.mark.parametrize("numbers", [[7, 8], [0, 1, -5], [0, 1, 1], [0, 10**18], []])
+def test_what_nobody_claims_is_embedded_all_the_same(run, job, numbers, monkeypatch) -> None:
+    # The store that counts is open to others: they can make it skip, repeat, or stop.
+    counted = itertools.chain(numbers, itertools.repeat(sys.maxsize))
+    monkeypatch.setattr(run, "make_counter", lambda: counted.__next__)
+    summary = embed(run, job)
+    assert stored_rows(job) == job.rows.tolist()
+    assert summary.num_rows == len(job.rows)
+    assert summary.state == "done"
 
 
 def test_the_loader_keeps_batches_of_varying_size(run: Run, job: Job) -> None:

@@ -17,7 +17,11 @@ import click
 from virnucpro.cli import ARGUMENTS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
 from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
-from virnucpro.runtime.environment import is_main_process, num_processes
+from virnucpro.runtime.environment import (
+    is_main_process,
+    num_processes,
+    off_the_working_directory,
+)
 from virnucpro.runtime.logs import set_up_logging
 from virnucpro.version import __version__
 
@@ -68,7 +72,7 @@ class _Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            with _sigterm_raises():
+            with _sigterm_raises(), off_the_working_directory():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.

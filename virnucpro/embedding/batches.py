@@ -97,14 +97,20 @@ class ClaimedBatches:
     Attributes:
         claimed: The indices of claimed batches, in the order in which the loader returns them. The
             receiver of a batch removes its index from the left.
+        taken: The indices of all batches that this process has ever claimed.
     """
 
     def __init__(self, batches: Batches, claim: Callable[[], int]) -> None:
         self._batches = batches
         self._claim = claim
         self.claimed: deque[int] = deque()
+        self.taken: list[int] = []
 
     def __iter__(self) -> Iterator[Int64Array]:
-        while (index := self._claim()) < len(self._batches):
+        # The numbers of a process always rise. Others do not come from the launch, and end here.
+        last = -1
+        while last < (index := self._claim()) < len(self._batches):
+            last = index
             self.claimed.append(index)
+            self.taken.append(index)
             yield self._batches[index]

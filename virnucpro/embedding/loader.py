@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
-from virnucpro.runtime.environment import num_local_processes
+from virnucpro.runtime.environment import num_local_processes, off_the_working_directory
 from virnucpro.sequences.frame_store import SequenceSource
 
 
@@ -31,7 +31,8 @@ def prepare_workers(compute: ComputeConfig, device: torch.device) -> None:
     if count_workers(compute, device):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["accelerate.data_loader"])
-        multiprocessing.forkserver.ensure_running()
+        with off_the_working_directory():
+            multiprocessing.forkserver.ensure_running()
 
 
 def count_workers(compute: ComputeConfig, device: torch.device) -> int:

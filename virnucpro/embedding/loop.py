@@ -51,6 +51,8 @@ class Loop:
     def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> None:
         """Embed every batch that the loader yields, and count it."""
         status = self.status
+        if status.state == "waiting":  # there are batches that nobody claimed
+            status.state = "embedding"
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         writer = PartWriter(self.job.parts_dir, self.rank, self.job.identity, status)

@@ -124,13 +124,30 @@ def _embed_rest(run: Run, job: Job, finished: Int64Array, status: PassStatus) ->
     )
     batches, status.budget_tokens = _plan(run, job, encoder, costs, finished)
     status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
-    claims = ClaimedBatches(batches, run.make_counter())
-    loader = make_loader(job.source, job.model.load_collator(), claims, run.config, run.device)
-    with torch.inference_mode():
-        Loop(run, job, batches, claims, status).run(loader, encoder)
+    _embed_batches(run, job, batches, encoder, status)
     run.monitor.publish()
     run.wait()
     run.monitor.end_pass()
+
+
+def _embed_batches(
+    run: Run, job: Job, batches: Batches, encoder: Encoder, status: PassStatus
+) -> None:
+    """Embed every batch in one of the processes."""
+    claim = run.make_counter()
+    is_done = np.zeros(len(batches), np.bool_)
+    while not is_done.all():
+        claims = ClaimedBatches(batches, claim)
+        loader = make_loader(job.source, job.model.load_collator(), claims, run.config, run.device)
+        with torch.inference_mode():
+            Loop(run, job, batches, claims, status).run(loader, encoder)
+        for taken in run.gather(claims.taken):
+            is_done[taken] = True
+        # The store that counts is open to others. What was lost there is dealt out without it.
+        left = np.flatnonzero(~is_done)
+        if len(left) and run.is_main:
+            logger.warning("%s: nobody claimed %d batches; they follow", job.name, len(left))
+        claim = iter([*left[run.rank :: run.num_processes].tolist(), len(batches)]).__next__
 
 
 def _load_encoder(run: Run, job: Job) -> Encoder:

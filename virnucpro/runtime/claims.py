@@ -7,14 +7,20 @@ no collective, in which all would wait for the slowest.
 from __future__ import annotations
 
 import itertools
+import logging
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch.distributed
 from accelerate import Accelerator
 
+from virnucpro.errors import first_line
+
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+
+logger = logging.getLogger(__name__)
 
 _numbers = itertools.count()
 
@@ -24,13 +30,23 @@ def make_counter(accelerator: Accelerator) -> Callable[[], int]:
 
     With several processes, the launch's store counts. A call sends it one message and waits for the
     answer, but never for another process. Every process must make its counters in the same order.
+    Without an answer the counter has come to its end.
     """
     # The order gives each counter the same key in every process.
     number = next(_numbers)
     store = launch_store(accelerator)
     if store is None:
         return itertools.count().__next__
-    return lambda: store.add(f"virnucpro/claims/{number}", 1) - 1
+    key = f"virnucpro/claims/{number}"
+
+    def claim() -> int:
+        try:
+            return int(store.add(key, 1)) - 1
+        except RuntimeError as error:  # torch's stores have no narrower error
+            logger.warning("the launch's store does not count any more (%s)", first_line(error))
+            return sys.maxsize
+
+    return claim
 
 
 def launch_store(accelerator: Accelerator) -> Store | None:

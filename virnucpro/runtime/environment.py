@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 RELAUNCHED = "VIRNUCPRO_RELAUNCHED"
@@ -45,6 +47,24 @@ def reads_settings_first() -> bool:
 def machine_name() -> str:
     """Return a name for this machine that is unique in a launch, even if hosts share a name."""
     return f"{platform.node()} (machine {os.environ.get('GROUP_RANK', '0')})"
+
+
+@contextmanager
+def off_the_working_directory() -> Iterator[None]:
+    """Let processes that start meanwhile import nothing from the working directory.
+
+    Python searches it first in `python -m` and `python -c`, and multiprocessing starts its
+    processes so. It may hold a stranger's files, such as a random.py.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def user_cache_dir() -> Path:

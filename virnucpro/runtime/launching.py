@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate.commands.launch import launch_command_parser, multi_gpu_launcher
@@ -14,8 +16,10 @@ from accelerate.utils import patch_environment
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+import virnucpro
 from virnucpro.errors import Terminated, UsageError, VirnucproError
 from virnucpro.runtime.environment import RELAUNCHED
+from virnucpro.runtime.rendezvous import LOOPBACK, register_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +79,24 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     options = {
         "num_machines": 1,
         "num_processes": num_processes,
-        # Any free port: several launches share a machine.
+        "rdzv_backend": LOOPBACK,
+        # Any free port, for accelerate asks for one; our rendezvous chooses another.
         "main_process_port": 0,
         "num_cpu_threads_per_process": threads,
         "mixed_precision": "no",
         "dynamo_backend": "no",
     }
-    command = [*(f"--{name}={value}" for name, value in options.items()), "--module", "virnucpro"]
+    # By its path: `-m virnucpro` would find a stranger's virnucpro/ in the working directory.
+    program = str(Path(virnucpro.__file__).with_name("__main__.py"))
+    command = [*(f"--{name}={value}" for name, value in options.items()), program]
     # Not by accelerate's own command, which also reads the user's configuration file.
     parsed = launch_command_parser().parse_args([*command, *arguments])
-    with patch_environment(**{RELAUNCHED: "1"}), _silence():
+    register_loopback()
+    # Sockets of the processes, too, stay within this machine.
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    interfaces = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    network = {name: os.environ.get(name, loopback) for name in interfaces}
+    with patch_environment(**network, **{RELAUNCHED: "1"}), _silence():
         try:
             multi_gpu_launcher(parsed)
         except SignalException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples import PATIENCE_S, do_pass, wait_for
+from tests.samples import PATIENCE_S, do_pass, make_sample, wait_for
 from virnucpro.runtime.monitoring import Monitor, PassStatus, Place, RunState
 from virnucpro.runtime.monitoring.judge import Limits
 
@@ -98,6 +99,33 @@ def test_a_store_that_is_gone_does_not_end_the_run(tmp_path: Path):
     with Monitor(tmp_path / "metrics.jsonl", store=Gone()) as monitor:
         do_pass(monitor)
     assert read_lines(tmp_path / "metrics.jsonl")[-1]["outcome"] == "finished"
+
+
+def test_what_others_put_into_the_store_ends_nothing(tmp_path: Path):
+    from torch.distributed import HashStore
+
+    class Shared(HashStore):
+        """Another process's texts appear in it before each answer."""
+
+        def multi_get(self, keys):
+            answers = super().multi_get(keys)
+            return [*answers[:1], *(next(strange) for _ in answers[1:])]
+
+    own = json.dumps(make_sample(50, rank=1).to_json())
+    another_pass = json.dumps(make_sample(50, rank=1, name="x").to_json())
+    another_rank = json.dumps(make_sample(50, rank=2).to_json())
+    texts = (b"\xff", '["\x1b"]', "7", "[" * 100_000, another_pass, another_rank, own)
+    strange = itertools.chain(texts, itertools.repeat(own))
+    store = Shared()
+    with Monitor(tmp_path / "metrics.jsonl", num_processes=2, store=store) as monitor:
+        status = PassStatus("toy embeddings", 30, 300, 100)
+        monitor.begin_pass(status)
+        store.set(monitor._keys[1], "anything")
+        for _ in texts:
+            monitor.publish()
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert {line["rank"] for line in lines if line["kind"] == "sample"} == {0, 1}
+    assert list(monitor.summary()) == ["toy embeddings"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from tests.samples import do_pass, make_sample
+import pytest
+
+from tests.samples import do_pass, make_sample, read_state
 from virnucpro.runtime.monitoring import Monitor, RunState
 
 
@@ -54,3 +56,54 @@ def test_an_earlier_run_may_be_passed_over(tmp_path: Path):
     assert list(state.read()) == []
     with Monitor(path):
         assert [now.outcome for now in state.read()] == [None]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loop_seconds": "x"},
+        {"cost": None},
+        {"rank": True},
+        {"data_seconds": 10**400},
+        {"num_rows": float("nan")},
+        {"load_seconds": float("inf")},
+        {"tokens_per_second": [1]},
+        {"host": 7},
+        {"state": None},
+        {"pass_name": {}},
+        {"gpu": "x"},
+        {"gpu": {"utilization_percent": "x"}},
+        {"time": "x"},
+    ],
+)
+def test_a_sample_with_a_value_of_another_kind_is_passed_over(tmp_path: Path, values):
+    lines = [
+        {"time": 5.0, "kind": "start", "num_processes": "x"},
+        {"time": 5.0, "kind": "start", "num_processes": 1},
+        {"kind": "sample"} | make_sample(50).to_json() | values,
+        {"time": 7.0, "kind": "warning", "message": 8},
+        {"time": 8.0, "kind": "end", "outcome": 9},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("[" * 200_000 + "\n" + "".join(json.dumps(line) + "\n" for line in lines))
+    state = read_state(path)
+    assert (state.num_processes, state.history.processes) == (1, {})
+    assert (state.warnings, state.outcome) == ([], None)
+
+
+def test_no_text_controls_the_terminal(tmp_path: Path):
+    escape = "\x1b]0;TITLE\x07\u202e"
+    strange = dict.fromkeys(("host", "device", "state", "pass_name"), escape)
+    lines = [
+        {"time": 5.0, "kind": "start", "num_processes": 1},
+        {"kind": "sample"} | make_sample(50).to_json() | strange,
+        {"time": 7.0, "kind": "warning", "message": escape},
+        {"time": 8.0, "kind": "end", "outcome": escape},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    state = read_state(path)
+    last = state.history.processes[0].last
+    shown = r"\x1b]0;TITLE\x07\u202e"
+    assert [last.host, last.device, last.state, last.name] == [shown] * 4
+    assert (state.warnings, state.outcome) == ([shown], shown)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import History
 from virnucpro.runtime.monitoring.judge import Limits, Trouble, find_trouble
-from virnucpro.runtime.monitoring.status import PassStatus, Place, Sample
+from virnucpro.runtime.monitoring.status import UNREADABLE, PassStatus, Place, Sample
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -157,26 +158,35 @@ class Monitor:
         if not self._is_main:
             return {}
         store = self._store
+        keys = self._keys
         # Reading a missing key would wait for the process that is to write it.
-        keys = [key for key in self._keys if key in self._published or store.check([key])]
+        if not store.check(keys):
+            keys = [key for key in keys if store.check([key])]
         return dict(zip(keys, store.multi_get(keys), strict=True))
 
     def _collect(self, published: dict[str, str | bytes], *, is_over: bool) -> None:
         """Write the samples that are new, and warn about trouble."""
         now = self._epoch + time.monotonic()
-        for key, text in published.items():
+        for rank, key in enumerate(self._keys):
+            text = published.get(key)
             # A silent process must look silent in the file: an old sample is not written again.
-            if text == self._published.get(key) and not is_over:
+            if text is None or (text == self._published.get(key) and not is_over):
                 continue
-            sample = Sample.from_json(json.loads(text))
-            # All times of a run are by one clock.
-            sample.time = now
-            if is_over:
-                sample.state = "done"
-            self._history.add(sample)
-            self._write({"kind": "sample"} | sample.to_json())
+            # The store may be open to others, and what they write there must end nothing.
+            with suppress(*UNREADABLE):
+                sample = Sample.from_json(json.loads(text))
+                if (sample.rank, sample.name) == (rank, self._history.pass_name):
+                    self._add(sample, now, is_over=is_over)
         self._published = published
         self._warn(now)
+
+    def _add(self, sample: Sample, now: float, *, is_over: bool) -> None:
+        # All times of a run are by one clock.
+        sample.time = now
+        if is_over:
+            sample.state = "done"
+        self._history.add(sample)
+        self._write({"kind": "sample"} | sample.to_json())
 
     def _warn(self, now: float) -> None:
         """Report each trouble of a process once, and again when the pass is twice as old."""

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.runtime.monitoring.history import History
-from virnucpro.runtime.monitoring.status import Sample
+from virnucpro.runtime.monitoring.status import (
+    UNREADABLE,
+    Sample,
+    read_number,
+    read_text,
+)
 
 
 class RunState:
@@ -33,7 +38,7 @@ class RunState:
         self._begin({"num_processes": 0, "time": since})
 
     def _begin(self, line: dict[str, Any]) -> None:
-        self.num_processes: int = line["num_processes"]
+        self.num_processes: int = read_number(line["num_processes"])
         self.began_at: float = line["time"]
         self.last_time = self.began_at
         self.history = History()
@@ -44,9 +49,9 @@ class RunState:
         """Read the lines that are new since the last call; yield itself after each."""
         for line in self._read_lines():
             # Skip damaged lines, and what other programs or very different versions have written.
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(*UNREADABLE):
                 values = json.loads(line)
-                if values["time"] >= self._since:
+                if read_number(values["time"]) >= self._since:
                     self._add(values)
                     yield self
 
@@ -72,9 +77,9 @@ class RunState:
             case "sample":
                 self.history.add(Sample.from_json(line))
             case "warning":
-                self.warnings.append(line["message"])
+                self.warnings.append(read_text(line["message"]))
             case "end":
-                self.outcome = line["outcome"]
+                self.outcome = read_text(line["outcome"])
         self.last_time = line["time"]
 
     def to_json(self) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from virnucpro.errors import brief, printable
 from virnucpro.runtime.monitoring.gpu import GpuReading
 
 _COUNTERS = (
@@ -16,6 +17,7 @@ _COUNTERS = (
     *("num_rows", "num_tokens", "num_batches", "cost"),
     *("load_seconds", "loop_seconds", "data_seconds", "device_seconds", "disk_seconds"),
 )
+_MAX_NUMBER = 1 << 63
 _RUN_JSON_KEYS = (
     *("num_rows", "num_tokens", "failed_rows", "budget_tokens", "load_seconds", "loop_seconds"),
     *("data_seconds", "device_seconds", "disk_seconds", "peak_memory_bytes", "compiled"),
@@ -107,6 +109,9 @@ class PassStatus:
         return {name: getattr(self, name) for name in _RUN_JSON_KEYS} | embedded
 
 
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a line raises that no process of ours has written."""
+
 ProgressListener = Callable[[PassStatus], None]
 """Called after each batch of this process, in the thread that embeds."""
 
@@ -187,11 +192,42 @@ class Sample(PassStatus):
     def from_json(cls, line: Mapping[str, Any]) -> Sample:
         """Return the sample of a line. Keys that a later version has added are ignored.
 
+        The line may come from anybody: from a file, or through the store of a launch.
+
         Raises:
-            KeyError: A key is missing.
+            Exception: One of `UNREADABLE`: the line is not what a process writes.
         """
-        values = {name: line[name] for name in ("time", "rank", "host", "pid", "device")}
-        counters = {name: line[name] for name in _COUNTERS}
-        gpu = line["gpu"] and GpuReading(**line["gpu"])
-        speed = line["tokens_per_second"]
-        return cls(line["pass_name"], **values, **counters, tokens_per_second=speed, gpu=gpu)
+        values: dict[str, Any] = {}
+        for name in ("host", "device", "state"):
+            values[name] = read_text(line[name])
+        for name in ("time", "rank", "pid", "tokens_per_second", *_COUNTERS):
+            if name not in values:
+                values[name] = read_number(line[name])
+        gpu = None
+        if line["gpu"] is not None:
+            found = {field.name: line["gpu"].get(field.name) for field in fields(GpuReading)}
+            known = {name: read_number(value) for name, value in found.items() if value is not None}
+            gpu = GpuReading(**known)
+        return cls(read_text(line["pass_name"]), **values, gpu=gpu)
+
+
+def read_number(value: Any) -> Any:
+    """Return a number that somebody else has written.
+
+    Raises:
+        ValueError: It is something else, or too large to compute with.
+    """
+    if type(value) not in (int, float) or not abs(value) < _MAX_NUMBER:
+        raise ValueError(f"found {brief(value)}, wanted a number")
+    return value
+
+
+def read_text(value: Any) -> str:
+    """Return a text that somebody else has written, without characters that control a terminal.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"found {brief(value)}, wanted text")  # noqa: TRY004 (no caller's mistake)
+    return printable(value)
