@@ -120,7 +120,7 @@ BAD_FILES = {
     "cut bz2": (bz2.compress(GOOD)[:-20], "in.fa: cannot be read beyond line "),
     "cut xz": (lzma.compress(GOOD)[:-20], "in.fa: cannot be read beyond line "),
     "cut zst": (compress_zstd(GOOD)[:-20], "in.fa: cannot be read beyond line "),
-    "binary": (b"\x89HDF\r\n\x1a\n\0\0", "in.fa: is binary or UTF-16, not text"),
+    "binary": (b"\x7fELF\x02\x01\0\0", "in.fa: is binary or UTF-16, not text"),
     "binary later": (GOOD + b">\0\0\xff\0\nACGT\n", "in.fa, line 81: the header has a NUL byte"),
     "utf-16": (GOOD.decode().encode("utf-16"), "in.fa: is binary or UTF-16, not text"),
     "protein": (GOOD + b">p\nMKTAYIAK\n", "in.fa, line 81: record 'p' has 'I' at position 6"),

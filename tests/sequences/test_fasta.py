@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 from xopen import xopen
 
+from tests.sequences.test_gunzip import BGZIP_END, make_bgzip
 from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import InputError
 from virnucpro.sequences.fasta import RecordReader, sample_records
 from virnucpro.sequences.records import Record
 
+TAR = b"contigs.fa".ljust(257, b"\0") + b"ustar\0" + b"\0" * 249
 FASTA = b">a first\nACGT\nacgt\n>b\nNNN\n"
 FASTQ = b"@a first\nACGTacgt\n+\nIIIIIIII\n@b\nNNN\n+b\n@@@\n"
 RECORDS = [Record("a first", "ACGTacgt"), Record("b", "NNN")]
@@ -174,7 +176,11 @@ BAD_INPUTS = {
     "cut xz": (lzma.compress(FASTA)[:-5], "damaged or was cut off"),
     "cut zst": (compress_zstd(FASTA)[:-3], "damaged or was cut off"),
     "changed gz": (gzip.compress(FASTA)[:-8] + b"\0" * 8, "damaged or was cut off"),
-    "binary": (b"\x89HDF\r\n\x1a\n\0\0\0\0", "binary or UTF-16"),
+    "binary": (b"\x7fELF\x02\x01\0\0\0\0", "binary or UTF-16"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n\0\0\0\0", "FASTA or FASTQ was expected, and this is an HDF5 file"),
+    "tar.gz": (gzip.compress(TAR), "this is a tar archive; unpack it, and give a file in it"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
+    "sam": (b"@SQ\tSN:a\tLN:9\nr1\t4\t*\n", "this is a SAM file; `samtools fasta`"),
     "utf-16": (FASTA.decode().encode("utf-16"), "binary or UTF-16"),
     "utf-16 without mark": (FASTA.decode().encode("utf-16-le"), "binary or UTF-16"),
     "binary without NUL": (b"\x89PNG\r\n\x1a\n", "binary or UTF-16"),
@@ -203,6 +209,20 @@ def test_bad_input_is_explained(kind: str, write: Write) -> None:
     with pytest.raises(InputError, match=message) as caught:
         list(RecordReader(path, "dna"))
     assert str(caught.value).startswith(str(path))
+
+
+def test_what_follows_gzip_is_counted(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(gzip.compress(FASTA) + b"24 bytes of another kind")
+    assert list(RecordReader(path, "dna")) == RECORDS
+    assert f"{path}: 24 bytes after the compressed data are no gzip" in caplog.text
+
+
+def test_a_bgzip_file_without_its_end(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    packed = make_bgzip(FASTA)
+    assert list(RecordReader(write(packed), "dna")) == RECORDS
+    assert not caplog.messages
+    assert list(RecordReader(write(packed[: -len(BGZIP_END)]), "dna")) == RECORDS
+    assert "the empty block that ends a bgzip file is missing" in caplog.text
 
 
 def test_proteins_are_checked_too(write: Write) -> None:

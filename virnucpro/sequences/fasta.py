@@ -20,8 +20,11 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
 from xopen import xopen
 
+from virnucpro.backend.contents import HEAD_BYTES, identify
 from virnucpro.config import STDIN
 from virnucpro.errors import InputError, first_line
+from virnucpro.sequences.gunzip import MAGIC as GZIP_MAGIC
+from virnucpro.sequences.gunzip import Gunzip
 from virnucpro.sequences.parsing import (
     LINES_OF_FASTQ,
     BlockReader,
@@ -110,8 +113,12 @@ class RecordReader:
 
     def _read_blocks(self, hashing: _HashingReader) -> Iterator[bytes]:
         """Yield the decompressed bytes, and read the file to its very end."""
+        source = io.BufferedReader(hashing, _BLOCK_BYTES)
+        gunzip = None
         try:
-            with xopen(io.BufferedReader(hashing, _BLOCK_BYTES), "rb", threads=0) as handle:
+            if source.peek(len(GZIP_MAGIC))[: len(GZIP_MAGIC)] == GZIP_MAGIC:
+                gunzip = Gunzip(source)
+            with gunzip or xopen(source, "rb", threads=0) as handle:
                 while block := handle.read(_BLOCK_BYTES):
                     yield block
             hashing.drain()
@@ -121,6 +128,19 @@ class RecordReader:
                 f"{self._name}: cannot be read beyond line {self._line_number}: it is damaged or "
                 f"was cut off ({first_line(error)}); copy or compress it again"
             ) from error
+        if gunzip is not None and gunzip.num_trailing:
+            logger.warning(
+                "%s: %s bytes after the compressed data are no gzip and were left out; the records "
+                "before them are whole",
+                self._name,
+                f"{gunzip.num_trailing:,}",
+            )
+        if gunzip is not None and gunzip.lacks_end:
+            logger.warning(
+                "%s: the empty block that ends a bgzip file is missing, so the file was perhaps "
+                "cut off; compare its size with the original",
+                self._name,
+            )
 
     def _parse(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
         first = next(blocks, b"")
@@ -129,6 +149,9 @@ class RecordReader:
             return self._parse_bam(all_blocks)
         if first.startswith(b"CRAM"):
             return self._parse_cram(all_blocks)
+        kind = identify(first[:HEAD_BYTES])
+        if kind is not None:
+            raise InputError(f"{self._name}: FASTA or FASTQ was expected, and this is {kind}")
         if first.startswith(b"@"):
             return self._parse_fastq(all_blocks)
         return self._parse_text(all_blocks)
