@@ -26,10 +26,7 @@ _KINDS: Sequence[tuple[re.Pattern[bytes], str]] = [
         (rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd", "a compressed file; decompress it first"),
         (rb"\s*<(!doctype html|html|head|script)", _WEB_PAGE),
         (rb"\s*<(\?xml|error)", "an XML document, as a failed download leaves; download it again"),
-        (
-            rb"BAM\x01|CRAM|@(HD|SQ|RG|PG|CO)\t",
-            "a file of alignments; `samtools fasta` converts it",
-        ),
+        (rb"@(HD|SQ|RG|PG|CO)\t", "a SAM file; `samtools fasta` converts it"),
         (rb"NCBI\.sra", "an SRA archive; `fasterq-dump` converts it"),
         (rb"LOCUS  |ID   \S", "a GenBank or EMBL file; save its sequences as FASTA"),
         (rb"##gff|##fileformat=VCF", "a table of features, without sequences"),
