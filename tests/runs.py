@@ -104,8 +104,10 @@ def write_reads(path: Path, num_reads: int, seed: int = 0) -> Path:
 
 def read_tables(directory: Path) -> dict[str, bytes]:
     """Return the contents of the tables and of viral.fasta, by name."""
-    paths = [*directory.glob("*_merged/*"), directory / "records.tsv", directory / "viral.fasta"]
-    assert len(paths) == 4
+    names = ("records.tsv", "viral.fasta", "chunks.tsv", "scores.bedgraph")
+    names += tuple(f"viral_regions.{ending}" for ending in ("tsv", "bed", "gff3"))
+    paths = [*directory.glob("*_merged/*"), *(directory / name for name in names)]
+    assert len(paths) == 9
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -113,8 +115,8 @@ def assert_tables_equal_but_for_rounding(found: Path, wanted: Path) -> None:
     """Compare the tables of two runs whose batches differ, and so perhaps the last bits."""
     others = read_tables(wanted)
     for name, table in read_tables(found).items():
-        bound = ROUNDED if name == "records.tsv" else 1e-6
-        words = [re.split(r"[\t\n]", text.decode()) for text in (table, others[name])]
+        bound = 1e-6 if name.startswith("prediction") else ROUNDED
+        words = [re.split(r"[\t\n =]", text.decode()) for text in (table, others[name])]
         for one, other in zip(*words, strict=True):
             if one != other:
                 assert float(one) == pytest.approx(float(other), abs=bound)

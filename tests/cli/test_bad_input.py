@@ -208,7 +208,8 @@ def test_any_header_comes_back(predict: Run) -> None:
     assert [row[0] for row in rows] == ids
     assert {row[7] for row in rows} == {b"virus"}
     viral = tables["viral.fasta"].split(b"\n")[:-1]
-    assert viral[::2] == [b">" + header for header in HEADERS]
+    scores = [b" score=%s probability=NA regions=0-12" % row[6] for row in rows]
+    assert viral[::2] == [b">" + h + s for h, s in zip(HEADERS, scores, strict=True)]
     assert set(viral[1::2]) == {b"GCTGCTGCTGCA"}
 
 

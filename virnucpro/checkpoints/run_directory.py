@@ -58,6 +58,31 @@ class RunDirectory:
         return self.path / "records.tsv"
 
     @property
+    def chunks_tsv(self) -> Path:
+        """The table of chunks."""
+        return self.path / "chunks.tsv"
+
+    @property
+    def scores_bedgraph(self) -> Path:
+        """The scores of the chunks along the records."""
+        return self.path / "scores.bedgraph"
+
+    @property
+    def regions_tsv(self) -> Path:
+        """The table of viral regions."""
+        return self.path / "viral_regions.tsv"
+
+    @property
+    def regions_bed(self) -> Path:
+        """The viral regions as BED."""
+        return self.path / "viral_regions.bed"
+
+    @property
+    def regions_gff3(self) -> Path:
+        """The viral regions as GFF3."""
+        return self.path / "viral_regions.gff3"
+
+    @property
     def viral_fasta(self) -> Path:
         """The records that were called viral."""
         return self.path / "viral.fasta"
@@ -165,6 +190,8 @@ class RunDirectory:
     def _run_files(self) -> Iterator[Path]:
         yield from (self.prediction_results, self.highest_scores)
         yield from (self.records_tsv, self.viral_fasta, self.run_json, self.run_log)
+        yield from (self.chunks_tsv, self.scores_bedgraph)
+        yield from (self.regions_tsv, self.regions_bed, self.regions_gff3)
         yield from (self.metrics_path, self.nucleotide_fasta, self.protein_fasta)
         yield from _matching(self.path, rf"{re.escape(self.stem)}_chunked\d+\.fa")
         yield from _matching(self.nucleotide_dir, r"output_\d+\.fa")

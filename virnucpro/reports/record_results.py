@@ -1,4 +1,4 @@
-"""What a run says of its records: `records.tsv`, `viral.fasta`, and what a person is told.
+"""What a run says of its records and regions, in tables and sequences, and what a person is told.
 
 `predict` writes them first, and `call` replaces them; neither a model nor torch is needed.
 """
@@ -8,19 +8,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.arrays import split_rows
+from virnucpro.backend.arrays import Float64Array
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.errors import InputError
-from virnucpro.reports.tables import write_fasta, write_records
+from virnucpro.reports.region_tables import write_bedgraph, write_chunks, write_regions
+from virnucpro.reports.tables import (
+    format_number,
+    in_blocks,
+    iterate_rows,
+    write_fasta,
+    write_records,
+)
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.calls import RecordCalls
 from virnucpro.scoring.decisions import Decision
+from virnucpro.scoring.regions import Regions, describe_chunks, find_regions
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -58,13 +70,21 @@ class PredictResult:
         return self.directory.path
 
 
-def write_decision(directory: RunDirectory, store: FrameStore, decision: Decision) -> None:
-    """Write `records.tsv` and `viral.fasta`, log the rule, and mark a report that is out of date.
+def write_decision(
+    directory: RunDirectory,
+    store: FrameStore,
+    decision: Decision,
+    chunk_score: Float64Array,
+    calibration: Calibration | None,
+) -> None:
+    """Write all that the calls decide, log the rule, and mark a report that is out of date.
 
     Args:
         directory: Where the files go.
         store: The records.
         decision: Their calls.
+        chunk_score: float64 (C,), the score of each chunk, rounded or not; NaN without a score.
+        calibration: Of the classifier; None if it has none.
 
     Raises:
         OutputError: A file cannot be written.
@@ -77,13 +97,35 @@ def write_decision(directory: RunDirectory, store: FrameStore, decision: Decisio
         length=store.record_lengths,
         **records._asdict(),
     )
-    viral = np.flatnonzero(records.call == "virus")
-    write_fasta(directory.viral_fasta, (store.record(index) for index in viral.tolist()))
+    chunks = describe_chunks(chunk_score, calibration, decision.rule.viral_share)
+    write_chunks(directory.chunks_tsv, store, chunks)
+    write_bedgraph(directory.scores_bedgraph, store, chunks)
+    regions = find_regions(store, chunks, records, calibration, decision.rule.viral_share)
+    write_regions(directory, store, regions)
+    write_fasta(directory.viral_fasta, _head_viral_records(store, records, regions))
     if before != _digest(directory.records_tsv):
         _mark_stale(directory.evaluation_dir)
     logger.info("%s", decision.rule.describe())
     for warning in decision.warnings:
         logger.warning("%s", warning)
+
+
+def _head_viral_records(
+    store: FrameStore, records: RecordCalls, regions: Regions
+) -> Iterator[tuple[str, str]]:
+    """Yield the viral records; each header has the score, the probability and the regions."""
+    # Every viral record has a region, and regions come in the order of the records.
+    is_viral = ~regions.is_provirus
+    spans = iterate_rows(regions.record[is_viral], regions.start[is_viral], regions.end[is_viral])
+    for index, group in groupby(spans, key=itemgetter(0)):
+        record = store.record(index)
+        places = ",".join(f"{start}-{end}" for _, start, end in group)
+        chance = format_number(float(records.probability[index]))
+        yield (
+            f"{record.header} score={float(records.score[index])!r} probability={chance} "
+            f"regions={places}",
+            record.sequence,
+        )
 
 
 def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -117,12 +159,6 @@ def note_short_records(store: FrameStore) -> None:
             f"{store.num_records:,}",
             store.chunk_length_bp,
         )
-
-
-def in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
-    """Yield all of a store's names or sequences, read block by block."""
-    for block in split_rows(0, total):
-        yield from read(block.start, block.stop)
 
 
 def _digest(path: Path) -> str | None:

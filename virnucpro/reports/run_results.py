@@ -18,10 +18,15 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.passes import Pass
-from virnucpro.reports.record_results import PredictResult, in_blocks, write_decision
-from virnucpro.reports.tables import write_fasta, write_highest_scores, write_prediction_results
+from virnucpro.reports.record_results import PredictResult, write_decision
+from virnucpro.reports.tables import (
+    in_blocks,
+    write_fasta,
+    write_highest_scores,
+    write_prediction_results,
+)
 from virnucpro.runtime.run import Run
-from virnucpro.scoring.calls import call_by_mean_logit, call_records
+from virnucpro.scoring.calls import call_by_mean_logit, call_records, score_chunks
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.decisions import Decision, decide_calls
 from virnucpro.scoring.frame_scores import Scores
@@ -52,7 +57,7 @@ def write_tables(
     scores: Scores,
     classifier: Classifier,
 ) -> Calls:
-    """Write the tables of frames, chunks and records, and return the calls.
+    """Write the tables of frames, chunks, records and regions, and return the calls.
 
     If the classifier scores chunks as a whole, the table of frames has a line for each scored
     chunk instead.
@@ -91,7 +96,7 @@ def write_tables(
     if classifier.rule.kind == "stretches":
         records = call_by_mean_logit(records, chunks, store.record_first_chunk)
     decision = decide_calls(records, config, classifier.calibration, classifier.threshold)
-    write_decision(directory, store, decision)
+    write_decision(directory, store, decision, score_chunks(chunks), classifier.calibration)
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)
     return Calls(decision, int(chunks.num_unscored.sum()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def write_prediction_results(
         file.write("Sequence_ID\tPrediction\tscore1\tscore2\n")
         file.writelines(
             f"{frame_id}\t{'virus' if virus > others else 'others'}\t{others!r}\t{virus!r}\n"
-            for frame_id, (others, virus) in zip(frame_ids, _rows(*frame_scores.T), strict=True)
+            for frame_id, (others, virus) in zip(
+                frame_ids, iterate_rows(*frame_scores.T), strict=True
+            )
         )
 
 
@@ -71,7 +73,7 @@ def write_highest_scores(
     Raises:
         OutputError: The file cannot be written.
     """
-    chunks = _rows(is_open, is_virus, max_others, max_virus)
+    chunks = iterate_rows(is_open, is_virus, max_others, max_virus)
     with open_whole(path) as file:
         file.write("Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n")
         file.writelines(
@@ -106,8 +108,8 @@ def write_records(
     Raises:
         OutputError: The file cannot be written.
     """
-    counts = _rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
-    calls = _rows(score, call, reason, probability, scored_share, confidence)
+    counts = iterate_rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
+    calls = iterate_rows(score, call, reason, probability, scored_share, confidence)
     with open_whole(path) as file:
         file.write(
             "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
@@ -115,8 +117,8 @@ def write_records(
         )
         file.writelines(
             f"{record_id}\t{bp}\t{chunks}\t{open_chunks}\t{frames}\t{viral_chunks}"
-            f"\t{_number(viral_score)}\t{word}\t{why}\t{_number(chance)}"
-            f"\t{_number(scored)}\t{tier}\n"
+            f"\t{format_number(viral_score)}\t{word}\t{why}\t{format_number(chance)}"
+            f"\t{format_number(scored)}\t{tier}\n"
             for record_id, (bp, chunks, open_chunks, frames, viral_chunks), (
                 viral_score,
                 word,
@@ -128,7 +130,8 @@ def write_records(
         )
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """Return the shortest text that reads back as the number; `NA` for NaN."""
     return "NA" if math.isnan(value) else repr(value)
 
 
@@ -149,7 +152,13 @@ def write_fasta(
             )
 
 
-def _rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
+def in_blocks(read: Callable[[int, int], list[str]], total: int) -> Iterator[str]:
+    """Yield all of a store's names or sequences, read block by block."""
+    for block in split_rows(0, total):
+        yield from read(block.start, block.stop)
+
+
+def iterate_rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a table as Python values; the columns are converted block by block."""
     for block in split_rows(0, len(columns[0])):
         yield from zip(*(column[block].tolist() for column in columns), strict=True)

@@ -51,6 +51,11 @@ def chunk_id(record_id: str, number: int) -> str:
     return f"{record_id}_chunk_{number}"
 
 
+def region_id(record_id: str, number: int) -> str:
+    """Return the name of a record's viral region; `number` counts from 1."""
+    return f"{record_id}_region_{number}"
+
+
 def frame_id(chunk_id: str, frame_code: int) -> str:
     """Return the name of a chunk's frame; `frame_code` indexes `FRAME_NAMES`."""
     return chunk_id + FRAME_NAMES[frame_code]

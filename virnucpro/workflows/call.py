@@ -1,18 +1,22 @@
 """The story of `virnucpro call`: a finished run is called again by another rule.
 
-The scores in `records.tsv` are those that decided the first calls, so no model is needed, and the
-result is exactly what `predict` would write.
+The scores in `records.tsv` and `chunks.tsv` are those that decided the first calls and regions, so
+no model is needed, and the result is exactly what `predict` would write.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from virnucpro.backend.arrays import Float64Array
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
@@ -49,8 +53,9 @@ def call(config: CallConfig) -> PredictResult:
             config = replace(config, viral_share=document["calls"].get("viral_share"))
         store = _open_store(directory)
         records = _read_records(directory.records_tsv, store.num_records)
+        chunk_score = _read_chunk_scores(directory.chunks_tsv, store.num_chunks)
         decision = decide_calls(records, config, calibration, made_for.get("threshold"))
-        write_decision(directory, store, decision)
+        write_decision(directory, store, decision, chunk_score, calibration or None)
         counts = decision.counts()
         document["counts"] |= counts
         document["calls"] = decision.rule.to_run_json()
@@ -82,18 +87,12 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
     """
     columns: dict[str, list[Any]] = {name: [] for name in (*_COUNTS, "score", "reason")}
     for number, line in read_table(path, tuple(columns)):
-        try:
+        with _explain_number(path, number):
             for name in _COUNTS:
                 columns[name].append(int(line[name]))
-            columns["score"].append(float(line["score"].replace("NA", "nan")))
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: found no number ({error})") from error
+            columns["score"].append(_parse_score(line))
         columns["reason"].append(line["reason"])
-    if len(columns["score"]) != num_records:
-        raise InputError(
-            f"{path}: {len(columns['score'])} records, wanted {num_records} as in the run; run "
-            "virnucpro predict again with --resume"
-        )
+    _check_number(path, "records", len(columns["score"]), num_records)
     counts = {name: np.array(columns[name], np.int64) for name in _COUNTS}
     score = np.array(columns["score"], np.float64)
     unknown = np.full(num_records, np.nan)
@@ -106,6 +105,40 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
         scored_share=share_scored(counts["num_open_chunks"], counts["num_chunks"]),
         confidence=np.full(num_records, "-", dtype=object),
     )
+
+
+def _read_chunk_scores(path: Path, num_chunks: int) -> Float64Array:
+    """Return the scores of a run's chunks: float64 (C,), NaN without a score.
+
+    Raises:
+        InputError: The table is not there or not the run's, or has a wrong number.
+    """
+    scores = array("d")
+    for number, line in read_table(path, ["score"]):
+        with _explain_number(path, number):
+            scores.append(_parse_score(line))
+    _check_number(path, "chunks", len(scores), num_chunks)
+    return np.array(scores)
+
+
+def _parse_score(line: Mapping[str, str]) -> float:
+    return float(line["score"].replace("NA", "nan"))
+
+
+@contextmanager
+def _explain_number(path: Path, line_number: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{path}, line {line_number}: found no number ({error})") from error
+
+
+def _check_number(path: Path, name: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise InputError(
+            f"{path}: {found} {name}, wanted {wanted} as in the run; run virnucpro predict again "
+            "with --resume"
+        )
 
 
 def _find_stem(run_dir: Path) -> str:

@@ -273,6 +273,35 @@ class FrameStore(StoredRecords):
         """Return the chunk of each row: int64 (n,)."""
         return np.searchsorted(self.chunk_first_frame, rows, "right") - 1
 
+    def find_records(self, chunks: Int64Array) -> Int64Array:
+        """Return the record of each chunk: int64 (n,)."""
+        return np.searchsorted(self.record_first_chunk, chunks, "right") - 1
+
+    def locate_chunks(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return where chunks start and end in their records, from 0 and half-open: int64 (n,)."""
+        records = self.find_records(chunks)
+        number = chunks - self.record_first_chunk[records]
+        start, length = frames.locate_chunks(
+            self.record_lengths[records], number, self.chunk_length_bp
+        )
+        return start, start + length
+
+    def locate_cells(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return the part of its record that each chunk stands for: int64 (n,) starts and ends.
+
+        Cells border on each other in the middle of where two chunks overlap, and cover the record.
+        """
+        records = self.find_records(chunks)
+        edges = []
+        for later, border in ((chunks, 0), (chunks + 1, self.record_lengths[records])):
+            # The first and the last cell of a record have no neighbour on one side.
+            is_inside = self.find_records(later) == self.find_records(later - 1)
+            later = np.where(is_inside, later, chunks)
+            before = np.where(is_inside, later - 1, chunks)
+            middle = (self.locate_chunks(later)[0] + self.locate_chunks(before)[1]) // 2
+            edges.append(np.where(is_inside, middle, border))
+        return edges[0], edges[1]
+
     def chunk_sequences(self, start: int, stop: int) -> list[str]:
         """Return the sequences of the chunks `start` to `stop - 1`, upper-case."""
         return self._read_chunks(np.arange(start, stop))
@@ -300,20 +329,13 @@ class FrameStore(StoredRecords):
         letters = self._records.read_many(begin, length)
         return [sequence.decode("ascii").upper() for sequence in letters]
 
-    def _find_records(self, chunks: Int64Array) -> Int64Array:
-        return np.searchsorted(self.record_first_chunk, chunks, "right") - 1
-
     def _locate_chunks(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return the starts of chunks in the letters of all records, and their lengths."""
-        records = self._find_records(chunks)
-        number = chunks - self.record_first_chunk[records]
-        record_start = self._record_offsets[records]
-        record_length = self._record_offsets[records + 1] - record_start
-        start, length = frames.locate_chunks(record_length, number, self.chunk_length_bp)
-        return record_start + start, length
+        start, end = self.locate_chunks(chunks)
+        return self._record_offsets[self.find_records(chunks)] + start, end - start
 
     def _name_chunks(self, chunks: Int64Array) -> list[str]:
-        records = self._find_records(chunks)
+        records = self.find_records(chunks)
         numbers = (chunks - self.record_first_chunk[records] + 1).tolist()
         ids = {index: self.record_id(index) for index in np.unique(records).tolist()}
         return [chunk_id(ids[r], n) for r, n in zip(records.tolist(), numbers, strict=True)]

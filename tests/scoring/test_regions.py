@@ -1,0 +1,67 @@
+"""Regions: the path of the hidden Markov model, and which stretches become regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.regions import RegionModel, describe_chunks, find_viral_chunks
+
+MODEL = RegionModel(weight=0.5, shift=0.25, most=2.0, switch=3.0, min_length_bp=0)
+
+
+def value_path(log_odds: list[float], path: Sequence[bool]) -> float:
+    gains = np.nan_to_num(np.clip(0.5 * np.array(log_odds) - 0.25, -2, 2))
+    return float(gains @ np.array(path)) - 3.0 * np.count_nonzero(np.diff(path))
+
+
+odds = st.floats(-9, 9) | st.just(np.nan)
+
+
+@given(st.lists(st.lists(odds, max_size=6), min_size=1, max_size=4))
+def test_the_path_is_the_best_of_all(records: list[list[float]]) -> None:
+    first = np.cumsum([0, *map(len, records)])
+    found = find_viral_chunks(np.array([one for each in records for one in each]), first, MODEL)
+    for log_odds, (start, stop) in zip(records, pairwise(first), strict=True):
+        paths = product([False, True], repeat=len(log_odds))
+        best = max(value_path(log_odds, path) for path in paths)
+        assert value_path(log_odds, found[start:stop]) == pytest.approx(best)
+
+
+def test_a_prophage_is_found_and_a_single_high_chunk_is_not() -> None:
+    log_odds = np.full(100, -3.0)
+    log_odds[40:60] = 3.0
+    log_odds[[10, 50]] = [9.0, -9.0]
+    found = np.flatnonzero(find_viral_chunks(log_odds, np.array([0, 100])))
+    assert found.tolist() == list(range(40, 60))
+
+
+def test_a_region_does_not_go_on_into_the_next_record() -> None:
+    log_odds = np.array([-9.0] * 20 + [3.0] * 20 + [-1.0] * 3)
+    found = find_viral_chunks(log_odds, np.array([0, 40, 43]))
+    assert np.flatnonzero(found).tolist() == list(range(20, 40))
+
+
+def test_scores_of_chunks_become_probabilities() -> None:
+    calibration = Calibration(slope=2.0, slope_growth=1.0, offset=0.5, most_chunks=9)
+    chunks = describe_chunks(np.array([0.5, 0.87654321, np.nan]), calibration, 0.5)
+    assert chunks.score.tolist()[:2] == [0.5, 0.8765]
+    assert chunks.log_odds[0] == pytest.approx(0.5)
+    assert chunks.probability[0] == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-4)
+    assert np.isnan([chunks.probability[2], chunks.log_odds[2]]).all()
+    rare = describe_chunks(chunks.score, calibration, 0.01)
+    assert rare.probability[0] < 0.03
+    np.testing.assert_array_equal(rare.log_odds, chunks.log_odds)
+
+
+def test_without_a_calibration_the_score_decides() -> None:
+    chunks = describe_chunks(np.array([0.0, 0.5, 0.9, 1.0]), None, None)
+    assert np.isnan(chunks.probability).all()
+    assert chunks.log_odds[1:3] == pytest.approx([0, np.log(9)])
+    assert np.isfinite(chunks.log_odds).all()

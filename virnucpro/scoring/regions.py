@@ -1,0 +1,242 @@
+"""Finds the stretches of records that are viral, by a hidden Markov model over their chunks.
+
+Shapes: R records, C chunks, G regions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.calls import RecordCalls, sigmoid
+from virnucpro.scoring.decisions import round_shares
+from virnucpro.sequences.frame_store import FrameStore
+
+# Logits of scores of 0 and 1 would not be finite.
+_MIN_SCORE = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class RegionModel:
+    """The numbers of the hidden Markov model; docs/results.md says how they were found.
+
+    Attributes:
+        weight: The factor of the log-odds of a chunk: neighbours resemble each other, so that two
+            chunks say less than twice as much as one.
+        shift: What is then taken from the log-odds.
+        most: What remains is cut to this, in either direction.
+        switch: What it costs to enter a region or to leave it, in log-odds.
+        min_length_bp: Shorter regions inside a record are left out.
+    """
+
+    weight: float = 0.5
+    shift: float = 0.0
+    most: float = 2.0
+    switch: float = 5.0
+    min_length_bp: int = 3000
+
+
+REGION_MODEL = RegionModel()
+
+
+class ChunkScores(NamedTuple):
+    """What is known of each chunk, in input order.
+
+    Attributes:
+        score: float64 (C,), rounded as in `chunks.tsv`; NaN without a score.
+        probability: float64 (C,), the probability that a record of this one chunk is viral; NaN
+            without a score or a calibration.
+        log_odds: float64 (C,), its log-odds if half of all records are viral; the log-odds of the
+            score without a calibration.
+    """
+
+    score: Float64Array
+    probability: Float64Array
+    log_odds: Float64Array
+
+
+class Regions(NamedTuple):
+    """The viral stretches of all records, in the order of the records and of their places.
+
+    Attributes:
+        record: int64 (G,), the index of each region's record.
+        number: int64 (G,), its number in its record, from 1.
+        start: int64 (G,), its first base, from 0.
+        end: int64 (G,), the base behind its last one.
+        is_provirus: bool (G,), whether it lies in a record that is not called viral.
+        num_open_chunks: int64 (G,), the chunks with a score in it.
+        score: float64 (G,), made of its chunks as the score of a record is.
+        probability: float64 (G,), that of a record of these chunks; NaN without a calibration.
+    """
+
+    record: Int64Array
+    number: Int64Array
+    start: Int64Array
+    end: Int64Array
+    is_provirus: BoolArray
+    num_open_chunks: Int64Array
+    score: Float64Array
+    probability: Float64Array
+
+
+def describe_chunks(
+    score: Float64Array, calibration: Calibration | None, viral_share: float | None
+) -> ChunkScores:
+    """Return the rounded scores of C chunks, and what follows from them.
+
+    Args:
+        score: float64 (C,), NaN for chunks without a score; rounded scores stay as they are.
+        calibration: Of the classifier; None if it has none.
+        viral_share: The share of viral records that probabilities assume.
+    """
+    score = round_shares(score)
+    if calibration is None:
+        return ChunkScores(score, np.full(len(score), np.nan), _logit(score))
+    one = np.ones(len(score), np.int64)
+    probability = round_shares(calibration.probabilities(score, one, viral_share))
+    return ChunkScores(score, probability, _logit(calibration.probabilities(score, one, 0.5)))
+
+
+def find_viral_chunks(
+    log_odds: Float64Array, record_first_chunk: Int64Array, model: RegionModel = REGION_MODEL
+) -> BoolArray:
+    """Return which chunks are viral on the likeliest path of the hidden Markov model: bool (C,).
+
+    A chunk without a score says nothing, and goes with its neighbours.
+
+    Args:
+        log_odds: float64 (C,), the log-odds of "viral" of each chunk; NaN without a score.
+        record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
+        model: The numbers of the model.
+    """
+    # How much better the best path that is viral in a chunk is than the best that is not.
+    lead = np.clip(model.weight * log_odds - model.shift, -model.most, model.most)
+    lead[np.isnan(lead)] = 0
+    # Records side by side, those with most chunks first: step i works on the i-th chunk of each.
+    num_chunks = np.diff(record_first_chunk)
+    order = np.argsort(-num_chunks, kind="stable")
+    first = record_first_chunk[:-1][order]
+    steps = np.arange(1, num_chunks.max(initial=0))
+    num_active = np.searchsorted(-num_chunks[order], -steps).tolist()
+    for step, active in enumerate(num_active, start=1):
+        chunk = first[:active] + step
+        lead[chunk] += np.clip(lead[chunk - 1], -model.switch, model.switch)
+    is_viral = lead > 0
+    for step, active in reversed(list(enumerate(num_active))):
+        chunk = first[:active] + step
+        least = np.where(is_viral[chunk + 1], -model.switch, model.switch)
+        is_viral[chunk] = lead[chunk] > least
+    return is_viral
+
+
+def find_regions(
+    store: FrameStore,
+    chunks: ChunkScores,
+    records: RecordCalls,
+    calibration: Calibration | None,
+    viral_share: float | None,
+) -> Regions:
+    """Return the viral regions of all records.
+
+    A record that is called viral is one region if regions make up half of it, or if none is long
+    enough. Other records have only regions that are shorter than the record.
+
+    Args:
+        store: The records and their chunks.
+        chunks: The scores of the chunks.
+        records: The calls of the records.
+        calibration: Of the classifier; None if it has none.
+        viral_share: The share of viral records that probabilities assume.
+    """
+    first, stop = _find_runs(
+        find_viral_chunks(chunks.log_odds, store.record_first_chunk), store.record_first_chunk
+    )
+    record = store.find_records(first)
+    length = store.locate_cells(stop - 1)[1] - store.locate_cells(first)[0]
+    is_part = (
+        (length >= REGION_MODEL.min_length_bp)
+        & (length < store.record_lengths[record])
+        & (records.call != "none")[record]
+    )
+    first, stop, record, length = (each[is_part] for each in (first, stop, record, length))
+    covered = np.bincount(record, weights=length, minlength=store.num_records)
+    is_whole = (2 * covered >= store.record_lengths) | (covered == 0)
+    whole = np.flatnonzero(is_whole & (records.call == "virus"))
+    is_part = ~np.isin(record, whole)
+    first = np.concatenate([first[is_part], store.record_first_chunk[whole]])
+    stop = np.concatenate([stop[is_part], store.record_first_chunk[whole + 1]])
+    order = np.argsort(first)
+    return _measure_regions(
+        store, chunks, records, (first[order], stop[order]), calibration, viral_share
+    )
+
+
+def _find_runs(
+    is_viral: BoolArray, record_first_chunk: Int64Array
+) -> tuple[Int64Array, Int64Array]:
+    """Return the first chunk of each run of viral chunks of a record, and the chunk behind it."""
+    # The entry behind the last chunk stands for the end of the last record.
+    begins_record = np.zeros(len(is_viral) + 1, np.bool_)
+    begins_record[record_first_chunk] = True
+    padded = np.concatenate([[False], is_viral, [False]])
+    first = np.flatnonzero(is_viral & (begins_record[:-1] | ~padded[:-2]))
+    last = np.flatnonzero(is_viral & (begins_record[1:] | ~padded[2:]))
+    return first, last + 1
+
+
+def _measure_regions(
+    store: FrameStore,
+    chunks: ChunkScores,
+    records: RecordCalls,
+    spans: tuple[Int64Array, Int64Array],
+    calibration: Calibration | None,
+    viral_share: float | None,
+) -> Regions:
+    """Return the regions between a first chunk and the chunk behind the last one each."""
+    first, stop = spans
+    record = store.find_records(first)
+    start, end = store.locate_cells(first)[0], store.locate_cells(stop - 1)[1]
+    is_scored = ~np.isnan(chunks.score)
+    by_logit = store.rule.kind == "stretches"
+    value = np.where(is_scored, _logit(chunks.score) if by_logit else chunks.score, 0)
+    num_scored = _sum_spans(is_scored.astype(np.int64), first, stop)
+    mean = _sum_spans(value, first, stop) / num_scored
+    # The whole of a record has the score of the record to the last digit.
+    is_whole = end - start == store.record_lengths[record]
+    score = np.where(
+        is_whole, records.score[record], round_shares(sigmoid(mean) if by_logit else mean)
+    )
+    probability = np.full(len(record), np.nan)
+    if calibration is not None:
+        probability = round_shares(calibration.probabilities(score, num_scored, viral_share))
+    is_first = np.diff(record, prepend=-1) != 0
+    place = np.arange(len(record))
+    return Regions(
+        record=record,
+        number=place - np.maximum.accumulate(np.where(is_first, place, 0)) + 1,
+        start=start,
+        end=end,
+        is_provirus=records.call[record] != "virus",
+        num_open_chunks=num_scored,
+        score=score,
+        probability=probability,
+    )
+
+
+def _sum_spans(value: npt.NDArray[Any], first: Int64Array, stop: Int64Array) -> npt.NDArray[Any]:
+    """Return the sum of each span alone, so that no score depends on what lies before it."""
+    if not len(first):
+        return value[:0]
+    # The last span may end behind the last value, so a 0 stands there.
+    edges = np.stack([first, stop], axis=1).ravel()
+    return np.asarray(np.add.reduceat(np.append(value, 0), edges)[::2])
+
+
+def _logit(score: Float64Array) -> Float64Array:
+    clipped = np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped), np.float64)
