@@ -25,9 +25,11 @@ from virnucpro.checkpoints.parts import (
     next_part_number,
     part_name,
     read_identity,
+    refuse_other_runs,
     write_part,
 )
 from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError
+from virnucpro.sequences.frame_store import FrameStore
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "part_v3.h5"
 
@@ -48,9 +50,19 @@ def embed(rows) -> np.ndarray:
     return np.asarray(rows, np.float32)[:, None] + np.float32([0, 0.25, 0.5, 0.75])
 
 
-def write(directory: Path, rows, number: int = 0, **options) -> Path:
+def write(directory: Path, rows, number: int = 0, identity: Identity = IDENTITY, **options) -> Path:
     rows = np.asarray(rows, np.int64)
-    return write_part(directory, part_name(0, number), rows, embed(rows), IDENTITY, **options)
+    return write_part(directory, part_name(0, number), rows, embed(rows), identity, **options)
+
+
+def identity_over(store: FrameStore) -> Identity:
+    """Return the identity of parts whose rows are those of a frame store."""
+    return replace(
+        IDENTITY,
+        input_digest=store.digest_for_parts,
+        chunk_length_bp=store.chunk_length_bp,
+        frame_rule=str(store.rule),
+    )
 
 
 def mark_done(path: Path, num_rows: int) -> None:
@@ -429,3 +441,25 @@ def test_data_that_lie_elsewhere_are_refused(tmp_path, name, kind, reason):
     for read in (check_part, lambda path: EmbeddingReader([path])):
         with pytest.raises(CheckpointError, match=reason):
             read(path)
+
+
+def test_parts_of_another_run_are_refused_and_nothing_is_moved(tmp_path):
+    write(tmp_path, [1])
+    damaged = write(tmp_path, [2], number=1)
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    refuse_other_runs(tmp_path, IDENTITY)
+    other = replace(IDENTITY, weights_identity="sha256:33")
+    with pytest.raises(IdentityMismatchError, match="weights identity is sha256:33 now and was"):
+        refuse_other_runs(tmp_path, other)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_part_whose_identity_is_damaged_belongs_to_nobody(tmp_path):
+    path = write(tmp_path, [1])
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"sha256:22", b"sha256:23"))
+    assert read_identity(path) != IDENTITY
+    refuse_other_runs(tmp_path, IDENTITY)
+    assert collect_parts(tmp_path, IDENTITY) == []
+    assert path.with_name(f"{path.name}.damaged").exists()

@@ -257,7 +257,20 @@ def test_a_file_that_changed_size_is_named(name: str, build: BuildFrames) -> Non
         open_frame_store(directory)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x", "format_version": 1}'])
+@pytest.mark.parametrize("name", ["records.text", "frame_codes.uint8", "representatives_dna.int64"])
+def test_a_file_that_changed_at_equal_size_is_named(name: str, build: BuildFrames) -> None:
+    directory = build().directory
+    content = bytearray((directory / name).read_bytes())
+    content[-1] ^= 1
+    (directory / name).write_bytes(content)
+    open_frame_store(directory)
+    with pytest.raises(CheckpointError, match=f"{name} changed since .*--resume"):
+        open_frame_store(directory, verify=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": "virnucpro-frame-store", "format_version": 2}']
+)
 def test_a_file_that_is_no_manifest_is_refused(text: str, build: BuildFrames) -> None:
     directory = build().directory
     (directory / "manifest.json").write_text(text)
@@ -268,13 +281,15 @@ def test_a_file_that_is_no_manifest_is_refused(text: str, build: BuildFrames) ->
 def test_another_version_is_refused(build: BuildFrames) -> None:
     directory = build().directory
     manifest = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(CheckpointError, match="version 2, wanted virnucpro-frame-store version 1"):
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
+    with pytest.raises(
+        CheckpointError, match=r"version 1, wanted virnucpro-frame-store version 2.*--resume"
+    ):
         open_frame_store(directory)
 
 
 def test_a_store_of_the_other_kind_is_refused(build: BuildFrames) -> None:
-    with pytest.raises(CheckpointError, match="found virnucpro-frame-store version 1, wanted"):
+    with pytest.raises(CheckpointError, match="found virnucpro-frame-store version 2, wanted"):
         open_record_store(build().directory)
 
 

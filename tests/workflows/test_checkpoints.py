@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests import legacy_files as old
-from tests.checkpoints.test_parts import GOLDEN, IDENTITY, embed, mark_done, write
+from tests.checkpoints.test_parts import GOLDEN, IDENTITY, embed, identity_over, mark_done, write
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.parts import part_name, write_part
+from virnucpro.checkpoints.parts import part_name, read_identity
 from virnucpro.cli.main import main
 from virnucpro.config import FrameRule
 from virnucpro.sequences.frame_store import build_frame_store
@@ -58,8 +58,8 @@ def run(tmp_path) -> Path:
         [str(reads)], tmp_path / "run/checkpoints/frames", chunk_length_bp=300
     )
     assert store.num_frames == 6
-    write(tmp_path / "run/checkpoints/dna", range(6))
-    write(tmp_path / "run/checkpoints/protein", [0, 1])
+    write(tmp_path / "run/checkpoints/dna", range(6), identity=identity_over(store))
+    write(tmp_path / "run/checkpoints/protein", [0, 1], identity=identity_over(store))
     return tmp_path / "run"
 
 
@@ -107,9 +107,8 @@ def test_show_and_verify_a_run_of_stretches(tmp_path):
         rule=FrameRule("stretches"),
     )
     assert store.num_frames == 2
-    identity = replace(IDENTITY, frame_rule="stretches:2:20")
-    parts = tmp_path / "run/checkpoints/dna"
-    write_part(parts, part_name(0, 0), np.array([0]), embed([0]), identity)
+    identity = identity_over(store)
+    write(tmp_path / "run/checkpoints/dna", [0], identity=identity)
     document = show(tmp_path / "run")
     assert document["run"]["frame_rule"] == "stretches:2:20"
     assert document["run"]["wanted"] == {"dna": 1, "protein": 2}
@@ -117,7 +116,8 @@ def test_show_and_verify_a_run_of_stretches(tmp_path):
     text = invoke("checkpoints", "show", tmp_path / "run").stdout
     assert "a run of 2 stretches, chunks of 300 bp, frame rule stretches:2:20" in text
     assert invoke("checkpoints", "verify", tmp_path / "run").exit_code == 0
-    write(tmp_path / "run/checkpoints/protein", [0])
+    identity = replace(identity, frame_rule="open")
+    write(tmp_path / "run/checkpoints/protein", [0], identity=identity)
     result = invoke("checkpoints", "verify", tmp_path / "run")
     assert result.exit_code == 1
     assert "its frame rule is open, and that of the run's frame store is stretches" in result.stdout
@@ -233,7 +233,8 @@ def test_the_file_of_embed_needs_no_mark(tmp_path):
 
 
 def test_rows_of_another_run_are_found(run):
-    write(run / "checkpoints/dna", [7], number=1)
+    identity = read_identity(run / "checkpoints/dna" / part_name(0, 0))
+    write(run / "checkpoints/dna", [7], number=1, identity=identity)
     result = invoke("checkpoints", "verify", run)
     assert result.exit_code == 1
     assert "not among the 6 open frames" in result.stdout
@@ -242,6 +243,23 @@ def test_rows_of_another_run_are_found(run):
 def test_a_damaged_frame_store_is_explained(run):
     (run / "checkpoints/frames/manifest.json").write_text("{}")
     assert invoke("checkpoints", "verify", run).exit_code == 1
+
+
+def test_a_frame_store_damaged_at_equal_size_is_named(run):
+    path = run / "checkpoints/frames/headers.text"
+    path.write_bytes(b"b" * path.stat().st_size)
+    for command in (("checkpoints", "verify"), ("utils", "validate-checkpoints")):
+        result = invoke(*command, run)
+        assert result.exit_code == 1
+        assert "headers.text changed since they were written" in result.stdout
+        assert "2 of 2 checkpoints can be used" in result.stdout
+
+
+def test_parts_of_another_input_are_named(run):
+    write(run / "checkpoints/dna", [5], number=1)
+    result = invoke("utils", "validate-checkpoints", run)
+    assert result.exit_code == 1
+    assert "its input digest is sha256:11, and that of the run's frame store is" in result.stdout
 
 
 def test_parts_set_aside_are_left_out(run):

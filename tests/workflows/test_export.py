@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from tests import legacy_files as old
-from tests.checkpoints.test_parts import IDENTITY
+from tests.checkpoints.test_parts import identity_over
 from tests.runs import write_reads
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
@@ -167,7 +166,7 @@ def test_stretches_have_the_scores_of_their_chunks(tmp_path, caplog):
     for alphabet in ("dna", "protein"):
         rows = np.unique(store.sequences(alphabet).representatives)
         embeddings = rng.normal(size=(len(rows), 4)).astype(np.float32)
-        identity = replace(IDENTITY, frame_rule=str(store.rule))
+        identity = identity_over(store)
         write_part(run / "checkpoints" / alphabet, part_name(0, 0), rows, embeddings, identity)
     chunks = store.find_chunks(np.arange(store.num_frames))
     scored = np.unique(chunks)
@@ -233,6 +232,26 @@ def test_damaged_parts_are_not_exported(unfinished, tmp_path):
     with pytest.raises(CheckpointError, match=f"{part.name}: has changed"):
         export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz"))
     assert not (tmp_path / "npz").exists()
+
+
+def test_a_frame_store_of_another_input_is_refused(run, unfinished, tmp_path):
+    frames = unfinished / "checkpoints/frames"
+    reads = write_reads(tmp_path / "reads.fa", 40, seed=1)
+    for length_bp, min_length_bp in ((500, 0), (500, 50), (300, 0)):
+        path = reads if length_bp == 500 and not min_length_bp else run.parent / "reads.fa"
+        build_frame_store(
+            [str(path)], frames, chunk_length_bp=length_bp, min_length_bp=min_length_bp
+        )
+        with pytest.raises(CheckpointError, match=r"part-.* and that of the run's frame store is"):
+            export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz"))
+    assert not (tmp_path / "npz").exists()
+
+
+def test_a_damaged_frame_store_is_refused(unfinished, tmp_path):
+    path = unfinished / "checkpoints/frames/headers.text"
+    path.write_bytes(path.read_bytes().replace(b"read_1", b"read_7", 1))
+    with pytest.raises(CheckpointError, match=r"headers\.text changed since they were written"):
+        export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz"))
 
 
 def test_nothing_is_overwritten(run, tmp_path):

@@ -326,7 +326,7 @@ def changes(demo_weights, tmp_path, reads):
 
 
 def test_another_run_is_not_continued(changes, reads, demo_weights, undisturbed, finished):
-    before = parts_of(finished)
+    before = read_tree(finished / "checkpoints")
     for inputs, options, message in changes.values():
         command = ["predict", *inputs, "-o", finished, "--resume"]
         command += [*predict_options(demo_weights), *options]
@@ -334,7 +334,25 @@ def test_another_run_is_not_continued(changes, reads, demo_weights, undisturbed,
         assert result.exit_code == 1
         assert re.search(message, result.stderr)
         assert "Give another output directory (-o), start afresh with --force" in result.stderr
-    assert parts_of(finished) == before
+        assert read_tree(finished / "checkpoints") == before
     predict(make_config(reads, finished, demo_weights, resume=True))
     assert rows_embedded(finished) == 0
+    assert read_tables(finished) == read_tables(undisturbed)
+
+
+def read_tree(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_frame_store_is_built_again(reads, demo_weights, undisturbed, finished, caplog):
+    frames = finished / "checkpoints/frames"
+    whole = read_tree(frames)
+    for name in ("headers.text", "records.text", "representatives_protein.int64"):
+        content = bytearray((frames / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (frames / name).write_bytes(content)
+    predict(make_config(reads, finished, demo_weights, resume=True))
+    assert "headers.text, records.text, representatives_protein.int64 changed" in caplog.text
+    assert rows_embedded(finished) == 0
+    assert read_tree(frames) == whole
     assert read_tables(finished) == read_tables(undisturbed)

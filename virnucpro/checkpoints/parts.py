@@ -316,20 +316,7 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
     """
 
     def find_damage(path: Path) -> str | None:
-        try:
-            check_part(path, full=full)
-            differences = identity.differences(read_identity(path))
-        except FormatVersionError:
-            raise
-        except CheckpointError as error:
-            return str(error)
-        if differences:
-            raise IdentityMismatchError(
-                f"{path} belongs to another run: {'; '.join(differences)}. Give another output "
-                "directory (-o), start afresh with --force, or go back to the old input and "
-                "settings"
-            )
-        return None
+        return _find_damage(path, identity, full=full)
 
     paths = sorted(directory.glob("part-*.h5"))
     # All parts are checked before the first one is moved, so that an error changes nothing.
@@ -346,6 +333,44 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
             _done_path(path).unlink(missing_ok=True)
             path.rename(damaged_path)
     return [path for path, damage in damages.items() if damage is None]
+
+
+def refuse_other_runs(directory: Path, identity: Identity) -> None:
+    """Make sure that the parts in `directory` have this identity; nothing is changed.
+
+    A run calls this before it changes anything. Damaged parts do not count, because they cannot say
+    whose they are.
+
+    Raises:
+        IdentityMismatchError: A part belongs to another run.
+        FormatVersionError: A part has another version of the format.
+    """
+    for path in sorted(directory.glob("part-*.h5")):
+        try:
+            is_ours = read_identity(path) == identity
+        except FormatVersionError:
+            raise
+        except CheckpointError:
+            continue
+        if not is_ours:  # or the difference is the damage
+            _find_damage(path, identity, full=True)
+
+
+def _find_damage(path: Path, identity: Identity, *, full: bool) -> str | None:
+    """Return what is damaged in a part; a whole part of another run is an error."""
+    try:
+        check_part(path, full=full)
+        differences = identity.differences(read_identity(path))
+    except FormatVersionError:
+        raise
+    except CheckpointError as error:
+        return str(error)
+    if differences:
+        raise IdentityMismatchError(
+            f"{path} belongs to another run: {'; '.join(differences)}. Give another output "
+            "directory (-o), start afresh with --force, or go back to the old input and settings"
+        )
+    return None
 
 
 def finished_rows(parts: Sequence[Path]) -> Int64Array:

@@ -17,6 +17,11 @@ METRICS_NAME = "metrics.jsonl"
 _WORTHLESS = re.compile(rf"\.lock(\.holder)?|run\.log|{re.escape(METRICS_NAME)}")
 
 
+def staged_dir(directory: Path) -> Path:
+    """Return where a new store is built, before it takes the place of the one in `directory`."""
+    return directory.with_name(f"{directory.name}.new")
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The paths of the files of a run.
@@ -165,7 +170,9 @@ class RunDirectory:
         """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
         path = path.resolve()
         files = {file.resolve() for file in self._run_files()}
-        return path in files or path.is_relative_to(self.frame_store_dir.resolve())
+        return path in files or any(
+            path.is_relative_to(store.resolve()) for store in self._stores()
+        )
 
     def clear(self) -> None:
         """Remove what a run of this layout writes, and directories that are empty then.
@@ -174,8 +181,9 @@ class RunDirectory:
         """
         for path in list(self._run_files()):
             path.unlink(missing_ok=True)
-        if self.frame_store_dir.is_dir():
-            shutil.rmtree(self.frame_store_dir)
+        for store in self._stores():
+            if store.is_dir():
+                shutil.rmtree(store)
         for directory in (
             self.merged_dir,
             self.nucleotide_dir,
@@ -186,6 +194,9 @@ class RunDirectory:
         ):
             with suppress(OSError):  # not there, or somebody else's files are in it
                 directory.rmdir()
+
+    def _stores(self) -> tuple[Path, Path]:
+        return self.frame_store_dir, staged_dir(self.frame_store_dir)
 
     def _run_files(self) -> Iterator[Path]:
         yield from (self.prediction_results, self.highest_scores)

@@ -12,6 +12,7 @@ import click
 
 from virnucpro.cli.options import config_command
 from virnucpro.config import OPEN_RULE, FrameRule, ShowCheckpointsConfig, VerifyCheckpointsConfig
+from virnucpro.errors import CheckpointError
 from virnucpro.sequences.records import NAMES_OF_ROWS
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
     from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
     path = config.path
-    run = summarize_run(path)
+    run = summarize_run(path, digests=False)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     summaries = list(summarize_files(path, dims, digests=False))
     if config.json:
@@ -73,22 +74,34 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
       virnucpro checkpoints verify contigs_predictions
     """  # noqa: D301 (click reads the \b)
     from virnucpro.legacy.steps import EmbeddingDims
-    from virnucpro.workflows.checkpoints import summarize_files, summarize_run
+    from virnucpro.workflows.checkpoints import summarize_files
 
     path = config.path
     if not path.exists():
         click.echo(f"{path}: no such file or directory", err=True)
         ctx.exit(NO_SUCH_PLACE)
-    run = summarize_run(path)
-    for error in run.errors if run else []:
-        click.echo(f"bad  {error}")
+    is_good_run = echo_run_errors(path, digests=True)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     is_whole = echo_verdicts(summarize_files(path, dims, digests=True))
-    ctx.exit(0 if is_whole and not (run and run.errors) else 1)
+    ctx.exit(0 if is_whole and is_good_run else 1)
 
 
 checkpoints_command.add_command(show_command)
 checkpoints_command.add_command(verify_command)
+
+
+def echo_run_errors(path: Path, *, digests: bool) -> bool:
+    """Print what is wrong with the frame store of a run, and return whether nothing is."""
+    from virnucpro.workflows.checkpoints import summarize_run
+
+    try:
+        run = summarize_run(path, digests=digests)
+        errors = run.errors if run else []
+    except CheckpointError as error:
+        errors = [str(error)]
+    for text in errors:
+        click.echo(f"bad  {text}")
+    return not errors
 
 
 def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:

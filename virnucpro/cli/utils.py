@@ -6,7 +6,7 @@ import os
 
 import click
 
-from virnucpro.cli.checkpoints import NO_SUCH_PLACE, echo_verdicts
+from virnucpro.cli.checkpoints import NO_SUCH_PLACE, echo_run_errors, echo_verdicts
 from virnucpro.cli.options import config_command
 from virnucpro.config import GenerateConfigConfig, ValidateCheckpointsConfig, ValidateConfig
 from virnucpro.errors import OutputExistsError
@@ -103,8 +103,9 @@ def validate_checkpoints_command(ctx: click.Context, config: ValidateCheckpoints
         ctx.exit(NO_SUCH_PLACE)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     load = not config.skip_load
+    is_good_run = echo_run_errors(config.directory, digests=load)
     is_valid = echo_verdicts(summarize_files(config.directory, dims, digests=load, load=load))
-    ctx.exit(0 if is_valid else 1)
+    ctx.exit(0 if is_valid and is_good_run else 1)
 
 
 for _command in (validate_command, generate_config_command, validate_checkpoints_command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from virnucpro.backend.arrays import Int64Array
-from virnucpro.checkpoints.parts import Identity
+from virnucpro.checkpoints.parts import Identity, refuse_other_runs
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.embedding.batches import unique_rows
@@ -57,6 +58,22 @@ class Job:
         )
 
 
+def refuse_other_parts(
+    directory: RunDirectory, store: FrameStore, models: Sequence[Model], precision: str
+) -> None:
+    """Make sure that all parts in a run's directory are of this store and of these models.
+
+    Raises:
+        IdentityMismatchError: A part belongs to another run; nothing was changed.
+        FormatVersionError: A part has another version of the format; nothing was changed.
+    """
+    for model in models:
+        identity = model.make_identity(
+            store.digest_for_parts, precision, store.chunk_length_bp, store.rule
+        )
+        refuse_other_runs(directory.parts_dir(model.alphabet), identity)
+
+
 def make_frame_job(
     config: FramesConfig,
     directory: RunDirectory,
@@ -76,8 +93,7 @@ def make_frame_job(
         source=source,
         rows=unique_rows(source) if rows is None else np.unique(source.representatives[rows]),
         parts_dir=directory.parts_dir(model.alphabet),
-        # A minimum length leaves records out, which moves the rows of the records after them.
-        input_digest=f"{store.input_digest} from {store.min_length_bp} bp on",
+        input_digest=store.digest_for_parts,
         precision=precision,
         attention=config.attention,
         chunk_length_bp=store.chunk_length_bp,

@@ -22,7 +22,6 @@ from virnucpro.checkpoints.parts import (
     finished_parts,
     finished_rows,
     next_part_number,
-    read_identity,
 )
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import OPEN_RULE
@@ -59,7 +58,8 @@ def adopt_legacy_run(
 ) -> dict[Alphabet, int]:
     """Write the features of an old run as parts of this run, and return their numbers of rows.
 
-    One process of a resumed run calls this before the other processes look for finished parts. The
+    One process of a resumed run calls this before the other processes look for finished parts, and
+    after it has refused parts of another run. The
     old files stay as they are. If no row is missing, or there are no old files, nothing happens.
 
     Args:
@@ -77,7 +77,7 @@ def adopt_legacy_run(
     """
     places = run_parts(directory.path, directory.stem)
     paths = [path for place in places for path in feature_files(place)]
-    if not paths or _is_refused(directory, identities):
+    if not paths:
         return {}
     if store.rule != OPEN_RULE:
         logger.warning(
@@ -134,17 +134,6 @@ def adopt_legacy_run(
     for _ in run_parallel(convert_file, tasks, jobs):
         pass
     return _summarize(tasks, choice)
-
-
-def _is_refused(directory: RunDirectory, identities: Mapping[Alphabet, Identity]) -> bool:
-    """Tell whether there are parts of another run, which will end this run with an error."""
-    for alphabet, identity in identities.items():
-        for part in finished_parts(directory.parts_dir(alphabet)):
-            # The run sets damaged parts aside later, and computes their rows again.
-            with suppress(CheckpointError):
-                if read_identity(part) != identity:
-                    return True
-    return False
 
 
 def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:

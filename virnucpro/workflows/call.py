@@ -76,7 +76,7 @@ def _open_store(directory: RunDirectory) -> FrameStore:
             f"{directory.frame_store_dir}: not there, and viral.fasta is written from it; run "
             "virnucpro predict again with the same input and --resume"
         )
-    return open_frame_store(directory.frame_store_dir)
+    return open_frame_store(directory.frame_store_dir, verify=True)
 
 
 def _read_records(path: Path, num_records: int) -> RecordCalls:

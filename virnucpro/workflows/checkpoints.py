@@ -164,8 +164,12 @@ class RunSummary:
     errors: list[str]
 
 
-def summarize_run(directory: Path) -> RunSummary | None:
+def summarize_run(directory: Path, *, digests: bool) -> RunSummary | None:
     """Return the progress of the run in `directory`; None if there is no run.
+
+    Args:
+        directory: A run's directory, or any other.
+        digests: Whether to read the entire frame store, and compare its digests.
 
     Raises:
         CheckpointError: The frame store is damaged.
@@ -173,7 +177,7 @@ def summarize_run(directory: Path) -> RunSummary | None:
     layout = RunDirectory(directory, stem="")  # nothing here depends on the stem
     if not layout.frame_store_dir.is_dir():
         return None
-    store = open_frame_store(layout.frame_store_dir)
+    store = open_frame_store(layout.frame_store_dir, verify=digests)
     summary = RunSummary(store.num_frames, str(store.rule), store.chunk_length_bp, {}, {}, [])
     for alphabet in ALPHABETS:
         wanted = np.unique(store.sequences(alphabet).representatives)
@@ -197,11 +201,7 @@ def _count_finished(
         )
     identities = [read_identity(path) for path in parts]
     for path, identity in zip(parts, identities, strict=True):
-        if identity.frame_rule != str(store.rule):
-            raise CheckpointError(
-                f"{path}: its frame rule is {identity.frame_rule}, and that of the run's frame "
-                f"store is {store.rule}"
-            )
+        store.check_part(path, identity)
         differences = identities[0].differences(identity)
         if differences:
             raise CheckpointError(f"{path}: {'; '.join(differences)}")

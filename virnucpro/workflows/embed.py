@@ -10,7 +10,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import split_rows
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.parts import Identity, read_identity
+from virnucpro.checkpoints.parts import Identity, read_identity, refuse_other_runs
 from virnucpro.checkpoints.run_directory import EmbedDirectory
 from virnucpro.config import EmbedConfig
 from virnucpro.embedding.batches import unique_rows
@@ -21,7 +21,7 @@ from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.errors import CheckpointError, IncompleteError
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import open_run
-from virnucpro.sequences.frame_store import RecordStore, build_record_store, open_record_store
+from virnucpro.sequences.frame_store import RecordStore, open_record_store, prepare_record_store
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,13 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             model = open_model(config.backend, config.weights, run)
         with run.stage("read records"):
             run.once(
-                lambda: build_record_store(
-                    [config.input], directory.records_dir, alphabet=model.alphabet
+                lambda: prepare_record_store(
+                    [config.input],
+                    directory.records_dir,
+                    lambda store: refuse_other_runs(
+                        directory.path, model.make_identity(store.input_digest, run.precision, 0)
+                    ),
+                    alphabet=model.alphabet,
                 )
             )
             store = open_record_store(directory.records_dir)

@@ -102,7 +102,8 @@ class _Source:
         self._directory = directory
         run_directory = RunDirectory(directory, stem="")  # nothing here depends on the stem
         is_run = run_directory.frame_store_dir.is_dir()
-        self._store = open_frame_store(run_directory.frame_store_dir) if is_run else None
+        store_dir = run_directory.frame_store_dir
+        self._store = open_frame_store(store_dir, verify=True) if is_run else None
         places = {
             name: run_directory.parts_dir(name) if is_run else directory / name
             for name in ALPHABETS
@@ -117,6 +118,8 @@ class _Source:
         # An export cannot compute damaged rows again, so that it checks all parts first.
         for path in itertools.chain(*self._parts.values()):
             check_part(path)
+            if self._store is not None:
+                self._store.check_part(path, read_identity(path))
         self.readers = {name: EmbeddingReader(paths) for name, paths in self._parts.items()}
         there = [self._find_rows(name) for name in self._parts]
         self.rows: Int64Array = functools.reduce(np.intersect1d, there)

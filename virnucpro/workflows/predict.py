@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import FrameRule, PredictConfig
-from virnucpro.embedding.jobs import make_frame_job
-from virnucpro.embedding.models import open_frame_models
+from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts
+from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import run_pass
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.record_results import PredictResult, note_short_records
@@ -43,7 +44,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
             classifier = open_classifier(config, models)
             rule = classifier.rule
         with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
-            store = _find_frames(run, directory, config, rule)
+            store = _find_frames(run, directory, config, models, rule)
         jobs = [
             make_frame_job(
                 config,
@@ -70,12 +71,17 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
 
 
 def _find_frames(
-    run: Run, directory: RunDirectory, config: PredictConfig, rule: FrameRule
+    run: Run,
+    directory: RunDirectory,
+    config: PredictConfig,
+    models: Sequence[Model],
+    rule: FrameRule,
 ) -> FrameStore:
     run.once(
         lambda: prepare_frame_store(
             config.inputs,
             directory.frame_store_dir,
+            lambda store: refuse_other_parts(directory, store, models, run.precision),
             chunk_length_bp=config.chunk_length_bp,
             min_length_bp=config.min_length_bp,
             rule=rule,

@@ -16,7 +16,7 @@ from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import DEFAULT_THRESHOLD, FrameRule, TrainConfig
-from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, gather_features, run_pass
 from virnucpro.errors import IncompleteError, OutputExistsError
@@ -168,6 +168,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
             lambda: prepare_frame_store(
                 config.inputs,
                 directory.frame_store_dir,
+                lambda store: refuse_other_parts(directory, store, models, run.precision),
                 chunk_length_bp=config.chunk_length_bp,
                 rule=rule,
             )

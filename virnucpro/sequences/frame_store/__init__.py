@@ -9,7 +9,7 @@ A row is the position of a frame in the store, or of a record in a store of reco
 key for joining embeddings and scores.
 """
 
-from virnucpro.sequences.frame_store.preparing import prepare_frame_store
+from virnucpro.sequences.frame_store.preparing import prepare_frame_store, prepare_record_store
 from virnucpro.sequences.frame_store.reading import (
     FrameStore,
     RecordStore,
@@ -30,4 +30,5 @@ __all__ = [
     "open_frame_store",
     "open_record_store",
     "prepare_frame_store",
+    "prepare_record_store",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from virnucpro.backend.arrays import Int64Array
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.errors import CheckpointError, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the manifest has a digest of itself and of each file."""
+
 MANIFEST = "manifest.json"
 FRAME_FORMAT = "virnucpro-frame-store"
 RECORD_FORMAT = "virnucpro-record-store"
@@ -74,8 +78,9 @@ def read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = (manifest["format"], manifest["format_version"])
-        sizes = {name: (directory / name).stat().st_size for name in manifest["files"]}
-        _check_values(manifest)
+        if found == (wanted_format, FORMAT_VERSION):
+            _check_values(manifest)
+            sizes = {name: (directory / name).stat().st_size for name in manifest["files"]}
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: holds no complete frame store ({error.filename} is missing; was "
@@ -88,16 +93,47 @@ def read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
     if found != (wanted_format, FORMAT_VERSION):
         raise CheckpointError(
             f"{path}: found {found[0]} version {found[1]}, wanted {wanted_format} version "
-            f"{FORMAT_VERSION}; build it again from the input"
+            f"{FORMAT_VERSION}; run the command again with --resume and the same input"
         )
     # Sizes are cheap to compare, and show a copy that was cut off.
-    damaged = [name for name, size in sizes.items() if size != manifest["files"][name]]
+    damaged = [name for name, size in sizes.items() if size != manifest["files"][name]["num_bytes"]]
     if damaged:
         raise CheckpointError(
-            f"{directory}: {', '.join(damaged)} changed size since they were written; build "
-            "the frame store again from the input"
+            f"{directory}: {', '.join(damaged)} changed size since they were written; run the "
+            "command again with --resume and the same input"
         )
     return dict(manifest)
+
+
+def digest_manifest(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's values, which it holds as `sha256` itself."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
+    """Compare the content of each file of a store with its digest.
+
+    Raises:
+        CheckpointError: A file has changed since it was written.
+    """
+
+    def is_whole(name: str) -> bool:
+        with (directory / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        return bool(found == manifest["files"][name]["sha256"])
+
+    try:
+        with ThreadPoolExecutor() as pool:  # digesting releases Python's global lock
+            names = sorted(manifest["files"])
+            whole = list(pool.map(is_whole, names))
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({error})") from error
+    damaged = [name for name, is_good in zip(names, whole, strict=True) if not is_good]
+    if damaged:
+        raise CheckpointError(
+            f"{directory}: {', '.join(damaged)} changed since they were written (SHA-256); run the "
+            "command again with --resume and the same input"
+        )
 
 
 def read_rule(manifest: dict[str, Any]) -> FrameRule:
@@ -107,6 +143,8 @@ def read_rule(manifest: dict[str, Any]) -> FrameRule:
 
 def _check_values(manifest: dict[str, Any]) -> None:
     """Raise an error if a manifest lacks a value, or has a bad one."""
+    if manifest.pop("sha256") != digest_manifest(manifest):
+        raise ValueError("its digest does not fit")
     read_rule(manifest)
     for file in manifest["inputs"]:
         bytes.fromhex(file["sha256"])

@@ -1,17 +1,28 @@
-"""Builds a frame store, unless the store of the same input is in place already."""
+"""Puts the store of an input in place, unless it is there already; nothing is lost if it may not.
+
+A new store is built beside the old one. It takes the old one's place when the caller has checked
+that the finished parts in the directory belong to it. A run that is refused changes nothing.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import digest_files
+from virnucpro.checkpoints.run_directory import staged_dir
 from virnucpro.config import OPEN_RULE, STDIN, FrameRule
-from virnucpro.errors import CheckpointError, IdentityMismatchError
-from virnucpro.sequences.frame_store.reading import FrameStore, open_frame_store
-from virnucpro.sequences.frame_store.writing import build_frame_store
+from virnucpro.errors import CheckpointError, OutputError
+from virnucpro.sequences.frame_store.reading import FrameStore, RecordStore, open_frame_store
+from virnucpro.sequences.frame_store.writing import build_frame_store, build_record_store
 from virnucpro.sequences.records import NAMES_OF_ROWS
+
+Store = TypeVar("Store", FrameStore, RecordStore)
 
 logger = logging.getLogger(__name__)
 
@@ -19,47 +30,45 @@ logger = logging.getLogger(__name__)
 def prepare_frame_store(
     inputs: Sequence[str],
     directory: Path,
+    check: Callable[[FrameStore], object],
     *,
     chunk_length_bp: int,
     min_length_bp: int = 0,
     rule: FrameRule = OPEN_RULE,
 ) -> None:
-    """Build the frame store, unless a resumed run finds the store of the same input in place.
+    """Build the frame store, unless a resumed run finds the whole store of the same input.
 
     Args:
         inputs: Paths of nucleotide FASTA or FASTQ files; `-` is standard input.
         directory: Where the store lies.
+        check: Raises an error if the parts of the run do not belong to this store.
         chunk_length_bp: The length of chunks.
         min_length_bp: Shorter records get no chunks.
         rule: What of a chunk becomes a row.
 
     Raises:
         InputError: An input cannot be read.
-        IdentityMismatchError: The store in place has another frame rule; nothing was changed.
-        CheckpointError: The store cannot be written.
+        OutputError: The store cannot be written.
+        VirnucproError: The error of `check`; the store in place was not changed.
     """
-    try:
-        store = open_frame_store(directory)
-    except CheckpointError:
-        pass
-    else:
-        # Other rows would not fit the finished parts, and building them takes long.
-        if store.rule != rule:
-            raise IdentityMismatchError(
-                f"{directory} belongs to another run: the frame rule is {rule} now and was "
-                f"{store.rule} there. Give another output directory (-o), start afresh with "
-                "--force, or go back to the classifier and settings of that run"
-            )
-        if _is_of_input(store, inputs, (chunk_length_bp, min_length_bp)):
-            logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[rule.kind])
-            return
-    store = build_frame_store(
-        inputs,
-        directory,
-        chunk_length_bp=chunk_length_bp,
-        min_length_bp=min_length_bp,
-        rule=rule,
-    )
+    old = _open_whole_store(directory)
+    settings = (chunk_length_bp, min_length_bp, rule)
+    if old and _is_of_input(old, inputs, settings):
+        check(old)
+        logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[rule.kind])
+        return
+
+    def build(staged: Path) -> FrameStore:
+        return build_frame_store(
+            inputs,
+            staged,
+            chunk_length_bp=chunk_length_bp,
+            min_length_bp=min_length_bp,
+            rule=rule,
+        )
+
+    _build_beside(directory, build, check)
+    store = open_frame_store(directory)
     if store.num_duplicate_ids:
         logger.warning(
             "%d ids belong to several records, which are kept apart in every table: %s",
@@ -68,8 +77,41 @@ def prepare_frame_store(
         )
 
 
-def _is_of_input(store: FrameStore, inputs: Sequence[str], lengths_bp: tuple[int, int]) -> bool:
-    if (store.chunk_length_bp, store.min_length_bp) != lengths_bp:
+def prepare_record_store(
+    inputs: Sequence[str],
+    directory: Path,
+    check: Callable[[RecordStore], object],
+    *,
+    alphabet: Alphabet,
+) -> None:
+    """Build the record store; see `prepare_frame_store`.
+
+    Raises:
+        InputError: An input cannot be read.
+        OutputError: The store cannot be written.
+        VirnucproError: The error of `check`; the store in place was not changed.
+    """
+
+    def build(staged: Path) -> RecordStore:
+        return build_record_store(inputs, staged, alphabet=alphabet)
+
+    _build_beside(directory, build, check)
+
+
+def _open_whole_store(directory: Path) -> FrameStore | None:
+    """Return the store in place if it is as it was written."""
+    try:
+        return open_frame_store(directory, verify=True)
+    except CheckpointError as error:
+        if directory.is_dir():
+            logger.warning("%s; the input is read again", error)
+        return None
+
+
+def _is_of_input(
+    store: FrameStore, inputs: Sequence[str], settings: tuple[int, int, FrameRule]
+) -> bool:
+    if settings != (store.chunk_length_bp, store.min_length_bp, store.rule):
         return False
     paths = [Path(name) for name in inputs]
     if STDIN in inputs or not all(path.is_file() for path in paths):
@@ -77,3 +119,29 @@ def _is_of_input(store: FrameStore, inputs: Sequence[str], lengths_bp: tuple[int
     return [f"sha256:{file['sha256']}" for file in store.inputs] == [
         digest_files([path]) for path in paths
     ]
+
+
+def _build_beside(
+    directory: Path, build: Callable[[Path], Store], check: Callable[[Store], object]
+) -> None:
+    staged = staged_dir(directory)
+    try:
+        _remove(staged)
+        check(build(staged))
+        _remove(directory)
+        staged.replace(directory)
+    except OSError as error:
+        raise OutputError(
+            f"{directory}: cannot be replaced ({error.strerror}); make room, or choose another "
+            "output directory"
+        ) from error
+    finally:
+        with suppress(OSError):
+            _remove(staged)
+
+
+def _remove(directory: Path) -> None:
+    if directory.is_symlink():  # somebody else's: what it points to is not ours
+        directory.unlink()
+    elif directory.exists():
+        shutil.rmtree(directory)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, Int32Array, Int64Array, UInt8Array
+from virnucpro.errors import CheckpointError
 from virnucpro.sequences import frames
 from virnucpro.sequences.frame_store.files import (
     CHANGED,
@@ -23,19 +24,31 @@ from virnucpro.sequences.frame_store.files import (
     open_table,
     read_manifest,
     read_rule,
+    verify_files,
 )
 from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id, stretch_id
+
+if TYPE_CHECKING:
+    from virnucpro.checkpoints.parts import Identity
 
 SequenceKind = Literal["dna", "protein", "record"]
 
 
-def open_frame_store(directory: Path) -> FrameStore:
+def open_frame_store(directory: Path, *, verify: bool = False) -> FrameStore:
     """Return the frame store in `directory`.
+
+    Args:
+        directory: Where the store lies.
+        verify: Whether to read all of it and compare its digests. The first reader in a command
+            does so; workers, and other processes of a launch, rely on it.
 
     Raises:
         CheckpointError: The store is missing, incomplete, damaged or of another format.
     """
-    return FrameStore(directory, read_manifest(directory, FRAME_FORMAT))
+    manifest = read_manifest(directory, FRAME_FORMAT)
+    if verify:
+        verify_files(directory, manifest)
+    return FrameStore(directory, manifest)
 
 
 def open_record_store(directory: Path) -> RecordStore:
@@ -212,6 +225,33 @@ class FrameStore(StoredRecords):
             self.first_codons = open_table(directory, FIRST_CODONS)
         self._proteins = TextFile(directory / "proteins.text")
         self._protein_offsets = open_table(directory, "protein_offsets.int64")
+
+    @property
+    def digest_for_parts(self) -> str:
+        """What parts say of their input; a row is a position in this input.
+
+        A minimum length leaves records out, which moves the rows of the records after them.
+        """
+        return f"{self.input_digest} from {self.min_length_bp} bp on"
+
+    def check_part(self, path: Path, identity: Identity) -> None:
+        """Check that the rows of a part are rows of this store.
+
+        Raises:
+            CheckpointError: The part was made from another input, or with another frame rule.
+        """
+        wanted = {
+            "input_digest": self.digest_for_parts,
+            "chunk_length_bp": self.chunk_length_bp,
+            "frame_rule": str(self.rule),
+        }
+        for name, value in wanted.items():
+            found = getattr(identity, name)
+            if found != value:
+                raise CheckpointError(
+                    f"{path}: its {name.replace('_', ' ')} is {found}, and that of the run's frame "
+                    f"store is {value}; run the command again with --resume and the right input"
+                )
 
     @property
     def num_chunks(self) -> int:

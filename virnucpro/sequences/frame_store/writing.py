@@ -28,6 +28,7 @@ from virnucpro.sequences.frame_store.files import (
     FRAME_RULE,
     MANIFEST,
     RECORD_FORMAT,
+    digest_manifest,
 )
 from virnucpro.sequences.frame_store.reading import (
     FrameStore,
@@ -158,6 +159,7 @@ class _StoreWriter:
         self._directory = directory
         self._files = files
         self._num_items = dict.fromkeys(files, 0)
+        self._digests = {name: hashlib.sha256() for name in files}
         for name in files:
             if name.endswith("_offsets.int64"):
                 self.append(name, np.zeros(1, np.int64))
@@ -165,6 +167,7 @@ class _StoreWriter:
     def append(self, name: str, data: Any) -> None:
         """Append bytes to a text, or an array to a table of the same type."""
         self._files[name].write(data)
+        self._digests[name].update(data)
 
     def append_lengths(self, name: str, lengths: Int64Array) -> None:
         """Append the ends of items of these lengths to a table of offsets."""
@@ -186,8 +189,15 @@ class _StoreWriter:
         for kind in kinds:
             self.append(f"representatives_{kind}.int64", _find_representatives(store, kind))
         self._flush()
-        files = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+        files = {
+            name: {
+                "num_bytes": os.fstat(file.fileno()).st_size,
+                "sha256": self._digests[name].hexdigest(),
+            }
+            for name, file in self._files.items()
+        }
         manifest |= {"format_version": FORMAT_VERSION, "files": files}
+        manifest["sha256"] = digest_manifest(manifest)
         write_json(self._directory / MANIFEST, manifest)
 
     def _flush(self) -> None:
