@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         EmbedConfig,
         EvaluateConfig,
         PredictConfig,
+        ReportConfig,
         TrainConfig,
     )
     from virnucpro.reports.record_results import PredictResult
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
     from virnucpro.workflows.predict import predict
+    from virnucpro.workflows.report import report
     from virnucpro.workflows.train import TrainResult, train
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Evaluation",
     "PredictConfig",
     "PredictResult",
+    "ReportConfig",
     "TrainConfig",
     "TrainResult",
     "calibrate",
@@ -43,6 +46,7 @@ __all__ = [
     "embed",
     "evaluate",
     "predict",
+    "report",
     "train",
 ]
 
@@ -55,6 +59,7 @@ _HOMES = {
     "Evaluation": "virnucpro.workflows.evaluate",
     "PredictConfig": "virnucpro.config",
     "PredictResult": "virnucpro.reports.record_results",
+    "ReportConfig": "virnucpro.config",
     "TrainConfig": "virnucpro.config",
     "TrainResult": "virnucpro.workflows.train",
     "calibrate": "virnucpro.workflows.calibrate",
@@ -62,6 +67,7 @@ _HOMES = {
     "embed": "virnucpro.workflows.embed",
     "evaluate": "virnucpro.workflows.evaluate",
     "predict": "virnucpro.workflows.predict",
+    "report": "virnucpro.workflows.report",
     "train": "virnucpro.workflows.train",
 }
 

@@ -98,6 +98,11 @@ class RunDirectory:
         return self.path / "evaluation"
 
     @property
+    def report_html(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
+    @property
     def run_json(self) -> Path:
         """What was run, on what, and how it went."""
         return self.path / "run.json"
@@ -200,7 +205,8 @@ class RunDirectory:
 
     def _run_files(self) -> Iterator[Path]:
         yield from (self.prediction_results, self.highest_scores)
-        yield from (self.records_tsv, self.viral_fasta, self.run_json, self.run_log)
+        yield from (self.records_tsv, self.viral_fasta, self.report_html)
+        yield from (self.run_json, self.run_log)
         yield from (self.chunks_tsv, self.scores_bedgraph)
         yield from (self.regions_tsv, self.regions_bed, self.regions_gff3)
         yield from (self.metrics_path, self.nucleotide_fasta, self.protein_fasta)

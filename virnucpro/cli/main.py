@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 
@@ -36,6 +35,7 @@ _COMMANDS = (
     "train",
     "call",
     "evaluate",
+    "report",
     "calibrate",
     "migrate",
     "export",
@@ -137,59 +137,13 @@ def _sigterm_raises() -> Iterator[None]:
 def _print_citation(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    from importlib.resources import files
+    from virnucpro.reports.citation import format_bibtex, format_citation, read_citation
 
-    import yaml
-
-    package = Path(str(files("virnucpro")))
-    # A wheel has the file inside the package; a checkout has it beside the package.
-    places = (package / "CITATION.cff", package.parent / "CITATION.cff")
-    path = next(place for place in places if place.is_file())
-    software = yaml.safe_load(path.read_text(encoding="utf-8"))
-    software["version"] = __version__
-    works = [software, *software["references"]]
-    click.echo(software["message"])
-    for text in (*map(_format_citation, works), *map(_format_bibtex, works)):
+    message, works = read_citation()
+    click.echo(message)
+    for text in (*map(format_citation, works), *map(format_bibtex, works)):
         click.echo(f"\n{text}")
     ctx.exit()
-
-
-def _format_citation(work: dict[str, Any]) -> str:
-    """Return the citation of an entry of CITATION.cff as text."""
-    authors = ", ".join(one.get("name") or _short_name(one) for one in work["authors"])
-    if "journal" not in work:
-        return f"{authors}. {work['title']}. Version {work['version']}."
-    issue = f"({work['issue']})" if "issue" in work else ""
-    pages = f":{work['start']}-{work['end']}" if "start" in work else ""
-    place = f"{work['journal']} {work['volume']}{issue}{pages}"
-    doi = f"https://doi.org/{work['doi']}"
-    return f"{authors} ({work['year']}). {work['title']}. {place}. {doi}"
-
-
-def _short_name(person: dict[str, str]) -> str:
-    initials = "".join(word[0] for word in person["given-names"].split())
-    return f"{person['family-names']} {initials}"
-
-
-def _format_bibtex(work: dict[str, Any]) -> str:
-    """Return an entry of CITATION.cff as an entry of BibTeX."""
-    authors = [
-        f"{{{one['name']}}}" if "name" in one else f"{one['family-names']}, {one['given-names']}"
-        for one in work["authors"]
-    ]
-    entry = {"author": " and ".join(authors), "title": f"{{{work['title']}}}"}
-    if "journal" in work:
-        kind, key = "article", f"{work['authors'][0]['family-names']}{work['year']}".lower()
-        names = {"journal": "journal", "volume": "volume", "issue": "number", "year": "year"}
-        entry |= {new: work[name] for name, new in names.items() if name in work}
-        if "start" in work:
-            entry["pages"] = f"{work['start']}--{work['end']}"
-        entry["doi"] = work["doi"]
-    else:
-        kind, key = "misc", "virnucpro"
-        entry["note"] = f"Version {work['version']}"
-    fields = "".join(f"  {name} = {{{value}}},\n" for name, value in entry.items())
-    return f"@{kind}{{{key},\n{fields}}}"
 
 
 @click.group(

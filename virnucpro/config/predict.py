@@ -74,6 +74,9 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         help="Also write the chunks and frames, in files named as in the fork.",
         group="Output",
     )
+    report: bool = option(
+        True, help="Write report.html, a page that shows the run.", group="Output"
+    )
     skip_checkpoint_validation: bool = option(
         False, help="Trust finished parts when resuming; do not read them again.", group="Output"
     )
@@ -162,6 +165,7 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     preset: str | None = None
     viral_share: float | None = None
     keep_intermediate: bool = False
+    report: bool = False
     skip_checkpoint_validation: bool = False
     sequences_per_file: int = 10_000
     resume: bool = False

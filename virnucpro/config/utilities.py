@@ -67,6 +67,35 @@ class MonitorConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig(Config):
+    """The settings of `report`."""
+
+    runs: tuple[Path, ...] = argument(
+        help="Output directories of predict; several are compared.",
+        metavar="RUN_DIR...",
+        path="directory",
+    )
+    output_path: Path | None = option(
+        None,
+        "-o",
+        "--output",
+        help="File for the page.",
+        unset="report.html in the directory",
+        details="The comparison of several runs is written into the present directory.",
+        group="Output",
+        path="new file",
+    )
+    force: bool = option(False, "-f", help="Overwrite an existing file.", group="Output")
+
+    @property
+    def resolved_output_path(self) -> Path:
+        """The file for the page, given or by default."""
+        if self.output_path is None and len(self.runs) == 1:
+            return self.runs[0] / "report.html"
+        return self.output_path or Path("report.html")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackendsConfig(Config):
     """The settings of `backends`."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,6 +37,12 @@ from virnucpro.scoring.regions import Regions, describe_chunks, find_regions
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
+
+CALLS = ("virus", "others", "none")
+"""In the order in which people are told of them."""
+
+_LENGTH_EDGES_BP = [int(digit * 10**power) for power in range(2, 6) for digit in (1, 2, 5)]
+_NUM_SHARE_BINS = 20
 
 STALE_NAME = "STALE.txt"
 """Of the file in a report's directory that says that the calls have changed since."""
@@ -126,6 +133,33 @@ def _head_viral_records(
             f"regions={places}",
             record.sequence,
         )
+
+
+def describe_calls(store: FrameStore, decision: Decision) -> dict[str, Any]:
+    """Return what run.json says of the calls, but for their numbers under `counts`.
+
+    Each histogram has its edges, and for each call the records from each edge up to the next.
+    """
+    records = decision.records
+    reasons = Counter(records.reason.tolist())
+    del reasons["-"]
+    edges = [0, *_LENGTH_EDGES_BP, max(10**6, int(store.record_lengths.max(initial=0)))]
+    shares = [number / _NUM_SHARE_BINS for number in range(_NUM_SHARE_BINS + 1)]
+    histograms = {
+        name: {"edges": places}
+        | {call: np.histogram(values[records.call == call], places)[0].tolist() for call in CALLS}
+        for name, values, places in (
+            ("length", store.record_lengths, edges),
+            ("score", records.score, shares),
+            ("probability", records.probability, shares),
+        )
+    }
+    return {
+        "calls": decision.rule.to_run_json(),
+        "reasons": dict(sorted(reasons.items())),
+        "histograms": histograms,
+        "warnings": decision.warnings,
+    }
 
 
 def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.passes import Pass
-from virnucpro.reports.record_results import PredictResult, write_decision
+from virnucpro.reports.record_results import PredictResult, describe_calls, write_decision
 from virnucpro.reports.tables import (
     in_blocks,
     write_fasta,
@@ -127,8 +127,7 @@ def write_summary(
     )
     document = _describe_run(run, config, store, passes, classifier, result)
     document["counts"] |= counts
-    document["calls"] = calls.decision.rule.to_run_json()
-    write_json(directory.run_json, document | {"warnings": calls.decision.warnings})
+    write_json(directory.run_json, document | describe_calls(store, calls.decision))
     return result
 
 

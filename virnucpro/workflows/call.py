@@ -21,7 +21,13 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
 from virnucpro.errors import InputError
-from virnucpro.reports.record_results import PredictResult, read_run_json, write_decision
+from virnucpro.reports.pages.run_page import write_run_page
+from virnucpro.reports.record_results import (
+    PredictResult,
+    describe_calls,
+    read_run_json,
+    write_decision,
+)
 from virnucpro.reports.tables import read_table
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
@@ -58,8 +64,9 @@ def call(config: CallConfig) -> PredictResult:
         write_decision(directory, store, decision, chunk_score, calibration or None)
         counts = decision.counts()
         document["counts"] |= counts
-        document["calls"] = decision.rule.to_run_json()
-        write_json(directory.run_json, document | {"warnings": decision.warnings})
+        write_json(directory.run_json, document | describe_calls(store, decision))
+        if directory.report_html.is_file():
+            write_run_page(directory, directory.report_html)
     return PredictResult(
         directory=directory,
         num_records=store.num_records,

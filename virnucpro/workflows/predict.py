@@ -11,6 +11,7 @@ from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import run_pass
 from virnucpro.legacy.adoption import adopt_legacy_run
+from virnucpro.reports.pages.run_page import write_run_page
 from virnucpro.reports.record_results import PredictResult, note_short_records
 from virnucpro.reports.run_results import write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
@@ -67,6 +68,8 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
                 scores = score_passes(store, passes, classifier)
                 calls = write_tables(directory, config, store, scores, classifier)
             result = write_summary(run, directory, config, store, passes, classifier, calls)
+            if config.report:
+                write_run_page(directory, directory.report_html)
         return run.share(result)
 
 

@@ -1,0 +1,247 @@
+"""Pages of runs, opened in a real headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.reports.pages.conftest import HOSTILE_IDS
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.cli.main import main
+from virnucpro.reports.pages import records as reading
+from virnucpro.reports.pages.run_page import write_run_page
+from virnucpro.reports.tables import read_table
+
+pytestmark = pytest.mark.slow
+
+WIDTHS = pytest.mark.parametrize("width", [1280, 390])
+
+
+def read_calls(directory: Path) -> list[str]:
+    return [line["call"] for _, line in read_table(directory / "records.tsv", ["call"])]
+
+
+def report(*args: object) -> Result:
+    return CliRunner().invoke(main, ["report", *map(str, args)])
+
+
+def column(page, name: str) -> list[str]:
+    """Return what the rows in sight show in a column."""
+    heads = page.eval_on_selector_all("#records th", "all => all.map(one => one.dataset.name)")
+    number = heads.index(name) + 1
+    return page.locator(f"#records tbody td:nth-child({number})").all_inner_texts()
+
+
+def click_head(page, name: str) -> None:
+    page.locator(f'#records th[data-name="{name}"] button').click()
+
+
+@WIDTHS
+def test_the_page_is_not_wider_than_the_screen(run_directory, look, width: int) -> None:
+    page = look(run_directory.report_html, width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for figure in page.locator("figure svg").all():
+        figure.scroll_into_view_if_needed()
+        box = figure.bounding_box()
+        assert box["width"] > 300
+        assert box["height"] > 30
+
+
+@WIDTHS
+def test_the_table_sorts(run_directory, look, width: int) -> None:
+    page = look(run_directory.report_html, width)
+    click_head(page, "length")
+    lengths = [int(text.replace(",", "")) for text in column(page, "length")]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(set(lengths)) > 3
+    click_head(page, "length")
+    assert column(page, "length")[0] == "0"
+    click_head(page, "record_id")
+    ids = [text.lower() for text in column(page, "record_id")]
+    assert ids == sorted(ids)
+    click_head(page, "probability")
+    shown = column(page, "probability")
+    known = [float(text) for text in shown if text != "NA"]
+    assert known == sorted(known, reverse=True)
+    assert shown[: len(known)] == [text for text in shown if text != "NA"]
+
+
+@WIDTHS
+def test_search_finds_and_calls_are_chosen(run_directory, look, width: int) -> None:
+    page = look(run_directory.report_html, width)
+    page.fill("#search", "nc_073849")
+    assert column(page, "record_id") == ["NC_073849.1"]
+    assert page.inner_text("#shown").startswith("1 of ")
+    page.fill("#search", "nothing has this name")
+    assert column(page, "record_id") == []
+    page.fill("#search", "")
+    page.select_option("#call", "none")
+    assert sorted(column(page, "record_id")) == ["empty", "unknown"]
+    assert set(column(page, "call")) == {"none"}
+
+
+def test_without_javascript_everything_is_there(run_directory, look) -> None:
+    page = look(run_directory.report_html, java_script_enabled=False)
+    rows = page.locator("#records tbody tr")
+    assert rows.count() == len(read_calls(run_directory.path))
+    assert page.locator("#records tbody tr").first.is_visible()
+    assert not page.locator("#search").is_visible()
+    assert not page.locator("[data-save]").first.is_visible()
+    assert page.locator("figure svg").first.is_visible()
+
+
+def test_it_is_dark_and_light(run_directory, look) -> None:
+    colours = {}
+    for scheme in ("light", "dark"):
+        page = look(run_directory.report_html, color_scheme=scheme)
+        read = "getComputedStyle(document.body).backgroundColor"
+        colours[scheme] = page.evaluate(read)
+        page.click("#theme")
+        colours[f"{scheme}, changed"] = page.evaluate(read)
+    assert colours["light"] == colours["dark, changed"] == "rgb(255, 255, 255)"
+    assert colours["dark"] == colours["light, changed"] != colours["light"]
+
+
+def test_figures_can_be_saved(run_directory, look) -> None:
+    page = look(run_directory.report_html)
+    for kind in ("svg", "png"):
+        with page.expect_download() as waiting:
+            page.locator(f'[data-save="{kind}"]').first.click()
+        path = Path(waiting.value.path())
+        assert waiting.value.suggested_filename == f"Records_by_call.{kind}"
+        if kind == "svg":
+            text = path.read_text()
+            assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+            # Without the page there is no style sheet, and no variable of it.
+            assert "fill:rgb(" in text
+            assert "var(" not in text
+        else:
+            content = path.read_bytes()
+            assert content.startswith(b"\x89PNG")
+            assert int.from_bytes(content[16:20], "big") == 1440
+
+
+def test_hostile_ids_do_nothing(run_directory, look) -> None:
+    page = look(run_directory.report_html, 390)
+    for part in range(3):
+        page.evaluate(f"scrollTo(0, {part} * document.body.scrollHeight / 3)")
+    for button in page.locator("#records th button").all():
+        button.click()
+    assert page.evaluate("window.harmed") is None
+    assert page.locator("img").count() == 0
+    page.fill("#search", "<script>")
+    assert set(column(page, "record_id")) == set(HOSTILE_IDS[:2])
+    page.fill("#search", "aaaa")
+    (shown,) = column(page, "record_id")
+    assert shown == "a" * 200 + "…"
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_name_that_turns_the_direction_turns_only_itself(run_directory, look) -> None:
+    page = look(run_directory.report_html)
+    page.fill("#search", "right-to-left")
+    name, length = page.locator("#records tbody td").all()[:2]
+    assert name.bounding_box()["x"] < length.bounding_box()["x"]
+    assert column(page, "length") == ["6,334"]
+
+
+def make_large_run(source: RunDirectory, directory: Path, num_records: int) -> RunDirectory:
+    """Copy a run, and give it a table of so many records."""
+    directory.mkdir()
+    shutil.copy(source.run_json, directory)
+    header = source.records_tsv.read_text(errors="replace").partition("\n")[0]
+    wanted = {"reason": "-", "call": "others", "confidence": "low", "length": "500"}
+    with (directory / "records.tsv").open("w") as file:
+        file.write(f"{header}\n")
+        for number in range(num_records):
+            values = wanted | {
+                "record_id": f"contig_{number}",
+                "score": f"{number / num_records:.6f}",
+                "probability": f"{number / num_records:.6f}",
+            }
+            file.write("\t".join(values.get(name, "1") for name in header.split("\t")) + "\n")
+    return RunDirectory(directory, "")
+
+
+def test_a_hundred_thousand_records_are_listed(run_directory, look, tmp_path: Path) -> None:
+    large = make_large_run(run_directory, tmp_path / "large", reading.MAX_LISTED + 2)
+    assert report(large.path).exit_code == 0
+    page = look(large.report_html)
+    assert "The table has the 100,000 most viral of 100,002 records" in page.inner_text("main")
+    # Only rows in sight are elements of the page.
+    assert page.locator("#records tbody tr").count() < 100
+    assert column(page, "record_id")[0] == "contig_100001"
+    click_head(page, "probability")
+    click_head(page, "probability")
+    # The two least viral ones are left out.
+    assert column(page, "record_id")[0] == "contig_2"
+    page.evaluate("document.getElementById('scroll').scrollTop = 1e9")
+    page.wait_for_function(
+        "document.querySelector('#records tbody').innerText.includes('contig_100001')"
+    )
+    page.fill("#search", "contig_77777")
+    assert column(page, "record_id") == ["contig_77777"]
+
+
+def test_several_runs_are_compared(run_directory, look, tmp_path: Path) -> None:
+    shutil.copytree(run_directory.path, tmp_path / "other")
+    runner = CliRunner()
+    called = runner.invoke(main, ["call", str(tmp_path / "other"), "--threshold", "0.01"])
+    assert called.exit_code == 0
+    page_path = tmp_path / "comparison.html"
+    assert report(run_directory.path, tmp_path / "other", "-o", page_path).exit_code == 0
+    calls = [read_calls(path) for path in (run_directory.path, tmp_path / "other")]
+    different = sum(one != other for one, other in zip(*calls, strict=True))
+    assert different > 0
+    for width in (1280, 390):
+        page = look(page_path, width)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert f"{different} calls differ" in page.inner_text("main")
+        page.click("summary")
+        assert page.locator("details tbody tr").count() == different
+        assert page.evaluate("window.harmed") is None
+
+
+def test_the_page_of_a_run_follows_its_calls(run_directory, tmp_path: Path) -> None:
+    shutil.copytree(run_directory.path, tmp_path / "run")
+    before = (tmp_path / "run" / "report.html").read_text()
+    CliRunner().invoke(main, ["call", str(tmp_path / "run"), "--threshold", "0.999999"])
+    after = (tmp_path / "run" / "report.html").read_text()
+    assert "no record is called viral" not in before
+    assert "no record is called viral" in after
+
+
+def test_another_file_is_not_replaced(run_directory, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("mine")
+    result = report(run_directory.path, "-o", path)
+    assert result.exit_code == 2
+    assert path.read_text() == "mine"
+    assert report(run_directory.path, "-o", path, "--force").exit_code == 0
+    assert path.read_text().startswith("<!doctype html>")
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    assert report(tmp_path).exit_code == 1
+
+
+def test_the_same_run_gives_the_same_page(run_directory, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run_page(run_directory, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_documents_policy_names_its_script(run_directory) -> None:
+    """No other script can run, whatever an id contains."""
+    page = run_directory.report_html.read_text()
+    assert "default-src 'none'" in page
+    assert page.count("<script>") == 1
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    ids = json.loads(data)["values"]["record_id"]
+    assert set(HOSTILE_IDS[:7]) <= set(ids)
+    assert "\ufffd\ufffd" in ids

@@ -1,0 +1,126 @@
+"""The page that compares several runs of `predict`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.errors import InputError
+from virnucpro.reports.pages.plots import draw_bars, draw_columns
+from virnucpro.reports.pages.records import show_text
+from virnucpro.reports.pages.render import write_page
+from virnucpro.reports.pages.run_page import RUN_KEYS, name_inputs
+from virnucpro.reports.record_results import CALLS, read_run_json
+from virnucpro.reports.tables import read_table
+
+MAX_DIFFERENCES = 1_000
+"""Records with different calls that the page lists for each pair of runs."""
+
+
+class Pair(NamedTuple):
+    """Two runs over the same input.
+
+    Attributes:
+        names: Of the two runs.
+        counts: How many records have each pair of calls.
+        differences: Records with different calls: id, then call and probability in both runs.
+    """
+
+    names: tuple[str, str]
+    counts: dict[tuple[str, str], int]
+    differences: list[tuple[str, ...]]
+
+    @property
+    def num_different(self) -> int:
+        """Records whose calls differ."""
+        return sum(count for (one, other), count in self.counts.items() if one != other)
+
+
+def write_comparison_page(run_dirs: Sequence[Path], path: Path) -> None:
+    """Write the page that compares finished runs.
+
+    Args:
+        run_dirs: The directories of the runs.
+        path: The file to write.
+
+    Raises:
+        InputError: A file of a run cannot be read.
+        OutputError: The page cannot be written.
+    """
+    directories = [RunDirectory(one, "") for one in run_dirs]
+    runs = [read_run_json(one.run_json, RUN_KEYS) for one in directories]
+    names = _name_runs(run_dirs)
+    shares = [
+        {call: 100 * run["counts"][call] / max(1, run["counts"]["records"]) for call in CALLS}
+        for run in runs
+    ]
+    histograms = [(run["calls"]["by"], run["histograms"][run["calls"]["by"]]) for run in runs]
+    write_page(
+        path,
+        "comparison.html",
+        title=f"virnucpro: {len(runs)} runs",
+        runs=[
+            {"name": name, "files": ", ".join(name_inputs(run)), **run}
+            for name, run in zip(names, runs, strict=True)
+        ],
+        calls_plot=draw_bars("Calls of each run", list(zip(names, shares, strict=True)), " %"),
+        viral_plot=draw_bars(
+            "Viral records of each run",
+            [
+                (name, {"virus": run["counts"]["virus"]})
+                for name, run in zip(names, runs, strict=True)
+            ],
+        ),
+        histogram_plots=[
+            draw_columns(name, found["edges"], {call: found[call] for call in CALLS}, by)
+            for name, (by, found) in zip(names, histograms, strict=True)
+        ],
+        pairs=_compare(directories, names, runs),
+        max_differences=MAX_DIFFERENCES,
+        calls=CALLS,
+    )
+
+
+def _name_runs(run_dirs: Sequence[Path]) -> list[str]:
+    """Return the names of the directories, or their paths where names repeat."""
+    names = [one.resolve().name for one in run_dirs]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        show_text(str(path) if name in repeated else name)
+        for name, path in zip(names, run_dirs, strict=True)
+    ]
+
+
+def _compare(
+    directories: Sequence[RunDirectory], names: Sequence[str], runs: Sequence[Mapping[str, Any]]
+) -> list[Pair]:
+    """Compare each run with the first run before it that has the same input."""
+    pairs = []
+    first_with: dict[tuple[str, ...], int] = {}
+    for index, run in enumerate(runs):
+        first = first_with.setdefault(tuple(file["sha256"] for file in run["inputs"]), index)
+        if first != index:
+            paths = directories[first].records_tsv, directories[index].records_tsv
+            pairs.append(_compare_tables(paths, (names[first], names[index])))
+    return pairs
+
+
+def _compare_tables(paths: tuple[Path, Path], names: tuple[str, str]) -> Pair:
+    counts: Counter[tuple[str, str]] = Counter()
+    differences: list[tuple[str, ...]] = []
+    tables = (read_table(path, ("record_id", "call", "probability")) for path in paths)
+    try:
+        for (_, one), (_, other) in zip(*tables, strict=True):
+            counts[one["call"], other["call"]] += 1
+            if one["call"] != other["call"] and len(differences) < MAX_DIFFERENCES:
+                shown = (line[name] for line in (one, other) for name in ("call", "probability"))
+                differences.append((show_text(one["record_id"]), *shown))
+    except ValueError as error:
+        raise InputError(
+            f"{paths[1]}: not as many records as in {paths[0]}, although both runs had the same "
+            "input; run virnucpro predict again with --resume"
+        ) from error
+    return Pair(names, dict(counts), differences)

@@ -1,0 +1,36 @@
+"""The story of `virnucpro report`: the page of a run, or of several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import ReportConfig
+from virnucpro.errors import OutputExistsError
+from virnucpro.reports.pages.comparison_page import write_comparison_page
+from virnucpro.reports.pages.run_page import write_run_page
+
+
+def report(config: ReportConfig) -> Path:
+    """Write the page of finished runs, and return where it is.
+
+    One directory of `predict` gets the page of a run. Several directories are compared.
+
+    Raises:
+        InputError: A directory holds no finished run, or a file of it is damaged.
+        OutputExistsError: The page would replace a file that is not the page of this run.
+        OutputError: The page cannot be written.
+    """
+    path = config.resolved_output_path
+    first, *others = config.runs
+    # The page of a run in its own directory is made from that run, so a new one loses nothing.
+    is_own = config.output_path is None and not others
+    if path.exists() and not (config.force or is_own):
+        raise OutputExistsError(
+            f"{path}: exists already; overwrite it with --force, or choose another name (-o)"
+        )
+    if others:
+        write_comparison_page(config.runs, path)
+    else:
+        write_run_page(RunDirectory(first, ""), path)
+    return path
