@@ -26,12 +26,17 @@ HOSTILE_IDS = (
 
 @pytest.fixture(scope="session")
 def run_directory(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """The example and records with hostile ids, called with the small model."""
+    """The example, a virus inside a bacterium, and records with hostile ids."""
     directory = tmp_path_factory.mktemp("pages")
+    example = (repository / "examples" / "example.fasta").read_text()
+    records = (record.partition("\n") for record in example.split(">")[1:])
+    sequences = {header.split()[0]: letters for header, _, letters in records}
+    bacterium, virus = sequences["NC_008253.1:1-8000"], sequences["KJ690172.1"]
+    data = example + f">mixed\n{bacterium}{virus}{bacterium}"
+    # Two records share an id; only the second has a viral region.
+    data += f">twice\n{bacterium}>twice\n{virus}"
+    data += "".join(f">{name}\n{virus}" for name in HOSTILE_IDS)
     path = directory / "contigs.fasta"
-    virus = (repository / "examples" / "example.fasta").read_text().split(">")[-1].partition("\n")
-    lines = [f">{name}\n{virus[2]}" for name in HOSTILE_IDS]
-    data = (repository / "examples" / "example.fasta").read_text() + "".join(lines)
     # Bytes that are not UTF-8, an empty record, and one without a stretch.
     path.write_bytes(data.encode() + b">\xff\xfe\n" + b"ACGT" * 200 + b"\n>empty\n>unknown\nNNNN\n")
     config = PredictConfig(inputs=str(path), output_dir=directory / "run", model_type="mini")

@@ -85,6 +85,44 @@ def test_search_finds_and_calls_are_chosen(run_directory, look, width: int) -> N
     assert set(column(page, "call")) == {"none"}
 
 
+@WIDTHS
+def test_each_viral_record_has_a_track_with_its_regions(run_directory, look, width: int) -> None:
+    page = look(run_directory.report_html, width)
+    calls = read_calls(run_directory.path)
+    tracks = page.locator("figure.track")
+    # Each viral record, and the bacterium with a virus inside.
+    assert tracks.count() == calls.count("virus") + 1
+    page.fill("#search", "mixed")
+    page.click("#records tbody a")
+    track = page.locator("figure.track:target")
+    assert track.locator("h3").inner_text() == "mixed"
+    (line,) = (
+        line
+        for _, line in read_table(run_directory.regions_tsv, ["record_id", "start", "end"])
+        if line["record_id"] == "mixed"
+    )
+    region = track.locator("rect.region")
+    start, end = int(line["start"]), int(line["end"])
+    assert region.locator("title").text_content() == f"viral region {start:,} to {end:,}"
+    # The virus is from 8,000 to 14,334 of 22,334 bp.
+    frame, shaded = track.locator("path.axis").bounding_box(), region.bounding_box()
+    assert (shaded["x"] - frame["x"]) / frame["width"] == pytest.approx(8_000 / 22_334, abs=0.05)
+    assert shaded["width"] / frame["width"] == pytest.approx(6_334 / 22_334, abs=0.07)
+    chunks = [
+        line
+        for _, line in read_table(run_directory.chunks_tsv, ["record_id", "score"])
+        if line["record_id"] == "mixed"
+    ]
+    assert track.locator("rect.chunk").count() == len(chunks) > 40
+
+
+def test_records_of_one_id_keep_their_own_regions(run_directory) -> None:
+    records = reading.read_records(run_directory)
+    twice = {one.call: one.place for one in records.listed if one.record_id == "twice"}
+    assert twice["others"] not in records.regions
+    assert records.regions[twice["virus"]] == [(0, 6_334)]
+
+
 def test_without_javascript_everything_is_there(run_directory, look) -> None:
     page = look(run_directory.report_html, java_script_enabled=False)
     rows = page.locator("#records tbody tr")

@@ -1,4 +1,4 @@
-"""Reads `records.tsv` for a page, in one pass and in little memory."""
+"""Reads the tables of a run for a page: each in one pass, and in little memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import heapq
 import math
 from array import array
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import InputError
 from virnucpro.reports.tables import read_table
 
@@ -61,6 +64,13 @@ class Record(NamedTuple):
         return -1.0 if known is None else known
 
 
+class _RegionsOfRecord(NamedTuple):
+    record_id: str
+    length: str
+    is_in_viral_record: bool
+    spans: list[tuple[int, int]]
+
+
 class Records(NamedTuple):
     """What a page shows of a table of records.
 
@@ -71,6 +81,8 @@ class Records(NamedTuple):
             share.
         confidence: How many records have each confidence and call.
         num_chunks: Of every record, in the order of the table.
+        regions: The start and the end of the viral regions of each record that has some, by the
+            place of the record.
     """
 
     total: int
@@ -78,22 +90,35 @@ class Records(NamedTuple):
     cells: dict[str, dict[tuple[str, float, float], int]]
     confidence: dict[tuple[str, str], int]
     num_chunks: array[int]
+    regions: dict[int, list[tuple[int, int]]]
 
 
-def read_records(path: Path) -> Records:
-    """Return what a page shows of `records.tsv`.
+def read_records(directory: RunDirectory) -> Records:
+    """Return what a page shows of a run's records and of their viral regions.
 
     Raises:
         InputError: The table cannot be read, or has a wrong number.
     """
+    path = directory.records_tsv
     columns = (*Record._fields[1:],)
     counted: dict[str, Counter[tuple[str, int, int]]] = {name: Counter() for name in _SHARES}
     confidence: Counter[tuple[str, str]] = Counter()
     best: list[tuple[float, int, Record]] = []
     num_chunks = array("q")
+    regions: dict[int, list[tuple[int, int]]] = {}
+    groups = _read_regions(directory.regions_tsv)
+    next_group = next(groups, None)
     for number, line in read_table(path, columns):
         record = _read_record(path, number, len(num_chunks), line)
         num_chunks.append(record.num_chunks)
+        # Records may share an id, so regions find theirs by the order of both tables.
+        if next_group is not None and next_group[:3] == (
+            line["record_id"],
+            line["length"],
+            record.call == "virus",
+        ):
+            regions[record.place] = next_group.spans
+            next_group = next(groups, None)
         confidence[record.confidence, record.call] += 1
         for name in _SHARES:
             share = getattr(record, name)
@@ -116,7 +141,55 @@ def read_records(path: Path) -> Records:
         for name, found in counted.items()
         if found
     }
-    return Records(len(num_chunks), [record for *_, record in best], cells, confidence, num_chunks)
+    listed = [record for *_, record in best]
+    return Records(len(num_chunks), listed, cells, confidence, num_chunks, regions)
+
+
+def read_chunks(
+    directory: RunDirectory, records: Records, wanted: Mapping[int, Record]
+) -> Iterator[tuple[int, list[tuple[int, int, float]]]]:
+    """Yield the places of wanted records, each with start, end and score of its scored chunks.
+
+    Raises:
+        InputError: The table cannot be read.
+    """
+    lines = read_table(directory.chunks_tsv, ("start", "end", "score"))
+    for place, num_chunks in enumerate(records.num_chunks):
+        found = islice(lines, num_chunks)
+        if place not in wanted:
+            for _ in found:
+                pass
+            continue
+        yield (
+            place,
+            [
+                (int(line["start"]), int(line["end"]), float(line["score"]))
+                for _, line in found
+                if line["score"] != "NA"
+            ],
+        )
+
+
+def _read_regions(path: Path) -> Iterator[_RegionsOfRecord]:
+    """Yield the viral regions of each record that has some; none if the run has no such table."""
+    if not path.is_file():
+        return
+    columns = ("record_id", "region", "start", "end", "record_length", "kind")
+    lines = (line for _, line in read_table(path, columns))
+    record = 0
+
+    def number_record(line: dict[str, str]) -> int:
+        nonlocal record
+        record += line["region"] == "1"
+        return record
+
+    for _, group in groupby(lines, number_record):
+        found = list(group)
+        first = found[0]
+        spans = [(int(line["start"]), int(line["end"])) for line in found]
+        yield _RegionsOfRecord(
+            first["record_id"], first["record_length"], first["kind"] == "virus", spans
+        )
 
 
 def show_text(text: str) -> str:

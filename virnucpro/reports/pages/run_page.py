@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +16,15 @@ from virnucpro.reports.pages.plots import (
     draw_columns,
     draw_track,
 )
-from virnucpro.reports.pages.records import Record, Records, read_records, show_text
+from virnucpro.reports.pages.records import (
+    Record,
+    Records,
+    read_chunks,
+    read_records,
+    show_text,
+)
 from virnucpro.reports.pages.render import write_page
 from virnucpro.reports.record_results import CALLS, read_run_json
-from virnucpro.reports.tables import read_table
 from virnucpro.scoring.decisions import CONFIDENCE_TIERS
 
 RUN_KEYS = ("calls", "counts", "histograms", "inputs", "reasons", "seconds", "settings")
@@ -57,7 +62,7 @@ def write_run_page(directory: RunDirectory, path: Path) -> None:
         OutputError: The page cannot be written.
     """
     run = read_run_json(directory.run_json, RUN_KEYS)
-    records = read_records(directory.records_tsv)
+    records = read_records(directory)
     drawable, tracks = _draw_tracks(directory, records)
     rule = run["calls"]
     write_page(
@@ -161,7 +166,7 @@ def _draw_tracks(directory: RunDirectory, records: Records) -> tuple[int, dict[i
     """Return how many records have a track, and the tracks of the first of them by index."""
     if not directory.chunks_tsv.is_file():
         return 0, {}
-    regions: dict[int, list[tuple[int, int]]] = {}
+    regions = records.regions
     drawable = [one for one in records.listed if one.call == "virus" or one.place in regions]
     drawn = {record.place: record for record in drawable[:MAX_TRACKS]}
     tracks = {
@@ -172,31 +177,9 @@ def _draw_tracks(directory: RunDirectory, records: Records) -> tuple[int, dict[i
             regions.get(index, ()),
             _MIDDLE,
         )
-        for index, chunks in _read_chunks(directory, records, drawn)
+        for index, chunks in read_chunks(directory, records, drawn)
     }
     return len(drawable), {index: tracks[index] for index in drawn if index in tracks}
-
-
-def _read_chunks(
-    directory: RunDirectory, records: Records, wanted: Mapping[int, Record]
-) -> Iterator[tuple[int, list[tuple[int, int, float]]]]:
-    """Yield the wanted records, each with its scored chunks.
-
-    The tables are in the order of the input. So records are told apart by their place, even if
-    they share an id.
-    """
-    lines = read_table(directory.chunks_tsv, ("start", "end", "score"))
-    for index, num_chunks in enumerate(records.num_chunks):
-        found = [line for _, (_, line) in zip(range(num_chunks), lines, strict=False)]
-        if index in wanted:
-            yield (
-                index,
-                [
-                    (int(line["start"]), int(line["end"]), float(line["score"]))
-                    for line in found
-                    if line["score"] != "NA"
-                ],
-            )
 
 
 def _thin(chunks: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
