@@ -25,6 +25,7 @@ from virnucpro.backend.weights import (
     read_json,
     read_pickle,
     read_tensors,
+    without_wrappers,
 )
 from virnucpro.errors import WeightsError
 from virnucpro.kernels import float8, onednn
@@ -207,7 +208,7 @@ def _read_fair_esm(path: Path) -> tuple[Esm2Config, dict[str, Any]]:
         ffn_dim=4 * embed_dim,
         token_dropout=bool(fields.get("token_dropout", True)),
     )
-    return config, dict(tensors)
+    return config, without_wrappers(tensors)
 
 
 def _read_transformers_config(path: Path) -> Esm2Config:

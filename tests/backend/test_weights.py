@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,6 +132,7 @@ def locate_elsewhere(location: str, endpoint: str, cache: Path, **environment: s
         text=True,
         check=True,
     )
+    assert "Retrying" not in child.stderr
     return child.stdout.strip()
 
 
@@ -192,9 +194,21 @@ def test_an_unreachable_hub_is_explained(tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         message = locate_elsewhere("owner/toy", endpoint, tmp_path)
-        assert message.startswith("refused: owner/toy: no such file or directory here")
+        assert message.startswith("refused: owner/toy: no such file or directory, not whole in")
+        assert "the Hugging Face hub cannot be reached ([Errno" in message
         offline = locate_elsewhere("owner/toy", endpoint, tmp_path, HF_HUB_OFFLINE="1")
-        assert offline.startswith("refused: owner/toy: no such file or directory here")
+        assert offline.startswith("refused: owner/toy: no such file or directory, not whole in")
+        assert "HF_HUB_OFFLINE" in offline
+
+
+@pytest.mark.slow
+def test_a_hub_that_never_answers_is_not_waited_for(hub: str, tmp_path: Path) -> None:
+    wanted = locate_elsewhere("owner/toy", hub, tmp_path)
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert locate_elsewhere("owner/toy", endpoint, tmp_path) == wanted
+        message = locate_elsewhere("owner/other", endpoint, tmp_path)
+        assert "the Hugging Face hub cannot be reached (" in message
 
 
 def test_a_digest_belongs_to_names_and_bytes(tmp_path: Path) -> None:
@@ -347,3 +361,86 @@ def test_a_tensor_for_which_the_file_has_no_room_is_refused(tmp_path: Path) -> N
     torch.save({"x": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
     with pytest.raises(WeightsError, match=r"weights\.bin: refused.* x claims .*does not fit"):
         read_tensors(path)
+
+
+def test_names_of_wrappers_are_left_off(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    torch.save({f"module._orig_mod.{name}": tensor for name, tensor in TENSORS.items()}, path)
+    assert set(read_tensors(path)) == set(TENSORS)
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, path)
+    assert set(read_tensors(path)) == {"module.a", "b"}
+
+
+def test_an_adapter_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.esm.query.lora_A.weight": torch.ones(1)}, path)
+    with pytest.raises(WeightsError, match=r"holds a LoRA adapter, .* merge it into that model"):
+        read_tensors(path)
+    with pytest.raises(WeightsError, match=r"holds neither .*, but a LoRA adapter"):
+        find_weight_files(tmp_path)
+
+
+def write_pointer(path: Path) -> Path:
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    return path
+
+
+def write_web_page(path: Path) -> Path:
+    path.write_bytes(b"<!DOCTYPE html><html><body>Sign in</body></html>")
+    return path
+
+
+def write_text(path: Path) -> Path:
+    path.write_bytes(b"Entry not found\n")
+    return path
+
+
+def write_nothing(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_pointer, "it is a Git LFS pointer"),
+        (write_web_page, "it is a web page"),
+        (write_text, "it is a text file, which begins with 'Entry not found"),
+        (write_nothing, "the file is empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "config.json"])
+def test_other_files_are_named(
+    tmp_path: Path, write: Callable[[Path], Path], words: str, name: str
+) -> None:
+    path = write(tmp_path / name)
+    read = read_json if name.endswith(".json") else read_tensors
+    with pytest.raises(WeightsError, match=f"{name}: .*; {words}"):
+        read(path)
+
+
+def test_a_zip_archive_of_something_else_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("esm2.pt", b"")
+    with pytest.raises(WeightsError, match=r"not one of torch\.save .*; unpack it"):
+        read_tensors(tmp_path / "model.pt")
+
+
+def test_half_a_file_of_torch_is_cut_off(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "model.pt")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(WeightsError, match="probably cut off; copy or download it again"):
+        read_tensors(path)
+
+
+@pytest.mark.slow
+def test_the_hubs_own_directories_are_explained(hub: str, tmp_path: Path) -> None:
+    locate_elsewhere("owner/toy", hub, tmp_path)
+    own = tmp_path / "hub" / "models--owner--toy"
+    snapshot = own / "snapshots" / COMMITS["main"]
+    with pytest.raises(WeightsError, match=f"give the hub id owner/toy, or {snapshot}"):
+        locate_weights(str(own), [])
+    for several in (tmp_path, tmp_path / "hub"):
+        with pytest.raises(WeightsError, match="is the cache of the Hugging Face hub"):
+            locate_weights(str(several), [])
+    assert locate_weights(str(snapshot), []) == snapshot

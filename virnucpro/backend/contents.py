@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 HEAD_BYTES = 512
 """What `identify` wants to see of a file."""
+
+ADAPTER = (
+    "a LoRA adapter, which changes another model; merge it into that model (merge_and_unload of "
+    "peft), save the result, and give its directory"
+)
 
 _UNPACK = "unpack it, and give a file in it"
 _POINTER = (
@@ -42,3 +49,54 @@ def identify(head: bytes) -> str | None:
     The answer continues a sentence such as "contigs.fa is ...".
     """
     return next((text for pattern, text in _KINDS if pattern.match(head)), None)
+
+
+def explain_file(path: Path) -> str:
+    """Return what a file is that is no model, to end a message with; empty if unknown."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return ""
+    if not head:
+        return "; the file is empty"
+    kind = identify(head)
+    if kind is None and head.isascii() and head.decode("ascii").replace("\n", "").isprintable():
+        kind = f"a text file, which begins with {head[:30].decode('ascii')!r}"
+    return f"; it is {kind}" if kind else ""
+
+
+def explain_no_zip(path: Path) -> str:
+    """Return what a file is that is no whole zip archive, to end a message with."""
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(4) == b"PK\3\4":
+            return ", but begins like one, so it was probably cut off; copy or download it again"
+    return explain_file(path) or (
+        "; if it is older and you trust it, load it with torch and save it again"
+    )
+
+
+def explain_directory(directory: Path) -> str:
+    """Return what a directory holds in place of weights, to end a message with."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    if any(name.startswith("adapter_") for name in names):
+        return f", but {ADAPTER}"
+    return f"; it holds {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}"
+
+
+def explain_hub_cache(path: Path) -> str | None:
+    """Return what to give instead of a directory of the hub's cache; None if it is none."""
+    if (path / "config.json").exists() or not path.is_dir():
+        return None
+    if any(path.glob("models--*")) or any(path.glob("hub/models--*")):
+        return (
+            "is the cache of the Hugging Face hub, for several models; give the hub id of one "
+            "(owner/name)"
+        )
+    if not path.name.startswith("models--") or not (path / "snapshots").is_dir():
+        return None
+    name = path.name.removeprefix("models--").replace("--", "/")
+    snapshots = sorted(map(str, (path / "snapshots").iterdir()))
+    return f"is the own directory of the hub's cache; give the hub id {name}" + (
+        f", or {snapshots[-1]}" if snapshots else "; nothing was downloaded here"
+    )

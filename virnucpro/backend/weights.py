@@ -10,15 +10,25 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from virnucpro.backend.contents import (
+    ADAPTER,
+    explain_directory,
+    explain_file,
+    explain_hub_cache,
+    explain_no_zip,
+)
 from virnucpro.errors import WeightsError, first_line, on_one_line
 
 if TYPE_CHECKING:
     import torch
+
+_HUB_SECONDS = 4
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -37,6 +47,9 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     with contextlib.suppress(RuntimeError):  # `~name` of an unknown user is an ordinary name
         path = path.expanduser()
     if path.exists():
+        mistake = explain_hub_cache(path)
+        if mistake is not None:
+            raise WeightsError(f"{path}: {mistake}")
         return path
     hub_id = HUB_ID.fullmatch(location)
     if hub_id is None:
@@ -44,18 +57,50 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
             f"{location}: no such file or directory, and not a hub id (owner/name[@revision])"
         )
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    obstacle = _find_obstacle_to_hub()
     try:
         return Path(
             snapshot_download(
-                hub_id["repo"], revision=hub_id["revision"], allow_patterns=list(patterns)
+                hub_id["repo"],
+                revision=hub_id["revision"],
+                allow_patterns=list(patterns),
+                # Otherwise the hub's package tries for half a minute, with a warning each time.
+                local_files_only=obstacle is not None,
             )
         )
+    except LocalEntryNotFoundError as error:
+        raise WeightsError(
+            f"{location}: no such file or directory, not whole in the hub's cache (HF_HOME), and "
+            f"the Hugging Face hub cannot be reached ({obstacle or on_one_line(error)}); give a "
+            "local path, or try again with a network"
+        ) from error
     except Exception as error:  # its releases raise errors of three HTTP libraries
         raise WeightsError(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
             f"({on_one_line(error)}); give a local path, or check the id and the network"
         ) from error
+
+
+def _find_obstacle_to_hub() -> str | None:
+    """Return why the hub cannot be reached, within seconds; None if it answers."""
+    from huggingface_hub import constants, get_session
+
+    obstacles = [f"no answer within {_HUB_SECONDS} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+            obstacles.clear()
+        except Exception as error:
+            obstacles[:] = [first_line(error)]
+
+    # Looking up the name of the hub has no limit of its own, so it is not waited for.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_HUB_SECONDS)
+    return next(iter(obstacles), None)
 
 
 def digest_files(paths: Sequence[Path]) -> str:
@@ -88,7 +133,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read as JSON ({error})") from error
+        kind = explain_file(path) if path.is_file() else ""
+        raise WeightsError(f"{path}: cannot be read as JSON ({error}){kind}") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: a JSON object was expected, found {type(value).__name__}")
     return value
@@ -123,7 +169,7 @@ def find_weight_files(directory: Path) -> list[Path]:
     else:
         raise WeightsError(
             f"{directory}: holds neither model.safetensors nor pytorch_model.bin (nor an index of "
-            "them)"
+            f"them){explain_directory(directory)}"
         )
     weight_map = read_json(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
@@ -142,9 +188,26 @@ def find_weight_files(directory: Path) -> list[Path]:
 def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torch.Tensor]:
     """Return the state dict in one weights file, memory-mapped on the CPU.
 
+    Names are without what DistributedDataParallel or torch.compile put before all of them.
+
     Raises:
         WeightsError: The file is damaged, holds more than tensors, or would run code on loading.
     """
+    tensors = without_wrappers(_read_state_dict(path, safe_globals))
+    if any(".lora_" in name for name in tensors):
+        raise WeightsError(f"{path}: holds {ADAPTER}")
+    return tensors
+
+
+def without_wrappers(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict without the names of the modules that wrapped the whole model."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(isinstance(name, str) and name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def _read_state_dict(path: Path, safe_globals: Sequence[Any]) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -152,7 +215,7 @@ def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torc
             return dict(load_file(path))
         except Exception as error:  # with a damaged header it raises many kinds of errors
             raise WeightsError(
-                f"{path}: not a readable safetensors file ({first_line(error)})"
+                f"{path}: not a readable safetensors file ({first_line(error)}){explain_file(path)}"
             ) from error
     value = read_pickle(path, safe_globals)
     import torch
@@ -273,9 +336,13 @@ def check_torch_zip(path: Path) -> None:
     except Exception as error:  # with a damaged directory it raises many kinds of errors
         raise WeightsError(
             f"{path}: refused, because it is not a whole zip archive ({first_line(error)}), which "
-            "torch.save writes since PyTorch 1.6; if it is older and you trust it, load it with "
-            "torch and save it again"
+            f"torch.save writes since PyTorch 1.6{explain_no_zip(path)}"
         ) from error
+    if not any(member.filename.rpartition("/")[2] == "data.pkl" for member in members):
+        raise WeightsError(
+            f"{path}: is a zip archive, but not one of torch.save (it has no data.pkl); unpack it, "
+            "and give a file or directory in it"
+        )
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise WeightsError(
             f"{path}: refused, because it is a compressed zip archive, which torch.save never "
