@@ -73,7 +73,7 @@ def check_representatives(source: SequenceSource) -> None:
 
 def test_records_come_back_as_they_were_read(build: BuildFrames) -> None:
     store = build()
-    assert [store.record(index) for index in range(store.num_records)] == RECORDS
+    assert [store.reads(index)[0] for index in range(store.num_records)] == RECORDS
     assert store.record_ids(0, store.num_records) == [record.id for record in RECORDS]
     assert store.record_ids(3, 3) == []
     assert store.record_lengths.tolist() == [len(record.sequence) for record in RECORDS]
@@ -162,7 +162,7 @@ def test_several_inputs_are_one_store(tmp_path: Path) -> None:
     first = write_fasta(tmp_path / "a.fa", RECORDS[:3])
     second = write_fasta(tmp_path / "b.fa", RECORDS[3:])
     store = build_frame_store([first, second], tmp_path / "store", chunk_length_bp=12)
-    assert [store.record(index) for index in range(store.num_records)] == RECORDS
+    assert [store.reads(index)[0] for index in range(store.num_records)] == RECORDS
     assert [(file["path"], file["num_records"]) for file in store.inputs] == [
         (first, 3),
         (second, 5),

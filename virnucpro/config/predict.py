@@ -65,6 +65,12 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         metavar="BP",
         minimum=1,
     )
+    paired: bool = option(
+        False,
+        help="The inputs are read pairs: the files of first and second mates in turn, or one file "
+        "with both mates of each pair. A pair is one record, and has the chunks of both mates.",
+        group="Input",
+    )
     min_length_bp: int = option(
         0, "--min-length", help="Records shorter than this get no call.", metavar="BP", minimum=0
     )
@@ -108,6 +114,11 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         if self.output_dir is None and (len(self.inputs) > 1 or STDIN in self.inputs):
             raise UsageError(
                 "several inputs or standard input need an output directory; name one (-o)"
+            )
+        if self.paired and len(self.inputs) > 1 and len(self.inputs) % 2:
+            raise UsageError(
+                f"paired: found {len(self.inputs)} inputs, wanted the files of first and second "
+                "mates in turn, or one file with both"
             )
         if self.model_type == "custom" and self.model_path is None:
             raise UsageError("model type custom needs a model; give its path (-p)")
@@ -162,6 +173,7 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     # Settings of `predict` that have no meaning here: without option() they are no options.
     output_dir: Path | None = Path()
     max_fdr: float | None = None
+    paired: bool = False
     preset: str | None = None
     viral_share: float | None = None
     keep_intermediate: bool = False

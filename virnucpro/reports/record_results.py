@@ -125,14 +125,11 @@ def _head_viral_records(
     is_viral = ~regions.is_provirus
     spans = iterate_rows(regions.record[is_viral], regions.start[is_viral], regions.end[is_viral])
     for index, group in groupby(spans, key=itemgetter(0)):
-        record = store.record(index)
         places = ",".join(f"{start}-{end}" for _, start, end in group)
         chance = format_number(float(records.probability[index]))
-        yield (
-            f"{record.header} score={float(records.score[index])!r} probability={chance} "
-            f"regions={places}",
-            record.sequence,
-        )
+        words = f"score={float(records.score[index])!r} probability={chance} regions={places}"
+        for read in store.reads(index):
+            yield f"{read.header} {words}", read.sequence
 
 
 def describe_calls(store: FrameStore, decision: Decision) -> dict[str, Any]:
@@ -183,6 +180,8 @@ def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 def note_short_records(store: FrameStore) -> None:
     """Log how many records are shorter than a chunk, and what to expect of them."""
+    if store.reads_per_record > 1:
+        return
     length = store.record_lengths
     num_short = int(np.count_nonzero((length > 0) & (length < store.chunk_length_bp)))
     if num_short:

@@ -85,9 +85,18 @@ class Stretches(NamedTuple):
     first_codon: Int32Array
 
 
-def cut_records(record_length: Int64Array, chunk_length_bp: int, min_length_bp: int = 0) -> Chunks:
-    """Return the chunks of records of these lengths; empty and too short records have none."""
-    is_cut = record_length >= min_length_bp
+def cut_records(
+    record_length: Int64Array,
+    chunk_length_bp: int,
+    min_length_bp: int = 0,
+    reads_per_record: int = 1,
+) -> Chunks:
+    """Return the chunks of records of these lengths; empty and too short records have none.
+
+    If records are pairs, the lengths are those of reads, and a pair's length is their sum.
+    """
+    total_length = record_length.reshape(-1, reads_per_record).sum(axis=1)
+    is_cut = np.repeat(total_length >= min_length_bp, reads_per_record)
     num_chunks = np.where(is_cut, _count_chunks(record_length, chunk_length_bp), 0)
     first_chunk = np.cumsum(num_chunks) - num_chunks
     number = np.arange(num_chunks.sum()) - np.repeat(first_chunk, num_chunks)

@@ -46,6 +46,11 @@ def record_id(header: str) -> str:
     return words[0] if words else ""
 
 
+def pair_id(header: str) -> str:
+    """Return the id of a pair of reads, for the header of the first."""
+    return record_id(header).removesuffix("/1")
+
+
 def chunk_id(record_id: str, number: int) -> str:
     """Return the name of a record's chunk; `number` counts from 1."""
     return f"{record_id}_chunk_{number}"

@@ -88,6 +88,7 @@ def _find_frames(
             chunk_length_bp=config.chunk_length_bp,
             min_length_bp=config.min_length_bp,
             rule=rule,
+            paired=config.paired,
         )
     )
     store = open_frame_store(directory.frame_store_dir)

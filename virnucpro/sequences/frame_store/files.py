@@ -26,6 +26,9 @@ RECORD_FORMAT = "virnucpro-record-store"
 FRAME_RULE = "frame_rule"
 """The entry of the manifest that says the frame rule; the original's rule is not named."""
 
+READS_PER_RECORD = "reads_per_record"
+"""The entry of the manifest that says that a record is a pair of reads; other stores lack it."""
+
 CHANGED = "num_changed"
 """The entry of an input that counts the records whose letters were changed by reading."""
 

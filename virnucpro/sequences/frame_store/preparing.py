@@ -35,6 +35,7 @@ def prepare_frame_store(
     chunk_length_bp: int,
     min_length_bp: int = 0,
     rule: FrameRule = OPEN_RULE,
+    paired: bool = False,
 ) -> None:
     """Build the frame store, unless a resumed run finds the whole store of the same input.
 
@@ -45,6 +46,7 @@ def prepare_frame_store(
         chunk_length_bp: The length of chunks.
         min_length_bp: Shorter records get no chunks.
         rule: What of a chunk becomes a row.
+        paired: Whether a record is a pair of reads.
 
     Raises:
         InputError: An input cannot be read.
@@ -52,7 +54,7 @@ def prepare_frame_store(
         VirnucproError: The error of `check`; the store in place was not changed.
     """
     old = _open_whole_store(directory)
-    settings = (chunk_length_bp, min_length_bp, rule)
+    settings = (chunk_length_bp, min_length_bp, rule, 1 + paired)
     if old and _is_of_input(old, inputs, settings):
         check(old)
         logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[rule.kind])
@@ -65,6 +67,7 @@ def prepare_frame_store(
             chunk_length_bp=chunk_length_bp,
             min_length_bp=min_length_bp,
             rule=rule,
+            paired=paired,
         )
 
     _build_beside(directory, build, check)
@@ -109,9 +112,10 @@ def _open_whole_store(directory: Path) -> FrameStore | None:
 
 
 def _is_of_input(
-    store: FrameStore, inputs: Sequence[str], settings: tuple[int, int, FrameRule]
+    store: FrameStore, inputs: Sequence[str], settings: tuple[int, int, FrameRule, int]
 ) -> bool:
-    if settings != (store.chunk_length_bp, store.min_length_bp, store.rule):
+    found = (store.chunk_length_bp, store.min_length_bp, store.rule, store.reads_per_record)
+    if settings != found:
         return False
     paths = [Path(name) for name in inputs]
     if STDIN in inputs or not all(path.is_file() for path in paths):

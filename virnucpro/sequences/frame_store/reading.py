@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from virnucpro.sequences.frame_store.files import (
     CHANGED,
     FIRST_CODONS,
     FRAME_FORMAT,
+    READS_PER_RECORD,
     RECORD_FORMAT,
     TextFile,
     open_table,
@@ -26,7 +27,14 @@ from virnucpro.sequences.frame_store.files import (
     read_rule,
     verify_files,
 )
-from virnucpro.sequences.records import Record, chunk_id, frame_id, record_id, stretch_id
+from virnucpro.sequences.records import (
+    Record,
+    chunk_id,
+    frame_id,
+    pair_id,
+    record_id,
+    stretch_id,
+)
 
 if TYPE_CHECKING:
     from virnucpro.checkpoints.parts import Identity
@@ -104,6 +112,7 @@ class StoredRecords(ABC):
         directory: The store's directory.
         inputs: The `path`, `sha256`, `num_bytes` and `num_records` of each input.
         num_records: Records in all inputs.
+        reads_per_record: 2 if a record is a pair of reads, otherwise 1.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
@@ -112,7 +121,10 @@ class StoredRecords(ABC):
         self._headers = TextFile(directory / "headers.text")
         self._records = TextFile(directory / "records.text")
         self._header_offsets = open_table(directory, "header_offsets.int64")
-        self._record_offsets = open_table(directory, "record_offsets.int64")
+        self._read_offsets = open_table(directory, "record_offsets.int64")
+        self.reads_per_record: int = manifest.get(READS_PER_RECORD, 1)
+        # The mates of a pair lie end to end, so that a pair has one span of letters, too.
+        self._record_offsets = self._read_offsets[:: self.reads_per_record]
         self.num_records = len(self._record_offsets) - 1
 
     @property
@@ -128,25 +140,32 @@ class StoredRecords(ABC):
     def input_digest(self) -> str:
         """`sha256:` and the SHA-256 of the input, or of the list of the inputs' SHA-256s.
 
-        It also says whether letters were changed by reading. Versions that did not change them
-        had other rows of the same files.
+        It also says whether letters were changed by reading, and whether reads are in pairs.
+        Otherwise the same files have other rows.
         """
         digests = [file["sha256"] for file in self.inputs]
         if len(digests) > 1:
             listing = "".join(f"{digest}\n" for digest in digests)
             digests = [hashlib.sha256(listing.encode("ascii")).hexdigest()]
         is_changed = any(CHANGED in file for file in self.inputs)
-        return f"sha256:{digests[0]}" + (", letters changed by reading" if is_changed else "")
+        notes = (", letters changed by reading" if is_changed else "") + (
+            ", in pairs" if self.reads_per_record > 1 else ""
+        )
+        return f"sha256:{digests[0]}{notes}"
 
     @cached_property
     def record_lengths(self) -> Int64Array:
         """Number of letters in each record: int64 (num_records,)."""
         return np.diff(self._record_offsets)
 
-    def record(self, index: int) -> Record:
-        """Return a record as it was read."""
+    def reads(self, index: int) -> list[Record]:
+        """Return a record as it was read: one sequence, or both mates of a pair."""
+        first = index * self.reads_per_record
+        return [self._read(read) for read in range(first, first + self.reads_per_record)]
+
+    def _read(self, index: int) -> Record:
         header = self._headers.read(*self._header_offsets[index : index + 2].tolist())
-        letters = self._records.read(*self._record_offsets[index : index + 2].tolist())
+        letters = self._records.read(*self._read_offsets[index : index + 2].tolist())
         return Record(_decode(header), letters.decode("ascii"))
 
     def record_id(self, index: int) -> str:
@@ -155,11 +174,13 @@ class StoredRecords(ABC):
 
     def record_ids(self, start: int, stop: int) -> list[str]:
         """Return the ids of the records `start` to `stop - 1`."""
-        offsets = self._header_offsets[start : stop + 1].tolist()
+        step = self.reads_per_record
+        offsets = self._header_offsets[start * step : stop * step + 1].tolist()
         headers = self._headers.read(offsets[0], offsets[-1])
+        name = record_id if step == 1 else pair_id
         return [
-            record_id(_decode(headers[begin - offsets[0] : end - offsets[0]]))
-            for begin, end in pairwise(offsets)
+            name(_decode(headers[begin - offsets[0] : end - offsets[0]]))
+            for begin, end in islice(pairwise(offsets), 0, None, step)
         ]
 
     @property
@@ -217,7 +238,8 @@ class FrameStore(StoredRecords):
         self.rule = read_rule(manifest)
         self.chunk_length_bp: int = manifest["chunk_length_bp"]
         self.min_length_bp: int = manifest["min_length_bp"]
-        self.record_first_chunk = open_table(directory, "chunk_offsets.int64")
+        self._read_first_chunk = open_table(directory, "chunk_offsets.int64")
+        self.record_first_chunk = self._read_first_chunk[:: self.reads_per_record]
         self.chunk_first_frame = open_table(directory, "frame_offsets.int64")
         self.frame_codes: UInt8Array = open_table(directory, "frame_codes.uint8")
         self.first_codons: Int32Array = np.empty(0, np.int32)
@@ -318,12 +340,12 @@ class FrameStore(StoredRecords):
         return np.searchsorted(self.record_first_chunk, chunks, "right") - 1
 
     def locate_chunks(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Return where chunks start and end in their records, from 0 and half-open: int64 (n,)."""
-        records = self.find_records(chunks)
-        number = chunks - self.record_first_chunk[records]
-        start, length = frames.locate_chunks(
-            self.record_lengths[records], number, self.chunk_length_bp
-        )
+        """Return where chunks start and end in their records, from 0 and half-open: int64 (n,).
+
+        The second mate of a pair begins where the first one ends.
+        """
+        start, length = self._locate_chunks(chunks)
+        start = start - self._record_offsets[self.find_records(chunks)]
         return start, start + length
 
     def locate_cells(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
@@ -371,8 +393,12 @@ class FrameStore(StoredRecords):
 
     def _locate_chunks(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return the starts of chunks in the letters of all records, and their lengths."""
-        start, end = self.locate_chunks(chunks)
-        return self._record_offsets[self.find_records(chunks)] + start, end - start
+        reads = np.searchsorted(self._read_first_chunk, chunks, "right") - 1
+        number = chunks - self._read_first_chunk[reads]
+        read_start = self._read_offsets[reads]
+        read_length = self._read_offsets[reads + 1] - read_start
+        start, length = frames.locate_chunks(read_length, number, self.chunk_length_bp)
+        return read_start + start, length
 
     def _name_chunks(self, chunks: Int64Array) -> list[str]:
         records = self.find_records(chunks)

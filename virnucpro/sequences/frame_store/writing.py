@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from virnucpro.sequences.frame_store.files import (
     FRAME_FORMAT,
     FRAME_RULE,
     MANIFEST,
+    READS_PER_RECORD,
     RECORD_FORMAT,
     digest_manifest,
 )
@@ -37,6 +38,7 @@ from virnucpro.sequences.frame_store.reading import (
     open_frame_store,
     open_record_store,
 )
+from virnucpro.sequences.pairs import read_pairs
 from virnucpro.sequences.records import NAMES_OF_ROWS, Record
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ def build_frame_store(
     chunk_length_bp: int,
     min_length_bp: int = 0,
     rule: FrameRule = OPEN_RULE,
+    paired: bool = False,
 ) -> FrameStore:
     """Write the open frames or stretches of files to `directory`, and return the opened store.
 
@@ -81,6 +84,7 @@ def build_frame_store(
         chunk_length_bp: Length of a chunk.
         min_length_bp: Shorter records are kept, but get no chunks.
         rule: What of a chunk becomes a row.
+        paired: Whether a record is a pair of reads; see `read_pairs`.
 
     Raises:
         InputError: An input cannot be read.
@@ -96,14 +100,15 @@ def build_frame_store(
             "chunk_length_bp": chunk_length_bp,
             "min_length_bp": min_length_bp,
             **({} if rule == OPEN_RULE else {FRAME_RULE: str(rule)}),
-            "inputs": [],
+            **({READS_PER_RECORD: 2} if paired else {}),
         }
-        for path in inputs:
-            reader = RecordReader(path, "dna")
-            for letters, record_length in _write_records(writer, reader):
-                chunks = frames.cut_records(record_length, chunk_length_bp, min_length_bp)
+        readers = [RecordReader(path, "dna") for path in inputs]
+        step = 2 if paired else 1
+        for records in [read_pairs(readers)] if paired else readers:
+            for letters, length in _write_records(writer, records, step):
+                chunks = frames.cut_records(length, chunk_length_bp, min_length_bp, step)
                 _write_rows(writer, letters, chunks, rule)
-            manifest["inputs"].append(_describe_input(reader))
+        manifest["inputs"] = [_describe_input(reader) for reader in readers]
         writer.finish(FrameStore, manifest, ("dna", "protein"))
     store = open_frame_store(directory)
     logger.info(
@@ -207,10 +212,10 @@ class _StoreWriter:
 
 
 def _write_records(
-    writer: _StoreWriter, reader: RecordReader
+    writer: _StoreWriter, records: Iterable[Record], step: int = 1
 ) -> Iterator[tuple[bytes, Int64Array]]:
-    """Store the records of a file; yield the letters and the record lengths of each block."""
-    for block in _take_blocks(reader):
+    """Store records; yield the letters and the lengths of each block of a multiple of `step`."""
+    for block in _take_blocks(records, step):
         headers = [record.header.encode("utf-8", "surrogateescape") for record in block]
         letters = "".join([record.sequence for record in block]).encode("ascii")
         record_length = np.array([len(record.sequence) for record in block], np.int64)
@@ -221,13 +226,13 @@ def _write_records(
         yield letters, record_length
 
 
-def _take_blocks(reader: RecordReader) -> Iterator[list[Record]]:
+def _take_blocks(records: Iterable[Record], step: int) -> Iterator[list[Record]]:
     block: list[Record] = []
     num_letters = 0
-    for record in reader:
+    for record in records:
         block.append(record)
         num_letters += len(record.sequence) + 1
-        if num_letters >= _BLOCK_BP:
+        if num_letters >= _BLOCK_BP and len(block) % step == 0:
             yield block
             block, num_letters = [], 0
     if block:

@@ -1,0 +1,48 @@
+"""Reading pairs of reads: two mates that were sequenced from the ends of one fragment."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from virnucpro.errors import InputError
+from virnucpro.sequences.fasta import RecordReader
+from virnucpro.sequences.records import Record
+
+
+def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
+    """Yield the mates of read pairs, a first mate and its second mate in turn.
+
+    Args:
+        readers: Of the files of first and second mates in turn, or of one file with both.
+
+    Raises:
+        InputError: A file cannot be read, a mate is missing, or two mates have different ids.
+    """
+    iterators = [iter(reader) for reader in readers]
+    if len(iterators) == 1:
+        iterators *= 2
+        readers = [*readers, *readers]
+    for place in range(0, len(iterators), 2):
+        names = " and ".join(dict.fromkeys(reader.path for reader in readers[place : place + 2]))
+        pairs = itertools.zip_longest(*iterators[place : place + 2])
+        for number, (first, second) in enumerate(pairs, 1):
+            if first is None or second is None:
+                alone = first or second
+                raise InputError(
+                    f"{names}: pair {number}, {alone.id[:80]!r}, lacks a mate; each file must have "
+                    "the mates of the other in the same order, or one file both mates in turn"
+                )
+            if not _are_mates(first.id, second.id):
+                raise InputError(
+                    f"{names}: pair {number} has the ids {first.id[:80]!r} and {second.id[:80]!r}; "
+                    "mates have one id, but for /1 and /2. Sort both files in the same way, and "
+                    "keep no mate without the other"
+                )
+            yield first
+            yield second
+
+
+def _are_mates(first: str, second: str) -> bool:
+    """Compare two ids; `x/1` and `x/2` belong together, as `x.1` and `x.2` do."""
+    return first == second or (first[:-1] == second[:-1] and first[-1:] + second[-1:] == "12")
