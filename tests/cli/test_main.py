@@ -281,6 +281,24 @@ def test_signals_end_it_with_their_exit_code(number, code, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_signals_end_it_while_it_imports(tmp_path, fasta, number, code, message):
+    # As modules in C do, this one loses exceptions.
+    module = "import time\nprint(flush=True)\ntry: time.sleep(60)\nexcept BaseException: pass\n"
+    (tmp_path / "torch.py").write_text(module)
+    search = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    variables = os.environ | {"PYTHONPATH": search}
+    process = start("predict", "a.fa", "-m", "mini", env=variables, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=30)
+    assert (process.returncode, messages) == (code, f"Error: {message}\n")
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_trouble(tmp_path):
     (tmp_path / "same.fa").write_text(">a\nACGT\n" * 50_000)
     reading, writing = os.pipe()

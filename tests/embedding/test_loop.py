@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +33,12 @@ from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import make_loader
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import run_pass
-from virnucpro.errors import MemoryExhaustedError, NonFiniteEmbeddingError, UsageError
+from virnucpro.errors import (
+    MemoryExhaustedError,
+    NonFiniteEmbeddingError,
+    UsageError,
+    VirnucproError,
+)
 from virnucpro.runtime.devices import make_accelerator
 from virnucpro.runtime.monitoring import PassStatus, ProgressListener
 from virnucpro.runtime.run import Run, open_run
@@ -169,6 +176,24 @@ def test_workers_change_nothing(run: Run, job: Job, tmp_path: Path) -> None:
     embed(run, other)
     ours, theirs = finished_parts(job.parts_dir), finished_parts(other.parts_dir)
     assert [path.read_bytes() for path in theirs] == [path.read_bytes() for path in ours]
+
+
+class Deadly:
+    """A collator that the system kills, as it does where memory runs out."""
+
+    def __call__(self, rows, sequences):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_the_death_of_a_worker_is_explained(run: Run, job: Job) -> None:
+    class Killed(ToyBackend):
+        def load_collator(self, weights):
+            return Deadly()
+
+    run.config = replace(CPU, dataloader_workers=1)
+    with pytest.raises(VirnucproError, match=r"processes that tokenize do not work .* --resume"):
+        embed(run, with_backend(job, Killed()))
 
 
 def test_finished_parts_are_not_done_again(run: Run, job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from virnucpro.runtime.environment import (
     off_the_working_directory,
 )
 from virnucpro.runtime.logs import set_up_logging
+from virnucpro.runtime.orphans import end_with_launcher
 from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -71,8 +73,9 @@ class _Program(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
+        end_with_launcher()
         try:
-            with _sigterm_raises(), off_the_working_directory():
+            with _signals_raise(), off_the_working_directory():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.
@@ -119,19 +122,44 @@ def _explain(error: BaseException) -> int:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> None:
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM raise Terminated, and end at once where it or Ctrl-C meets an import.
+
+    Modules in C turn an exception into errors of their own, or lose it.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        _end_if_importing(frame, "interrupted", 130)
+        signal.default_int_handler(signum, frame)
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        _end_if_importing(frame, "terminated", Terminated.exit_code)
         # A second signal must not interrupt the cleaning up that follows.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # torch raises when a loader's worker dies, and the same signal often reached that as well.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    handlers = {signal.SIGTERM: terminate}
+    # A shell lets programs in the background ignore Ctrl-C, and so it stays.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handlers[signal.SIGINT] = interrupt
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_if_importing(frame: FrameType | None, message: str, exit_code: int) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            if num_processes() == 1:
+                logger.error(message)
+            # All that a run keeps is safe against a kill at any time.
+            os._exit(exit_code)
+        frame = frame.f_back
 
 
 def _print_citation(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

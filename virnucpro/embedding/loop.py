@@ -19,6 +19,7 @@ from virnucpro.backend.arrays import Float32Array
 from virnucpro.backend.interface import Encoder, TokenBatch
 from virnucpro.embedding.batches import Batches, ClaimedBatches
 from virnucpro.embedding.jobs import Job
+from virnucpro.embedding.workers import explaining_workers
 from virnucpro.embedding.writer import PartWriter
 from virnucpro.runtime.devices import is_out_of_memory
 from virnucpro.runtime.monitoring import PassStatus
@@ -75,10 +76,11 @@ class Loop:
 
     def _receive(self, loader: DataLoader[TokenBatch]) -> Iterator[TokenBatch]:
         """Yield batches on the device, their copies issued on a stream of their own."""
-        batches = iter(loader)
+        with explaining_workers():
+            batches = iter(loader)
         while True:
             began = time.monotonic()
-            with torch.cuda.stream(self.upload):
+            with torch.cuda.stream(self.upload), explaining_workers():
                 batch = next(batches, None)
             if batch is None:
                 return

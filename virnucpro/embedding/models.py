@@ -11,7 +11,7 @@ from virnucpro.backend.interface import Alphabet, Attention, Backend, Collator, 
 from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
-from virnucpro.embedding.loader import prepare_workers
+from virnucpro.embedding.workers import prepare_workers
 from virnucpro.errors import UsageError, WeightsError
 from virnucpro.runtime.devices import DTYPES
 from virnucpro.runtime.environment import machine_name

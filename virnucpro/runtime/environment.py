@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 RELAUNCHED = "VIRNUCPRO_RELAUNCHED"
-"""Variable that is set in the processes which virnucpro itself started."""
+"""Variable in the processes that virnucpro itself started: the number of the process that did."""
 
 _LAUNCHERS_VARIABLES = (
     "WORLD_SIZE",

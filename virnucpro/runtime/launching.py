@@ -96,7 +96,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     interfaces = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     network = {name: os.environ.get(name, loopback) for name in interfaces}
-    with patch_environment(**network, **{RELAUNCHED: "1"}), _silence():
+    with patch_environment(**network, **{RELAUNCHED: str(os.getpid())}), _silence():
         try:
             multi_gpu_launcher(parsed)
         except SignalException as error:

@@ -237,7 +237,7 @@ def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # Gloo has no error class of its own; with NCCL the launcher ends this process.
-        if "gloo" not in str(error):
+        if "gloo" not in str(error) and not isinstance(error, torch.distributed.DistError):
             raise
         raise VirnucproError(
             "another process of this launch has ended, and its own message says why"

@@ -15,9 +15,9 @@ from virnucpro.checkpoints.run_directory import EmbedDirectory
 from virnucpro.config import EmbedConfig
 from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.jobs import Job
-from virnucpro.embedding.loader import prepare_workers
 from virnucpro.embedding.models import open_model
 from virnucpro.embedding.passes import Pass, run_pass
+from virnucpro.embedding.workers import prepare_workers
 from virnucpro.errors import CheckpointError, IncompleteError
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import open_run

@@ -1,0 +1,157 @@
+"""The loader's worker processes: how many, how they start, what they send, and how they end.
+
+They need little of the machine: no shared memory but for semaphores, and a short path for sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import multiprocessing.forkserver
+import multiprocessing.util
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from virnucpro.backend.interface import TokenBatch
+from virnucpro.config import ComputeConfig
+from virnucpro.errors import VirnucproError, first_line
+from virnucpro.runtime.environment import num_local_processes, off_the_working_directory
+
+logger = logging.getLogger(__name__)
+
+# A socket's path has at most 107 bytes, and multiprocessing adds 32 to the directory.
+_MAX_DIRECTORY_BYTES = 70
+_LACKS = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+_SHORT_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def prepare_workers(compute: ComputeConfig, device: torch.device) -> None:
+    """Start the process from which the loader's workers will be forked, if there are workers.
+
+    It imports the slow modules once for all workers, while this process opens the models. It never
+    touches CUDA, which does not survive a fork; this process does, so workers cannot be forked from
+    it.
+    """
+    if count_workers(compute, device):
+        _shorten_socket_paths()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["virnucpro.embedding.preload"])
+        with off_the_working_directory():
+            multiprocessing.forkserver.ensure_running()
+
+
+def count_workers(compute: ComputeConfig, device: torch.device) -> int:
+    """Return how many worker processes tokenize for this process; 0 if it tokenizes itself.
+
+    On a CPU, the model needs all cores. On a GPU, tokenizing must be faster than the model.
+    """
+    wanted = compute.dataloader_workers
+    if wanted is None and device.type == "cuda":
+        # One core of each process's share is for the process itself.
+        wanted = min(4, max(1, (os.cpu_count() or 1) // num_local_processes() - 1))
+    return wanted if wanted and _have_semaphores(wanted) else 0
+
+
+@functools.cache
+def _have_semaphores(num_workers: int) -> bool:
+    """Tell whether this machine has the semaphores for the queues of so many workers."""
+    context = multiprocessing.get_context("forkserver")
+    try:
+        # Torch's loader has a queue and an event for each worker and some of its own.
+        queues = [context.Queue() for _ in range(2 * num_workers + 2)]
+    except (OSError, ImportError) as error:
+        logger.warning(
+            "no worker processes: shared memory (/dev/shm) is full or missing (%s), so this "
+            "process tokenizes itself, which is slower on a GPU; give a container more with "
+            "--shm-size, or choose --dataloader-workers 0",
+            first_line(error),
+        )
+        return False
+    for queue in queues:
+        queue.close()
+    return True
+
+
+def _shorten_socket_paths() -> None:
+    """Let multiprocessing put its sockets elsewhere if TMPDIR is too long for their paths."""
+    if len(os.fsencode(tempfile.gettempdir())) <= _MAX_DIRECTORY_BYTES:
+        return
+    before = tempfile.tempdir
+    try:
+        tempfile.tempdir = next(path for path in _SHORT_DIRECTORIES if os.access(path, os.W_OK))
+        # It chooses once for this process and all that it starts.
+        multiprocessing.util.get_temp_dir()
+    except (StopIteration, OSError):
+        pass
+    finally:
+        tempfile.tempdir = before
+
+
+@contextmanager
+def explaining_workers() -> Iterator[None]:
+    """Explain the errors with which torch's loader says that its workers cannot work.
+
+    Raises:
+        VirnucproError: They do not start, or one was killed.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # An error of ours inside a worker keeps its class, but has no number.
+        is_lack = getattr(error, "errno", None) in _LACKS
+        if not is_lack and not str(error).startswith("DataLoader worker"):
+            raise
+        raise VirnucproError(
+            f"the processes that tokenize do not work ({first_line(error)}), often because memory "
+            "or shared memory ran out; give the machine or the container more, or choose "
+            "--dataloader-workers 0, and --resume"
+        ) from error
+
+
+def begin_worker() -> Callable[[int], None]:
+    """Return what a worker calls first, so that it ends with this process, however that ends."""
+    return functools.partial(_end_with_main, _lifeline()[0])
+
+
+@functools.cache
+def _lifeline() -> tuple[Connection, Connection]:
+    # This process alone holds the end for writing, and the system closes it.
+    return multiprocessing.Pipe(duplex=False)
+
+
+def _end_with_main(lifeline: Connection, _number: int) -> None:
+    # torch's workers watch their parent, but that is the process that forked them, which in turn
+    # lives as long as they do.
+    def wait() -> None:
+        with suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+class Parcel:
+    """A batch that crosses to another process as arrays, and comes out as a TokenBatch.
+
+    torch would send tensors through shared memory. A container has little of that, and where it is
+    full, the loader waits forever. A batch is small.
+    """
+
+    def __init__(self, batch: TokenBatch) -> None:
+        self._batch = batch
+
+    def __reduce__(self) -> tuple[Callable[..., TokenBatch], tuple[Any, ...]]:
+        token_ids_T, lengths_B, *rest = self._batch
+        return _unpack, (token_ids_T.numpy(), lengths_B.numpy(), *rest)
+
+
+def _unpack(token_ids: Any, lengths: Any, *rest: Any) -> TokenBatch:
+    return TokenBatch(torch.from_numpy(token_ids), torch.from_numpy(lengths), *rest)
