@@ -80,3 +80,16 @@ def test_a_run_log_says_what_ended_the_run(tmp_path, capsys):
         1 / 0  # noqa: B018
     assert "ended by ZeroDivisionError: division by zero\nTraceback" in path.read_text()
     assert capsys.readouterr().err == ""
+
+
+def test_no_message_controls_the_terminal(capsys, tmp_path):
+    path = tmp_path / "run.log"
+    set_up_logging(logging.INFO, path)
+    escapes = "dup\x1b[31m\x1b]0;TITLE\x07\x9b2J\r\u202e"
+    with pytest.raises(ValueError), log_to_file(tmp_path / "other.log"):  # noqa: PT012
+        ours.error("ids belong to several records: %s", escapes)
+        raise ValueError(escapes)
+    seen = capsys.readouterr().err + path.read_text() + (tmp_path / "other.log").read_text()
+    shown = r"dup\x1b[31m\x1b]0;TITLE\x07\x9b2J\r\u202e"
+    assert seen.count(shown) == 5  # three messages, and a traceback that ends with it
+    assert not set("\x1b\x07\x9b\r\u202e") & set(seen)

@@ -10,7 +10,7 @@ import click
 
 from virnucpro.backend.registry import BackendListing, describe_backends
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import format_table
+from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import BackendsConfig
 
 _COLUMNS = ("name", "molecule", "dimension", "package", "version", "status")
@@ -31,18 +31,16 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     listings = describe_backends()
     if config.json:
-        click.echo(json.dumps([_describe(listing) for listing in listings], indent=2))
+        echo(json.dumps([_describe(listing) for listing in listings], indent=2))
         return
     table = format_table(_COLUMNS, list(map(_make_row, listings)), num_left=len(_COLUMNS))
     heading, *lines = table.splitlines()
-    click.echo(heading)
+    echo(heading)
     for line, listing in zip(lines, listings, strict=True):
-        click.echo(line)
+        echo(line)
         if listing.reason is not None:
             indent = "    "
-            click.echo(
-                textwrap.fill(listing.reason, 80, initial_indent=indent, subsequent_indent=indent)
-            )
+            echo(textwrap.fill(listing.reason, 80, initial_indent=indent, subsequent_indent=indent))
 
 
 def _describe(listing: BackendListing) -> dict[str, Any]:

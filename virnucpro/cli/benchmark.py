@@ -16,7 +16,7 @@ from virnucpro.cli.options import (
     make_compute_config,
     require_single_process,
 )
-from virnucpro.cli.terminal import format_table
+from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import BenchmarkConfig
 from virnucpro.errors import IncompleteError, UsageError, VirnucproError
 
@@ -58,7 +58,7 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
         _compare(report, config.compare_to)
     text = _format_report(report)
     document = json.dumps(report, indent=2)
-    click.echo(document if config.json else text)
+    echo(document if config.json else text)
     if config.output_dir is not None:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         (config.output_dir / "benchmark.json").write_text(document + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import echo_sections
+from virnucpro.cli.terminal import echo, echo_sections
 from virnucpro.config import CalibrateConfig
 
 
@@ -28,8 +28,8 @@ def calibrate_command(ctx: click.Context, config: CalibrateConfig) -> None:
     result = calibrate(config)
     echo_sections(result.sections)
     made = result.calibration
-    click.echo(
+    echo(
         f"calibration: slope {made.slope:.4g}, slope growth {made.slope_growth:.4g}, offset "
         f"{made.offset:.4g}, up to {made.most_chunks} scored chunks"
     )
-    click.echo(f"classifier: {result.output_path}")
+    echo(f"classifier: {result.output_path}")

@@ -14,7 +14,7 @@ import click
 from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import config_command, require_classifier, wants_progress
 from virnucpro.cli.progress import shown_progress
-from virnucpro.cli.terminal import format_table
+from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import CheckPrecisionConfig, ProgressConfig
 from virnucpro.errors import UsageError
 from virnucpro.runtime.environment import num_processes
@@ -48,10 +48,10 @@ def check_precision_command(
         with shown_progress(Path(scratch, METRICS_NAME), wanted=wants_progress(ctx, progress)):
             check = check_precision(config, num_records=config.num_records, seed=config.seed)
     if config.json:
-        click.echo(json.dumps(dataclasses.asdict(check), indent=2))
+        echo(json.dumps(dataclasses.asdict(check), indent=2))
         return
     for line in _describe(check):
-        click.echo(line)
+        echo(line)
 
 
 def _describe(check: PrecisionCheck) -> Iterator[str]:

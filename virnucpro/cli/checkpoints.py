@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import echo
 from virnucpro.config import OPEN_RULE, FrameRule, ShowCheckpointsConfig, VerifyCheckpointsConfig
 from virnucpro.errors import CheckpointError
 from virnucpro.sequences.records import NAMES_OF_ROWS
@@ -49,7 +50,7 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
             "run": asdict(run) if run else None,
             "files": [summary.to_json() for summary in summaries],
         }
-        click.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         return
     if run is not None:
         _echo_run(path, run)
@@ -57,9 +58,9 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
         _echo_file(summary)
     if path.is_file() and summaries[0].identity is not None:
         for name, value in asdict(summaries[0].identity).items():
-            click.echo(f"  {name}: {value}")
+            echo(f"  {name}: {value}")
     if not summaries:
-        click.echo(f"{path}: holds no checkpoints")
+        echo(f"{path}: holds no checkpoints")
 
 
 @config_command("checkpoints verify", short_help="Check checkpoints completely.")
@@ -78,7 +79,7 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
 
     path = config.path
     if not path.exists():
-        click.echo(f"{path}: no such file or directory", err=True)
+        echo(f"{path}: no such file or directory", err=True)
         ctx.exit(NO_SUCH_PLACE)
     is_good_run = echo_run_errors(path, digests=True)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
@@ -100,7 +101,7 @@ def echo_run_errors(path: Path, *, digests: bool) -> bool:
     except CheckpointError as error:
         errors = [str(error)]
     for text in errors:
-        click.echo(f"bad  {text}")
+        echo(f"bad  {text}")
     return not errors
 
 
@@ -111,10 +112,10 @@ def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
         num_files += 1
         num_bad += summary.error is not None
         reason = "" if summary.error is None else f": {summary.error}"
-        click.echo(f"{'bad' if reason else 'ok '}  {summary.path}{reason}")
+        echo(f"{'bad' if reason else 'ok '}  {summary.path}{reason}")
         for note in summary.notes:
-            click.echo(f"     note: {note}")
-    click.echo(f"{num_files - num_bad:,} of {num_files:,} checkpoints can be used")
+            echo(f"     note: {note}")
+    echo(f"{num_files - num_bad:,} of {num_files:,} checkpoints can be used")
     return not num_bad
 
 
@@ -122,27 +123,27 @@ def _echo_run(path: Path, run: RunSummary) -> None:
     kind = FrameRule.parse(run.frame_rule).kind
     # Only another rule than the original's is named.
     rule = "" if run.frame_rule == str(OPEN_RULE) else f", frame rule {run.frame_rule}"
-    click.echo(
+    echo(
         f"{path}: a run of {run.num_frames:,} {NAMES_OF_ROWS[kind]}, chunks of "
         f"{run.chunk_length_bp} bp{rule}"
     )
     for alphabet, finished in run.finished.items():
-        click.echo(f"  {alphabet}: {finished:,} of {run.wanted[alphabet]:,} sequences finished")
+        echo(f"  {alphabet}: {finished:,} of {run.wanted[alphabet]:,} sequences finished")
     for error in run.errors:
-        click.echo(f"  bad: {error}")
+        echo(f"  bad: {error}")
 
 
 def _echo_file(summary: FileSummary) -> None:
-    click.echo(summary.path)
+    echo(str(summary.path))
     version = "unknown version" if summary.version is None else f"version {summary.version}"
     rows = "" if summary.num_rows is None else f"{summary.num_rows:,} rows, "
     dims = ", ".join(f"{name} {dim}" for name, dim in summary.dims.items())
-    click.echo(
+    echo(
         f"  {version} ({summary.what}): {rows}{dims or 'unknown dimensions'}, precision "
         f"{summary.precision}; {summary.num_bytes:,} bytes, "
         f"{'marked done' if summary.is_marked else 'no .done'}"
     )
     for note in summary.notes:
-        click.echo(f"  note: {note}")
+        echo(f"  note: {note}")
     if summary.error is not None:
-        click.echo(f"  bad: {summary.error}")
+        echo(f"  bad: {summary.error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import echo_sections
+from virnucpro.cli.terminal import echo, echo_sections
 from virnucpro.config import EvaluateConfig
 
 
@@ -26,5 +26,5 @@ def evaluate_command(ctx: click.Context, config: EvaluateConfig) -> None:
     echo_sections([section for section in evaluation.sections if section.subset == "all"])
     for name, reasons in evaluation.without_call.items():
         told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
-        click.echo(f"without a call, {name}: {told or '0'}")
-    click.echo(f"report: {evaluation.output_dir}")
+        echo(f"without a call, {name}: {told or '0'}")
+    echo(f"report: {evaluation.output_dir}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import counting_bars
+from virnucpro.cli.terminal import counting_bars, echo
 from virnucpro.config import ExportConfig
 
 
@@ -24,8 +24,8 @@ def export_command(ctx: click.Context, config: ExportConfig) -> None:
 
     with counting_bars() as show:
         summary = export_embeddings(config, show)
-    click.echo(
+    echo(
         f"Written: {summary.num_rows:,} rows in {len(summary.paths):,} files in {config.output_dir}"
     )
     if summary.num_partial:
-        click.echo(f"Left out, with one embedding only: {summary.num_partial:,} rows")
+        echo(f"Left out, with one embedding only: {summary.num_partial:,} rows")

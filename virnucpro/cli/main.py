@@ -16,7 +16,8 @@ import click
 
 from virnucpro.cli import ARGUMENTS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
-from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError
+from virnucpro.cli.terminal import echo
+from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError, printable
 from virnucpro.runtime.environment import (
     is_main_process,
     num_processes,
@@ -56,7 +57,8 @@ class _Program(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
-        rest = super().parse_args(ctx, args)
+        with _printable_complaints():
+            rest = super().parse_args(ctx, args)
         # For a command that starts itself again in several processes.
         ctx.meta[ARGUMENTS] = (given[: len(given) - len(rest)], rest)
         return rest
@@ -75,7 +77,7 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         end_with_launcher()
         try:
-            with _signals_raise(), off_the_working_directory():
+            with _signals_raise(), off_the_working_directory(), _printable_complaints():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.
@@ -119,6 +121,16 @@ def _explain(error: BaseException) -> int:
             return 1
         case _:
             raise error
+
+
+@contextmanager
+def _printable_complaints() -> Iterator[None]:
+    """Keep words of the command line that click repeats from controlling the terminal."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)  # type: ignore[misc]
+        raise
 
 
 @contextmanager
@@ -168,9 +180,9 @@ def _print_citation(ctx: click.Context, param: click.Parameter, wanted: bool) ->
     from virnucpro.reports.citation import format_bibtex, format_citation, read_citation
 
     message, works = read_citation()
-    click.echo(message)
+    echo(message)
     for text in (*map(format_citation, works), *map(format_bibtex, works)):
-        click.echo(f"\n{text}")
+        echo(f"\n{text}")
     ctx.exit()
 
 

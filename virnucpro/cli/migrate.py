@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import counting_bars
+from virnucpro.cli.terminal import counting_bars, echo
 from virnucpro.config import MigrateConfig
 from virnucpro.errors import UsageError
 
@@ -46,7 +46,7 @@ def migrate_command(ctx: click.Context, config: MigrateConfig) -> None:
     with counting_bars() as show:
         report = migrate_features(config, show)
     if config.json:
-        click.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         _echo_report(report, dry_run=config.dry_run)
     ctx.exit(1 if report["counts"]["files refused"] else 0)
@@ -74,27 +74,27 @@ def _migrate_classifier(config: MigrateConfig, output: Path) -> None:
         chunk_length_bp=config.chunk_length_bp,
     )
     migrate_classifier(source, output, metadata, dry_run=config.dry_run)
-    click.echo(f"{'Would write' if config.dry_run else 'Written'}: {output}")
+    echo(f"{'Would write' if config.dry_run else 'Written'}: {output}")
 
 
 def _echo_report(report: dict[str, Any], *, dry_run: bool) -> None:
     for entry in report["files"]:
-        click.echo(entry["path"])
+        echo(entry["path"])
         if entry["generation"] is not None:
             dims = " + ".join(str(dim) for dim in entry["dims"].values()) or "-"
-            click.echo(
+            echo(
                 f"  version {entry['version']} ({entry['generation']}); {entry['kind']}, "
                 f"{entry['rows']:,} rows of {dims} numbers, precision {entry['precision']}"
             )
         taken = ", ".join(f"{num:,} {alphabet}" for alphabet, num in entry["taken"].items())
         if taken:
-            click.echo(f"  {'would be taken' if dry_run else 'taken'}: {taken}")
+            echo(f"  {'would be taken' if dry_run else 'taken'}: {taken}")
         for note in entry["notes"]:
-            click.echo(f"  note: {note}")
+            echo(f"  note: {note}")
         if entry["error"] is not None:
-            click.echo(f"  refused: {entry['error']}")
+            echo(f"  refused: {entry['error']}")
     for name, value in (report["counts"] | report.get("verified", {})).items():
-        click.echo(f"{name}: {_show(value)}")
+        echo(f"{name}: {_show(value)}")
 
 
 def _show(value: Any) -> str:

@@ -14,6 +14,7 @@ from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import config_command
 from virnucpro.cli.progress import follow
 from virnucpro.cli.run_view import render
+from virnucpro.cli.terminal import echo
 from virnucpro.config import MonitorConfig
 from virnucpro.errors import UsageError
 from virnucpro.runtime.monitoring import RunState
@@ -42,7 +43,7 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
     for _ in state.read():
         pass
     if config.json:
-        click.echo(json.dumps(state.to_json(), indent=2))
+        echo(json.dumps(state.to_json(), indent=2))
         return
     for warning in state.warnings:
         say(f"Warning: {warning}")

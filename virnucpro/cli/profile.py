@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from virnucpro.cli.options import config_command, make_compute_config, require_single_process
-from virnucpro.cli.terminal import format_table
+from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import PredictConfig, ProfileConfig
 from virnucpro.embedding.budgets import store_budget
 from virnucpro.errors import UsageError
@@ -54,7 +54,7 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
     if config.output_path is not None:
         _write(config.output_path, profile, location)
     path = store_budget(profile.key, profile.best)
-    click.echo(f"\nBest: {profile.best} tokens a batch. Later runs read it in {path}")
+    echo(f"\nBest: {profile.best} tokens a batch. Later runs read it in {path}")
 
 
 def _echo(profile: BudgetProfile) -> None:
@@ -67,8 +67,8 @@ def _echo(profile: BudgetProfile) -> None:
         )
         for budget_tokens, speed in profile.speeds.items()
     ]
-    click.echo(f"{profile.key.backend}, {profile.key.precision}, on {profile.key.device}\n")
-    click.echo(format_table(("tokens a batch", "tokens/s", "sequences/s", "GiB"), rows))
+    echo(f"{profile.key.backend}, {profile.key.precision}, on {profile.key.device}\n")
+    echo(format_table(("tokens a batch", "tokens/s", "sequences/s", "GiB"), rows))
 
 
 def _write(path: Path, profile: BudgetProfile, location: str) -> None:

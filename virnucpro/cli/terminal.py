@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from virnucpro.errors import printable
+
 if TYPE_CHECKING:
     from virnucpro.reports.record_results import PredictResult
     from virnucpro.reports.report import Section
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHOWN = ("auroc", "auprc", "precision", "recall", "f1", "mcc", "calibration_error")
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text, without characters that control the terminal; every command prints by this."""
+    click.echo(printable(text), err=err)
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
@@ -59,7 +66,7 @@ def report_calls(result: PredictResult) -> None:
 def echo_sections(sections: Sequence[Section]) -> None:
     """Print for each section of a report its records, and the figures with their intervals."""
     for section in sections:
-        click.echo(
+        echo(
             f"{section.records}, {section.subset}: {section.num_viral:,} viral, "
             f"{section.num_others:,} others; {_describe_intervals(section)}"
         )
@@ -67,7 +74,7 @@ def echo_sections(sections: Sequence[Section]) -> None:
             value, low, high = section.estimates[name]
             text = "not defined" if math.isnan(value) else f"{value:.3f}"
             interval = "" if math.isnan(low) else f" ({low:.3f}-{high:.3f})"
-            click.echo(f"  {name.replace('_', ' '):18} {text}{interval}")
+            echo(f"  {name.replace('_', ' '):18} {text}{interval}")
 
 
 def _describe_intervals(section: Section) -> str:

@@ -14,7 +14,7 @@ from virnucpro.cli.options import (
     wants_progress,
 )
 from virnucpro.cli.progress import shown_progress
-from virnucpro.cli.terminal import echo_sections
+from virnucpro.cli.terminal import echo, echo_sections
 from virnucpro.config import LaunchConfig, TrainConfig
 from virnucpro.runtime.environment import is_main_process
 
@@ -69,5 +69,5 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
         result = train(settled)
     if is_main_process():
         echo_sections([section for section in result.sections if section.subset == "all"])
-        click.echo(f"classifier: {result.model_path}")
-        click.echo(f"report: {result.report_dir}")
+        echo(f"classifier: {result.model_path}")
+        echo(f"report: {result.report_dir}")

@@ -8,6 +8,7 @@ import click
 
 from virnucpro.cli.checkpoints import NO_SUCH_PLACE, echo_run_errors, echo_verdicts
 from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import echo
 from virnucpro.config import GenerateConfigConfig, ValidateCheckpointsConfig, ValidateConfig
 from virnucpro.errors import OutputExistsError
 
@@ -24,10 +25,10 @@ def list_devices_command() -> None:
     """List the devices for --device, with their memory."""
     import torch
 
-    click.echo(f"cpu     {os.cpu_count()} cores")
+    echo(f"cpu     {os.cpu_count()} cores")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        click.echo(f"cuda:{index}  {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        echo(f"cuda:{index}  {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
 
 
 @config_command("utils generate-config", short_help="Write a settings file with the defaults.")
@@ -45,7 +46,7 @@ def generate_config_command(ctx: click.Context, config: GenerateConfigConfig) ->
     if output.exists() and not config.force:
         raise OutputExistsError(f"{output} exists; give --force to overwrite it, or another name")
     output.write_text(make_template(), encoding="utf-8")
-    click.echo(f"Written: {output}")
+    echo(f"Written: {output}")
 
 
 @config_command("utils validate")
@@ -74,8 +75,8 @@ def validate_command(ctx: click.Context, config: ValidateConfig) -> None:
         if record.sequence.translate(_WITHOUT_BASES):
             findings["ambiguous"].append(record.id)
         seen.add(record.id)
-    click.echo(f"Records:                 {len(lengths_bp):,}")
-    click.echo(
+    echo(f"Records:                 {len(lengths_bp):,}")
+    echo(
         f"Lengths (bp):            {min(lengths_bp):,} to {max(lengths_bp):,}, "
         f"{sum(lengths_bp) / len(lengths_bp):,.1f} on average"
     )
@@ -99,7 +100,7 @@ def validate_checkpoints_command(ctx: click.Context, config: ValidateCheckpoints
     from virnucpro.workflows.checkpoints import summarize_files
 
     if not config.directory.is_dir():
-        click.echo(f"{config.directory}: no such directory", err=True)
+        echo(f"{config.directory}: no such directory", err=True)
         ctx.exit(NO_SUCH_PLACE)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     load = not config.skip_load
@@ -113,8 +114,8 @@ for _command in (validate_command, generate_config_command, validate_checkpoints
 
 
 def _echo_finding(label: str, ids: list[str], max_shown: int) -> None:
-    click.echo(f"{label} {len(ids):,}")
+    echo(f"{label} {len(ids):,}")
     for name in ids[:max_shown]:
-        click.echo(f"  {name}")
+        echo(f"  {name}")
     if len(ids) > max_shown:
-        click.echo(f"  ... and {len(ids) - max_shown:,} more")
+        echo(f"  ... and {len(ids) - max_shown:,} more")

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from virnucpro.errors import printable
 from virnucpro.runtime.environment import is_main_process
 
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -79,7 +80,7 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 def _make_file_handler(path: Path) -> logging.FileHandler:
     handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    handler.setFormatter(_Formatter(_FILE_FORMAT))
     handler.addFilter(_is_ours_or_warning)
     return handler
 
@@ -94,7 +95,14 @@ def _is_ours_or_warning(record: logging.LogRecord) -> bool:
     return record.name.startswith("virnucpro") or record.levelno >= logging.WARNING
 
 
-class _ConsoleFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Leaves no character in a message that controls the terminal, in ids and paths for example."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _ConsoleFormatter(_Formatter):
     """Writes messages as they are, with "Warning: " or "Error: " before those, as click does."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from virnucpro.backend.arrays import split_rows
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.config import STDIN, FrameRule, FrameTableConfig
-from virnucpro.errors import UsageError, VirnucproError
+from virnucpro.errors import UsageError, VirnucproError, printable
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 
 
@@ -60,4 +60,7 @@ def _write_table(store: FrameStore, stream: BinaryIO) -> None:
         rows = range(block.start, block.stop)
         columns = store.frame_ids(rows.start, rows.stop), dna.get_many(rows), protein.get_many(rows)
         lines = ["\t".join(row) + "\n" for row in zip(*columns, strict=True)]
-        stream.write("".join(lines).encode("utf-8", "surrogateescape"))
+        text = "".join(lines)
+        # A file keeps the ids as they are; on a terminal, they must not control it.
+        shown = printable(text) if stream.isatty() else text
+        stream.write(shown.encode("utf-8", "surrogateescape"))
