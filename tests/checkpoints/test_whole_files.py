@@ -5,7 +5,12 @@ import resource
 
 import pytest
 
-from virnucpro.checkpoints.whole_files import open_whole, replace_when_whole, write_json
+from virnucpro.checkpoints.whole_files import (
+    open_to_append,
+    open_whole,
+    replace_when_whole,
+    write_json,
+)
 from virnucpro.errors import OutputError
 
 
@@ -88,3 +93,29 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, num_bytes):
     # With the size given, the room is missed before anything is computed.
     assert has_begun == (num_bytes == 0)
     assert names(tmp_path) == []
+
+
+def test_a_link_of_the_temporary_name_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".file.tmp").symlink_to(victim)
+    with replace_when_whole(tmp_path / "file", 100) as temporary:
+        assert not temporary.is_symlink()
+        temporary.write_text("new")
+    assert victim.read_text() == "mine"
+    (tmp_path / "link").symlink_to(victim)
+    with open_whole(tmp_path / "link") as file:
+        file.write("new")
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "link").read_text() == "new"
+
+
+def test_nothing_is_appended_through_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "run.log").symlink_to(victim)
+    with pytest.raises(OutputError, match=r"run\.log: is a link"):
+        open_to_append(tmp_path / "run.log")
+    with open_to_append(victim) as file:
+        file.write(", more")
+    assert victim.read_text() == "mine, more"

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests.runs import REPOSITORY, assert_tables_equal_but_for_rounding, write_reads
 from virnucpro import PredictConfig, predict
+from virnucpro.errors import OutputError
 
 PLANTED = "open({!r}, 'a').write(__name__ + '\\n')\nraise ImportError(__name__)\n"
 PROGRAM = (sys.executable, str(REPOSITORY / "virnucpro"))
@@ -99,3 +101,30 @@ def test_python_m_takes_nothing_from_the_working_directory(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert not traces.exists()
+
+
+@pytest.mark.slow
+def test_a_run_writes_through_no_link(tmp_path: Path):
+    reads, out, victim = tmp_path / "reads.fa", tmp_path / "out", tmp_path / "victim"
+    write_reads(reads, 20)
+    config = PredictConfig(inputs=(str(reads),), model_type="mini", output_dir=out, device="cpu")
+    predict(config)
+    written = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
+    for path in out.rglob("*.json*"):
+        path.unlink()
+    victim.write_text("mine")
+    temporary = [name.with_name(f".{name.name}.tmp") for name in written]
+    # Lines are appended to these two, and nothing but a link is in their place.
+    logs = [Path("run.log"), Path("metrics.jsonl")]
+    for name in {Path(".launch"), *temporary, *written} - {*logs, Path(".lock")}:
+        (out / name).unlink(missing_ok=True)
+        (out / name).symlink_to(victim)
+    predict(replace(config, resume=True))
+    assert victim.read_text() == "mine"
+    for name in logs:
+        (out / name).unlink(missing_ok=True)
+        (out / name).symlink_to(victim)
+        with pytest.raises(OutputError, match=f"{name}: is a link"):
+            predict(replace(config, resume=True))
+        predict(replace(config, force=True))
+        assert victim.read_text() == "mine"

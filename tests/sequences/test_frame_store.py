@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import pickle
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -293,11 +294,15 @@ def test_a_store_of_the_other_kind_is_refused(build: BuildFrames) -> None:
         open_record_store(build().directory)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("name", ["records.text", "proteins.text"])
-def test_a_full_disk_is_named(name: str, build: BuildFrames, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / name).symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=r"store: the frame store .*No space left on device"):
-        build()
+@pytest.mark.parametrize("num_bytes", [0, 100])
+def test_a_full_disk_is_named(num_bytes: int, tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path / "input.fa", RECORDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files may not grow over this size, which fails within write() as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        with pytest.raises(OutputError, match=r"store: the frame store .*File too large"):
+            build_frame_store([fasta], tmp_path / "store", chunk_length_bp=12)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "store" / "manifest.json").exists()

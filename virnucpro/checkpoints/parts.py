@@ -126,8 +126,11 @@ def write_part(
     image = _make_image(rows, embeddings, identity, ids)
     digest = hashlib.sha256(image).hexdigest()
     done = {"num_rows": len(rows), "num_bytes": len(image), "sha256": digest}
-    with replace_when_whole(path) as temporary:
+    try:
         directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot be made ({error.strerror})") from error
+    with replace_when_whole(path) as temporary:
         temporary.write_bytes(image)
     # The mark comes last: a crash before it leaves a part that does not count.
     try:

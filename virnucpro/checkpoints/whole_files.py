@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from virnucpro.errors import OutputError
 
@@ -30,8 +31,10 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        if num_bytes:
-            _reserve(temporary, num_bytes + _SPARE_BYTES)
+        with create_file(temporary) as file:
+            if num_bytes and hasattr(os, "posix_fallocate"):  # macOS does not have it
+                # Raises if the disk, a quota or a limit forbids a file of this size.
+                os.posix_fallocate(file.fileno(), 0, num_bytes + _SPARE_BYTES)
         yield temporary
         # A rename may reach the disk before the content does, so the content goes first.
         _sync(temporary)
@@ -73,11 +76,35 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def _reserve(path: Path, num_bytes: int) -> None:
-    """Raise OSError if the disk, a quota or a limit forbids a file of this size."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):  # macOS does not have it
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
+def create_file(path: Path) -> BinaryIO:
+    """Return a new file, open for writing, in place of whatever is at `path`.
+
+    Where others may write too, a link with this name would lead to a file of the user.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")  # which follows no link, and fails if a new one is there by now
+
+
+def open_to_append(path: Path, *, errors: str = "strict") -> TextIO:
+    """Return a text file of a run, open for appending; a link is not followed.
+
+    Raises:
+        OutputError: `path` is a link.
+        OSError: The file cannot be written.
+    """
+    try:
+        return open(path, "a+", encoding="utf-8", errors=errors, opener=_open_itself)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OutputError(
+            f"{path}: is a link, and a run writes to no file that it does not own; remove the "
+            "link, or choose another output (-o)"
+        ) from error
+
+
+def _open_itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _sync(path: Path) -> None:

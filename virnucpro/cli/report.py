@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import echo
 from virnucpro.config import ReportConfig
 
 
@@ -21,4 +22,4 @@ def report_command(ctx: click.Context, config: ReportConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     from virnucpro import report
 
-    click.echo(f"report: {report(config)}")
+    echo(f"report: {report(config)}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from virnucpro.errors import UsageError, VirnucproError
+from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.errors import UsageError
 from virnucpro.reports.metrics import (
     NUM_CALIBRATION_BINS,
     Predictions,
@@ -62,10 +63,8 @@ def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
     with mpl.rc_context({"svg.hashsalt": "virnucpro"}):
         for ending, entries in metadata.items():
             path = directory / f"report.{ending}"
-            try:
-                figure.savefig(path, dpi=120, metadata=entries)
-            except OSError as error:
-                raise VirnucproError(f"{path}: cannot be written ({error.strerror})") from error
+            with replace_when_whole(path) as temporary:
+                figure.savefig(temporary, format=ending, dpi=120, metadata=entries)
 
 
 def _draw_curves(roc: Axes, precision: Axes, predictions: Predictions) -> None:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from virnucpro.checkpoints.whole_files import open_to_append
 from virnucpro.errors import printable
 from virnucpro.runtime.environment import is_main_process
 
@@ -37,7 +38,7 @@ def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> N
     _install(console)
     set_console_level(level)
     if log_path is not None:
-        _install(_make_file_handler(log_path))
+        _install(_make_file_handler(_FileHandler, log_path))
 
 
 def set_console_level(level: int) -> None:
@@ -58,7 +59,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     """
     root, ours = logging.getLogger(), logging.getLogger("virnucpro")
     level_before = ours.level
-    handler = _make_file_handler(path)
+    handler = _make_file_handler(_RunLogHandler, path)
     root.addHandler(handler)
     if is_main_process():
         # A user of the Python interface may not have set up any logging.
@@ -78,8 +79,8 @@ def log_to_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _make_file_handler(path: Path) -> logging.FileHandler:
-    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
+def _make_file_handler(kind: type[_FileHandler], path: Path) -> logging.FileHandler:
+    handler = kind(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(_Formatter(_FILE_FORMAT))
     handler.addFilter(_is_ours_or_warning)
     return handler
@@ -122,6 +123,13 @@ class _FileHandler(logging.FileHandler):
     def close(self) -> None:
         with suppress(OSError):
             super().close()
+
+
+class _RunLogHandler(_FileHandler):
+    """Writes to a file in a run's directory, where a link may lead astray; `-l` names any file."""
+
+    def _open(self) -> Any:
+        return open_to_append(Path(self.baseFilename), errors="backslashreplace")
 
 
 class _StderrHandler(logging.StreamHandler[IO[str]]):

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import STDIN, ComputeConfig, RunConfig
 from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
 from virnucpro.runtime.claims import launch_store, make_counter
@@ -274,7 +275,8 @@ def _check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
     path = directory / ".launch"
     (token,) = broadcast_object_list([uuid.uuid4().hex])
     if accelerator.is_main_process:
-        path.write_text(token)
+        with open_whole(path) as file:
+            file.write(token)
     accelerator.wait_for_everyone()
     found = gather_object([(machine_name(), _appears(path, token))])
     blind = sorted({machine for machine, sees in found if not sees})

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from virnucpro.checkpoints.whole_files import open_to_append
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import History
 from virnucpro.runtime.monitoring.judge import Limits, Trouble, find_trouble
@@ -71,7 +72,7 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         if self._is_main and self._metrics_path is not None:
-            self._file = _open_to_append(self._metrics_path)
+            self._file = _open_after_last_line(self._metrics_path)
             self._write({"kind": "start", "num_processes": self._num_processes})
         self._thread.start()
         return self
@@ -215,9 +216,9 @@ class Monitor:
             self._file = None
 
 
-def _open_to_append(path: Path) -> IO[str]:
+def _open_after_last_line(path: Path) -> IO[str]:
     """Open a file whose last line may be incomplete because a run was killed."""
-    file = path.open("a+", encoding="utf-8")
+    file = open_to_append(path)
     if file.tell():
         with path.open("rb") as before:
             before.seek(-1, 2)

@@ -15,7 +15,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.checkpoints.whole_files import create_file, write_json
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.errors import OutputError
 from virnucpro.sequences import frames
@@ -148,7 +148,7 @@ def _open_writer(directory: Path, names: Sequence[str]) -> Iterator[_StoreWriter
         # Without its manifest an old store does not count while its files are overwritten.
         (directory / MANIFEST).unlink(missing_ok=True)
         with ExitStack() as stack:
-            files = {name: stack.enter_context((directory / name).open("wb")) for name in names}
+            files = {name: stack.enter_context(create_file(directory / name)) for name in names}
             yield _StoreWriter(directory, files)
     except OSError as error:
         raise OutputError(
