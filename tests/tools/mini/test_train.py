@@ -32,6 +32,7 @@ from tools.mini.teachers import (
     read_teacher,
 )
 from tools.mini.train import Training, chunk_loss
+from tools.mini.unpack_genomes import cut_records
 from virnucpro.scoring.classifier_files import load_classifier
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,17 @@ def test_packed_genomes_come_back(tmp_path: Path) -> None:
     assert valid.codes_N.tolist() == [4, 4, 0, 1, 2]
     with pytest.raises(ValueError, match="no sequence of the split test"):
         read_genomes([tmp_path / "genomes.npz"], "test")
+
+
+def test_packed_genomes_become_records_of_other_chunks_each_round(genomes_path: Path) -> None:
+    genomes = read_genomes([genomes_path], "train")
+    num_bases = len(genomes.codes_N)
+    records = dict(cut_records(genomes, num_bases + 1000))
+    assert sum(map(len, records.values())) == pytest.approx(num_bases + 1000, abs=300)
+    first = records["s0_0"]
+    assert len(first) == int(genomes.length_S[0])
+    assert records.get("s0_250", first[250:]) == first[250:]
+    assert any(name.endswith("_250") for name in records)
 
 
 def test_large_groups_are_cut_and_small_ones_kept(tmp_path: Path) -> None:
