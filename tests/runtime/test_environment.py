@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from virnucpro.runtime import environment
@@ -56,13 +54,3 @@ def test_machines_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("GROUP_RANK", rank)
         names.add(environment.machine_name())
     assert len(names) == 2
-
-
-def test_the_cache_follows_xdg_and_else_the_home(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert environment.user_cache_dir() == tmp_path / "cache/virnucpro"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")  # the standard: empty means unset
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert environment.user_cache_dir() == tmp_path / ".cache/virnucpro"

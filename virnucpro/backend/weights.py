@@ -24,17 +24,20 @@ from virnucpro.backend.contents import (
     explain_no_zip,
 )
 from virnucpro.errors import WeightsError, first_line, on_one_line
+from virnucpro.places import find_model
 
 if TYPE_CHECKING:
     import torch
 
 _HUB_SECONDS = 4
 
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     """Return the local path of `location`, downloading it from the hub if it is a hub id.
+
+    What `virnucpro models download --to` has fetched is preferred to the hub and its cache.
 
     Args:
         location: A file, a directory, or `owner/name[@revision]` on the Hugging Face hub.
@@ -51,30 +54,60 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
         if mistake is not None:
             raise WeightsError(f"{path}: {mistake}")
         return path
-    hub_id = HUB_ID.fullmatch(location)
-    if hub_id is None:
+    if HUB_ID.fullmatch(location) is None:
         raise WeightsError(
             f"{location}: no such file or directory, and not a hub id (owner/name[@revision])"
         )
+    found = find_model(location)
+    return found if found is not None else fetch_snapshot(location, patterns)
+
+
+def fetch_snapshot(
+    location: str, patterns: Sequence[str], directory: Path | None = None, *, anew: bool = False
+) -> Path:
+    """Return the directory with the files of a hub id, after downloading those that are missing.
+
+    Args:
+        location: `owner/name[@revision]`.
+        patterns: The files to fetch, as globs.
+        directory: Where the files go; None for the hub's own cache.
+        anew: Whether to download also what is there.
+
+    Raises:
+        WeightsError: The hub does not give them.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    repository, _, revision = location.partition("@")
     obstacle = _find_obstacle_to_hub()
-    try:
+
+    def fetch(ignored: Sequence[str]) -> Path:
+        if obstacle is not None and directory is not None:
+            raise LocalEntryNotFoundError(obstacle)  # nothing tells whether all of it is there
         return Path(
             snapshot_download(
-                hub_id["repo"],
-                revision=hub_id["revision"],
+                repository,
+                revision=revision or None,
+                local_dir=directory,
                 allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
+                force_download=anew,
                 # Otherwise the hub's package tries for half a minute, with a warning each time.
                 local_files_only=obstacle is not None,
             )
         )
+
+    try:
+        # Many repositories hold the same tensors in both formats.
+        path = fetch(["pytorch_model*.bin*"])
+        return path if any(path.glob("model*.safetensors")) else fetch([])
     except LocalEntryNotFoundError as error:
         raise WeightsError(
             f"{location}: no such file or directory, not whole in the hub's cache (HF_HOME), and "
             f"the Hugging Face hub cannot be reached ({obstacle or on_one_line(error)}); give a "
-            "local path, or try again with a network"
+            "local path, or try again with a network. `virnucpro models download --to` fetches "
+            "models for a machine without one"
         ) from error
     except Exception as error:  # its releases raise errors of three HTTP libraries
         raise WeightsError(

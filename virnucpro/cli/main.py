@@ -44,6 +44,7 @@ _COMMANDS = (
     "export",
     "check-precision",
     "checkpoints",
+    "models",
     "monitor",
     "profile",
     "benchmark",

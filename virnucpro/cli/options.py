@@ -30,6 +30,7 @@ from virnucpro.config import (
     options_of,
 )
 from virnucpro.config.options import GROUPS, REQUIRED
+from virnucpro.config.published import DNABERT_S, ESM2_3B, PUBLISHED
 from virnucpro.errors import OutputExistsError, UsageError
 from virnucpro.runtime.environment import is_launched, is_main_process, num_processes
 
@@ -150,7 +151,8 @@ def _make_param(option: Option) -> click.Parameter:
     about: dict[str, Any] = {"type": _make_type(option), "metavar": option.metavar}
     if option.is_argument:
         about |= {"nargs": -1} if option.is_many else {}
-        return ConfigArgument(option.name, required=True, help=option.help, **about)
+        is_required = option.default is REQUIRED
+        return ConfigArgument(option.name, required=is_required, help=option.help, **about)
     if option.kind is bool:
         about = {"is_flag": True}
     # Even a default of None would let click take a required option for given.
@@ -289,11 +291,20 @@ def require_classifier(config: PredictConfig) -> None:
     Raises:
         UsageError: It does not.
     """
-    if not config.resolved_model_path.is_file():
+    if config.resolved_model_path.is_file():
+        return
+    if config.model_path is None and config.model_type in PUBLISHED:
+        weights = (config.dna_weights, config.protein_weights)
+        names = [model.name for model in (DNABERT_S, ESM2_3B) if model.location in weights]
         raise UsageError(
-            f"{config.resolved_model_path}: no such classifier; give the path of one with "
-            "-p, or -m mini for the small model that ships with virnucpro"
+            f"{config.resolved_model_path}: no such classifier; get it and its models with "
+            f"`virnucpro models download {' '.join([config.model_type, *names])}`, give the path "
+            "of one with -p, or -m mini for the small model that ships with virnucpro"
         )
+    raise UsageError(
+        f"{config.resolved_model_path}: no such classifier; give the path of one with "
+        "-p, or -m mini for the small model that ships with virnucpro"
+    )
 
 
 def settle_output(

@@ -9,14 +9,20 @@ from virnucpro.config.export import ExportConfig, ExportFormat
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
 from virnucpro.config.migrate import MigrateConfig
+from virnucpro.config.models import (
+    DownloadModelsConfig,
+    ListModelsConfig,
+    ModelConfig,
+    VerifyModelsConfig,
+)
 from virnucpro.config.options import GROUPS, Config, Option, options_of
 from virnucpro.config.predict import (
-    MINI_DIRECTORY,
     MINI_LENGTHS_BP,
     MODEL_TYPES,
     CheckPrecisionConfig,
     PredictConfig,
 )
+from virnucpro.config.published import MINI_DIRECTORY, PUBLISHED, PublishedModel
 from virnucpro.config.shared import (
     STDIN,
     ComputeConfig,
@@ -54,6 +60,11 @@ COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "check-precision": (CheckPrecisionConfig, ProgressConfig),
     "checkpoints show": (ShowCheckpointsConfig,),
     "checkpoints verify": (VerifyCheckpointsConfig,),
+    "models list": (ListModelsConfig,),
+    "models download": (DownloadModelsConfig,),
+    "models verify": (VerifyModelsConfig,),
+    "models path": (ModelConfig,),
+    "models remove": (ModelConfig,),
     "monitor": (MonitorConfig,),
     "profile": (ProfileConfig,),
     "benchmark": (BenchmarkConfig,),
@@ -79,6 +90,7 @@ __all__ = [
     "MODEL_TYPES",
     "OPEN_RULE",
     "PRESETS",
+    "PUBLISHED",
     "STDIN",
     "BackendsConfig",
     "BenchmarkConfig",
@@ -89,6 +101,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "DeviceConfig",
+    "DownloadModelsConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "ExportConfig",
@@ -98,12 +111,15 @@ __all__ = [
     "FramesConfig",
     "GenerateConfigConfig",
     "LaunchConfig",
+    "ListModelsConfig",
     "MigrateConfig",
+    "ModelConfig",
     "MonitorConfig",
     "Option",
     "PredictConfig",
     "ProfileConfig",
     "ProgressConfig",
+    "PublishedModel",
     "ReportConfig",
     "RunConfig",
     "ShowCheckpointsConfig",
@@ -111,6 +127,7 @@ __all__ = [
     "ValidateCheckpointsConfig",
     "ValidateConfig",
     "VerifyCheckpointsConfig",
+    "VerifyModelsConfig",
     "command_options",
     "input_stem",
     "options_of",

@@ -8,13 +8,12 @@ from typing import Any
 
 from virnucpro.config.calls import CallsConfig
 from virnucpro.config.options import argument, option
+from virnucpro.config.published import MINI_DIRECTORY
 from virnucpro.config.shared import STDIN, FramesConfig, input_stem
 from virnucpro.errors import UsageError
+from virnucpro.places import find_model
 
 MODEL_TYPES = ("300", "500", "mini", "custom")
-
-MINI_DIRECTORY = Path(__file__).parents[1] / "data" / "mini"
-"""The small model that ships with this package: docs/mini.md."""
 
 MINI_LENGTHS_BP = (300, 500)
 
@@ -52,7 +51,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         "-p",
         help="File of the classifier; custom needs it.",
         unset="{model type}_model.pth",
-        details="mini has its classifiers in this package.",
+        details="Looked for in the working directory, then among the models that virnucpro models "
+        "download has fetched. mini has its classifiers in this package.",
         path="new file",
     )
     chunk_length_bp: int = option(
@@ -146,10 +146,13 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
 
     @property
     def resolved_model_path(self) -> Path:
-        """The file of the classifier, given or by default."""
-        if self.model_path is None and self.model_type == "mini":
+        """The file of the classifier: given, here, or among the downloaded models."""
+        if self.model_path is not None:
+            return self.model_path
+        if self.model_type == "mini":
             return MINI_DIRECTORY / f"{self.chunk_length_bp}_model.safetensors"
-        return self.model_path or Path(f"{self.model_type}_model.pth")
+        path = Path(f"{self.model_type}_model.pth")
+        return path if path.exists() else find_model(path.name) or path
 
     def settings(self) -> dict[str, Any]:
         """Return every setting as JSON knows values, with defaults filled in, for run.json."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.config.options import Config, option
+from virnucpro.config.published import DNABERT_S, ESM2_3B
 from virnucpro.errors import UsageError
 
 STDIN = "-"
@@ -144,16 +145,17 @@ class FramesConfig(RunConfig, group="Embedding models"):
     dna_backend: str = backend_option("DNA", "dnabert-s")
     protein_backend: str = backend_option("proteins", "esm2")
     dna_weights: str = option(
-        "zhihan1996/DNABERT-S@00e47f96cdea35e4b6f5df89e5419cbe47d490c6",
+        DNABERT_S.location,
         help="Weights of the DNA backend: a file, a directory or a hub id (owner/name@revision).",
         unset="zhihan1996/DNABERT-S",
         details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",
     )
     protein_weights: str = option(
-        "facebook/esm2_t36_3B_UR50D",
+        ESM2_3B.location,
         help="Weights of the protein backend: a file, a directory or a hub id.",
-        details="--model-type mini has its own weights.",
+        unset="facebook/esm2_t36_3B_UR50D",
+        details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",
     )
     dna_batch_tokens: int | None = option(

@@ -17,7 +17,7 @@ from typing import Any
 
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.errors import OutputError
-from virnucpro.runtime.environment import user_cache_dir
+from virnucpro.places import user_cache_dir
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import UsageError, first_line
-from virnucpro.runtime.environment import num_processes, user_cache_dir
+from virnucpro.places import user_cache_dir
+from virnucpro.runtime.environment import num_processes
 
 DTYPES = {
     "fp32": torch.float32,

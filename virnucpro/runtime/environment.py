@@ -1,4 +1,4 @@
-"""What the environment variables say: this process's place in a launch, and the user's cache."""
+"""What the environment variables say of this process's place in a launch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 RELAUNCHED = "VIRNUCPRO_RELAUNCHED"
 """Variable in the processes that virnucpro itself started: the number of the process that did."""
@@ -65,13 +64,3 @@ def off_the_working_directory() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
-
-
-def user_cache_dir() -> Path:
-    """Return the directory below the user's cache where virnucpro keeps files between runs.
-
-    Raises:
-        RuntimeError: The user has no home directory.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or Path.home() / ".cache") / "virnucpro"

@@ -1,0 +1,160 @@
+"""`virnucpro models`: the published models, and what is done with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import click
+
+from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import format_table
+from virnucpro.config import (
+    PUBLISHED,
+    DownloadModelsConfig,
+    ListModelsConfig,
+    ModelConfig,
+    PublishedModel,
+    VerifyModelsConfig,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@click.group("models")
+def models_command() -> None:
+    """List, download, check and remove the published models."""
+
+
+@config_command("models list", short_help="List the published models, and where they are.")
+def list_command(ctx: click.Context, config: ListModelsConfig) -> None:
+    """List the published models: size, licence, and where they are on this machine.
+
+    \b
+    Examples:
+      virnucpro models list
+      virnucpro models list --json
+    """  # noqa: D301 (click reads the \b)
+    described = [_describe(model) for model in PUBLISHED.values()]
+    if config.json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    columns = ("name", "size", "licence", "revision", "here", "about")
+    rows = [tuple(_shorten(one)[column] for column in columns) for one in described]
+    click.echo(format_table(columns, rows, num_left=len(columns)))
+
+
+@config_command("models download", short_help="Download models, and check them.")
+def download_command(ctx: click.Context, config: DownloadModelsConfig) -> None:
+    """Download models, and compare every file with its digest.
+
+    A download that broke off goes on where it stopped. Models of the Hugging Face hub go to the
+    hub's cache (HF_HOME), and HF_ENDPOINT names another hub. With --to, all go to one directory.
+
+    \b
+    Examples:
+      virnucpro models download 500 dnabert-s esm2-3b
+      virnucpro models download 500 dnabert-s esm2-3b --to /shared/virnucpro
+      VIRNUCPRO_MODELS=/shared/virnucpro virnucpro predict contigs.fasta
+      virnucpro models download 500 --mirror https://files.example.org/virnucpro
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro.workflows.models import download_model
+
+    if ctx.find_root().params.get("quiet"):
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+    for name in config.names:
+        path = download_model(name, config.to, config.mirror)
+        logger.info("%s: %s", name, path)
+
+
+@config_command("models verify", short_help="Compare models with their digests.")
+def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
+    """Compare every file of the models with its digest, without a network.
+
+    Exit code 1: a file has another digest, or a model is missing.
+
+    \b
+    Examples:
+      virnucpro models verify
+      virnucpro models verify 500 dnabert-s
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro.workflows.models import find_published, verify_model
+
+    here = [name for name, model in PUBLISHED.items() if find_published(model) is not None]
+    for name in config.names or here:
+        files = verify_model(name)
+        for file in files:
+            click.echo(f"{name}: {file.path}: {'ok' if file.wanted else 'no digest is known'}")
+        if not files:
+            click.echo(f"{name}: ships with this package")
+
+
+@config_command("models path", short_help="Show where a model is.")
+def path_command(ctx: click.Context, config: ModelConfig) -> None:
+    """Show the file or the directory of a model.
+
+    Exit code 1: the model is not on this machine.
+
+    \b
+    Example:
+      virnucpro embed genes.faa --backend esm2 --weights $(virnucpro models path esm2-650m)
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro.workflows.models import require_published
+
+    click.echo(require_published(config.name))
+
+
+@config_command("models remove", short_help="Remove a model from this machine.")
+def remove_command(ctx: click.Context, config: ModelConfig) -> None:
+    """Remove a model from the directory of models and from the hub's cache.
+
+    \b
+    Example:
+      virnucpro models remove esm2-15b
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro.workflows.models import remove_model
+
+    removed = remove_model(config.name)
+    for path in removed:
+        click.echo(f"Removed: {path}")
+    if not removed:
+        click.echo(f"{config.name}: is not here")
+
+
+for _command in (list_command, download_command, verify_command, path_command, remove_command):
+    models_command.add_command(_command)
+
+
+def _describe(model: PublishedModel) -> dict[str, Any]:
+    from virnucpro.workflows.models import find_published
+
+    path = find_published(model)
+    return {
+        "name": model.name,
+        "about": model.about,
+        "licence": model.licence,
+        "bytes": model.num_bytes,
+        "source": model.url or model.location,
+        "digests": dict(model.digests),
+        "path": None if path is None else str(path),
+    }
+
+
+def _shorten(described: dict[str, Any]) -> dict[str, str]:
+    """Return what the table says of a model."""
+    revision = described["source"].partition("@")[2]
+    return {
+        "name": described["name"],
+        "size": _format_size(described["bytes"]),
+        "licence": described["licence"],
+        "revision": revision[:8] or "-",
+        "here": "yes" if described["path"] else "-",
+        "about": described["about"],
+    }
+
+
+def _format_size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -1,0 +1,46 @@
+"""The directories in which virnucpro keeps files between runs: its cache, and models."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+MODELS_VARIABLE = "VIRNUCPRO_MODELS"
+"""Names the directory with downloaded models."""
+
+CHECKSUMS = "SHA256SUMS"
+"""The file in a model's directory that is written last, so that it shows that all is there."""
+
+
+def user_cache_dir() -> Path:
+    """Return the directory below the user's cache where virnucpro keeps files between runs.
+
+    Raises:
+        RuntimeError: The user has no home directory.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return Path(cache or Path.home() / ".cache") / "virnucpro"
+
+
+def models_dir() -> Path:
+    """Return the directory with downloaded models.
+
+    Raises:
+        RuntimeError: The user has no home directory, and no variable names another.
+    """
+    given = os.environ.get(MODELS_VARIABLE)
+    return Path(given) if given else user_cache_dir() / "models"
+
+
+def find_model(name: str) -> Path | None:
+    """Return the file or the whole directory of a model in the models directory, if it is there.
+
+    Args:
+        name: Of a file, or `owner/name@revision` of a model on the hub.
+    """
+    with suppress(RuntimeError):
+        path = models_dir() / name
+        if path.is_file() or (path / CHECKSUMS).is_file():
+            return path
+    return None

@@ -1,0 +1,93 @@
+"""Fetches one file from a web server or a directory, and checks digests."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from virnucpro.errors import WeightsError, on_one_line
+
+
+def digest_like(path: Path, digest: str) -> str:
+    """Return the digest of a file, of the same kind as `digest`.
+
+    Args:
+        path: The file.
+        digest: `sha256:HEX`, or `git:HEX` for the id of a git blob.
+    """
+    kind = digest.partition(":")[0]
+
+    def start() -> hashlib._Hash:
+        if kind == "sha256":
+            return hashlib.sha256()
+        # git digests `blob SIZE`, a NUL and the content. SHA-1 names the file; it protects nothing
+        # that the published id does not.
+        header = b"blob %d\0" % path.stat().st_size
+        return hashlib.sha1(header, usedforsecurity=False)
+
+    with path.open("rb") as file:
+        return f"{kind}:{hashlib.file_digest(file, start).hexdigest()}"
+
+
+def fetch_file(source: str, path: Path, digest: str) -> None:
+    """Bring a file to `path`, unless it is there; go on where an earlier attempt broke off.
+
+    Args:
+        source: An address, also of the kind `file:`.
+        path: Where the file goes. Its directory is made.
+        digest: The digest that it must have; empty for any.
+
+    Raises:
+        WeightsError: The file cannot be fetched, or has another digest.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    # Jobs of an array start at the same time, and all want the same file.
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not digest:
+            part.unlink(missing_ok=True)
+            _fetch(source, part)
+            part.replace(path)
+            return
+        if path.is_file() and digest_like(path, digest) == digest:
+            return
+        # An earlier attempt may have been killed between the last byte and the renaming.
+        if not (part.is_file() and digest_like(part, digest) == digest):
+            _fetch(source, part)
+        found = digest_like(part, digest)
+        if found != digest:
+            with part.open("rb") as file:
+                is_page = file.read(100).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+            # Not a beginning of the right file, with which another attempt could go on.
+            part.unlink()
+            page = " It is a web page, as a login or a proxy sends it." if is_page else ""
+            raise WeightsError(
+                f"{source}: has the digest {found}, wanted {digest}.{page} Nothing of it was kept; "
+                "try again, or name another source with --mirror"
+            )
+        part.replace(path)
+
+
+def _fetch(source: str, part: Path) -> None:
+    parsed = urlsplit(source)
+    try:
+        if parsed.scheme == "file":
+            shutil.copyfile(unquote(parsed.path), part)
+            return
+        from huggingface_hub.file_download import http_get
+
+        with part.open("ab") as file:
+            http_get(source, file, resume_size=file.tell(), displayed_filename=part.stem)
+    except Exception as error:  # its releases raise errors of three HTTP libraries
+        kept = part.stat().st_size if part.is_file() else 0
+        more = f" The first {kept:,} bytes are kept, and the next attempt goes on there." * bool(
+            kept
+        )
+        raise WeightsError(
+            f"{source}: cannot be fetched ({on_one_line(error)}).{more} Check the address and the "
+            "network, or name another source with --mirror"
+        ) from error

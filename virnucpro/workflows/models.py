@@ -1,0 +1,266 @@
+"""`virnucpro models`: the published models, downloaded, checked, found and removed.
+
+A directory with models holds the classifiers as files, and each model of the hub in a directory
+`owner/name@revision` with a file SHA256SUMS. `--to` makes such a directory, VIRNUCPRO_MODELS names
+one, and `--mirror` takes models from one. Without any of them, models of the hub lie in the hub's
+own cache, which other programs share.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from virnucpro.backend.weights import fetch_snapshot, find_weight_files
+from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.config import PUBLISHED, PublishedModel
+from virnucpro.errors import UsageError, WeightsError
+from virnucpro.places import CHECKSUMS, MODELS_VARIABLE, find_model, models_dir
+from virnucpro.runtime.downloads import digest_like, fetch_file
+
+logger = logging.getLogger(__name__)
+
+# The last three are small, and other programs want them.
+_PATTERNS = (
+    "config.json",
+    "tokenizer.json",
+    "model*.safetensors*",
+    "pytorch_model*.bin*",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+_FILES_AT_ONCE = 4
+_CHECKSUM = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<file>[\w-][\w.-]*)")
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """A file of a model, and its digest.
+
+    Attributes:
+        path: The file.
+        wanted: The digest that it should have; None if none is known.
+        found: The digest that it has; None if it was not looked for.
+    """
+
+    path: Path
+    wanted: str | None
+    found: str | None
+
+
+def find_published(model: PublishedModel) -> Path | None:
+    """Return the file or the directory of a model if it is on this machine."""
+    if model.ships:
+        return Path(model.location)
+    found = find_model(model.location)
+    if found is not None or model.hub_id is None:
+        return found
+    # Not by the hub's own function, whose import takes as long as all of `models list`.
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository, revision = model.hub_id
+    snapshot = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}/snapshots/{revision}")
+    try:
+        find_weight_files(snapshot)
+    except WeightsError:
+        return None
+    return snapshot
+
+
+def download_model(name: str, to: Path | None = None, mirror: str | None = None) -> Path:
+    """Download a model unless it is there, check it, and return its file or directory.
+
+    Args:
+        name: Of a published model.
+        to: The directory for models; None for VIRNUCPRO_MODELS or the user's cache.
+        mirror: A directory with models or its address; None for where the model is published.
+
+    Raises:
+        UsageError: The mirror is not there, or the user has no home directory.
+        WeightsError: The model cannot be fetched, or a file of it has another digest.
+    """
+    model = PUBLISHED[name]
+    if model.ships:
+        return Path(model.location)
+    if to is None and model.url is None and mirror is None and MODELS_VARIABLE not in os.environ:
+        return _fetch_from_hub(model, None)
+    try:
+        path = (models_dir() if to is None else to) / model.location
+    except RuntimeError as error:
+        raise UsageError(f"no home directory: {error}; name a directory with --to") from error
+    if model.url is not None:
+        source = model.url if mirror is None else _join(mirror, model.location)
+        fetch_file(source, path, model.digests[model.location])
+    elif mirror is not None:
+        _fetch_from_mirror(model, mirror, path)
+    else:
+        _fetch_from_hub(model, path)
+    return path
+
+
+def verify_model(name: str) -> list[CheckedFile]:
+    """Compare every file of a model with its digest, without a network.
+
+    Raises:
+        WeightsError: The model is not here, or a file has another digest.
+    """
+    model = PUBLISHED[name]
+    path = require_published(name)
+    if model.ships:
+        return []
+    return _check(model, path, _known_digests(model, path))
+
+
+def remove_model(name: str) -> list[Path]:
+    """Remove a model from this machine, and return what was removed.
+
+    Raises:
+        UsageError: It is part of this package.
+    """
+    model = PUBLISHED[name]
+    if model.ships:
+        raise UsageError(f"{name}: ships with virnucpro, and is removed with it only")
+    removed = []
+    while (path := find_published(model)) is not None:
+        if path.is_file():
+            path.unlink()
+        elif path == find_model(model.location):
+            shutil.rmtree(path)
+        else:
+            from huggingface_hub import scan_cache_dir
+
+            assert model.hub_id is not None  # only such models lie in the hub's cache
+            scan_cache_dir().delete_revisions(model.hub_id[1]).execute()
+        removed.append(path)
+    return removed
+
+
+def require_published(name: str) -> Path:
+    """Return the file or the directory of a model.
+
+    Raises:
+        WeightsError: It is not on this machine.
+    """
+    path = find_published(PUBLISHED[name])
+    if path is None:
+        raise WeightsError(f"{name}: is not here; get it with `virnucpro models download {name}`")
+    return path
+
+
+def _fetch_from_hub(model: PublishedModel, directory: Path | None) -> Path:
+    """Fetch a model from the hub into its cache or into `directory`, and check it."""
+    path = fetch_snapshot(model.location, _PATTERNS, directory)
+    wanted = _known_digests(model, path) if directory is None else _ask_hub(model, path)
+    try:
+        _check(model, path, wanted)
+    except WeightsError as error:
+        logger.warning("%s. It is downloaded anew", error)
+        path = fetch_snapshot(model.location, _PATTERNS, directory, anew=True)
+        _check(model, path, wanted)
+    if directory is not None:
+        _write_checksums(path)
+    return path
+
+
+def _ask_hub(model: PublishedModel, path: Path) -> dict[str, str]:
+    """Return the digest of each file: the pinned one, or the one that the hub states."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    assert model.hub_id is not None
+    repository, revision = model.hub_id
+    names = [file.name for file in _list_files(path)]
+    stated = HfApi().get_paths_info(repository, names, revision=revision)
+    digests = {
+        one.path: f"sha256:{one.lfs.sha256}" if one.lfs else f"git:{one.blob_id}"
+        for one in stated
+        if isinstance(one, RepoFile)
+    }
+    return digests | dict(model.digests)
+
+
+def _fetch_from_mirror(model: PublishedModel, mirror: str, path: Path) -> None:
+    """Fetch the files that the mirror's SHA256SUMS lists, several at once."""
+    source = _join(mirror, f"{model.location}/{CHECKSUMS}")
+    listing = path / f"{CHECKSUMS}.part"
+    fetch_file(source, listing, "")
+    digests = _read_checksums(listing, source) | dict(model.digests)
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        sources = [_join(mirror, f"{model.location}/{name}") for name in digests]
+        paths = [path / name for name in digests]
+        list(pool.map(fetch_file, sources, paths, digests.values()))
+    find_weight_files(path)
+    listing.replace(path / CHECKSUMS)
+
+
+def _join(mirror: str, name: str) -> str:
+    if "://" in mirror:
+        return f"{mirror.rstrip('/')}/{quote(name, safe='/@')}"
+    if not Path(mirror).is_dir():
+        raise UsageError(f"mirror {mirror}: wanted a directory that exists, or an address")
+    return (Path(mirror).resolve() / name).as_uri()
+
+
+def _list_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted({file for pattern in _PATTERNS for file in path.glob(pattern)})
+
+
+def _known_digests(model: PublishedModel, path: Path) -> dict[str, str]:
+    """Return the digests that are known without a network, by file."""
+    digests = dict(_blob_names(path))
+    if (path / CHECKSUMS).is_file():
+        digests |= _read_checksums(path / CHECKSUMS, str(path / CHECKSUMS))
+    return digests | dict(model.digests)
+
+
+def _blob_names(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the names of files in the hub's cache, and the digests after which it names them."""
+    for file in _list_files(path):
+        if file.is_symlink():
+            name = file.readlink().name
+            yield file.name, f"sha256:{name}" if len(name) == 64 else f"git:{name}"
+
+
+def _check(model: PublishedModel, path: Path, digests: dict[str, str]) -> list[CheckedFile]:
+    checked = []
+    for file in _list_files(path):
+        wanted = digests.get(file.name)
+        found = None if wanted is None else digest_like(file, wanted)
+        if found != wanted:
+            raise WeightsError(
+                f"{file}: has the digest {found}, wanted {wanted}; the file is damaged. Replace it "
+                f"with `virnucpro models download {model.name}`"
+            )
+        checked.append(CheckedFile(file, wanted, found))
+    return checked
+
+
+def _read_checksums(path: Path, source: str) -> dict[str, str]:
+    digests = {}
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
+        match = _CHECKSUM.fullmatch(line)
+        if match is None:
+            raise WeightsError(
+                f"{source}, line {number}: wanted a SHA-256, two spaces and the name of a file, as "
+                f"sha256sum writes them, found {line[:80]!r}; the directory of a mirror is made by "
+                "`virnucpro models download --to`"
+            )
+        digests[match["file"]] = f"sha256:{match['digest']}"
+    return digests
+
+
+def _write_checksums(path: Path) -> None:
+    with open_whole(path / CHECKSUMS) as file:
+        for one in _list_files(path):
+            digest = digest_like(one, "sha256:").removeprefix("sha256:")
+            file.write(f"{digest}  {one.name}\n")
