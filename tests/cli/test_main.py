@@ -196,12 +196,16 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("predict a.fa --threshold 2", "wanted a score from 0 to 1"),
         (
             "predict a.fa",
-            "500_model.pth: no such classifier; give the path of one with -p, or -m mini",
+            "500_model.pth: no such classifier; get it and its models with `virnucpro models download ",
         ),
         ("predict a.fa --gpus 0-3", "wanted numbers with commas between"),
         ("predict a.fa --v1-attention --attention sdpa", "give one of the two"),
         ("-c a.fa predict a.fa", "a.fa: cannot be read as YAML"),
         ("-l no/where.log backends", "no/where.log: cannot be written"),
+        (
+            "predict a.fa -p x.pth",
+            "x.pth: no such classifier; give the path of one with -p, or -m mini",
+        ),
         ("check-precision a.fa", "500_model.pth: no such classifier"),
         ("check-precision a.fa --sample 0", "num_records 0: wanted a whole number, at least 1"),
         ("embed a.fa --backend esm2 -o a.h5", "Missing option '--weights'"),

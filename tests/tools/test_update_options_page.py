@@ -3,7 +3,9 @@ from __future__ import annotations
 from tools.update_options_page import PAGE, fill_in
 from virnucpro.config import COMMANDS
 
-TOLD_IN_PROSE = {"monitor", "backends", "checkpoints verify", "utils validate"}
+TOLD_IN_PROSE = {"monitor", "backends", "checkpoints verify", "utils validate"} | {
+    f"models {name}" for name in ("list", "verify", "path", "remove")
+}
 
 
 def test_the_tables_of_options_are_up_to_date():

@@ -100,7 +100,7 @@ def path_command(ctx: click.Context, config: ModelConfig) -> None:
 
     \b
     Example:
-      virnucpro embed genes.faa --backend esm2 --weights $(virnucpro models path esm2-650m)
+      virnucpro models path esm2-650m
     """  # noqa: D301 (click reads the \b)
     from virnucpro.workflows.models import require_published
 

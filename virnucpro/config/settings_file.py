@@ -146,6 +146,9 @@ def make_template() -> str:
     ]
     groups: tuple[str, ...] = ()
     for command in COMMANDS:
+        options = [one for one in command_options(command).values() if not one.is_argument]
+        if not options:
+            continue
         *above, last = command.split()
         lines.append("")
         if above and tuple(above) != groups:
@@ -153,9 +156,8 @@ def make_template() -> str:
         groups = tuple(above)
         indent = "  " * len(above)
         lines.append(f"{indent}{last}:")
-        for option in command_options(command).values():
-            if not option.is_argument:
-                lines += [f"{indent}  {line}" for line in _describe(option)]
+        for option in options:
+            lines += [f"{indent}  {line}" for line in _describe(option)]
     return "\n".join(lines) + "\n"
 
 
