@@ -196,7 +196,7 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("predict a.fa --threshold 2", "wanted a score from 0 to 1"),
         (
             "predict a.fa",
-            "500_model.pth: no such classifier; get it and its models with `virnucpro models download ",
+            "500_model.pth: no such classifier; get it and its models with `virnucpro models ",
         ),
         ("predict a.fa --gpus 0-3", "wanted numbers with commas between"),
         ("predict a.fa --v1-attention --attention sdpa", "give one of the two"),
