@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import torch
 from safetensors.torch import save_file
 
 from virnucpro.backend.weights import (
-    digest_files,
     find_weight_files,
     locate_weights,
     read_json,
@@ -209,26 +207,6 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub: str, tmp_path: Path) ->
         assert locate_elsewhere("owner/toy", endpoint, tmp_path) == wanted
         message = locate_elsewhere("owner/other", endpoint, tmp_path)
         assert "the Hugging Face hub cannot be reached (" in message
-
-
-def test_a_digest_belongs_to_names_and_bytes(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    one, two = tmp_path / "one" / "a.bin", tmp_path / "one" / "b.bin"
-    one.write_bytes(b"first")
-    two.write_bytes(b"second")
-    copy = shutil.copytree(tmp_path / "one", tmp_path / "two")
-    assert digest_files([one]) == f"sha256:{hashlib.sha256(b'first').hexdigest()}"
-    assert digest_files([one, two]) == digest_files([copy / "b.bin", copy / "a.bin"])
-    before = digest_files([one, two])
-    two.rename(two.with_name("c.bin"))
-    assert digest_files([one, two.with_name("c.bin")]) != before
-    two.write_bytes(b"Second")
-    assert digest_files([one, two]) != before
-
-
-def test_a_file_that_cannot_be_digested_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"missing\.bin"):
-        digest_files([tmp_path / "missing.bin"])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"text"', "\udcff"])

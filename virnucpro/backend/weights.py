@@ -1,4 +1,4 @@
-"""Finding, digesting and safely reading files of model weights, for backends and classifiers.
+"""Finding and safely reading files of model weights, for backends and classifiers.
 
 Nothing from a file is ever executed: torch's weights-only loader reads pickles with a list of
 allowed classes, and safetensors hold no code. torch and huggingface_hub are imported when needed.
@@ -7,7 +7,6 @@ allowed classes, and safetensors hold no code. torch and huggingface_hub are imp
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import threading
@@ -23,6 +22,7 @@ from virnucpro.backend.contents import (
     explain_hub_cache,
     explain_no_zip,
 )
+from virnucpro.backend.digests import digest_files as digest_files
 from virnucpro.errors import WeightsError, first_line, on_one_line
 from virnucpro.places import find_model
 
@@ -134,27 +134,6 @@ def _find_obstacle_to_hub() -> str | None:
     asking.start()
     asking.join(_HUB_SECONDS)
     return next(iter(obstacles), None)
-
-
-def digest_files(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 of one file, or of the names and SHA-256s of several, as `sha256:HEX`.
-
-    The same bytes under the same names give the same digest in any directory.
-
-    Raises:
-        WeightsError: A file cannot be read.
-    """
-    digests = []
-    for path in sorted(paths, key=lambda path: path.name):
-        try:
-            with path.open("rb") as file:
-                digests.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
-        except OSError as error:
-            raise WeightsError(f"{path}: cannot be read ({error})") from error
-    if len(digests) == 1:
-        return f"sha256:{digests[0][1]}"
-    listing = "".join(f"{digest}  {name}\n" for name, digest in digests)
-    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
