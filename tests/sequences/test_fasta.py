@@ -18,6 +18,7 @@ from xopen import xopen
 from tests.sequences.test_gunzip import BGZIP_END, make_bgzip
 from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import InputError
+from virnucpro.sequences import fasta
 from virnucpro.sequences.fasta import RecordReader, sample_records
 from virnucpro.sequences.records import Record
 
@@ -280,3 +281,38 @@ def test_every_record_is_as_likely_as_any_other(two_files: list[Path]) -> None:
     # 100 times each on average, with a standard deviation of 9.
     assert len(drawn) == 20
     assert all(60 < count < 140 for count in drawn.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (">a\nACGT\n>b\n" + "A" * 8000 + "\n>c\n", 3),
+        (">a\nACGT\n>b\n" + "AC\n" * 200, 3),
+        # The record before it is not known to be whole yet.
+        (">a\nACGT\n>" + "b" * 8000 + "\nA\n", 1),
+        ("\n" * 200, 1),
+        ("@a\nA\n+\nI\n@b\n" + "A" * 4000 + "\n+\n" + "I" * 4000 + "\n", 5),
+    ],
+    ids=["line", "lines", "header", "nothing", "FASTQ"],
+)
+def test_memory_is_bounded_in_one_record(tmp_path, monkeypatch, text, line):
+    monkeypatch.setattr(fasta, "_MAX_RECORD_BYTES", 5000)
+    monkeypatch.setattr(fasta, "_MAX_FASTQ_BYTES", 1000)
+    monkeypatch.setattr(fasta, "_BLOCK_BYTES", 100)
+    path = tmp_path / "a.fa.bz2"
+    path.write_bytes(bz2.compress(text.encode()))
+    with pytest.raises(InputError, match=rf"bz2, line {line}: the record .* than 5,000 letters"):
+        list(RecordReader(path, "dna"))
+
+
+def test_many_records_may_be_longer_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(fasta, "_MAX_RECORD_BYTES", 5000)
+    monkeypatch.setattr(fasta, "_BLOCK_BYTES", 100)
+    path = tmp_path / "a.fa"
+    path.write_text(40 * (">a\n" + "A" * 150 + "\n>b\nAC\n"))
+    assert [len(record.sequence) for record in RecordReader(path, "dna")] == [150, 2] * 40
+
+
+def test_a_file_without_an_end_or_a_line_is_refused_at_once():
+    with pytest.raises(InputError, match="is binary or UTF-16"):
+        list(RecordReader("/dev/zero", "dna"))

@@ -49,6 +49,10 @@ _PLAIN_BYTES = {"dna": b"ACGTNacgtn", "protein": b"ACDEFGHIKLMNPQRSTVWXY"}
 _BLOCK_BYTES = 1 << 17
 # Larger FASTQ records are left to the parser that can explain them.
 _MAX_FASTQ_BYTES = 1 << 26
+# A record is whole in memory, at up to four bytes a letter. The longest human chromosome has a
+# quarter of this limit, and with line breaks less than the half.
+_MAX_RECORD_BYTES = 1_000_000_000
+_LINE_BYTES = 50
 _ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
 
@@ -73,7 +77,7 @@ class RecordReader:
 
     Raises:
         InputError: During iteration: the file is missing, empty, damaged, or of another format, or
-            a record has no id or has letters that are not in the alphabet.
+            a record has no id, has letters that are not in the alphabet, or is too long.
     """
 
     def __init__(
@@ -90,6 +94,9 @@ class RecordReader:
         self._findings: Counter[str] = Counter()
         self._name = "standard input" if self.path == STDIN else self.path
         self._line_number = 0
+        # Of the record that is being read.
+        self._start_line = 1
+        self._record_size = 0
 
     def __iter__(self) -> Iterator[Record]:
         try:
@@ -122,6 +129,8 @@ class RecordReader:
                 while block := handle.read(_BLOCK_BYTES):
                     yield block
             hashing.drain()
+        except MemoryError:
+            raise
         # Each of the libraries that xopen chooses from has its own errors.
         except Exception as error:
             raise InputError(
@@ -183,7 +192,10 @@ class RecordReader:
         )
 
     def _parse_text(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
-        lines = self._read_lines(blocks)
+        block = next(blocks, b"")
+        if b"\0" in block.lstrip().partition(b"\n")[0]:
+            self._check_first_line("\0")  # without reading its end, which /dev/zero does not have
+        lines = self._read_lines(itertools.chain([block], blocks))
         first = next((line for line in lines if line.strip()), "")
         self._check_first_line(first)
         parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
@@ -194,28 +206,44 @@ class RecordReader:
         first = next((line for line in lines if line.strip()), None)
         if first is None:
             return
-        start_line = self._line_number
+        self._start_line = self._line_number
         try:
             for header, sequence, *_ in parse(LineHandle(itertools.chain([first], lines))):
-                yield [self._check(Record(header, sequence), f"line {start_line}")]
+                yield [self._check(Record(header, sequence), f"line {self._start_line}")]
                 # The parser has already read the first line of the next record.
-                start_line = self._line_number
+                self._start_line = self._line_number
+                self._record_size = 0
         except ValueError as error:
             raise InputError(
-                f"{self._name}, line {start_line}: the FASTQ record that starts here is broken "
-                f"({str(error)[:200]}); is the file complete?"
+                f"{self._name}, line {self._start_line}: the FASTQ record that starts here is "
+                f"broken ({str(error)[:200]}); is the file complete?"
             ) from error
 
     def _read_lines(self, blocks: Iterator[bytes]) -> Iterator[str]:
         """Yield and count the lines."""
         handle = io.TextIOWrapper(
-            io.BufferedReader(BlockReader(blocks), _BLOCK_BYTES),
+            io.BufferedReader(BlockReader(self._count(blocks)), _BLOCK_BYTES),
             encoding="utf-8-sig",
             errors="surrogateescape",
         )
         for line in handle:
             self._line_number += 1
             yield line
+
+    def _count(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the blocks as long as they are not too much for one record.
+
+        A file of 1 kB may unpack to a line without an end.
+        """
+        for block in blocks:
+            # A short line takes more memory than its letters.
+            self._record_size += len(block) + _LINE_BYTES * block.count(b"\n")
+            if self._record_size > _MAX_RECORD_BYTES:
+                raise InputError(
+                    f"{self._name}, line {self._start_line}: the record that starts here is longer "
+                    f"than {_MAX_RECORD_BYTES:,} letters; leave it out, or cut it into several"
+                )
+            yield block
 
     def _parse_bam(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
         number = 0
