@@ -8,6 +8,7 @@ from __future__ import annotations
 import reprlib
 
 _MAX_VALUE_LETTERS = 100
+_MAX_MESSAGE_LETTERS = 2_000
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
 _REPR.maxstring = 80
@@ -107,9 +108,9 @@ def brief(value: object) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, or its type if the error has no text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:_MAX_MESSAGE_LETTERS]
 
 
 def on_one_line(error: BaseException) -> str:
     """Return the whole text of another library's error without line breaks."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:_MAX_MESSAGE_LETTERS]

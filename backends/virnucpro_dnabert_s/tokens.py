@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from tokenizers import Tokenizer
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
-from virnucpro.errors import WeightsError
+from virnucpro.backend.weights import read_json
+from virnucpro.errors import WeightsError, brief
+
+_MAX_SPECIAL_TOKENS = 16
+_HARMLESS_STEPS = {
+    *("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents"),
+    *("BertPreTokenizer", "ByteLevel", "CharDelimiterSplit", "Digits", "Metaspace"),
+    *("Punctuation", "UnicodeScripts", "Whitespace", "WhitespaceSplit"),
+}
+# With one repetition and no alternatives, a search cannot take exponential time.
+_SIMPLE_PATTERN = re.compile(r"[^\\()|*+?{}]*([*+?]|\{\d+(,\d*)?\})?[^\\()|*+?{}]*")
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -23,6 +34,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     Raises:
         WeightsError: This version of `tokenizers` cannot read the file.
     """
+    _check_steps(path, read_json(path))
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -32,6 +44,59 @@ def read_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def check_tokens(path: Path, vocab_size: int) -> None:
+    """Check that the tokens of a tokenizer.json are those of a model with `vocab_size` words.
+
+    Raises:
+        WeightsError: There are token ids beyond the vocabulary, or far too many tokens.
+    """
+    tokenizer = read_tokenizer(path)
+    sample = "ACGTN" * 20
+    tokens = tokenizer.encode(sample).ids
+    if len(tokens) > len(sample) + _MAX_SPECIAL_TOKENS:
+        raise WeightsError(
+            f"{path}: makes {len(tokens)} tokens of {len(sample)} letters; the file is damaged"
+        )
+    highest = max([*tokenizer.get_vocab().values(), *tokens], default=0)
+    if highest >= vocab_size:
+        raise WeightsError(
+            f"{path}: has the token id {highest}, but the model's vocab_size is {vocab_size}; give "
+            "a directory whose files belong together"
+        )
+
+
+def _check_steps(path: Path, document: dict[str, Any]) -> None:
+    """Refuse steps that can make any amount of text of a few letters, or need time without end.
+
+    Raises:
+        WeightsError: There is such a step, or one that this check does not know.
+    """
+    for part, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        steps = [document.get(part)]
+        while steps:
+            step = steps.pop()
+            if isinstance(step, dict) and step.get("type") == "Sequence":
+                steps += step.get(inner, [])
+            elif step is not None and not _is_harmless(step):
+                raise WeightsError(
+                    f"{path}: refused, because of its {part} {brief(step)}; it could take all "
+                    "memory or time"
+                )
+    model = document.get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        raise WeightsError(f"{path}: refused, because dropout makes its tokens random")
+
+
+def _is_harmless(step: Any) -> bool:
+    kind, pattern = step["type"], step.get("pattern")
+    if kind == "Replace":  # by no more letters than there were
+        text = pattern.get("String")
+        return bool(text) and len(step["content"]) <= len(text)
+    if kind == "Split":
+        return "String" in pattern or bool(_SIMPLE_PATTERN.fullmatch(pattern["Regex"]))
+    return kind in _HARMLESS_STEPS
 
 
 class BpeCollator:

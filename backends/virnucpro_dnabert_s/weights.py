@@ -7,7 +7,7 @@ it has a language model's head `cls.*`. DNABERT-S has neither, but a pooler.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.weights import (
+    check_stated_sizes,
     check_tensors,
     digest_files,
     find_weight_files,
@@ -23,11 +24,11 @@ from virnucpro.backend.weights import (
     read_json,
     read_tensors,
 )
-from virnucpro.errors import WeightsError
+from virnucpro.errors import WeightsError, brief
 from virnucpro.kernels import choose_attention, onednn
 from virnucpro_dnabert_s.attention import AttentionKernel
 from virnucpro_dnabert_s.model import DnabertS, ModelConfig
-from virnucpro_dnabert_s.tokens import read_tokenizer
+from virnucpro_dnabert_s.tokens import check_tokens
 
 HUB_PATTERNS = ("config.json", "tokenizer.json", "model*.safetensors*", "pytorch_model*.bin*")
 
@@ -64,13 +65,8 @@ def open_weights(location: str) -> Weights:
     path = locate_weights(location, HUB_PATTERNS)
     files = find_files(path)
     config = read_config(files.config)
-    num_tokens = read_tokenizer(files.tokenizer).get_vocab_size()
-    if num_tokens > config.vocab_size:
-        raise WeightsError(
-            f"{files.tokenizer}: has {num_tokens} tokens, but the model's vocab_size is "
-            f"{config.vocab_size}; give a directory whose files belong together"
-        )
-    read_state_dict(files, make_meta_model(config))
+    check_tokens(files.tokenizer, config.vocab_size)
+    read_state_dict(files, config)
     identity = digest_files([*files.tensors, files.config, files.tokenizer])
     return Weights(location, path, identity, config.hidden_size)
 
@@ -88,8 +84,8 @@ def load_model(
     config = read_config(files.config)
     head_dim = config.hidden_size // config.num_attention_heads
     kernel = choose_attention(attention, head_dim=head_dim, dtype=dtype, device=device)
+    tensors = read_state_dict(files, config)
     model = make_meta_model(config, kernel)
-    tensors = read_state_dict(files, model)
     # Always a copy: otherwise the model would read the mapped file, which somebody may replace.
     model.load_state_dict(
         {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()},
@@ -127,11 +123,11 @@ def read_config(path: Path) -> ModelConfig:
     model_type = values.get("model_type", "bert")
     if model_type != "bert":
         raise WeightsError(
-            f"{path}: describes a model of type {model_type!r}; DNABERT-S's is of type 'bert'"
+            f"{path}: describes a model of type {brief(model_type)}; DNABERT-S's is of type 'bert'"
         )
     eps = values.get("layer_norm_eps")
     if not isinstance(eps, float):
-        raise WeightsError(f"{path}: layer_norm_eps should be a decimal number, found {eps!r}")
+        raise WeightsError(f"{path}: layer_norm_eps should be a decimal number, found {brief(eps)}")
     names = [field.name for field in fields(ModelConfig) if field.name != "layer_norm_eps"]
     sizes = {name: get_size(path, values, name) for name in names}
     config = ModelConfig(**sizes, layer_norm_eps=eps)
@@ -149,8 +145,8 @@ def make_meta_model(config: ModelConfig, attention: AttentionKernel = "sdpa") ->
         return DnabertS(config, attention)
 
 
-def read_state_dict(files: WeightFiles, model: DnabertS) -> dict[str, torch.Tensor]:
-    """Return the tensors of `model` under its names, memory-mapped from the files.
+def read_state_dict(files: WeightFiles, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Return the tensors of the model under its names, memory-mapped from the files.
 
     Raises:
         WeightsError: Tensors are missing, of another architecture, or of another shape.
@@ -161,9 +157,12 @@ def read_state_dict(files: WeightFiles, model: DnabertS) -> dict[str, torch.Tens
         for name, tensor in read_tensors(path).items()
     }
     found = {name: found[name] for name in found if not name.startswith(UNUSED_PREFIXES)}
-    shapes = {published_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    sizes = {name: size for name, size in asdict(config).items() if isinstance(size, int)}
+    check_stated_sizes(files.config, sizes, found)
+    wanted = make_meta_model(config).state_dict()
+    shapes = {published_name(name): tensor.shape for name, tensor in wanted.items()}
     check_tensors(files.tensors[0], found, shapes)
-    return {name: found[published_name(name)] for name in model.state_dict()}
+    return {name: found[published_name(name)] for name in wanted}
 
 
 def published_name(name: str) -> str:

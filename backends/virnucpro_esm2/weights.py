@@ -17,6 +17,8 @@ from torch import Tensor
 
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.weights import (
+    check_state_dict,
+    check_stated_sizes,
     check_tensors,
     digest_files,
     find_weight_files,
@@ -27,7 +29,7 @@ from virnucpro.backend.weights import (
     read_tensors,
     without_wrappers,
 )
-from virnucpro.errors import WeightsError
+from virnucpro.errors import WeightsError, brief
 from virnucpro.kernels import float8, onednn
 from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
 
@@ -186,14 +188,14 @@ def _read_fair_esm(path: Path) -> tuple[Esm2Config, dict[str, Any]]:
     if not isinstance(value, Mapping):
         raise WeightsError(f"{path}: a fair-esm file was expected, found {type(value).__name__}")
     if "args" in value:
-        arch = str(getattr(value["args"], "arch", "unknown"))
+        arch = str(getattr(value["args"], "arch", "unknown"))[:80]
         raise WeightsError(
             f"{path}: holds {OTHER_FAIR_ESM_MODELS.get(arch, 'another model')} (arch {arch}); "
             "this backend reads ESM-2 (esm2_*.pt)"
         )
     cfg, tensors = value.get("cfg"), value.get("model")
     model_cfg = cfg.get("model") if isinstance(cfg, Mapping) else None
-    if not isinstance(model_cfg, argparse.Namespace) or not isinstance(tensors, Mapping):
+    if not isinstance(model_cfg, argparse.Namespace) or tensors is None:
         hint = " It is a contact-regression file." if "contact-regression" in path.name else ""
         raise WeightsError(
             f"{path}: not a fair-esm ESM-2 file, which holds 'cfg' and 'model'.{hint} Give the "
@@ -208,15 +210,15 @@ def _read_fair_esm(path: Path) -> tuple[Esm2Config, dict[str, Any]]:
         ffn_dim=4 * embed_dim,
         token_dropout=bool(fields.get("token_dropout", True)),
     )
-    return config, without_wrappers(tensors)
+    return config, without_wrappers(check_state_dict(path, tensors))
 
 
 def _read_transformers_config(path: Path) -> Esm2Config:
     fields = read_json(path)
     if fields.get("model_type") != "esm":
         raise WeightsError(
-            f"{path}: describes a model of type {fields.get('model_type')!r} "
-            f"({', '.join(map(str, fields.get('architectures') or ['?']))}); ESM-2 is of type 'esm'"
+            f"{path}: describes a model of type {brief(fields.get('model_type'))} "
+            f"(architectures {brief(fields.get('architectures'))}); ESM-2 is of type 'esm'"
         )
     # The defaults are those of transformers' EsmConfig, which a config.json may leave out.
     positions = fields.get("position_embedding_type", "absolute")
@@ -256,6 +258,7 @@ def _check(
         raise WeightsError(
             f"{path}: the settings say {config.num_layers} layers, the tensors have {num_layers}"
         )
+    check_stated_sizes(path, {"width": config.embed_dim, "ffn_dim": config.ffn_dim}, tensors)
     names = source_names(config, layout)
     shapes = {
         key: (len(parameter) // len(names[ours]), *parameter.shape[1:])

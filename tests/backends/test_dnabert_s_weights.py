@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,7 +210,7 @@ def test_other_number_of_layers_than_in_the_config_is_refused(directory: Path) -
 
 def test_tokenizer_of_another_model_is_refused(directory: Path) -> None:
     edit_config(directory, vocab_size=200)
-    refused(directory, "has 256 tokens, but the model's vocab_size is 200")
+    refused(directory, "has the token id 255, but the model's vocab_size is 200")
 
 
 @pytest.mark.parametrize(
@@ -234,3 +235,95 @@ def test_damaged_json(directory: Path, name: str) -> None:
     path = directory / name
     path.write_text(path.read_text()[:100])
     refused(directory, name)
+
+
+@pytest.mark.parametrize("size", [10**9, 2**63])
+@pytest.mark.parametrize("name", ["num_hidden_layers", "vocab_size", "type_vocab_size"])
+def test_sizes_that_no_tensor_has_are_refused_before_a_model_is_made(
+    directory: Path, name: str, size: int
+) -> None:
+    edit_config(directory, **{name: size})
+    refused(directory, f"{name} is {size}, and the tensors have no size above 256")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(256, 48).to_sparse(),
+        torch.ones(256, 48, device="meta"),
+        torch.ones(1).expand(10**6, 48),
+    ],
+)
+def test_strange_tensors_are_refused(directory: Path, tensor: torch.Tensor) -> None:
+    edit_tensors(directory, lambda tensors: tensors | {"embeddings.word_embeddings.weight": tensor})
+    refused(directory, "sparse, quantized or empty tensor|does not fit in|cannot be read as a")
+
+
+def test_names_that_are_no_text_are_refused(directory: Path) -> None:
+    edit_tensors(directory, lambda tensors: {1: torch.ones(1)})
+    refused(directory, "a plain state dict was expected, found a dict where 1 is a Tensor")
+
+
+def edit_tokenizer(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = directory / "tokenizer.json"
+    document = json.loads(path.read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+def grow(letter: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": letter}, "content": letter * 1_000}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"type": "Sequence", "normalizers": [grow("A")] * 4},
+        {"type": "Replace", "pattern": {"Regex": "A*"}, "content": "A"},
+        {"type": "Replace", "pattern": {"String": ""}, "content": ""},
+        {"type": "Prepend", "prepend": "A" * 1_000},
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [grow("A")]}]},
+    ],
+)
+def test_tokenizers_that_make_text_without_end_are_refused(directory: Path, step: object) -> None:
+    edit_tokenizer(directory, lambda document: document.update(normalizer=step))
+    refused(directory, "refused, because of its normalizer .*could take all memory or time")
+
+
+@pytest.mark.parametrize("regex", ["(A|A)*$", "(.*)*x", r"\1(A)", "A+A+A+x"])
+def test_tokenizers_that_search_without_end_are_refused(directory: Path, regex: str) -> None:
+    step = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    edit_tokenizer(directory, lambda document: document.update(pre_tokenizer=step))
+    refused(directory, "refused, because of its pre_tokenizer .*could take all memory or time")
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused(directory: Path) -> None:
+    def move(document: dict[str, Any]) -> None:
+        words = document["model"]["vocab"]
+        words.update({word: number + 100_000 for word, number in words.items() if number > 9})
+
+    edit_tokenizer(directory, move)
+    refused(directory, "has the token id 100255, but the model's vocab_size is 256")
+
+
+def test_special_tokens_beyond_the_vocabulary_are_refused(directory: Path) -> None:
+    def move(document: dict[str, Any]) -> None:
+        document["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [10**6]
+
+    edit_tokenizer(directory, move)
+    refused(directory, "has the token id 1000000, but")
+
+
+def test_special_tokens_without_end_are_refused(directory: Path) -> None:
+    def repeat(document: dict[str, Any]) -> None:
+        token = document["post_processor"]["special_tokens"]["[SEP]"]
+        token.update(ids=token["ids"] * 10_000, tokens=token["tokens"] * 10_000)
+
+    edit_tokenizer(directory, repeat)
+    refused(directory, "makes .* tokens of 100 letters")
+
+
+def test_random_tokens_are_refused(directory: Path) -> None:
+    edit_tokenizer(directory, lambda document: document["model"].update(dropout=0.5))
+    refused(directory, "dropout makes its tokens random")

@@ -81,11 +81,23 @@ def test_what_is_left_empty_sets_nothing(read, text):
         ("predict: {gpus: &a [*a]}", "cannot be read as YAML"),
         ("predict: {gpus: " + "[" * 2000 + "]" * 2000 + "}", "cannot be read as YAML"),
         ("predict: {<<: {gpus: 0}}", "unknown key 'predict.<<'"),
+        ("predict: {gpus: 2026-13-45}", "gpus is '2026-13-45', which YAML cannot read .month must"),
+        ("predict: {gpus: !!int x}", "line 1: predict.gpus is 'x', which YAML cannot read"),
+        ("predict: {gpus: !!bool x}", "predict.gpus is 'x', which YAML cannot read"),
+        ("predict: {gpus: !!timestamp x}", "predict.gpus is 'x', which YAML cannot read"),
+        ("predict: {gpus: !!python/name:os.system }", "cannot be read as YAML"),
+        ("predict: {gpus: 0x" + "f" * 4_000 + "}", "gpus is a very long int, wanted text|gpus is"),
+        ("predict: {gpus: 1" + ":59" * 300_000 + "}", "a value of 900,001 characters"),
+        ("predict: {gpus: " + "x" * 2_000_000 + "}", "more than 1,048,576 bytes"),
+        ("? " + "x" * 500_000 + "\n: 1", "unknown key 'xxx"),
+        ("[a, b]: 1", "line 1: found a list as a key, wanted a name"),
+        ("predict: {min-length: 9,\n min_length_bp: 8}", "line 2: predict.min_length_bp has a va"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(read, text, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         read(text)
+    assert len(str(caught.value)) < 1000
 
 
 def test_aliases_that_multiply_are_refused_in_a_short_message(read):
@@ -93,4 +105,13 @@ def test_aliases_that_multiply_are_refused_in_a_short_message(read):
     levels += [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 40)]
     with pytest.raises(UsageError, match=r"predict\.gpus is ") as caught:
         read(f"predict: {{gpus: [{{{', '.join(levels)}}}]}}")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("place", ["{gpus: VALUE}", "{gpus: [VALUE]}", "VALUE"])
+def test_merged_aliases_that_multiply_are_refused_at_once(read, place):
+    levels = ["a0: &a0 {x: 1}"]
+    levels += [f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 60)]
+    with pytest.raises(UsageError) as caught:
+        read("predict: " + place.replace("VALUE", f"{{{', '.join(levels)}}}"))
     assert len(str(caught.value)) < 1000

@@ -23,7 +23,7 @@ from virnucpro.backend.contents import (
     explain_no_zip,
 )
 from virnucpro.backend.digests import digest_files as digest_files
-from virnucpro.errors import WeightsError, first_line, on_one_line
+from virnucpro.errors import WeightsError, brief, first_line, on_one_line
 from virnucpro.places import find_model
 
 if TYPE_CHECKING:
@@ -160,8 +160,25 @@ def get_size(path: Path, fields: Mapping[str, Any], name: str) -> int:
     """
     value = fields.get(name)
     if type(value) is not int or value < 1:
-        raise WeightsError(f"{path}: {name} should be a positive number, found {value!r}")
+        raise WeightsError(f"{path}: {name} should be a positive number, found {brief(value)}")
     return value
+
+
+def check_stated_sizes(path: Path, sizes: Mapping[str, int], tensors: Mapping[str, Any]) -> None:
+    """Compare the sizes that `path` states with the tensors, before a model of them is built.
+
+    A hostile number of layers would fill the memory even without tensors.
+
+    Raises:
+        WeightsError: A size is larger than every dimension, and than the number of tensors.
+    """
+    limit = max([len(tensors), *(max(tensor.shape, default=0) for tensor in tensors.values())])
+    for name, size in sizes.items():
+        if size > limit:
+            raise WeightsError(
+                f"{path}: {name} is {brief(size)}, and the tensors have no size above {limit}; "
+                "give files that belong together"
+            )
 
 
 def find_weight_files(directory: Path) -> list[Path]:
@@ -192,7 +209,7 @@ def find_weight_files(directory: Path) -> list[Path]:
         is_plain = isinstance(name, str) and Path(name).name == name
         if not is_plain or not (directory / name).is_file():
             raise WeightsError(
-                f"{index}: names {name!r}, but this file is not in the same directory"
+                f"{index}: names {brief(name)}, but this file is not in the same directory"
             )
     return [directory / name for name in sorted(set(names))]
 
@@ -229,15 +246,23 @@ def _read_state_dict(path: Path, safe_globals: Sequence[Any]) -> dict[str, torch
             raise WeightsError(
                 f"{path}: not a readable safetensors file ({first_line(error)}){explain_file(path)}"
             ) from error
-    value = read_pickle(path, safe_globals)
+    return check_state_dict(path, read_pickle(path, safe_globals))
+
+
+def check_state_dict(path: Path, value: Any) -> dict[str, torch.Tensor]:
+    """Return what was read from `path`, if it is a dict of names and ordinary tensors.
+
+    Raises:
+        WeightsError: It holds something else, or a tensor for which the file has no room.
+    """
     import torch
 
     if not isinstance(value, Mapping):
         raise WeightsError(f"{path}: a plain state dict was expected, found {type(value).__name__}")
     for name, tensor in value.items():
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WeightsError(
-                f"{path}: a plain state dict was expected, found a dict where {name!r} is a "
+                f"{path}: a plain state dict was expected, found a dict where {brief(name)} is a "
                 f"{type(tensor).__name__}"
             )
     check_sizes(path, value)
@@ -279,17 +304,27 @@ def check_tensors(
 
 
 def _name_some(names: Sequence[str]) -> str:
-    return f"{len(names)} tensors" + (f" ({', '.join(names[:3])}, ...)" if names else "")
+    shown = ", ".join(brief(name)[1:-1] for name in names[:3])
+    return f"{len(names)} tensors" + (f" ({shown}, ...)" if names else "")
 
 
 def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Check that the file has room for each tensor; a tensor may repeat one number without end.
+    """Check that the tensors are ordinary, and that the file has room for each.
 
     Raises:
-        WeightsError: A tensor would take more memory than the file takes on disk.
+        WeightsError: A tensor is of another kind, or it would take more memory than the file takes
+            on disk: it may repeat one number without end.
     """
+    import torch
+
     num_bytes = path.stat().st_size
     for name, tensor in tensors.items():
+        is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not is_plain or tensor.is_quantized:
+            raise WeightsError(
+                f"{path}: refused, because {name} is a sparse, quantized or empty tensor; save the "
+                "model with ordinary tensors"
+            )
         if tensor.numel() * tensor.element_size() > num_bytes:
             raise WeightsError(
                 f"{path}: refused, because {name} claims the shape {tuple(tensor.shape)}, "

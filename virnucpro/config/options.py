@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, brief
 
 REQUIRED = MISSING
 """The default of a setting that has none."""
@@ -235,7 +235,7 @@ class Config:
             try:
                 self._set(name, one.convert(value))
             except ValueError as error:
-                raise UsageError(f"{name} {value!r}: wanted {error}") from error
+                raise UsageError(f"{name} {brief(value)}: wanted {error}") from error
 
     def settings(self) -> dict[str, Any]:
         """Return every setting as JSON knows values, for run.json."""

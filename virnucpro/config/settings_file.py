@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import reprlib
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,12 +13,11 @@ import yaml
 
 from virnucpro.config import COMMANDS, Option, command_options
 from virnucpro.config.options import REQUIRED
-from virnucpro.errors import UsageError, on_one_line
+from virnucpro.errors import UsageError, brief, first_line, on_one_line
 
-# Aliases can make a small file stand for a value without bounds.
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2
-_SHORT.maxstring = 80
+_MAX_BYTES = 1 << 20
+_MAX_LETTERS = 4_096
+"""Of one value: the longest path that Linux knows."""
 
 
 class Key(NamedTuple):
@@ -61,13 +59,35 @@ def read_settings(path: Path, known: Mapping[str, Key]) -> dict[str, Any]:
         UsageError: The file cannot be read, or has an unknown key or a wrong value.
     """
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise UsageError(f"{path}: has more than {_MAX_BYTES:,} bytes, so it holds no settings")
+        loader = _Loader(content.decode("utf-8"))
         root = loader.get_single_node()
         found = _SectionReader(path, loader, known).walk(root) if root is not None else ()
         return {name: value for name, value in found if value is not None}
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = on_one_line(error)
         raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads values whose size and time a small file cannot multiply."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave `<<` as it is, which is refused then: each level of aliases would double it."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Return the text of a value.
+
+        Raises:
+            ConstructorError: It is too long; a long number takes time by the square.
+        """
+        if len(node.value) > _MAX_LETTERS:
+            problem = f"found a value of {len(node.value):,} characters"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_scalar(node)
 
 
 class _SectionReader:
@@ -82,39 +102,52 @@ class _SectionReader:
             for parts in (name.split(".") for name in known)
             for stop in range(1, len(parts) + 1)
         )
+        self._seen: set[str] = set()
         self._sections = {_normalize(name) for name in self._names} - self._keys.keys()
 
     def walk(self, section: yaml.Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield the target and the value of each key below `section`."""
         if not isinstance(section, yaml.MappingNode):
             is_scalar = isinstance(section, yaml.ScalarNode)
-            found = _SHORT.repr(section.value) if is_scalar else "a list"
+            found = brief(section.value) if is_scalar else "a list"
             raise UsageError(f"{self._place(section)}: found {found}, wanted `key: value` lines")
         for key_node, node in section.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UsageError(f"{self._place(key_node)}: found a list as a key, wanted a name")
             name = f"{prefix}{key_node.value}"
             normalized = _normalize(name)
             if normalized in self._sections:
                 if node.tag != "tag:yaml.org,2002:null":
                     yield from self.walk(node, f"{name}.")
             elif normalized in self._keys:
-                yield self._keys[normalized].target, self._read(name, key_node, node)
+                target = self._keys[normalized].target
+                if target in self._seen:
+                    raise UsageError(f"{self._place(key_node)}: {name} has a value already")
+                self._seen.add(target)
+                yield target, self._read(name, key_node, node)
             else:
                 place = self._place(key_node)
-                raise UsageError(f"{place}: unknown key {name!r}{self._suggest(name)}")
+                raise UsageError(f"{place}: unknown key {brief(name)}{self._suggest(name)}")
 
     def _read(self, name: str, key_node: yaml.Node, node: yaml.Node) -> Any:
         convert = self._keys[_normalize(name)].convert
         if convert is None:
             return node.value
-        value = self._loader.construct_object(node, deep=True)
+        try:
+            value = self._loader.construct_object(node, deep=True)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            # YAML's constructors let through what Python says of 2026-13-45 or `!!int x`.
+            raise UsageError(
+                f"{self._place(node)}: {name} is {brief(node.value)}, which YAML cannot read "
+                f"({first_line(error)}); put text into quotes"
+            ) from error
         if value is None:
             return None
         try:
             return convert(value)
         except ValueError as error:
-            found = _SHORT.repr(value)
             raise UsageError(
-                f"{self._place(key_node)}: {name} is {found}, wanted {error}"
+                f"{self._place(key_node)}: {name} is {brief(value)}, wanted {error}"
             ) from error
 
     def _place(self, node: yaml.Node) -> str:
@@ -124,7 +157,7 @@ class _SectionReader:
         # A key may also have been put into another section.
         prefix, _, last = name.rpartition(".")
         others = [other for other in self._names if not name.startswith(f"{other}.")]
-        near = difflib.get_close_matches(name, others, n=1) or [
+        near = difflib.get_close_matches(name[:80], others, n=1) or [
             other for other in self._names if other.rpartition(".")[2] == last
         ]
         if near:

@@ -12,7 +12,13 @@ from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.embedding.workers import prepare_workers
-from virnucpro.errors import UsageError, WeightsError
+from virnucpro.errors import (
+    Terminated,
+    UsageError,
+    VirnucproError,
+    WeightsError,
+    first_line,
+)
 from virnucpro.runtime.devices import DTYPES
 from virnucpro.runtime.environment import machine_name
 from virnucpro.runtime.run import Run
@@ -120,8 +126,8 @@ def open_model(name: str, location: str, run: Run | None = None) -> Model:
     """
     loaded = load_backend(name)
     if run is None:
-        return Model(loaded, loaded.backend.open_weights(location))
-    mine = loaded.backend.open_weights(location) if run.is_first_on_machine else None
+        return Model(loaded, _open_weights(loaded, location))
+    mine = _open_weights(loaded, location) if run.is_first_on_machine else None
     found = run.gather((machine_name(), mine))
     weights_of = {machine: weights for machine, weights in found if weights is not None}
     identities = {machine: weights.identity for machine, weights in weights_of.items()}
@@ -132,6 +138,20 @@ def open_model(name: str, location: str, run: Run | None = None) -> Model:
             "them the same weights"
         )
     return Model(loaded, weights_of[machine_name()])
+
+
+def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
+    """Return the opened weights; whatever a strange file breaks becomes an error of ours."""
+    try:
+        return loaded.backend.open_weights(location)
+    except (VirnucproError, MemoryError, KeyboardInterrupt, SystemExit, Terminated):
+        raise
+    except BaseException as error:  # a panic of native code is no Exception
+        raise WeightsError(
+            f"{location}: cannot be opened as weights of {loaded.name} "
+            f"({type(error).__name__}: {first_line(error)}); the files are damaged, or of another "
+            "kind; -v shows where it failed"
+        ) from error
 
 
 def open_frame_models(run: Run, config: FramesConfig) -> list[Model]:
