@@ -256,7 +256,7 @@ def test_sizes_that_no_tensor_has_are_refused_before_a_model_is_made(
 )
 def test_strange_tensors_are_refused(directory: Path, tensor: torch.Tensor) -> None:
     edit_tensors(directory, lambda tensors: tensors | {"embeddings.word_embeddings.weight": tensor})
-    refused(directory, "sparse, quantized or empty tensor|does not fit in|cannot be read as a")
+    refused(directory, "is no ordinary tensor|does not fit in|cannot be read as a")
 
 
 def test_names_that_are_no_text_are_refused(directory: Path) -> None:
