@@ -322,7 +322,7 @@ def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
         is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not is_plain or tensor.is_quantized:
             raise WeightsError(
-                f"{path}: refused, because {name} is no ordinary tensor; save the model with dense ones"
+                f"{path}: refused, because {name} is no ordinary tensor; save it as one"
             )
         if tensor.numel() * tensor.element_size() > num_bytes:
             raise WeightsError(
