@@ -34,6 +34,7 @@ class Esm2Backend:
         max_tokens=MAX_RESIDUES + NUM_SPECIAL_TOKENS,
         pooling="mean over residues, at most 1024, without BOS and EOS",
         supports_fp8=True,
+        max_letters=MAX_RESIDUES,
     )
 
     def token_cost(self, sequence: str) -> int:

@@ -40,6 +40,7 @@ BROKEN |= {
     backend_source(info="BackendInfo('toy', 'rna', 4, None, 'mean')"): "'rna', not one of dna, pro",
     backend_source(info="BackendInfo('toy', 'dna', 0, None, 'mean')"): "embedding_dim is 0",
     backend_source(info="BackendInfo('toy', 'dna', 4, '9', 'mean')"): "max_tokens is '9'",
+    backend_source(info="BackendInfo('toy', 'dna', 4, None, 'mean', 1, False, 0)"): "max_letters",
     backend_source(info="BackendInfo('toy', 'dna', 4, None, '')"): "`pooling`",
 }
 

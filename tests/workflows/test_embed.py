@@ -122,6 +122,57 @@ def test_every_record_in_input_order(command: Run, demo_weights, backend: str) -
     assert sorted(path.name for path in Path().iterdir()) == ["in.fa", "out.h5"]
 
 
+def read_lengths(path: Path) -> tuple[list[int], list[int]]:
+    with h5py.File(path) as file:
+        return file["lengths"][:].tolist(), file["embedded_lengths"][:].tolist()
+
+
+def make_proteins(*lengths: int) -> list[str]:
+    generator = random.Random(1)
+    return ["".join(generator.choices(LETTERS["protein"], k=length)) for length in lengths]
+
+
+def test_what_is_cut_is_counted_and_marked(command: Run) -> None:
+    proteins = make_proteins(1_500, 1_024, 30)
+    write_fasta(Path("in.fa"), [*proteins, proteins[0][:1_024]])
+    result = command("esm2")
+    assert "Warning: 1 of 4 sequences are longer than the 1024 letters that esm2 reads" in (
+        result.stderr
+    )
+    assert read_lengths(Path("out.h5")) == ([1_500, 1_024, 30, 1_024], [1_024, 1_024, 30, 1_024])
+    embeddings_NE = read(Path("out.h5"))[2]
+    np.testing.assert_allclose(embeddings_NE[0], embeddings_NE[3], rtol=0, atol=2e-5)
+
+
+def test_windows_cover_a_long_protein(command: Run, demo_weights) -> None:
+    proteins = make_proteins(3_000, 30, 1_025)
+    write_fasta(Path("in.fa"), [*proteins, proteins[0]])
+    result = command("esm2", "--long", "windows")
+    assert "Warning" not in result.stderr
+    assert read_lengths(Path("out.h5")) == ([3_000, 30, 1_025, 3_000],) * 2
+    rows, _, embeddings_NE = read(Path("out.h5"))
+    assert rows == [0, 1, 2, 3]
+    windows = [proteins[0][start : start + 1_024] for start in (0, 512, 1_024, 1_536, 2_048)]
+    windows += [proteins[1], proteins[2][:1_024], proteins[2][512:]]
+    alone_NE = embed_alone("esm2", demo_weights["protein_weights"], windows)
+    mean = np.average(alone_NE[:5], axis=0, weights=[1_024] * 4 + [952])
+    shorter = np.average(alone_NE[6:], axis=0, weights=[1_024, 513])
+    expected_NE = [mean, alone_NE[5], shorter, mean]
+    np.testing.assert_allclose(embeddings_NE, expected_NE, rtol=0, atol=2e-5)
+
+
+def test_windows_are_not_mixed_with_whole_records(config: EmbedConfig, demo_weights) -> None:
+    write_fasta(Path(config.input), make_sequences("esm2", num=30))
+    weights = demo_weights["protein_weights"]
+    config = replace(config, backend="esm2", weights=weights, long="windows")
+    with pytest.raises(KeyboardInterrupt):
+        embed(config, interrupt_after(2))
+    with pytest.raises(IdentityMismatchError, match="in windows there"):
+        embed(replace(config, resume=True, long="cut"))
+    embed(replace(config, resume=True))
+    assert read_lengths(config.output_path)[1][-1] == 3_000
+
+
 def test_identical_records_are_embedded_once(command: Run) -> None:
     write_fasta(Path("in.fa"), ["MKTAYIAK", "mktayiak", "GG", "MKTAYIAK"])
     assert "2 distinct of 4 sequences" in command("esm2").stderr

@@ -37,6 +37,8 @@ class BackendInfo:
         alphabet: What it reads: `dna` or `protein`.
         embedding_dim: Numbers in an embedding; None when the weights decide.
         max_tokens: Longer inputs are cut to this many tokens; None when nothing is cut.
+        max_letters: As many letters of a longer sequence are embedded, from its beginning; None
+            when nothing is cut. Users are told when sequences are cut.
         pooling: How token vectors become one vector, in words; part of a checkpoint's identity.
         interface_version: The `INTERFACE_VERSION` that the backend was written for.
         supports_fp8: Whether `load_encoder` accepts `torch.float8_e4m3fn`. With `--precision fp8`,
@@ -50,6 +52,7 @@ class BackendInfo:
     pooling: str
     interface_version: int = INTERFACE_VERSION
     supports_fp8: bool = False
+    max_letters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def _find_fault(backend: object, entry: EntryPoint) -> str | None:
         return f"it calls itself {info.name!r}, but is registered as {entry.name!r}"
     if info.alphabet not in get_args(Alphabet):
         return f"its alphabet is {info.alphabet!r}, not one of {', '.join(get_args(Alphabet))}"
-    for field in ("embedding_dim", "max_tokens"):
+    for field in ("embedding_dim", "max_tokens", "max_letters"):
         value = getattr(info, field)
         if value is not None and (not isinstance(value, int) or value < 1):
             return f"its {field} is {value!r}, a positive number or None was expected"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +20,7 @@ def write_embeddings(
     ids: Sequence[str],
     blocks: Iterable[Float32Array],
     identity: Identity,
+    lengths: Mapping[str, Int64Array] | None = None,
 ) -> None:
     """Write the embeddings of an entire input as one part; only one block is in memory at a time.
 
@@ -29,16 +30,20 @@ def write_embeddings(
         ids: Ids of the N sequences.
         blocks: The embeddings in the order of `rows`: float32 (n, E) each, N rows together.
         identity: What determined the embeddings.
+        lengths: More datasets, by name: int64 (N,) each.
 
     Raises:
         OutputError: The file cannot be written; no incomplete file is left.
     """
     id_bytes = encode_strings(ids)
-    num_bytes = len(rows) * (4 * identity.embedding_dim + 64) + sum(map(len, id_bytes))
+    columns = {"rows": rows, **(lengths or {})}
+    bytes_per_row = 4 * identity.embedding_dim + 8 * len(columns) + 56
+    num_bytes = len(rows) * bytes_per_row + sum(map(len, id_bytes))
     with replace_when_whole(path, num_bytes) as temporary:
         with h5py.File(temporary, "w", locking="best-effort") as file:
             file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
-            file.create_dataset("rows", data=rows, dtype="<i8")
+            for name, values in columns.items():
+                file.create_dataset(name, data=values, dtype="<i8")
             file.create_dataset("ids", (len(rows),), h5py.string_dtype(), id_bytes)
             offset = reserve_dataset(file, "embeddings", (len(rows), identity.embedding_dim))
         write_blocks(temporary, offset, blocks)

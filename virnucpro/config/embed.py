@@ -35,6 +35,14 @@ class EmbedConfig(RunConfig, group="Embedding models"):
         group="Output",
         path="new file",
     )
+    long: str = option(
+        "cut",
+        help="How to embed sequences that are longer than the model reads. cut: their beginning. "
+        "windows: overlapping windows, and the mean of these, weighted by length.",
+        details="A window is as long as the model reads, and each window begins in the middle of "
+        "the one before.",
+        choices=("cut", "windows"),
+    )
     batch_tokens: int | None = option(
         None,
         help="Tokens in a batch.",

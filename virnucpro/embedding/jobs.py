@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.models import Model
 from virnucpro.sequences.frame_store import FrameStore, SequenceSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,22 @@ def refuse_other_parts(
             store.digest_for_parts, precision, store.chunk_length_bp, store.rule
         )
         refuse_other_runs(directory.parts_dir(model.alphabet), identity)
+
+
+def warn_of_cuts(store: FrameStore, models: Sequence[Model]) -> None:
+    """Warn if the sequences of a chunk may be longer than a model reads."""
+    for model in models:
+        limit = model.backend.info.max_letters
+        longest = store.chunk_length_bp // (1 if model.alphabet == "dna" else 3)
+        if limit is not None and longest > limit:
+            logger.warning(
+                "%s reads the first %d letters of a sequence, and chunks of %d bp have sequences "
+                "of up to %d: the rest of these is not read; shorter chunks are read whole",
+                model.name,
+                limit,
+                store.chunk_length_bp,
+                longest,
+            )
 
 
 def make_frame_job(

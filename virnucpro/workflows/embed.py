@@ -8,20 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from virnucpro.backend.arrays import split_rows
+from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.parts import Identity, read_identity, refuse_other_runs
 from virnucpro.checkpoints.run_directory import EmbedDirectory
 from virnucpro.config import EmbedConfig
 from virnucpro.embedding.batches import unique_rows
 from virnucpro.embedding.jobs import Job
-from virnucpro.embedding.models import open_model
+from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.embedding.workers import prepare_workers
 from virnucpro.errors import CheckpointError, IncompleteError
 from virnucpro.runtime.monitoring import ProgressListener
-from virnucpro.runtime.run import open_run
+from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.frame_store import RecordStore, open_record_store, prepare_record_store
+from virnucpro.sequences.windows import WindowSource
 
 logger = logging.getLogger(__name__)
 
@@ -54,25 +55,13 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
                     [config.input],
                     directory.records_dir,
                     lambda store: refuse_other_runs(
-                        directory.path, model.make_identity(store.input_digest, run.precision, 0)
+                        directory.path, _make_job(run, config, directory, store, model).identity
                     ),
                     alphabet=model.alphabet,
                 )
             )
             store = open_record_store(directory.records_dir)
-        source = store.sequences()
-        rows = unique_rows(source)
-        job = Job(
-            name=f"{config.backend} embeddings",
-            model=model,
-            source=source,
-            rows=rows[store.record_lengths[rows] > 0],
-            parts_dir=directory.path,
-            input_digest=store.input_digest,
-            precision=run.precision,
-            attention=config.attention,
-            batch_tokens=config.batch_tokens,
-        )
+        job = _make_job(run, config, directory, store, model)
         if config.resume and _is_finished(config.output_path, job.identity):
             logger.info("%s: is finished already", config.output_path)
         else:
@@ -87,6 +76,26 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
     if run.is_main:
         shutil.rmtree(directory.path)
     return config.output_path
+
+
+def _make_job(
+    run: Run, config: EmbedConfig, directory: EmbedDirectory, store: RecordStore, model: Model
+) -> Job:
+    size = model.backend.info.max_letters if config.long == "windows" else None
+    source = WindowSource(store, size)
+    rows = unique_rows(source)
+    return Job(
+        name=f"{config.backend} embeddings",
+        model=model,
+        source=source,
+        rows=rows[source.lengths[rows] > 0],
+        parts_dir=directory.path,
+        # Rows of windows are positions in another list than rows of records.
+        input_digest=store.input_digest if size is None else f"{store.input_digest} in windows",
+        precision=run.precision,
+        attention=config.attention,
+        batch_tokens=config.batch_tokens,
+    )
 
 
 def _is_finished(path: Path, identity: Identity) -> bool:
@@ -105,8 +114,42 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
             is_empty.sum(),
             store.num_records,
         )
-    rows = np.flatnonzero(~is_empty)
-    rows = rows[done.has(rows)]
-    blocks = (done.gather(rows[block]) for block in split_rows(0, len(rows)))
+    source = done.job.source
+    assert isinstance(source, WindowSource)
+    has_window = done.has(np.arange(len(source)))
+    has_all = np.logical_and.reduceat(has_window, source.first_windows[:-1])
+    rows = np.flatnonzero(~is_empty & has_all)
+    lengths = store.record_lengths[rows]
+    limit = done.job.model.backend.info.max_letters
+    if limit is None or source.size is not None:
+        embedded_lengths = lengths
+    else:
+        embedded_lengths = np.minimum(lengths, limit)
+    num_cut = np.count_nonzero(embedded_lengths < lengths)
+    if num_cut:
+        logger.warning(
+            "%d of %d sequences are longer than the %d letters that %s reads: only their "
+            "beginning is embedded, and embedded_lengths in the file says how much; give --long "
+            "windows to embed all of it",
+            num_cut,
+            len(rows),
+            limit,
+            done.job.model.name,
+        )
+    blocks = (_average_windows(done, source, rows[block]) for block in split_rows(0, len(rows)))
     ids = [store.record_id(row) for row in rows.tolist()]
-    write_embeddings(path, rows, ids, blocks, done.job.identity)
+    columns = {"lengths": lengths, "embedded_lengths": embedded_lengths}
+    write_embeddings(path, rows, ids, blocks, done.job.identity, columns)
+
+
+def _average_windows(done: Pass, source: WindowSource, records: Int64Array) -> Float32Array:
+    """Return the mean of each record's windows, weighted by their lengths: float32 (n, E)."""
+    counts = source.first_windows[records + 1] - source.first_windows[records]
+    if (counts == 1).all():
+        return done.gather(source.first_windows[records])
+    starts = np.cumsum(counts) - counts
+    windows = np.arange(counts.sum()) + np.repeat(source.first_windows[records] - starts, counts)
+    weights_N1 = source.lengths[windows][:, None].astype(np.float64)
+    # In float64, in which the mean of one window is exactly this window.
+    sums_NE = np.add.reduceat(done.gather(windows) * weights_N1, starts)
+    return (sums_NE / np.add.reduceat(weights_N1, starts)).astype(np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import FrameRule, PredictConfig
-from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts
+from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import run_pass
 from virnucpro.legacy.adoption import adopt_legacy_run
@@ -93,6 +93,7 @@ def _find_frames(
     )
     store = open_frame_store(directory.frame_store_dir)
     note_short_records(store)
+    warn_of_cuts(store, models)
     num_frames = store.num_frames
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
     logger.info(

@@ -16,7 +16,7 @@ from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import DEFAULT_THRESHOLD, FrameRule, TrainConfig
-from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts
+from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, gather_features, run_pass
 from virnucpro.errors import IncompleteError, OutputExistsError
@@ -174,6 +174,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
             )
         )
         store = open_frame_store(directory.frame_store_dir)
+        warn_of_cuts(store, models)
         corpus = make_corpus(store, name_classes(config.viral, config.other))
         groups, chosen = _choose(config, corpus)
     rows = corpus.rows(np.sort(np.concatenate(list(chosen.values()))))

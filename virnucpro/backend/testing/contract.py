@@ -109,6 +109,8 @@ class BackendContract:
         assert info.pooling
         assert info.embedding_dim is None or info.embedding_dim > 0
         assert info.max_tokens is None or info.max_tokens > 0
+        # Whoever cuts sequences must say how, so that users can be told.
+        assert (info.max_tokens is None) == (info.max_letters is None)
 
     def test_module_is_imported_without_torch(self, backend: Backend) -> None:
         code = (
@@ -274,6 +276,11 @@ class BackendContract:
         batch = _collate(collator, [long, long + long, long[:5]])
         length, double_length, _ = batch.lengths_B.tolist()
         assert double_length == length if max_tokens else double_length > length
+        if max_letters := backend.info.max_letters:
+            beginnings = [long[:max_letters], long[: max_letters - 1]]
+            cut_BE = _embed(encoder, _collate(collator, [long, *beginnings]))
+            assert _max_difference(cut_BE[:1], cut_BE[1:2]) < self.tolerance
+            assert _collate(collator, beginnings[1:]).max_length < length
         assert torch.isfinite(_embed(encoder, batch)).all()
         assert backend.token_cost(long) <= self.cost_factor * length
 

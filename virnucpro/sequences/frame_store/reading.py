@@ -211,7 +211,11 @@ class RecordStore(StoredRecords):
 
     def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
         """Return the records of `rows`, upper-case."""
-        letters = self._records.read_many(self._record_offsets[rows], self.record_lengths[rows])
+        return self.read_spans(rows, np.zeros_like(rows), self.record_lengths[rows])
+
+    def read_spans(self, records: Int64Array, start: Int64Array, length: Int64Array) -> list[str]:
+        """Return as many letters of each of `records` from each start on, upper-case."""
+        letters = self._records.read_many(self._record_offsets[records] + start, length)
         return [sequence.decode("ascii").upper() for sequence in letters]
 
 

@@ -30,6 +30,7 @@ class ToyBackend:
         max_tokens=MAX_TOKENS,
         pooling="mean over all tokens",
         interface_version=1,
+        max_letters=MAX_TOKENS,  # each letter is a token
     )
 
     def token_cost(self, sequence: str) -> int:

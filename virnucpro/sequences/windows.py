@@ -1,0 +1,82 @@
+"""Windows: overlapping pieces of records that are longer than a model reads.
+
+Shapes: R records, W windows of all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.sequences.frame_store import RecordStore, SequenceSource, open_record_store
+
+
+class WindowSource(SequenceSource):
+    """The windows of a store's records. A row is a window, in the order of the records.
+
+    A record of up to `size` letters is one window. A longer one is cut into windows of `size`
+    letters, each of which begins in the middle of the one before. The last window may be shorter.
+    """
+
+    def __init__(self, store: RecordStore, size: int | None) -> None:
+        """Cut the records of `store`; `size` is None if each record is one window."""
+        super().__init__(store.directory, "record")
+        self.size = size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_windows, (self.directory, self.size)
+
+    def __len__(self) -> int:
+        return int(self.first_windows[-1])
+
+    @cached_property
+    def first_windows(self) -> Int64Array:
+        """The first window of each record, and the number of all windows: int64 (R + 1,)."""
+        lengths = self._records.record_lengths
+        counts = np.ones(len(lengths), np.int64)
+        if self.size is not None:
+            counts += -(-(lengths - self.size).clip(0) // self._step)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    @cached_property
+    def lengths(self) -> Int64Array:
+        """Number of letters in each window: int64 (W,)."""
+        return self._locate(np.arange(len(self)))[2]
+
+    @cached_property
+    def representatives(self) -> Int64Array:
+        """For each window the same window of the first record with the same sequence."""
+        windows = np.arange(len(self))
+        records, _, _ = self._locate(windows)
+        first_equal = np.asarray(super().representatives)[records]
+        return windows - self.first_windows[records] + self.first_windows[first_equal]
+
+    def get_many(self, rows: Int64Array | Sequence[int]) -> list[str]:
+        """Return the sequences of these windows, upper-case, in their order."""
+        return self._records.read_spans(*self._locate(np.asarray(rows, np.int64)))
+
+    @property
+    def _step(self) -> int:
+        assert self.size is not None
+        return max(1, self.size // 2)
+
+    @cached_property
+    def _records(self) -> RecordStore:
+        return open_record_store(self.directory)
+
+    def _locate(self, windows: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """Return the record of each window, and its start and its length there."""
+        records = np.searchsorted(self.first_windows, windows, "right") - 1
+        length = self._records.record_lengths[records]
+        if self.size is None:
+            return records, np.zeros_like(windows), length
+        start = (windows - self.first_windows[records]) * self._step
+        return records, start, np.minimum(length - start, self.size)
+
+
+def _open_windows(directory: Any, size: int | None) -> WindowSource:
+    return WindowSource(open_record_store(directory), size)
