@@ -24,7 +24,7 @@ from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
-from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError, UsageError
+from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError, UsageError, brief
 
 FORMAT_NAME = "virnucpro-embeddings"
 FORMAT_VERSION = 3
@@ -243,7 +243,7 @@ def _read_identity(path: Path, file: h5py.File) -> Identity:
         values[field.name] = value
         if type(value).__name__ != field.type:  # annotations are text here
             raise CheckpointError(
-                f"{path}: attribute {field.name} should be {field.type}, found {value!r}"
+                f"{path}: attribute {field.name} should be {field.type}, found {brief(value)}"
             )
     try:
         # The same rule may be written in several ways.

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, brief
 
 STANDARD_CODE = 1
 """NCBI's number of the standard genetic code."""
@@ -48,7 +48,7 @@ class FrameRule:
     def __post_init__(self) -> None:
         numbers = (self.max_stretches, self.min_codons)
         if self.kind not in ("open", "stretches"):
-            raise UsageError(f"frame rule {self.kind!r}: wanted open or stretches")
+            raise UsageError(f"frame rule {brief(self.kind)}: wanted open or stretches")
         if self.kind == "open" and numbers != (_DEFAULT_MAX_STRETCHES, _DEFAULT_MIN_CODONS):
             raise UsageError(
                 f"frame rule open with {numbers[0]} stretches of at least {numbers[1]} codons: "
@@ -72,7 +72,7 @@ class FrameRule:
         match = _RULE.fullmatch(text)
         if match is None:
             raise UsageError(
-                f"frame rule {text!r}: wanted open, stretches or stretches:N:M (the N longest "
+                f"frame rule {brief(text)}: wanted open, stretches or stretches:N:M (the N longest "
                 "stretches of at least M codons), each with a genetic code or without: open:code=11"
             )
         kind, *_ = match["kind"].split(":")

@@ -16,7 +16,7 @@ from virnucpro.checkpoints.parts import (
     check_part,
     read_identity,
 )
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, brief
 from virnucpro.legacy.pickles import is_zip, read_torch_file
 from virnucpro.legacy.steps import Document, EmbeddingDims, migrate_document
 
@@ -84,7 +84,7 @@ def _read_pickle(path: Path) -> tuple[Generation, Document]:
         generation = Generation(1, "D: v1.0, or DNA of v2.0")
     else:
         raise FormatVersionError(
-            f"its version is {document['version']!r}, and this program reads versions up to "
+            f"its version is {brief(document['version'])}, and this program reads versions up to "
             "'1.0'; update virnucpro"
         )
     # The original and the fork before v1.0 wrote no marks.
@@ -119,7 +119,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
         elif found == FORMAT_NAME:
             yield from _read_part(path, file)
         else:
-            raise CheckpointError(f"its format is {found!r}, which is not known")
+            raise CheckpointError(f"its format is {brief(found)}, which is not known")
 
 
 def _read_part(path: Path, file: h5py.File) -> Iterator[tuple[Generation, Document]]:

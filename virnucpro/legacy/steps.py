@@ -19,7 +19,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Float32Array
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, brief
 
 Document = dict[str, Any]
 
@@ -107,7 +107,7 @@ def stack_features(document: Document) -> Document:
         CheckpointError: The document is unfinished or damaged.
     """
     if document["status"] != "complete":
-        raise CheckpointError(f"was not finished: its status is {document['status']!r}")
+        raise CheckpointError(f"was not finished: its status is {brief(document['status'])}")
     if "nucleotide" in document:
         kind, ids = "dna", document["nucleotide"]
         labels = [item["label"] for item in document["data"]]

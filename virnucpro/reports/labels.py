@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import Int64Array
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, brief
 from virnucpro.reports.tables import read_table
 
 IS_VIRAL = {"virus": True, "viral": True, "1": True, "others": False, "other": False, "0": False}
@@ -34,14 +34,14 @@ def read_truth(path: Path) -> dict[str, Label]:
     for number, line in read_table(path, ("id", "label"), ("class", "group")):
         if line["label"] not in IS_VIRAL:
             raise InputError(
-                f"{path}, line {number}: the label is {line['label']!r}, wanted one of "
+                f"{path}, line {number}: the label is {brief(line['label'])}, wanted one of "
                 f"{', '.join(IS_VIRAL)}"
             )
         found = Label(IS_VIRAL[line["label"]], line.get("class", ""), line.get("group", ""))
         if truth.setdefault(line["id"], found) != found:
             raise InputError(
-                f"{path}, line {number}: {line['id']!r} had another label, class or group before; "
-                "keep one line of the two"
+                f"{path}, line {number}: {brief(line['id'])} had another label, class or group "
+                "before; keep one line of the two"
             )
     return truth
 

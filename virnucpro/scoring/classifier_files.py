@@ -20,7 +20,7 @@ import torch
 from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.config import OPEN_RULE, FrameRule
-from virnucpro.errors import ClassifierError, WeightsError
+from virnucpro.errors import ClassifierError, WeightsError, brief
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import ChunkHeadSizes
 from virnucpro.scoring.classifier import (
@@ -221,12 +221,12 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     json.dumps(document, allow_nan=False)  # run.json will contain it, and may not contain NaN
     if document["format_version"] not in range(1, FORMAT_VERSION + 1):
         raise ClassifierError(
-            f"{path}: a classifier file of version {document['format_version']}, and this program "
+            f"{path}: a classifier file of version {brief(document['format_version'])}, and this program "
             f"reads versions 1 to {FORMAT_VERSION}; update virnucpro"
         )
     if tuple(document["class_names"]) != CLASS_NAMES:
         raise ClassifierError(
-            f"{path}: the classes are {document['class_names']}, wanted {list(CLASS_NAMES)}"
+            f"{path}: the classes are {brief(document['class_names'])}, wanted {list(CLASS_NAMES)}"
         )
     values = {
         field.name: document[field.name]
@@ -239,7 +239,7 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     threshold = values.get("threshold")
     if threshold is not None and not (type(threshold) is float and 0 < threshold < 1):
         raise ClassifierError(
-            f"{path}: the threshold is {threshold!r}, wanted a probability between 0 and 1"
+            f"{path}: the threshold is {brief(threshold)}, wanted a probability between 0 and 1"
         )
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
@@ -253,7 +253,7 @@ def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | Non
     kind = sizes.pop("kind")
     if (kind, rule.kind) not in (("frame", "open"), ("chunk", "stretches")):
         raise ClassifierError(
-            f"{path}: a head of the kind {kind!r} with the frame rule {rule}; wanted frame with "
+            f"{path}: a head of the kind {brief(kind)} with the frame rule {rule}; wanted frame with "
             "open, or chunk with stretches"
         )
     if kind == "frame":
@@ -264,7 +264,9 @@ def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | Non
             "the file is damaged"
         )
     if any(type(size) is not int or size < 1 for size in sizes.values()):
-        raise ClassifierError(f"{path}: the sizes of the head are {sizes}, wanted whole numbers")
+        raise ClassifierError(
+            f"{path}: the sizes of the head are {brief(sizes)}, wanted whole numbers"
+        )
     return ChunkHeadSizes(**sizes)
 
 
@@ -280,7 +282,7 @@ def _read_pickled_state(path: Path) -> Mapping[str, Any]:
     parts = vars(value)["_modules"]
     eps = vars(parts["bn1"])["eps"]
     if eps != BATCH_NORM_EPS:
-        raise ClassifierError(f"{path}: bn1.eps is {eps}, wanted {BATCH_NORM_EPS}")
+        raise ClassifierError(f"{path}: bn1.eps is {brief(eps)}, wanted {BATCH_NORM_EPS}")
     return {
         f"{part}.{name}": tensor
         for part in ("hidden_layer", "bn1", "output_layer")

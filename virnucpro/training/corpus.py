@@ -15,7 +15,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
 from virnucpro.config import input_stem
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, brief
 from virnucpro.reports.tables import read_table
 from virnucpro.sequences.frame_store import FrameStore
 
@@ -127,7 +127,9 @@ def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
     groups: dict[str, str] = {}
     for number, line in read_table(path, ("id", "group")):
         if groups.setdefault(line["id"], line["group"]) != line["group"]:
-            raise InputError(f"{path}, line {number}: {line['id']!r} was in another group before")
+            raise InputError(
+                f"{path}, line {number}: {brief(line['id'])} was in another group before"
+            )
     if groups.keys().isdisjoint(record_ids):
         raise InputError(
             f"{path}: none of its {len(groups)} ids is among the {len(record_ids)} records; wanted "

@@ -13,7 +13,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray
 from virnucpro.config import EvaluateConfig
-from virnucpro.errors import InputError, OutputExistsError
+from virnucpro.errors import InputError, OutputExistsError, brief
 from virnucpro.reports.figures import draw_report, require_matplotlib
 from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
@@ -131,7 +131,7 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
                 numbers.append(np.nan if word == "NA" else float(word))
             except ValueError as error:
                 raise InputError(
-                    f"{path}, line {number}: {name} is {word!r}, wanted a number or NA"
+                    f"{path}, line {number}: {name} is {brief(word)}, wanted a number or NA"
                 ) from error
         label = truth[line["record_id"]]
         records.append(_Record(line["record_id"], label, line["call"], line["reason"], *numbers))
