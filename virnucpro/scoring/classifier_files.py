@@ -221,8 +221,8 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     json.dumps(document, allow_nan=False)  # run.json will contain it, and may not contain NaN
     if document["format_version"] not in range(1, FORMAT_VERSION + 1):
         raise ClassifierError(
-            f"{path}: a classifier file of version {brief(document['format_version'])}, and this program "
-            f"reads versions 1 to {FORMAT_VERSION}; update virnucpro"
+            f"{path}: a classifier file of version {brief(document['format_version'])}, and this "
+            f"program reads versions 1 to {FORMAT_VERSION}; update virnucpro"
         )
     if tuple(document["class_names"]) != CLASS_NAMES:
         raise ClassifierError(
@@ -253,8 +253,8 @@ def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | Non
     kind = sizes.pop("kind")
     if (kind, rule.kind) not in (("frame", "open"), ("chunk", "stretches")):
         raise ClassifierError(
-            f"{path}: a head of the kind {brief(kind)} with the frame rule {rule}; wanted frame with "
-            "open, or chunk with stretches"
+            f"{path}: a head of the kind {brief(kind)} with the frame rule {rule}; wanted frame "
+            "with open, or chunk with stretches"
         )
     if kind == "frame":
         return None
