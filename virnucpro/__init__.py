@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
     from virnucpro.workflows.predict import predict
+    from virnucpro.workflows.read_run import FinishedRun, read_run
     from virnucpro.workflows.report import report
+    from virnucpro.workflows.scorer import ScoredRecords, Scorer, embed_sequences
     from virnucpro.workflows.train import TrainResult, train
 
 __all__ = [
@@ -36,16 +38,21 @@ __all__ = [
     "EmbedConfig",
     "EvaluateConfig",
     "Evaluation",
+    "FinishedRun",
     "PredictConfig",
     "PredictResult",
     "ReportConfig",
+    "ScoredRecords",
+    "Scorer",
     "TrainConfig",
     "TrainResult",
     "calibrate",
     "call",
     "embed",
+    "embed_sequences",
     "evaluate",
     "predict",
+    "read_run",
     "report",
     "train",
 ]
@@ -57,16 +64,21 @@ _HOMES = {
     "EmbedConfig": "virnucpro.config",
     "EvaluateConfig": "virnucpro.config",
     "Evaluation": "virnucpro.workflows.evaluate",
+    "FinishedRun": "virnucpro.workflows.read_run",
     "PredictConfig": "virnucpro.config",
     "PredictResult": "virnucpro.reports.record_results",
     "ReportConfig": "virnucpro.config",
+    "ScoredRecords": "virnucpro.workflows.scorer",
+    "Scorer": "virnucpro.workflows.scorer",
     "TrainConfig": "virnucpro.config",
     "TrainResult": "virnucpro.workflows.train",
     "calibrate": "virnucpro.workflows.calibrate",
     "call": "virnucpro.workflows.call",
     "embed": "virnucpro.workflows.embed",
+    "embed_sequences": "virnucpro.workflows.scorer",
     "evaluate": "virnucpro.workflows.evaluate",
     "predict": "virnucpro.workflows.predict",
+    "read_run": "virnucpro.workflows.read_run",
     "report": "virnucpro.workflows.report",
     "train": "virnucpro.workflows.train",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -107,6 +108,21 @@ class Model:
             "weights_identity": self.weights.identity,
             "embedding_dim": self.weights.embedding_dim,
         }
+
+
+class HeldModel(Model):
+    """A model whose encoder stays loaded, for many passes in one process."""
+
+    @cached_property
+    def _encoders(self) -> dict[tuple[torch.device, str, str], Encoder]:
+        return {}
+
+    def load_encoder(self, device: torch.device, precision: str, attention: str) -> Encoder:
+        """Return the encoder, which is loaded when it is first wanted."""
+        key = (device, precision, attention)
+        if key not in self._encoders:
+            self._encoders[key] = super().load_encoder(*key)
+        return self._encoders[key]
 
 
 def open_model(name: str, location: str, run: Run | None = None) -> Model:

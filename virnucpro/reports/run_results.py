@@ -26,10 +26,10 @@ from virnucpro.reports.tables import (
     write_prediction_results,
 )
 from virnucpro.runtime.run import Run
-from virnucpro.scoring.calls import call_by_mean_logit, call_records, score_chunks
+from virnucpro.scoring.calls import score_chunks
 from virnucpro.scoring.classifier import Classifier
-from virnucpro.scoring.decisions import Decision, decide_calls
-from virnucpro.scoring.frame_scores import Scores
+from virnucpro.scoring.decisions import Decision
+from virnucpro.scoring.frame_scores import Scores, decide_records
 from virnucpro.sequences.frame_store import FrameStore
 
 RUN_SCHEMA_VERSION = 1
@@ -90,12 +90,7 @@ def write_tables(
         max_others=chunks.max_others,
         max_virus=chunks.max_virus,
     )
-    records = call_records(
-        chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
-    )
-    if classifier.rule.kind == "stretches":
-        records = call_by_mean_logit(records, chunks, store.record_first_chunk)
-    decision = decide_calls(records, config, classifier.calibration, classifier.threshold)
+    decision = decide_records(config, store, chunks, classifier)
     write_decision(directory, store, decision, score_chunks(chunks), classifier.calibration)
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)

@@ -16,11 +16,17 @@ from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass, gather_features
-from virnucpro.scoring.calls import ChunkCalls, call_chunk_logits, call_chunks
+from virnucpro.scoring.calls import (
+    ChunkCalls,
+    call_by_mean_logit,
+    call_chunk_logits,
+    call_chunks,
+    call_records,
+)
 from virnucpro.scoring.chunk_head import NUM_FEATURES
 from virnucpro.scoring.classifier import ChunkClassifier, Classifier, FrameClassifier
 from virnucpro.scoring.classifier_files import load_classifier
-from virnucpro.scoring.decisions import check_calibrated
+from virnucpro.scoring.decisions import Decision, check_calibrated, decide_calls
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -74,6 +80,18 @@ def score_passes(store: FrameStore, passes: Sequence[Pass], classifier: Classifi
     assert isinstance(classifier, FrameClassifier), "there are two kinds"
     frames = score_frames(store, passes, classifier)
     return Scores(call_chunks(frames, store.chunk_first_frame), frames)
+
+
+def decide_records(
+    config: PredictConfig, store: FrameStore, chunks: ChunkCalls, classifier: Classifier
+) -> Decision:
+    """Return the calls of all records, made as the kind of the classifier says."""
+    records = call_records(
+        chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
+    )
+    if classifier.rule.kind == "stretches":
+        records = call_by_mean_logit(records, chunks, store.record_first_chunk)
+    return decide_calls(records, config, classifier.calibration, classifier.threshold)
 
 
 def score_frames(

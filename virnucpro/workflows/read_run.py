@@ -1,0 +1,110 @@
+"""Reading a finished run into Python: its tables, and the embeddings of its chunks' rows."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import ExportConfig
+from virnucpro.errors import UsageError
+from virnucpro.reports.record_results import read_run_json
+from virnucpro.workflows.export import export_embeddings
+
+if TYPE_CHECKING:
+    import anndata
+    import pandas as pd
+
+
+class FinishedRun:
+    """What a finished run of `predict` left, read when it is first asked for.
+
+    Attributes:
+        directory: The run's directory, which knows the path of every file.
+        document: What `run.json` says.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = RunDirectory(directory, "")
+        self.document: dict[str, Any] = read_run_json(
+            self.directory.run_json, ("settings", "counts", "calls")
+        )
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """The table `records.tsv`, with the ids as its index."""
+        return _read_table(self.directory.records_tsv).set_index("record_id")
+
+    @cached_property
+    def chunks(self) -> pd.DataFrame:
+        """The table `chunks.tsv`."""
+        return _read_table(self.directory.chunks_tsv)
+
+    @cached_property
+    def regions(self) -> pd.DataFrame:
+        """The table `viral_regions.tsv`."""
+        return _read_table(self.directory.regions_tsv)
+
+    @cached_property
+    def embeddings(self) -> anndata.AnnData:
+        """The embeddings of all open frames or stretches, as `virnucpro export --to anndata`."""
+        _need("anndata")
+        from anndata import read_h5ad
+
+        with tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch:
+            config = ExportConfig(
+                source=self.directory.path, output_dir=Path(scratch, "exported"), to="anndata"
+            )
+            return read_h5ad(export_embeddings(config).paths[0])
+
+
+def read_run(directory: str | Path) -> FinishedRun:
+    """Return a finished run, whose tables are pandas DataFrames.
+
+    Args:
+        directory: The output directory of `predict`.
+
+    Raises:
+        InputError: It holds no finished run.
+        UsageError: pandas or anndata is not installed; when a table is read.
+    """
+    return FinishedRun(Path(directory))
+
+
+def import_pandas() -> Any:
+    """Return the module pandas.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    _need("pandas")
+    import pandas as pd
+
+    return pd
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    # Ids may be numbers, or words such as NA, and must stay as they are.
+    table: pd.DataFrame = import_pandas().read_csv(
+        path,
+        sep="\t",
+        quoting=csv.QUOTE_NONE,
+        encoding_errors="surrogateescape",
+        keep_default_na=False,
+        na_values={name: ["NA"] for name in ("score", "probability", "scored_share")},
+        dtype={"record_id": str},
+    )
+    return table
+
+
+def _need(module: str) -> None:
+    """Raise an error if a module is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise UsageError(
+            f"{module} is not installed, and this needs it: pip install 'virnucpro[data]'"
+        )
