@@ -20,6 +20,7 @@ from xopen import xopen
 from tests.plugins import install_module
 from tests.runs import read_tables
 from virnucpro.cli.main import main
+from virnucpro.config import PredictConfig
 
 pytestmark = pytest.mark.slow
 
@@ -239,7 +240,11 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
         ("--dna-backend dnabert", 1, "No backend is called 'dnabert'; installed are: dnabert-s"),
         ("--dna-backend esm2 --dna-weights {protein_weights}", 2, "backend esm2 reads protein"),
         ("--dna-weights nowhere", 1, "nowhere: no such file or directory, and not a hub id"),
-        ("--dna-weights some/model@main", 1, "some/model@main: no such file or directory here"),
+        (
+            "--dna-weights some/model@main",
+            1,
+            "some/model@main: no such file or directory, not whole",
+        ),
         ("--dna-weights void", 1, "void: holds no config.json and no tokenizer.json"),
         ("--protein-weights good.fa", 1, "good.fa: refused, because"),
         ("--protein-weights cut.pt", 1, "cut.pt: refused, because it is not a whole zip archive"),
@@ -268,6 +273,45 @@ def test_settings_that_do_not_fit(
     assert_one_error(result, exit_code, message)
     assert_nothing_to_trust()
     assert_resumes_to(predict, "good.fa")
+
+
+@pytest.mark.parametrize(
+    ("line", "exit_code", "message"),
+    [
+        ("text.fa", 1, "text.fa, line 1: found 'Dear all,' before the first header"),
+        ("good.fa text.fa", 1, "text.fa, line 1: found 'Dear all,'"),
+        ("good.fa --model-path text.fa", 1, "text.fa: refused"),
+        ("good.fa --attention flash", 2, "attention flash needs a CUDA GPU"),
+        ("good.fa --max-fdr 0.1", 1, "needs probabilities, and this classifier has no calibr"),
+        ("good.fa --expected-length 300", 1, "the run cuts chunks of 300 bp"),
+        ("good.fa --dna-backend esm2", 2, "backend esm2 reads protein, dna was wanted"),
+        (
+            "good.fa --model-path other.safetensors",
+            1,
+            "wants 24 = dnabert-s 16 + esm2 8 numbers for a frame, the backends give 3328",
+        ),
+    ],
+)
+def test_cheap_checks_come_before_a_download(
+    predict: Run, line: str, exit_code: int, message: str
+) -> None:
+    """The weights cannot be had, and nobody hears of it because something else is wrong."""
+    from tools.make_classifier_weights import make_classifier
+
+    Path("text.fa").write_bytes(b"Dear all,\n")
+    make_classifier(
+        Path("other.safetensors"), dna_dim=16, protein_dim=8, chunk_length_bp=500, seed=0
+    )
+    published = {
+        "dna_weights": PredictConfig.dna_weights,
+        "protein_weights": PredictConfig.protein_weights,
+        "model_path": "big.safetensors",
+    }
+    make_classifier(
+        Path("big.safetensors"), dna_dim=768, protein_dim=2560, chunk_length_bp=500, seed=0
+    )
+    assert_one_error(predict(line, **published), exit_code, message)
+    assert not Path("out/checkpoints").exists()
 
 
 def test_a_gpu_where_there_is_none(predict: Run) -> None:

@@ -151,3 +151,12 @@ def test_other_weights_of_the_same_size_are_refused(published: Path, tmp_path: P
     classifier.check_fits(DNA, PROTEIN, 500, IDENTITIES)
     with pytest.raises(ClassifierError, match="trained on esm2 weights sha256:p, the run uses"):
         classifier.check_fits(DNA, PROTEIN, 500, (IDENTITIES[0], "sha256:q"))
+
+
+def test_what_the_file_says_of_its_weights_is_told(published: Path, tmp_path: Path) -> None:
+    origin = {"weights": ["models/dna", "facebook/esm2_t6"]}
+    save_classifier(tmp_path / "c", read_state(published), replace(CALIBRATED, origin=origin))
+    classifier = load_classifier(tmp_path / "c")
+    classifier.check_fits(("dnabert-s", None), ("esm2", None), 500, None)
+    with pytest.raises(ClassifierError, match=r"--protein-weights facebook/esm2_t6 sha256:p\)"):
+        classifier.check_fits(("dnabert-s", None), ("esm2", 2560), 500, None)

@@ -170,6 +170,22 @@ def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
         ) from error
 
 
+def check_backends(config: FramesConfig) -> None:
+    """Check that the backends of a run are there, which takes no weights.
+
+    Raises:
+        BackendError: A backend is not installed, or it is broken.
+        UsageError: A backend reads the other alphabet.
+    """
+    for name, alphabet in ((config.dna_backend, "dna"), (config.protein_backend, "protein")):
+        found = load_backend(name).backend.info.alphabet
+        if found != alphabet:
+            raise UsageError(
+                f"backend {name} reads {found}, {alphabet} was wanted; `virnucpro backends` lists "
+                "what each one reads"
+            )
+
+
 def open_frame_models(run: Run, config: FramesConfig) -> list[Model]:
     """Return the DNA model and the protein model of a run.
 
@@ -178,15 +194,9 @@ def open_frame_models(run: Run, config: FramesConfig) -> list[Model]:
         WeightsError: Weights cannot be used, or they differ between machines.
         UsageError: A backend reads the other alphabet.
     """
+    check_backends(config)
     prepare_workers(config, run.device)
-    models = [
+    return [
         open_model(config.dna_backend, config.dna_weights, run),
         open_model(config.protein_backend, config.protein_weights, run),
     ]
-    for model, alphabet in zip(models, ("dna", "protein"), strict=True):
-        if model.alphabet != alphabet:
-            raise UsageError(
-                f"backend {model.name} reads {model.alphabet}, {alphabet} was wanted; "
-                "`virnucpro backends` lists what each one reads"
-            )
-    return models

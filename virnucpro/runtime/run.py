@@ -20,8 +20,15 @@ from accelerate.utils import broadcast_object_list, gather_object
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import STDIN, ComputeConfig, RunConfig
 from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
+from virnucpro.kernels import flash
 from virnucpro.runtime.claims import launch_store, make_counter
-from virnucpro.runtime.devices import choose_precision, device_name, gpu_uuid, make_accelerator
+from virnucpro.runtime.devices import (
+    DTYPES,
+    choose_precision,
+    device_name,
+    gpu_uuid,
+    make_accelerator,
+)
 from virnucpro.runtime.environment import machine_name
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
@@ -99,6 +106,10 @@ class Run:
         self.config = config
         self.device: torch.device = accelerator.device
         self.precision = choose_precision(config.precision, accelerator)
+        if config.attention == "flash":
+            # A model in fp8 attends in bf16.
+            precision = self.precision.replace("fp8", "bf16")
+            flash.check(DTYPES[precision], self.device)
         self.monitor = monitor or Monitor()
         self.on_progress = on_progress
         self.started_at = datetime.now(UTC)

@@ -111,56 +111,86 @@ class Classifier:
 
     def check_fits(
         self,
-        dna: tuple[str, int],
-        protein: tuple[str, int],
+        dna: tuple[str, int | None],
+        protein: tuple[str, int | None],
         chunk_length_bp: int,
-        weights_identities: tuple[str, str],
+        weights_identities: tuple[str, str] | None,
     ) -> None:
         """Check that the classifier fits the backends, their weights and the chunk length.
 
         Args:
-            dna: The name and the embedding dimension of the DNA backend.
+            dna: The name and the embedding dimension of the DNA backend; None if unknown.
             protein: The same for the protein backend.
             chunk_length_bp: The length of the chunks that records are cut into.
-            weights_identities: The identities of the DNA and of the protein weights.
+            weights_identities: The identities of the DNA and of the protein weights; None as long
+                as the weights are not opened.
 
         Raises:
             ClassifierError: It was trained for other dimensions, backends, weights or chunks.
         """
         trained = self.metadata
-        given = _describe_features(dna, protein)
         if trained is None:
-            wanted, fits = str(self.input_dim), self.input_dim == dna[1] + protein[1]
-        else:
-            wanted_dna = trained.dna_backend, trained.dna_dim
-            wanted_protein = trained.protein_backend, trained.protein_dim
-            wanted = _describe_features(wanted_dna, wanted_protein)
-            fits = (wanted_dna, wanted_protein) == (dna, protein)
-        if not fits:
-            raise ClassifierError(
-                f"the classifier wants {wanted} numbers for a frame, the backends give {given}; "
-                "choose the backends and weights that it was trained on, or another classifier"
-            )
-        if trained is None:
+            is_known = dna[1] is not None and protein[1] is not None
+            if is_known and self.input_dim != (dna[1] or 0) + (protein[1] or 0):
+                raise ClassifierError(
+                    f"the classifier wants {self.input_dim} numbers for a frame, the backends give "
+                    f"{_describe_features(dna, protein)}; choose the backends and weights that it "
+                    "was trained on, or another classifier"
+                )
             return
+        wanted = (
+            (trained.dna_backend, trained.dna_dim),
+            (
+                trained.protein_backend,
+                trained.protein_dim,
+            ),
+        )
+        if any(
+            (name, dim or wanted_dim) != (wanted_name, wanted_dim)
+            for (name, dim), (wanted_name, wanted_dim) in zip((dna, protein), wanted, strict=True)
+        ):
+            raise ClassifierError(
+                f"the classifier wants {_describe_features(*wanted)} numbers for a frame, the "
+                f"backends give {_describe_features(dna, protein)}; choose the backends and "
+                f"weights that it was trained on{self._describe_weights()}, or another classifier"
+            )
         if trained.chunk_length_bp != chunk_length_bp:
             raise ClassifierError(
                 f"the classifier was trained on chunks of {trained.chunk_length_bp} bp, the run "
                 f"cuts chunks of {chunk_length_bp} bp; set the expected length to "
-                f"{trained.chunk_length_bp}, or choose another classifier"
+                f"{trained.chunk_length_bp} (-e), or choose another classifier"
             )
         for name, identity, found in zip(
             (trained.dna_backend, trained.protein_backend),
             (trained.dna_weights_identity, trained.protein_weights_identity),
-            weights_identities,
+            weights_identities or (None, None),
             strict=True,
         ):
-            if identity not in (None, found):
+            if None not in (identity, found) and identity != found:
                 raise ClassifierError(
                     f"the classifier was trained on {name} weights {identity}, the run uses "
-                    f"{found}; use the same files as the training (the same model in another file "
-                    "format has another identity), or choose another classifier"
+                    f"{found}; use the same files as the training{self._describe_weights()} (the "
+                    "same model in another file format has another identity), or choose another "
+                    "classifier"
                 )
+
+    def _describe_weights(self) -> str:
+        """Return what the file says of the weights of the training; empty if it says nothing."""
+        trained = self.metadata
+        assert trained is not None, "only a file with metadata says it"
+        told = (trained.origin or {}).get("weights")
+        locations = told if isinstance(told, list) and len(told) == 2 else ["", ""]
+        described = [
+            f"{option} {location} {identity or ''}".replace("  ", " ").strip()
+            for option, location, identity in zip(
+                ("--dna-weights", "--protein-weights"),
+                locations,
+                (trained.dna_weights_identity, trained.protein_weights_identity),
+                strict=True,
+            )
+            if location or identity
+        ]
+        return f" ({'; '.join(described)})" if described else ""
 
 
 class FrameClassifier(Classifier):
@@ -322,5 +352,7 @@ class ChunkClassifier(Classifier):
         return found_B
 
 
-def _describe_features(dna: tuple[str, int], protein: tuple[str, int]) -> str:
-    return f"{dna[1] + protein[1]} = {dna[0]} {dna[1]} + {protein[0]} {protein[1]}"
+def _describe_features(dna: tuple[str, int | None], protein: tuple[str, int | None]) -> str:
+    numbers = f"{dna[0]} {dna[1] or '?'} + {protein[0]} {protein[1] or '?'}"
+    total = dna[1] and protein[1] and dna[1] + protein[1]
+    return f"{total} = {numbers}" if total else numbers

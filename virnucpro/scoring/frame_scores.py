@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, split_rows
-from virnucpro.config import PredictConfig
-from virnucpro.embedding.models import Model
+from virnucpro.config import FramesConfig, PredictConfig
+from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
+from virnucpro.embedding.models import Model, check_backends
 from virnucpro.embedding.passes import Pass, gather_features
 from virnucpro.scoring.calls import (
     ChunkCalls,
@@ -48,20 +50,42 @@ class Scores(NamedTuple):
     frames: Float32Array | None
 
 
-def open_classifier(config: PredictConfig, models: Sequence[Model]) -> Classifier:
-    """Return the classifier of a run, which fits the models and the chunks.
+def open_classifier(config: PredictConfig) -> Classifier:
+    """Return the classifier of a run, which fits what the settings say of models and chunks.
+
+    The models may be large and far away, so nothing of them is needed here.
 
     Raises:
+        BackendError: A backend is not installed, or it is broken.
         ClassifierError: The file cannot be read, the classifier was made for other models or
             chunks, or it has no calibration and the settings need one.
+        UsageError: A backend reads the other alphabet.
     """
+    check_backends(config)
     classifier = load_classifier(config.resolved_model_path)
-    dna, protein = ((model.name, model.weights.embedding_dim) for model in models)
-    identities = (models[0].weights.identity, models[1].weights.identity)
-    classifier.check_fits(dna, protein, config.chunk_length_bp, identities)
+    dna = config.dna_backend, _expect_dim(config, "dna_weights", DNA_DIM)
+    protein = config.protein_backend, _expect_dim(config, "protein_weights", PROTEIN_DIM)
+    classifier.check_fits(dna, protein, config.chunk_length_bp, None)
     check_calibrated(config, classifier.calibration, config.resolved_model_path)
     logger.info("frame rule: %s, as %s wants", classifier.rule, config.resolved_model_path)
     return classifier
+
+
+def _expect_dim(config: PredictConfig, name: str, published: int) -> int | None:
+    """Return the numbers in an embedding by the published weights; None for any others."""
+    default = next(field.default for field in fields(FramesConfig) if field.name == name)
+    return published if getattr(config, name) == default else None
+
+
+def check_models(config: PredictConfig, classifier: Classifier, models: Sequence[Model]) -> None:
+    """Check that the opened models are those of the classifier.
+
+    Raises:
+        ClassifierError: They are not.
+    """
+    dna, protein = ((model.name, model.weights.embedding_dim) for model in models)
+    identities = (models[0].weights.identity, models[1].weights.identity)
+    classifier.check_fits(dna, protein, config.chunk_length_bp, identities)
 
 
 def score_passes(store: FrameStore, passes: Sequence[Pass], classifier: Classifier) -> Scores:

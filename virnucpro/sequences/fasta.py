@@ -12,7 +12,7 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -324,6 +324,23 @@ class RecordReader:
         if self._alphabet == "dna" and letter in _ONLY_IN_PROTEINS:
             text += "; it looks like a protein: `virnucpro embed --backend esm2` reads those"
         return text
+
+
+def check_beginnings(paths: Sequence[str | Path], alphabet: Alphabet) -> None:
+    """Read the first record of each file, before something that takes long.
+
+    Standard input and pipes can be read only once, and CRAM only as a whole, so they are left out.
+
+    Raises:
+        InputError: A file cannot be read, or its first record is broken.
+    """
+    for path in map(Path, paths):
+        if str(path) == STDIN or (path.exists() and not path.is_file()):
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(4) == b"CRAM":
+                continue
+        next(iter(RecordReader(path, alphabet)), None)
 
 
 def sample_records(

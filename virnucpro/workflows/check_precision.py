@@ -22,8 +22,8 @@ from virnucpro.runtime.run import open_run
 from virnucpro.scoring.calls import call_by_mean_logit, call_chunks, call_records, score_chunks
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.decisions import decide_calls
-from virnucpro.scoring.frame_scores import Scores, open_classifier, score_passes
-from virnucpro.sequences.fasta import sample_records
+from virnucpro.scoring.frame_scores import Scores, check_models, open_classifier, score_passes
+from virnucpro.sequences.fasta import check_beginnings, sample_records
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 
 REFERENCE = "fp32"
@@ -131,8 +131,10 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
                 f"precisions are compared with {REFERENCE}; give another, such as --precision bf16"
             )
         with run.stage("open models"):
+            classifier = open_classifier(config)
+            run.once(lambda: check_beginnings(config.inputs, "dna"))
             models = open_frame_models(run, config)
-            classifier = open_classifier(config, models)
+            check_models(config, classifier, models)
         with run.stage("draw records"):
             store, num_input_records = _draw_records(config, classifier.rule, num_records, seed)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
+from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.parts import Identity, read_identity, refuse_other_runs
 from virnucpro.checkpoints.run_directory import EmbedDirectory
@@ -21,6 +22,7 @@ from virnucpro.embedding.workers import prepare_workers
 from virnucpro.errors import CheckpointError, IncompleteError
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
+from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import RecordStore, open_record_store, prepare_record_store
 from virnucpro.sequences.windows import WindowSource
 
@@ -47,6 +49,8 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
     directory = EmbedDirectory(config.output_path)
     with open_run(config, directory, [config.input], on_progress) as run:
         with run.stage("open model"):
+            alphabet = load_backend(config.backend).backend.info.alphabet
+            run.once(lambda: check_beginnings([config.input], alphabet))
             prepare_workers(config, run.device)
             model = open_model(config.backend, config.weights, run)
         with run.stage("read records"):

@@ -16,7 +16,8 @@ from virnucpro.reports.record_results import PredictResult, note_short_records
 from virnucpro.reports.run_results import write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
-from virnucpro.scoring.frame_scores import open_classifier, score_passes
+from virnucpro.scoring.frame_scores import check_models, open_classifier, score_passes
+from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
 from virnucpro.sequences.records import NAMES_OF_ROWS
 
@@ -41,8 +42,10 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
     directory = RunDirectory(config.resolved_output_dir, config.stem)
     with open_run(config, directory, config.inputs, on_progress) as run:
         with run.stage("open models"):
+            classifier = open_classifier(config)
+            run.once(lambda: check_beginnings(config.inputs, "dna"))
             models = open_frame_models(run, config)
-            classifier = open_classifier(config, models)
+            check_models(config, classifier, models)
             rule = classifier.rule
         with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
             store = _find_frames(run, directory, config, models, rule)

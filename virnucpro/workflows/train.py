@@ -41,6 +41,7 @@ from virnucpro.scoring.classifier import (
     FrameClassifier,
 )
 from virnucpro.scoring.classifier_files import load_classifier, save_classifier
+from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
 from virnucpro.sequences.records import NAMES_OF_ROWS
 from virnucpro.training.corpus import (
@@ -160,6 +161,7 @@ def _describe_file(path: str | Path) -> dict[str, Any]:
 
 def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
     """Embed the chosen frames; every process chooses the same frames."""
+    run.once(lambda: check_beginnings(config.inputs, "dna"))
     with run.stage("open models"):
         models = open_frame_models(run, config)
     rule = FrameRule.parse(config.frame_rule)
@@ -210,6 +212,7 @@ def _describe_models(
         origin={
             "inputs": [{"path": file["path"], "sha256": file["sha256"]} for file in store.inputs],
             "precision": [dna.precision, protein.precision],
+            "weights": [each.job.model.weights.location for each in passes],
         },
         frame_rule=config.frame_rule,
         chunk_head=None
