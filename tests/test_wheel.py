@@ -62,7 +62,11 @@ def test_a_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     if listed.returncode != 0:
         pytest.skip("not a checkout: git does not tell which files belong to it")
     names = [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
-    wanted = {name.removeprefix("backends/") for name in names} | {"virnucpro/CITATION.cff"}
+    wanted = {name.removeprefix("backends/") for name in names} | {
+        "virnucpro/CITATION.cff",
+        "virnucpro/data/example/calls.tsv",
+        "virnucpro/data/example/example.fasta",
+    }
     assert "virnucpro/data/mini/500_model.safetensors" in wanted
     assert "virnucpro/py.typed" in wanted
     with ZipFile(wheel) as archive:

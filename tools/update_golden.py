@@ -1,4 +1,4 @@
-"""Rewrites the golden tables of tests/workflows/test_predict.py.
+"""Rewrites the golden tables of tests/workflows/test_predict.py, and examples/calls.tsv.
 
 Look at the difference before you commit it.
 
@@ -7,6 +7,7 @@ Look at the difference before you commit it.
 
 from __future__ import annotations
 
+import csv
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from virnucpro import PredictConfig, predict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = REPOSITORY / "tests/data/golden"
+CALLS = REPOSITORY / "examples/calls.tsv"
 INPUTS = (
     str(REPOSITORY / "examples/example.fasta"),
     str(GOLDEN / "odd_records.fasta"),
@@ -23,7 +25,7 @@ INPUTS = (
 
 
 def main() -> None:
-    """Run `predict` and copy its three tables."""
+    """Run `predict` and copy its three tables; write the small model's calls of the example."""
     with tempfile.TemporaryDirectory() as directory:
         weights = make_demo_weights(Path(directory) / "weights")
         output_dir = Path(directory) / "golden"
@@ -33,6 +35,19 @@ def main() -> None:
         for path in (layout.prediction_results, layout.highest_scores, layout.records_tsv):
             shutil.copy(path, GOLDEN / path.name)
             print(f"wrote {GOLDEN / path.name}")
+        config = PredictConfig(
+            inputs=INPUTS[0], model_type="mini", output_dir=output_dir / "mini", device="cpu"
+        )
+        _write_calls(predict(config).directory.records_tsv)
+
+
+def _write_calls(records_tsv: Path) -> None:
+    columns = ("record_id", "call", "probability")
+    with records_tsv.open(newline="") as table, CALLS.open("w") as file:
+        print(*columns, sep="\t", file=file)
+        for row in csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE):
+            print(*(row[column] for column in columns), sep="\t", file=file)
+    print(f"wrote {CALLS}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ _COMMANDS = (
     "profile",
     "benchmark",
     "backends",
+    "doctor",
     "utils",
 )
 
@@ -114,7 +115,8 @@ def _explain(error: BaseException) -> int:
             return 1
         case Exception():
             logger.error(
-                "%s: %s\nThis is a bug in virnucpro; please report it with what follows.",
+                "%s: %s\nThis is a bug in virnucpro; please report it with what follows, and with "
+                "the output of `virnucpro doctor`.",
                 type(error).__name__,
                 error,
                 exc_info=True,

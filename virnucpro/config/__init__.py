@@ -36,6 +36,7 @@ from virnucpro.config.shared import (
 from virnucpro.config.train import TrainConfig
 from virnucpro.config.utilities import (
     BackendsConfig,
+    DoctorConfig,
     FrameTableConfig,
     GenerateConfigConfig,
     MonitorConfig,
@@ -69,6 +70,7 @@ COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "profile": (ProfileConfig,),
     "benchmark": (BenchmarkConfig,),
     "backends": (BackendsConfig,),
+    "doctor": (DoctorConfig,),
     "utils validate": (ValidateConfig,),
     "utils generate-config": (GenerateConfigConfig,),
     "utils validate-checkpoints": (ValidateCheckpointsConfig,),
@@ -101,6 +103,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "DeviceConfig",
+    "DoctorConfig",
     "DownloadModelsConfig",
     "EmbedConfig",
     "EvaluateConfig",

@@ -103,6 +103,14 @@ class BackendsConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Config):
+    """The settings of `doctor`."""
+
+    quick: bool = option(False, help="Leave out the runs of the example, which take most time.")
+    json: bool = option(False, help="Print JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowCheckpointsConfig(DimsConfig):
     """The settings of `checkpoints show`."""
 

@@ -14,7 +14,7 @@ import torch
 
 from virnucpro.backend.interface import Attention
 from virnucpro.errors import first_line
-from virnucpro.kernels import flash
+from virnucpro.kernels import flash, onednn
 from virnucpro.kernels.flash import is_half_on_gpu
 
 logger = logging.getLogger(__name__)
@@ -57,3 +57,16 @@ def choose_attention(
     if attention == "flash":
         flash.check(dtype, device)
     return attention
+
+
+def describe_attention(attention: Attention, dtype: torch.dtype, device: torch.device) -> str:
+    """Return for people which attention the built-in models compute with, and why."""
+    if attention != "auto":
+        return attention
+    if can_fuse(dtype, device):
+        return "auto: our kernels"
+    if onednn.can_pack(dtype, device):
+        return "auto: sdpa, products by oneDNN"
+    if is_half_on_gpu(dtype, device):
+        return "auto: sdpa, because our kernels need compute capability 8.0 and Triton"
+    return "auto: sdpa"

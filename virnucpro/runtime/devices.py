@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -16,8 +17,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import UsageError, first_line
+from virnucpro.kernels import describe_attention
 from virnucpro.places import user_cache_dir
 from virnucpro.runtime.environment import num_processes
+
+if TYPE_CHECKING:
+    from virnucpro.backend.interface import Attention
 
 DTYPES = {
     "fp32": torch.float32,
@@ -199,3 +204,20 @@ def gpu_uuid(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def describe_computing(device: torch.device, precision: str, attention: str) -> str:
+    """Return in one line for people what computes, and in what.
+
+    Args:
+        device: Of this process.
+        precision: Of the run.
+        attention: As in ComputeConfig.
+    """
+    name = f"cpu ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        name = f"{device} ({torch.cuda.get_device_name(device)})"
+    # What is around the products in fp8 is computed in bf16.
+    dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
+    how = describe_attention(cast("Attention", attention), dtype, device)
+    return f"{name}, {precision}, attention {how}, torch {torch.__version__}"

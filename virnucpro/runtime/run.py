@@ -25,6 +25,7 @@ from virnucpro.runtime.claims import launch_store, make_counter
 from virnucpro.runtime.devices import (
     DTYPES,
     choose_precision,
+    describe_computing,
     device_name,
     gpu_uuid,
     make_accelerator,
@@ -116,6 +117,9 @@ class Run:
         self.stages: dict[str, float] = {}
         self._accelerator = accelerator
         self._began = time.monotonic()
+        if self.is_main:
+            what = describe_computing(self.device, self.precision, config.attention)
+            logger.info("computing on %s", what)
 
     @property
     def is_main(self) -> bool:

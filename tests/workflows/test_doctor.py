@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.plugins import write_metadata
+from tests.runs import REPOSITORY, VIRNUCPRO, run
+from virnucpro.cli.main import main
+from virnucpro.workflows.doctor import compare_calls, is_supported
+
+CALLS = REPOSITORY / "examples/calls.tsv"
+
+
+def examine_quickly() -> tuple[int, dict[str, list[dict[str, str]]]]:
+    """Return the exit code of `virnucpro doctor --quick`, and the checks of each name."""
+    result = CliRunner().invoke(main, ["doctor", "--quick", "--json"])
+    checks: dict[str, list[dict[str, str]]] = {}
+    for one in json.loads(result.stdout):
+        checks.setdefault(one["name"], []).append(one)
+    return result.exit_code, checks
+
+
+def test_a_machine_without_a_gpu_and_without_models_is_well(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIRNUCPRO_MODELS", str(tmp_path))
+    code, checks = examine_quickly()
+    assert code == 0
+    assert list(checks) == [
+        "versions", "backends", "GPU", "computing", "memory", "disk", "models",
+    ]  # fmt: skip
+    (models,) = checks["models"]
+    assert "virnucpro models download 500" in models["remedy"]
+    (tmp_path / "500_model.pth").touch()
+    (models,) = examine_quickly()[1]["models"]
+    assert "here: mini, 500" in models["found"]
+    assert "virnucpro models download dnabert-s" in models["remedy"]
+    assert all(one["remedy"] for found in checks.values() for one in found if one["state"] != "ok")
+
+
+def test_a_broken_backend_is_a_failure(tmp_path, monkeypatch):
+    write_metadata(tmp_path, "broken", "1.0", "odd", "nowhere:backend")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, checks = examine_quickly()
+    assert code == 1
+    failed = [one for found in checks.values() for one in found if one["state"] == "failure"]
+    assert len(failed) == 1
+    assert failed[0]["found"].startswith("odd: ")
+    assert "pip uninstall broken" in failed[0]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "wanted"),
+    [
+        ((9, 0), ["sm_80", "sm_90"], True),
+        ((8, 6), ["sm_80", "sm_90"], True),  # binaries run on later minor versions
+        ((7, 5), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_80", "sm_90a"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),
+        ((7, 0), ["sm_75", "compute_90"], False),
+    ],
+)
+def test_a_gpu_that_torch_was_not_built_for_is_known(capability, archs, wanted):
+    assert is_supported(capability, archs) is wanted
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [(1, "others"), (2, "0.5"), (2, "nan"), (0, "another")]
+)
+def test_calls_that_differ_are_named(tmp_path: Path, column: int, value: str):
+    assert compare_calls(CALLS, CALLS) == []
+    lines = [line.split("\t") for line in CALLS.read_text().splitlines()]
+    name = lines[-1][0]
+    lines[-1][column] = value
+    changed = tmp_path / "records.tsv"
+    changed.write_text("".join("\t".join(line) + "\n" for line in lines))
+    (wrong,) = compare_calls(changed, CALLS)
+    assert wrong.startswith(name)
+
+
+@pytest.mark.launch
+def test_the_example_is_run_in_two_processes(tmp_path):
+    done = run(*VIRNUCPRO, "doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "launch of two processes: the example is called as it should be" in done.stdout
+    assert "computing on cpu" in done.stderr

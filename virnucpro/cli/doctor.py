@@ -1,0 +1,49 @@
+"""`virnucpro doctor`: whether this machine is ready, and what to do if it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+
+import click
+
+from virnucpro.cli.options import config_command
+from virnucpro.config import DoctorConfig
+
+
+@config_command("doctor", short_help="Check this installation and this machine.")
+def doctor_command(ctx: click.Context, config: DoctorConfig) -> None:
+    """Check this installation and this machine, and say what to do about each problem.
+
+    The last check runs the example with the small model in two processes, and compares its calls
+    with known ones. A bug report should hold the output. Exit code 1: something failed.
+
+    \b
+    Examples:
+      virnucpro doctor
+      virnucpro doctor --json > doctor.json
+    """  # noqa: D301 (click reads the \b)
+    from virnucpro.workflows.doctor import examine
+
+    checks = []
+    for check in examine(quick=config.quick):
+        checks.append(check)
+        if not config.json:
+            click.echo(_wrap(f"{check.state:8}", f"{check.name}: {check.found}"))
+            if check.remedy:
+                click.echo(_wrap("      do", check.remedy))
+    if config.json:
+        click.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+    ctx.exit(1 if any(check.state == "failure" for check in checks) else 0)
+
+
+def _wrap(label: str, text: str) -> str:
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=f"{label}  ",
+        subsequent_indent=" " * 10,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
