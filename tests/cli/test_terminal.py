@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -13,8 +14,76 @@ import pytest
 from click.testing import CliRunner
 
 from tests.runs import REPOSITORY
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.main import main
-from virnucpro.cli.terminal import counting_bars, format_table
+from virnucpro.cli.terminal import counting_bars, echo_summary, format_table
+
+RUN = {
+    "counts": {"virus": 2, "others": 1, "none": 3, "virus_few_chunks": 1},
+    "reasons": {"empty": 1, "no_stretch": 2},
+    "calls": {"by": "probability", "threshold": 0.75, "expected_fdr": 0.0634},
+    "most_viral": [
+        {
+            "record_id": "contig\x1b[31m" + "x" * 60,
+            "length": 12345,
+            "score": 0.9,
+            "probability": 0.987654,
+            "call": "virus",
+            "confidence": "high",
+        }
+    ],
+    "warnings": [],
+    "seconds": {"open models": 1.0, "DNA embeddings": 20.0, "total": 30.25, "tables": 2.0},
+}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    return RunDirectory(tmp_path, "")
+
+
+def test_the_summary_of_a_run(directory, capsys) -> None:
+    echo_summary(directory, as_json=False, quiet=False)
+    assert capsys.readouterr().out == (
+        "\n"
+        "call          records\n"
+        "virus               2\n"
+        "others              1\n"
+        "none                3\n"
+        "  empty             1\n"
+        "  no_stretch        2\n"
+        "\n"
+        "called viral from a probability of 0.75 on\n"
+        "expected false discovery rate of the viral records: 0.063\n"
+        "1 of 2 viral calls rest on one or two scored chunks\n"
+        "\n"
+        "most viral records                             bp  score  probability   call  confidence\n"
+        "contig?[31mxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…  12,345    0.9     0.987654  virus        high\n"
+        "\n"
+        "time: 30.2 s, most of it for DNA embeddings 20.0 s, tables 2.0 s\n"
+        f"results: {directory.path}\n"
+    )
+
+
+def test_a_quiet_command_prints_json_alone(directory, capsys) -> None:
+    echo_summary(directory, as_json=False, quiet=True)
+    assert capsys.readouterr().out == ""
+    echo_summary(directory, as_json=True, quiet=True)
+    assert json.loads(capsys.readouterr().out) == RUN | {"output_dir": str(directory.path)}
+
+
+def test_a_run_without_viral_records_or_probabilities(directory, capsys) -> None:
+    nothing = RUN | {
+        "counts": {"virus": 0, "others": 0, "none": 1, "virus_few_chunks": 0},
+        "calls": {"by": "score", "threshold": None, "expected_fdr": None},
+        "most_viral": [],
+    }
+    directory.run_json.write_text(json.dumps(nothing))
+    echo_summary(directory, as_json=False, quiet=False, seconds=0.5)
+    printed = capsys.readouterr().out
+    assert "none meets the bound on false discoveries\n\ntime: 0.5 s\n" in printed
+    assert "most viral" not in printed
 
 
 def test_a_table_aligns_names_left_and_figures_right() -> None:

@@ -84,7 +84,7 @@ def test_two_processes_from_a_checkout(inputs, demo_weights, one_process, tmp_pa
     assert batch_counts(tmp_path / "out") == NUM_BATCHES
     assert_all_were_watched(tmp_path / "out", num_processes=2)
     # The main process alone tells the news.
-    assert done.stderr.count("results: ") == 1
+    assert done.stdout.count("results: ") == 1
 
 
 def test_three_processes_with_workers_from_anywhere(inputs, demo_weights, one_process, tmp_path):

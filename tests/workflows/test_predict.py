@@ -146,8 +146,8 @@ def test_rna_gets_the_calls_of_its_dna(predict_into, tmp_path, caplog):
 def test_run_json_tells_what_was_run(golden_run, demo_weights):
     run_json = json.loads(golden_run.directory.run_json.read_text())
     assert " ".join(sorted(run_json)) == (
-        "backends calls classifier counts frame_rule histograms inputs num_processes passes "
-        "precision reasons schema_version seconds settings started_at versions warnings"
+        "backends calls classifier counts frame_rule histograms inputs most_viral num_processes "
+        "passes precision reasons schema_version seconds settings started_at versions warnings"
     )
     assert run_json["schema_version"] == 1
     assert run_json["frame_rule"] == "open"

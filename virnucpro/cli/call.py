@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import report_calls
-from virnucpro.config import CallConfig
+from virnucpro.cli.options import config_command, is_quiet
+from virnucpro.cli.terminal import echo_summary
+from virnucpro.config import CallConfig, SummaryConfig
 
 
 @config_command("call", short_help="Call the records of a finished run again.")
-def call_command(ctx: click.Context, config: CallConfig) -> None:
+def call_command(ctx: click.Context, config: CallConfig, summary: SummaryConfig) -> None:
     """Call the records of a finished run again, by another rule.
 
     records.tsv, viral.fasta and the calls in run.json are replaced. The scores stay, so no model is
@@ -23,4 +23,7 @@ def call_command(ctx: click.Context, config: CallConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     from virnucpro import call
 
-    report_calls(call(config))
+    result = call(config)
+    echo_summary(
+        result.directory, as_json=summary.json, quiet=is_quiet(ctx), seconds=result.seconds
+    )

@@ -396,5 +396,9 @@ def leave_to_launch(
 
 def wants_progress(ctx: click.Context, config: ProgressConfig) -> bool:
     """Return whether the user wants to see progress, and this process shows it."""
-    quiet = ctx.find_root().params.get("quiet") or ctx.params.get("verbose") is False
-    return is_main_process() and not (quiet or config.no_progress)
+    return is_main_process() and not (is_quiet(ctx) or config.no_progress)
+
+
+def is_quiet(ctx: click.Context) -> bool:
+    """Return whether the user wants to see errors only."""
+    return bool(ctx.find_root().params.get("quiet")) or ctx.params.get("verbose") is False

@@ -12,17 +12,18 @@ from virnucpro.cli.options import (
     config_command,
     given_options,
     hide_other_gpus,
+    is_quiet,
     leave_to_launch,
     require_classifier,
     settle_output,
     wants_progress,
 )
 from virnucpro.cli.progress import shown_progress
-from virnucpro.cli.terminal import report_calls
-from virnucpro.config import STDIN, LaunchConfig, PredictConfig
+from virnucpro.cli.terminal import echo_summary
+from virnucpro.config import STDIN, LaunchConfig, PredictConfig, SummaryConfig
 from virnucpro.errors import IncompleteError
 from virnucpro.legacy.options import FORK_OPTIONS, ForkOption
-from virnucpro.runtime.environment import reads_settings_first
+from virnucpro.runtime.environment import is_main_process, reads_settings_first
 from virnucpro.runtime.logs import set_console_level
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,9 @@ def _make_fork_param(option: ForkOption) -> click.Option:
 
 
 @config_command("predict", extra=[_make_fork_param(option) for option in FORK_OPTIONS])
-def predict_command(ctx: click.Context, config: PredictConfig, launch: LaunchConfig) -> None:
+def predict_command(
+    ctx: click.Context, config: PredictConfig, launch: LaunchConfig, summary: SummaryConfig
+) -> None:
     """Call every record of INPUT viral or not.
 
     The output directory gets records.tsv, with the score and the call of each record, and
@@ -70,7 +73,8 @@ def predict_command(ctx: click.Context, config: PredictConfig, launch: LaunchCon
 
     with shown_progress(layout.metrics_path, wanted=wants_progress(ctx, launch)):
         result = predict(settled)
-    report_calls(result)
+    if is_main_process():
+        echo_summary(result.directory, as_json=summary.json, quiet=is_quiet(ctx))
     if result.num_unscored_frames:
         raise IncompleteError(
             f"{result.num_unscored_frames} open frames do not fit the memory of a device; their "

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from virnucpro.errors import printable
 
 if TYPE_CHECKING:
-    from virnucpro.reports.record_results import PredictResult
+    from virnucpro.checkpoints.run_directory import RunDirectory
     from virnucpro.reports.report import Section
 
-logger = logging.getLogger(__name__)
-
 _SHOWN = ("auroc", "auprc", "precision", "recall", "f1", "mcc", "calibration_error")
+_MAX_ID = 40
+_NUM_STAGES = 2
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -43,24 +44,75 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_lef
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def report_calls(result: PredictResult) -> None:
-    """Log the numbers of calls, and how many viral records rest on few scored chunks."""
-    logger.info(
-        "%s records in %.0f s: %s viral, %s others, %s without a call",
-        f"{result.num_records:,}",
-        result.seconds,
-        f"{result.num_virus:,}",
-        f"{result.num_others:,}",
-        f"{result.num_none:,}",
-    )
-    if result.num_virus_few_chunks:
-        logger.info(
-            "%s of %s viral calls rest on one or two scored chunks; see the columns "
-            "num_open_chunks and confidence of records.tsv",
-            f"{result.num_virus_few_chunks:,}",
-            f"{result.num_virus:,}",
+def echo_summary(
+    directory: RunDirectory, *, as_json: bool, quiet: bool, seconds: float | None = None
+) -> None:
+    """Print what a finished run found, where its results are, and what took the time.
+
+    Args:
+        directory: The run's.
+        as_json: Whether to print JSON, for programs.
+        quiet: Whether to print nothing else.
+        seconds: How long the command took; None for the run, with its longest stages.
+    """
+    from virnucpro.reports.record_results import CALLS, summarize_run
+
+    summary = summarize_run(directory)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    if quiet:
+        return
+    counts, rule = summary["counts"], summary["calls"]
+    rows = [(call, f"{counts[call]:,}") for call in CALLS]
+    rows += [(f"  {name}", f"{count:,}") for name, count in summary["reasons"].items()]
+    best = [
+        (
+            _make_printable(one["record_id"]),
+            f"{one['length']:,}",
+            *("NA" if one[name] is None else f"{one[name]:g}" for name in ("score", "probability")),
+            one["call"],
+            one["confidence"],
         )
-    logger.info("results: %s", result.output_dir)
+        for one in summary["most_viral"]
+    ]
+    headings = ("most viral records", "bp", "score", "probability", "call", "confidence")
+    blocks = [
+        format_table(("call", "records"), rows),
+        "\n".join(_describe_calls(counts, rule)),
+        format_table(headings, best) if best else "",
+        f"{_describe_time(summary['seconds'], seconds)}\nresults: {directory.path}",
+    ]
+    click.echo("\n" + "\n\n".join(filter(None, blocks)))
+
+
+def _describe_calls(counts: Mapping[str, int], rule: Mapping[str, Any]) -> Iterator[str]:
+    threshold, expected = rule["threshold"], rule["expected_fdr"]
+    if threshold is None:
+        yield "no record may be called viral: none meets the bound on false discoveries"
+    else:
+        yield f"called viral from a {rule['by']} of {threshold:.10g} on"
+    if expected is not None:
+        yield f"expected false discovery rate of the viral records: {expected:.2g}"
+    if counts["virus"]:
+        yield (
+            f"{counts['virus_few_chunks']:,} of {counts['virus']:,} viral calls rest on one or "
+            "two scored chunks"
+        )
+
+
+def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:
+    if seconds is not None:
+        return f"time: {seconds:.1f} s"
+    longest = sorted(stages.items(), key=itemgetter(1), reverse=True)
+    told = ", ".join(f"{name} {value:.1f} s" for name, value in longest[1 : _NUM_STAGES + 1])
+    return f"time: {stages['total']:.1f} s, most of it for {told}"
+
+
+def _make_printable(text: str) -> str:
+    """Return an id without what could steer a terminal, and cut if it is long."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: _MAX_ID + 1])
+    return shown if len(shown) <= _MAX_ID else f"{shown[:_MAX_ID]}…"
 
 
 def echo_sections(sections: Sequence[Section]) -> None:

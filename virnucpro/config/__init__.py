@@ -31,6 +31,7 @@ from virnucpro.config.shared import (
     LaunchConfig,
     ProgressConfig,
     RunConfig,
+    SummaryConfig,
     input_stem,
 )
 from virnucpro.config.train import TrainConfig
@@ -48,11 +49,11 @@ from virnucpro.config.utilities import (
 )
 
 COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
-    "predict": (PredictConfig, LaunchConfig),
+    "predict": (PredictConfig, LaunchConfig, SummaryConfig),
     "frames": (FrameTableConfig,),
     "embed": (EmbedConfig, LaunchConfig),
     "train": (TrainConfig, LaunchConfig),
-    "call": (CallConfig,),
+    "call": (CallConfig, SummaryConfig),
     "evaluate": (EvaluateConfig,),
     "report": (ReportConfig,),
     "calibrate": (CalibrateConfig,),
@@ -126,6 +127,7 @@ __all__ = [
     "ReportConfig",
     "RunConfig",
     "ShowCheckpointsConfig",
+    "SummaryConfig",
     "TrainConfig",
     "ValidateCheckpointsConfig",
     "ValidateConfig",

@@ -192,6 +192,13 @@ class ProgressConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SummaryConfig(Config, group="Output"):
+    """What a command prints at its end."""
+
+    json: bool = option(False, help="Print the summary at the end as JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchConfig(ProgressConfig, group="Processes"):
     """The processes that a command starts."""
 

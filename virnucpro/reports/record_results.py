@@ -43,6 +43,7 @@ CALLS = ("virus", "others", "none")
 
 _LENGTH_EDGES_BP = [int(digit * 10**power) for power in range(2, 6) for digit in (1, 2, 5)]
 _NUM_SHARE_BINS = 20
+_NUM_MOST_VIRAL = 5
 
 STALE_NAME = "STALE.txt"
 """Of the file in a report's directory that says that the calls have changed since."""
@@ -151,12 +152,32 @@ def describe_calls(store: FrameStore, decision: Decision) -> dict[str, Any]:
             ("probability", records.probability, shares),
         )
     }
+    value = records.score if decision.rule.by == "score" else records.probability
+    # NaN comes last, and of equal records the earlier one first.
+    most_viral = np.argsort(-value, kind="stable")[:_NUM_MOST_VIRAL]
+    names = ("score", "probability", "call", "confidence")
     return {
         "calls": decision.rule.to_run_json(),
+        "most_viral": [
+            {"record_id": store.record_id(place), "length": int(store.record_lengths[place])}
+            | {name: _as_json(getattr(records, name)[place]) for name in names}
+            for place in most_viral[~np.isnan(value[most_viral])].tolist()
+        ],
         "reasons": dict(sorted(reasons.items())),
         "histograms": histograms,
         "warnings": decision.warnings,
     }
+
+
+def summarize_run(directory: RunDirectory) -> dict[str, Any]:
+    """Return the summary of a finished run that a command prints at its end, in words of JSON.
+
+    Raises:
+        InputError: run.json cannot be read.
+    """
+    keys = ("counts", "reasons", "calls", "most_viral", "warnings", "seconds")
+    run = read_run_json(directory.run_json, keys)
+    return {name: run[name] for name in keys} | {"output_dir": str(directory.path)}
 
 
 def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -192,6 +213,13 @@ def note_short_records(store: FrameStore) -> None:
             f"{store.num_records:,}",
             store.chunk_length_bp,
         )
+
+
+def _as_json(value: Any) -> Any:
+    """Return a number or a word of an array as JSON knows it."""
+    if isinstance(value, str):
+        return value
+    return None if np.isnan(value) else float(value)
 
 
 def _digest(path: Path) -> str | None:
