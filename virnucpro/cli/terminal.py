@@ -59,7 +59,7 @@ def echo_summary(
 
     summary = summarize_run(directory)
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        echo(json.dumps(summary, indent=2))
         return
     if quiet:
         return
@@ -68,7 +68,7 @@ def echo_summary(
     rows += [(f"  {name}", f"{count:,}") for name, count in summary["reasons"].items()]
     best = [
         (
-            _make_printable(one["record_id"]),
+            _shorten(printable(one["record_id"])),
             f"{one['length']:,}",
             *("NA" if one[name] is None else f"{one[name]:g}" for name in ("score", "probability")),
             one["call"],
@@ -83,7 +83,7 @@ def echo_summary(
         format_table(headings, best) if best else "",
         f"{_describe_time(summary['seconds'], seconds)}\nresults: {directory.path}",
     ]
-    click.echo("\n" + "\n\n".join(filter(None, blocks)))
+    echo("\n" + "\n\n".join(filter(None, blocks)))
 
 
 def _describe_calls(counts: Mapping[str, int], rule: Mapping[str, Any]) -> Iterator[str]:
@@ -109,10 +109,8 @@ def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:
     return f"time: {stages['total']:.1f} s, most of it for {told}"
 
 
-def _make_printable(text: str) -> str:
-    """Return an id without what could steer a terminal, and cut if it is long."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: _MAX_ID + 1])
-    return shown if len(shown) <= _MAX_ID else f"{shown[:_MAX_ID]}…"
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_ID else f"{text[:_MAX_ID]}…"
 
 
 def echo_sections(sections: Sequence[Section]) -> None:
