@@ -26,6 +26,10 @@ PUBLISHED = {
     "examples/example.fasta": "examples/example.fasta",
     "examples/labels.tsv": "examples/labels.tsv",
     "examples/slurm.sh": "examples/slurm.sh",
+    "virnucpro/reports/schemas/run.json": "schemas/run.json",
+    "virnucpro/reports/schemas/records.json": "schemas/records.json",
+    "virnucpro/reports/schemas/chunks.json": "schemas/chunks.json",
+    "virnucpro/reports/schemas/viral_regions.json": "schemas/viral_regions.json",
 }
 """Where a file of the repository is in the site."""
 
