@@ -134,7 +134,7 @@ def test_a_header_line_of_a_megabyte(write: Write) -> None:
 
 @pytest.mark.parametrize("alphabet", ["dna", "protein"])
 def test_letters_of_each_alphabet(alphabet: Alphabet, write: Write) -> None:
-    letters = {"dna": "ACGTRYSWKMBDHVNX-.", "protein": "ACDEFGHIKLMNPQRSTVWYBXZUOJ*-."}[alphabet]
+    letters = {"dna": "ACGTRYSWKMBDHVNX-.", "protein": "*ACDEFGHIKLMNPQRSTVWYBXZUOJ-."}[alphabet]
     (record,) = RecordReader(write(f">a\n{letters}{letters.lower()}\n".encode()), alphabet)
     assert record.sequence == letters + letters.lower()
 
@@ -155,6 +155,56 @@ def test_the_u_of_a_protein_stays(write: Write, caplog: pytest.LogCaptureFixture
     (record,) = RecordReader(write(b">a\nMUK\n"), "protein")
     assert record.sequence == "MUK"
     assert not caplog.messages
+
+
+def test_a_stop_at_the_end_of_a_protein_is_left_off(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(b">a\nMKT*\n>b\nM*KT\n>c\n*\n>d\nMK**\n>e\nMK\n")
+    reader = RecordReader(path, "protein")
+    assert [record.sequence for record in reader] == ["MKT", "M*KT", "", "MK*", "MK"]
+    assert reader.num_changed == 3
+    assert caplog.messages == [
+        f"{path}: 2 of 5 records have * inside, which is read as an unknown residue"
+    ]
+
+
+DNA = "ACGTTGCATTGACCANNN"
+PROTEIN = "MSKTAYDRSVKTWHYAGMKNDSVHGR"
+"""Only letters that also stand for bases."""
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "sequence", "found"),
+    [
+        ("protein", DNA * 3, "looks like DNA, and proteins are read here: 100%"),
+        ("protein", DNA.replace("T", "U").lower() * 800, "looks like DNA"),
+        ("dna", PROTEIN, "looks like proteins, and DNA"),
+    ],
+)
+def test_the_other_alphabet_is_refused(
+    alphabet: Alphabet, sequence: str, found: str, write: Write
+) -> None:
+    path = write(f">a\n{sequence}\n>b\n{sequence}\n".encode())
+    assert len(list(RecordReader(path, alphabet))) == 2
+    with pytest.raises(InputError, match=f"{found}.*--force-alphabet"):
+        list(RecordReader(path, alphabet, judge_alphabet=True))
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "sequence"),
+    [
+        ("protein", PROTEIN),
+        ("protein", "GAGAGSGAGAGSGAGAGY" * 9),
+        ("protein", "ACGT"),
+        ("dna", DNA * 99),
+        ("dna", "N" * 99),
+        ("dna", "RYSWACGTACGT" * 9),
+    ],
+)
+def test_the_right_alphabet_is_not_refused(alphabet: Alphabet, sequence: str, write: Write) -> None:
+    path = write(f">a\n{sequence}\n".encode())
+    assert len(list(RecordReader(path, alphabet, judge_alphabet=True))) == 1
 
 
 def test_sequences_for_another_program_keep_their_letters(write: Write) -> None:

@@ -214,6 +214,26 @@ def test_a_protein_is_not_taken_for_dna(command: Run) -> None:
     assert command("dnabert-s", "--resume").exit_code == 0
 
 
+def test_dna_is_not_taken_for_proteins(command: Run) -> None:
+    write_fasta(Path("in.fa"), make_sequences("dnabert-s"))
+    result = command("esm2")
+    assert result.exit_code == 1
+    assert "Error: in.fa: looks like DNA, and proteins are read here" in result.stderr
+    assert not Path("out.h5").exists()
+    assert command("esm2", "--force-alphabet", "--force").exit_code == 0
+    assert len(read(Path("out.h5"))[0]) == 61
+
+
+def test_the_stop_codon_of_a_protein_is_left_off(command: Run) -> None:
+    write_fasta(Path("in.fa"), ["MKTAYIAK*", "MKTAYIAK", "*", "MK*AYIAK"])
+    result = command("esm2")
+    assert "1 of 4 records have * inside" in result.stderr
+    assert "1 of 4 records are empty" in result.stderr
+    rows, _, embeddings_NE = read(Path("out.h5"))
+    assert rows == [0, 1, 3]
+    np.testing.assert_array_equal(embeddings_NE[0], embeddings_NE[1])
+
+
 # Going on, and what is in the way
 
 

@@ -43,6 +43,11 @@ class EmbedConfig(RunConfig, group="Embedding models"):
         "the one before.",
         choices=("cut", "windows"),
     )
+    force_alphabet: bool = option(
+        False,
+        help="Embed the input even if it looks like DNA and the backend reads proteins, or the "
+        "reverse.",
+    )
     batch_tokens: int | None = option(
         None,
         help="Tokens in a batch.",

@@ -54,6 +54,11 @@ _MAX_FASTQ_BYTES = 1 << 26
 _MAX_RECORD_BYTES = 1_000_000_000
 _LINE_BYTES = 50
 _ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
+_LETTERS_TO_JUDGE_BY = 10_000
+_MIN_LETTERS_TO_JUDGE_BY = 20
+# Proteins have A, C, G and T for 22 % of their residues, and silk for 80 %.
+_MAX_BASES_IN_PROTEINS = 0.95
+_MIN_BASES_IN_DNA = 0.5
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
 
 logger = logging.getLogger(__name__)
@@ -66,7 +71,8 @@ class RecordReader:
     is UTF-8. Other bytes become surrogate escapes, so that an id is written exactly as it was read.
     Only the unmapped reads of BAM and CRAM are records.
 
-    RNA is read as DNA: U becomes T. At the end of the file, a warning counts such records.
+    RNA is read as DNA: U becomes T. The `*` at the end of a protein is left off. At the end of the
+    file, a warning counts the records that are RNA, have gaps, or have `*` inside.
 
     Attributes:
         path: The path as the user gave it; `-` is standard input.
@@ -81,9 +87,21 @@ class RecordReader:
     """
 
     def __init__(
-        self, path: str | Path, alphabet: Alphabet, *, change_letters: bool = True
+        self,
+        path: str | Path,
+        alphabet: Alphabet,
+        *,
+        change_letters: bool = True,
+        judge_alphabet: bool = False,
     ) -> None:
-        """Prepare to read `path`; `change_letters` is false for what another program will read."""
+        """Prepare to read `path`.
+
+        Args:
+            path: The file; `-` is standard input.
+            alphabet: What the letters should be.
+            change_letters: False for what another program wrote for itself.
+            judge_alphabet: Whether to refuse DNA where proteins are wanted, and the reverse.
+        """
         self.path = str(path)
         self.sha256 = ""
         self.num_bytes = 0
@@ -91,6 +109,7 @@ class RecordReader:
         self.num_changed = 0
         self._alphabet = alphabet
         self._change_letters = change_letters
+        self._judges_alphabet = judge_alphabet
         self._findings: Counter[str] = Counter()
         self._name = "standard input" if self.path == STDIN else self.path
         self._line_number = 0
@@ -102,7 +121,7 @@ class RecordReader:
         try:
             with self._open() as source:
                 hashing = _HashingReader(source)
-                for records in self._parse(self._read_blocks(hashing)):
+                for records in self._judge(self._parse(self._read_blocks(hashing))):
                     yield from records
                     self.num_records += len(records)
         # Only opening the file gets here: `_read_blocks` explains later errors.
@@ -150,6 +169,36 @@ class RecordReader:
                 "cut off; compare its size with the original",
                 self._name,
             )
+
+    def _judge(self, blocks: Iterator[list[Record]]) -> Iterator[list[Record]]:
+        """Pass on the records, and judge the alphabet by the letters of the first ones."""
+        num_letters = num_bases = 0
+        is_judged = not self._judges_alphabet
+        for records in itertools.chain(blocks, [[]]):
+            if not is_judged:
+                # N and X stand for anything, and gaps and stops for nothing.
+                text = "".join(record.sequence for record in records).upper()
+                num_letters += len(text) - sum(text.count(letter) for letter in "NX-.*")
+                num_bases += sum(text.count(base) for base in "ACGTU")
+                if num_letters >= _LETTERS_TO_JUDGE_BY or not records:
+                    self._check_alphabet(num_bases / max(1, num_letters), num_letters)
+                    is_judged = True
+            yield records
+
+    def _check_alphabet(self, share: float, num_letters: int) -> None:
+        if num_letters < _MIN_LETTERS_TO_JUDGE_BY:
+            return
+        if self._alphabet == "protein" and share > _MAX_BASES_IN_PROTEINS:
+            found, wanted = "DNA", "proteins"
+        elif self._alphabet == "dna" and share < _MIN_BASES_IN_DNA:
+            found, wanted = "proteins", "DNA"
+        else:
+            return
+        raise InputError(
+            f"{self._name}: looks like {found}, and {wanted} are read here: {share:.0%} of the "
+            f"letters in its first records are A, C, G, T or U; choose a backend for {found}, or "
+            "give --force-alphabet"
+        )
 
     def _parse(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
         first = next(blocks, b"")
@@ -301,18 +350,25 @@ class RecordReader:
 
     def _read_unusual(self, record: Record, unusual: bytes) -> Record:
         """Return the record as it is to be read, and note what is unusual about its letters."""
-        if self._alphabet == "protein":
-            return record
         if b"-" in unusual or b"." in unusual:
             self._findings[
-                "have gaps (- or .), which are read as unknown letters; if the records are "
-                "aligned, remove the gaps"
+                "have gaps (- or .), which are read as letters; if the records are aligned, remove "
+                "the gaps"
             ] += 1
-        if b"U" not in unusual and b"u" not in unusual:
+        sequence = record.sequence
+        if self._alphabet == "dna":
+            if b"U" in unusual or b"u" in unusual:
+                self._findings["are RNA: their U is read as T"] += 1
+                sequence = sequence.translate(_RNA_TO_DNA)
+        elif b"*" in unusual:
+            # Gene finders write the stop codon after nearly every protein, so that needs no word.
+            sequence = sequence.removesuffix("*")
+            if "*" in sequence:
+                self._findings["have * inside, which is read as an unknown residue"] += 1
+        if sequence == record.sequence:
             return record
-        self._findings["are RNA: their U is read as T"] += 1
         self.num_changed += 1
-        return record._replace(sequence=record.sequence.translate(_RNA_TO_DNA))
+        return record._replace(sequence=sequence)
 
     def _describe_letter(self, record: Record, position: int, place: str) -> str:
         letter = record.sequence[position]

@@ -62,6 +62,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
                         directory.path, _make_job(run, config, directory, store, model).identity
                     ),
                     alphabet=model.alphabet,
+                    force_alphabet=config.force_alphabet,
                 )
             )
             store = open_record_store(directory.records_dir)

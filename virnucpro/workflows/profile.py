@@ -132,7 +132,9 @@ def _measure(
     """Yield each budget with its speed; the sequences of a short file are repeated."""
     given: list[str] = []
     if test_path is not None:
-        records = itertools.islice(RecordReader(test_path, model.alphabet), _MAX_RECORDS)
+        records = itertools.islice(
+            RecordReader(test_path, model.alphabet, judge_alphabet=True), _MAX_RECORDS
+        )
         given = [record.sequence.upper() for record in records if record.sequence]
         if not given:
             raise InputError(f"{test_path}: holds empty records only; give some with sequences")

@@ -86,6 +86,7 @@ def prepare_record_store(
     check: Callable[[RecordStore], object],
     *,
     alphabet: Alphabet,
+    force_alphabet: bool = False,
 ) -> None:
     """Build the record store; see `prepare_frame_store`.
 
@@ -96,7 +97,7 @@ def prepare_record_store(
     """
 
     def build(staged: Path) -> RecordStore:
-        return build_record_store(inputs, staged, alphabet=alphabet)
+        return build_record_store(inputs, staged, alphabet=alphabet, force_alphabet=force_alphabet)
 
     _build_beside(directory, build, check)
 

@@ -122,9 +122,15 @@ def build_frame_store(
 
 
 def build_record_store(
-    inputs: Sequence[str], directory: Path, *, alphabet: Alphabet
+    inputs: Sequence[str], directory: Path, *, alphabet: Alphabet, force_alphabet: bool = False
 ) -> RecordStore:
     """Write the records of sequence files to `directory`, and return the opened store.
+
+    Args:
+        inputs: Paths of sequence files; `-` is standard input.
+        directory: Created if it does not exist; a store in it is replaced.
+        alphabet: What the letters should be.
+        force_alphabet: Whether to take the files for that, whatever their letters look like.
 
     Raises:
         InputError: An input cannot be read.
@@ -133,7 +139,7 @@ def build_record_store(
     with _open_writer(directory, (*_RECORD_FILES, "representatives_record.int64")) as writer:
         manifest: dict[str, Any] = {"format": RECORD_FORMAT, "inputs": []}
         for path in inputs:
-            reader = RecordReader(path, alphabet)
+            reader = RecordReader(path, alphabet, judge_alphabet=not force_alphabet)
             for _ in _write_records(writer, reader):
                 pass
             manifest["inputs"].append(_describe_input(reader))
