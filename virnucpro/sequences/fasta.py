@@ -25,6 +25,7 @@ from virnucpro.config import STDIN
 from virnucpro.errors import InputError, first_line
 from virnucpro.sequences.gunzip import MAGIC as GZIP_MAGIC
 from virnucpro.sequences.gunzip import Gunzip
+from virnucpro.sequences.judging import judge_alphabet
 from virnucpro.sequences.parsing import (
     LINES_OF_FASTQ,
     BlockReader,
@@ -54,11 +55,6 @@ _MAX_FASTQ_BYTES = 1 << 26
 _MAX_RECORD_BYTES = 1_000_000_000
 _LINE_BYTES = 50
 _ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
-_LETTERS_TO_JUDGE_BY = 10_000
-_MIN_LETTERS_TO_JUDGE_BY = 20
-# Proteins have A, C, G and T for 22 % of their residues, and silk for 80 %.
-_MAX_BASES_IN_PROTEINS = 0.95
-_MIN_BASES_IN_DNA = 0.5
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
 
 logger = logging.getLogger(__name__)
@@ -121,7 +117,10 @@ class RecordReader:
         try:
             with self._open() as source:
                 hashing = _HashingReader(source)
-                for records in self._judge(self._parse(self._read_blocks(hashing))):
+                blocks = self._parse(self._read_blocks(hashing))
+                if self._judges_alphabet:
+                    blocks = judge_alphabet(blocks, self._alphabet, self._name)
+                for records in blocks:
                     yield from records
                     self.num_records += len(records)
         # Only opening the file gets here: `_read_blocks` explains later errors.
@@ -169,36 +168,6 @@ class RecordReader:
                 "cut off; compare its size with the original",
                 self._name,
             )
-
-    def _judge(self, blocks: Iterator[list[Record]]) -> Iterator[list[Record]]:
-        """Pass on the records, and judge the alphabet by the letters of the first ones."""
-        num_letters = num_bases = 0
-        is_judged = not self._judges_alphabet
-        for records in itertools.chain(blocks, [[]]):
-            if not is_judged:
-                # N and X stand for anything, and gaps and stops for nothing.
-                text = "".join(record.sequence for record in records).upper()
-                num_letters += len(text) - sum(text.count(letter) for letter in "NX-.*")
-                num_bases += sum(text.count(base) for base in "ACGTU")
-                if num_letters >= _LETTERS_TO_JUDGE_BY or not records:
-                    self._check_alphabet(num_bases / max(1, num_letters), num_letters)
-                    is_judged = True
-            yield records
-
-    def _check_alphabet(self, share: float, num_letters: int) -> None:
-        if num_letters < _MIN_LETTERS_TO_JUDGE_BY:
-            return
-        if self._alphabet == "protein" and share > _MAX_BASES_IN_PROTEINS:
-            found, wanted = "DNA", "proteins"
-        elif self._alphabet == "dna" and share < _MIN_BASES_IN_DNA:
-            found, wanted = "proteins", "DNA"
-        else:
-            return
-        raise InputError(
-            f"{self._name}: looks like {found}, and {wanted} are read here: {share:.0%} of the "
-            f"letters in its first records are A, C, G, T or U; choose a backend for {found}, or "
-            "give --force-alphabet"
-        )
 
     def _parse(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
         first = next(blocks, b"")

@@ -1,0 +1,63 @@
+"""Telling DNA from proteins by the letters of the first records."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from virnucpro.errors import InputError
+from virnucpro.sequences.records import Record
+
+if TYPE_CHECKING:
+    from virnucpro.backend.interface import Alphabet
+
+_LETTERS_TO_JUDGE_BY = 10_000
+_MIN_LETTERS_TO_JUDGE_BY = 20
+# Proteins have A, C, G and T for 22 % of their residues, and silk for 80 %.
+_MAX_BASES_IN_PROTEINS = 0.95
+_MIN_BASES_IN_DNA = 0.5
+
+
+def judge_alphabet(
+    blocks: Iterator[list[Record]], alphabet: Alphabet, name: str
+) -> Iterator[list[Record]]:
+    """Pass on the records of a file, and refuse DNA where proteins are wanted, or the reverse.
+
+    Args:
+        blocks: The records, in lists.
+        alphabet: What is wanted.
+        name: What the file is called.
+
+    Raises:
+        InputError: The first records look like the other alphabet.
+    """
+    num_letters = num_bases = 0
+    is_judged = False
+    for records in itertools.chain(blocks, [[]]):
+        if not is_judged:
+            text = "".join(record.sequence for record in records).upper()
+            # N and X stand for anything, and gaps and stops for nothing.
+            num_letters += len(text) - sum(text.count(letter) for letter in "NX-.*")
+            num_bases += sum(text.count(base) for base in "ACGTU")
+            if num_letters >= _LETTERS_TO_JUDGE_BY or not records:
+                _judge(num_bases, num_letters, alphabet, name)
+                is_judged = True
+        yield records
+
+
+def _judge(num_bases: int, num_letters: int, alphabet: Alphabet, name: str) -> None:
+    if num_letters < _MIN_LETTERS_TO_JUDGE_BY:
+        return
+    share = num_bases / num_letters
+    if alphabet == "protein" and share > _MAX_BASES_IN_PROTEINS:
+        found, wanted = "DNA", "proteins"
+    elif alphabet == "dna" and share < _MIN_BASES_IN_DNA:
+        found, wanted = "proteins", "DNA"
+    else:
+        return
+    raise InputError(
+        f"{name}: looks like {found}, and {wanted} are read here: {share:.0%} of the letters in "
+        f"its first records are A, C, G, T or U; choose a backend for {found}, or give "
+        "--force-alphabet"
+    )
