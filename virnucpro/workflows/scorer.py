@@ -22,7 +22,12 @@ from virnucpro.embedding.passes import run_pass
 from virnucpro.errors import InputError, UsageError
 from virnucpro.runtime.run import open_run
 from virnucpro.scoring.calls import RecordCalls
-from virnucpro.scoring.frame_scores import decide_records, open_classifier, score_passes
+from virnucpro.scoring.frame_scores import (
+    check_models,
+    decide_records,
+    open_classifier,
+    score_passes,
+)
 from virnucpro.sequences.frame_store import build_frame_store
 from virnucpro.workflows.embed import embed
 from virnucpro.workflows.read_run import import_pandas
@@ -81,10 +86,11 @@ class Scorer:
                     "a Scorer computes in one process, and this is a launch of "
                     f"{run.num_processes}; use predict() there"
                 )
+            self._classifier = open_classifier(self._config)
             opened = open_frame_models(run, self._config)
+            check_models(self._config, self._classifier, opened)
             self._run = run
         self._models = [HeldModel(one.loaded, one.weights) for one in opened]
-        self._classifier = open_classifier(self._config, self._models)
         for one in self._models:
             one.load_encoder(run.device, run.precision, self._config.attention)
 
