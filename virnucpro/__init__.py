@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         CallConfig,
         EmbedConfig,
         EvaluateConfig,
-        MergeConfig,
         PredictConfig,
         ReportConfig,
         TrainConfig,
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from virnucpro.workflows.call import call
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
-    from virnucpro.workflows.merge import merge
-    from virnucpro.workflows.predict import predict, predict_shard
+    from virnucpro.workflows.predict import predict
     from virnucpro.workflows.read_run import FinishedRun, read_run
     from virnucpro.workflows.report import report
     from virnucpro.workflows.scorer import ScoredRecords, Scorer, embed_sequences
@@ -41,7 +39,6 @@ __all__ = [
     "EvaluateConfig",
     "Evaluation",
     "FinishedRun",
-    "MergeConfig",
     "PredictConfig",
     "PredictResult",
     "ReportConfig",
@@ -54,9 +51,7 @@ __all__ = [
     "embed",
     "embed_sequences",
     "evaluate",
-    "merge",
     "predict",
-    "predict_shard",
     "read_run",
     "report",
     "train",
@@ -70,7 +65,6 @@ _HOMES = {
     "EvaluateConfig": "virnucpro.config",
     "Evaluation": "virnucpro.workflows.evaluate",
     "FinishedRun": "virnucpro.workflows.read_run",
-    "MergeConfig": "virnucpro.config",
     "PredictConfig": "virnucpro.config",
     "PredictResult": "virnucpro.reports.record_results",
     "ReportConfig": "virnucpro.config",
@@ -83,9 +77,7 @@ _HOMES = {
     "embed": "virnucpro.workflows.embed",
     "embed_sequences": "virnucpro.workflows.scorer",
     "evaluate": "virnucpro.workflows.evaluate",
-    "merge": "virnucpro.workflows.merge",
     "predict": "virnucpro.workflows.predict",
-    "predict_shard": "virnucpro.workflows.predict",
     "read_run": "virnucpro.workflows.read_run",
     "report": "virnucpro.workflows.report",
     "train": "virnucpro.workflows.train",

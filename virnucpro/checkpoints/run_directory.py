@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.backend.interface import Alphabet
-from virnucpro.errors import OutputError, UsageError
 
 METRICS_NAME = "metrics.jsonl"
 """Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""
@@ -94,6 +93,16 @@ class RunDirectory:
         return self.path / "viral.fasta"
 
     @property
+    def viral_fastq(self) -> Path:
+        """The viral reads of FASTQ inputs, with their qualities."""
+        return self.path / "viral.fastq"
+
+    @property
+    def proviruses_fasta(self) -> Path:
+        """The viral regions of records that were not called viral."""
+        return self.path / "proviruses.fasta"
+
+    @property
     def evaluation_dir(self) -> Path:
         """The directory in which `evaluate` writes its report unless told otherwise."""
         return self.path / "evaluation"
@@ -124,42 +133,13 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
-    def checkpoints_dir(self) -> Path:
-        """The directory of the frame store and of the parts, or a link to it."""
-        return self.path / "checkpoints"
-
-    def place_checkpoints(self, target: Path) -> None:
-        """Keep the checkpoints in `target`; the processes of a launch may do this at once.
-
-        Raises:
-            OutputError: The link cannot be made.
-            UsageError: The run's directory already holds checkpoints elsewhere.
-        """
-        link = self.checkpoints_dir
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                link.symlink_to(target.resolve(), target_is_directory=True)
-        except OSError as error:
-            raise OutputError(
-                f"{link}: cannot be made a link to {target} ({error.strerror}); choose another "
-                "output directory (-o)"
-            ) from error
-        if link.resolve() != target.resolve():
-            raise UsageError(
-                f"{link}: holds the checkpoints of this run already, wanted {target}; leave out "
-                "--checkpoint-dir, or choose another output directory (-o)"
-            )
-
-    @property
     def frame_store_dir(self) -> Path:
         """The directory of the frame store; everything in it is the run's."""
-        return self.checkpoints_dir / "frames"
+        return self.path / "checkpoints" / "frames"
 
     def parts_dir(self, alphabet: Alphabet) -> Path:
         """Return the directory of the parts with the embeddings of one alphabet."""
-        return self.checkpoints_dir / alphabet
+        return self.path / "checkpoints" / alphabet
 
     def chunked_fasta(self, chunk_length_bp: int) -> Path:
         """Return the intermediate file of chunks."""
@@ -199,10 +179,7 @@ class RunDirectory:
 
     def is_used(self) -> bool:
         """Tell whether the directory holds more than a run leaves that has computed nothing."""
-        checkpoints = self.checkpoints_dir.resolve()  # which may lie elsewhere
-        return any(
-            _holds_work(directory, checkpoints / "frames") for directory in (self.path, checkpoints)
-        )
+        return _holds_work(self.path, self.frame_store_dir)
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
@@ -228,9 +205,9 @@ class RunDirectory:
             self.protein_dir,
             self.parts_dir("dna"),
             self.parts_dir("protein"),
-            self.checkpoints_dir,
+            self.path / "checkpoints",
         ):
-            with suppress(OSError):  # not there, a link, or somebody else's files are in it
+            with suppress(OSError):  # not there, or somebody else's files are in it
                 directory.rmdir()
 
     def _stores(self) -> tuple[Path, Path]:
@@ -240,14 +217,14 @@ class RunDirectory:
         yield from (self.prediction_results, self.highest_scores)
         yield from (self.records_tsv, self.viral_fasta, self.report_html)
         yield from (self.run_json, self.run_log)
-        yield from (self.chunks_tsv, self.scores_bedgraph)
+        yield from (self.chunks_tsv, self.scores_bedgraph, self.viral_fastq, self.proviruses_fasta)
         yield from (self.regions_tsv, self.regions_bed, self.regions_gff3)
         yield from (self.metrics_path, self.nucleotide_fasta, self.protein_fasta)
         yield from _matching(self.path, rf"{re.escape(self.stem)}_chunked\d+\.fa")
         yield from _matching(self.nucleotide_dir, r"output_\d+\.fa")
         yield from _matching(self.protein_dir, r"output_\d+\.fa")
         for alphabet in ("dna", "protein"):
-            directory = self.parts_dir(alphabet)
+            directory = self.path / "checkpoints" / alphabet
             yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")
 
 

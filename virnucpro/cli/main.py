@@ -36,7 +36,6 @@ _COMMANDS = (
     "frames",
     "embed",
     "train",
-    "merge",
     "call",
     "evaluate",
     "report",

@@ -17,7 +17,7 @@ PRESETS = {"relaxed": 0.2, "conservative": 0.01}
 
 @dataclass(frozen=True, kw_only=True)
 class CallsConfig(Config, group="Classifier and calls"):
-    """Which records are called viral."""
+    """Which records are called viral, and what is written of them."""
 
     threshold: float | None = option(
         None,
@@ -52,6 +52,21 @@ class CallsConfig(Config, group="Classifier and calls"):
         details="Most classifiers were calibrated for 0.5.",
         metavar="SHARE",
         within="share",
+    )
+    regions: str | None = option(
+        None,
+        help="all: write the tables of viral regions. provirus: also write proviruses.fasta, with "
+        "the viral regions of records that are not called viral.",
+        unset="all; for call, as in the run",
+        choices=("all", "provirus"),
+        group="Output",
+    )
+    fastq: bool | None = option(
+        None,
+        help="Also write viral.fastq: the viral reads of FASTQ inputs, with their qualities.",
+        details="The inputs are read again for that.",
+        unset="off; for call, as in the run",
+        group="Output",
     )
 
     def __post_init__(self) -> None:

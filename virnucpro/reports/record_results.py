@@ -21,8 +21,14 @@ import numpy as np
 from virnucpro.backend.arrays import Float64Array
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.config import CallsConfig
 from virnucpro.errors import InputError
-from virnucpro.reports.region_tables import write_bedgraph, write_chunks, write_regions
+from virnucpro.reports.region_tables import (
+    list_regions,
+    write_bedgraph,
+    write_chunks,
+    write_regions,
+)
 from virnucpro.reports.tables import (
     format_number,
     in_blocks,
@@ -30,6 +36,7 @@ from virnucpro.reports.tables import (
     write_fasta,
     write_records,
 )
+from virnucpro.reports.viral_reads import write_viral_fastq
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.calls import RecordCalls
 from virnucpro.scoring.decisions import Decision
@@ -82,6 +89,7 @@ def write_decision(
     directory: RunDirectory,
     store: FrameStore,
     decision: Decision,
+    config: CallsConfig,
     chunk_score: Float64Array,
     calibration: Calibration | None,
 ) -> None:
@@ -91,6 +99,7 @@ def write_decision(
         directory: Where the files go.
         store: The records.
         decision: Their calls.
+        config: Which files are wanted; those of an earlier run that are not are removed.
         chunk_score: float64 (C,), the score of each chunk, rounded or not; NaN without a score.
         calibration: Of the classifier; None if it has none.
 
@@ -111,6 +120,14 @@ def write_decision(
     regions = find_regions(store, chunks, records, calibration, decision.rule.viral_share)
     write_regions(directory, store, regions)
     write_fasta(directory.viral_fasta, _head_viral_records(store, records, regions))
+    if config.regions == "provirus":
+        write_fasta(directory.proviruses_fasta, _cut_proviruses(store, regions))
+    else:
+        directory.proviruses_fasta.unlink(missing_ok=True)
+    if config.fastq:
+        write_viral_fastq(directory.viral_fastq, store, records.call == "virus")
+    else:
+        directory.viral_fastq.unlink(missing_ok=True)
     if before != _digest(directory.records_tsv):
         _mark_stale(directory.evaluation_dir)
     logger.info("%s", decision.rule.describe())
@@ -178,6 +195,18 @@ def summarize_run(directory: RunDirectory) -> dict[str, Any]:
     keys = ("counts", "reasons", "calls", "most_viral", "warnings", "seconds")
     run = read_run_json(directory.run_json, keys)
     return {name: run[name] for name in keys} | {"output_dir": str(directory.path)}
+
+
+def _cut_proviruses(store: FrameStore, regions: Regions) -> Iterator[tuple[str, str]]:
+    for region in list_regions(store, regions):
+        if region.is_provirus:
+            yield (
+                f"{region.name} record={region.record_id} start={region.start} end={region.end} "
+                f"score={region.score!r} probability={format_number(region.probability)}",
+                "".join(read.sequence for read in store.reads(region.record))[
+                    region.start : region.end
+                ],
+            )
 
 
 def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:

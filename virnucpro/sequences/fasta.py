@@ -131,6 +131,15 @@ class RecordReader:
         for finding, num in self._findings.items():
             logger.warning("%s: %s of %s records %s", self._name, num, self.num_records, finding)
 
+    def read_fastq(self) -> Iterator[tuple[str, str, str]]:
+        """Yield headers, letters and qualities as they are in the file; nothing if not FASTQ."""
+        with self._open() as source:
+            lines = self._read_lines(self._read_blocks(_HashingReader(source)))
+            first = next((line for line in lines if line.strip()), "")
+            if first.startswith("@"):
+                handle: Any = LineHandle(itertools.chain([first], lines))
+                yield from FastqGeneralIterator(handle)
+
     def _open(self) -> AbstractContextManager[Any]:
         if self.path == STDIN:
             return nullcontext(sys.stdin.buffer)

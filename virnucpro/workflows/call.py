@@ -50,18 +50,17 @@ def call(config: CallConfig) -> PredictResult:
     """
     began = time.monotonic()
     directory = RunDirectory(config.run_dir, _find_stem(config.run_dir))
-    document = read_run_json(directory.run_json, ("calls", "classifier", "counts"))
+    document = read_run_json(directory.run_json, ("calls", "classifier", "counts", "settings"))
     with locked(directory.lock_path), log_to_file(directory.run_log):
         made_for = document["classifier"]["made_for"] or {}
         calibration = made_for.get("calibration") and Calibration(**made_for["calibration"])
         check_calibrated(config, calibration, Path(document["classifier"]["path"]))
-        if config.viral_share is None:
-            config = replace(config, viral_share=document["calls"].get("viral_share"))
+        config = _fill_in(config, document)
         store = _open_store(directory)
         records = _read_records(directory.records_tsv, store.num_records)
         chunk_score = _read_chunk_scores(directory.chunks_tsv, store.num_chunks)
         decision = decide_calls(records, config, calibration, made_for.get("threshold"))
-        write_decision(directory, store, decision, chunk_score, calibration or None)
+        write_decision(directory, store, decision, config, chunk_score, calibration or None)
         counts = decision.counts()
         document["counts"] |= counts
         write_json(directory.run_json, document | describe_calls(store, decision))
@@ -75,6 +74,14 @@ def call(config: CallConfig) -> PredictResult:
         num_unscored_frames=document["counts"]["unscored_frames"],
         seconds=time.monotonic() - began,
     )
+
+
+def _fill_in(config: CallConfig, document: Mapping[str, Any]) -> CallConfig:
+    """Return the settings with those of the run where nothing is given."""
+    run = {"regions": "all", "fastq": False} | document["settings"]
+    run["viral_share"] = document["calls"].get("viral_share")
+    names = ("viral_share", "regions", "fastq")
+    return replace(config, **{name: run[name] for name in names if getattr(config, name) is None})
 
 
 def _open_store(directory: RunDirectory) -> FrameStore:
