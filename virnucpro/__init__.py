@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CallConfig,
         EmbedConfig,
         EvaluateConfig,
+        MergeConfig,
         PredictConfig,
         ReportConfig,
         TrainConfig,
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from virnucpro.workflows.call import call
     from virnucpro.workflows.embed import embed
     from virnucpro.workflows.evaluate import Evaluation, evaluate
-    from virnucpro.workflows.predict import predict
+    from virnucpro.workflows.merge import merge
+    from virnucpro.workflows.predict import predict, predict_shard
     from virnucpro.workflows.read_run import FinishedRun, read_run
     from virnucpro.workflows.report import report
     from virnucpro.workflows.scorer import ScoredRecords, Scorer, embed_sequences
@@ -39,6 +41,7 @@ __all__ = [
     "EvaluateConfig",
     "Evaluation",
     "FinishedRun",
+    "MergeConfig",
     "PredictConfig",
     "PredictResult",
     "ReportConfig",
@@ -51,7 +54,9 @@ __all__ = [
     "embed",
     "embed_sequences",
     "evaluate",
+    "merge",
     "predict",
+    "predict_shard",
     "read_run",
     "report",
     "train",
@@ -65,6 +70,7 @@ _HOMES = {
     "EvaluateConfig": "virnucpro.config",
     "Evaluation": "virnucpro.workflows.evaluate",
     "FinishedRun": "virnucpro.workflows.read_run",
+    "MergeConfig": "virnucpro.config",
     "PredictConfig": "virnucpro.config",
     "PredictResult": "virnucpro.reports.record_results",
     "ReportConfig": "virnucpro.config",
@@ -77,7 +83,9 @@ _HOMES = {
     "embed": "virnucpro.workflows.embed",
     "embed_sequences": "virnucpro.workflows.scorer",
     "evaluate": "virnucpro.workflows.evaluate",
+    "merge": "virnucpro.workflows.merge",
     "predict": "virnucpro.workflows.predict",
+    "predict_shard": "virnucpro.workflows.predict",
     "read_run": "virnucpro.workflows.read_run",
     "report": "virnucpro.workflows.report",
     "train": "virnucpro.workflows.train",

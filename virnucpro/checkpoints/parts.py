@@ -22,7 +22,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints import hdf5
-from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.checkpoints.whole_files import link_or_copy, replace_when_whole
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError, UsageError, brief
 
@@ -336,6 +336,21 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
             _done_path(path).unlink(missing_ok=True)
             path.rename(damaged_path)
     return [path for path, damage in damages.items() if damage is None]
+
+
+def link_parts(sources: Sequence[Path], directory: Path) -> None:
+    """Give `directory` the finished parts of other directories, under names of their own.
+
+    Raises:
+        OutputError: A part cannot be linked or copied.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for rank, source in enumerate(sources):
+        for number, path in enumerate(finished_parts(source)):
+            linked = directory / part_name(rank, number)
+            # The mark comes last: without it, a part does not count.
+            link_or_copy(path, linked)
+            link_or_copy(_done_path(path), _done_path(linked))
 
 
 def refuse_other_runs(directory: Path, identity: Identity) -> None:

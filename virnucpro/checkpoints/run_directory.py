@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.backend.interface import Alphabet
+from virnucpro.errors import OutputError, UsageError
 
 METRICS_NAME = "metrics.jsonl"
 """Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""
@@ -133,13 +134,42 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
+    def checkpoints_dir(self) -> Path:
+        """The directory of the frame store and of the parts, or a link to it."""
+        return self.path / "checkpoints"
+
+    def place_checkpoints(self, target: Path) -> None:
+        """Keep the checkpoints in `target`; the processes of a launch may do this at once.
+
+        Raises:
+            OutputError: The link cannot be made.
+            UsageError: The run's directory already holds checkpoints elsewhere.
+        """
+        link = self.checkpoints_dir
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(target.resolve(), target_is_directory=True)
+        except OSError as error:
+            raise OutputError(
+                f"{link}: cannot be made a link to {target} ({error.strerror}); choose another "
+                "output directory (-o)"
+            ) from error
+        if link.resolve() != target.resolve():
+            raise UsageError(
+                f"{link}: holds the checkpoints of this run already, wanted {target}; leave out "
+                "--checkpoint-dir, or choose another output directory (-o)"
+            )
+
+    @property
     def frame_store_dir(self) -> Path:
         """The directory of the frame store; everything in it is the run's."""
-        return self.path / "checkpoints" / "frames"
+        return self.checkpoints_dir / "frames"
 
     def parts_dir(self, alphabet: Alphabet) -> Path:
         """Return the directory of the parts with the embeddings of one alphabet."""
-        return self.path / "checkpoints" / alphabet
+        return self.checkpoints_dir / alphabet
 
     def chunked_fasta(self, chunk_length_bp: int) -> Path:
         """Return the intermediate file of chunks."""
@@ -179,7 +209,10 @@ class RunDirectory:
 
     def is_used(self) -> bool:
         """Tell whether the directory holds more than a run leaves that has computed nothing."""
-        return _holds_work(self.path, self.frame_store_dir)
+        checkpoints = self.checkpoints_dir.resolve()  # which may lie elsewhere
+        return any(
+            _holds_work(directory, checkpoints / "frames") for directory in (self.path, checkpoints)
+        )
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
@@ -205,9 +238,9 @@ class RunDirectory:
             self.protein_dir,
             self.parts_dir("dna"),
             self.parts_dir("protein"),
-            self.path / "checkpoints",
+            self.checkpoints_dir,
         ):
-            with suppress(OSError):  # not there, or somebody else's files are in it
+            with suppress(OSError):  # not there, a link, or somebody else's files are in it
                 directory.rmdir()
 
     def _stores(self) -> tuple[Path, Path]:
@@ -224,7 +257,7 @@ class RunDirectory:
         yield from _matching(self.nucleotide_dir, r"output_\d+\.fa")
         yield from _matching(self.protein_dir, r"output_\d+\.fa")
         for alphabet in ("dna", "protein"):
-            directory = self.path / "checkpoints" / alphabet
+            directory = self.parts_dir(alphabet)
             yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")
 
 

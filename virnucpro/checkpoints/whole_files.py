@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,6 +75,19 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """
     with open_whole(path) as file:
         file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Make `path` a second name of the file `source`, or a copy where that is impossible.
+
+    Raises:
+        OutputError: The file cannot be copied.
+    """
+    try:
+        path.hardlink_to(source)
+    except OSError:  # another file system, or one without such links
+        with replace_when_whole(path, source.stat().st_size) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def create_file(path: Path) -> BinaryIO:

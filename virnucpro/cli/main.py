@@ -36,6 +36,7 @@ _COMMANDS = (
     "frames",
     "embed",
     "train",
+    "merge",
     "call",
     "evaluate",
     "report",

@@ -69,9 +69,13 @@ def predict_command(
     if settled is None:
         return
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)
-    from virnucpro import predict
+    from virnucpro import predict, predict_shard
 
     with shown_progress(layout.metrics_path, wanted=wants_progress(ctx, launch)):
+        if settled.shard is not None:
+            predict_shard(settled)
+            logger.info("share %s is done; virnucpro merge makes the results", settled.shard)
+            return
         result = predict(settled)
     if is_main_process():
         echo_summary(result.directory, as_json=summary.json, quiet=is_quiet(ctx))

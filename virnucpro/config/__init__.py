@@ -8,6 +8,7 @@ from virnucpro.config.evaluate import CalibrateConfig, EvaluateConfig
 from virnucpro.config.export import ExportConfig, ExportFormat
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
+from virnucpro.config.merge import MergeConfig
 from virnucpro.config.migrate import MigrateConfig
 from virnucpro.config.models import (
     DownloadModelsConfig,
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "frames": (FrameTableConfig,),
     "embed": (EmbedConfig, LaunchConfig),
     "train": (TrainConfig, LaunchConfig),
+    "merge": (MergeConfig, SummaryConfig),
     "call": (CallConfig, SummaryConfig),
     "evaluate": (EvaluateConfig,),
     "report": (ReportConfig,),
@@ -116,6 +118,7 @@ __all__ = [
     "GenerateConfigConfig",
     "LaunchConfig",
     "ListModelsConfig",
+    "MergeConfig",
     "MigrateConfig",
     "ModelConfig",
     "MonitorConfig",

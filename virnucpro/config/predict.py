@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,24 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     report: bool = option(
         True, help="Write report.html, a page that shows the run.", group="Output"
     )
+    checkpoint_dir: Path | None = option(
+        None,
+        help="Directory for the checkpoints, for example on storage that outlives this machine.",
+        unset="checkpoints in the output directory",
+        details="The output directory gets a link to it. With --resume, a run goes on from this "
+        "directory, also on another machine and with an empty output directory.",
+        group="Output",
+        path="new directory",
+    )
+    shard: str | None = option(
+        None,
+        help="Embed only share I of N shares of the batches, and call nothing. When all shares are "
+        "done, virnucpro merge makes the results.",
+        details="Each share is a job of its own with its own output directory, and needs no "
+        "network.",
+        group="Processes",
+        metavar="I/N",
+    )
     skip_checkpoint_validation: bool = option(
         False, help="Trust finished parts when resuming; do not read them again.", group="Output"
     )
@@ -101,6 +120,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         self._set_default("fastq", False)
         super().__post_init__()
         self._check_together()
+        if self.shard is not None and self.shard_numbers is None:
+            raise UsageError(f"shard {self.shard!r}: wanted I/N with I from 1 to N, such as 2/8")
 
     def _use_mini(self) -> None:
         """Let the package's files stand for the weights that are not given."""
@@ -138,6 +159,13 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
                 f"chunk length {self.chunk_length_bp}: model type mini is for chunks of "
                 f"{' or '.join(map(str, MINI_LENGTHS_BP))} bp"
             )
+
+    @property
+    def shard_numbers(self) -> tuple[int, int] | None:
+        """The index of the share from 0, and the number of shares; None for all batches."""
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.shard or "")
+        index, num_shards = map(int, match.groups()) if match else (0, 0)
+        return (index - 1, num_shards) if 1 <= index <= num_shards else None
 
     @property
     def stem(self) -> str:
@@ -190,6 +218,8 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     fastq: bool | None = None
     keep_intermediate: bool = False
     report: bool = False
+    checkpoint_dir: Path | None = None
+    shard: str | None = None
     skip_checkpoint_validation: bool = False
     sequences_per_file: int = 10_000
     resume: bool = False

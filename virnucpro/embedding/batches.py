@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virnucpro.backend.arrays import Int64Array, split_rows
+from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
 from virnucpro.sequences.frame_store import SequenceSource
 
 
@@ -62,7 +62,17 @@ class Batches:
         So a resumed run computes the same batches as an undisturbed one. Other batches would round
         differently.
         """
-        kept = ~np.isin(self.rows, finished)
+        return self._keep(~np.isin(self.rows, finished))
+
+    def shard(self, index: int, num_shards: int) -> Batches:
+        """Return every `num_shards`-th batch from batch `index` on: shards have about equal cost.
+
+        Whole batches are dealt out, because other batches would round differently.
+        """
+        is_ours = np.arange(len(self)) % num_shards == index
+        return self._keep(np.repeat(is_ours, np.diff(self.starts)))
+
+    def _keep(self, kept: BoolArray) -> Batches:
         # A batch without rows has equal start and end, so `unique` drops it.
         starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
         return Batches(self.rows[kept], self.costs[kept], np.unique(starts))

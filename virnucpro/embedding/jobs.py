@@ -38,6 +38,8 @@ class Job:
         frame_rule: What of a chunk is embedded; for whole records it does not matter.
         batch_tokens: Token budget of a batch; None for as many as the devices can hold.
         trust_parts: Whether to take finished parts without reading them again.
+        shard: Which of the batches to embed: one share's index from 0, and how many shares there
+            are; None for all batches.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Job:
     frame_rule: FrameRule = OPEN_RULE
     batch_tokens: int | None = None
     trust_parts: bool = False
+    shard: tuple[int, int] | None = None
 
     @cached_property
     def identity(self) -> Identity:
@@ -102,6 +105,7 @@ def make_frame_job(
     rows: Int64Array | None = None,
     *,
     trust_parts: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> Job:
     """Return the job of one model over the frame store's `rows`; None for all rows."""
     is_dna = model.alphabet == "dna"
@@ -119,4 +123,5 @@ def make_frame_job(
         frame_rule=store.rule,
         batch_tokens=config.dna_batch_tokens if is_dna else config.protein_batch_tokens,
         trust_parts=trust_parts,
+        shard=shard,
     )

@@ -171,13 +171,16 @@ def _plan(
         # All processes share one plan. A larger GPU gains almost nothing from larger batches; it
         # claims more of them instead.
         budget = min(run.gather(choose_budget(run, job, encoder, costs)))
-    remaining = plan_batches(job.rows, costs, budget).without(finished)
+    batches = plan_batches(job.rows, costs, budget)
+    if job.shard is not None:
+        batches = batches.shard(*job.shard)
+    remaining = batches.without(finished)
     logger.info(
         "%s: %d distinct of %d sequences, %d already done, %d batches of up to %d tokens to do",
         job.name,
-        len(job.rows),
+        len(batches.rows),
         len(job.source),
-        len(job.rows) - len(remaining.rows),
+        len(batches.rows) - len(remaining.rows),
         len(remaining),
         budget,
     )

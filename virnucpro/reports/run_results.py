@@ -120,10 +120,28 @@ def write_summary(
         num_unscored_frames=calls.num_unscored_frames,
         seconds=run.seconds,
     )
-    document = _describe_run(run, config, store, passes, classifier, result)
-    document["counts"] |= counts
+    document = _describe_run(run, config, store, passes, classifier)
+    document["counts"] |= {"unscored_frames": result.num_unscored_frames} | counts
+    document["seconds"]["total"] = result.seconds
     write_json(directory.run_json, document | describe_calls(store, calls.decision))
     return result
+
+
+def write_shard_summary(
+    run: Run,
+    directory: RunDirectory,
+    config: PredictConfig,
+    store: FrameStore,
+    passes: Sequence[Pass],
+    classifier: Classifier,
+) -> None:
+    """Write the run.json of a run that embedded one share of the batches and called nothing.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    document = _describe_run(run, config, store, passes, classifier)
+    write_json(directory.run_json, document | {"shard": config.shard})
 
 
 def _write_intermediate(directory: RunDirectory, config: PredictConfig, store: FrameStore) -> None:
@@ -163,7 +181,6 @@ def _describe_run(
     store: FrameStore,
     passes: Sequence[Pass],
     classifier: Classifier,
-    result: PredictResult,
 ) -> dict[str, Any]:
     """Return the document that run.json holds, but for the calls."""
     packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
@@ -176,24 +193,23 @@ def _describe_run(
         "settings": config.settings(),
         "inputs": store.inputs,
         "backends": [each.job.model.describe() for each in passes],
-        "precision": run.precision,
+        "precision": passes[0].job.precision,
         "frame_rule": str(classifier.rule),
         "classifier": {
             "path": str(config.resolved_model_path),
             "identity": classifier.identity,
             "made_for": classifier.metadata and dataclasses.asdict(classifier.metadata),
         },
-        "num_processes": run.num_processes,
+        "num_processes": len(passes[0].summaries),
         "counts": {
-            "records": result.num_records,
+            "records": store.num_records,
             "duplicate_ids": store.num_duplicate_ids,
             "chunks": store.num_chunks,
-            "frames": result.num_frames,
+            "frames": store.num_frames,
             "distinct_dna": store.num_distinct("dna"),
             "distinct_proteins": store.num_distinct("protein"),
-            "unscored_frames": result.num_unscored_frames,
         },
-        "seconds": run.stages | {"total": result.seconds},
+        "seconds": run.stages | {"total": run.seconds},
         "passes": {
             each.job.name: [
                 summary.to_run_json() | seen.get(each.job.name, {}).get(rank, {})

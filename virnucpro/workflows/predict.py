@@ -9,13 +9,15 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import FrameRule, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
-from virnucpro.embedding.passes import run_pass
+from virnucpro.embedding.passes import Pass, run_pass
+from virnucpro.errors import UsageError
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.pages.run_page import write_run_page
 from virnucpro.reports.record_results import PredictResult, note_short_records
-from virnucpro.reports.run_results import write_summary, write_tables
+from virnucpro.reports.run_results import write_shard_summary, write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
+from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import check_models, open_classifier, score_passes
 from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
@@ -39,41 +41,90 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
     Raises:
         VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
     """
-    directory = RunDirectory(config.resolved_output_dir, config.stem)
+    if config.shard is not None:
+        raise UsageError(
+            f"shard {config.shard}: calls need all shares; use predict_shard and merge"
+        )
+    directory = _prepare(config)
     with open_run(config, directory, config.inputs, on_progress) as run:
-        with run.stage("open models"):
-            classifier = open_classifier(config)
-            run.once(lambda: check_beginnings(config.inputs, "dna"))
-            models = open_frame_models(run, config)
-            check_models(config, classifier, models)
-            rule = classifier.rule
-        with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
-            store = _find_frames(run, directory, config, models, rule)
-        jobs = [
-            make_frame_job(
-                config,
-                directory,
-                store,
-                model,
-                run.precision,
-                trust_parts=config.skip_checkpoint_validation,
-            )
-            for model in models
-        ]
-        if config.resume and run.is_main:
-            with run.stage("take over an older run"):
-                identities = {job.model.alphabet: job.identity for job in jobs}
-                adopt_legacy_run(directory, store, identities)
-        passes = [run_pass(run, job) for job in jobs]
+        classifier, store, passes = _embed_frames(run, directory, config)
         result = None
         if run.is_main:
-            with run.stage("scores and tables"):
-                scores = score_passes(store, passes, classifier)
-                calls = write_tables(directory, config, store, scores, classifier)
-            result = write_summary(run, directory, config, store, passes, classifier, calls)
-            if config.report:
-                write_run_page(directory, directory.report_html)
+            result = write_results(run, directory, config, store, passes, classifier)
         return run.share(result)
+
+
+def predict_shard(config: PredictConfig, on_progress: ProgressListener | None = None) -> None:
+    """Embed the share of the batches that `config.shard` names; `merge` makes the calls.
+
+    Raises:
+        VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
+    """
+    directory = _prepare(config)
+    with open_run(config, directory, config.inputs, on_progress) as run:
+        classifier, store, passes = _embed_frames(run, directory, config)
+        if run.is_main:
+            write_shard_summary(run, directory, config, store, passes, classifier)
+
+
+def write_results(
+    run: Run,
+    directory: RunDirectory,
+    config: PredictConfig,
+    store: FrameStore,
+    passes: Sequence[Pass],
+    classifier: Classifier,
+) -> PredictResult:
+    """Score what was embedded, write all tables and the page, and return counts and paths.
+
+    Raises:
+        VirnucproError: An embedding is missing, or a file cannot be written.
+    """
+    with run.stage("scores and tables"):
+        scores = score_passes(store, passes, classifier)
+        calls = write_tables(directory, config, store, scores, classifier)
+    result = write_summary(run, directory, config, store, passes, classifier, calls)
+    if config.report:
+        write_run_page(directory, directory.report_html)
+    return result
+
+
+def _prepare(config: PredictConfig) -> RunDirectory:
+    directory = RunDirectory(config.resolved_output_dir, config.stem)
+    if config.checkpoint_dir is not None:
+        directory.place_checkpoints(config.checkpoint_dir)
+    return directory
+
+
+def _embed_frames(
+    run: Run, directory: RunDirectory, config: PredictConfig
+) -> tuple[Classifier, FrameStore, list[Pass]]:
+    """Open the models, find the frames, and embed them with both models."""
+    with run.stage("open models"):
+        classifier = open_classifier(config)
+        run.once(lambda: check_beginnings(config.inputs, "dna"))
+        models = open_frame_models(run, config)
+        check_models(config, classifier, models)
+        rule = classifier.rule
+    with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
+        store = _find_frames(run, directory, config, models, rule)
+    jobs = [
+        make_frame_job(
+            config,
+            directory,
+            store,
+            model,
+            run.precision,
+            trust_parts=config.skip_checkpoint_validation,
+            shard=config.shard_numbers,
+        )
+        for model in models
+    ]
+    if config.resume and run.is_main:
+        with run.stage("take over an older run"):
+            identities = {job.model.alphabet: job.identity for job in jobs}
+            adopt_legacy_run(directory, store, identities)
+    return classifier, store, [run_pass(run, job) for job in jobs]
 
 
 def _find_frames(

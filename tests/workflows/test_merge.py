@@ -1,0 +1,157 @@
+"""Shares of one input that separate jobs embed, and checkpoints that outlive a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.runs import read_tables, write_reads
+from tools.make_demo_weights import make_demo_weights
+from virnucpro import MergeConfig, PredictConfig, merge, predict, predict_shard
+from virnucpro.errors import InputError, OutputExistsError, UsageError
+
+pytestmark = pytest.mark.slow
+
+BUDGETS = {"dna_batch_tokens": 200, "protein_batch_tokens": 200}
+MERGED = ("records.tsv", "chunks.tsv", "viral.fasta", "viral_regions.tsv", "scores.bedgraph")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PredictConfig:
+    directory = tmp_path_factory.mktemp("inputs")
+    weights = make_demo_weights(directory / "weights")
+    reads = write_reads(directory / "reads.fa", 60)
+    return PredictConfig(
+        inputs=(str(reads),),
+        output_dir=directory / "whole",
+        model_type="custom",
+        device="cpu",
+        dataloader_workers=0,
+        report=False,
+        **weights,
+        **BUDGETS,
+    )
+
+
+@pytest.fixture(scope="module")
+def shares(config: PredictConfig) -> list[Path]:
+    assert config.output_dir is not None
+    found = []
+    for number in (1, 2, 3):
+        share = dataclasses.replace(
+            config, output_dir=config.output_dir.with_name(f"s{number}"), shard=f"{number}/3"
+        )
+        predict_shard(share)
+        found.append(share.resolved_output_dir)
+    return found
+
+
+def test_shares_become_the_run_that_embedded_everything(
+    config: PredictConfig, shares: list[Path], tmp_path: Path
+) -> None:
+    whole = predict(config)
+    # The shares were computed elsewhere, and their order says nothing.
+    moved = [Path(shutil.copytree(share, tmp_path / share.name)) for share in shares]
+    result = merge(MergeConfig(runs=tuple(moved[::-1]), output_dir=tmp_path / "merged"))
+    assert (result.num_virus, result.num_none) == (whole.num_virus, whole.num_none)
+    for name in MERGED:
+        assert (tmp_path / "merged" / name).read_bytes() == (
+            whole.output_dir / name
+        ).read_bytes(), name
+    assert read_tables(result.output_dir) == read_tables(whole.output_dir)
+    ours, theirs = (
+        json.loads((directory / "run.json").read_text())
+        for directory in (result.output_dir, whole.output_dir)
+    )
+    for name in ("counts", "calls", "backends", "precision"):
+        assert ours[name] == theirs[name], name
+    rows = [
+        sum(told["num_rows"] for told in one["passes"]["DNA embeddings"]) for one in (ours, theirs)
+    ]
+    assert rows[0] == rows[1] > 0
+    # Every share embedded about a third.
+    assert all(told["num_rows"] < rows[1] / 2 for told in ours["passes"]["DNA embeddings"])
+    with pytest.raises(OutputExistsError):
+        merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "merged"))
+
+
+def test_a_missing_share_is_named(shares: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"found the shares 1/3, 3/3; missing: 2/3"):
+        merge(MergeConfig(runs=(shares[0], shares[2]), output_dir=tmp_path / "merged"))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_shares_of_other_settings_are_refused(
+    config: PredictConfig, shares: list[Path], tmp_path: Path
+) -> None:
+    other = dataclasses.replace(config, output_dir=tmp_path / "s2", shard="2/3", threshold=0.9)
+    predict_shard(other)
+    with pytest.raises(InputError, match=r"s2: is no share of the same run .*: threshold differ"):
+        merge(MergeConfig(runs=(shares[0], tmp_path / "s2", shares[2]), output_dir=tmp_path / "m"))
+
+
+def test_shares_with_other_batches_are_refused(
+    config: PredictConfig, shares: list[Path], tmp_path: Path
+) -> None:
+    other = dataclasses.replace(
+        config, output_dir=tmp_path / "s2", shard="2/3", dna_batch_tokens=1000
+    )
+    predict_shard(other)
+    with pytest.raises(InputError, match=r"DNA embeddings: \d+ of \d+ .* 200, 1000 tokens"):
+        merge(MergeConfig(runs=(shares[0], tmp_path / "s2", shares[2]), output_dir=tmp_path / "m"))
+
+
+def test_a_share_calls_nothing_and_is_no_whole_run(
+    config: PredictConfig, shares: list[Path], tmp_path: Path
+) -> None:
+    assert not (shares[0] / "records.tsv").exists()
+    whole = dataclasses.replace(config, output_dir=tmp_path / "whole")
+    predict(whole)
+    with pytest.raises(InputError, match=r"run\.json: lacks shard"):
+        merge(MergeConfig(runs=(tmp_path / "whole",), output_dir=tmp_path / "m"))
+    with pytest.raises(UsageError, match="calls need all shares"):
+        predict(dataclasses.replace(config, shard="1/2"))
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "1/0", "a/b", "-1/2"])
+def test_impossible_shares_are_refused(config: PredictConfig, shard: str) -> None:
+    with pytest.raises(UsageError, match="wanted I/N"):
+        dataclasses.replace(config, shard=shard)
+
+
+def test_a_run_goes_on_elsewhere_from_its_checkpoints(
+    config: PredictConfig, tmp_path: Path
+) -> None:
+    there = dataclasses.replace(
+        config, output_dir=tmp_path / "there", checkpoint_dir=tmp_path / "kept"
+    )
+
+    class MachineLostError(Exception):
+        pass
+
+    def lose_machine(status: object) -> None:
+        raise MachineLostError
+
+    with pytest.raises(MachineLostError):
+        predict(there, on_progress=lose_machine)
+    shutil.rmtree(tmp_path / "there")
+    with pytest.raises(OutputExistsError):
+        predict(dataclasses.replace(there, output_dir=tmp_path / "here"))
+    here = dataclasses.replace(there, output_dir=tmp_path / "here", resume=True)
+    result = predict(here)
+    done = json.loads((tmp_path / "here" / "run.json").read_text())
+    (told,) = done["passes"]["DNA embeddings"]
+    assert 0 < told["num_rows"] < done["counts"]["distinct_dna"]
+    again = predict(dataclasses.replace(config, output_dir=tmp_path / "whole"))
+    assert (result.output_dir / "records.tsv").read_bytes() == (
+        again.output_dir / "records.tsv"
+    ).read_bytes()
+    with pytest.raises(UsageError, match="holds the checkpoints of this run already"):
+        predict(dataclasses.replace(here, checkpoint_dir=tmp_path / "other"))
+    # Starting afresh empties the directory of the checkpoints, and keeps the link.
+    predict(dataclasses.replace(here, resume=False, force=True))
+    assert (tmp_path / "here" / "checkpoints").is_symlink()

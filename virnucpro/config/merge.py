@@ -1,0 +1,23 @@
+"""The settings of `merge`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from virnucpro.config.options import Config, argument, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(Config, group="Output"):
+    """The settings of `merge`."""
+
+    runs: tuple[Path, ...] = argument(
+        help="Output directories of predict --shard: all shares of one input.",
+        metavar="RUN_DIR...",
+        path="directory",
+    )
+    output_dir: Path = option(
+        Path("merged"), "-o", help="Directory for the results.", path="new directory"
+    )
+    force: bool = option(False, "-f", help="Overwrite existing results.")

@@ -1,0 +1,150 @@
+"""The story of `virnucpro merge`: shares of one input, embedded by separate jobs, become one run.
+
+No model is loaded: the parts say which weights made them, and nothing is left to embed. The tables
+are those of a run that embedded everything itself, because its batches were the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virnucpro.backend.interface import Weights
+from virnucpro.backend.registry import load_backend
+from virnucpro.checkpoints.parts import collect_parts, finished_rows, link_parts
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import link_or_copy
+from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
+from virnucpro.embedding.jobs import Job, make_frame_job
+from virnucpro.embedding.models import Model
+from virnucpro.embedding.passes import Pass
+from virnucpro.errors import InputError
+from virnucpro.reports.record_results import PredictResult, read_run_json
+from virnucpro.runtime.monitoring import PassStatus
+from virnucpro.runtime.run import open_run
+from virnucpro.scoring.frame_scores import check_models, open_classifier
+from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.workflows.predict import write_results
+
+_EQUAL = ("inputs", "backends", "precision", "frame_rule")
+_KEYS = ("shard", "settings", "classifier", "passes", *_EQUAL)
+
+logger = logging.getLogger(__name__)
+
+
+def merge(config: MergeConfig) -> PredictResult:
+    """Make the results of a run from the shares that `predict --shard` embedded.
+
+    Raises:
+        InputError: A directory holds no finished share, the shares are not of one run, or shares
+            are missing.
+        VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
+    """
+    documents = [read_run_json(run / "run.json", _KEYS) for run in config.runs]
+    _check_shares(config.runs, documents)
+    first = documents[0]
+    predict_config = PredictConfig(
+        **first["settings"]
+        | {"output_dir": config.output_dir, "force": config.force, "resume": False}
+        | {"shard": None, "checkpoint_dir": None}
+    )
+    # Scores are made in float32 on a CPU, whatever device the shares had.
+    here = dataclasses.replace(predict_config, device="cpu", precision="fp32")
+    directory = RunDirectory(config.output_dir, predict_config.stem)
+    shares = [RunDirectory(run, "") for run in config.runs]
+    with open_run(here, directory, predict_config.inputs) as run:
+        with run.stage("collect the shares"):
+            _link_files(shares[0].frame_store_dir, directory.frame_store_dir)
+            store = open_frame_store(directory.frame_store_dir, verify=True)
+            passes = []
+            for backend in first["backends"]:
+                model = _describe_model(backend)
+                job = make_frame_job(predict_config, directory, store, model, first["precision"])
+                link_parts([share.parts_dir(model.alphabet) for share in shares], job.parts_dir)
+                passes.append(_collect_pass(job, documents))
+        classifier = open_classifier(predict_config)
+        check_models(predict_config, classifier, [each.job.model for each in passes])
+        return write_results(run, directory, predict_config, store, passes, classifier)
+
+
+def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that the shares are of one run, and all there.
+
+    Raises:
+        InputError: They are not.
+    """
+    first = documents[0]
+    calls = options_of(CallsConfig)
+    for run, document in zip(runs, documents, strict=True):
+        same = {name: document[name] == first[name] for name in _EQUAL}
+        same["classifier"] = document["classifier"]["identity"] == first["classifier"]["identity"]
+        same |= {name: document["settings"][name] == first["settings"][name] for name in calls}
+        others = [name for name, is_same in same.items() if not is_same]
+        if others:
+            raise InputError(
+                f"{run}: is no share of the same run as {runs[0]}: {', '.join(others)} differ; "
+                "merge the shares of one command only"
+            )
+    found = {document["shard"] for document in documents}
+    num_shares = int(first["shard"].partition("/")[2])
+    missing = [
+        shard
+        for number in range(num_shares)
+        if (shard := f"{number + 1}/{num_shares}") not in found
+    ]
+    if missing or len(found) > num_shares:
+        raise InputError(
+            f"{', '.join(map(str, runs))}: found the shares {', '.join(sorted(found))}; "
+            f"missing: {', '.join(missing) or 'none'}. Name the directories of all shares"
+        )
+
+
+def _describe_model(backend: Mapping[str, Any]) -> Model:
+    """Return the model of a share as run.json describes it; its weights need not be here."""
+    weights = Weights(
+        location=backend["weights"],
+        path=Path(backend["weights"]),
+        identity=backend["weights_identity"],
+        embedding_dim=backend["embedding_dim"],
+    )
+    return Model(load_backend(backend["name"]), weights)
+
+
+def _collect_pass(job: Job, documents: Sequence[Mapping[str, Any]]) -> Pass:
+    """Return the pass that the shares did together.
+
+    Raises:
+        InputError: A row is in no share.
+        IdentityMismatchError: A part was made by another version of a backend.
+    """
+    known = {field.name for field in dataclasses.fields(PassStatus)} - {"name"}
+    summaries = [
+        PassStatus(job.name, **{name: value for name, value in told.items() if name in known})
+        for document in documents
+        for told in document["passes"][job.name]
+    ]
+    done = Pass(job, summaries)
+    finished = np.append(
+        finished_rows(collect_parts(job.parts_dir, job.identity)), done.failed_rows
+    )
+    num_missing = len(np.setdiff1d(job.rows, finished))
+    if num_missing:
+        budgets = sorted({summary.budget_tokens for summary in summaries} - {0})
+        raise InputError(
+            f"{job.name}: {num_missing:,} of {len(job.rows):,} sequences are in no share. A share "
+            "is damaged (run its command again with --resume), or the shares cut the input into "
+            f"other batches (found budgets of {', '.join(map(str, budgets))} tokens; give all "
+            "shares the same --dna-batch-tokens and --protein-batch-tokens)"
+        )
+    return done
+
+
+def _link_files(source: Path, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        link_or_copy(path, directory / path.name)
