@@ -62,6 +62,27 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     return found if found is not None else fetch_snapshot(location, patterns)
 
 
+def find_download(location: str) -> Path | None:
+    """Return where `location` was downloaded to, without asking the hub; None if it was not.
+
+    Args:
+        location: `owner/name@revision`, or the name of a file among the downloaded models.
+    """
+    found = find_model(location)
+    repository, _, revision = location.partition("@")
+    if found is not None or not revision:
+        return found
+    # Not by the hub's own function, whose import takes longer than a small command.
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshot = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}/snapshots/{revision}")
+    try:
+        find_weight_files(snapshot)
+    except WeightsError:
+        return None
+    return snapshot
+
+
 def fetch_snapshot(
     location: str, patterns: Sequence[str], directory: Path | None = None, *, anew: bool = False
 ) -> Path:

@@ -15,10 +15,12 @@ from virnucpro.cli.options import (
     is_quiet,
     leave_to_launch,
     require_classifier,
+    require_single_process,
     settle_output,
     wants_progress,
 )
 from virnucpro.cli.progress import shown_progress
+from virnucpro.cli.run_view import format_seconds
 from virnucpro.cli.terminal import echo_summary
 from virnucpro.config import STDIN, LaunchConfig, PredictConfig, SummaryConfig
 from virnucpro.errors import IncompleteError
@@ -53,6 +55,7 @@ def predict_command(
       virnucpro predict contigs.fasta
       virnucpro predict reads.fastq.gz -m 300 -o results
       virnucpro predict contigs.fasta -m custom -p my.safetensors -e 400
+      virnucpro predict contigs.fasta --dry-run
       virnucpro predict contigs.fasta --resume
       zcat *.fa.gz | virnucpro predict - -o results
     """  # noqa: D301 (click reads the \b)
@@ -62,6 +65,10 @@ def predict_command(
     _note_options_without_meaning(ctx)
     hide_other_gpus(launch.gpus)
     require_classifier(config)
+    if config.dry_run:
+        require_single_process(ctx)
+        _echo_estimate(config, launch)
+        return
     layout = RunDirectory(config.resolved_output_dir, config.stem)
     settled = settle_output(
         config, layout.path, used=layout.is_used(), may_ask=STDIN not in config.inputs
@@ -84,6 +91,32 @@ def predict_command(
             f"{result.num_unscored_frames} open frames do not fit the memory of a device; their "
             "records say out_of_memory in records.tsv. Use a device with more, and --resume"
         )
+
+
+def _echo_estimate(config: PredictConfig, launch: LaunchConfig) -> None:
+    from virnucpro.runtime.launching import choose_num_processes
+    from virnucpro.workflows.dry_run import estimate_run
+
+    found = estimate_run(
+        config, choose_num_processes(config.device, launch.num_processes, launch.gpus)
+    )
+    click.echo(
+        f"input        {found.num_records:,} records, {found.num_chunks:,} chunks, "
+        f"{found.num_rows:,} {found.names_of_rows}"
+    )
+    for one in found.passes:
+        click.echo(
+            f"{one.name:12} {one.num_distinct:,} distinct sequences, {one.num_tokens:,} tokens, "
+            f"{one.tokens_per_s:,.0f} tokens/s ({one.speed_source}): "
+            f"{format_seconds(one.seconds)}, {one.device_bytes / 2**30:.1f} GiB on the device"
+        )
+    click.echo(f"processes    {found.num_processes}, each on {found.computing}")
+    click.echo(f"host memory  {found.host_bytes / 2**30:.1f} GiB")
+    click.echo(f"disk         {found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}")
+    click.echo(f"time         about {format_seconds(found.seconds)}")
+    on_h100 = [one.h100_seconds for one in found.passes if one.h100_seconds is not None]
+    if len(on_h100) == len(found.passes):
+        click.echo(f"             on one H100 about {format_seconds(sum(on_h100))} for the models")
 
 
 def _note_options_without_meaning(ctx: click.Context) -> None:

@@ -53,7 +53,7 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
     _echo(profile)
     if config.output_path is not None:
         _write(config.output_path, profile, location)
-    path = store_budget(profile.key, profile.best)
+    path = store_budget(profile.key, profile.best, profile.speeds[profile.best].tokens_per_s)
     echo(f"\nBest: {profile.best} tokens a batch. Later runs read it in {path}")
 
 

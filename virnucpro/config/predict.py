@@ -102,6 +102,12 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         group="Processes",
         metavar="I/N",
     )
+    dry_run: bool = option(
+        False,
+        help="Print what the run would take: sequences, memory, disk and time. Write nothing.",
+        details="Only small models are loaded, to measure their speed.",
+        group="Output",
+    )
     skip_checkpoint_validation: bool = option(
         False, help="Trust finished parts when resuming; do not read them again.", group="Output"
     )
@@ -220,6 +226,7 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     report: bool = False
     checkpoint_dir: Path | None = None
     shard: str | None = None
+    dry_run: bool = False
     skip_checkpoint_validation: bool = False
     sequences_per_file: int = 10_000
     resume: bool = False

@@ -67,6 +67,17 @@ def read_budget(key: BudgetKey) -> int | None:
 
     A file that is damaged or of something else is passed over with a warning.
     """
+    entry = _find_entry(key)
+    return None if entry is None else int(entry["batch_tokens"])
+
+
+def read_speed(key: BudgetKey) -> float | None:
+    """Return the stored tokens/s, or None where there are none for `key`."""
+    speed = (_find_entry(key) or {}).get("tokens_per_s")
+    return float(speed) if isinstance(speed, int | float) and speed > 0 else None
+
+
+def _find_entry(key: BudgetKey) -> dict[str, Any] | None:
     try:
         path = budgets_path()
     except RuntimeError:  # without a home directory nothing can have been stored
@@ -74,12 +85,14 @@ def read_budget(key: BudgetKey) -> int | None:
     wanted = dataclasses.asdict(key)
     for entry in _read_entries(path):
         if {name: entry.get(name) for name in wanted} == wanted:
-            return int(entry["batch_tokens"])
+            return entry
     return None
 
 
-def store_budget(key: BudgetKey, batch_tokens: int) -> Path:
-    """Keep the tokens of a batch for later runs, in place of what is stored for `key`.
+def store_budget(key: BudgetKey, batch_tokens: int, tokens_per_s: float | None = None) -> Path:
+    """Keep the tokens of a batch for later runs, and the speed for `predict --dry-run`.
+
+    They take the place of what is stored for `key`.
 
     Returns:
         The file, which is replaced as a whole, so that a run never reads half of it.
@@ -103,7 +116,10 @@ def store_budget(key: BudgetKey, batch_tokens: int) -> Path:
     document = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "budgets": [*others, {**wanted, "batch_tokens": batch_tokens}],
+        "budgets": [
+            *others,
+            {**wanted, "batch_tokens": batch_tokens, "tokens_per_s": tokens_per_s},
+        ],
     }
     with suppress(OSError):  # write_json names the file that cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from virnucpro.backend.weights import fetch_snapshot, find_weight_files
+from virnucpro.backend.weights import fetch_snapshot, find_download, find_weight_files
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import PUBLISHED, PublishedModel
 from virnucpro.errors import UsageError, WeightsError
@@ -60,19 +60,7 @@ def find_published(model: PublishedModel) -> Path | None:
     """Return the file or the directory of a model if it is on this machine."""
     if model.ships:
         return Path(model.location)
-    found = find_model(model.location)
-    if found is not None or model.hub_id is None:
-        return found
-    # Not by the hub's own function, whose import takes as long as all of `models list`.
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    repository, revision = model.hub_id
-    snapshot = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}/snapshots/{revision}")
-    try:
-        find_weight_files(snapshot)
-    except WeightsError:
-        return None
-    return snapshot
+    return find_download(model.location)
 
 
 def download_model(name: str, to: Path | None = None, mirror: str | None = None) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import FrameRule, PredictConfig
+from virnucpro.embedding.estimates import warn_of_slow_cpu
 from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
@@ -120,6 +121,7 @@ def _embed_frames(
         )
         for model in models
     ]
+    warn_of_slow_cpu(run, jobs)
     if config.resume and run.is_main:
         with run.stage("take over an older run"):
             identities = {job.model.alphabet: job.identity for job in jobs}

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from tests.runs import REPOSITORY
+from tools.make_classifier_weights import make_classifier
+from virnucpro import PredictConfig, predict
+from virnucpro.backend.interface import Weights
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.cli.main import main
+from virnucpro.embedding.budgets import BudgetKey, store_budget
+from virnucpro.embedding.estimates import estimate_bytes, measure_weights, warn_of_slow_cpu
+from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.models import open_frame_models
+from virnucpro.runtime.run import open_run
+from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.workflows.dry_run import estimate_run
+
+EXAMPLE = str(REPOSITORY / "examples/example.fasta")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished run of the example with the small model."""
+    config = PredictConfig(
+        inputs=EXAMPLE, model_type="mini", device="cpu", output_dir=tmp_path_factory.mktemp("r")
+    )
+    return config, predict(config)
+
+
+@pytest.fixture(scope="module")
+def estimated(done):
+    """An estimate of the same run."""
+    return estimate_run(done[0])
+
+
+def test_an_estimate_counts_what_a_run_embeds(done, estimated):
+    _, result = done
+    found = estimated
+    assert found.num_records == result.num_records
+    assert found.num_rows == result.num_frames
+    written = json.loads(result.directory.run_json.read_text())
+    num_rows = [processes[0]["num_rows"] for processes in written["passes"].values()]
+    assert [one.num_distinct for one in found.passes] == num_rows
+    assert found.seconds > sum(one.seconds for one in found.passes) > 0
+    files = [path for path in result.directory.path.rglob("*") if path.is_file()]
+    on_disk = sum(path.stat().st_size for path in files)
+    assert 0.3 * on_disk < found.disk_bytes < 3 * on_disk
+
+
+def test_the_command_prints_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    options = ["-m", "mini", "--device", "cpu", "--num-processes", "2"]
+    result = CliRunner().invoke(main, ["predict", EXAMPLE, "--dry-run", *options])
+    assert result.exit_code == 0
+    assert "9 records, 78 chunks, 156 stretches" in result.stdout
+    assert "processes    2, each on cpu" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_speed_that_profile_stored_is_used(done, estimated, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIRNUCPRO_BUDGETS", str(tmp_path / "budgets.json"))
+    config, _ = done
+    plain = estimated.passes[1]
+    dim = (plain.disk_bytes // plain.num_distinct - 8) // 4
+    store_budget(BudgetKey("cpu", "esm2", dim, "fp32", "auto"), 512, 10.0)
+    found = estimate_run(config, num_processes=2).passes[1]
+    assert (found.tokens_per_s, found.speed_source) == (10.0, "virnucpro profile")
+    assert found.seconds == pytest.approx(found.num_tokens / 10.0 / 2, rel=0.01)
+
+
+def test_large_models_are_estimated_without_their_weights(tmp_path):
+    classifier = tmp_path / "500_model.safetensors"
+    make_classifier(classifier, 768, 2560, 500)
+    found = estimate_run(PredictConfig(inputs=EXAMPLE, model_path=classifier, device="cpu"))
+    dna, protein = found.passes
+    assert protein.speed_source == "from the size of the model"
+    assert protein.num_tokens > 1_000
+    assert 20 < dna.tokens_per_s / protein.tokens_per_s < 30  # as their numbers of parameters
+    assert protein.h100_seconds == pytest.approx(protein.num_tokens / 108_830)
+    assert 11e9 < protein.device_bytes < 13e9
+    assert found.host_bytes > 11e9
+
+
+def test_memory_is_about_what_was_measured_on_an_h100():
+    """The figures of docs/performance.md, in GiB."""
+    assert estimate_bytes(2_839_005_634, 2560, 32_768, "bf16") / 2**30 == pytest.approx(7.5, abs=1)
+    assert estimate_bytes(117_068_544, 768, 32_768, "bf16") / 2**30 == pytest.approx(0.9, abs=0.2)
+
+
+def test_a_large_model_without_a_gpu_is_warned_of(done, tmp_path, monkeypatch, caplog):
+    config, result = done
+    # As large as ESM-2 3B, but without content.
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        os.truncate(file.fileno(), 4 * 2_839_005_634)
+    assert measure_weights(str(tmp_path)).num_parameters == 2_839_005_634
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    store = open_frame_store(result.directory.frame_store_dir)
+    config = dataclasses.replace(config, device="auto")
+    with open_run(config) as run, caplog.at_level(logging.WARNING):
+        _, model = open_frame_models(run, config)
+        job = make_frame_job(config, RunDirectory(tmp_path, ""), store, model, run.precision)
+        warn_of_slow_cpu(run, [job])
+        assert "no GPU" not in caplog.text
+        large = Weights(str(tmp_path), tmp_path, model.weights.identity, 2560)
+        job = dataclasses.replace(job, model=dataclasses.replace(model, weights=large))
+        warn_of_slow_cpu(run, [job])
+    assert "no GPU was found" in caplog.text
+    assert "hours" in caplog.text

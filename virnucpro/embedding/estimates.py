@@ -1,0 +1,157 @@
+"""What a pass will take: tokens, memory and time, before anything large is loaded.
+
+The speed of a small model is measured on some of its batches. The speed of a large one comes from
+`virnucpro profile`, or from how fast this device multiplies matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+
+from virnucpro.backend.interface import Backend
+from virnucpro.backend.weights import find_download, find_weight_files
+from virnucpro.config import PUBLISHED
+from virnucpro.embedding.batches import Batches
+from virnucpro.embedding.jobs import Job
+from virnucpro.embedding.measuring import measure_ceilings
+from virnucpro.embedding.models import Model
+from virnucpro.errors import WeightsError
+from virnucpro.runtime.run import Run
+from virnucpro.sequences.frame_store import SequenceSource
+
+logger = logging.getLogger(__name__)
+
+SMALL_MODEL_BYTES = 1 << 28
+"""Weights up to this size are loaded for an estimate, which takes a second."""
+
+# The share of the best product that the models reach, around which all measured ones lie
+# (docs/performance.md: 63 % to 89 % on an H100).
+_SHARE_OF_CEILING = 0.75
+_SLOW_PARAMETERS = 100_000_000
+_SLOW_SECONDS = 600
+
+_SAMPLED_BATCHES = 12
+_MIN_SECONDS = 1.0
+_SAMPLED_ROWS = 1_000
+
+# Fits the memory that models of 8M to 3B parameters took beside their weights on an H100.
+_ACTIVATIONS_PER_TOKEN = 14
+_BYTES_OF_A_NUMBER = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+
+
+@dataclass(frozen=True)
+class WeightsSize:
+    """How large a model is.
+
+    Attributes:
+        num_parameters: As its files tell.
+        path: Where they are on this machine; None if they are to be downloaded.
+    """
+
+    num_parameters: int
+    path: Path | None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is here and loaded in a moment."""
+        return self.path is not None and 4 * self.num_parameters <= SMALL_MODEL_BYTES
+
+
+def measure_weights(location: str) -> WeightsSize | None:
+    """Return the size of the weights at `location`; None if they are neither here nor published.
+
+    Only the sizes of files are looked at. Files of tensors are float32, but fair-esm's are float16.
+    """
+    local = Path(location)
+    path = local if local.exists() else find_download(location)
+    if path is None:
+        published = (one for one in PUBLISHED.values() if one.location == location)
+        model = next(published, None)
+        return None if model is None else WeightsSize(model.num_bytes // 4, None)
+    try:
+        files = find_weight_files(path) if path.is_dir() else [path]
+    except WeightsError:
+        return None
+    num_bytes = sum(file.stat().st_size for file in files)
+    return WeightsSize(num_bytes // (2 if files[0].suffix == ".pt" else 4), path)
+
+
+def estimate_bytes(num_parameters: int, dim: int, batch_tokens: int, precision: str) -> int:
+    """Return the bytes that a model takes on its device in batches of so many tokens."""
+    num_bytes = _BYTES_OF_A_NUMBER[precision]
+    # In fp8, only the matrices have one byte.
+    activation_bytes = max(2, num_bytes)
+    return num_parameters * num_bytes + (
+        _ACTIVATIONS_PER_TOKEN * batch_tokens * dim * activation_bytes
+    )
+
+
+def estimate_speed(num_parameters: int, device: torch.device, precision: str) -> float:
+    """Return tokens/s of a large model, from the best product of matrices on this device."""
+    return _SHARE_OF_CEILING * _measure_flop_per_s(device, precision) / (2 * num_parameters)
+
+
+@functools.cache
+def _measure_flop_per_s(device: torch.device, precision: str) -> float:
+    return measure_ceilings(device, [precision]).flop_per_s[precision]
+
+
+def measure_speed(run: Run, model: Model, source: SequenceSource, batches: Batches) -> float:
+    """Return tokens/s of a small model: it is loaded, and embeds batches from the whole plan."""
+    encoder = model.load_encoder(run.device, run.precision, run.config.attention)
+    collator = model.load_collator()
+    count = min(_SAMPLED_BATCHES, len(batches))
+    indices = np.linspace(0, len(batches) - 1, count).astype(int).tolist()
+
+    @torch.inference_mode()
+    def embed(index: int) -> int:
+        rows = batches[index]
+        batch = collator(rows, source.get_many(rows))
+        encoder(send_to_device(batch, run.device)).cpu()
+        return batches.cost(index)
+
+    embed(indices[-1])  # the first call compiles and allocates
+    began, num_tokens, seconds = time.perf_counter(), 0, 0.0
+    # Whole rounds: long and short sequences differ in speed.
+    for index in itertools.chain.from_iterable(itertools.repeat(indices)):
+        num_tokens += embed(index)
+        seconds = time.perf_counter() - began
+        if index == indices[-1] and seconds >= _MIN_SECONDS:
+            break
+    return num_tokens / seconds
+
+
+def warn_of_slow_cpu(run: Run, jobs: list[Job]) -> None:
+    """Say how long large models will take if there is no GPU and the user did not choose a CPU."""
+    if run.config.device != "auto" or run.device.type != "cpu" or not run.is_main:
+        return
+    seconds = 0.0
+    for job in jobs:
+        size = measure_weights(job.model.weights.location)
+        if size is not None and size.num_parameters >= _SLOW_PARAMETERS:
+            num_tokens = estimate_tokens(job.model.backend, job)
+            speed = estimate_speed(size.num_parameters, run.device, run.precision)
+            seconds += num_tokens / speed / run.num_processes
+    if seconds > _SLOW_SECONDS:
+        logger.warning(
+            "no GPU was found, so large models compute on the CPU, which takes about %.1f hours; "
+            "use a machine with a GPU, or -m mini, which is made for a CPU",
+            seconds / 3600,
+        )
+
+
+def estimate_tokens(backend: Backend, job: Job) -> int:
+    """Return about how many tokens a job has, from some of its rows."""
+    step = max(1, len(job.rows) // _SAMPLED_ROWS)
+    sample = job.rows[::step]
+    costs = [backend.token_cost(sequence) for sequence in job.source.get_many(sample)]
+    return round(sum(costs) / max(1, len(sample)) * len(job.rows))

@@ -1,0 +1,211 @@
+"""`predict --dry-run`: what a run would take. It reads the input, and writes nothing that stays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from virnucpro.backend.interface import Alphabet
+from virnucpro.backend.registry import load_backend
+from virnucpro.config import PredictConfig
+from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
+from virnucpro.embedding.batches import measure_costs, plan_batches, unique_rows
+from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget, read_speed
+from virnucpro.embedding.estimates import (
+    WeightsSize,
+    estimate_bytes,
+    estimate_speed,
+    measure_speed,
+    measure_weights,
+)
+from virnucpro.embedding.models import open_model
+from virnucpro.errors import WeightsError
+from virnucpro.runtime.devices import describe_computing, device_name
+from virnucpro.runtime.run import Run, open_run
+from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.frame_scores import open_classifier
+from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.records import NAMES_OF_ROWS
+
+# Python with torch and all that a run imports, without weights.
+_PROCESS_BYTES = 700 << 20
+_TABLE_BYTES_PER_ROW = 250
+# Measured: reading the weights of a model for their digest, and scoring 49,837 frames.
+_DIGEST_BYTES_PER_S = 1e9
+_SCORE_SECONDS_PER_ROW = 4e-5
+_END_SECONDS = 0.5
+
+H100_TOKENS_PER_S: Mapping[tuple[str, int], float] = {
+    ("dnabert-s", DNA_DIM): 2_021_900,
+    ("esm2", PROTEIN_DIM): 108_830,
+}
+"""Measured in bf16 on one H100: docs/performance.md."""
+
+
+@dataclass(frozen=True)
+class PassEstimate:
+    """What one model will take.
+
+    Attributes:
+        name: The backend.
+        num_distinct: Sequences to embed, each once.
+        num_tokens: Tokens in them.
+        tokens_per_s: Of one process.
+        speed_source: Where this speed comes from.
+        device_bytes: On the device of each process, weights included.
+        disk_bytes: Of the embeddings.
+        seconds: With all processes.
+        h100_seconds: On one H100; None if that was not measured.
+    """
+
+    name: str
+    num_distinct: int
+    num_tokens: int
+    tokens_per_s: float
+    speed_source: str
+    device_bytes: int
+    disk_bytes: int
+    seconds: float
+    h100_seconds: float | None
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run will take.
+
+    Attributes:
+        computing: The device, the precision and the attention.
+        names_of_rows: What the rows are called.
+        num_records: Records of the input.
+        num_chunks: Their chunks.
+        num_rows: Open frames or stretches.
+        passes: The DNA model and the protein model.
+        num_processes: Processes of the run.
+        host_bytes: Memory of all processes on this machine.
+        disk_bytes: What the output directory will hold.
+        seconds: From start to end.
+    """
+
+    computing: str
+    names_of_rows: str
+    num_records: int
+    num_chunks: int
+    num_rows: int
+    passes: list[PassEstimate]
+    num_processes: int
+    host_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
+    """Return what `predict` would take with these settings on this machine.
+
+    Args:
+        config: The settings.
+        num_processes: How many processes the run would have.
+
+    Raises:
+        VirnucproError: Every error that would end the run before its passes.
+    """
+    with open_run(config) as run, TemporaryDirectory(prefix="virnucpro-") as directory:
+        classifier = open_classifier(config)
+        store = build_frame_store(
+            config.inputs,
+            Path(directory) / "frames",
+            chunk_length_bp=config.chunk_length_bp,
+            min_length_bp=config.min_length_bp,
+            rule=classifier.rule,
+            paired=config.paired,
+        )
+        # So far the run would have done the same, imports included.
+        seconds = time.time() - psutil.Process().create_time()
+        passes = [
+            _estimate_pass(run, config, store, alphabet, classifier, num_processes)
+            for alphabet in ("dna", "protein")
+        ]
+        seconds += sum(one.seconds for one in passes)
+        seconds += _SCORE_SECONDS_PER_ROW * store.num_frames + _END_SECONDS
+        store_bytes = sum(file.stat().st_size for file in Path(directory).rglob("*"))
+        on_cpu = run.device.type == "cpu"
+        host_bytes = _PROCESS_BYTES + on_cpu * max(one.device_bytes for one in passes)
+        return RunEstimate(
+            computing=describe_computing(run.device, run.precision, config.attention),
+            names_of_rows=NAMES_OF_ROWS[classifier.rule.kind],
+            num_records=len(store.record_lengths),
+            num_chunks=store.num_chunks,
+            num_rows=store.num_frames,
+            passes=passes,
+            num_processes=num_processes,
+            host_bytes=num_processes * host_bytes,
+            disk_bytes=store_bytes
+            + sum(one.disk_bytes for one in passes)
+            + _TABLE_BYTES_PER_ROW * store.num_frames,
+            seconds=seconds,
+        )
+
+
+def _estimate_pass(
+    run: Run,
+    config: PredictConfig,
+    store: FrameStore,
+    alphabet: Alphabet,
+    classifier: Classifier,
+    num_processes: int,
+) -> PassEstimate:
+    is_dna = alphabet == "dna"
+    name = config.dna_backend if is_dna else config.protein_backend
+    location = config.dna_weights if is_dna else config.protein_weights
+    size = measure_weights(location)
+    if size is None:
+        raise WeightsError(
+            f"{location}: is not on this machine, so that its size is not known; give a local path"
+        )
+    loaded = load_backend(name)
+    dim = _find_dim(classifier, is_dna=is_dna)
+    supports = run.precision != "fp8" or loaded.backend.info.supports_fp8
+    precision = run.precision if supports else "bf16"
+    source = store.sequences(alphabet)
+    rows = unique_rows(source)
+    costs = measure_costs(loaded.backend.token_cost, source, rows)
+    key = BudgetKey(device_name(run.device), name, dim, precision, config.attention)
+    given = config.dna_batch_tokens if is_dna else config.protein_batch_tokens
+    budget = given or read_budget(key) or MAX_BATCH_TOKENS[run.device.type]
+    num_tokens = int(costs.sum())
+    speed, speed_source = read_speed(key), "virnucpro profile"
+    if speed is None and size.is_small and len(rows):
+        batches = plan_batches(rows, costs, budget)
+        speed = measure_speed(run, open_model(name, location), source, batches)
+        speed_source = "measured on some batches"
+    elif speed is None:
+        speed = estimate_speed(size.num_parameters, run.device, precision)
+        speed_source = "from the size of the model"
+    on_h100 = H100_TOKENS_PER_S.get((name, dim))
+    return PassEstimate(
+        name=name,
+        num_distinct=len(rows),
+        num_tokens=num_tokens,
+        tokens_per_s=speed,
+        speed_source=speed_source,
+        device_bytes=estimate_bytes(size.num_parameters, dim, budget, precision),
+        disk_bytes=len(rows) * (4 * dim + 8),
+        seconds=num_tokens / speed / num_processes + _loading_seconds(size),
+        h100_seconds=None if on_h100 is None else num_tokens / on_h100,
+    )
+
+
+def _loading_seconds(size: WeightsSize) -> float:
+    return 4 * size.num_parameters / _DIGEST_BYTES_PER_S
+
+
+def _find_dim(classifier: Classifier, *, is_dna: bool) -> int:
+    """Return the numbers in an embedding, as the classifier says."""
+    metadata = classifier.metadata
+    if metadata is None:  # a published classifier
+        return DNA_DIM if is_dna else PROTEIN_DIM
+    return metadata.dna_dim if is_dna else metadata.protein_dim
