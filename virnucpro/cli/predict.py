@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 
 import click
@@ -67,7 +69,7 @@ def predict_command(
     require_classifier(config)
     if config.dry_run:
         require_single_process(ctx)
-        _echo_estimate(config, launch)
+        _echo_estimate(config, launch, as_json=summary.json)
         return
     layout = RunDirectory(config.resolved_output_dir, config.stem)
     settled = settle_output(
@@ -93,13 +95,16 @@ def predict_command(
         )
 
 
-def _echo_estimate(config: PredictConfig, launch: LaunchConfig) -> None:
+def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool) -> None:
     from virnucpro.runtime.launching import choose_num_processes
     from virnucpro.workflows.dry_run import estimate_run
 
     found = estimate_run(
         config, choose_num_processes(config.device, launch.num_processes, launch.gpus)
     )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        return
     click.echo(
         f"input        {found.num_records:,} records, {found.num_chunks:,} chunks, "
         f"{found.num_rows:,} {found.names_of_rows}"
