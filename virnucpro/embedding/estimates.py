@@ -140,7 +140,8 @@ def warn_of_slow_cpu(run: Run, jobs: list[Job]) -> None:
         if size is not None and size.num_parameters >= _SLOW_PARAMETERS:
             num_tokens = estimate_tokens(job.model.backend, job)
             speed = estimate_speed(size.num_parameters, run.device, run.precision)
-            seconds += num_tokens / speed / run.num_processes
+            num_shards = 1 if job.shard is None else job.shard[1]
+            seconds += num_tokens / speed / run.num_processes / num_shards
     if seconds > _SLOW_SECONDS:
         logger.warning(
             "no GPU was found, so large models compute on the CPU, which takes about %.1f hours; "

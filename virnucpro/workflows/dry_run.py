@@ -177,6 +177,7 @@ def _estimate_pass(
     given = config.dna_batch_tokens if is_dna else config.protein_batch_tokens
     budget = given or read_budget(key) or MAX_BATCH_TOKENS[run.device.type]
     num_tokens = int(costs.sum())
+    num_shards = 1 if config.shard_numbers is None else config.shard_numbers[1]
     speed, speed_source = read_speed(key), "virnucpro profile"
     if speed is None and size.is_small and len(rows):
         batches = plan_batches(rows, costs, budget)
@@ -194,7 +195,7 @@ def _estimate_pass(
         speed_source=speed_source,
         device_bytes=estimate_bytes(size.num_parameters, dim, budget, precision),
         disk_bytes=len(rows) * (4 * dim + 8),
-        seconds=num_tokens / speed / num_processes + _loading_seconds(size),
+        seconds=num_tokens / speed / num_processes / num_shards + _loading_seconds(size),
         h100_seconds=None if on_h100 is None else num_tokens / on_h100,
     )
 
