@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from virnucpro.backend.interface import Attention, Weights
+from virnucpro.backend.model_settings import check_settings
 from virnucpro.backend.weights import (
     check_stated_sizes,
     check_tensors,
@@ -125,6 +126,7 @@ def read_config(path: Path) -> ModelConfig:
         raise WeightsError(
             f"{path}: describes a model of type {brief(model_type)}; DNABERT-S's is of type 'bert'"
         )
+    check_settings(path, values, {"hidden_act": "gelu", "rope_theta": {}, "rope_parameters": {}})
     eps = values.get("layer_norm_eps")
     if not isinstance(eps, float):
         raise WeightsError(f"{path}: layer_norm_eps should be a decimal number, found {brief(eps)}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from virnucpro.backend.interface import Attention, TokenBatch
+from virnucpro.backend.model_settings import DEFAULT_ROPE_THETA
 from virnucpro.errors import UsageError
 from virnucpro.kernels import choose_attention, float8, onednn, plain
 from virnucpro.kernels.float8 import Float8Linear
@@ -50,6 +51,7 @@ class Esm2Config:
         ffn_dim: Width of the feed-forward's hidden layer.
         layer_norm_eps: Added to the variance in layer norms.
         token_dropout: Whether token embeddings are scaled by 0.88, as in all published ESM-2.
+        rope_theta: The base of the rotary frequencies.
     """
 
     num_layers: int
@@ -58,6 +60,7 @@ class Esm2Config:
     ffn_dim: int
     layer_norm_eps: float = 1e-5
     token_dropout: bool = True
+    rope_theta: float = DEFAULT_ROPE_THETA
 
     @property
     def head_dim(self) -> int:
@@ -306,9 +309,9 @@ class Esm2(nn.Module):
         return make_rotary(self.cos_PR[position_T], self.sin_PR[position_T])
 
 
-def default_frequencies(head_dim: int) -> Tensor:
+def default_frequencies(head_dim: int, rope_theta: float = DEFAULT_ROPE_THETA) -> Tensor:
     """Return float32 (R,): the rotary frequencies of ESM-2."""
-    return 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    return 1.0 / rope_theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
 
 
 def make_empty_model(
@@ -333,5 +336,5 @@ def make_empty_model(
     attend = choose_attend(kernel, head_dim=head_dim, dtype=dtype, device=device)
     model = Esm2(config, dtype=dtype, attend=attend, fused=kernel == "fused")
     model.to_empty(device=device)
-    model.set_rotary(default_frequencies(config.head_dim))
+    model.set_rotary(default_frequencies(config.head_dim, config.rope_theta))
     return model.eval().requires_grad_(False)

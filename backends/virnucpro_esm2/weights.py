@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from virnucpro.backend.interface import Attention, Weights
+from virnucpro.backend.model_settings import check_settings, get_rope_theta, get_switch
 from virnucpro.backend.weights import (
     check_state_dict,
     check_stated_sizes,
@@ -31,9 +32,20 @@ from virnucpro.backend.weights import (
 )
 from virnucpro.errors import WeightsError, brief
 from virnucpro.kernels import float8, onednn
-from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
+from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies, make_empty_model
+from virnucpro_esm2.tokens import TOKENS
 
 HUB_FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*")
+
+SETTINGS: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "is_folding_model": False,
+    "pad_token_id": TOKENS.index("<pad>"),
+    "mask_token_id": TOKENS.index("<mask>"),
+    "vocab_size": len(TOKENS),
+    "vocab_list": list(TOKENS),
+}
+"""The settings of a config.json that have one value in all sizes of ESM-2."""
 
 OTHER_FAIR_ESM_MODELS = {
     "roberta_large": "ESM-1b or ESM-1v",
@@ -157,6 +169,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         config = _read_transformers_config(path / "config.json")
+        _check_vocabulary(path / "vocab.txt")
         files = find_weight_files(path)
         tensors = {key: value for file in files for key, value in read_tensors(file).items()}
         return _check(path, config, [*files, path / "config.json"], TRANSFORMERS, tensors)
@@ -227,14 +240,32 @@ def _read_transformers_config(path: Path) -> Esm2Config:
             f"{path}: describes ESM-1b or ESM-1v ({positions} positions); this backend reads "
             "ESM-2, which has rotary positions and no layer norm before the first layer"
         )
-    return Esm2Config(
+    config = Esm2Config(
         num_layers=get_size(path, fields, "num_hidden_layers"),
         embed_dim=get_size(path, fields, "hidden_size"),
         num_heads=get_size(path, fields, "num_attention_heads"),
         ffn_dim=get_size(path, fields, "intermediate_size"),
         layer_norm_eps=float(fields.get("layer_norm_eps", 1e-12)),
-        token_dropout=bool(fields.get("token_dropout", False)),
+        token_dropout=get_switch(path, fields, "token_dropout", default=False),
+        rope_theta=get_rope_theta(path, fields),
     )
+    check_settings(path, fields, SETTINGS | {"head_dim": config.head_dim})
+    return config
+
+
+def _check_vocabulary(path: Path) -> None:
+    """Compare the tokens beside a model with ours: in another order, they mean other residues."""
+    try:
+        tokens = path.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error})") from error
+    if tokens != list(TOKENS):
+        raise WeightsError(
+            f"{path}: lists other tokens than ESM-2's {len(TOKENS)}, or in another order; this "
+            "backend reads models with ESM-2's tokens"
+        )
 
 
 def _check(
@@ -270,4 +301,13 @@ def _check(
     # The language model's head is another tensor, which an embedding does not need.
     check_tensors(path, tensors, shapes, allow_others=True)
     sources = {ours: tuple(tensors[key] for key in keys) for ours, keys in names.items()}
-    return Checkpoint(config, files, sources, tensors[rotary_keys[0]] if rotary_keys else None)
+    frequencies_R = tensors[rotary_keys[0]] if rotary_keys else None
+    if frequencies_R is not None:
+        wanted_R = default_frequencies(config.head_dim, config.rope_theta)
+        # Files in float16 have rounded frequencies, and are meant to.
+        if not torch.allclose(frequencies_R.float(), wanted_R, rtol=0.01, atol=1e-5):
+            raise WeightsError(
+                f"{path}: {rotary_keys[0]} in the file has other rotary frequencies than those of "
+                f"rope_theta {config.rope_theta:g} in the settings; give files that belong together"
+            )
+    return Checkpoint(config, files, sources, frequencies_R)

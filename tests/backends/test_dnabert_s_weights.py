@@ -221,6 +221,9 @@ def test_tokenizer_of_another_model_is_refused(directory: Path) -> None:
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_attention_heads": 7}, "hidden_size 48 is not a multiple of num_attention_heads 7"),
         ({"layer_norm_eps": None}, "layer_norm_eps"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', which changes the numbers"),
+        ({"rope_theta": 10000.0}, "rope_theta is 10000.0"),
+        ({"quantization_config": {"bits": 8}}, "quantization_config is"),
     ],
 )
 def test_senseless_sizes_are_refused(
@@ -327,3 +330,21 @@ def test_special_tokens_without_end_are_refused(directory: Path) -> None:
 def test_random_tokens_are_refused(directory: Path) -> None:
     edit_tokenizer(directory, lambda document: document["model"].update(dropout=0.5))
     refused(directory, "dropout makes its tokens random")
+
+
+def test_old_names_of_layer_norms_are_read(directory: Path) -> None:
+    before = embed(directory)
+
+    def give_old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        new_to_old = {"ayernorm.weight": "ayernorm.gamma", "ayernorm.bias": "ayernorm.beta"}
+        new_to_old |= {"ayerNorm.weight": "ayerNorm.gamma", "ayerNorm.bias": "ayerNorm.beta"}
+        renamed = {}
+        for name, tensor in tensors.items():
+            for new, old in new_to_old.items():
+                name = name.replace(new, old)
+            renamed[name] = tensor
+        assert any(name.endswith("layernorm.gamma") for name in renamed)
+        return renamed
+
+    edit_tensors(directory, give_old_names)
+    assert torch.equal(embed(directory), before)

@@ -18,8 +18,8 @@ from accelerate.utils import send_to_device
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity
 from virnucpro_esm2 import backend
-from virnucpro_esm2.model import Esm2Config
-from virnucpro_esm2.tokens import Esm2Collator
+from virnucpro_esm2.model import Esm2Config, default_frequencies
+from virnucpro_esm2.tokens import TOKENS, Esm2Collator
 
 from tools.make_esm2_weights import (
     make_config,
@@ -321,6 +321,21 @@ def change_config(directory: Path, **fields: Any) -> None:
         ({"emb_layer_norm_before": True}, "ESM-1b or ESM-1v"),
         ({"num_hidden_layers": 7}, "the settings say 7 layers, the tensors have 6"),
         ({"hidden_size": "40"}, "hidden_size should be a positive number, found '40'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', which changes the numbers"),
+        ({"vocab_size": 40}, "vocab_size is 40"),
+        ({"vocab_list": ["A", "C"]}, "vocab_list is"),
+        ({"pad_token_id": 0}, "pad_token_id is 0"),
+        ({"is_folding_model": True}, "is_folding_model is True"),
+        ({"is_decoder": True}, "is_decoder is True"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is {'0': "),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
+        ({"head_dim": 4}, "head_dim is 4"),
+        ({"token_dropout": "false"}, "token_dropout should be true or false, found 'false'"),
+        ({"rope_theta": "much"}, "rope_theta should be one number above 1, found .'much'"),
+        ({"rope_theta": [1]}, "rope_theta should be one number above 1"),
+        ({"rope_theta": 5e4, "rope_parameters": {"rope_theta": 1e4}}, "rope_theta should be one"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is .*yarn.*scales rotary"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is .*linear"),
     ],
 )
 def test_bad_transformers_directories_are_refused(
@@ -329,6 +344,87 @@ def test_bad_transformers_directories_are_refused(
     directory = write_transformers(tmp_path / "model", make_config())
     change_config(directory, **fields)
     with pytest.raises(WeightsError, match=message):
+        backend.open_weights(str(directory))
+
+
+PLAIN_SETTINGS = {
+    "hidden_act": "gelu",
+    "vocab_list": None,
+    "pruned_heads": {},
+    "rope_parameters": {"rope_theta": 10000, "rope_type": "default"},
+    "attention_probs_dropout_prob": 0.5,
+    "transformers_version": "5.0",
+}
+
+
+def test_settings_that_change_no_number_are_accepted(tmp_path: Path) -> None:
+    directory = write_transformers(tmp_path / "model", make_config())
+    before = embed(directory, make_proteins((40,)))
+    change_config(directory, **PLAIN_SETTINGS)
+    assert torch.equal(embed(directory, make_proteins((40,))), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theta", [500.0, 1_000_000.0])
+def test_another_rope_theta_equals_transformers(theta: float, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    directory = write_transformers(tmp_path / "model", make_config())
+    plain = embed(directory, make_proteins((300,)))
+    change_config(directory, rope_theta=theta)
+    model = transformers.EsmModel.from_pretrained(directory, add_pooling_layer=False).eval()
+    assert model.config.rope_theta == theta
+    (sequence,) = make_proteins((300,))
+    with torch.inference_mode():
+        hidden_TD = model(collate([sequence]).token_ids_T[None]).last_hidden_state[0]
+    wanted_BE = hidden_TD[1:-1].mean(0, keepdim=True)
+    found_BE = embed(directory, [sequence])
+    assert largest_difference(found_BE, wanted_BE) < FLOAT32_BOUND
+    assert largest_difference(found_BE, plain) > FLOAT32_BOUND
+
+
+def test_frequencies_that_contradict_the_settings_are_refused(tmp_path: Path) -> None:
+    directory = write_transformers(tmp_path / "model", make_config(), safetensors=False)
+    tensors = torch.load(directory / "pytorch_model.bin")
+    head_dim = make_config().head_dim
+    name = "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq"
+    for theta, is_refused in ((10_000.0, False), (500.0, True)):
+        frequencies_R = default_frequencies(head_dim, theta)
+        torch.save(tensors | {name: frequencies_R}, directory / "pytorch_model.bin")
+        if not is_refused:
+            backend.open_weights(str(directory))
+            continue
+        with pytest.raises(WeightsError, match="other rotary frequencies than those of rope_theta"):
+            backend.open_weights(str(directory))
+        change_config(directory, rope_theta=theta)
+        backend.open_weights(str(directory))
+
+
+def test_a_vocabulary_in_another_order_is_refused(tmp_path: Path) -> None:
+    directory = write_transformers(tmp_path / "model", make_config())
+    (directory / "vocab.txt").write_text("\n".join(TOKENS))
+    backend.open_weights(str(directory))
+    (directory / "vocab.txt").write_text("\n".join([*TOKENS[:4], "A", "L", *TOKENS[6:]]))
+    with pytest.raises(WeightsError, match=r"vocab\.txt: lists other tokens"):
+        backend.open_weights(str(directory))
+
+
+def with_old_names(name: str) -> str:
+    is_norm = "layernorm." in name.lower() or "layer_norm" in name
+    old = name.replace(".weight", ".gamma").replace(".bias", ".beta")
+    return old if is_norm else name
+
+
+def test_old_names_of_layer_norms_are_read(tmp_path: Path) -> None:
+    directory = write_transformers(tmp_path / "model", make_config(), safetensors=False)
+    path = directory / "pytorch_model.bin"
+    before = embed(directory, make_proteins((40,)))
+    tensors = torch.load(path)
+    old = {with_old_names(name): tensor for name, tensor in tensors.items()}
+    assert sum(name.endswith((".gamma", ".beta")) for name in old) == 2 * (2 * 6 + 1)
+    torch.save(old, path)
+    assert torch.equal(embed(directory, make_proteins((40,))), before)
+    torch.save(old | tensors, path)
+    with pytest.raises(WeightsError, match="twice, under its old name and its new one"):
         backend.open_weights(str(directory))
 
 

@@ -23,6 +23,8 @@ from virnucpro.backend.contents import (
     explain_no_zip,
 )
 from virnucpro.backend.digests import digest_files as digest_files
+from virnucpro.backend.tensor_names import with_new_names
+from virnucpro.backend.tensor_names import without_wrappers as without_wrappers
 from virnucpro.errors import WeightsError, brief, first_line, on_one_line
 from virnucpro.places import find_model
 
@@ -238,23 +240,16 @@ def find_weight_files(directory: Path) -> list[Path]:
 def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torch.Tensor]:
     """Return the state dict in one weights file, memory-mapped on the CPU.
 
-    Names are without what DistributedDataParallel or torch.compile put before all of them.
+    Names are without what DistributedDataParallel or torch.compile put before all of them, and
+    layer norms have `weight` and `bias`, not the old names `gamma` and `beta`.
 
     Raises:
         WeightsError: The file is damaged, holds more than tensors, or would run code on loading.
     """
-    tensors = without_wrappers(_read_state_dict(path, safe_globals))
+    tensors = with_new_names(path, without_wrappers(_read_state_dict(path, safe_globals)))
     if any(".lora_" in name for name in tensors):
         raise WeightsError(f"{path}: holds {ADAPTER}")
     return tensors
-
-
-def without_wrappers(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict without the names of the modules that wrapped the whole model."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(isinstance(name, str) and name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return dict(tensors)
 
 
 def _read_state_dict(path: Path, safe_globals: Sequence[Any]) -> dict[str, torch.Tensor]:
