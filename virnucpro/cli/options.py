@@ -32,7 +32,12 @@ from virnucpro.config import (
 from virnucpro.config.options import GROUPS, REQUIRED
 from virnucpro.config.published import DNABERT_S, ESM2_3B, PUBLISHED
 from virnucpro.errors import OutputExistsError, UsageError
-from virnucpro.runtime.environment import is_launched, is_main_process, num_processes
+from virnucpro.runtime.environment import (
+    check_launch,
+    is_launched,
+    is_main_process,
+    num_processes,
+)
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
@@ -383,7 +388,9 @@ def leave_to_launch(
                 f"--num-processes {wanted}: this is a launch of {num_processes()} already; "
                 "leave the option out"
             )
+        check_launch()
         return
+    check_launch()
     from virnucpro.runtime import launching
 
     num_wanted = launching.choose_num_processes(config.device, wanted, launch.gpus)

@@ -118,6 +118,14 @@ class ComputeConfig(DeviceConfig, group="Speed and memory"):
         help="Let CUDA's allocator grow its segments, against fragmentation.",
         details="PYTORCH_ALLOC_CONF overrides it. The fork had it off by default.",
     )
+    rendezvous_timeout: int = option(
+        600,
+        help="Seconds to wait for the other processes of a launch.",
+        details="After 20 seconds, a warning says how many are missing.",
+        group="Processes",
+        metavar="SECONDS",
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

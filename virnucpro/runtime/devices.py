@@ -19,7 +19,9 @@ from virnucpro.config import ComputeConfig
 from virnucpro.errors import UsageError, first_line
 from virnucpro.kernels import describe_attention
 from virnucpro.places import user_cache_dir
-from virnucpro.runtime.environment import num_processes
+from virnucpro.runtime.environment import LAUNCH_VARIABLES, check_launch, num_processes
+from virnucpro.runtime.orphans import end_with_launcher
+from virnucpro.runtime.rendezvous import wait_for_all
 
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Attention
@@ -35,9 +37,11 @@ DTYPES = {
 # torch is minutes. A dead process needs no timeout, because its death ends the launch.
 _COLLECTIVE_TIMEOUT = timedelta(days=7)
 
-# A launch may ask for CPUs, or tie processes to cores by these two; no other setting is for us.
+# A launch may ask for CPUs, or tie processes to cores by these two; no other setting is for us. And
+# Accelerate would join the processes of MPI.
 _TRAINING_VARIABLE = re.compile(
     r"(FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_.*|ACCELERATE_(?!USE_CPU|CPU_AFFINITY).*"
+    r"|PMI_(RANK|SIZE)|MPI_LOCAL.*|(OMPI|MV2)_COMM_WORLD_.*"
 )
 
 # From glibc's malloc.h. malloc asks the system anew for each block over M_MMAP_THRESHOLD, which can
@@ -51,13 +55,17 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     In a launch of several processes, Accelerate chooses the GPU of each.
 
     Raises:
-        UsageError: The device does not exist, or this Python process already computes on another.
+        UsageError: The device does not exist, or this Python process already computes on another,
+            or the environment speaks of a launch that is not whole.
+        VirnucproError: Not all processes of the launch have come in time.
     """
     device = compute.device
     if compute.expandable_segments:
         # CUDA reads it when it starts, so it must be set before anything uses CUDA.
         by_user = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         os.environ.setdefault("PYTORCH_ALLOC_CONF", by_user)
+    check_launch()
+    end_with_launcher()
     keep_compiled()
     wanted = None if device == "auto" else torch.device(device)
     num_gpus = torch.cuda.device_count()
@@ -66,6 +74,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             f"device {device}: this machine shows {num_gpus} CUDA GPUs; "
             "choose another, or the device cpu"
         )
+    store = wait_for_all(compute.rendezvous_timeout)
     with _without_training_variables():
         if wanted is not None and wanted.index is not None and num_processes() == 1:
             # Accelerate's way to name one device. Only a process's first Accelerator reads it.
@@ -85,6 +94,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
                 f"variables, of which these are set: {', '.join(names) or 'none of its own'}; "
                 "unset what you do not need"
             ) from error
+    del store  # Accelerate has joined it
     if wanted is not None and wanted.type != accelerator.device.type:
         raise UsageError(
             f"device {device} was asked for, but this process already computes on "
@@ -100,20 +110,23 @@ def _without_training_variables() -> Iterator[None]:
     """Hide what Accelerate's launcher, or a user's profile, says about training.
 
     Accelerate would load DeepSpeed, another device or mixed precision for it. All of this concerns
-    training, and our own settings decide the rest.
+    training, and our own settings decide the rest. A process that is alone needs no launch, either.
     """
     before = dict(os.environ)
-    for name in filter(_TRAINING_VARIABLE.fullmatch, before):
+    is_alone = num_processes() == 1
+
+    def is_hidden(name: str) -> bool:
+        return bool(_TRAINING_VARIABLE.fullmatch(name)) or (is_alone and name in LAUNCH_VARIABLES)
+
+    for name in filter(is_hidden, before):
         del os.environ[name]
     try:
         yield
     finally:
         # Accelerate itself sets others, which stay.
-        for name in filter(_TRAINING_VARIABLE.fullmatch, list(os.environ)):
+        for name in filter(is_hidden, list(os.environ)):
             del os.environ[name]
-        os.environ.update(
-            {name: value for name, value in before.items() if _TRAINING_VARIABLE.fullmatch(name)}
-        )
+        os.environ.update({name: before[name] for name in filter(is_hidden, before)})
 
 
 def keep_compiled() -> None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from virnucpro.errors import UsageError
 
 RELAUNCHED = "VIRNUCPRO_RELAUNCHED"
 """Variable in the processes that virnucpro itself started: the number of the process that did."""
+
+LAUNCH_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What each process of a launch needs to know: its place, and where all meet."""
+
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""In these, MPI says how many processes it has started."""
 
 _LAUNCHERS_VARIABLES = (
     "WORLD_SIZE",
@@ -25,17 +33,68 @@ def is_launched() -> bool:
 
 def num_processes() -> int:
     """Return how many processes the launch has; 1 without a launch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE") or 1
 
 
 def num_local_processes() -> int:
     """Return how many processes of the launch run on this machine; 1 without a launch."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return (_number("LOCAL_WORLD_SIZE") or 1) if num_processes() > 1 else 1
 
 
 def is_main_process() -> bool:
     """Return whether this is the only process of the run, or the first of a launch of several."""
-    return os.environ.get("RANK", "0") == "0"
+    return num_processes() == 1 or _number("RANK") == 0
+
+
+def _number(name: str) -> int | None:
+    """Return a whole number of at least 0, or None if the variable has none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() else None
+
+
+def check_launch() -> None:
+    """Make sure that the variables of a launch are whole or mean nothing, before anything starts.
+
+    Job scripts and other programs leave them behind. With half of them, a process would wait for
+    others that nobody starts.
+
+    Raises:
+        UsageError: They are not whole, or they are those of MPI.
+    """
+    places = {name: _number(name) for name in ("RANK", "LOCAL_RANK")}
+    size = _number("WORLD_SIZE")
+    has_size = size is not None or not os.environ.get("WORLD_SIZE")
+    if has_size and (size or 1) == 1 and not any(places.values()):
+        by_mpi = [name for name in MPI_SIZES if (_number(name) or 1) > 1]
+        if by_mpi:
+            raise UsageError(
+                f"MPI has started several processes ({_show(by_mpi)}), and virnucpro does not work "
+                f"through MPI; {describe_ways_out(by_mpi)}"
+            )
+        return
+    wrong = [name for name in LAUNCH_VARIABLES if name != "MASTER_ADDR" and _number(name) is None]
+    if not os.environ.get("MASTER_ADDR"):
+        wrong.append("MASTER_ADDR")
+    if not wrong and max(place or 0 for place in places.values()) >= (size or 1):
+        wrong = ["RANK", "LOCAL_RANK"]
+    if wrong:
+        found = [name for name in LAUNCH_VARIABLES if name in os.environ]
+        raise UsageError(
+            f"the environment says that this is one process of several ({_show(found)}), but "
+            f"{', '.join(wrong)}: missing or wrong; {describe_ways_out(found)}"
+        )
+
+
+def describe_ways_out(names: Iterable[str]) -> str:
+    """Return how to run without the launch that variables speak of, and how to launch."""
+    return (
+        f"to run alone: unset {' '.join(names)}; to run in several processes: --num-processes, or "
+        "accelerate launch on several machines (docs/clusters.md)"
+    )
+
+
+def _show(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}={os.environ[name][:40]}" for name in names)
 
 
 def reads_settings_first() -> bool:

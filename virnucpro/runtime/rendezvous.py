@@ -1,9 +1,14 @@
-"""Where the processes of a launch on one machine meet: a store that only this machine can reach."""
+"""How the processes of a launch meet: a store for one machine, and a wait that signals can end."""
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
+import time
+from datetime import timedelta
 
+import torch.distributed
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
@@ -13,10 +18,18 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from virnucpro.errors import VirnucproError, first_line
+from virnucpro.runtime.environment import LAUNCH_VARIABLES, describe_ways_out, num_processes
+
 LOOPBACK = "virnucpro-loopback"
 """The name by which torch's launcher finds this rendezvous (`--rdzv-backend`)."""
 
 _ADDRESS = "127.0.0.1"
+_SECONDS_BEFORE_WARNING = 20.0
+_SECONDS_OF_A_TRY = 2.0
+_COUNT = "virnucpro/present"
+
+logger = logging.getLogger(__name__)
 
 
 def register_loopback() -> None:
@@ -71,3 +84,83 @@ class _LoopbackRendezvous(RendezvousHandler):
 
     def shutdown(self) -> bool:
         return True
+
+
+def wait_for_all(timeout_seconds: float) -> Store | None:
+    """Return when all processes of the launch are there, with the store in which they met.
+
+    torch itself would wait in C, deaf to signals. It finds the store again as long as somebody
+    holds it.
+
+    Raises:
+        VirnucproError: Not all have come in time, or the store cannot be reached.
+    """
+    if num_processes() == 1 or torch.distributed.is_initialized():
+        return None
+    meeting = _Meeting(time.monotonic() + timeout_seconds)
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # As torch decides it (`torch.distributed.rendezvous`).
+    has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_host = not has_agent and os.environ["RANK"] == "0"
+    while not is_host:
+        try:
+            # torch's own attempts fill the screen.
+            socket.create_connection(place, _SECONDS_OF_A_TRY).close()
+            break
+        except OSError as error:
+            meeting.wait(f"nobody answers there ({error.strerror or error})")
+    try:
+        store = TCPStore(
+            *place,
+            is_master=is_host,
+            wait_for_workers=False,
+            multi_tenant=not has_agent,
+            timeout=timedelta(seconds=_SECONDS_OF_A_TRY),
+        )
+    except torch.distributed.DistError as error:
+        raise VirnucproError(f"{meeting.describe()}; {first_line(error)}") from error
+    key = f"{_COUNT}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    num_present = store.add(key, 1)
+    while num_present < num_processes():
+        meeting.wait(
+            f"{num_processes() - num_present} of {num_processes()} processes have not come"
+        )
+        try:
+            num_present = store.add(key, 0)
+        except torch.distributed.DistError as error:
+            raise VirnucproError(
+                f"the process that held the launch together has ended ({first_line(error)})"
+            ) from error
+    return store
+
+
+class _Meeting:
+    """Waits in small steps, warns once, and ends."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._warn_at = time.monotonic() + _SECONDS_BEFORE_WARNING
+
+    def describe(self) -> str:
+        """Return what the environment asks for, and how to do without."""
+        values = {name: os.environ[name] for name in LAUNCH_VARIABLES}
+        return (
+            f"WORLD_SIZE asks for {values['WORLD_SIZE']} processes (this is RANK "
+            f"{values['RANK']}), which meet at {values['MASTER_ADDR']}:{values['MASTER_PORT']}; "
+            f"{describe_ways_out(LAUNCH_VARIABLES)}"
+        )
+
+    def wait(self, reason: str) -> None:
+        """Wait a little.
+
+        Raises:
+            VirnucproError: The time is over.
+        """
+        if time.monotonic() > self._deadline:
+            raise VirnucproError(
+                f"{reason}: {self.describe()}; if they are slow to come: --rendezvous-timeout"
+            )
+        if time.monotonic() > self._warn_at:
+            logger.warning("still waiting, %s: %s", reason, self.describe())
+            self._warn_at = self._deadline
+        time.sleep(0.1)
