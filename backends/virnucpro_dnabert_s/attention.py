@@ -2,8 +2,8 @@
 
 On GPUs, `virnucpro.kernels.fused` and `virnucpro.kernels.flash` attend without padding instead.
 
-Shapes: B sequences in a batch, L tokens of the longest one rounded up, H heads, K numbers in a
-head.
+Shapes: B sequences in a batch, L tokens of the longest one rounded up, Q of them that attend
+together, H heads, K numbers in a head.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from virnucpro.kernels import onednn
 AttentionKernel = Literal["fused", "onednn", "eager", "sdpa", "flash"]
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values (B, H, L, K each) and a bias (B, H, L, L) to contexts (B, H, L, K)."""
+"""Queries, keys and values (B, H, L, K each) and a bias (B, H, L, L) to contexts (B, H, L, K).
+
+Queries, bias and contexts may be those of Q tokens only.
+"""
 
 # On a GPU this list selects the memory-efficient kernel. Without it, recent torch prefers cuDNN on
 # Hopper, which compiles a plan for each new (B, L), and nearly every batch has a new one.
@@ -37,6 +40,9 @@ SDPA_BACKENDS = [
 
 # The memory-efficient kernel needs each row of its bias aligned to 16 bytes.
 LENGTH_MULTIPLE = 8
+
+# 256 MiB in float32; a bias that is made, and the scores, need some times that.
+_MAX_BIAS_NUMBERS = 1 << 26
 
 
 def padded_index(batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -55,13 +61,41 @@ def padded_index(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     return index_BL, position_L < lengths_B1
 
 
-def attention_bias(is_token_BL: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """Return (B, H, L, L): ALiBi's -slope * |i - j|, and minus infinity for keys of padding."""
+def attention_bias(
+    is_token_BL: Tensor, num_heads: int, dtype: torch.dtype, queries: slice = slice(None)
+) -> Tensor:
+    """Return (B, H, Q, L): ALiBi's -slope * |i - j|, and minus infinity for keys of padding."""
     position_L = torch.arange(is_token_BL.shape[1], device=is_token_BL.device)
-    distance_LL = (position_L[:, None] - position_L).abs()
-    alibi_HLL = -alibi_slopes(num_heads, is_token_BL.device)[:, None, None] * distance_LL
+    distance_QL = (position_L[queries, None] - position_L).abs()
+    alibi_HQL = -alibi_slopes(num_heads, is_token_BL.device)[:, None, None] * distance_QL
     padding_BL = torch.zeros_like(is_token_BL, dtype=dtype).masked_fill(~is_token_BL, -math.inf)
-    return alibi_HLL.to(dtype) + padding_BL[:, None, None, :]
+    return alibi_HQL.to(dtype) + padding_BL[:, None, None, :]
+
+
+def attend_padded(
+    attend: Attend, is_token_BL: Tensor, num_heads: int, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the attention of one padded batch: queries, keys and values to contexts.
+
+    The bias is made once for all layers. On a CPU, nothing refuses what memory does not hold, and
+    the system kills the process. So long sequences attend there in blocks of Q queries, and each
+    layer makes the bias of a block again.
+    """
+    num_sequences, length = is_token_BL.shape
+    num_queries = max(1, _MAX_BIAS_NUMBERS // (num_sequences * num_heads * length))
+    if num_queries >= length or is_token_BL.device.type != "cpu":
+        bias_BHLL = attention_bias(is_token_BL, num_heads, dtype)
+        return lambda q_BHLK, k_BHLK, v_BHLK: attend(q_BHLK, k_BHLK, v_BHLK, bias_BHLL)
+
+    def attend_in_blocks(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
+        context_BHLK = torch.empty_like(q_BHLK)
+        for start in range(0, length, num_queries):
+            queries = slice(start, start + num_queries)
+            bias_BHQL = attention_bias(is_token_BL, num_heads, dtype, queries)
+            context_BHLK[:, :, queries] = attend(q_BHLK[:, :, queries], k_BHLK, v_BHLK, bias_BHQL)
+        return context_BHLK
+
+    return attend_in_blocks
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from virnucpro.kernels.halves import embed_halves
 from virnucpro_dnabert_s.attention import (
     AttentionKernel,
     alibi_slopes,
-    attention_bias,
+    attend_padded,
     choose_attend,
     padded_index,
 )
@@ -119,12 +119,13 @@ class DnabertS(nn.Module):
     def _embed_padded(self, kernels: ModuleType, batch: TokenBatch) -> Tensor:
         index_BL, is_token_BL = padded_index(batch)
         dtype = self.word_embeddings.weight.dtype
-        bias_BHLL = attention_bias(is_token_BL, self.num_heads, dtype)
-        attend_BHLK = choose_attend(self.attention, dtype)
+        attend_BHLK = attend_padded(
+            choose_attend(self.attention, dtype), is_token_BL, self.num_heads, dtype
+        )
 
         def attend(qkv_BLD: Tensor) -> Tensor:
             q_BHLK, k_BHLK, v_BHLK = self._split(qkv_BLD).transpose(1, 3).unbind(2)
-            return attend_BHLK(q_BHLK, k_BHLK, v_BHLK, bias_BHLL).transpose(1, 2).flatten(2)
+            return attend_BHLK(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(2)
 
         hidden_BLD = self._hidden_states(batch.token_ids_T[index_BL], attend, kernels)
         hidden_BLD = hidden_BLD.masked_fill(~is_token_BL[..., None], 0)

@@ -7,12 +7,13 @@ import math
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from virnucpro_dnabert_s import backend
-from virnucpro_dnabert_s.attention import alibi_slopes
+from virnucpro_dnabert_s.attention import alibi_slopes, attention_bias
 from virnucpro_dnabert_s.benchmarking import SIZES
 from virnucpro_dnabert_s.model import DnabertS
 from virnucpro_dnabert_s.tokens import BpeCollator
@@ -90,6 +91,30 @@ def test_a_cpu_changes_nothing_that_all_threads_go_by(
 
     monkeypatch.setattr("virnucpro_dnabert_s.attention.sdpa_kernel", change)
     assert embed(load(published, attention), random_tokens([9] * 20)).isfinite().all()
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_sequences_attend_in_blocks_of_queries(
+    published: Path, attention: Attention, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(published, attention, dtype)
+    sequences = random_tokens([61, 90, 7])
+    whole = embed(model, sequences)
+    most = 5000
+    monkeypatch.setattr("virnucpro_dnabert_s.attention._MAX_BIAS_NUMBERS", most)
+    made = []
+
+    def make(*args: Any) -> torch.Tensor:
+        made.append(attention_bias(*args))
+        return made[-1]
+
+    monkeypatch.setattr("virnucpro_dnabert_s.attention.attention_bias", make)
+    in_blocks = embed(model, sequences)
+    assert len(made) > 1
+    assert max(bias.numel() for bias in made) <= most
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    assert relative_deviation(in_blocks, whole) < bound
 
 
 def reference_slopes(num_heads: int) -> list[float]:
