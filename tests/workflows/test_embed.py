@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from tests.runs import accelerate_launch, run
 from virnucpro import EmbedConfig, embed
 from virnucpro.backend.registry import load_backend
+from virnucpro.checkpoints.parts import check_part
 from virnucpro.cli.main import main
 from virnucpro.errors import IdentityMismatchError, OutputExistsError, UsageError
 from virnucpro.runtime.locks import locked
@@ -119,7 +120,7 @@ def test_every_record_in_input_order(command: Run, demo_weights, backend: str) -
     expected_NE = embed_alone(backend, weights_of(backend, demo_weights), sequences)
     np.testing.assert_allclose(embeddings_NE, expected_NE, rtol=0, atol=2e-5)
     np.testing.assert_array_equal(embeddings_NE[9:-1:10], embeddings_NE[8:-1:10])
-    assert sorted(path.name for path in Path().iterdir()) == ["in.fa", "out.h5"]
+    assert sorted(path.name for path in Path().iterdir()) == ["in.fa", "out.h5", "out.h5.done"]
 
 
 def read_lengths(path: Path) -> tuple[list[int], list[int]]:
@@ -320,3 +321,39 @@ def test_a_finished_file_is_left_alone_by_resume(config: EmbedConfig) -> None:
     written = embed(config).stat().st_mtime_ns
 
     assert embed(replace(config, resume=True)).stat().st_mtime_ns == written
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
+@pytest.mark.parametrize("damage", [flip, lambda content: content[:-8], lambda content: b"other"])
+def test_a_damaged_file_is_not_finished(config: EmbedConfig, damage, caplog) -> None:
+    path = embed(config)
+    whole = path.read_bytes()
+    damaged = damage(whole)
+    path.write_bytes(damaged)
+    embed(replace(config, resume=True))
+    assert path.read_bytes() == whole
+    assert path.with_name("out.h5.damaged").read_bytes() == damaged
+    assert "set aside as out.h5.damaged and computed again" in caplog.text
+    check_part(path)
+
+
+def test_a_file_without_its_mark_is_not_finished(config: EmbedConfig) -> None:
+    path = embed(config)
+    whole = path.read_bytes()
+    path.with_name("out.h5.done").unlink()
+    embed(replace(config, resume=True))
+    assert path.read_bytes() == whole
+    check_part(path)
+
+
+def test_the_file_of_another_run_is_not_replaced(config: EmbedConfig, tmp_path: Path) -> None:
+    path = embed(config)
+    before = path.read_bytes()
+    write_fasta(tmp_path / "in.fa", ["ACGT"])
+    with pytest.raises(IdentityMismatchError, match=r"out\.h5 belongs to another run"):
+        embed(replace(config, resume=True))
+    assert path.read_bytes() == before
+    check_part(path)

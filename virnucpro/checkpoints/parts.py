@@ -134,12 +134,34 @@ def write_part(
         temporary.write_bytes(image)
     # The mark comes last: a crash before it leaves a part that does not count.
     try:
-        with replace_when_whole(_done_path(path)) as temporary:
-            temporary.write_text(json.dumps(done), encoding="utf-8")
+        _write_mark(path, done)
     except OutputError:
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def mark_done(path: Path, num_rows: int) -> None:
+    """Mark a file as done that is whole already, with its digest.
+
+    Raises:
+        OutputError: The mark cannot be written.
+        CheckpointError: The file cannot be read.
+    """
+    with hdf5.explaining(path), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        num_bytes = file.tell()
+    _write_mark(path, {"num_rows": num_rows, "num_bytes": num_bytes, "sha256": digest})
+
+
+def unmark(path: Path) -> None:
+    """Remove the mark of a file that is about to change, if there is one."""
+    done_path(path).unlink(missing_ok=True)
+
+
+def _write_mark(path: Path, done: dict[str, Any]) -> None:
+    with replace_when_whole(done_path(path)) as temporary:
+        temporary.write_text(json.dumps(done), encoding="utf-8")
 
 
 def _make_image(
@@ -159,7 +181,8 @@ def _make_image(
         return bytes(file.id.get_file_image())
 
 
-def _done_path(path: Path) -> Path:
+def done_path(path: Path) -> Path:
+    """Return the path of the mark of a part."""
     return path.with_name(f"{path.name}.done")
 
 
@@ -290,7 +313,7 @@ def check_part(path: Path, *, full: bool = True) -> None:
 
 def _read_done(path: Path) -> dict[str, Any]:
     try:
-        done = json.loads(_done_path(path).read_text(encoding="utf-8"))
+        done = json.loads(done_path(path).read_text(encoding="utf-8"))
         return {name: done[name] for name in ("num_rows", "num_bytes", "sha256")}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: was not finished (there is no .done file)") from error
@@ -300,7 +323,7 @@ def _read_done(path: Path) -> dict[str, Any]:
 
 def finished_parts(directory: Path) -> list[Path]:
     """Return the parts in `directory` that are marked done, sorted; opens none of them."""
-    return sorted(path for path in directory.glob("part-*.h5") if _done_path(path).exists())
+    return sorted(path for path in directory.glob("part-*.h5") if done_path(path).exists())
 
 
 def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> list[Path]:
@@ -330,11 +353,7 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
         leftover.unlink()
     for path, damage in damages.items():
         if damage is not None:
-            damaged_path = path.with_name(f"{path.name}.damaged")
-            logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
-            # The mark goes first: a crash in between leaves a part that does not count.
-            _done_path(path).unlink(missing_ok=True)
-            path.rename(damaged_path)
+            _set_aside(path, damage)
     return [path for path, damage in damages.items() if damage is None]
 
 
@@ -350,7 +369,7 @@ def link_parts(sources: Sequence[Path], directory: Path) -> None:
             linked = directory / part_name(rank, number)
             # The mark comes last: without it, a part does not count.
             link_or_copy(path, linked)
-            link_or_copy(_done_path(path), _done_path(linked))
+            link_or_copy(done_path(path), done_path(linked))
 
 
 def refuse_other_runs(directory: Path, identity: Identity) -> None:
@@ -364,14 +383,42 @@ def refuse_other_runs(directory: Path, identity: Identity) -> None:
         FormatVersionError: A part has another version of the format.
     """
     for path in sorted(directory.glob("part-*.h5")):
-        try:
-            is_ours = read_identity(path) == identity
-        except FormatVersionError:
-            raise
-        except CheckpointError:
-            continue
-        if not is_ours:  # or the difference is the damage
-            _find_damage(path, identity, full=True)
+        refuse_other_run(path, identity)
+
+
+def refuse_other_run(path: Path, identity: Identity) -> None:
+    """Make sure that one file has this identity, or is damaged; see `refuse_other_runs`."""
+    try:
+        is_ours = read_identity(path) == identity
+    except FormatVersionError:
+        raise
+    except CheckpointError:
+        return
+    if not is_ours:  # or the difference is the damage
+        _find_damage(path, identity, full=True)
+
+
+def is_whole(path: Path, identity: Identity) -> bool:
+    """Tell whether a file of this identity is as it was written; set a damaged one aside.
+
+    Raises:
+        IdentityMismatchError: The file belongs to another run; nothing was changed.
+        FormatVersionError: The file has another version of the format; nothing was changed.
+    """
+    if not path.exists():
+        return False
+    damage = _find_damage(path, identity, full=True)
+    if damage is not None:
+        _set_aside(path, damage)
+    return damage is None
+
+
+def _set_aside(path: Path, damage: str) -> None:
+    damaged_path = path.with_name(f"{path.name}.damaged")
+    logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
+    # The mark goes first: a crash in between leaves a part that does not count.
+    unmark(path)
+    path.rename(damaged_path)
 
 
 def _find_damage(path: Path, identity: Identity, *, full: bool) -> str | None:

@@ -316,8 +316,9 @@ class EmbedDirectory:
         return self.output_path.exists() or _holds_work(self.path, self.records_dir)
 
     def owns(self, path: Path) -> bool:
-        """Tell whether `path` is the output."""
-        return path.resolve() == self.output_path.resolve()
+        """Tell whether `path` is the output, or its mark."""
+        mark = self.output_path.with_name(f"{self.output_path.name}.done")
+        return path.resolve() in (self.output_path.resolve(), mark.resolve())
 
     def clear(self) -> None:
         """Remove everything in the directory but the lock, which the caller may be holding."""

@@ -11,7 +11,13 @@ import numpy as np
 from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.parts import Identity, read_identity, refuse_other_runs
+from virnucpro.checkpoints.parts import (
+    is_whole,
+    mark_done,
+    refuse_other_run,
+    refuse_other_runs,
+    unmark,
+)
 from virnucpro.checkpoints.run_directory import EmbedDirectory
 from virnucpro.config import EmbedConfig
 from virnucpro.embedding.batches import unique_rows
@@ -19,7 +25,7 @@ from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.embedding.workers import prepare_workers
-from virnucpro.errors import CheckpointError, IncompleteError
+from virnucpro.errors import IncompleteError
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.fasta import check_beginnings
@@ -58,8 +64,8 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
                 lambda: prepare_record_store(
                     [config.input],
                     directory.records_dir,
-                    lambda store: refuse_other_runs(
-                        directory.path, _make_job(run, config, directory, store, model).identity
+                    lambda store: _refuse_other_runs(
+                        config, directory, _make_job(run, config, directory, store, model)
                     ),
                     alphabet=model.alphabet,
                     force_alphabet=config.force_alphabet,
@@ -67,7 +73,10 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             )
             store = open_record_store(directory.records_dir)
         job = _make_job(run, config, directory, store, model)
-        if config.resume and _is_finished(config.output_path, job.identity):
+        is_finished = (
+            config.resume and run.is_main and is_whole(directory.output_path, job.identity)
+        )
+        if run.share(is_finished):
             logger.info("%s: is finished already", config.output_path)
         else:
             done = run_pass(run, job)
@@ -103,11 +112,11 @@ def _make_job(
     )
 
 
-def _is_finished(path: Path, identity: Identity) -> bool:
-    try:
-        return read_identity(path) == identity
-    except CheckpointError:
-        return False
+def _refuse_other_runs(config: EmbedConfig, directory: EmbedDirectory, job: Job) -> None:
+    """Make sure that the parts, and an output that is to be finished, are of this job."""
+    refuse_other_runs(directory.path, job.identity)
+    if config.resume and directory.output_path.exists():
+        refuse_other_run(directory.output_path, job.identity)
 
 
 def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
@@ -144,7 +153,10 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
     blocks = (_average_windows(done, source, rows[block]) for block in split_rows(0, len(rows)))
     ids = [store.record_id(row) for row in rows.tolist()]
     columns = {"lengths": lengths, "embedded_lengths": embedded_lengths}
+    unmark(path)
     write_embeddings(path, rows, ids, blocks, done.job.identity, columns)
+    if not done.failed_rows:  # otherwise a resumed run tries these again
+        mark_done(path, len(rows))
 
 
 def _average_windows(done: Pass, source: WindowSource, records: Int64Array) -> Float32Array:
