@@ -1,0 +1,98 @@
+"""The encoder: padded batches through a model of transformers, and means over tokens.
+
+Shapes: B sequences in a batch, L tokens of the longest one, D width, S special tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from virnucpro.backend.interface import Attention, TokenBatch
+from virnucpro.backend.weights import find_weight_files
+from virnucpro.errors import UsageError, WeightsError, first_line
+from virnucpro_transformers.tokens import load_tokenizer
+from virnucpro_transformers.weights import guarded, import_transformers
+
+_IMPLEMENTATIONS = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
+
+# Parts above the last layer, which masked models often lack.
+_UNUSED = ("pooler.", "contact_head.")
+
+
+class AutoEncoder(nn.Module):
+    """A model of transformers that reads packed tokens and returns means over tokens."""
+
+    special_ids_S: Tensor
+
+    def __init__(self, model: nn.Module, pad_id: int, special_ids_S: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.pad_id = pad_id
+        self.register_buffer("special_ids_S", special_ids_S, persistent=False)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return float32 (B, D): each sequence's mean over its tokens without special ones."""
+        pieces = list(torch.split(batch.token_ids_T, batch.lengths_B.tolist()))
+        token_ids_BL = pad_sequence(pieces, batch_first=True, padding_value=self.pad_id)
+        position_L = torch.arange(batch.max_length, device=token_ids_BL.device)
+        is_token_BL = position_L < batch.lengths_B[:, None]
+        output = self.model(input_ids=token_ids_BL, attention_mask=is_token_BL.long())
+        is_counted_BL = is_token_BL & ~torch.isin(token_ids_BL, self.special_ids_S)
+        hidden_BLD: Tensor = output.last_hidden_state.masked_fill(~is_counted_BL[..., None], 0)
+        return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_counted_BL.sum(1)[:, None]
+
+
+def load_model(
+    path: Path, *, dtype: torch.dtype, device: torch.device, attention: Attention
+) -> AutoEncoder:
+    """Return the model in a directory, without the head on top of its last layer.
+
+    Raises:
+        WeightsError: The files do not hold what the model needs.
+        UsageError: The model does not have this attention.
+    """
+    tokenizer = load_tokenizer(path)
+    # Unknown and masked letters are letters of the sequence.
+    letters = {tokenizer.unk_token_id, tokenizer.mask_token_id}
+    special_ids = [number for number in tokenizer.all_special_ids if number not in letters]
+    if tokenizer.pad_token_id is None:
+        raise WeightsError(f"{path}: its tokenizer has no padding; wanted the model of an encoder")
+    with guarded(path):
+        model = _load(path, dtype, attention).to(device).eval().requires_grad_(False)
+    special_ids_S = torch.tensor(special_ids, device=device)
+    return AutoEncoder(model, tokenizer.pad_token_id, special_ids_S).eval()
+
+
+def _load(path: Path, dtype: torch.dtype, attention: Attention) -> Any:
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": find_weight_files(path)[0].suffix == ".safetensors",
+        "output_loading_info": True,
+    }
+    if attention != "auto":
+        settings["attn_implementation"] = _IMPLEMENTATIONS[attention]
+    try:
+        model, found = import_transformers().AutoModel.from_pretrained(path, **settings)
+    except (ImportError, ValueError) as error:
+        if attention == "auto":
+            raise
+        raise UsageError(
+            f"attention {attention}: {path} does not load with it ({first_line(error)}); use auto"
+        ) from error
+    # What a file lacks would be random numbers; buffers, such as rotary frequencies, are computed.
+    learned = {name for name, _ in model.named_parameters() if not name.startswith(_UNUSED)}
+    missing = sorted(learned.intersection(found["missing_keys"]))
+    if missing or found["mismatched_keys"]:
+        raise WeightsError(
+            f"{path}: {len(missing)} tensors of the model are missing (first: "
+            f"{missing[0] if missing else 'none'}), and {len(found['mismatched_keys'])} have "
+            "another shape; the files are incomplete or of another model"
+        )
+    return model
