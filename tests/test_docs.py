@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +61,24 @@ def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     page = tmp_path / "page.md"
     page.write_text("# A `b.c` d\n[1](#a-bc-d) [2](page.md#e) [3](none.md) [4](https://x.org/y)\n")
     assert find_broken_links(page) == ["page.md#e", "none.md"]
+
+
+def test_the_page_on_packages_lists_every_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    page = (REPOSITORY / "docs" / "packages.md").read_text(encoding="utf-8")
+    always, _, rest = page.partition("## Extras")
+    listed = re.findall(r"^\| ([\w-]+) \|", always, re.MULTILINE)
+    assert listed[1:] == [re.split(r"[<>=]", one)[0] for one in project["dependencies"]]
+    listed_extras = re.findall(r"^\| `([\w-]+)` \| ([\w, -]+) \|", rest, re.MULTILINE)
+    wanted = {
+        name: ", ".join(re.split(r"[<>=]", one)[0] for one in packages)
+        for name, packages in extras.items()
+        if name not in ("docs", "dev")
+    }
+    assert dict(listed_extras[: len(wanted)]) == wanted
+    backends = re.findall(r"^\| `([\w-]+)` \|", rest.partition("## Backends")[2], re.MULTILINE)
+    assert set(backends) == set(project["entry-points"]["virnucpro.backends"])
 
 
 def test_the_tutorial_shows_what_its_commands_print(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from tests.runs import REPOSITORY, read_table, run
 pytestmark = pytest.mark.slow
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
-PACKAGES = ("virnucpro", "backends/virnucpro_esm2", "backends/virnucpro_dnabert_s")
+BACKENDS = ("dnabert_s", "esm2", "fair_esm", "transformers")
+PACKAGES = ("virnucpro", *(f"backends/virnucpro_{name}" for name in BACKENDS))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,11 @@ def test_an_installed_wheel_declares_its_entry_points(installed: Path) -> None:
         ("console_scripts", "virnucpro"): "virnucpro.cli.main:main",
         ("virnucpro.backends", "esm2"): "virnucpro_esm2:backend",
         ("virnucpro.backends", "dnabert-s"): "virnucpro_dnabert_s:backend",
+        ("virnucpro.backends", "fair-esm"): "virnucpro_fair_esm:backend",
+        ("virnucpro.backends", "transformers"): "virnucpro_transformers:backend",
+        ("virnucpro.backends", "transformers-dna"): "virnucpro_transformers:dna_backend",
+        ("multiqc.modules.v1", "virnucpro"): "virnucpro.reports.multiqc:MultiqcModule",
+        ("multiqc.hooks.v1", "before_config"): "virnucpro.reports.multiqc:add_search_pattern",
         ("virnucpro.benchmarks", "esm2"): "virnucpro_esm2.benchmarking",
         ("virnucpro.benchmarks", "dnabert-s"): "virnucpro_dnabert_s.benchmarking",
     }

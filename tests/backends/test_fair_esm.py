@@ -12,10 +12,14 @@ from virnucpro_esm2 import backend as esm2
 from virnucpro_fair_esm import backend
 
 from tests.backends.test_esm2 import embed_by_fair_esm, largest_difference, make_proteins
+from tests.runs import assert_tables_equal_but_for_rounding, write_reads
 from tools.make_esm2_weights import make_config, write_fair_esm, write_transformers
+from virnucpro import PredictConfig, predict
 from virnucpro.backend.interface import Backend
 from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError, WeightsError
+
+pytestmark = pytest.mark.slow
 
 
 class TestFairEsmContract(BackendContract):
@@ -42,6 +46,20 @@ def test_the_numbers_are_those_of_fair_esm_and_of_esm2(tmp_path: Path) -> None:
     found_BE = embed(backend, path, proteins)
     assert largest_difference(found_BE, embed_by_fair_esm(path, proteins)) < 1e-6
     assert largest_difference(embed(esm2, path, proteins), found_BE) < 1e-5
+
+
+def test_a_whole_run_can_compute_as_the_original(demo_weights, tmp_path: Path) -> None:
+    reads = write_reads(tmp_path / "reads.fa", 12)
+    for name in ("esm2", "fair-esm"):
+        config = PredictConfig(
+            inputs=(str(reads),),
+            output_dir=tmp_path / name,
+            device="cpu",
+            protein_backend=name,
+            **demo_weights,
+        )
+        predict(config)
+    assert_tables_equal_but_for_rounding(tmp_path / "fair-esm", tmp_path / "esm2")
 
 
 def test_what_is_no_file_of_fair_esm_is_refused(tmp_path: Path) -> None:

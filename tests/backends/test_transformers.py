@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -23,8 +22,7 @@ from virnucpro.backend.interface import Backend
 from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError, WeightsError
 
-# The directory of a trained ESM-2 in the layout of transformers, where somebody has one.
-TRAINED = os.environ.get("VIRNUCPRO_TRAINED_ESM2")
+pytestmark = pytest.mark.slow
 
 ESM_TOKENS = [
     *("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-"),
@@ -73,7 +71,7 @@ def write_esm1b(directory: Path, seed: int = 0, num_positions: int = 1028) -> st
     return save_model(directory, config, seed)
 
 
-def write_prot_bert(directory: Path, seed: int = 0) -> str:
+def write_prot_bert(directory: Path) -> str:
     """Write a model of ProtBert's kind, whose tokenizer wants spaces between residues."""
     directory.mkdir(exist_ok=True)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVESIKRDTPNQFYMHCWXUBZO"]
@@ -84,7 +82,7 @@ def write_prot_bert(directory: Path, seed: int = 0) -> str:
     config = transformers.BertConfig(
         vocab_size=len(tokens), max_position_embeddings=1100, pad_token_id=0, **SIZES
     )
-    return save_model(directory, config, seed)
+    return save_model(directory, config, seed=0)
 
 
 def write_nucleotide_transformer(directory: Path, seed: int = 0) -> str:
@@ -111,11 +109,6 @@ class TestEsm1bContract(BackendContract):
 
     def make_weights(self, directory: Path, seed: int) -> str:
         return write_esm1b(directory, seed)
-
-
-class TestProtBertContract(TestEsm1bContract):
-    def make_weights(self, directory: Path, seed: int) -> str:
-        return write_prot_bert(directory, seed)
 
 
 class TestNucleotideTransformerContract(BackendContract):
@@ -149,10 +142,12 @@ def test_the_numbers_are_those_of_esm2(tmp_path: Path) -> None:
     assert largest_difference(embed(backend, tmp_path, PROTEINS), wanted_BE) < 1e-5
 
 
-@pytest.mark.skipif(TRAINED is None, reason="needs VIRNUCPRO_TRAINED_ESM2, trained weights")
-def test_the_numbers_of_trained_weights_are_those_of_esm2() -> None:
-    wanted_BE = embed(esm2, Path(TRAINED), PROTEINS)
-    assert largest_difference(embed(backend, Path(TRAINED), PROTEINS), wanted_BE) < 1e-5
+def test_the_numbers_of_trained_weights_are_those_of_esm2(shared: Path) -> None:
+    path = shared / "esm2_8m"
+    if not path.is_dir():
+        pytest.skip("no trained ESM-2 beside this checkout")
+    wanted_BE = embed(esm2, path, PROTEINS)
+    assert largest_difference(embed(backend, path, PROTEINS), wanted_BE) < 1e-5
 
 
 def test_a_protein_with_spaces_is_the_mean_over_its_residues(tmp_path: Path) -> None:
