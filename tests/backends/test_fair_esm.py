@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from virnucpro_esm2 import backend as esm2
 from virnucpro_fair_esm import backend
 
@@ -50,13 +51,16 @@ def test_the_numbers_are_those_of_fair_esm_and_of_esm2(tmp_path: Path) -> None:
 
 def test_a_whole_run_can_compute_as_the_original(demo_weights, tmp_path: Path) -> None:
     reads = write_reads(tmp_path / "reads.fa", 12)
+    # As the published classifiers, it does not say which backends it was trained on.
+    head = tmp_path / "500_model.pth"
+    torch.save(load_file(demo_weights["model_path"]), head)
     for name in ("esm2", "fair-esm"):
         config = PredictConfig(
             inputs=(str(reads),),
             output_dir=tmp_path / name,
             device="cpu",
             protein_backend=name,
-            **demo_weights,
+            **(demo_weights | {"model_path": head}),
         )
         predict(config)
     assert_tables_equal_but_for_rounding(tmp_path / "fair-esm", tmp_path / "esm2")
