@@ -198,7 +198,8 @@ def test_an_error_is_told_once_and_nothing_else(demo_weights, tmp_path):
     process = start("predict", tmp_path / "broken.fa", *options, env=environment)
     _, messages = process.communicate()
     assert process.returncode == 1
-    rule, opened, error = messages.splitlines()
+    device, rule, opened, error = messages.splitlines()
+    assert device.startswith("computing on cpu")
     assert rule.startswith("frame rule: open")
     assert opened.startswith("open models: ")
     assert error.startswith("Error: ")

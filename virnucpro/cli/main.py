@@ -29,7 +29,7 @@ from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BEFORE_OTHERS_SPEAK = 1
+_SECONDS_BEFORE_OTHERS_SPEAK = 3
 
 _COMMANDS = (
     "predict",
