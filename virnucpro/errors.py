@@ -106,6 +106,12 @@ def brief(value: object) -> str:
     return text if len(text) <= _MAX_VALUE_LETTERS else f"{text[:_MAX_VALUE_LETTERS]}..."
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 record`, `1,200 batches`."""
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, or its type if the error has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0][:_MAX_MESSAGE_LETTERS]

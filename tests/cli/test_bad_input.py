@@ -142,6 +142,19 @@ def test_a_bad_file(predict: Run, kind: str) -> None:
     assert_resumes_to(predict, "in.fa", good="in.fa")
 
 
+@pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"")])
+def test_an_empty_input_can_be_accepted(predict: Run, content: bytes) -> None:
+    Path("in.fa").write_bytes(content)
+    assert_one_error(predict("in.fa"), 1, "in.fa: holds no records", "--allow-empty")
+    assert predict("in.fa --allow-empty").exit_code == 0
+    tables = read_tables(Path("out"))
+    assert tables.pop("viral.fasta") == b""
+    with_header = {name for name in tables if name.endswith((".tsv", ".txt", ".csv"))}
+    assert {len(tables[name].splitlines()) for name in with_header} == {1}
+    assert predict("in.fa good.fa --allow-empty --force").exit_code == 0
+    assert len(read_tables(Path("out"))["records.tsv"].splitlines()) == 41
+
+
 def test_the_second_of_several_files_is_bad(predict: Run) -> None:
     Path("more.fa").write_bytes(b">more\nACGT\nAC5T\n")
     assert_one_error(predict("good.fa more.fa"), 1, "more.fa, line 1: record 'more' has '5'")

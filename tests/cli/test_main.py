@@ -209,7 +209,14 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("check-precision a.fa", "500_model.pth: no such classifier"),
         ("check-precision a.fa --sample 0", "num_records 0: wanted a whole number, at least 1"),
         ("embed a.fa --backend esm2 -o a.h5", "Missing option '--weights'"),
-        ("predictt a.fa", "No such command"),
+        ("predictt a.fa", "No such command 'predictt'. Did you mean 'predict'?"),
+        ("pred a.fa", "No such command 'pred'. Did you mean 'predict'?"),
+        ("a.fa -m mini", "No such command 'a.fa'. Did you mean 'virnucpro predict a.fa'?"),
+        ("predict a.fa -m mini --relaxed --threshold 0.4", "--relaxed and --threshold both decide"),
+        ("predict a.fa -m mini --dna-backend toy", "model type mini is for the backends dnabert-s"),
+        ("predict a.fa -m 300", "300_model.pth: no such classifier"),
+        ("predict a.fa -m 300", "or -m mini -e 300 for the small model"),
+        ("export a.fa --to npz -o x", "a.fa: is a file; wanted the directory of a run"),
     ],
 )
 def test_wrong_usage_is_2(run, fasta, line, message):
@@ -456,7 +463,9 @@ def test_only_the_main_process_of_a_launch_looks(occupied, monkeypatch):
 @pytest.mark.slow
 def test_on_a_terminal_the_user_is_asked(occupied):
     code, seen = on_a_terminal("-m", "virnucpro", "predict", "a.fa", answer="n")
-    assert "a_predictions exists. Overwrite it? [y/N]" in seen
+    assert (
+        "a_predictions exists; --resume would go on with what is there. Overwrite it? [y/N]" in seen
+    )
     assert code == 0
     assert (occupied / "records.tsv").exists()
 
@@ -576,3 +585,10 @@ def test_validate_names_what_is_wrong(run, tmp_path):
 
 def test_devices_are_listed(run):
     assert run("utils", "list-devices").stdout.startswith("cpu ")
+
+
+def test_an_unknown_backend_is_named_before_its_weights(run):
+    result = run("profile", "-m", "esm3")
+    assert result.exit_code == 1
+    assert "No backend is called 'esm3'; installed are: dnabert-s, esm2" in result.stderr
+    assert "Did you mean 'esm2'?" in result.stderr

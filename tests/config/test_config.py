@@ -88,7 +88,7 @@ def test_devices(given, device):
         ({"threshold": 1.5}, "threshold 1.5: wanted a score from 0 to 1"),
         ({"max_fdr": 0}, "max_fdr 0: wanted a share between 0 and 1"),
         ({"viral_share": 1.0}, "viral_share 1.0: wanted a share between 0 and 1"),
-        ({"max_fdr": 0.1, "threshold": 0.7}, "max_fdr and threshold both decide"),
+        ({"max_fdr": 0.1, "threshold": 0.7}, "--max-fdr and --threshold both decide"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings, message):

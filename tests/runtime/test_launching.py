@@ -67,8 +67,8 @@ def test_one_process_for_each_gpu(monkeypatch, num_gpus, device, num_processes, 
         (2, "auto", 3, None, "3 processes need a GPU each, and this machine shows 2"),
         (0, "cuda", 2, None, "this machine shows 0; start fewer, or give --device cpu"),
         (4, "cuda:1", 2, None, "device cuda:1 is a single one"),
-        (2, "auto", None, "0,1,5", "--gpus 0,1,5: this machine has 2 of these GPUs"),
-        (0, "auto", None, "0", "--gpus 0: this machine has 0 of these GPUs"),
+        (2, "auto", None, "0,1,5", "--gpus 0,1,5: torch finds only 2 of these GPUs"),
+        (0, "auto", None, "0", "--gpus 0: torch finds no NVIDIA GPU here"),
     ],
 )
 def test_gpus_that_are_not_there(monkeypatch, num_gpus, device, num_processes, gpus, message):

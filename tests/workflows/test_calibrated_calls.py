@@ -197,7 +197,7 @@ def test_presets_have_flags(calibrated, tmp_path: Path) -> None:
     assert settings["preset"] == "conservative"
     done = run(*command, "--relaxed", "--max-fdr=0.2")
     assert done.returncode == 2
-    assert "max_fdr and preset both decide what is called viral" in done.stderr
+    assert "--max-fdr and --relaxed both decide what is called viral" in done.stderr
     done = run(*command, "--relaxed", "--conservative")
     assert done.returncode == 2
     assert "--relaxed and --conservative contradict each other" in done.stderr

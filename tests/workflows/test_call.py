@@ -115,7 +115,7 @@ def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path
     reads = write_reads(tmp_path / "reads.fa", 10)
     output = tmp_path / "out"
     predict(PredictConfig(inputs=reads, output_dir=output, device="cpu", **demo_weights))
-    with pytest.raises(ClassifierError, match="preset needs probabilities"):
+    with pytest.raises(ClassifierError, match="--relaxed needs probabilities"):
         call(CallConfig(run_dir=output, preset="relaxed"))
     result = call(CallConfig(run_dir=output, threshold=0.0))
     assert result.num_virus == result.num_records - result.num_none

@@ -128,7 +128,7 @@ def test_what_is_no_sequence_is_refused(scorer: Scorer, given, message: str) -> 
 def test_settings_are_those_of_predict(sequences: dict[str, str]) -> None:
     strict = Scorer("mini", device="cpu", threshold=1.0, chunk_length_bp=300)
     assert "virus" not in strict.score(sequences).calls.call.tolist()
-    with pytest.raises(UsageError, match="max_fdr and threshold"):
+    with pytest.raises(UsageError, match="--max-fdr and --threshold"):
         Scorer("mini", threshold=0.5, max_fdr=0.1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import os
@@ -17,7 +18,14 @@ import click
 from virnucpro.cli import ARGUMENTS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
 from virnucpro.cli.terminal import echo
-from virnucpro.errors import MemoryExhaustedError, Terminated, UsageError, VirnucproError, printable
+from virnucpro.errors import (
+    MemoryExhaustedError,
+    Terminated,
+    UsageError,
+    VirnucproError,
+    brief,
+    printable,
+)
 from virnucpro.runtime.environment import (
     is_main_process,
     num_processes,
@@ -76,6 +84,19 @@ class _Program(click.Group):
         module = importlib.import_module(f"virnucpro.cli.{name}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in _COMMANDS or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        if Path(name).exists():
+            guess = f" Did you mean 'virnucpro predict {name}'?"
+        text = f"No such command {brief(name)}.{guess} virnucpro --help lists the commands."
+        raise click.UsageError(text, ctx)
 
     def invoke(self, ctx: click.Context) -> object:
         end_with_launcher()

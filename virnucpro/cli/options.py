@@ -301,10 +301,11 @@ def require_classifier(config: PredictConfig) -> None:
     if config.model_path is None and config.model_type in PUBLISHED:
         weights = (config.dna_weights, config.protein_weights)
         names = [model.name for model in (DNABERT_S, ESM2_3B) if model.location in weights]
+        mini = "-m mini" if config.chunk_length_bp == 500 else "-m mini -e 300"
         raise UsageError(
             f"{config.resolved_model_path}: no such classifier; get it and its models with "
             f"`virnucpro models download {' '.join([config.model_type, *names])}`, give the path "
-            "of one with -p, or -m mini for the small model that ships with virnucpro"
+            f"of one with -p, or {mini} for the small model that ships with virnucpro"
         )
     raise UsageError(
         f"{config.resolved_model_path}: no such classifier; give the path of one with "
@@ -334,7 +335,8 @@ def settle_output(
             f"{path} exists; give --resume to go on with what is there, --force to overwrite it, "
             "or another output with -o"
         )
-    if click.confirm(f"{path} exists. Overwrite it?", err=True):
+    question = f"{path} exists; --resume would go on with what is there. Overwrite it?"
+    if click.confirm(question, err=True):
         return dataclasses.replace(config, force=True)
     return None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from virnucpro.backend.registry import load_backend
 from virnucpro.cli.options import config_command, make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import PredictConfig, ProfileConfig
@@ -38,6 +39,7 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
       virnucpro profile -m dnabert-s --weights models/DNABERT-S --precision fp16
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
+    load_backend(config.model)
     location = config.weights or _DEFAULT_WEIGHTS.get(config.model)
     if location is None:
         raise UsageError(f"backend {config.model}: which weights? Name them with --weights")

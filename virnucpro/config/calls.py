@@ -71,13 +71,19 @@ class CallsConfig(Config, group="Classifier and calls"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [
-            name for name in ("max_fdr", "preset", "threshold") if getattr(self, name) is not None
-        ]
+        given = self.name_given("max_fdr", "preset", "threshold")
         if len(given) > 1:
             raise UsageError(
                 f"{' and '.join(given)} both decide what is called viral; give only one of them"
             )
+
+    def name_given(self, *names: str) -> list[str]:
+        """Return the options that have a value, of the settings `names`, as users type them."""
+        return [
+            f"--{self.preset}" if name == "preset" else f"--{name.replace('_', '-')}"
+            for name in names
+            if getattr(self, name) is not None
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,13 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     min_length_bp: int = option(
         0, "--min-length", help="Records shorter than this get no call.", metavar="BP", minimum=0
     )
+    allow_empty: bool = option(
+        False,
+        help="Accept an input without records: write tables with a header only.",
+        details="Otherwise such an input is an error (exit code 1), because it is mostly a mistake "
+        "of an earlier step.",
+        group="Input",
+    )
     keep_intermediate: bool = option(
         False,
         "-k",
@@ -131,6 +138,13 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
 
     def _use_mini(self) -> None:
         """Let the package's files stand for the weights that are not given."""
+        for name in ("dna_backend", "protein_backend"):
+            if self.model_path is None and getattr(self, name) != getattr(type(self), name):
+                raise UsageError(
+                    f"model type mini is for the backends dnabert-s and esm2, and {name} is "
+                    f"{getattr(self, name)!r}; leave out one of the two, or train a classifier for "
+                    "that backend (virnucpro train) and name it with -m custom -p FILE"
+                )
         for name, directory in (("dna_weights", "dnabert_s"), ("protein_weights", "esm2")):
             if getattr(self, name) == getattr(type(self), name):
                 self._set(name, str(MINI_DIRECTORY / directory))
@@ -222,6 +236,7 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     viral_share: float | None = None
     regions: str | None = None
     fastq: bool | None = None
+    allow_empty: bool = False
     keep_intermediate: bool = False
     report: bool = False
     checkpoint_dir: Path | None = None

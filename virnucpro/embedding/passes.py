@@ -24,7 +24,7 @@ from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import make_loader
 from virnucpro.embedding.loop import Loop
-from virnucpro.errors import MemoryExhaustedError
+from virnucpro.errors import MemoryExhaustedError, count
 from virnucpro.runtime.devices import count_affordable, device_name, is_out_of_memory
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run
@@ -175,14 +175,15 @@ def _plan(
     if job.shard is not None:
         batches = batches.shard(*job.shard)
     remaining = batches.without(finished)
+    num_done = len(batches.rows) - len(remaining.rows)
     logger.info(
-        "%s: %d distinct of %d sequences, %d already done, %d batches of up to %d tokens to do",
+        "%s: %s distinct of %s%s, %s of up to %s to do",
         job.name,
-        len(batches.rows),
-        len(job.source),
-        len(batches.rows) - len(remaining.rows),
-        len(remaining),
-        budget,
+        f"{len(batches.rows):,}",
+        count(len(job.source), "sequence"),
+        f", {num_done:,} already done" if num_done else "",
+        count(len(remaining), "batch"),
+        count(budget, "token"),
     )
     return remaining, budget
 

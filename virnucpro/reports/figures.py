@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from virnucpro.checkpoints.whole_files import replace_when_whole
-from virnucpro.errors import UsageError
 from virnucpro.reports.metrics import (
     NUM_CALIBRATION_BINS,
     Predictions,
@@ -19,26 +19,29 @@ from virnucpro.reports.metrics import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+logger = logging.getLogger(__name__)
+
 _NUM_SCORE_BINS = 40
 
 
-def require_matplotlib() -> None:
-    """Check that figures can be drawn, before any long work begins.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+def can_draw() -> bool:
+    """Return whether matplotlib can be used; warn if not."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UsageError(
-            "matplotlib, which draws the figures of reports, is not installed; install virnucpro "
-            "with its extra `train`: pip install '.[train]' in its directory"
-        ) from error
+        logger.warning(
+            "the report has no figures, because matplotlib cannot be used (%s); it comes with the "
+            "extra `train`: pip install 'virnucpro[train]'",
+            error,
+        )
+        return False
+    return True
 
 
 def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
     """Write `report.png` and `report.svg`; the same predictions give the same bytes.
+
+    Without matplotlib, warn and write nothing.
 
     Args:
         directory: The directory of the two files.
@@ -48,6 +51,8 @@ def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
     Raises:
         VirnucproError: A file cannot be written.
     """
+    if not can_draw():
+        return
     # matplotlib is optional, and its import takes long.
     import matplotlib as mpl
     from matplotlib.figure import Figure

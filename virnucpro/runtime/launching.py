@@ -46,9 +46,15 @@ def choose_num_processes(device: str, num_processes: int | None, gpus: str | Non
         return 1
     # Counting does not start CUDA, which would take memory on the first GPU.
     num_gpus = torch.cuda.device_count()
+    if gpus is not None and num_gpus == 0:
+        raise UsageError(
+            f"--gpus {gpus}: torch finds no NVIDIA GPU here, or was built without CUDA; leave the "
+            "option out to use the CPU, or look at `nvidia-smi -L`"
+        )
     if gpus is not None and gpus.count(",") + 1 != num_gpus:
         raise UsageError(
-            f"--gpus {gpus}: this machine has {num_gpus} of these GPUs; `nvidia-smi -L` lists all"
+            f"--gpus {gpus}: torch finds only {num_gpus} of these GPUs here; `nvidia-smi -L` lists "
+            "the numbers of all"
         )
     if num_processes is None:
         return max(1, num_gpus)

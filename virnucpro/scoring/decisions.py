@@ -113,12 +113,11 @@ def check_calibrated(config: CallsConfig, calibration: Calibration | None, path:
     Raises:
         ClassifierError: It has none.
     """
-    names = ("max_fdr", "preset", "viral_share")
-    asked = [name for name in names if getattr(config, name) is not None]
+    asked = config.name_given("max_fdr", "preset", "viral_share")
     if asked and calibration is None:
         raise ClassifierError(
             f"{path}: {asked[0]} needs probabilities, and this classifier has no calibration: its "
-            "score is not a probability. Choose records by their score (threshold), give the "
+            "score is not a probability. Choose records by their score (--threshold), give the "
             "classifier a calibration (virnucpro calibrate), or use one that `virnucpro train` made"
         )
 

@@ -89,6 +89,7 @@ class RecordReader:
         *,
         change_letters: bool = True,
         judge_alphabet: bool = False,
+        allow_empty: bool = False,
     ) -> None:
         """Prepare to read `path`.
 
@@ -97,6 +98,7 @@ class RecordReader:
             alphabet: What the letters should be.
             change_letters: False for what another program wrote for itself.
             judge_alphabet: Whether to refuse DNA where proteins are wanted, and the reverse.
+            allow_empty: Whether a file without records is in order.
         """
         self.path = str(path)
         self.sha256 = ""
@@ -106,6 +108,7 @@ class RecordReader:
         self._alphabet = alphabet
         self._change_letters = change_letters
         self._judges_alphabet = judge_alphabet
+        self._allow_empty = allow_empty
         self._findings: Counter[str] = Counter()
         self._name = "standard input" if self.path == STDIN else self.path
         self._line_number = 0
@@ -126,6 +129,11 @@ class RecordReader:
         # Only opening the file gets here: `_read_blocks` explains later errors.
         except OSError as error:
             raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
+        if not self.num_records and not self._allow_empty:
+            raise InputError(
+                f"{self._name}: holds no records, or in BAM and CRAM no unmapped reads; "
+                "--allow-empty of predict accepts that"
+            )
         self.sha256 = hashing.sha256.hexdigest()
         self.num_bytes = hashing.num_bytes
         for finding, num in self._findings.items():
@@ -224,6 +232,8 @@ class RecordReader:
             self._check_first_line("\0")  # without reading its end, which /dev/zero does not have
         lines = self._read_lines(itertools.chain([block], blocks))
         first = next((line for line in lines if line.strip()), "")
+        if not first:
+            return
         self._check_first_line(first)
         parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
         yield from self._parse_lines(itertools.chain([first], lines), parse)
@@ -292,10 +302,6 @@ class RecordReader:
             yield [self._check(record, f"unmapped read {number}")]
 
     def _check_first_line(self, line: str) -> None:
-        if not line:
-            raise InputError(
-                f"{self._name}: holds no records; FASTA, FASTQ, BAM or CRAM was expected"
-            )
         # Many binary formats begin with a byte that is not UTF-8, and was read as an escape.
         if "\0" in line or "\udc80" <= line[0] <= "\udcff":
             raise InputError(
@@ -360,7 +366,9 @@ class RecordReader:
         return text
 
 
-def check_beginnings(paths: Sequence[str | Path], alphabet: Alphabet) -> None:
+def check_beginnings(
+    paths: Sequence[str | Path], alphabet: Alphabet, *, allow_empty: bool = False
+) -> None:
     """Read the first record of each file, before something that takes long.
 
     Standard input and pipes can be read only once, and CRAM only as a whole, so they are left out.
@@ -374,7 +382,7 @@ def check_beginnings(paths: Sequence[str | Path], alphabet: Alphabet) -> None:
         with suppress(OSError), path.open("rb") as file:
             if file.read(4) == b"CRAM":
                 continue
-        next(iter(RecordReader(path, alphabet)), None)
+        next(iter(RecordReader(path, alphabet, allow_empty=allow_empty)), None)
 
 
 def sample_records(

@@ -13,6 +13,9 @@ from typing import NamedTuple
 FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 """The six reading frames in the original's order; a frame's code is its index in this tuple."""
 
+NAME_OF_ROW = {"open": "open frame", "stretches": "stretch"}
+"""What people call one of them."""
+
 NAMES_OF_ROWS = {"open": "open frames", "stretches": "stretches"}
 """What people call the rows of a frame store, by the kind of its frame rule."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, OutputExistsError, brief
-from virnucpro.reports.figures import draw_report, require_matplotlib
+from virnucpro.reports.figures import draw_report
 from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
 from virnucpro.reports.record_results import STALE_NAME
@@ -68,9 +68,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
         InputError: A table cannot be read, or no record has a label.
         OutputExistsError: There is a report already.
-        UsageError: matplotlib is not installed.
     """
-    require_matplotlib()
     directory = config.resolved_output_dir
     stale = directory / STALE_NAME
     if directory.exists() and not config.force and not stale.exists():

@@ -29,7 +29,7 @@ from virnucpro.checkpoints.parts import (
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.config import ExportConfig
-from virnucpro.errors import CheckpointError, OutputExistsError
+from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.sequences.records import ROW_ID
 
@@ -100,6 +100,11 @@ class _Source:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        if directory.is_file():
+            raise UsageError(
+                f"{directory}: is a file; wanted the directory of a run. What `virnucpro embed` "
+                "writes is HDF5 with the datasets embeddings and ids, which h5py reads as it is"
+            )
         run_directory = RunDirectory(directory, stem="")  # nothing here depends on the stem
         is_run = run_directory.frame_store_dir.is_dir()
         store_dir = run_directory.frame_store_dir

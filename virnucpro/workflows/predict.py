@@ -11,7 +11,7 @@ from virnucpro.embedding.estimates import warn_of_slow_cpu
 from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, count
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.pages.run_page import write_run_page
 from virnucpro.reports.record_results import PredictResult, note_short_records
@@ -22,7 +22,7 @@ from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import check_models, open_classifier, score_passes
 from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
-from virnucpro.sequences.records import NAMES_OF_ROWS
+from virnucpro.sequences.records import NAME_OF_ROW, NAMES_OF_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _embed_frames(
     """Open the models, find the frames, and embed them with both models."""
     with run.stage("open models"):
         classifier = open_classifier(config)
-        run.once(lambda: check_beginnings(config.inputs, "dna"))
+        run.once(lambda: check_beginnings(config.inputs, "dna", allow_empty=config.allow_empty))
         models = open_frame_models(run, config)
         check_models(config, classifier, models)
         rule = classifier.rule
@@ -145,6 +145,7 @@ def _find_frames(
             min_length_bp=config.min_length_bp,
             rule=rule,
             paired=config.paired,
+            allow_empty=config.allow_empty,
         )
     )
     store = open_frame_store(directory.frame_store_dir)
@@ -152,14 +153,11 @@ def _find_frames(
     warn_of_cuts(store, models)
     num_frames = store.num_frames
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
-    logger.info(
-        "identical sequences are embedded once: %s DNA and %s proteins of %s %s, which "
-        "saves %.1f %% and %.1f %%",
-        f"{num_dna:,}",
-        f"{num_proteins:,}",
-        f"{num_frames:,}",
-        NAMES_OF_ROWS[rule.kind],
-        100 * (num_frames - num_dna) / max(1, num_frames),
-        100 * (num_frames - num_proteins) / max(1, num_frames),
-    )
+    if min(num_dna, num_proteins) < num_frames:
+        logger.info(
+            "identical sequences are embedded once: %s DNA and %s proteins of %s",
+            f"{num_dna:,}",
+            f"{num_proteins:,}",
+            count(num_frames, NAME_OF_ROW[rule.kind]),
+        )
     return store

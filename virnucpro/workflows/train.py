@@ -22,7 +22,7 @@ from virnucpro.embedding.passes import Pass, gather_features, run_pass
 from virnucpro.errors import IncompleteError, OutputExistsError
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.reports.figures import draw_report, require_matplotlib
+from virnucpro.reports.figures import draw_report
 from virnucpro.reports.report import (
     Resampled,
     Section,
@@ -119,7 +119,6 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
-    require_matplotlib()
     if config.output_path.exists() and not (config.force or config.resume):
         raise OutputExistsError(
             f"{config.output_path}: exists already; overwrite it with --force, or choose another "

@@ -36,6 +36,7 @@ def prepare_frame_store(
     min_length_bp: int = 0,
     rule: FrameRule = OPEN_RULE,
     paired: bool = False,
+    allow_empty: bool = False,
 ) -> None:
     """Build the frame store, unless a resumed run finds the whole store of the same input.
 
@@ -47,6 +48,7 @@ def prepare_frame_store(
         min_length_bp: Shorter records get no chunks.
         rule: What of a chunk becomes a row.
         paired: Whether a record is a pair of reads.
+        allow_empty: Whether files without records are in order.
 
     Raises:
         InputError: An input cannot be read.
@@ -68,6 +70,7 @@ def prepare_frame_store(
             min_length_bp=min_length_bp,
             rule=rule,
             paired=paired,
+            allow_empty=allow_empty,
         )
 
     _build_beside(directory, build, check)

@@ -17,7 +17,7 @@ from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.whole_files import create_file, write_json
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
-from virnucpro.errors import OutputError
+from virnucpro.errors import OutputError, count
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store.files import (
@@ -39,7 +39,7 @@ from virnucpro.sequences.frame_store.reading import (
     open_record_store,
 )
 from virnucpro.sequences.pairs import read_pairs
-from virnucpro.sequences.records import NAMES_OF_ROWS, Record
+from virnucpro.sequences.records import NAME_OF_ROW, Record
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def build_frame_store(
     min_length_bp: int = 0,
     rule: FrameRule = OPEN_RULE,
     paired: bool = False,
+    allow_empty: bool = False,
 ) -> FrameStore:
     """Write the open frames or stretches of files to `directory`, and return the opened store.
 
@@ -85,6 +86,7 @@ def build_frame_store(
         min_length_bp: Shorter records are kept, but get no chunks.
         rule: What of a chunk becomes a row.
         paired: Whether a record is a pair of reads; see `read_pairs`.
+        allow_empty: Whether files without records are in order.
 
     Raises:
         InputError: An input cannot be read.
@@ -102,7 +104,7 @@ def build_frame_store(
             **({} if rule == OPEN_RULE else {FRAME_RULE: str(rule)}),
             **({READS_PER_RECORD: 2} if paired else {}),
         }
-        readers = [RecordReader(path, "dna") for path in inputs]
+        readers = [RecordReader(path, "dna", allow_empty=allow_empty) for path in inputs]
         step = 2 if paired else 1
         for records in [read_pairs(readers)] if paired else readers:
             for letters, length in _write_records(writer, records, step):
@@ -112,11 +114,10 @@ def build_frame_store(
         writer.finish(FrameStore, manifest, ("dna", "protein"))
     store = open_frame_store(directory)
     logger.info(
-        "%d records, %d chunks, %d %s",
-        store.num_records,
-        store.num_chunks,
-        store.num_frames,
-        NAMES_OF_ROWS[rule.kind],
+        "%s, %s, %s",
+        count(store.num_records, "record"),
+        count(store.num_chunks, "chunk"),
+        count(store.num_frames, NAME_OF_ROW[rule.kind]),
     )
     return store
 
