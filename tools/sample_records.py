@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from virnucpro.sequences.fasta import sample_records
+from virnucpro.sequences.sampling import sample_records
 
 
 def main() -> None:

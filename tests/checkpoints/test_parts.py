@@ -15,17 +15,16 @@ import numpy as np
 import pytest
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
+from virnucpro.checkpoints.finished_work import collect_parts, refuse_other_runs
 from virnucpro.checkpoints.parts import (
     FormatVersionError,
     Identity,
     check_part,
-    collect_parts,
     finished_parts,
     finished_rows,
     next_part_number,
     part_name,
     read_identity,
-    refuse_other_runs,
     write_part,
 )
 from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.whole_files import link_or_copy, replace_when_whole
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
-from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError, UsageError, brief
+from virnucpro.errors import CheckpointError, OutputError, UsageError, brief
 
 FORMAT_NAME = "virnucpro-embeddings"
 FORMAT_VERSION = 3
@@ -326,37 +325,6 @@ def finished_parts(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("part-*.h5") if done_path(path).exists())
 
 
-def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> list[Path]:
-    """Check all parts in `directory`, set damaged ones aside, and return the others, sorted.
-
-    One process calls this before any process writes there. The others then call `finished_parts`.
-
-    Args:
-        directory: The parts of one run and one alphabet.
-        identity: The identity of the parts that this run writes.
-        full: As for `check_part`.
-
-    Raises:
-        IdentityMismatchError: A part belongs to another run; nothing was changed.
-        FormatVersionError: A part has another version of the format; nothing was changed.
-    """
-
-    def find_damage(path: Path) -> str | None:
-        return _find_damage(path, identity, full=full)
-
-    paths = sorted(directory.glob("part-*.h5"))
-    # All parts are checked before the first one is moved, so that an error changes nothing.
-    # Threads suffice: reading and digesting release Python's global lock.
-    with ThreadPoolExecutor() as pool:
-        damages = dict(zip(paths, pool.map(find_damage, paths), strict=True))
-    for leftover in directory.glob(".part-*.tmp"):
-        leftover.unlink()
-    for path, damage in damages.items():
-        if damage is not None:
-            _set_aside(path, damage)
-    return [path for path, damage in damages.items() if damage is None]
-
-
 def link_parts(sources: Sequence[Path], directory: Path) -> None:
     """Give `directory` the finished parts of other directories, under names of their own.
 
@@ -370,72 +338,6 @@ def link_parts(sources: Sequence[Path], directory: Path) -> None:
             # The mark comes last: without it, a part does not count.
             link_or_copy(path, linked)
             link_or_copy(done_path(path), done_path(linked))
-
-
-def refuse_other_runs(directory: Path, identity: Identity) -> None:
-    """Make sure that the parts in `directory` have this identity; nothing is changed.
-
-    A run calls this before it changes anything. Damaged parts do not count, because they cannot say
-    whose they are.
-
-    Raises:
-        IdentityMismatchError: A part belongs to another run.
-        FormatVersionError: A part has another version of the format.
-    """
-    for path in sorted(directory.glob("part-*.h5")):
-        refuse_other_run(path, identity)
-
-
-def refuse_other_run(path: Path, identity: Identity) -> None:
-    """Make sure that one file has this identity, or is damaged; see `refuse_other_runs`."""
-    try:
-        is_ours = read_identity(path) == identity
-    except FormatVersionError:
-        raise
-    except CheckpointError:
-        return
-    if not is_ours:  # or the difference is the damage
-        _find_damage(path, identity, full=True)
-
-
-def is_whole(path: Path, identity: Identity) -> bool:
-    """Tell whether a file of this identity is as it was written; set a damaged one aside.
-
-    Raises:
-        IdentityMismatchError: The file belongs to another run; nothing was changed.
-        FormatVersionError: The file has another version of the format; nothing was changed.
-    """
-    if not path.exists():
-        return False
-    damage = _find_damage(path, identity, full=True)
-    if damage is not None:
-        _set_aside(path, damage)
-    return damage is None
-
-
-def _set_aside(path: Path, damage: str) -> None:
-    damaged_path = path.with_name(f"{path.name}.damaged")
-    logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
-    # The mark goes first: a crash in between leaves a part that does not count.
-    unmark(path)
-    path.rename(damaged_path)
-
-
-def _find_damage(path: Path, identity: Identity, *, full: bool) -> str | None:
-    """Return what is damaged in a part; a whole part of another run is an error."""
-    try:
-        check_part(path, full=full)
-        differences = identity.differences(read_identity(path))
-    except FormatVersionError:
-        raise
-    except CheckpointError as error:
-        return str(error)
-    if differences:
-        raise IdentityMismatchError(
-            f"{path} belongs to another run: {'; '.join(differences)}. Give another output "
-            "directory (-o), start afresh with --force, or go back to the old input and settings"
-        )
-    return None
 
 
 def finished_rows(parts: Sequence[Path]) -> Int64Array:

@@ -17,7 +17,8 @@ from accelerate.utils import send_to_device
 from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array, split_rows
 from virnucpro.backend.interface import Encoder
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import collect_parts, finished_parts, finished_rows
+from virnucpro.checkpoints.finished_work import collect_parts
+from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.embedding.batches import Batches, ClaimedBatches, measure_costs, plan_batches
 from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.embedding.compiling import compile_layers

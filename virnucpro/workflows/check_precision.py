@@ -23,8 +23,9 @@ from virnucpro.scoring.calls import call_by_mean_logit, call_chunks, call_record
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.decisions import decide_calls
 from virnucpro.scoring.frame_scores import Scores, check_models, open_classifier, score_passes
-from virnucpro.sequences.fasta import check_beginnings, sample_records
+from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.sampling import sample_records
 
 REFERENCE = "fp32"
 

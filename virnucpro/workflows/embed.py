@@ -11,13 +11,8 @@ import numpy as np
 from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.parts import (
-    is_whole,
-    mark_done,
-    refuse_other_run,
-    refuse_other_runs,
-    unmark,
-)
+from virnucpro.checkpoints.finished_work import is_whole, refuse_other_run, refuse_other_runs
+from virnucpro.checkpoints.parts import mark_done, unmark
 from virnucpro.checkpoints.run_directory import EmbedDirectory
 from virnucpro.config import EmbedConfig
 from virnucpro.embedding.batches import unique_rows

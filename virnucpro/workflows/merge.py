@@ -16,7 +16,8 @@ import numpy as np
 
 from virnucpro.backend.interface import Weights
 from virnucpro.backend.registry import load_backend
-from virnucpro.checkpoints.parts import collect_parts, finished_rows, link_parts
+from virnucpro.checkpoints.finished_work import collect_parts
+from virnucpro.checkpoints.parts import finished_rows, link_parts
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import link_or_copy
 from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
