@@ -22,6 +22,7 @@ from torch.nn import functional
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.kernels import flash, onednn, plain
 from virnucpro.kernels.halves import embed_halves
+from virnucpro.kernels.host_memory import require_memory
 from virnucpro_dnabert_s.attention import (
     AttentionKernel,
     alibi_slopes,
@@ -90,6 +91,7 @@ class DnabertS(nn.Module):
     def __init__(self, config: ModelConfig, attention: AttentionKernel = "sdpa") -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
+        self.inner_width = config.intermediate_size
         self.attention = attention
         self.word_embeddings = _empty_embedding(config.vocab_size, config.hidden_size)
         self.token_type_embeddings = _empty_embedding(config.type_vocab_size, config.hidden_size)
@@ -119,6 +121,9 @@ class DnabertS(nn.Module):
     def _embed_padded(self, kernels: ModuleType, batch: TokenBatch) -> Tensor:
         index_BL, is_token_BL = padded_index(batch)
         dtype = self.word_embeddings.weight.dtype
+        # At the most, the states of a layer, its queries, keys and values, contexts and gates.
+        width = 8 * self.word_embeddings.embedding_dim + 3 * self.inner_width
+        require_memory(index_BL.numel() * width * dtype.itemsize, index_BL.device)
         attend_BHLK = attend_padded(
             choose_attend(self.attention, dtype), is_token_BL, self.num_heads, dtype
         )

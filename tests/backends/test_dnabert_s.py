@@ -23,6 +23,7 @@ from tools.make_dnabert_s_weights import make_config, make_random_tensors, write
 from virnucpro.backend.interface import Attention, Backend, TokenBatch
 from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError
+from virnucpro.kernels import host_memory
 
 CPU = torch.device("cpu")
 MIXED_LENGTHS = [1, 2, 3, 8, 9, 64, 109, 500]
@@ -115,6 +116,17 @@ def test_long_sequences_attend_in_blocks_of_queries(
     assert max(bias.numel() for bias in made) <= most
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     assert relative_deviation(in_blocks, whole) < bound
+
+
+def test_a_sequence_beyond_the_memory_of_the_machine_is_refused(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(published)
+    monkeypatch.setattr(host_memory, "_ALWAYS_THERE", 0)
+    assert embed(model, random_tokens([50])).isfinite().all()
+    monkeypatch.setattr(host_memory, "_measure_free", lambda: 50_000)
+    with pytest.raises(torch.OutOfMemoryError, match="bytes of memory are needed, 50,000 are free"):
+        embed(model, random_tokens([50]))
 
 
 def reference_slopes(num_heads: int) -> list[float]:

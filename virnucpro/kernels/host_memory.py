@@ -1,0 +1,36 @@
+"""The memory of a CPU is looked at before it is taken: the system kills who takes too much."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+_ALWAYS_THERE = 1 << 30
+
+
+def require_memory(num_bytes: int, device: torch.device) -> None:
+    """Make sure that a CPU has memory for `num_bytes` more; a GPU says so itself.
+
+    Raises:
+        torch.OutOfMemoryError: It has less. Callers handle it as they handle that of a GPU.
+    """
+    if device.type != "cpu" or num_bytes < _ALWAYS_THERE:
+        return
+    free = _measure_free()
+    if num_bytes > free:
+        raise torch.OutOfMemoryError(f"{num_bytes:,} bytes of memory are needed, {free:,} are free")
+
+
+def _measure_free() -> int:
+    """Return the bytes that this process can still take from the machine and from its container."""
+    free = [int(psutil.virtual_memory().available)]
+    with suppress(OSError, StopIteration, ValueError):  # no cgroups, or no limit ("max")
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
+        limits = [_CGROUP / group / "memory.max", _CGROUP / "memory.max"]
+        limit = int(next(path for path in limits if path.exists()).read_text())
+        free.append(limit - int(psutil.Process().memory_info().rss))
+    return min(free)
