@@ -41,7 +41,7 @@ def open_weights(location: str) -> Weights:
     chosen = {path / "config.json", *files}
     for pattern in _TOKENIZER_FILES:
         chosen.update(file for file in path.glob(pattern) if file.is_file())
-    dim = config.hidden_size
+    dim = getattr(config, "hidden_size", None)
     if type(dim) is not int or not any(dim in tensor.shape for tensor in tensors.values()):
         raise WeightsError(f"{path}: hidden_size is {dim!r}, which no tensor of the files has")
     sizes = {name: getattr(config, name, 1) for name in ("num_hidden_layers", "vocab_size")}

@@ -184,6 +184,39 @@ def test_a_model_that_needs_its_own_code_is_refused(tmp_path: Path) -> None:
         backend.open_weights(str(tmp_path))
 
 
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return print, ("executed",)
+
+    location = write_esm1b(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"weight": Bomb()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin: refused"):
+        backend.open_weights(location)
+
+
+def test_weights_in_a_pickle_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    write_esm1b(tmp_path)
+    wanted_BE = embed(backend, tmp_path, ["MKTAYIAKQR"])
+    path = tmp_path / "model.safetensors"
+    torch.save(load_file(path), tmp_path / "pytorch_model.bin")
+    path.unlink()
+    assert torch.equal(embed(backend, tmp_path, ["MKTAYIAKQR"]), wanted_BE)
+
+
+def test_settings_of_another_model_are_refused(tmp_path: Path) -> None:
+    location = write_esm1b(tmp_path)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    for name, value in (("hidden_size", 48), ("num_hidden_layers", 10**9), ("hidden_size", "x")):
+        path.write_text(json.dumps(settings | {name: value}))
+        with pytest.raises(WeightsError, match=str(tmp_path)):
+            backend.open_weights(location)
+
+
 def test_a_decoder_is_refused(tmp_path: Path) -> None:
     write_esm2(tmp_path)
     config = transformers.T5Config(d_model=32, num_layers=1, vocab_size=33)
