@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,16 @@ import pytest
 
 from tests.reports.test_metrics import make_predictions
 from virnucpro.errors import VirnucproError
-from virnucpro.reports.figures import draw_report
+from virnucpro.reports.figures import Curve, draw_report
+from virnucpro.reports.metrics import Predictions
+from virnucpro.reports.report import find_overfit, measure_subsets
+
+LOSSES = [{"train": 0.6, "valid": 0.6}, {"train": 0.3, "valid": 0.4}, {"train": 0.1, "valid": 0.7}]
+
+
+def draw(directory: Path, found: Predictions, **about) -> None:
+    sections = measure_subsets("toys", found, [("small", found.score < 0.9)], "records")
+    draw_report(directory, "toys", [Curve(found, sections[0])], sections, **about)
 
 
 @pytest.mark.slow
@@ -16,7 +27,7 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        draw_report(tmp_path / name, found, "toys")
+        draw(tmp_path / name, found, losses=LOSSES, best_epoch=2)
         paths = sorted((tmp_path / name).iterdir())
         assert [path.name for path in paths] == ["report.png", "report.svg"]
         written.append([path.read_bytes() for path in paths])
@@ -25,14 +36,52 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_panels_say_what_they_show(tmp_path: Path) -> None:
+    found = make_predictions(60)
+    draw(tmp_path, found, losses=LOSSES, best_epoch=2)
+    # matplotlib writes each text as a comment beside its outlines.
+    texts = "\n".join(re.findall(r"<!-- (.*?) -->", (tmp_path / "report.svg").read_text()))
+    num_viral = int(found.is_viral.sum())
+    assert f"n = {num_viral} viral + {60 - num_viral} others" in texts
+    assert re.search(r"AUROC 0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", texts)
+    assert re.search(r"average precision 0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", texts)
+    for text in ("the calls that were made", "bins of equal size", "kept: epoch 2", "small"):
+        assert text in texts
+
+
+@pytest.mark.slow
 def test_without_probabilities_only_the_score_is_drawn(tmp_path: Path) -> None:
     found = make_predictions(60)
-    draw_report(tmp_path, found, "toys")
-    with_probability = (tmp_path / "report.svg").read_bytes()
-    draw_report(tmp_path, found._replace(probability=np.full(60, np.nan)), "toys")
-    assert len((tmp_path / "report.svg").read_bytes()) < len(with_probability)
+    draw(tmp_path, found)
+    with_probability = (tmp_path / "report.svg").read_text()
+    draw(tmp_path, found._replace(probability=np.full(60, np.nan)))
+    assert "<!-- probability -->" in with_probability
+    assert "<!-- probability -->" not in (tmp_path / "report.svg").read_text()
 
 
 def test_a_figure_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(VirnucproError, match=r"report\.png: cannot be written \(No such file"):
-        draw_report(tmp_path / "gone", make_predictions(60), "toys")
+        draw(tmp_path / "gone", make_predictions(60))
+
+
+def test_without_matplotlib_a_message_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    draw(tmp_path, make_predictions(60))
+    assert "pip install 'virnucpro[train]'" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_of_one_kind_are_not_drawn(tmp_path: Path) -> None:
+    found = make_predictions(60)
+    draw(tmp_path, found.select(found.is_viral))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_overfit_is_pointed_out() -> None:
+    (warning,) = find_overfit(LOSSES, best_epoch=2)
+    assert "after epoch 2 the loss of the held-out records rose from 0.4 to 0.7" in warning
+    assert find_overfit(LOSSES[:2], best_epoch=2) == []
+    # Both losses rise: that is no overfit.
+    assert find_overfit([*LOSSES[:2], {"train": 0.5, "valid": 0.7}], best_epoch=2) == []

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as reference
 
 from virnucpro.reports.metrics import (
     Predictions,
-    bin_probabilities,
+    bin_equally,
     estimate_metrics,
     trace_curves,
 )
@@ -63,10 +64,37 @@ def test_calibration_error_is_the_mean_distance_of_the_bins() -> None:
         np.ones(8),
     )
     assert estimate_metrics(found)["calibration_error"].value == pytest.approx((0.15 + 0.1) / 2)
-    promised, share, weight = bin_probabilities(found)
-    np.testing.assert_allclose([promised, share, weight], [[0.1, 0.9], [0.25, 1], [4, 4]])
     unknown = found._replace(probability=np.full(8, np.nan))
     assert np.isnan(estimate_metrics(unknown)["brier"]).all()
+
+
+def test_bins_have_equally_many_records_and_wilson_intervals() -> None:
+    found = Predictions(
+        np.array([1, 0, 0, 0, 1, 1, 1, 1, 1], bool),
+        np.repeat([0.1, 0.9, 0.5], [4, 4, 1]),
+        np.repeat([0.1, 0.9, np.nan], [4, 4, 1]),
+        np.repeat([False, True], [4, 5]),
+        np.arange(9),
+        np.ones(9),
+    )
+    bins = bin_equally(found, 2)
+    np.testing.assert_allclose([bins.promised, bins.share], [[0.1, 0.9], [0.25, 1]])
+    wanted = binomtest(1, 4).proportion_ci(method="wilson")
+    np.testing.assert_allclose([bins.low[0], bins.high[0]], wanted, rtol=1e-6)
+    wanted = binomtest(4, 4).proportion_ci(method="wilson")
+    np.testing.assert_allclose([bins.low[1], bins.high[1]], wanted, rtol=1e-6)
+    # Half the weight of every record says as much.
+    halved = bin_equally(found._replace(weight=np.full(9, 0.5)), 2)
+    np.testing.assert_allclose(halved, bins)
+    many = bin_equally(make_predictions(400))
+    assert len(many.share) == 10
+    # Weights of all sizes: the sums of a bin with viral records alone differ in the last bit.
+    for seed in range(20):
+        weighted = make_predictions(400, seed)
+        bins = bin_equally(weighted.select(weighted.is_viral))
+        assert (bins.share <= bins.high).all()
+        assert (bins.low <= bins.share).all()
+    assert len(bin_equally(found._replace(probability=np.full(9, np.nan))).share) == 0
 
 
 def test_curves_are_those_of_scikit_learn() -> None:

@@ -258,16 +258,35 @@ def test_a_report_is_not_overwritten_unasked(tables, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_matplotlib_there_are_numbers_and_no_figures(tables, tmp_path: Path) -> None:
+def test_numbers_need_no_matplotlib(tables, tmp_path: Path) -> None:
     _, truth = tables
+    assert evaluate(tmp_path, "--truth", truth).exit_code == 0
+    drawn = tmp_path / "evaluation"
     without = (
         "import sys; sys.modules['matplotlib'] = None; from virnucpro.cli.main import main; main()"
     )
-    done = run(sys.executable, "-c", without, "evaluate", tmp_path, "--truth", truth)
-    assert done.returncode == 0
-    assert "the report has no figures" in done.stderr
-    assert "auroc" in done.stdout
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
-        "report.json",
-        "report.tsv",
-    }
+    command = ["evaluate", tmp_path, "--truth", truth, "-o", tmp_path / "plain"]
+    done = run(sys.executable, "-c", without, *command)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'virnucpro[train]'" in done.stderr
+    for name in ("report.tsv", "report.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (drawn / name).read_bytes()
+    assert (drawn / "report.svg").is_file()
+    assert not (tmp_path / "plain" / "report.svg").exists()
+    assert "There are no figures" in (tmp_path / "plain" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_page_has_the_figures_and_the_numbers(tables, tmp_path: Path) -> None:
+    _, truth = tables
+    assert evaluate(tmp_path, "--truth", truth).exit_code == 0
+    page = (tmp_path / "evaluation" / "report.html").read_text()
+    assert 'src="data:image/svg+xml;base64,' in page
+    assert "class phage against all others" in page
+    assert f"{float(read_report(tmp_path / 'evaluation')['all', 'all', 'mcc']):.3f}" in page
+    assert "1 no_open_frame" in page
+    before = page
+    (tmp_path / "evaluation" / "report.html").unlink()
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "evaluation")])
+    assert done.exit_code == 0
+    assert (tmp_path / "evaluation" / "report.html").read_text() == before

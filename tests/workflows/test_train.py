@@ -120,6 +120,7 @@ def test_the_report_is_there_in_every_form(trained) -> None:
     assert {row["resampled"] for row in rows} == {"records"}
     assert (config.work_dir / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (config.work_dir / "report.svg").read_text()
+    assert "data:image/svg+xml" in (config.work_dir / "report.html").read_text()
     report = read_report(config)
     assert len(report["losses"]) >= report["best_epoch"] >= 1
     assert (

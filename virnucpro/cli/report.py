@@ -13,12 +13,14 @@ from virnucpro.config import ReportConfig
 def report_command(ctx: click.Context, config: ReportConfig) -> None:
     """Write one HTML file that shows a finished run, or compares several.
 
-    predict writes such a page at its end. The file needs no network, so you can copy it or send it.
+    predict, train and evaluate write such a page at their end. The file needs no network, so you
+    can copy it or send it.
 
     \b
     Examples:
       virnucpro report contigs_predictions
       virnucpro report sample_1 sample_2 sample_3 -o samples.html
+      virnucpro report contigs_predictions/evaluation
     """  # noqa: D301 (click reads the \b)
     from virnucpro import report
 

@@ -71,7 +71,7 @@ class ReportConfig(Config):
     """The settings of `report`."""
 
     runs: tuple[Path, ...] = argument(
-        help="Output directories of predict; several are compared.",
+        help="Output directory of predict, train or evaluate; several of predict are compared.",
         metavar="RUN_DIR...",
         path="directory",
     )

@@ -1,20 +1,21 @@
-"""Draws the figures of a report: ROC, precision and recall, calibration, scores."""
+"""Draws the figures of a report, as a paper needs them.
+
+The figures need matplotlib; the numbers beside them do not.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from virnucpro.checkpoints.whole_files import replace_when_whole
-from virnucpro.reports.metrics import (
-    NUM_CALIBRATION_BINS,
-    Predictions,
-    bin_probabilities,
-    trace_curves,
-)
+from virnucpro.reports.metrics import Estimate, Predictions, bin_equally, trace_curves
+from virnucpro.reports.report import Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUM_SCORE_BINS = 40
+_MAX_SUBSETS = 24
+_GREY = "0.5"
 
 
 def can_draw() -> bool:
@@ -38,68 +41,145 @@ def can_draw() -> bool:
     return True
 
 
-def draw_report(directory: Path, predictions: Predictions, title: str) -> None:
+class Curve(NamedTuple):
+    """Records that get a line in each panel.
+
+    Attributes:
+        predictions: With viral records and others.
+        section: The figures of all of them.
+    """
+
+    predictions: Predictions
+    section: Section
+
+    @property
+    def size(self) -> str:
+        """How many records these are, for a legend."""
+        return f"n = {self.section.num_viral:,} viral + {self.section.num_others:,} others"
+
+
+def draw_report(
+    directory: Path,
+    title: str,
+    curves: Sequence[Curve],
+    sections: Sequence[Section],
+    losses: Sequence[Mapping[str, float]] = (),
+    best_epoch: int = 0,
+) -> None:
     """Write `report.png` and `report.svg`; the same predictions give the same bytes.
 
-    Without matplotlib, warn and write nothing.
+    Without matplotlib or without records of both kinds, nothing is drawn.
 
     Args:
         directory: The directory of the two files.
-        predictions: Predictions with viral records and others.
         title: What the predictions are.
+        curves: The records to draw; the first are those of the panels with one kind of records.
+        sections: The subsets of the first records, with their figures.
+        losses: The losses of each epoch of a training.
+        best_epoch: The epoch that was kept, from 1.
 
     Raises:
-        VirnucproError: A file cannot be written.
+        OutputError: A file cannot be written.
     """
-    if not can_draw():
+    for ending in ("png", "svg"):
+        # The figures of an earlier report must not stay beside other numbers.
+        (directory / f"report.{ending}").unlink(missing_ok=True)
+    curves = [one for one in curves if one.section.num_viral and one.section.num_others]
+    if not curves or not can_draw():
         return
     # matplotlib is optional, and its import takes long.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    (roc, precision), (calibration, scores) = figure.subplots(2, 2)
-    _draw_curves(roc, precision, predictions)
-    _draw_calibration(calibration, predictions)
-    _draw_scores(scores, predictions)
+    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    (roc, precision, calibration), (scores, subsets, last) = figure.subplots(2, 3)
+    _draw_curves(roc, precision, curves)
+    _draw_calibration(calibration, curves[0])
+    _draw_scores(scores, curves[0])
+    _draw_subsets(subsets, sections)
+    if losses:
+        _draw_losses(last, losses, best_epoch)
+    else:
+        last.set_axis_off()
+    panels = (roc, precision, calibration, scores, subsets, *([last] if losses else []))
+    for letter, axes in zip("abcdef", panels, strict=False):
+        axes.set_title(letter, loc="left", fontweight="bold")
     figure.suptitle(title)
     # A date and random names would change the bytes of each file.
     metadata: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}
     with mpl.rc_context({"svg.hashsalt": "virnucpro"}):
         for ending, entries in metadata.items():
-            path = directory / f"report.{ending}"
-            with replace_when_whole(path) as temporary:
-                figure.savefig(temporary, format=ending, dpi=120, metadata=entries)
+            with replace_when_whole(directory / f"report.{ending}") as temporary:
+                figure.savefig(temporary, format=ending, dpi=150, metadata=entries)
 
 
-def _draw_curves(roc: Axes, precision: Axes, predictions: Predictions) -> None:
-    true, false = trace_curves(predictions)
-    recall = true / true[-1]
-    roc.plot(np.append(0, false / false[-1]), np.append(0, recall))
-    roc.plot([0, 1], [0, 1], color="grey", linestyle=":")
+def _draw_curves(roc: Axes, precision: Axes, curves: Sequence[Curve]) -> None:
+    roc.plot([0, 1], [0, 1], color=_GREY, linestyle=":")
+    for number, one in enumerate(curves):
+        true, false = trace_curves(one.predictions)
+        recall, name = true / true[-1], f"{one.section.records} ({one.size})"
+        style: dict[str, Any] = {"color": f"C{number}"}
+        area, average = (one.section.estimates[metric] for metric in ("auroc", "auprc"))
+        roc.plot(
+            np.append(0, false / false[-1]),
+            np.append(0, recall),
+            label=f"{name}\nAUROC {_describe(area)}",
+            **style,
+        )
+        precision.step(
+            recall,
+            true / (true + false),
+            where="pre",
+            label=f"{name}\naverage precision {_describe(average)}",
+            **style,
+        )
+        share = true[-1] / (true[-1] + false[-1])
+        precision.axhline(share, linestyle=":", **style)
+        hits, alarms = _measure_calls(one.predictions)
+        called = {"marker": "o", "linestyle": "", "markeredgecolor": "black", **style}
+        roc.plot(alarms / false[-1], hits / true[-1], **called)
+        if hits + alarms:
+            precision.plot(hits / true[-1], hits / (hits + alarms), **called)
+    for axes in (roc, precision):
+        axes.plot([], [], "ko", label="the calls that were made")
+        axes.legend(fontsize="x-small", loc="lower right" if axes is roc else "lower left")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     roc.set(title="ROC", xlabel="false positive rate", ylabel="recall")
-    precision.step(recall, true / (true + false), where="pre")
-    share = true[-1] / (true[-1] + false[-1])
-    precision.axhline(share, color="grey", linestyle=":")
-    precision.set(title="precision and recall", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
+    precision.set(title="precision and recall", xlabel="recall", ylabel="precision")
 
 
-def _draw_calibration(axes: Axes, predictions: Predictions) -> None:
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    as_probability = predictions._replace(probability=predictions.score.clip(0, 1))
-    axes.plot(*bin_probabilities(as_probability)[:2], marker="o", label="score, before calibration")
+def _measure_calls(predictions: Predictions) -> tuple[float, float]:
+    """Return the weights of the viral and of the other records that are called viral."""
+    weight, is_viral = predictions.weight * predictions.is_called, predictions.is_viral
+    return float(weight[is_viral].sum()), float(weight[~is_viral].sum())
+
+
+def _draw_calibration(axes: Axes, curve: Curve) -> None:
+    predictions = curve.predictions
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":")
+    lines = [("score, before calibration", predictions.score.clip(0, 1))]
     if not np.isnan(predictions.probability).all():
-        axes.plot(*bin_probabilities(predictions)[:2], marker="o", label="probability")
+        lines.append(("probability", predictions.probability))
+    for name, promised in lines:
+        bins = bin_equally(predictions._replace(probability=promised))
+        errors = np.stack([bins.share - bins.low, bins.high - bins.share])
+        axes.errorbar(bins.promised, bins.share, errors, marker="o", capsize=2, label=name)
     axes.set(
-        title=f"calibration, {NUM_CALIBRATION_BINS} bins",
+        title=f"calibration, {len(bins.share)} bins of equal size",
         xlabel="mean of the bin",
         ylabel="share of viral records in the bin",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
     )
-    axes.legend()
+    axes.legend(title=curve.size, title_fontsize="x-small", fontsize="x-small", loc="upper left")
 
 
-def _draw_scores(axes: Axes, predictions: Predictions) -> None:
-    for name, chosen in (("viral", predictions.is_viral), ("others", ~predictions.is_viral)):
+def _draw_scores(axes: Axes, curve: Curve) -> None:
+    predictions = curve.predictions
+    for name, chosen, number in (
+        ("viral", predictions.is_viral, curve.section.num_viral),
+        ("others", ~predictions.is_viral, curve.section.num_others),
+    ):
         weight = predictions.weight[chosen]
         axes.hist(
             predictions.score[chosen],
@@ -107,7 +187,36 @@ def _draw_scores(axes: Axes, predictions: Predictions) -> None:
             range=(0, 1),
             weights=weight / weight.sum(),
             alpha=0.5,
-            label=name,
+            label=f"{name}, n = {number:,}",
         )
     axes.set(title="scores", xlabel="score", ylabel="share of the kind")
-    axes.legend()
+    axes.legend(fontsize="x-small")
+
+
+def _draw_subsets(axes: Axes, sections: Sequence[Section]) -> None:
+    """Draw the AUROC of each subset, with its interval."""
+    known = [one for one in sections if not math.isnan(one.estimates["auroc"].value)]
+    shown = known[:_MAX_SUBSETS]
+    for place, section in enumerate(shown):
+        value, low, high = section.estimates["auroc"]
+        errors = None if math.isnan(low) else [[max(0, value - low)], [max(0, high - value)]]
+        axes.errorbar(value, place, xerr=errors, marker="o", color="C0", capsize=2)
+    labels = [f"{one.subset}\n{one.num_viral:,} + {one.num_others:,}" for one in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize="xx-small")
+    axes.invert_yaxis()
+    axes.set(title="by subset (viral + others)", xlabel="AUROC, 95 % interval")
+
+
+def _draw_losses(axes: Axes, losses: Sequence[Mapping[str, float]], best_epoch: int) -> None:
+    epochs = range(1, len(losses) + 1)
+    for name in losses[0]:
+        axes.plot(epochs, [loss[name] for loss in losses], label=name)
+    axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"kept: epoch {best_epoch}")
+    axes.set(title="losses", xlabel="epoch", ylabel="weighted cross-entropy")
+    axes.legend(fontsize="x-small")
+
+
+def _describe(estimate: Estimate) -> str:
+    value, low, high = estimate
+    interval = "" if math.isnan(low) else f" ({low:.3f}–{high:.3f})"
+    return f"{value:.3f}{interval}"

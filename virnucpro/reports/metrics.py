@@ -29,7 +29,9 @@ METRICS = (
 """All figures in the order of the reports; docs/training.md defines them."""
 
 NUM_CALIBRATION_BINS = 15
+NUM_EQUAL_BINS = 10
 _CONFIDENCE = 0.95
+_NORMAL_QUANTILE = 1.959964
 # The intervals of many records are narrow, so a hundred replicates are enough for them.
 _MAX_REPLICATES = 500
 _MIN_REPLICATES = 100
@@ -124,15 +126,51 @@ def trace_curves(predictions: Predictions) -> tuple[Float64Array, Float64Array]:
     return ranked.trace(ranked.weight)
 
 
-def bin_probabilities(predictions: Predictions) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Return the mean probability, the share of viral records and the weight of each bin.
+class Bins(NamedTuple):
+    """Bins of a calibration with about equally many records each; the arrays are (B,).
 
-    All bins of the calibration have the same width; empty bins are left out.
+    Attributes:
+        promised: The mean probability of each bin.
+        share: The share of viral records in it.
+        low: The lower end of the 95 % interval of the share, by Wilson.
+        high: The upper end.
     """
-    ranked = _Ranked(predictions)
-    weight, promised, found = ranked.sum_bins(ranked.weight)
-    filled = weight > 0
-    return promised[filled] / weight[filled], found[filled] / weight[filled], weight[filled]
+
+    promised: Float64Array
+    share: Float64Array
+    low: Float64Array
+    high: Float64Array
+
+
+def bin_equally(predictions: Predictions, num_bins: int = NUM_EQUAL_BINS) -> Bins:
+    """Return bins of equally many records by rising probability; unknown ones are left out.
+
+    Records that share a probability may come into two bins.
+    """
+    known = np.flatnonzero(~np.isnan(predictions.probability))
+    order = known[np.argsort(predictions.probability[known], kind="stable")]
+    bins = [part for part in np.array_split(order, num_bins) if len(part)]
+    rows = []
+    for part in bins:
+        weight = predictions.weight[part]
+        total = weight.sum()
+        # The sums may be rounded differently, and no share is above 1.
+        share = min(1.0, float(weight @ predictions.is_viral[part] / total))
+        # How many records of equal weight would say as much.
+        size = float(total**2 / (weight**2).sum())
+        rows.append(
+            (float(weight @ predictions.probability[part] / total), share, *_wilson(share, size))
+        )
+    return Bins._make(np.array(rows).reshape(-1, 4).T)
+
+
+def _wilson(share: float, size: float) -> tuple[float, float]:
+    square = _NORMAL_QUANTILE**2
+    middle = (share + square / (2 * size)) / (1 + square / size)
+    reach = math.sqrt(share * (1 - share) / size + square / (4 * size**2))
+    reach *= _NORMAL_QUANTILE / (1 + square / size)
+    # Nor must rounding push an end past the share itself.
+    return max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
 
 
 def _interval(values: Float64Array) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,15 @@ from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.whole_files import open_whole, write_json
 from virnucpro.reports.metrics import Estimate, Predictions, count_clusters, estimate_metrics
 
+REPORT_NAME = "report.json"
+"""Of the file with all figures in the directory of a report."""
+
+PAGE_NAME = "report.html"
+"""Of the page beside it."""
+
 REPORT_SCHEMA_VERSION = 1
+# By how much the loss of the held-out records may rise before it is called an overfit.
+_OVERFIT_RISE = 0.05
 _COLUMNS = (
     *("records", "subset", "num_viral", "num_others", "metric", "value", "low", "high"),
     *("resampled", "num_viral_resampled", "num_others_resampled"),
@@ -97,6 +105,18 @@ def against_the_rest(name: str, is_member: BoolArray, is_viral: BoolArray) -> tu
     return name, is_member
 
 
+def find_overfit(losses: Sequence[Mapping[str, float]], best_epoch: int) -> list[str]:
+    """Return a warning if the loss of the held-out records rose after the epoch that was kept."""
+    best, last = losses[best_epoch - 1], losses[-1]
+    if last["valid"] <= best["valid"] * (1 + _OVERFIT_RISE) or last["train"] >= best["train"]:
+        return []
+    return [
+        f"the training overfitted: after epoch {best_epoch} the loss of the held-out records rose "
+        f"from {best['valid']:.3g} to {last['valid']:.3g}, and that of the training records fell. "
+        f"The classifier is that of epoch {best_epoch}; more records, or more groups, would help"
+    ]
+
+
 def write_report(directory: Path, sections: Sequence[Section], about: dict[str, Any]) -> None:
     """Write `report.tsv` with a line for each figure, and `report.json`, which includes `about`.
 
@@ -119,7 +139,7 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
             for section in sections
         ],
     }
-    write_json(directory / "report.json", document)
+    write_json(directory / REPORT_NAME, document)
 
 
 def _describe(estimate: Estimate) -> dict[str, float | None] | None:

@@ -14,11 +14,13 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, OutputExistsError, brief
-from virnucpro.reports.figures import draw_report
+from virnucpro.reports.figures import Curve, draw_report
 from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
+from virnucpro.reports.pages.evaluation_page import write_evaluation_page
 from virnucpro.reports.record_results import STALE_NAME
 from virnucpro.reports.report import (
+    PAGE_NAME,
     Resampled,
     Section,
     against_the_rest,
@@ -107,9 +109,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         "without_call": without_call,
     }
     write_report(directory, sections, about)
-    if called.is_viral.any() and not called.is_viral.all():
-        draw_report(directory, called, f"{config.records_tsv}: records with a call")
+    curves = [
+        Curve(found, next(one for one in sections if one.records == name))
+        for name, found in (("with a call", called), ("all", predictions))
+        if len(found.score)
+    ]
+    subsets_of_called = [one for one in sections if one.records == "with a call"]
+    draw_report(directory, f"{config.records_tsv}", curves, subsets_of_called)
     stale.unlink(missing_ok=True)
+    write_evaluation_page(directory, directory / PAGE_NAME)
     return Evaluation(sections, without_call, directory)
 
 

@@ -1,4 +1,4 @@
-"""The story of `virnucpro report`: the page of a run, or of several runs."""
+"""The story of `virnucpro report`: the page of a run, of several runs, or of figures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import ReportConfig
 from virnucpro.errors import OutputExistsError
 from virnucpro.reports.pages.comparison_page import write_comparison_page
+from virnucpro.reports.pages.evaluation_page import write_evaluation_page
 from virnucpro.reports.pages.run_page import write_run_page
+from virnucpro.reports.report import REPORT_NAME
 
 
 def report(config: ReportConfig) -> Path:
     """Write the page of finished runs, and return where it is.
 
-    One directory of `predict` gets the page of a run. Several directories are compared.
+    A directory of `predict` gets the page of a run. One of `train` or `evaluate` gets the page of
+    its figures. Several directories of `predict` are compared.
 
     Raises:
         InputError: A directory holds no finished run, or a file of it is damaged.
@@ -31,6 +34,8 @@ def report(config: ReportConfig) -> Path:
         )
     if others:
         write_comparison_page(config.runs, path)
+    elif (first / REPORT_NAME).is_file():
+        write_evaluation_page(first, path)
     else:
         write_run_page(RunDirectory(first, ""), path)
     return path

@@ -22,11 +22,14 @@ from virnucpro.embedding.passes import Pass, gather_features, run_pass
 from virnucpro.errors import IncompleteError, OutputExistsError
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.reports.figures import draw_report
+from virnucpro.reports.figures import Curve, draw_report
+from virnucpro.reports.pages.evaluation_page import write_evaluation_page
 from virnucpro.reports.report import (
+    PAGE_NAME,
     Resampled,
     Section,
     against_the_rest,
+    find_overfit,
     measure_subsets,
     write_report,
 )
@@ -247,11 +250,15 @@ def _make_classifier(
             origin={"virnucpro": __version__, **(material.metadata.origin or {})}
             | _describe_choice(config, material),
         )
-        sections = _report(config, directory, material, calibration, _score(material, head, "test"))
+        test = _score(material, head, "test")
+        sections = _report(config, directory, material, calibration, test, fitted)
         config.output_path.parent.mkdir(parents=True, exist_ok=True)
         save_classifier(config.output_path, fitted.state, metadata)
         about = _describe_training(config, material, fitted, metadata)
+        for warning in about["warnings"]:
+            logger.warning("%s", warning)
         write_report(directory.path, sections, about)
+        write_evaluation_page(directory.path, directory.path / PAGE_NAME)
     logger.info("%s: trained on %d chunks", config.output_path, len(chosen["train"]))
     return TrainResult(config.output_path, directory.path, sections)
 
@@ -332,6 +339,7 @@ def _report(
     material: _Material,
     calibration: Calibration,
     test: Fragments,
+    fitted: FittedHead,
 ) -> list[Section]:
     """Draw the figures and return the figures in numbers of what training has not seen."""
     corpus = material.corpus
@@ -346,11 +354,14 @@ def _report(
         against_the_rest(f"class {one.name}", class_of_fragment == index, found.is_viral)
         for index, one in enumerate(corpus.classes)
     ]
-    draw_report(directory.path, found, f"{config.output_path.name}: held-out records")
     resampled: Resampled = "records" if config.groups is None else "groups"
     before = found._replace(probability=found.score)
+    measured = measure_subsets("test", found, [*lengths, *classes], resampled, config.seed)
+    title = f"{config.output_path.name}: held-out records"
+    curves = [Curve(found, measured[0])]
+    draw_report(directory.path, title, curves, measured, fitted.losses, fitted.best_epoch)
     return [
-        *measure_subsets("test", found, [*lengths, *classes], resampled, config.seed),
+        *measured,
         *measure_subsets(
             "test, score taken as probability", before, lengths, resampled, config.seed
         ),
@@ -383,4 +394,5 @@ def _describe_training(
         "classes": describe_classes(material.corpus, material.chosen, material.groups),
         "best_epoch": fitted.best_epoch,
         "losses": fitted.losses,
+        "warnings": find_overfit(fitted.losses, fitted.best_epoch),
     }

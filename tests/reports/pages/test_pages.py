@@ -283,3 +283,18 @@ def test_the_documents_policy_names_its_script(run_directory) -> None:
     ids = json.loads(data)["values"]["record_id"]
     assert set(HOSTILE_IDS[:7]) <= set(ids)
     assert "\ufffd\ufffd" in ids
+
+
+@WIDTHS
+def test_the_page_of_an_evaluation(repository: Path, run_directory, look, tmp_path, width) -> None:
+    labels = repository / "examples" / "labels.tsv"
+    command = ["evaluate", str(run_directory.path), "--truth", str(labels), "-o", str(tmp_path)]
+    assert CliRunner().invoke(main, [*command, "--force"]).exit_code == 0
+    page = look(tmp_path / "report.html", width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    figure = page.locator("figure.paper img")
+    assert figure.evaluate("picture => picture.naturalWidth") > 500
+    assert page.locator("table").count() == 2
+    with page.expect_download() as waiting:
+        page.locator('[data-save="png"]').click()
+    assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")

@@ -35,14 +35,15 @@
     link.download = name;
     link.click();
   }
-  function save(svg, ending) {
-    const words = (svg.dataset.name || document.title).replace(/[^A-Za-z0-9._-]+/g, "_");
+  function save(figure, ending) {
+    const isImage = figure.tagName === "IMG";
+    const words = (figure.dataset.name || document.title).replace(/[^A-Za-z0-9._-]+/g, "_");
     const name = `${words.slice(0, 80)}.${ending}`;
-    const url = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(makeSvg(svg));
+    const url = isImage ? figure.src : "data:image/svg+xml;charset=utf-8," + encodeURIComponent(makeSvg(figure));
     if (ending === "svg") return download(url, name);
     const picture = new Image();
     picture.onload = () => {
-      const { width, height } = svg.viewBox.baseVal;
+      const { width, height } = isImage ? picture : figure.viewBox.baseVal;
       const scale = Math.max(1, 1440 / width);
       const canvas = document.createElement("canvas");
       canvas.width = width * scale;
@@ -57,7 +58,7 @@
   }
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-save]");
-    if (button) save(button.closest("figure").querySelector("svg"), button.dataset.save);
+    if (button) save(button.closest("figure").querySelector("svg, img"), button.dataset.save);
   });
 
   const holder = byId("data");
