@@ -33,6 +33,8 @@ from virnucpro.runtime import launching
 
 pytestmark = pytest.mark.slow
 
+HOW_TO_GO_ON = "; finished work is kept: run the same command with --resume to go on\n"
+
 launch = pytest.mark.launch
 
 
@@ -215,8 +217,8 @@ def test_signals_reach_all_and_what_is_done_is_kept(demo_weights, tmp_path):
     options += ["--dnabert-batch-size=100", "--esm-batch-size=100", *predict_options(demo_weights)]
     kept: dict[str, float] = {}
     for number, code, message in (
-        (signal.SIGINT, 130, "Error: interrupted\n"),
-        (signal.SIGTERM, 143, "Error: terminated\n"),
+        (signal.SIGINT, 130, f"Error: interrupted{HOW_TO_GO_ON}"),
+        (signal.SIGTERM, 143, f"Error: terminated{HOW_TO_GO_ON}"),
         (signal.SIGKILL, 1, r"Error: process [01] was killed \(SIGKILL\), often because memory"),
     ):
         process = start("predict", *options)

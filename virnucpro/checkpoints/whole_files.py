@@ -17,6 +17,24 @@ from virnucpro.errors import OutputError
 _SPARE_BYTES = 1 << 16
 
 
+def make_output_dir(path: Path) -> None:
+    """Make a directory for results, and those above it, unless it is there.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        if path.is_symlink():
+            reason = f"it is a link to {path.readlink()}, which is no directory"
+        raise OutputError(
+            f"{path}: the output directory cannot be made ({reason}); choose another, where you "
+            "may write (-o)"
+        ) from error
+
+
 @contextmanager
 def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     """Give a temporary path to write to, and move the file to `path` when the block ends.

@@ -18,6 +18,7 @@ import click
 from virnucpro.cli import ARGUMENTS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
 from virnucpro.cli.terminal import echo
+from virnucpro.config import COMMANDS, command_options
 from virnucpro.errors import (
     MemoryExhaustedError,
     Terminated,
@@ -107,11 +108,18 @@ class _Program(click.Group):
             # click ends by these itself, and a reader such as `head` has seen enough.
             raise
         except BaseException as error:
-            raise click.exceptions.Exit(_explain(error)) from error
+            raise click.exceptions.Exit(_explain(error, ctx.invoked_subcommand)) from error
 
 
-def _explain(error: BaseException) -> int:
-    """Say on standard error what `error` means, and return the exit code."""
+def _how_to_go_on(command: str | None) -> str:
+    # Groups of commands, which have no settings of their own, begin no runs.
+    if not command or command not in COMMANDS or "resume" not in command_options(command):
+        return ""
+    return "; finished work is kept: run the same command with --resume to go on"
+
+
+def _explain(error: BaseException, command: str | None) -> int:
+    """Say on standard error what `error` means for `command`, and return the exit code."""
     if isinstance(error, Exception) and not is_main_process():
         # The main process usually reports the same error, and then the launcher ends this one.
         time.sleep(_SECONDS_BEFORE_OTHERS_SPEAK)
@@ -123,10 +131,10 @@ def _explain(error: BaseException) -> int:
             logger.error("%s", error, exc_info=with_traceback)
             return error.exit_code
         case Terminated():
-            logger.log(ending, "terminated")
+            logger.log(ending, "terminated%s", _how_to_go_on(command))
             return error.exit_code
         case KeyboardInterrupt():
-            logger.log(ending, "interrupted")
+            logger.log(ending, "interrupted%s", _how_to_go_on(command))
             return 130
         case MemoryError():
             logger.error("this machine's memory is used up", exc_info=with_traceback)

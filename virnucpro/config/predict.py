@@ -16,6 +16,9 @@ from virnucpro.places import find_model
 
 MODEL_TYPES = ("300", "500", "mini", "custom")
 
+_MAX_STEM_BYTES = 200
+"""Of the name that result files share: file systems allow 255 in all."""
+
 MINI_LENGTHS_BP = (300, 500)
 
 
@@ -167,6 +170,12 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             raise UsageError(
                 f"paired: found {len(self.inputs)} inputs, wanted the files of first and second "
                 "mates in turn, or one file with both"
+            )
+        if len(self.stem.encode("utf-8", "surrogateescape")) > _MAX_STEM_BYTES:
+            raise UsageError(
+                f"{self.stem[:30]}...: results are named after the input or the output directory, "
+                f"and a name of more than {_MAX_STEM_BYTES} letters leaves no room; give it a "
+                "shorter name, or link to it"
             )
         if self.model_type == "custom" and self.model_path is None:
             raise UsageError("model type custom needs a model; give its path (-p)")

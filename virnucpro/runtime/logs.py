@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import IO, Any
 from virnucpro.checkpoints.whole_files import open_to_append
 from virnucpro.errors import printable
 from virnucpro.runtime.environment import is_main_process
+from virnucpro.version import __version__
 
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -60,6 +62,9 @@ def log_to_file(path: Path) -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("virnucpro")
     level_before = ours.level
     handler = _make_file_handler(_RunLogHandler, path)
+    # For those who find the file later; whoever sees the console has just typed it.
+    message = f"virnucpro {__version__}, in {Path.cwd()}: {shlex.join(sys.argv)}"
+    handler.handle(ours.makeRecord(__name__, logging.INFO, __file__, 0, message, (), None))
     root.addHandler(handler)
     if is_main_process():
         # A user of the Python interface may not have set up any logging.

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.checkpoints.whole_files import make_output_dir, open_whole
 from virnucpro.config import STDIN, ComputeConfig, RunConfig
 from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
 from virnucpro.kernels import flash
@@ -234,7 +234,7 @@ def _hold(directory: Directory, config: RunConfig, inputs: Sequence[str]) -> Ite
             f"{directory.output_path}: exists already; continue that run with --resume, overwrite "
             "it with --force, or choose another output (-o)"
         )
-    directory.path.mkdir(parents=True, exist_ok=True)
+    make_output_dir(directory.path)
     with locked(directory.lock_path):
         if not config.resume:
             directory.clear()
