@@ -73,7 +73,7 @@ def assert_all_were_watched(directory, num_processes: int) -> None:
 
 def batch_counts(directory) -> list[str]:
     """Return what the log says of the numbers of batches of DNA and of proteins."""
-    return re.findall(r"(\d+) batches", (directory / "run.log").read_text())
+    return re.findall(r"(\d+) batch", (directory / "run.log").read_text())
 
 
 def test_two_processes_from_a_checkout(inputs, demo_weights, one_process, tmp_path):

@@ -254,7 +254,7 @@ def wait_until_embedding(log_path: Path, process: subprocess.Popen[str]) -> None
 
 
 def num_passes(log_path: Path) -> int:
-    return log_path.read_text().count("batches of up to") if log_path.exists() else 0
+    return log_path.read_text().count(" of up to ") if log_path.exists() else 0
 
 
 @launch
