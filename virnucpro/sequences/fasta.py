@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import logging
@@ -27,6 +26,7 @@ from virnucpro.sequences.judging import judge_alphabet
 from virnucpro.sequences.parsing import (
     LINES_OF_FASTQ,
     BlockReader,
+    HashingReader,
     LineHandle,
     read_bam,
     read_cram,
@@ -47,7 +47,7 @@ _VALID_BYTES = {
 _PLAIN_BYTES = {"dna": b"ACGTNacgtn", "protein": b"ACDEFGHIKLMNPQRSTVWXY"}
 _BLOCK_BYTES = 1 << 17
 # Larger FASTQ records are left to the parser that can explain them.
-_MAX_FASTQ_BYTES = 1 << 26
+_MAX_FASTQ_BYTES = 1 << 24
 # A record is whole in memory, at up to four bytes a letter. The longest human chromosome has a
 # quarter of this limit, and with line breaks less than the half.
 _MAX_RECORD_BYTES = 1_000_000_000
@@ -117,7 +117,7 @@ class RecordReader:
     def __iter__(self) -> Iterator[Record]:
         try:
             with self._open() as source:
-                hashing = _HashingReader(source)
+                hashing = HashingReader(source)
                 blocks = self._parse(self._read_blocks(hashing))
                 if self._judges_alphabet:
                     blocks = judge_alphabet(blocks, self._alphabet, self._name)
@@ -140,7 +140,7 @@ class RecordReader:
     def read_fastq(self) -> Iterator[tuple[str, str, str]]:
         """Yield headers, letters and qualities as they are in the file; nothing if not FASTQ."""
         with self._open() as source:
-            lines = self._read_lines(self._read_blocks(_HashingReader(source)))
+            lines = self._read_lines(self._read_blocks(HashingReader(source)))
             first = next((line for line in lines if line.strip()), "")
             if first.startswith("@"):
                 handle: Any = LineHandle(itertools.chain([first], lines))
@@ -151,7 +151,7 @@ class RecordReader:
             return nullcontext(sys.stdin.buffer)
         return Path(self.path).open("rb")
 
-    def _read_blocks(self, hashing: _HashingReader) -> Iterator[bytes]:
+    def _read_blocks(self, hashing: HashingReader) -> Iterator[bytes]:
         """Yield the decompressed bytes, and read the file to its very end."""
         source = io.BufferedReader(hashing, _BLOCK_BYTES)
         gunzip = None
@@ -381,27 +381,3 @@ def check_beginnings(
             if file.read(4) == b"CRAM":
                 continue
         next(iter(RecordReader(path, alphabet, allow_empty=allow_empty)), None)
-
-
-class _HashingReader(io.RawIOBase):
-    """Passes on the bytes of a binary file, and counts and digests them."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self.sha256 = hashlib.sha256()
-        self.num_bytes = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        num_read: int = self._source.readinto(buffer)
-        self.sha256.update(memoryview(buffer)[:num_read])
-        self.num_bytes += num_read
-        return num_read
-
-    def drain(self) -> None:
-        """Read the bytes that a decompressor leaves, such as padding after the last stream."""
-        buffer = bytearray(1 << 16)
-        while self.readinto(buffer):
-            pass

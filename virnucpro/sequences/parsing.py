@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,32 @@ _BAM_LETTERS = str.maketrans("0123456789abcdef", "=ACMGRSVTWYHKDBN")
 _UNMAPPED, _REVERSE, _NOT_PRIMARY = 0x4, 0x10, 0x900
 # Far above any read, and any header; a damaged file must not fill the memory.
 _MAX_BAM_BYTES = 1 << 28
+
+
+class HashingReader(io.RawIOBase):
+    """Passes on the bytes of a binary file, and counts and digests them."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the file, and return the number of bytes; 0 at the end."""
+        num_read: int = self._source.readinto(buffer)
+        self.sha256.update(memoryview(buffer)[:num_read])
+        self.num_bytes += num_read
+        return num_read
+
+    def drain(self) -> None:
+        """Read the bytes that a decompressor leaves, such as padding after the last stream."""
+        buffer = bytearray(1 << 16)
+        while self.readinto(buffer):
+            pass
 
 
 class BlockReader(io.RawIOBase):
