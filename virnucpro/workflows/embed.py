@@ -79,7 +79,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             if done.failed_rows:
                 raise IncompleteError(
                     f"{config.output_path}: written without {len(done.failed_rows)} sequences that "
-                    "exceed the memory of a device; use a device with more memory, and --force"
+                    "exceed the memory of a device; use a device with more memory, and --resume"
                 )
         run.wait()
     if run.is_main:
