@@ -15,7 +15,7 @@ from virnucpro.runtime.environment import RELAUNCHED
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
-_CLEANUP_SECONDS = 1.5
+_CLEANUP_SECONDS = 1.0
 
 
 @functools.cache
