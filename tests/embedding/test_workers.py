@@ -27,6 +27,7 @@ def test_processes_on_gpus_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, num_cores: int, num_local_processes: int, num_workers: int
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: num_cores)
+    monkeypatch.setenv("WORLD_SIZE", str(num_local_processes))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_processes))
     assert count_workers(ComputeConfig(), GPU) == num_workers
 
