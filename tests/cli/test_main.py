@@ -12,14 +12,15 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
 from tests.runs import on_a_terminal
 from virnucpro import config
+from virnucpro.backend import registry
 from virnucpro.backend.interface import BackendInfo
 from virnucpro.backend.registry import BackendListing
-from virnucpro.cli import backends
 from virnucpro.cli.main import main
 from virnucpro.cli.options import make_config, settle_output
 from virnucpro.cli.predict import predict_command
@@ -85,6 +86,8 @@ def start(*args, **extra) -> subprocess.Popen[str]:
     [
         "--help",
         "--citation",
+        "--version",
+        "models list",
         "predict --help",
         "embed --help",
         "check-precision --help",
@@ -115,11 +118,12 @@ def test_ways_to_start(how, repository):
         cwd=repository,
     )
     assert done.stdout.startswith("virnucpro 0.")
+    assert f", torch {torch.__version__} for " in done.stdout
 
 
 def test_citation_names_every_work_as_text_and_as_bibtex(run, repository):
     software = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
-    _, version = run("--version").stdout.split()
+    version = run("--version").stdout.split()[1].rstrip(",")
     text, bibtex = run("--citation").stdout.split("\n\n@", maxsplit=1)
     message, *citations = text.split("\n\n")
     entries = [parse_bibtex(f"@{entry}") for entry in bibtex.split("\n\n@")]
@@ -248,14 +252,14 @@ def test_errors_become_exit_codes(run, monkeypatch, error, code, message):
     def fail():
         raise error
 
-    monkeypatch.setattr(backends, "describe_backends", fail)
+    monkeypatch.setattr(registry, "describe_backends", fail)
     result = run("backends")
     assert (result.exit_code, "Traceback" in result.stderr) == (code, False)
     assert message in result.stderr
 
 
 def test_a_bug_is_called_one(run, monkeypatch):
-    monkeypatch.setattr(backends, "describe_backends", lambda: [None])
+    monkeypatch.setattr(registry, "describe_backends", lambda: [None])
     result = run("backends")
     assert result.exit_code == 1
     assert "This is a bug in virnucpro; please report it" in result.stderr
@@ -517,7 +521,7 @@ def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
         BackendListing("esm2", "virnucpro", "1.0", esm2, None),
         BackendListing("toy", "toy-plugin", "2.0", toy, None),
     ]
-    monkeypatch.setattr(backends, "describe_backends", lambda: listings)
+    monkeypatch.setattr(registry, "describe_backends", lambda: listings)
     result = run("backends")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()

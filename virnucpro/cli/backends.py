@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.backend.registry import BackendListing, describe_backends
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import BackendsConfig
+
+if TYPE_CHECKING:
+    from virnucpro.backend.registry import BackendListing
 
 _COLUMNS = ("name", "molecule", "dimension", "package", "version", "status")
 _MOLECULES = {"dna": "DNA", "protein": "protein"}
@@ -29,6 +31,8 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
       virnucpro backends
       virnucpro backends --json
     """  # noqa: D301 (click reads the \b)
+    from virnucpro.backend.registry import describe_backends
+
     listings = describe_backends()
     if config.json:
         echo(json.dumps([_describe(listing) for listing in listings], indent=2))

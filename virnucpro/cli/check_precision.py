@@ -13,7 +13,6 @@ import click
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import config_command, require_classifier, wants_progress
-from virnucpro.cli.progress import shown_progress
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import CheckPrecisionConfig, ProgressConfig
 from virnucpro.errors import UsageError
@@ -42,6 +41,7 @@ def check_precision_command(
         raise UsageError("check-precision runs in one process; start the command by itself")
     require_classifier(config)
     with tempfile.TemporaryDirectory(prefix="virnucpro-precision-") as scratch:
+        from virnucpro.cli.progress import shown_progress
         from virnucpro.workflows.check_precision import check_precision
 
         config = dataclasses.replace(config, output_dir=Path(scratch))

@@ -9,6 +9,7 @@ import textwrap
 import click
 
 from virnucpro.cli.options import config_command
+from virnucpro.cli.terminal import echo
 from virnucpro.config import DoctorConfig
 
 
@@ -30,11 +31,11 @@ def doctor_command(ctx: click.Context, config: DoctorConfig) -> None:
     for check in examine(quick=config.quick):
         checks.append(check)
         if not config.json:
-            click.echo(_wrap(f"{check.state:8}", f"{check.name}: {check.found}"))
+            echo(_wrap(f"{check.state:8}", f"{check.name}: {check.found}"))
             if check.remedy:
-                click.echo(_wrap("      do", check.remedy))
+                echo(_wrap("      do", check.remedy))
     if config.json:
-        click.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+        echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
     ctx.exit(1 if any(check.state == "failure" for check in checks) else 0)
 
 

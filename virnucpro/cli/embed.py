@@ -14,7 +14,6 @@ from virnucpro.cli.options import (
     settle_output,
     wants_progress,
 )
-from virnucpro.cli.progress import shown_progress
 from virnucpro.config import STDIN, EmbedConfig, LaunchConfig
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,7 @@ def embed_command(ctx: click.Context, config: EmbedConfig, launch: LaunchConfig)
         return
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)
     from virnucpro import embed
+    from virnucpro.cli.progress import shown_progress
 
     with shown_progress(EmbedDirectory(path).metrics_path, wanted=wants_progress(ctx, launch)):
         embed(settled)

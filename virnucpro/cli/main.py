@@ -15,7 +15,7 @@ from types import FrameType
 
 import click
 
-from virnucpro.cli import ARGUMENTS
+from virnucpro.cli import ARGUMENTS, SHELLS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
 from virnucpro.cli.terminal import echo
 from virnucpro.config import COMMANDS, command_options
@@ -219,6 +219,43 @@ def _print_citation(ctx: click.Context, param: click.Parameter, wanted: bool) ->
     ctx.exit()
 
 
+def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    echo(f"virnucpro {__version__}, {_describe_torch()}")
+    ctx.exit()
+
+
+def _describe_torch() -> str:
+    """Return torch's version and what it is built for, without importing it: that takes seconds."""
+    import runpy
+    from importlib.util import find_spec
+
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return "torch is not installed"
+    about = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    built = f"CUDA {about['cuda']}" if about.get("cuda") else "CPU"
+    if about.get("hip"):
+        built = f"ROCm {about['hip']}"
+    return f"torch {about['__version__']} for {built}"
+
+
+def _install_completion(ctx: click.Context, param: click.Parameter, shell: str | None) -> None:
+    if shell is None or ctx.resilient_parsing:
+        return
+    from virnucpro.cli.completion import install_completion
+
+    try:
+        written = install_completion(main, shell)
+    except VirnucproError as error:  # here, while options are read, nobody else explains it
+        raise click.ClickException(str(error)) from error
+    for path in written:
+        echo(f"Written: {path}")
+    echo("Start a new shell to use it.")
+    ctx.exit()
+
+
 @click.group(
     cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -240,7 +277,22 @@ def _print_citation(ctx: click.Context, param: click.Parameter, wanted: bool) ->
     metavar="FILE",
     help="Read settings of the commands from this YAML file; see utils generate-config.",
 )
-@click.version_option(__version__, prog_name="virnucpro", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version, and that of torch with what it is built for.",
+)
+@click.option(
+    "--install-completion",
+    type=click.Choice(SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=_install_completion,
+    help="Let the Tab key complete commands and options in this shell, from the next one on.",
+)
 @click.option(
     "--citation",
     is_flag=True,

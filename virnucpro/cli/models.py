@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import format_table
+from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import (
     PUBLISHED,
     DownloadModelsConfig,
@@ -38,11 +38,11 @@ def list_command(ctx: click.Context, config: ListModelsConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     described = [_describe(model) for model in PUBLISHED.values()]
     if config.json:
-        click.echo(json.dumps(described, indent=2))
+        echo(json.dumps(described, indent=2))
         return
     columns = ("name", "size", "licence", "revision", "here", "about")
     rows = [tuple(_shorten(one)[column] for column in columns) for one in described]
-    click.echo(format_table(columns, rows, num_left=len(columns)))
+    echo(format_table(columns, rows, num_left=len(columns)))
 
 
 @config_command("models download", short_help="Download models, and check them.")
@@ -87,9 +87,9 @@ def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
     for name in config.names or here:
         files = verify_model(name)
         for file in files:
-            click.echo(f"{name}: {file.path}: {'ok' if file.wanted else 'no digest is known'}")
+            echo(f"{name}: {file.path}: {'ok' if file.wanted else 'no digest is known'}")
         if not files:
-            click.echo(f"{name}: ships with this package")
+            echo(f"{name}: ships with this package")
 
 
 @config_command("models path", short_help="Show where a model is.")
@@ -104,7 +104,7 @@ def path_command(ctx: click.Context, config: ModelConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     from virnucpro.workflows.models import require_published
 
-    click.echo(require_published(config.name))
+    echo(str(require_published(config.name)))
 
 
 @config_command("models remove", short_help="Remove a model from this machine.")
@@ -119,9 +119,9 @@ def remove_command(ctx: click.Context, config: ModelConfig) -> None:
 
     removed = remove_model(config.name)
     for path in removed:
-        click.echo(f"Removed: {path}")
+        echo(f"Removed: {path}")
     if not removed:
-        click.echo(f"{config.name}: is not here")
+        echo(f"{config.name}: is not here")
 
 
 for _command in (list_command, download_command, verify_command, path_command, remove_command):

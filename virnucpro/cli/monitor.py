@@ -8,16 +8,12 @@ import threading
 from contextlib import suppress
 
 import click
-from rich.console import Console
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import config_command
-from virnucpro.cli.progress import follow
-from virnucpro.cli.run_view import render
 from virnucpro.cli.terminal import echo
 from virnucpro.config import MonitorConfig
 from virnucpro.errors import UsageError
-from virnucpro.runtime.monitoring import RunState
 
 _ALL_LINES = 1 << 20
 
@@ -28,6 +24,13 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
 
     A run in progress is followed until it ends. Ctrl-C stops the view, and not the run.
     """
+    # Not above: `virnucpro --help` imports every command, and should be quick.
+    from rich.console import Console
+
+    from virnucpro.cli.progress import follow
+    from virnucpro.cli.run_view import render
+    from virnucpro.runtime.monitoring import RunState
+
     path = config.run_dir / METRICS_NAME
     if not path.is_file():
         raise UsageError(

@@ -21,9 +21,7 @@ from virnucpro.cli.options import (
     settle_output,
     wants_progress,
 )
-from virnucpro.cli.progress import shown_progress
-from virnucpro.cli.run_view import format_seconds
-from virnucpro.cli.terminal import echo_summary
+from virnucpro.cli.terminal import echo, echo_summary
 from virnucpro.config import STDIN, LaunchConfig, PredictConfig, SummaryConfig
 from virnucpro.errors import IncompleteError
 from virnucpro.legacy.options import FORK_OPTIONS, ForkOption
@@ -79,6 +77,7 @@ def predict_command(
         return
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)
     from virnucpro import predict, predict_shard
+    from virnucpro.cli.progress import shown_progress
 
     with shown_progress(layout.metrics_path, wanted=wants_progress(ctx, launch)):
         if settled.shard is not None:
@@ -96,6 +95,7 @@ def predict_command(
 
 
 def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool) -> None:
+    from virnucpro.cli.run_view import format_seconds
     from virnucpro.runtime.launching import choose_num_processes
     from virnucpro.workflows.dry_run import estimate_run
 
@@ -103,25 +103,25 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
         config, choose_num_processes(config.device, launch.num_processes, launch.gpus)
     )
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    click.echo(
+    echo(
         f"input        {found.num_records:,} records, {found.num_chunks:,} chunks, "
         f"{found.num_rows:,} {found.names_of_rows}"
     )
     for one in found.passes:
-        click.echo(
+        echo(
             f"{one.name:12} {one.num_distinct:,} distinct sequences, {one.num_tokens:,} tokens, "
             f"{one.tokens_per_s:,.0f} tokens/s ({one.speed_source}): "
             f"{format_seconds(one.seconds)}, {one.device_bytes / 2**30:.1f} GiB on the device"
         )
-    click.echo(f"processes    {found.num_processes}, each on {found.computing}")
-    click.echo(f"host memory  {found.host_bytes / 2**30:.1f} GiB")
-    click.echo(f"disk         {found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}")
-    click.echo(f"time         about {format_seconds(found.seconds)}")
+    echo(f"processes    {found.num_processes}, each on {found.computing}")
+    echo(f"host memory  {found.host_bytes / 2**30:.1f} GiB")
+    echo(f"disk         {found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}")
+    echo(f"time         about {format_seconds(found.seconds)}")
     on_h100 = [one.h100_seconds for one in found.passes if one.h100_seconds is not None]
     if len(on_h100) == len(found.passes):
-        click.echo(f"             on one H100 about {format_seconds(sum(on_h100))} for the models")
+        echo(f"             on one H100 about {format_seconds(sum(on_h100))} for the models")
 
 
 def _note_options_without_meaning(ctx: click.Context) -> None:

@@ -13,7 +13,6 @@ from virnucpro.backend.registry import load_backend
 from virnucpro.cli.options import config_command, make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import PredictConfig, ProfileConfig
-from virnucpro.embedding.budgets import store_budget
 from virnucpro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
     location = config.weights or _DEFAULT_WEIGHTS.get(config.model)
     if location is None:
         raise UsageError(f"backend {config.model}: which weights? Name them with --weights")
+    from virnucpro.embedding.budgets import store_budget
     from virnucpro.workflows.profile import BudgetRange, profile_budgets
 
     profile = profile_budgets(

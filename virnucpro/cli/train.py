@@ -13,7 +13,6 @@ from virnucpro.cli.options import (
     settle_output,
     wants_progress,
 )
-from virnucpro.cli.progress import shown_progress
 from virnucpro.cli.terminal import echo, echo_sections
 from virnucpro.config import LaunchConfig, TrainConfig
 from virnucpro.runtime.environment import is_main_process
@@ -64,6 +63,7 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
         return
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)
     from virnucpro import train
+    from virnucpro.cli.progress import shown_progress
 
     with shown_progress(layout.metrics_path, wanted=wants_progress(ctx, launch)):
         result = train(settled)
