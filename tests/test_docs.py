@@ -81,7 +81,8 @@ def test_the_page_on_packages_lists_every_package() -> None:
     assert set(backends) == set(project["entry-points"]["virnucpro.backends"])
 
 
-def test_the_tutorial_shows_what_its_commands_print(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial-assembly.md"])
+def test_a_tutorial_shows_what_its_commands_print(tmp_path: Path, page: str) -> None:
     """Each `text` block is part of what the `sh` block before it prints."""
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     (tmp_path / "bin").mkdir()
@@ -94,7 +95,7 @@ def test_the_tutorial_shows_what_its_commands_print(tmp_path: Path) -> None:
         "PYTHONPATH": str(REPOSITORY),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    tutorial = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    tutorial = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
     blocks = _FENCE.findall(tutorial)
     assert {"sh", "text"} <= {language for _, language, _ in blocks}
     printed = ""
