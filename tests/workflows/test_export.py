@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
 from virnucpro.workflows.export import export_embeddings
 from virnucpro.workflows.migrate import migrate_features
 
+DNA_FIRST = ("dna", "protein")
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(30, DIMS.dna, seed=1)
 PROTEIN = old.make_frames(30, DIMS.protein, seed=2)
@@ -145,6 +147,33 @@ def test_anndata_is_laid_out_as_its_format_says(run, tmp_path):
         dims = [values.shape[1] for values in features.values()]
         assert backends == ["dnabert-s"] * dims[0] + ["esm2"] * dims[1]
         assert file["uns/virnucpro/dna/precision"].asstr()[()] == "fp32"
+
+
+def test_parquet_has_the_rows_and_columns_of_anndata(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    anndata = pytest.importorskip("anndata")
+    (path,) = export_embeddings(ExportConfig(run, tmp_path / "parquet", "parquet")).paths
+    (wanted_path,) = export_embeddings(ExportConfig(run, tmp_path / "h5ad", "anndata")).paths
+    table, wanted = parquet.read_table(path), anndata.read_h5ad(wanted_path)
+    assert table.column_names == ["frame_id", *wanted.obs.columns, "dna", "protein"]
+    assert table["frame_id"].to_pylist() == list(wanted.obs_names)
+    for name in wanted.obs.columns:
+        assert table[name].to_pylist() == wanted.obs[name].tolist()
+    features = np.hstack([np.array(table[name].to_pylist(), np.float32) for name in DNA_FIRST])
+    np.testing.assert_array_equal(features, wanted.X)
+    about = json.loads(table.schema.metadata[b"dna"])
+    assert about["backend"] == "dnabert-s"
+
+
+def test_ids_that_are_not_utf8_can_be_exported_to_parquet(demo_weights, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "odd.fa").write_bytes(b">caf\xe9\n" + b"ATGGCTGCACTG" * 10 + b"\n")
+    config = PredictConfig(
+        inputs=str(tmp_path / "odd.fa"), output_dir=tmp_path / "run", device="cpu", **demo_weights
+    )
+    predict(config)
+    (path,) = export_embeddings(ExportConfig(tmp_path / "run", tmp_path / "p", "parquet")).paths
+    assert set(parquet.read_table(path)["record"].to_pylist()) == {"caf\ufffd"}
 
 
 def test_anndata_reads_it(run, tmp_path):

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from virnucpro.config.options import REQUIRED, Config, argument, option
 
-ExportFormat = Literal["pt", "npz", "anndata"]
+ExportFormat = Literal["pt", "npz", "anndata", "parquet"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class ExportConfig(Config, group="Output"):
     )
     to: ExportFormat = option(
         REQUIRED,
-        help="Format. pt: merged files of the original VirNucPro; anndata: one .h5ad file.",
+        help="Format. pt: merged files of the original VirNucPro; anndata: one .h5ad file; "
+        "parquet: one table, for pandas, Polars, DuckDB and R.",
         choices=get_args(ExportFormat),
     )
     sequences_per_file: int = option(10_000, help="Rows in a pt or npz file.", minimum=1)

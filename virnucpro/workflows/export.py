@@ -6,9 +6,12 @@ Shapes: N rows, D numbers in a row (its DNA embedding, then its protein embeddin
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,8 @@ def export_embeddings(
     directory = config.output_dir
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise OutputExistsError(f"{directory}: exists and is not empty; choose another (-o)")
+    if config.to == "parquet":
+        _require_pyarrow()
     source = _Source(config.source)
     if config.to == "pt" and len(source.readers) < len(ALPHABETS):
         raise CheckpointError(
@@ -84,6 +89,8 @@ def export_embeddings(
     directory.mkdir(parents=True, exist_ok=True)
     if config.to == "anndata":
         paths = [_write_anndata(source, directory / "embeddings.h5ad", on_progress)]
+    elif config.to == "parquet":
+        paths = [_write_parquet(source, directory / "embeddings.parquet", on_progress)]
     else:
         paths = list(_write_files(source, config, on_progress))
     return ExportSummary(paths, len(source.rows), source.num_partial)
@@ -279,6 +286,48 @@ def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | 
         uns={"virnucpro": {name: one.attributes() for name, one in source.identities.items()}},
     )
     return path
+
+
+def _require_pyarrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UsageError(
+            "parquet needs pyarrow, which is not installed: pip install 'virnucpro[parquet]'"
+        )
+
+
+def _write_parquet(source: _Source, path: Path, on_progress: ProgressListener | None) -> Path:
+    """Write a table with the columns of `_describe_rows` and one list of numbers for each model."""
+    import pyarrow
+    from pyarrow import parquet
+
+    about = {name: json.dumps(one.attributes()) for name, one in source.identities.items()}
+    num_bytes = 4 * len(source.rows) * source.input_dim
+    with replace_when_whole(path, num_bytes) as temporary, ExitStack() as stack:
+        writer = None
+        done = 0
+        for rows, columns in zip(source.blocks(), _describe_rows(source), strict=True):
+            arrays = {
+                # Parquet's texts are UTF-8, and an id may have other bytes.
+                name: pyarrow.array(list(map(_replace_bytes, values)))
+                if name in ("frame_id", "record", "chunk")
+                else pyarrow.array(values)
+                for name, values in columns.items()
+            }
+            for name, reader in source.readers.items():
+                numbers = pyarrow.array(source.embeddings(name, rows).reshape(-1))
+                arrays[name] = pyarrow.FixedSizeListArray.from_arrays(numbers, reader.embedding_dim)
+            table = pyarrow.table(arrays).replace_schema_metadata(about)
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
+            writer.write_table(table)
+            done += len(rows)
+            if on_progress is not None:
+                on_progress("exporting", done, len(source.rows))
+    return path
+
+
+def _replace_bytes(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _describe_rows(source: _Source) -> Iterator[dict[str, Any]]:
