@@ -163,7 +163,7 @@ def test_a_run_takes_the_budget_that_profile_stored(
     budgets = tmp_path / "budgets.json"
     monkeypatch.setenv("VIRNUCPRO_BUDGETS", str(budgets))
     said, wanted = embed(tmp_path / "before.h5", weights, reads)
-    assert "batches of up to 2048 tokens" in said
+    assert "of up to 2,048 tokens" in said
 
     done = profile(
         "--model=dnabert-s",
@@ -182,13 +182,13 @@ def test_a_run_takes_the_budget_that_profile_stored(
     assert f"Best: {best} tokens a batch" in done.stdout
 
     said, found = embed(tmp_path / "after.h5", weights, reads)
-    assert f"batches of up to {best} tokens" in said
+    assert f"of up to {best:,} tokens" in said
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
     budgets.write_text("{")
     said, found = embed(tmp_path / "broken.h5", weights, reads)
     assert "passed over" in said
-    assert "batches of up to 2048 tokens" in said
+    assert "of up to 2,048 tokens" in said
     np.testing.assert_array_equal(found, wanted)
 
 
