@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.util
 import os
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,14 @@ os.environ["VIRNUCPRO_BUDGETS"] = "/nonexistent/budgets.json"
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Before anything looks for plug-ins, here and in the processes that tests start: who follows the
+# guide has a backend `toy` installed, and tests make their own.
+OWN_PLUGINS = Path(__file__).with_name("own_plugins")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(OWN_PLUGINS), os.environ.get("PYTHONPATH")])
+)
+runpy.run_path(str(OWN_PLUGINS / "sitecustomize.py"))
 
 
 _SLOW_CONTRACTS = {

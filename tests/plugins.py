@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+OWN_PLUGINS = Path(__file__).parent / "own_plugins"
 TOY_PLUGIN = Path(__file__).parent / "toy_plugin"
 
 
@@ -43,7 +44,11 @@ def run_python(*args: str, sites: list[Path], cwd: Path) -> subprocess.Completed
     """Run Python where `sites` are installed."""
     return subprocess.run(
         [sys.executable, *args],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites)), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, [*sites, OWN_PLUGINS])),
+            "OMP_NUM_THREADS": "1",
+        },
         cwd=cwd,
         capture_output=True,
         text=True,
