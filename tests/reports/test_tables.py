@@ -108,13 +108,14 @@ def test_every_record_has_a_line(tmp_path: Path) -> None:
         probability=np.array([0.125, np.nan, np.nan]),
         scored_share=np.array([0.5, np.nan, 1.0]),
         confidence=np.array(["low", "-", "-"], object),
+        judged_by=np.array(["classifier", "-", "screen"], object),
     )
     assert (tmp_path / "records.tsv").read_text() == (
         "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
-        "\tscore\tcall\treason\tprobability\tscored_share\tconfidence\n"
-        "contig\t1000\t2\t1\t3\t1\t0.30000000000000004\tvirus\t-\t0.125\t0.5\tlow\n"
-        "read\t2\t0\t0\t0\t0\tNA\tnone\ttoo_short\tNA\tNA\t-\n"
-        "read\t90\t1\t1\t1\t0\t0.25\tothers\t-\tNA\t1.0\t-\n"
+        "\tscore\tcall\treason\tprobability\tscored_share\tconfidence\tjudged_by\n"
+        "contig\t1000\t2\t1\t3\t1\t0.30000000000000004\tvirus\t-\t0.125\t0.5\tlow\tclassifier\n"
+        "read\t2\t0\t0\t0\t0\tNA\tnone\ttoo_short\tNA\tNA\t-\t-\n"
+        "read\t90\t1\t1\t1\t0\t0.25\tothers\t-\tNA\t1.0\t-\tscreen\n"
     )
 
 

@@ -28,6 +28,7 @@ def make_records(score: list[float], num_open_chunks: list[int] | int = 1) -> Re
         probability=unknown,
         scored_share=np.broadcast_to(num_open_chunks, number) / 20,
         confidence=np.full(number, "-", object),
+        judged_by=np.full(number, "classifier", object),
     )
 
 

@@ -163,6 +163,11 @@ class RunDirectory:
             )
 
     @property
+    def screen(self) -> RunDirectory:
+        """The directory of the screen, a small prediction of its own."""
+        return RunDirectory(self.path / "screen", self.stem)
+
+    @property
     def frame_store_dir(self) -> Path:
         """The directory of the frame store; everything in it is the run's."""
         return self.checkpoints_dir / "frames"
@@ -227,6 +232,8 @@ class RunDirectory:
 
         Anything else in the directory stays; so does the lock, which the caller may be holding.
         """
+        if self.screen.path.is_dir():
+            self.screen.clear()
         for path in list(self._run_files()):
             path.unlink(missing_ok=True)
         for store in self._stores():
@@ -239,6 +246,7 @@ class RunDirectory:
             self.parts_dir("dna"),
             self.parts_dir("protein"),
             self.checkpoints_dir,
+            self.screen.path,
         ):
             with suppress(OSError):  # not there, a link, or somebody else's files are in it
                 directory.rmdir()

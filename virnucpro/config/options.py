@@ -20,6 +20,7 @@ GROUPS = (
     "Input",
     "Output",
     "Classifier and calls",
+    "Screening",
     "Training",
     "Measuring",
     "Older files",

@@ -75,6 +75,37 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         "with both mates of each pair. A pair is one record, and has the chunks of both mates.",
         group="Input",
     )
+    screen: str | None = option(
+        None,
+        help="Judge records by a small classifier first: mini, or a file. Records that are surely "
+        "cellular never see the large models.",
+        details="A file needs a calibration. The column judged_by of records.tsv says what "
+        "judged a record.",
+        metavar="MODEL",
+        group="Screening",
+    )
+    screen_loss: float = option(
+        0.01,
+        help="Expected share of the viral records that the screen may lose.",
+        details="It follows from the probabilities, and so from --viral-share.",
+        metavar="SHARE",
+        within="share",
+        group="Screening",
+    )
+    screen_dna_weights: str | None = option(
+        None,
+        help="Weights of the screen's DNA backend.",
+        unset="those of mini",
+        metavar="WEIGHTS",
+        group="Screening",
+    )
+    screen_protein_weights: str | None = option(
+        None,
+        help="Weights of the screen's protein backend.",
+        unset="those of mini",
+        metavar="WEIGHTS",
+        group="Screening",
+    )
     min_length_bp: int = option(
         0, "--min-length", help="Records shorter than this get no call.", metavar="BP", minimum=0
     )
@@ -166,6 +197,13 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             raise UsageError(
                 "several inputs or standard input need an output directory; name one (-o)"
             )
+        if self.screen is not None and STDIN in self.inputs:
+            raise UsageError(
+                "screen: reads the input twice, and standard input (-) can be read once; give a "
+                "file"
+            )
+        if self.screen is not None and self.shard is not None:
+            raise UsageError("screen and shard: a share cannot be screened; leave out one of them")
         if self.paired and len(self.inputs) > 1 and len(self.inputs) % 2:
             raise UsageError(
                 f"paired: found {len(self.inputs)} inputs, wanted the files of first and second "
@@ -251,6 +289,10 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     checkpoint_dir: Path | None = None
     shard: str | None = None
     dry_run: bool = False
+    screen: str | None = None
+    screen_loss: float = 0.01
+    screen_dna_weights: str | None = None
+    screen_protein_weights: str | None = None
     skip_checkpoint_validation: bool = False
     sequences_per_file: int = 10_000
     resume: bool = False

@@ -55,7 +55,10 @@ class Pass:
 
     def has(self, rows: Int64Array) -> BoolArray:
         """Return bool (n,): which of `rows` have an embedding."""
-        return ~np.isin(self.job.source.representatives[rows], self.failed_rows)
+        rows = self.job.source.representatives[rows]
+        # The job's rows are sorted, and may be a part of the source's.
+        left, right = (np.searchsorted(self.job.rows, rows, side) for side in ("left", "right"))
+        return (left < right) & ~np.isin(rows, self.failed_rows)
 
     def gather(self, rows: Int64Array) -> Float32Array:
         """Return float32 (n, E), the embeddings of `rows` in their order.

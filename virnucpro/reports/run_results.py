@@ -30,6 +30,7 @@ from virnucpro.scoring.calls import score_chunks
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.decisions import Decision
 from virnucpro.scoring.frame_scores import Scores, decide_records
+from virnucpro.scoring.screened import Screened
 from virnucpro.sequences.frame_store import FrameStore
 
 RUN_SCHEMA_VERSION = 1
@@ -56,6 +57,7 @@ def write_tables(
     store: FrameStore,
     scores: Scores,
     classifier: Classifier,
+    screened: Screened | None = None,
 ) -> Calls:
     """Write the tables of frames, chunks, records and regions, and return the calls.
 
@@ -68,6 +70,7 @@ def write_tables(
         store: The open frames or stretches.
         scores: What the classifier says of them.
         classifier: What scored them; its calibration and its threshold decide calls.
+        screened: What a screen judged before; None without one.
 
     Raises:
         VirnucproError: A file cannot be written.
@@ -90,7 +93,7 @@ def write_tables(
         max_others=chunks.max_others,
         max_virus=chunks.max_virus,
     )
-    decision = decide_records(config, store, chunks, classifier)
+    decision = decide_records(config, store, chunks, classifier, screened)
     write_decision(directory, store, decision, config, score_chunks(chunks), classifier.calibration)
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)
@@ -105,6 +108,7 @@ def write_summary(
     passes: Sequence[Pass],
     classifier: Classifier,
     calls: Calls,
+    screened: Screened | None = None,
 ) -> PredictResult:
     """Write run.json, and return the run's counts and paths.
 
@@ -120,7 +124,11 @@ def write_summary(
         num_unscored_frames=calls.num_unscored_frames,
         seconds=run.seconds,
     )
+    all_passes = passes if screened is None else [*screened.passes, *passes]
     document = _describe_run(run, config, store, passes, classifier)
+    document["passes"] = _describe_passes(run, all_passes)
+    if screened is not None:
+        document["screen"] = screened.about
     document["counts"] |= {"unscored_frames": result.num_unscored_frames} | counts
     document["seconds"]["total"] = result.seconds
     write_json(directory.run_json, document | describe_calls(store, calls.decision))
@@ -184,7 +192,6 @@ def _describe_run(
 ) -> dict[str, Any]:
     """Return the document that run.json holds, but for the calls."""
     packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
-    seen = run.monitor.summary()
     return {
         "schema_version": RUN_SCHEMA_VERSION,
         "started_at": run.started_at.isoformat(timespec="seconds"),
@@ -210,11 +217,16 @@ def _describe_run(
             "distinct_proteins": store.num_distinct("protein"),
         },
         "seconds": run.stages | {"total": run.seconds},
-        "passes": {
-            each.job.name: [
-                summary.to_run_json() | seen.get(each.job.name, {}).get(rank, {})
-                for rank, summary in enumerate(each.summaries)
-            ]
-            for each in passes
-        },
+        "passes": _describe_passes(run, passes),
+    }
+
+
+def _describe_passes(run: Run, passes: Sequence[Pass]) -> dict[str, Any]:
+    seen = run.monitor.summary()
+    return {
+        each.job.name: [
+            summary.to_run_json() | seen.get(each.job.name, {}).get(rank, {})
+            for rank, summary in enumerate(each.summaries)
+        ]
+        for each in passes
     }

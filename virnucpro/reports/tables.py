@@ -100,6 +100,7 @@ def write_records(
     probability: Column,
     scored_share: Column,
     confidence: Column,
+    judged_by: Column,
 ) -> None:
     """Write `records.tsv`: a line for each input record, and a column for each argument.
 
@@ -109,16 +110,16 @@ def write_records(
         OutputError: The file cannot be written.
     """
     counts = iterate_rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
-    calls = iterate_rows(score, call, reason, probability, scored_share, confidence)
+    calls = iterate_rows(score, call, reason, probability, scored_share, confidence, judged_by)
     with open_whole(path) as file:
         file.write(
             "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
-            "\tscore\tcall\treason\tprobability\tscored_share\tconfidence\n"
+            "\tscore\tcall\treason\tprobability\tscored_share\tconfidence\tjudged_by\n"
         )
         file.writelines(
             f"{record_id}\t{bp}\t{chunks}\t{open_chunks}\t{frames}\t{viral_chunks}"
             f"\t{format_number(viral_score)}\t{word}\t{why}\t{format_number(chance)}"
-            f"\t{format_number(scored)}\t{tier}\n"
+            f"\t{format_number(scored)}\t{tier}\t{judge}\n"
             for record_id, (bp, chunks, open_chunks, frames, viral_chunks), (
                 viral_score,
                 word,
@@ -126,6 +127,7 @@ def write_records(
                 chance,
                 scored,
                 tier,
+                judge,
             ) in zip(record_ids, counts, calls, strict=True)
         )
 

@@ -21,6 +21,8 @@ _CALLS: Words = np.array(["none", "others", "virus"], dtype=object)
 _REASONS: Words = np.array(
     ["-", "empty", "too_short", "out_of_memory", "no_open_frame"], dtype=object
 )
+SCREEN = "screen"
+_JUDGES: Words = np.array(["-", "classifier"], dtype=object)
 _NO_STRETCH = np.array("no_stretch", dtype=object)
 
 _MIN_PROBABILITY = np.finfo(np.float32).tiny
@@ -63,6 +65,7 @@ class RecordCalls(NamedTuple):
             no calibration.
         scored_share: float64, `num_open_chunks / num_chunks`; NaN without chunks.
         confidence: How sure the call is: `high`, `medium` or `low`; `-` without a probability.
+        judged_by: What scored the record: `classifier`, or `screen`; `-` if there is no call.
     """
 
     num_chunks: Int64Array
@@ -75,6 +78,7 @@ class RecordCalls(NamedTuple):
     probability: Float64Array
     scored_share: Float64Array
     confidence: Words
+    judged_by: Words
 
 
 def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> ChunkCalls:
@@ -172,7 +176,27 @@ def call_records(
         probability=np.full(num_records, np.nan),
         scored_share=share_scored(num_open_chunks, num_chunks),
         confidence=np.full(num_records, "-", dtype=object),
+        judged_by=_JUDGES[has_call.astype(int)],
     )
+
+
+def take_screened(
+    records: RecordCalls, screened: RecordCalls, is_cellular: BoolArray
+) -> RecordCalls:
+    """Return the records, with the scores of the screen for those that it found cellular.
+
+    Args:
+        records: What the classifier says; it has not seen the cellular records.
+        screened: What the screen says of all records.
+        is_cellular: bool (R,), the records that the screen leaves out.
+    """
+    names = ("num_open_chunks", "num_viral_chunks", "score", "reason", "scored_share")
+    taken = {
+        name: np.where(is_cellular, getattr(screened, name), getattr(records, name))
+        for name in names
+    }
+    judged_by = np.where(is_cellular, np.array(SCREEN, dtype=object), records.judged_by)
+    return records._replace(**taken, judged_by=judged_by)
 
 
 def call_by_mean_logit(

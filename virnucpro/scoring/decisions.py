@@ -17,7 +17,7 @@ from virnucpro.backend.arrays import Float64Array, Int64Array
 from virnucpro.config import DEFAULT_THRESHOLD, PRESETS, CallsConfig
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
-from virnucpro.scoring.calls import RecordCalls, Words, make_calls
+from virnucpro.scoring.calls import SCREEN, RecordCalls, Words, make_calls
 
 SIGNIFICANT_DIGITS = 4
 
@@ -127,26 +127,34 @@ def decide_calls(
     config: CallsConfig,
     calibration: Calibration | None,
     default_threshold: float | None = None,
+    screen_calibration: Calibration | None = None,
 ) -> Decision:
     """Return the final calls of N records.
 
-    A calibrated classifier calls by probability, any other by score.
+    A calibrated classifier calls by probability, any other by score. What a screen judged is
+    `others` by every rule.
 
     Args:
         records: The records with their scores; their calls and probabilities are replaced.
         config: Which rule to use.
         calibration: Of the classifier; None if it has none.
         default_threshold: The threshold that the classifier states; None if it states none.
+        screen_calibration: Of the screen; None if there is none.
     """
     score = round_shares(records.score)
     probability, viral_share = records.probability, None
+    is_screened = records.judged_by == SCREEN
     if calibration is not None:
         viral_share = config.viral_share or calibration.viral_share
         exact = calibration.probabilities(score, records.num_open_chunks, viral_share)
         probability = round_shares(exact)
+    if screen_calibration is not None:
+        exact = screen_calibration.probabilities(score, records.num_open_chunks, config.viral_share)
+        probability = np.where(is_screened, round_shares(exact), probability)
     usual = DEFAULT_THRESHOLD if default_threshold is None else default_threshold
     threshold = _choose_threshold(config, probability, usual)
     call = make_calls(score if calibration is None else probability, threshold)
+    call[is_screened] = "others"
     records = records._replace(
         score=score,
         call=call,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float32Array, split_rows
+from virnucpro.backend.arrays import BoolArray, Float32Array, split_rows
 from virnucpro.config import FramesConfig, PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.embedding.models import Model, check_backends
@@ -24,11 +24,13 @@ from virnucpro.scoring.calls import (
     call_chunk_logits,
     call_chunks,
     call_records,
+    take_screened,
 )
 from virnucpro.scoring.chunk_head import NUM_FEATURES
 from virnucpro.scoring.classifier import ChunkClassifier, Classifier, FrameClassifier
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.scoring.decisions import Decision, check_calibrated, decide_calls
+from virnucpro.scoring.screened import Screened
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,9 @@ def open_classifier(config: PredictConfig) -> Classifier:
     dna = config.dna_backend, _expect_dim(config, "dna_weights", DNA_DIM)
     protein = config.protein_backend, _expect_dim(config, "protein_weights", PROTEIN_DIM)
     classifier.check_fits(dna, protein, config.chunk_length_bp, None)
-    check_calibrated(config, classifier.calibration, config.resolved_model_path)
+    # A screen has probabilities of its own, which depend on the share of viral records.
+    needed = config if config.screen is None else replace(config, viral_share=None)
+    check_calibrated(needed, classifier.calibration, config.resolved_model_path)
     logger.info("frame rule: %s, as %s wants", classifier.rule, config.resolved_model_path)
     return classifier
 
@@ -106,8 +110,38 @@ def score_passes(store: FrameStore, passes: Sequence[Pass], classifier: Classifi
     return Scores(call_chunks(frames, store.chunk_first_frame), frames)
 
 
+def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scores:
+    """Return the scores without those of records that a screen has judged.
+
+    A record may share a frame with one that the screen did not judge, and so have a score by
+    chance.
+
+    Args:
+        scores: Of all frames and chunks.
+        store: The frames or stretches.
+        is_cellular: bool (R,), the records that the screen has judged.
+    """
+    is_out = np.repeat(is_cellular, np.diff(store.record_first_chunk))
+    chunks, frames = scores
+    unscored = ChunkCalls(
+        is_open=chunks.is_open & ~is_out,
+        num_frames=chunks.num_frames,
+        num_unscored=np.where(is_out, 0, chunks.num_unscored),
+        max_others=np.where(is_out, np.float32(np.nan), chunks.max_others),
+        max_virus=np.where(is_out, np.float32(np.nan), chunks.max_virus),
+        is_virus=chunks.is_virus & ~is_out,
+    )
+    if frames is not None:
+        frames[np.repeat(is_out, np.diff(store.chunk_first_frame))] = np.nan
+    return Scores(unscored, frames)
+
+
 def decide_records(
-    config: PredictConfig, store: FrameStore, chunks: ChunkCalls, classifier: Classifier
+    config: PredictConfig,
+    store: FrameStore,
+    chunks: ChunkCalls,
+    classifier: Classifier,
+    screened: Screened | None = None,
 ) -> Decision:
     """Return the calls of all records, made as the kind of the classifier says."""
     records = call_records(
@@ -115,7 +149,15 @@ def decide_records(
     )
     if classifier.rule.kind == "stretches":
         records = call_by_mean_logit(records, chunks, store.record_first_chunk)
-    return decide_calls(records, config, classifier.calibration, classifier.threshold)
+    if screened is not None and screened.records is not None:
+        records = take_screened(records, screened.records, screened.is_cellular)
+    return decide_calls(
+        records,
+        config,
+        classifier.calibration,
+        classifier.threshold,
+        None if screened is None else screened.calibration,
+    )
 
 
 def score_frames(

@@ -59,7 +59,14 @@ def call(config: CallConfig) -> PredictResult:
         store = _open_store(directory)
         records = _read_records(directory.records_tsv, store.num_records)
         chunk_score = _read_chunk_scores(directory.chunks_tsv, store.num_chunks)
-        decision = decide_calls(records, config, calibration, made_for.get("threshold"))
+        screen = document.get("screen")
+        decision = decide_calls(
+            records,
+            config,
+            calibration,
+            made_for.get("threshold"),
+            screen and Calibration(**screen["calibration"]),
+        )
         write_decision(directory, store, decision, config, chunk_score, calibration or None)
         counts = decision.counts()
         document["counts"] |= counts
@@ -79,7 +86,8 @@ def call(config: CallConfig) -> PredictResult:
 def _fill_in(config: CallConfig, document: Mapping[str, Any]) -> CallConfig:
     """Return the settings with those of the run where nothing is given."""
     run = {"regions": "all", "fastq": False} | document["settings"]
-    run["viral_share"] = document["calls"].get("viral_share")
+    share = document["calls"].get("viral_share")
+    run["viral_share"] = share or document.get("screen", {}).get("viral_share")
     names = ("viral_share", "regions", "fastq")
     return replace(config, **{name: run[name] for name in names if getattr(config, name) is None})
 
@@ -99,13 +107,15 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
     Raises:
         InputError: The table is not the run's, or has a wrong number.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in (*_COUNTS, "score", "reason")}
+    names = (*_COUNTS, "score", "reason", "judged_by")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for number, line in read_table(path, tuple(columns)):
         with _explain_number(path, number):
             for name in _COUNTS:
                 columns[name].append(int(line[name]))
             columns["score"].append(_parse_score(line))
         columns["reason"].append(line["reason"])
+        columns["judged_by"].append(line["judged_by"])
     _check_number(path, "records", len(columns["score"]), num_records)
     counts = {name: np.array(columns[name], np.int64) for name in _COUNTS}
     score = np.array(columns["score"], np.float64)
@@ -118,6 +128,7 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
         probability=unknown,
         scored_share=share_scored(counts["num_open_chunks"], counts["num_chunks"]),
         confidence=np.full(num_records, "-", dtype=object),
+        judged_by=np.array(columns["judged_by"], dtype=object),
     )
 
 

@@ -30,7 +30,7 @@ from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import open_run
 from virnucpro.scoring.frame_scores import check_models, open_classifier
 from virnucpro.sequences.frame_store import open_frame_store
-from virnucpro.workflows.predict import write_results
+from virnucpro.workflows.predict import Embedded, write_results
 
 _EQUAL = ("inputs", "backends", "precision", "frame_rule")
 _KEYS = ("shard", "settings", "classifier", "passes", *_EQUAL)
@@ -70,7 +70,8 @@ def merge(config: MergeConfig) -> PredictResult:
                 passes.append(_collect_pass(job, documents))
         classifier = open_classifier(predict_config)
         check_models(predict_config, classifier, [each.job.model for each in passes])
-        return write_results(run, directory, predict_config, store, passes, classifier)
+        embedded = Embedded(classifier, store, passes)
+        return write_results(run, directory, predict_config, embedded)
 
 
 def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) -> None:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import FrameRule, PredictConfig
+from virnucpro.config import PredictConfig
 from virnucpro.embedding.estimates import warn_of_slow_cpu
-from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
-from virnucpro.embedding.models import Model, open_frame_models
+from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
-from virnucpro.errors import UsageError, count
+from virnucpro.errors import UsageError
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.pages.run_page import write_run_page
-from virnucpro.reports.record_results import PredictResult, note_short_records
+from virnucpro.reports.record_results import PredictResult
 from virnucpro.reports.run_results import write_shard_summary, write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.classifier import Classifier
-from virnucpro.scoring.frame_scores import check_models, open_classifier, score_passes
+from virnucpro.scoring.frame_scores import check_models, leave_out, open_classifier, score_passes
+from virnucpro.scoring.screened import Screened
 from virnucpro.sequences.fasta import check_beginnings
-from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
-from virnucpro.sequences.records import NAME_OF_ROW, NAMES_OF_ROWS
+from virnucpro.sequences.frame_store import FrameStore
+from virnucpro.sequences.records import NAMES_OF_ROWS
+from virnucpro.workflows.finding import find_frames
+from virnucpro.workflows.screening import screen_records
 
-logger = logging.getLogger(__name__)
+
+class Embedded(NamedTuple):
+    """What a prediction knows when both models have embedded its frames.
+
+    Attributes:
+        classifier: What scores them.
+        store: The frames or stretches.
+        passes: The finished passes, DNA and then proteins.
+        screened: What a screen has judged before; None without one.
+    """
+
+    classifier: Classifier
+    store: FrameStore
+    passes: list[Pass]
+    screened: Screened | None = None
 
 
 def predict(config: PredictConfig, on_progress: ProgressListener | None = None) -> PredictResult:
@@ -48,10 +64,10 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
         )
     directory = _prepare(config)
     with open_run(config, directory, config.inputs, on_progress) as run:
-        classifier, store, passes = _embed_frames(run, directory, config)
+        embedded = _embed_frames(run, directory, config)
         result = None
         if run.is_main:
-            result = write_results(run, directory, config, store, passes, classifier)
+            result = write_results(run, directory, config, embedded)
         return run.share(result)
 
 
@@ -63,28 +79,26 @@ def predict_shard(config: PredictConfig, on_progress: ProgressListener | None = 
     """
     directory = _prepare(config)
     with open_run(config, directory, config.inputs, on_progress) as run:
-        classifier, store, passes = _embed_frames(run, directory, config)
+        classifier, store, passes, _ = _embed_frames(run, directory, config)
         if run.is_main:
             write_shard_summary(run, directory, config, store, passes, classifier)
 
 
 def write_results(
-    run: Run,
-    directory: RunDirectory,
-    config: PredictConfig,
-    store: FrameStore,
-    passes: Sequence[Pass],
-    classifier: Classifier,
+    run: Run, directory: RunDirectory, config: PredictConfig, embedded: Embedded
 ) -> PredictResult:
     """Score what was embedded, write all tables and the page, and return counts and paths.
 
     Raises:
         VirnucproError: An embedding is missing, or a file cannot be written.
     """
+    classifier, store, passes, screened = embedded
     with run.stage("scores and tables"):
         scores = score_passes(store, passes, classifier)
-        calls = write_tables(directory, config, store, scores, classifier)
-    result = write_summary(run, directory, config, store, passes, classifier, calls)
+        if screened is not None:
+            scores = leave_out(scores, store, screened.is_cellular)
+        calls = write_tables(directory, config, store, scores, classifier, screened)
+    result = write_summary(run, directory, config, store, passes, classifier, calls, screened)
     if config.report:
         write_run_page(directory, directory.report_html)
     return result
@@ -97,9 +111,7 @@ def _prepare(config: PredictConfig) -> RunDirectory:
     return directory
 
 
-def _embed_frames(
-    run: Run, directory: RunDirectory, config: PredictConfig
-) -> tuple[Classifier, FrameStore, list[Pass]]:
+def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> Embedded:
     """Open the models, find the frames, and embed them with both models."""
     with run.stage("open models"):
         classifier = open_classifier(config)
@@ -108,7 +120,9 @@ def _embed_frames(
         check_models(config, classifier, models)
         rule = classifier.rule
     with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
-        store = _find_frames(run, directory, config, models, rule)
+        store = find_frames(run, directory, config, models, rule, run.precision)
+    screened = screen_records(run, directory, config) if config.screen is not None else None
+    rows = None if screened is None else screened.rows_to_judge(store)
     jobs = [
         make_frame_job(
             config,
@@ -116,6 +130,7 @@ def _embed_frames(
             store,
             model,
             run.precision,
+            rows,
             trust_parts=config.skip_checkpoint_validation,
             shard=config.shard_numbers,
         )
@@ -126,38 +141,4 @@ def _embed_frames(
         with run.stage("take over an older run"):
             identities = {job.model.alphabet: job.identity for job in jobs}
             adopt_legacy_run(directory, store, identities)
-    return classifier, store, [run_pass(run, job) for job in jobs]
-
-
-def _find_frames(
-    run: Run,
-    directory: RunDirectory,
-    config: PredictConfig,
-    models: Sequence[Model],
-    rule: FrameRule,
-) -> FrameStore:
-    run.once(
-        lambda: prepare_frame_store(
-            config.inputs,
-            directory.frame_store_dir,
-            lambda store: refuse_other_parts(directory, store, models, run.precision),
-            chunk_length_bp=config.chunk_length_bp,
-            min_length_bp=config.min_length_bp,
-            rule=rule,
-            paired=config.paired,
-            allow_empty=config.allow_empty,
-        )
-    )
-    store = open_frame_store(directory.frame_store_dir)
-    note_short_records(store)
-    warn_of_cuts(store, models)
-    num_frames = store.num_frames
-    num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
-    if min(num_dna, num_proteins) < num_frames:
-        logger.info(
-            "identical sequences are embedded once: %s DNA and %s proteins of %s",
-            f"{num_dna:,}",
-            f"{num_proteins:,}",
-            count(num_frames, NAME_OF_ROW[rule.kind]),
-        )
-    return store
+    return Embedded(classifier, store, [run_pass(run, job) for job in jobs], screened)

@@ -1,0 +1,179 @@
+"""`predict --screen`: a small model judges first, and the large ones see the rest."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runs import REPOSITORY, VIRNUCPRO, predict_options, run
+from tools.make_demo_weights import make_demo_weights
+from virnucpro import CallConfig, PredictConfig, PredictResult, call, predict
+from virnucpro.checkpoints.parts import finished_parts, finished_rows
+from virnucpro.errors import ClassifierError, UsageError
+
+pytestmark = pytest.mark.slow
+
+EXAMPLE = str(REPOSITORY / "examples" / "example.fasta")
+MAX_LOSS = 0.1
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_demo_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def config(weights: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> PredictConfig:
+    return PredictConfig(
+        inputs=(EXAMPLE,),
+        output_dir=tmp_path_factory.mktemp("runs") / "screened",
+        model_type="custom",
+        device="cpu",
+        dataloader_workers=0,
+        screen="mini",
+        screen_loss=MAX_LOSS,
+        report=False,
+        **weights,
+    )
+
+
+@pytest.fixture(scope="module")
+def screened(config: PredictConfig) -> PredictResult:
+    return predict(config)
+
+
+def records_of(output_dir: Path) -> list[dict[str, str]]:
+    with (output_dir / "records.tsv").open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_cellular_records_keep_the_word_of_the_screen(
+    config: PredictConfig, screened: PredictResult, tmp_path: Path
+) -> None:
+    plain = {"screen": None, "output_dir": tmp_path / "plain"}
+    whole = records_of(predict(dataclasses.replace(config, **plain)).output_dir)
+    mini = {"model_type": "mini", "model_path": None, "screen": None, "output_dir": tmp_path / "m"}
+    defaults = {name: getattr(PredictConfig, name) for name in ("dna_weights", "protein_weights")}
+    small = records_of(predict(dataclasses.replace(config, **mini, **defaults)).output_dir)
+    found = records_of(screened.output_dir)
+    judges = [record["judged_by"] for record in found]
+    assert set(judges) == {"screen", "classifier"}
+    for record, large, little in zip(found, whole, small, strict=True):
+        judge = little if record["judged_by"] == "screen" else large
+        for name in ("score", "num_open_chunks", "scored_share", "reason"):
+            if name == "score":
+                assert float(record[name]) == pytest.approx(float(judge[name]), abs=2e-4)
+            else:
+                assert record[name] == judge[name]
+        assert record["num_frames"] == large["num_frames"]
+        if record["judged_by"] == "screen":
+            assert record["call"] == "others"
+            assert float(record["probability"]) == float(little["probability"])
+        else:
+            assert record["call"] == large["call"]
+    lost = sum(
+        float(one["probability"]) for one, by in zip(small, judges, strict=True) if by == "screen"
+    )
+    total = sum(float(one["probability"]) for one in small)
+    about = json.loads((screened.output_dir / "run.json").read_text())["screen"]
+    assert about["expected_loss"] == pytest.approx(lost / total)
+    assert about["expected_loss"] <= MAX_LOSS
+    assert about["num_records"] == judges.count("screen")
+
+
+def test_the_large_models_see_the_other_records_only(
+    config: PredictConfig, screened: PredictResult
+) -> None:
+    directory = screened.directory
+    document = json.loads(directory.run_json.read_text())
+    rows = finished_rows(finished_parts(directory.parts_dir("dna")))
+    assert 0 < len(rows) < document["counts"]["distinct_dna"]
+    assert document["counts"]["unscored_frames"] == 0
+    assert next(iter(document["passes"])) == "screen: DNA embeddings"
+    with directory.chunks_tsv.open(newline="") as file:
+        chunks = list(csv.DictReader(file, delimiter="\t"))
+    judged = {one["record_id"]: one["judged_by"] for one in records_of(screened.output_dir)}
+    for chunk in chunks:
+        if judged[chunk["record_id"]] == "screen":
+            assert chunk["score"] == "NA"
+
+
+def test_a_screened_run_is_called_again_alike(config: PredictConfig, tmp_path: Path) -> None:
+    calibrated = dataclasses.replace(
+        config, model_type="mini", model_path=None, output_dir=tmp_path / "run"
+    )
+    calibrated = dataclasses.replace(
+        calibrated,
+        dna_weights=str(PredictConfig.dna_weights),
+        protein_weights=str(PredictConfig.protein_weights),
+    )
+    predict(calibrated)
+    first = (tmp_path / "run" / "records.tsv").read_bytes()
+    call(CallConfig(run_dir=tmp_path / "run"))
+    assert (tmp_path / "run" / "records.tsv").read_bytes() == first
+    call(CallConfig(run_dir=tmp_path / "run", max_fdr=0.2, viral_share=0.3))
+    again = dataclasses.replace(calibrated, max_fdr=0.2, viral_share=0.5, resume=True)
+    predict(again)
+    asked = (tmp_path / "run" / "records.tsv").read_bytes()
+    call(CallConfig(run_dir=tmp_path / "run"))
+    call(CallConfig(run_dir=tmp_path / "run", max_fdr=0.2, viral_share=0.5))
+    assert (tmp_path / "run" / "records.tsv").read_bytes() == asked
+
+
+def test_another_loss_embeds_what_is_missing(config: PredictConfig, tmp_path: Path) -> None:
+    run_config = dataclasses.replace(config, output_dir=tmp_path / "run")
+    before = predict(run_config)
+    rows = finished_rows(finished_parts(before.directory.parts_dir("dna")))
+    lower = dataclasses.replace(run_config, screen_loss=0.001, resume=True)
+    after = predict(lower)
+    more = finished_rows(finished_parts(after.directory.parts_dir("dna")))
+    assert set(rows) < set(more)
+    document = json.loads(after.directory.run_json.read_text())
+    (told,) = document["passes"]["DNA embeddings"]
+    assert told["num_rows"] == len(more) - len(rows)
+    # A fresh start removes the screen as well.
+    kept = tmp_path / "run" / "screen" / "checkpoints" / "dna"
+    written = next(kept.glob("part-*.h5")).stat().st_mtime_ns
+    predict(dataclasses.replace(run_config, force=True))
+    assert next(kept.glob("part-*.h5")).stat().st_mtime_ns > written
+
+
+def test_two_processes_screen_as_one(
+    config: PredictConfig, screened: PredictResult, weights: dict[str, str], tmp_path: Path
+) -> None:
+    options = (*predict_options(weights), "--screen=mini", f"--screen-loss={MAX_LOSS}")
+    started = run(
+        *(*VIRNUCPRO, "predict", EXAMPLE, "-m", "custom", "-o", tmp_path / "two", *options),
+        *("--num-processes=2", "--no-progress", "--no-report"),
+    )
+    assert started.returncode == 0, started.stderr
+    ours, theirs = records_of(tmp_path / "two"), records_of(screened.output_dir)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["judged_by"], one["call"]) == (other["judged_by"], other["call"])
+        assert np.isclose(float(one["score"]), float(other["score"]), atol=2e-4)
+
+
+def test_a_screen_needs_probabilities(
+    config: PredictConfig, weights: dict[str, str], tmp_path: Path
+) -> None:
+    uncalibrated = dataclasses.replace(
+        config,
+        output_dir=tmp_path / "run",
+        screen=weights["model_path"],
+        screen_dna_weights=weights["dna_weights"],
+        screen_protein_weights=weights["protein_weights"],
+    )
+    with pytest.raises(ClassifierError, match="a screen needs probabilities"):
+        predict(uncalibrated)
+
+
+def test_what_cannot_be_screened_is_refused(config: PredictConfig) -> None:
+    with pytest.raises(UsageError, match="standard input"):
+        dataclasses.replace(config, inputs=("-",))
+    with pytest.raises(UsageError, match="a share cannot be screened"):
+        dataclasses.replace(config, shard="1/2")

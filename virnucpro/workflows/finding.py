@@ -1,0 +1,61 @@
+"""How a prediction finds its frames or stretches: once for the run, and once for its screen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import FrameRule, PredictConfig
+from virnucpro.embedding.jobs import refuse_other_parts, warn_of_cuts
+from virnucpro.embedding.models import Model
+from virnucpro.errors import count
+from virnucpro.reports.record_results import note_short_records
+from virnucpro.runtime.run import Run
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
+from virnucpro.sequences.records import NAME_OF_ROW
+
+logger = logging.getLogger(__name__)
+
+
+def find_frames(
+    run: Run,
+    directory: RunDirectory,
+    config: PredictConfig,
+    models: Sequence[Model],
+    rule: FrameRule,
+    precision: str,
+) -> FrameStore:
+    """Return the store of the frames or stretches of a run, built or found again.
+
+    Every process of a launch calls this, and the main process builds.
+
+    Raises:
+        VirnucproError: The input cannot be read, the store cannot be written, or the directory
+            holds parts of another run.
+    """
+    run.once(
+        lambda: prepare_frame_store(
+            config.inputs,
+            directory.frame_store_dir,
+            lambda store: refuse_other_parts(directory, store, models, precision),
+            chunk_length_bp=config.chunk_length_bp,
+            min_length_bp=config.min_length_bp,
+            rule=rule,
+            paired=config.paired,
+            allow_empty=config.allow_empty,
+        )
+    )
+    store = open_frame_store(directory.frame_store_dir)
+    note_short_records(store)
+    warn_of_cuts(store, models)
+    num_frames = store.num_frames
+    num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
+    if min(num_dna, num_proteins) < num_frames:
+        logger.info(
+            "identical sequences are embedded once: %s DNA and %s proteins of %s",
+            f"{num_dna:,}",
+            f"{num_proteins:,}",
+            count(num_frames, NAME_OF_ROW[rule.kind]),
+        )
+    return store

@@ -1,0 +1,126 @@
+"""The screen of `predict --screen`: a small classifier judges the records that need no large one.
+
+It is a prediction of its own, in the directory `screen` of the run: its own frames, by the rule of
+its classifier, and two passes of the same loop. Its probabilities say which records are cellular
+beyond doubt. The large models see the rows of all other records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virnucpro.backend.arrays import BoolArray
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.config import DEFAULT_THRESHOLD, MINI_DIRECTORY, PredictConfig
+from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.models import open_frame_models
+from virnucpro.embedding.passes import run_pass
+from virnucpro.errors import ClassifierError
+from virnucpro.runtime.run import Run
+from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.calls import RecordCalls
+from virnucpro.scoring.frame_scores import (
+    check_models,
+    decide_records,
+    open_classifier,
+    score_passes,
+)
+from virnucpro.scoring.screened import Screened, choose_bound, expect_loss
+from virnucpro.workflows.finding import find_frames
+
+MINI = "mini"
+
+logger = logging.getLogger(__name__)
+
+
+def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> Screened:
+    """Return which records are cellular beyond doubt; every process of a launch calls this.
+
+    Raises:
+        ClassifierError: The screen's classifier cannot be used, or has no calibration.
+        VirnucproError: Every other error of a prediction.
+    """
+    config = _configure(config)
+    directory = directory.screen
+    # fp8 saves nothing in a small model, and its probabilities must be good.
+    precision = "bf16" if run.precision == "fp8" else run.precision
+    with run.stage("screen: open models"):
+        classifier = open_classifier(config)
+        calibration = classifier.calibration
+        if calibration is None:
+            raise ClassifierError(
+                f"{config.resolved_model_path}: a screen needs probabilities, and this classifier "
+                "has no calibration; virnucpro calibrate makes one from a labelled run"
+            )
+        models = open_frame_models(run, config)
+        check_models(config, classifier, models)
+    with run.stage("screen: find frames"):
+        store = find_frames(run, directory, config, models, classifier.rule, precision)
+    jobs = [make_frame_job(config, directory, store, model, precision) for model in models]
+    passes = [run_pass(run, dataclasses.replace(job, name=f"screen: {job.name}")) for job in jobs]
+    records, is_cellular, about = None, None, None
+    if run.is_main:
+        with run.stage("screen: scores"):
+            scores = score_passes(store, passes, classifier)
+            records = decide_records(config, store, scores.chunks, classifier).records
+        # What would be called viral is never left out, whatever may be lost.
+        bound = choose_bound(
+            records.probability, config.screen_loss, min(config.threshold or 1, DEFAULT_THRESHOLD)
+        )
+        is_cellular = records.probability < bound
+        about = _describe(config, models, records, calibration, bound, is_cellular)
+        logger.info(
+            "screen: %s of %s records have a probability below %.4g and are cellular; %.2g of the "
+            "viral records are expected among them",
+            f"{np.count_nonzero(is_cellular):,}",
+            f"{len(is_cellular):,}",
+            bound,
+            about["expected_loss"],
+        )
+    return Screened(run.share(is_cellular), records, calibration, passes, run.share(about))
+
+
+def _configure(config: PredictConfig) -> PredictConfig:
+    """Return the settings of the screen's own prediction."""
+    assert config.screen is not None, "predict asks only then"
+    is_mini = config.screen == MINI
+    return dataclasses.replace(
+        config,
+        model_type=MINI if is_mini else "custom",
+        model_path=None if is_mini else Path(config.screen),
+        dna_backend=PredictConfig.dna_backend,
+        protein_backend=PredictConfig.protein_backend,
+        dna_weights=config.screen_dna_weights or str(MINI_DIRECTORY / "dnabert_s"),
+        protein_weights=config.screen_protein_weights or str(MINI_DIRECTORY / "esm2"),
+        dna_batch_tokens=None,
+        protein_batch_tokens=None,
+        max_fdr=None,
+        preset=None,
+        screen=None,
+    )
+
+
+def _describe(
+    config: PredictConfig,
+    models: Sequence[Any],
+    records: RecordCalls,
+    calibration: Calibration,
+    bound: float,
+    is_cellular: BoolArray,
+) -> dict[str, Any]:
+    return {
+        "path": str(config.resolved_model_path),
+        "backends": [model.describe() for model in models],
+        "calibration": dataclasses.asdict(calibration),
+        "viral_share": config.viral_share or calibration.viral_share,
+        "max_loss": config.screen_loss,
+        "expected_loss": expect_loss(records.probability, is_cellular),
+        "bound": bound,
+        "num_records": int(np.count_nonzero(is_cellular)),
+    }
