@@ -23,25 +23,34 @@ _MIN_SCORE = 1e-15
 
 @dataclass(frozen=True, slots=True)
 class RegionModel:
-    """The numbers of the hidden Markov model; docs/results.md says how they were found.
+    """The numbers of the hidden Markov model; tools/fit_regions.py finds them.
+
+    The gain of a chunk, in its own words: `log_odds - least - share * background`, cut to `most` in
+    either direction. The background is the mean log-odds of its record, because the chunks of some
+    bacteria score higher than those of others.
 
     Attributes:
-        weight: The factor of the log-odds of a chunk: neighbours resemble each other, so that two
-            chunks say less than twice as much as one.
-        shift: What is then taken from the log-odds.
-        most: What remains is cut to this, in either direction.
-        switch: What it costs to enter a region or to leave it, in log-odds.
+        least: What a chunk must exceed to be viral, in a record with a background of 0.
+        share: How much of the background it must exceed besides.
+        most: The largest gain or loss of a chunk.
+        switch: What it costs to enter a region or to leave it.
         min_length_bp: Shorter regions inside a record are left out.
     """
 
-    weight: float = 0.5
-    shift: float = 0.0
+    least: float = 0.1
+    share: float = 0.35
     most: float = 2.0
-    switch: float = 5.0
+    switch: float = 6.0
     min_length_bp: int = 3000
 
 
 REGION_MODEL = RegionModel()
+
+_BACKGROUND = (-3.0, -1.0)
+"""The least and the largest background: a record that is viral as a whole is none."""
+
+_BACKGROUND_CHUNK = (-4.0, 0.0)
+"""The range of the log-odds in the mean, so that a prophage hardly moves it."""
 
 
 class ChunkScores(NamedTuple):
@@ -114,11 +123,12 @@ def find_viral_chunks(
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
         model: The numbers of the model.
     """
+    num_chunks = np.diff(record_first_chunk)
+    background = np.repeat(_mean_background(log_odds, record_first_chunk), num_chunks)
     # How much better the best path that is viral in a chunk is than the best that is not.
-    lead = np.clip(model.weight * log_odds - model.shift, -model.most, model.most)
+    lead = np.clip(log_odds - model.least - model.share * background, -model.most, model.most)
     lead[np.isnan(lead)] = 0
     # Records side by side, those with most chunks first: step i works on the i-th chunk of each.
-    num_chunks = np.diff(record_first_chunk)
     order = np.argsort(-num_chunks, kind="stable")
     first = record_first_chunk[:-1][order]
     steps = np.arange(1, num_chunks.max(initial=0))
@@ -174,6 +184,18 @@ def find_regions(
     return _measure_regions(
         store, chunks, records, (first[order], stop[order]), calibration, viral_share
     )
+
+
+def _mean_background(log_odds: Float64Array, record_first_chunk: Int64Array) -> Float64Array:
+    """Return the background of each record: float64 (R,)."""
+    is_scored = ~np.isnan(log_odds)
+    limited = np.where(is_scored, np.clip(log_odds, *_BACKGROUND_CHUNK), 0)
+    # A record without a scored chunk has no background, and needs none.
+    total, num_scored = (
+        _sum_spans(each, record_first_chunk[:-1], record_first_chunk[1:])
+        for each in (limited, is_scored.astype(np.int64))
+    )
+    return np.clip(total / np.maximum(num_scored, 1), *_BACKGROUND)
 
 
 def _find_runs(
