@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.regions import RegionModel, describe_chunks, find_viral_chunks
 
-MODEL = RegionModel(weight=0.5, shift=0.25, most=2.0, switch=3.0, min_length_bp=0)
+MODEL = RegionModel(least=0.25, share=0.5, most=2.0, switch=3.0)
 
 
 def value_path(log_odds: list[float], path: Sequence[bool]) -> float:
-    gains = np.nan_to_num(np.clip(0.5 * np.array(log_odds) - 0.25, -2, 2))
+    scored = [one for one in log_odds if not np.isnan(one)]
+    background = np.clip(np.mean(np.clip(scored, -4, 0)), -3, -1) if scored else 0
+    gains = np.nan_to_num(np.clip(np.array(log_odds) - 0.25 - 0.5 * background, -2, 2))
     return float(gains @ np.array(path)) - 3.0 * np.count_nonzero(np.diff(path))
 
 
@@ -40,6 +42,14 @@ def test_a_prophage_is_found_and_a_single_high_chunk_is_not() -> None:
     log_odds[[10, 50]] = [9.0, -9.0]
     found = np.flatnonzero(find_viral_chunks(log_odds, np.array([0, 100])))
     assert found.tolist() == list(range(40, 60))
+
+
+def test_the_background_of_a_record_counts() -> None:
+    """The same weak stretch is a region in a low record, and none in a high one."""
+    weak = [0.0] * 20
+    low, high = ([value] * 60 + weak + [value] * 60 for value in (-4.0, -0.5))
+    found = find_viral_chunks(np.array(low + high), np.array([0, 140, 280]))
+    assert np.flatnonzero(found).tolist() == list(range(60, 80))
 
 
 def test_a_region_does_not_go_on_into_the_next_record() -> None:

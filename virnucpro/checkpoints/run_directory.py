@@ -33,10 +33,16 @@ class RunDirectory:
     Attributes:
         path: The directory itself; it may hold other files as well.
         stem: The input's name without its endings.
+        prefix: What the names of all files begin with, and `_`; empty for names without it. So runs
+            with different prefixes can share a directory.
     """
 
     path: Path
     stem: str
+    prefix: str = ""
+
+    def _named(self, name: str) -> Path:
+        return self.path / (f"{self.prefix}_{name}" if self.prefix else name)
 
     @property
     def output_path(self) -> Path:
@@ -61,82 +67,82 @@ class RunDirectory:
     @property
     def records_tsv(self) -> Path:
         """The table of input records."""
-        return self.path / "records.tsv"
+        return self._named("records.tsv")
 
     @property
     def chunks_tsv(self) -> Path:
         """The table of chunks."""
-        return self.path / "chunks.tsv"
+        return self._named("chunks.tsv")
 
     @property
     def scores_bedgraph(self) -> Path:
         """The scores of the chunks along the records."""
-        return self.path / "scores.bedgraph"
+        return self._named("scores.bedgraph")
 
     @property
     def regions_tsv(self) -> Path:
         """The table of viral regions."""
-        return self.path / "viral_regions.tsv"
+        return self._named("viral_regions.tsv")
 
     @property
     def regions_bed(self) -> Path:
         """The viral regions as BED."""
-        return self.path / "viral_regions.bed"
+        return self._named("viral_regions.bed")
 
     @property
     def regions_gff3(self) -> Path:
         """The viral regions as GFF3."""
-        return self.path / "viral_regions.gff3"
+        return self._named("viral_regions.gff3")
 
     @property
     def viral_fasta(self) -> Path:
         """The records that were called viral."""
-        return self.path / "viral.fasta"
+        return self._named("viral.fasta")
 
     @property
     def viral_fastq(self) -> Path:
         """The viral reads of FASTQ inputs, with their qualities."""
-        return self.path / "viral.fastq"
+        return self._named("viral.fastq")
 
     @property
     def proviruses_fasta(self) -> Path:
         """The viral regions of records that were not called viral."""
-        return self.path / "proviruses.fasta"
+        return self._named("proviruses.fasta")
 
     @property
     def evaluation_dir(self) -> Path:
         """The directory in which `evaluate` writes its report unless told otherwise."""
-        return self.path / "evaluation"
+        return self._named("evaluation")
 
     @property
     def report_html(self) -> Path:
         """The page that shows the run."""
-        return self.path / "report.html"
+        return self._named("report.html")
 
     @property
     def run_json(self) -> Path:
         """What was run, on what, and how it went."""
-        return self.path / "run.json"
+        return self._named("run.json")
 
     @property
     def run_log(self) -> Path:
         """The run's messages."""
-        return self.path / "run.log"
+        return self._named("run.log")
 
     @property
     def metrics_path(self) -> Path:
         """What each process did, every few seconds."""
-        return self.path / METRICS_NAME
+        return self._named(METRICS_NAME)
 
     @property
     def lock_path(self) -> Path:
         """The file that a run keeps locked, so that no second run writes here meanwhile."""
-        return self.path / ".lock"
+        return self._named(".lock")
 
     @property
     def checkpoints_dir(self) -> Path:
         """The directory of the frame store and of the parts, or a link to it."""
-        return self.path / "checkpoints"
+        return self._named("checkpoints")
 
     def place_checkpoints(self, target: Path) -> None:
         """Keep the checkpoints in `target`; the processes of a launch may do this at once.
@@ -214,6 +220,9 @@ class RunDirectory:
 
     def is_used(self) -> bool:
         """Tell whether the directory holds more than a run leaves that has computed nothing."""
+        if self.prefix:
+            worthless = {self.run_log, self.metrics_path}
+            return any(path not in worthless and path.exists() for path in self._run_files())
         checkpoints = self.checkpoints_dir.resolve()  # which may lie elsewhere
         return any(
             _holds_work(directory, checkpoints / "frames") for directory in (self.path, checkpoints)
@@ -267,6 +276,16 @@ class RunDirectory:
         for alphabet in ("dna", "protein"):
             directory = self.parts_dir(alphabet)
             yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")
+
+
+def find_run(path: Path) -> RunDirectory:
+    """Return the run that a user names: by its directory, or by `directory/prefix`."""
+    prefixed = RunDirectory(path.parent, path.name, path.name)
+    is_prefixed = prefixed.run_json.is_file() or prefixed.metrics_path.is_file()
+    if path.name and not path.is_dir() and is_prefixed:
+        return prefixed
+    found = sorted(path.glob("*_merged/prediction_results.txt"))
+    return RunDirectory(path, found[0].parent.name.removesuffix("_merged") if found else "")
 
 
 def _holds_work(directory: Path, store_dir: Path) -> bool:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from virnucpro.checkpoints.run_directory import METRICS_NAME
+from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import MonitorConfig
@@ -31,7 +31,7 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
     from virnucpro.cli.run_view import render
     from virnucpro.runtime.monitoring import RunState
 
-    path = config.run_dir / METRICS_NAME
+    path = find_run(config.run_dir).metrics_path
     if not path.is_file():
         raise UsageError(
             f"{path}: does not exist; give the output directory of `virnucpro predict`, or the "

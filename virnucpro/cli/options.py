@@ -46,6 +46,7 @@ _PATHS: Mapping[str, Mapping[str, bool]] = {
     "input": {"exists": True, "dir_okay": False, "allow_dash": True},
     "file": {"exists": True, "dir_okay": False},
     "directory": {"exists": True, "file_okay": False},
+    "run": {},
     "any": {"exists": True},
     "new file": {"dir_okay": False},
     "new directory": {"file_okay": False},

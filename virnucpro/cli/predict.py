@@ -69,7 +69,7 @@ def predict_command(
         require_single_process(ctx)
         _echo_estimate(config, launch, as_json=summary.json)
         return
-    layout = RunDirectory(config.resolved_output_dir, config.stem)
+    layout = RunDirectory(config.resolved_output_dir, config.stem, config.prefix)
     settled = settle_output(
         config, layout.path, used=layout.is_used(), may_ask=STDIN not in config.inputs
     )

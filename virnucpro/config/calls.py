@@ -91,7 +91,7 @@ class CallConfig(CallsConfig, group="Classifier and calls"):
     """The settings of `call`."""
 
     run_dir: Path = argument(
-        help="Output directory of a finished predict.", metavar="RUN_DIR", path="directory"
+        help="Output directory of a finished predict.", metavar="RUN_DIR", path="run"
     )
     viral_share: float | None = option(
         None,

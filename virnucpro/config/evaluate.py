@@ -48,7 +48,10 @@ class EvaluateConfig(Config, group="Output"):
     @property
     def resolved_output_dir(self) -> Path:
         """The directory for the report, given or by default."""
-        return self.output_dir or self.records_tsv.with_name("evaluation")
+        # The names of a run may have a prefix.
+        prefix, _, ending = self.records_tsv.name.rpartition("records.tsv")
+        name = "evaluation" if ending else f"{prefix}evaluation"
+        return self.output_dir or self.records_tsv.with_name(name)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class CalibrateConfig(Config, group="Output"):
         help="Output directory of predict with this classifier.",
         details="Its records must not be those that the classifier was trained on.",
         group="Input",
-        path="directory",
+        path="run",
     )
     truth: Path = truth_option()
     output_path: Path = option(

@@ -15,7 +15,7 @@ class MergeConfig(Config, group="Output"):
     runs: tuple[Path, ...] = argument(
         help="Output directories of predict --shard: all shares of one input.",
         metavar="RUN_DIR...",
-        path="directory",
+        path="run",
     )
     output_dir: Path = option(
         Path("merged"), "-o", help="Directory for the results.", path="new directory"

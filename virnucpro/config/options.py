@@ -32,8 +32,9 @@ GROUPS = (
 )
 """The sections of `--help`, in order."""
 
-PathKind = Literal["input", "file", "directory", "any", "new file", "new directory", "new"]
-"""Which path a setting names: one that exists, or a new one, which may exist as well."""
+PathKind = Literal["input", "file", "directory", "run", "any", "new file", "new directory", "new"]
+"""Which path a setting names: one that exists, or a new one, which may exist as well. A run is its
+directory, or `directory/prefix`."""
 
 _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
     str: ((str, Path, int), "text"),
@@ -186,7 +187,7 @@ def _choose_metavar(option: Option, kind: type) -> str | None:
     if option.is_argument or option.choices or kind is bool:
         return None
     if option.path is not None:
-        return "DIR" if option.path.endswith("directory") else "FILE"
+        return "DIR" if option.path.endswith(("directory", "run")) else "FILE"
     return "N" if kind is int else None
 
 

@@ -42,6 +42,13 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         group="Output",
         path="new directory",
     )
+    prefix: str = option(
+        "",
+        help="Begin the names of all files with PREFIX_, so that runs can share a directory.",
+        details="Other commands then take DIR/PREFIX for the run.",
+        group="Output",
+        metavar="PREFIX",
+    )
     model_type: str = option(
         "500",
         "-m",
@@ -184,6 +191,11 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
                 self._set(name, str(MINI_DIRECTORY / directory))
 
     def _check_together(self) -> None:
+        if self.prefix and not re.fullmatch(r"[^/\\\0.-][^/\\\0]*", self.prefix):
+            raise UsageError(
+                f"prefix {self.prefix!r}: wanted the beginning of a file name, without / and "
+                "without . or - at its start"
+            )
         if not self.inputs:
             raise UsageError("no input: wanted at least one FASTA or FASTQ file, or -")
         if self.inputs.count(STDIN) > 1:
@@ -236,7 +248,9 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
 
     @property
     def stem(self) -> str:
-        """The name of the result files: the input's, or else the output directory's."""
+        """The name of the fork's files: the prefix, the input's, or else the output directory's."""
+        if self.prefix:
+            return self.prefix
         if len(self.inputs) == 1 and self.inputs[0] != STDIN:
             return input_stem(self.inputs[0])
         return self.resolved_output_dir.resolve().name
@@ -279,6 +293,7 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     output_dir: Path | None = Path()
     max_fdr: float | None = None
     paired: bool = False
+    prefix: str = ""
     preset: str | None = None
     viral_share: float | None = None
     regions: str | None = None

@@ -60,7 +60,7 @@ class MonitorConfig(Config):
     run_dir: Path = argument(
         help="Output directory of predict, or the .parts directory of embed.",
         metavar="RUN_DIR",
-        path="directory",
+        path="run",
     )
     once: bool = option(False, help="Show the present state and exit.")
     json: bool = option(False, help="Print the present state as JSON and exit.")
@@ -73,7 +73,7 @@ class ReportConfig(Config):
     runs: tuple[Path, ...] = argument(
         help="Output directory of predict, train or evaluate; several of predict are compared.",
         metavar="RUN_DIR...",
-        path="directory",
+        path="run",
     )
     output_path: Path | None = option(
         None,
@@ -86,13 +86,6 @@ class ReportConfig(Config):
         path="new file",
     )
     force: bool = option(False, "-f", help="Overwrite an existing file.", group="Output")
-
-    @property
-    def resolved_output_path(self) -> Path:
-        """The file for the page, given or by default."""
-        if self.output_path is None and len(self.runs) == 1:
-            return self.runs[0] / "report.html"
-        return self.output_path or Path("report.html")
 
 
 @dataclass(frozen=True, kw_only=True)

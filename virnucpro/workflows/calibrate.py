@@ -15,7 +15,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 from virnucpro.backend.weights import digest_files
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.config import DEFAULT_THRESHOLD, CalibrateConfig
 from virnucpro.errors import ClassifierError, InputError, OutputExistsError
 from virnucpro.reports.labels import number_groups, read_truth
@@ -79,7 +79,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
             "file (-o)"
         )
     state, found = read_state(config.classifier)
-    directory = RunDirectory(config.run, stem="")
+    directory = find_run(config.run)
     document = read_run_json(directory.run_json, ("backends", "classifier", "settings"))
     identity = digest_files([config.classifier])
     if document["classifier"]["identity"] != identity:

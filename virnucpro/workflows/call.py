@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from virnucpro.backend.arrays import Float64Array
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
 from virnucpro.errors import InputError
@@ -49,7 +49,7 @@ def call(config: CallConfig) -> PredictResult:
         OutputError: A file cannot be written.
     """
     began = time.monotonic()
-    directory = RunDirectory(config.run_dir, _find_stem(config.run_dir))
+    directory = find_run(config.run_dir)
     document = read_run_json(directory.run_json, ("calls", "classifier", "counts", "settings"))
     with locked(directory.lock_path), log_to_file(directory.run_log):
         made_for = document["classifier"]["made_for"] or {}
@@ -164,9 +164,3 @@ def _check_number(path: Path, name: str, found: int, wanted: int) -> None:
             f"{path}: {found} {name}, wanted {wanted} as in the run; run virnucpro predict again "
             "with --resume"
         )
-
-
-def _find_stem(run_dir: Path) -> str:
-    """Return the name of the run's tables; empty if somebody removed them."""
-    found = sorted(run_dir.glob("*_merged/prediction_results.txt"))
-    return found[0].parent.name.removesuffix("_merged") if found else ""

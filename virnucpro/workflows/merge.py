@@ -18,7 +18,7 @@ from virnucpro.backend.interface import Weights
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.finished_work import collect_parts
 from virnucpro.checkpoints.parts import finished_rows, link_parts
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.checkpoints.whole_files import link_or_copy
 from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
 from virnucpro.embedding.jobs import Job, make_frame_job
@@ -46,7 +46,7 @@ def merge(config: MergeConfig) -> PredictResult:
             are missing.
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
-    documents = [read_run_json(run / "run.json", _KEYS) for run in config.runs]
+    documents = [read_run_json(find_run(run).run_json, _KEYS) for run in config.runs]
     _check_shares(config.runs, documents)
     first = documents[0]
     predict_config = PredictConfig(
@@ -56,8 +56,8 @@ def merge(config: MergeConfig) -> PredictResult:
     )
     # Scores are made in float32 on a CPU, whatever device the shares had.
     here = dataclasses.replace(predict_config, device="cpu", precision="fp32")
-    directory = RunDirectory(config.output_dir, predict_config.stem)
-    shares = [RunDirectory(run, "") for run in config.runs]
+    directory = RunDirectory(config.output_dir, predict_config.stem, predict_config.prefix)
+    shares = [find_run(run) for run in config.runs]
     with open_run(here, directory, predict_config.inputs) as run:
         with run.stage("collect the shares"):
             _link_files(shares[0].frame_store_dir, directory.frame_store_dir)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.config import ExportConfig
 from virnucpro.errors import UsageError
 from virnucpro.reports.record_results import read_run_json
@@ -28,7 +28,7 @@ class FinishedRun:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = RunDirectory(directory, "")
+        self.directory = find_run(directory)
         self.document: dict[str, Any] = read_run_json(
             self.directory.run_json, ("settings", "counts", "calls")
         )

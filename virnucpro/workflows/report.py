@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.config import ReportConfig
 from virnucpro.errors import OutputExistsError
 from virnucpro.reports.pages.comparison_page import write_comparison_page
@@ -24,8 +24,8 @@ def report(config: ReportConfig) -> Path:
         OutputExistsError: The page would replace a file that is not the page of this run.
         OutputError: The page cannot be written.
     """
-    path = config.resolved_output_path
     first, *others = config.runs
+    path = config.output_path or (Path("report.html") if others else find_run(first).report_html)
     # The page of a run in its own directory is made from that run, so a new one loses nothing.
     is_own = config.output_path is None and not others
     if path.exists() and not (config.force or is_own):
@@ -37,5 +37,5 @@ def report(config: ReportConfig) -> Path:
     elif (first / REPORT_NAME).is_file():
         write_evaluation_page(first, path)
     else:
-        write_run_page(RunDirectory(first, ""), path)
+        write_run_page(find_run(first), path)
     return path

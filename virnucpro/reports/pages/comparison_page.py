@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.errors import InputError
 from virnucpro.reports.pages.plots import draw_bars, draw_columns
 from virnucpro.reports.pages.records import show_text
@@ -50,7 +50,7 @@ def write_comparison_page(run_dirs: Sequence[Path], path: Path) -> None:
         InputError: A file of a run cannot be read.
         OutputError: The page cannot be written.
     """
-    directories = [RunDirectory(one, "") for one in run_dirs]
+    directories = [find_run(one) for one in run_dirs]
     runs = [read_run_json(one.run_json, RUN_KEYS) for one in directories]
     names = _name_runs(run_dirs)
     shares = [

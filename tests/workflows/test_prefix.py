@@ -1,0 +1,49 @@
+"""Many runs in one directory: `--prefix`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.runs import read_table, write_reads
+from virnucpro import CallConfig, PredictConfig, call, predict
+from virnucpro.checkpoints.run_directory import RunDirectory, find_run
+from virnucpro.errors import OutputExistsError, UsageError
+
+
+def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> None:
+    config = PredictConfig(
+        inputs=str(write_reads(tmp_path / "reads.fa", 20)),
+        output_dir=tmp_path / "out",
+        prefix="first",
+        device="cpu",
+        **demo_weights,
+    )
+    first = predict(config)
+    other = str(write_reads(tmp_path / "other.fa", 30, seed=1))
+    second = predict(replace(config, inputs=(other,), prefix="second"))
+    names = {path.name.partition("_")[0] for path in (tmp_path / "out").iterdir()}
+    assert names == {"first", "second"}
+    assert len(read_table(tmp_path / "out/first_records.tsv")) == 20
+    assert len(read_table(second.directory.records_tsv)) == 30
+    assert (tmp_path / "out/second_merged/prediction_results.txt").is_file()
+    # Other commands name the run by its directory and prefix.
+    assert find_run(tmp_path / "out/first") == first.directory
+    before = second.directory.records_tsv.read_bytes()
+    call(CallConfig(run_dir=tmp_path / "out/first", threshold=1.0))
+    assert json.loads((tmp_path / "out/first_run.json").read_text())["counts"]["virus"] == 0
+    assert second.directory.records_tsv.read_bytes() == before
+    with pytest.raises(OutputExistsError):
+        predict(config)
+    second.directory.clear()
+    assert first.directory.records_tsv.is_file()
+    assert not RunDirectory(tmp_path / "out", "third", "third").is_used()
+
+
+@pytest.mark.parametrize("prefix", ["a/b", ".hidden", "-o"])
+def test_a_prefix_is_the_beginning_of_a_name(prefix: str) -> None:
+    with pytest.raises(UsageError, match="wanted the beginning of a file name"):
+        PredictConfig(inputs="reads.fa", prefix=prefix)
