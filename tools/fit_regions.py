@@ -26,10 +26,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tools.measure_regions import FALSE_BP, MIN_OVERLAP, Span, match
-from virnucpro.backend.arrays import BoolArray, Float64Array
+from virnucpro.backend.arrays import Float64Array
 from virnucpro.reports.tables import read_table
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.regions import REGION_MODEL, RegionModel, describe_chunks, find_viral_chunks
+from virnucpro.scoring.regions import REGION_MODEL, RegionModel, describe_chunks, find_spans
 
 CHUNK_BP = 500
 GOALS = {10_000: 0.8, 20_000: 0.9, 40_000: 0.95}
@@ -105,27 +105,22 @@ def read_planted(run: Path, truth: Path) -> list[Contig]:
 def measure(contigs: list[Contig], model: RegionModel) -> tuple[list[float], float]:
     """Return which share of the phages of each length is found, and false regions per Mb."""
     first = np.cumsum([0, *(len(contig.log_odds) for contig in contigs)])
-    is_viral = find_viral_chunks(
-        np.concatenate([contig.log_odds for contig in contigs]), first, model
-    )
+    begin, end = find_spans(np.concatenate([contig.log_odds for contig in contigs]), first, model)
+    is_long = (end - begin) * CHUNK_BP >= model.min_length_bp
+    spans: list[list[Span]] = [[] for _ in contigs]
+    number = np.searchsorted(first, begin, "right") - 1
+    for index, low, high in zip(number[is_long], begin[is_long], end[is_long], strict=True):
+        spans[index].append((int(low - first[index]), int(high - first[index])))
     found: dict[int, list[bool]] = {length: [] for length in GOALS}
-    num_false, num_chunks = 0, 0
-    for contig, (start, stop) in zip(contigs, itertools.pairwise(first), strict=True):
-        spans = _find_spans(is_viral[start:stop], model.min_length_bp // CHUNK_BP)
+    num_false, num_bp = 0, 0
+    for contig, regions in zip(contigs, spans, strict=True):
         if contig.phage is None:
-            num_chunks += stop - start
-            num_false += sum(end - begin >= FALSE_BP // CHUNK_BP for begin, end in spans)
+            num_bp += len(contig.log_odds) * CHUNK_BP
+            num_false += sum((end - begin) * CHUNK_BP >= FALSE_BP for begin, end in regions)
         else:
             length_bp = (contig.phage[1] - contig.phage[0]) * CHUNK_BP
-            found[length_bp].append(match(contig.phage, spans)[0] >= MIN_OVERLAP)
-    return [float(np.mean(each)) for each in found.values()], num_false / (
-        num_chunks * CHUNK_BP / 1e6
-    )
-
-
-def _find_spans(is_viral: BoolArray, min_chunks: int) -> list[Span]:
-    edges = np.flatnonzero(np.diff(is_viral, prepend=False, append=False)).reshape(-1, 2)
-    return [(a, b) for a, b in edges.tolist() if b - a >= min_chunks]
+            found[length_bp].append(match(contig.phage, regions)[0] >= MIN_OVERLAP)
+    return [float(np.mean(each)) for each in found.values()], num_false / num_bp * 1e6
 
 
 def main() -> None:
@@ -148,10 +143,10 @@ def main() -> None:
         )
         contigs = join_chunks(bacteria, phages, args.num, args.seed)
     grid = itertools.product(
-        (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4),
-        (0.0, 0.35, 0.5),
-        (1.5, 2.0, 3.0),
-        (5.0, 6.0, 7.0, 8.0),
+        (-0.4, -0.2, 0.0, 0.2),
+        (2.0, 3.0, 4.0),
+        (4.0, 5.0, 6.0, 8.0),
+        (0.0, 1.4, 1.6, 1.8, 1.9, 2.0, 2.2),
     )
     models = [REGION_MODEL, *(RegionModel(*numbers) for numbers in grid)]
     figures = [(*measure(contigs, model), model) for model in models]

@@ -11,15 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.regions import RegionModel, describe_chunks, find_viral_chunks
+from virnucpro.scoring.regions import (
+    RegionModel,
+    describe_chunks,
+    find_spans,
+    find_viral_chunks,
+)
 
-MODEL = RegionModel(least=0.25, share=0.5, most=2.0, switch=3.0)
+MODEL = RegionModel(least=0.25, most=2.0, switch=3.0, contrast=1.5)
 
 
 def value_path(log_odds: list[float], path: Sequence[bool]) -> float:
-    scored = [one for one in log_odds if not np.isnan(one)]
-    background = np.clip(np.mean(np.clip(scored, -4, 0)), -3, -1) if scored else 0
-    gains = np.nan_to_num(np.clip(np.array(log_odds) - 0.25 - 0.5 * background, -2, 2))
+    gains = np.nan_to_num(np.clip(np.array(log_odds) - 0.25, -2, 2))
     return float(gains @ np.array(path)) - 3.0 * np.count_nonzero(np.diff(path))
 
 
@@ -44,12 +47,19 @@ def test_a_prophage_is_found_and_a_single_high_chunk_is_not() -> None:
     assert found.tolist() == list(range(40, 60))
 
 
-def test_the_background_of_a_record_counts() -> None:
-    """The same weak stretch is a region in a low record, and none in a high one."""
-    weak = [0.0] * 20
-    low, high = ([value] * 60 + weak + [value] * 60 for value in (-4.0, -0.5))
-    found = find_viral_chunks(np.array(low + high), np.array([0, 140, 280]))
-    assert np.flatnonzero(found).tolist() == list(range(60, 80))
+def test_a_region_stands_out_from_its_record() -> None:
+    """The same stretch is a region in a record of low chunks, and none among higher ones."""
+    stretch = [1.0] * 30
+    low, high, whole = [-2.0] * 60 + stretch, [-0.5] * 60 + stretch, stretch
+    first = np.array([0, 90, 180, 210])
+    log_odds = np.array([*low, *high, *whole])
+    assert np.count_nonzero(find_viral_chunks(log_odds, first)) == 90
+    found = [each.tolist() for each in find_spans(log_odds, first, MODEL)]
+    assert found == [[60, 150, 180], [90, 180, 210]]
+    found = [each.tolist() for each in find_spans(log_odds, first)]
+    assert found == [[60, 180], [90, 210]]
+    log_odds[:60] = np.nan
+    assert find_spans(log_odds, first)[0].tolist() == [0, 180]
 
 
 def test_a_region_does_not_go_on_into_the_next_record() -> None:

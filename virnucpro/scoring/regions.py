@@ -25,32 +25,23 @@ _MIN_SCORE = 1e-15
 class RegionModel:
     """The numbers of the hidden Markov model; tools/fit_regions.py finds them.
 
-    The gain of a chunk, in its own words: `log_odds - least - share * background`, cut to `most` in
-    either direction. The background is the mean log-odds of its record, because the chunks of some
-    bacteria score higher than those of others.
-
     Attributes:
-        least: What a chunk must exceed to be viral, in a record with a background of 0.
-        share: How much of the background it must exceed besides.
-        most: The largest gain or loss of a chunk.
+        least: The log-odds that a chunk must exceed to count for "viral".
+        most: The largest count of a chunk for or against "viral".
         switch: What it costs to enter a region or to leave it.
+        contrast: How far the mean log-odds of a region must exceed that of the other chunks of its
+            record: all chunks of some bacteria look rather viral.
         min_length_bp: Shorter regions inside a record are left out.
     """
 
-    least: float = 0.1
-    share: float = 0.35
+    least: float = -0.2
     most: float = 2.0
-    switch: float = 6.0
+    switch: float = 4.0
+    contrast: float = 1.9
     min_length_bp: int = 3000
 
 
 REGION_MODEL = RegionModel()
-
-_BACKGROUND = (-3.0, -1.0)
-"""The least and the largest background: a record that is viral as a whole is none."""
-
-_BACKGROUND_CHUNK = (-4.0, 0.0)
-"""The range of the log-odds in the mean, so that a prophage hardly moves it."""
 
 
 class ChunkScores(NamedTuple):
@@ -123,12 +114,11 @@ def find_viral_chunks(
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
         model: The numbers of the model.
     """
-    num_chunks = np.diff(record_first_chunk)
-    background = np.repeat(_mean_background(log_odds, record_first_chunk), num_chunks)
     # How much better the best path that is viral in a chunk is than the best that is not.
-    lead = np.clip(log_odds - model.least - model.share * background, -model.most, model.most)
+    lead = np.clip(log_odds - model.least, -model.most, model.most)
     lead[np.isnan(lead)] = 0
     # Records side by side, those with most chunks first: step i works on the i-th chunk of each.
+    num_chunks = np.diff(record_first_chunk)
     order = np.argsort(-num_chunks, kind="stable")
     first = record_first_chunk[:-1][order]
     steps = np.arange(1, num_chunks.max(initial=0))
@@ -142,6 +132,36 @@ def find_viral_chunks(
         least = np.where(is_viral[chunk + 1], -model.switch, model.switch)
         is_viral[chunk] = lead[chunk] > least
     return is_viral
+
+
+def find_spans(
+    log_odds: Float64Array, record_first_chunk: Int64Array, model: RegionModel = REGION_MODEL
+) -> tuple[Int64Array, Int64Array]:
+    """Return the viral stretches: the first chunk of each and the chunk behind it, int64 (n,).
+
+    Args:
+        log_odds: float64 (C,), the log-odds of "viral" of each chunk; NaN without a score.
+        record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
+        model: The numbers of the model.
+    """
+    is_viral = find_viral_chunks(log_odds, record_first_chunk, model)
+    first, stop = _find_runs(is_viral, record_first_chunk)
+    is_scored = ~np.isnan(log_odds)
+    known = np.where(is_scored, log_odds, 0)
+    means = []
+    for counts, spans in (
+        (is_scored, (first, stop)),
+        (is_scored & ~is_viral, (record_first_chunk[:-1], record_first_chunk[1:])),
+    ):
+        number = _sum_spans(counts.astype(np.int64), *spans)
+        # Nothing is below a record that is viral from end to end.
+        mean = np.full(len(number), -np.inf)
+        np.divide(_sum_spans(known * counts, *spans), number, out=mean, where=number > 0)
+        means.append(mean)
+    inside, outside = means
+    record = np.searchsorted(record_first_chunk, first, "right") - 1
+    is_clear = inside >= outside[record] + model.contrast
+    return first[is_clear], stop[is_clear]
 
 
 def find_regions(
@@ -163,9 +183,7 @@ def find_regions(
         calibration: Of the classifier; None if it has none.
         viral_share: The share of viral records that probabilities assume.
     """
-    first, stop = _find_runs(
-        find_viral_chunks(chunks.log_odds, store.record_first_chunk), store.record_first_chunk
-    )
+    first, stop = find_spans(chunks.log_odds, store.record_first_chunk)
     record = store.find_records(first)
     length = store.locate_cells(stop - 1)[1] - store.locate_cells(first)[0]
     is_part = (
@@ -184,18 +202,6 @@ def find_regions(
     return _measure_regions(
         store, chunks, records, (first[order], stop[order]), calibration, viral_share
     )
-
-
-def _mean_background(log_odds: Float64Array, record_first_chunk: Int64Array) -> Float64Array:
-    """Return the background of each record: float64 (R,)."""
-    is_scored = ~np.isnan(log_odds)
-    limited = np.where(is_scored, np.clip(log_odds, *_BACKGROUND_CHUNK), 0)
-    # A record without a scored chunk has no background, and needs none.
-    total, num_scored = (
-        _sum_spans(each, record_first_chunk[:-1], record_first_chunk[1:])
-        for each in (limited, is_scored.astype(np.int64))
-    )
-    return np.clip(total / np.maximum(num_scored, 1), *_BACKGROUND)
 
 
 def _find_runs(
