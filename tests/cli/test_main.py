@@ -541,7 +541,9 @@ def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
 
 def test_the_built_in_backends_are_listed(run):
     lines = run("backends").stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["dnabert-s", "esm2"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        *("dnabert-s", "esm2", "fair-esm", "transformers", "transformers-dna")
+    ]
 
 
 # utils
@@ -594,5 +596,5 @@ def test_devices_are_listed(run):
 def test_an_unknown_backend_is_named_before_its_weights(run):
     result = run("profile", "-m", "esm3")
     assert result.exit_code == 1
-    assert "No backend is called 'esm3'; installed are: dnabert-s, esm2" in result.stderr
+    assert "No backend is called 'esm3'; installed are: dnabert-s, esm2, " in result.stderr
     assert "Did you mean 'esm2'?" in result.stderr
