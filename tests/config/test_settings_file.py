@@ -91,7 +91,10 @@ def test_what_is_left_empty_sets_nothing(read, text):
         ("predict: {gpus: " + "x" * 2_000_000 + "}", "more than 1,048,576 bytes"),
         ("? " + "x" * 500_000 + "\n: 1", "unknown key 'xxx"),
         ("[a, b]: 1", "line 1: found a list as a key, wanted a name"),
-        ("predict: {min-length: 9,\n min_length_bp: 8}", "line 2: predict.min_length_bp has a va"),
+        ("predict: {min-length: 9,\n min_length_bp: 8}", "line 2: predict.min_length_bp is th"),
+        ("predict: {}\ntrain: {}\npredict: {}", "line 3: predict is there twice"),
+        ("predict: !!python/name:os.system\n  gpus: 0", "found a tag, wanted `key: value` lines"),
+        ("predict: !!map x", "found 'x', wanted `key: value` lines"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(read, text, message):

@@ -107,9 +107,10 @@ class _SectionReader:
 
     def walk(self, section: yaml.Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield the target and the value of each key below `section`."""
-        if not isinstance(section, yaml.MappingNode):
+        is_mapping = isinstance(section, yaml.MappingNode)
+        if not is_mapping or section.tag != "tag:yaml.org,2002:map":
             is_scalar = isinstance(section, yaml.ScalarNode)
-            found = brief(section.value) if is_scalar else "a list"
+            found = brief(section.value) if is_scalar else "a tag" if is_mapping else "a list"
             raise UsageError(f"{self._place(section)}: found {found}, wanted `key: value` lines")
         for key_node, node in section.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -117,17 +118,22 @@ class _SectionReader:
             name = f"{prefix}{key_node.value}"
             normalized = _normalize(name)
             if normalized in self._sections:
+                self._note(normalized, name, key_node)
                 if node.tag != "tag:yaml.org,2002:null":
                     yield from self.walk(node, f"{name}.")
             elif normalized in self._keys:
                 target = self._keys[normalized].target
-                if target in self._seen:
-                    raise UsageError(f"{self._place(key_node)}: {name} has a value already")
-                self._seen.add(target)
+                self._note(target, name, key_node)
                 yield target, self._read(name, key_node, node)
             else:
                 place = self._place(key_node)
                 raise UsageError(f"{place}: unknown key {brief(name)}{self._suggest(name)}")
+
+    def _note(self, what: str, name: str, key_node: yaml.Node) -> None:
+        """Refuse what comes twice: YAML itself would forget the first without a word."""
+        if what in self._seen:
+            raise UsageError(f"{self._place(key_node)}: {name} is there twice; keep one of the two")
+        self._seen.add(what)
 
     def _read(self, name: str, key_node: yaml.Node, node: yaml.Node) -> Any:
         convert = self._keys[_normalize(name)].convert
