@@ -43,3 +43,26 @@ def test_models_that_are_not_there() -> None:
         open_model("dnabert_s", "nowhere")
     with pytest.raises(WeightsError, match="nowhere: no such file or directory"):
         open_model("dnabert-s", "nowhere")
+
+
+class PanicException(BaseException):
+    """What Rust's panics become in Python."""
+
+
+@pytest.mark.parametrize("error", [PanicException("index out of bounds"), ZeroDivisionError("x")])
+def test_whatever_breaks_in_opening_becomes_an_error_of_ours(model, monkeypatch, error) -> None:
+    def open_weights(self: object, location: str) -> None:
+        raise error
+
+    monkeypatch.setattr(type(model.backend), "open_weights", open_weights)
+    with pytest.raises(WeightsError, match=f"there: cannot be opened .*{type(error).__name__}"):
+        open_model("dnabert-s", "there")
+
+
+def test_an_interrupt_in_opening_stays_one(model, monkeypatch) -> None:
+    def open_weights(self: object, location: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model.backend), "open_weights", open_weights)
+    with pytest.raises(KeyboardInterrupt):
+        open_model("dnabert-s", "there")

@@ -15,6 +15,7 @@ import json
 import lzma
 import random
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +34,10 @@ from virnucpro.config.settings_file import command_keys, read_settings
 from virnucpro.errors import VirnucproError
 from virnucpro.sequences.fasta import RecordReader
 
+FAULTS = ("silent", "crashed", "hung")
 SECONDS = 120.0
 MEMORY_BYTES = 4 << 30
-VERDICTS = ("right", "told", "refused", "silent", "crashed", "hung")
+VERDICTS = ("right", "told", "refused", *FAULTS)
 """right: the result is the same. told: it differs, and the output says of which other file it is.
 refused: an error of ours. The others are faults."""
 
@@ -386,19 +388,22 @@ def main() -> None:
     limit_memory(MEMORY_BYTES)
 
     def report(name: str, done: Attempt) -> None:
-        if done.verdict in ("silent", "crashed", "hung") or args.attempts == 1:
+        if done.verdict in FAULTS or args.attempts == 1:
             text = done.ending.output[-1_500:]
             print(f"{name} {done.seed} {done.name}: {done.verdict}\n{text}\n", flush=True)  # noqa: T201
 
     seeds = range(args.first_seed, args.first_seed + args.attempts)
     print(f"{'kind':12}", *(f"{verdict:>8}" for verdict in VERDICTS), "slowest s", "most MiB")  # noqa: T201
+    num_faults = 0
     for name in args.kinds:
         ((_, attempts),) = break_files([name], seeds, report).items()
         counts = Counter(done.verdict for done in attempts)
         slowest = max(done.ending.seconds for done in attempts)
         peak = max(done.ending.peak_bytes for done in attempts) >> 20
         numbers = (f"{counts[verdict]:8}" for verdict in VERDICTS)
+        num_faults += sum(counts[verdict] for verdict in FAULTS)
         print(f"{name:12}", *numbers, f"{slowest:9.1f}", f"{peak:8}", flush=True)  # noqa: T201
+    sys.exit(num_faults > 0)
 
 
 if __name__ == "__main__":

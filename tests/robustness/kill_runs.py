@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -75,12 +76,12 @@ def prepare(directory: Path) -> dict[str, Story]:
         )
     stories = {}
     for number in (1, 2, 3):
-        stories[f"predict, {number}"] = Story(
+        stories[f"predict,{number}"] = Story(
             ["predict", str(reads), "-o", "out", "--resume", *options, *BUDGETS],
             ["*_merged/*", "records.tsv", "viral.fasta"],
             number,
         )
-        stories[f"embed, {number}"] = Story(
+        stories[f"embed,{number}"] = Story(
             [
                 *("embed", str(reads), "-o", "out/v.h5", "--resume", "--backend=dnabert-s"),
                 *(f"--weights={weights['dna_weights']}", "--device=cpu", "--batch-tokens=100"),
@@ -88,7 +89,7 @@ def prepare(directory: Path) -> dict[str, Story]:
             ["v.h5"],
             number,
         )
-        stories[f"train, {number}"] = Story(
+        stories[f"train,{number}"] = Story(
             [
                 *("train", "--viral", str(viral), "--other", str(other), "-o", "out/m.safetensors"),
                 *("--resume", "--epochs=5", "-e", "90", *encoders, *BUDGETS),
@@ -96,14 +97,14 @@ def prepare(directory: Path) -> dict[str, Story]:
             ["m.safetensors", "m_training/report.tsv"],
             number,
         )
-    stories["migrate, 1"] = Story(
+    stories["migrate,1"] = Story(
         ["migrate", str(directory / "old"), "-o", "out/new", "--dna-dim=6", "--protein-dim=4"],
         ["new/**/part-*.h5"],
     )
-    done = play(directory, Story([*stories["predict, 1"].command, "-o", "run"], []))
+    done = play(directory, Story([*stories["predict,1"].command, "-o", "run"], []))
     assert done.exit_code == 0, done.output
     for form, pattern in (("anndata", "x/*.h5ad"), ("npz", "x/*.npz"), ("pt", "x/*.pt")):
-        stories[f"export {form}, 1"] = Story(
+        stories[f"export-{form},1"] = Story(
             [
                 *("export", str(directory / "run"), "-o", "out/x", "--to", form),
                 "--sequences-per-file=200",
@@ -253,7 +254,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=200, help="over all stories")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stories", nargs="+", help="names, such as `predict, 2`")
+    parser.add_argument("--stories", nargs="+", help="names, such as predict,2")
     args = parser.parse_args()
     loop.PartWriter = SmallPartWriter  # type: ignore[misc]
     memory = Path("/dev/shm")
@@ -261,12 +262,15 @@ def main() -> None:
         stories = prepare(Path(scratch))
         names = args.stories or list(stories)
         print(f"{'command, processes':20} kills  late  faults", flush=True)  # noqa: T201
+        num_faults = 0
         for index, name in enumerate(names):
             share = len(range(index, args.kills, len(names)))
             tally = kill_runs(Path(scratch), stories[name], share, args.seed)
             print(f"{name:20} {tally.kills:5} {tally.late:5} {len(tally.faults):7}", flush=True)  # noqa: T201
+            num_faults += len(tally.faults)
             for fault in tally.faults:
                 print(f"    {fault}", flush=True)  # noqa: T201
+    sys.exit(num_faults > 0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tests.runs import VIRNUCPRO
@@ -83,6 +84,8 @@ def test_signals_end_the_wait(tmp_path):
         while not listens(ports[number]):
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
+        listening = psutil.Process(process.pid).net_connections("inet")
+        assert {one.laddr.ip for one in listening if one.status == "LISTEN"} == {"127.0.0.1"}
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == ends[number]

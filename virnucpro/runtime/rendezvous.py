@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import socket
@@ -116,6 +117,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
             wait_for_workers=False,
             multi_tenant=not has_agent,
             timeout=timedelta(seconds=_SECONDS_OF_A_TRY),
+            master_listen_fd=_listen(*place) if is_host else None,
         )
     except torch.distributed.DistError as error:
         raise VirnucproError(f"{meeting.describe()}; {first_line(error)}") from error
@@ -132,6 +134,19 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
                 f"the process that held the launch together has ended ({first_line(error)})"
             ) from error
     return store
+
+
+def _listen(host: str, port: int) -> int | None:
+    """Listen on the address that the launch names; return None where torch must listen on all."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Many machines call themselves by a name that other machines cannot reach: 127.0.1.1.
+        is_own_name = host not in ("localhost", address[0])
+        if is_own_name and ipaddress.ip_address(address[0]).is_loopback:
+            return None
+        return socket.create_server(address[:2], family=family).detach()
+    except OSError:  # the address is not of this machine, but leads to it
+        return None
 
 
 class _Meeting:

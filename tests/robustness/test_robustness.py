@@ -1,0 +1,28 @@
+"""The short form of the programs that damage files and kill runs; they fail where one is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "break_files --kinds yaml inputs metrics --attempts 25",
+        "break_files --kinds parts store weights configs classifier --attempts 2",
+        "kill_runs --kills 5 --stories predict,1 embed,1 train,1 migrate,1 export-anndata,1",
+        "kill_runs --kills 1 --stories predict,2",
+    ],
+)
+def test_nothing_is_silent_crashes_or_differs(arguments: str) -> None:
+    program, *rest = arguments.split()
+    command = [sys.executable, "-m", f"tests.robustness.{program}", *rest]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
