@@ -28,7 +28,8 @@ import yaml
 from tests.robustness.children import Ending, limit_memory, start, wait
 from tests.robustness.mutations import mutate
 from tests.runs import predict_options, read_tables, write_reads
-from tools.make_demo_weights import make_demo_weights
+from tools.make_demo_weights import DNA_DIM, make_demo_weights
+from tools.make_dnabert_s_weights import make_config, write_weights
 from virnucpro.config import PredictConfig
 from virnucpro.config.settings_file import command_keys, read_settings
 from virnucpro.errors import VirnucproError
@@ -63,6 +64,7 @@ def prepare(directory: Path) -> None:
     """Write everything that a run reads, and what it leaves."""
     write_reads(directory / "reads.fa", 14)
     weights = make_demo_weights(directory / "w")
+    write_weights(directory / "w2", make_config(width=DNA_DIM, num_heads=6), safetensors=True)
     _write_published_classifier(Path(weights["model_path"]), directory / "w/500_model.pth")
     _write_inputs(directory / "inputs")
     (directory / "settings.yaml").write_text(SETTINGS)
@@ -281,6 +283,14 @@ KINDS = {
         _below("w/esm2.pt", "w/dnabert_s/*.bin"),
         lambda path, directory: [*_predict(directory, "out"), "--force"],
         _judge_tables,
+    ),
+    "safetensors": Kind(
+        _below("w2/*.safetensors"),
+        lambda path, directory: [
+            *_predict(directory, "out", dna_weights=f"{directory}/w2"),
+            "--force",
+        ],
+        _judge_other_models,
     ),
     "configs": Kind(
         _below("w/dnabert_s/*.json"),
