@@ -104,7 +104,10 @@ def test_is_run_tells_a_finished_and_an_interrupted_run_from_a_strangers_directo
     assert directory.is_run()
 
 
-@pytest.mark.parametrize("name", ["run.log", "checkpoints/frames/manifest.json", ".lock.holder"])
+@pytest.mark.parametrize(
+    "name",
+    ["run.log", "checkpoints/frames/manifest.json", "checkpoints/frames.new/x", ".lock.holder"],
+)
 def test_what_a_run_leaves_that_computed_nothing_is_not_in_the_way(tmp_path, name):
     directory = RunDirectory(tmp_path / "out", "reads")
     (tmp_path / "out" / name).parent.mkdir(parents=True)

@@ -290,9 +290,10 @@ def find_run(path: Path) -> RunDirectory:
 
 def _holds_work(directory: Path, store_dir: Path) -> bool:
     """Tell whether there is a file besides log, metrics and lock, and the store of the input."""
+    stores = {store_dir, staged_dir(store_dir)}
     return any(
         not path.is_dir()
-        and store_dir not in path.parents
+        and stores.isdisjoint(path.parents)
         and (path.parent != directory or not _WORTHLESS.fullmatch(path.name))
         for path in directory.rglob("*")
     )

@@ -60,7 +60,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     model_path: Path | None = option(
         None,
         "-p",
-        help="File of the classifier; custom needs it.",
+        help="File of the classifier; custom needs it. virnucpro models download 500 fetches the "
+        "published one.",
         unset="{model type}_model.pth",
         details="Looked for in the working directory, then among the models that virnucpro models "
         "download has fetched. mini has its classifiers in this package.",

@@ -71,7 +71,12 @@ def open_classifier(config: PredictConfig) -> Classifier:
     # A screen has probabilities of its own, which depend on the share of viral records.
     needed = config if config.screen is None else replace(config, viral_share=None)
     check_calibrated(needed, classifier.calibration, config.resolved_model_path)
-    logger.info("frame rule: %s, as %s wants", classifier.rule, config.resolved_model_path)
+    logger.info(
+        "frame rule: %s, as %s wants; chunks of %d bp",
+        classifier.rule,
+        config.resolved_model_path,
+        config.chunk_length_bp,
+    )
     return classifier
 
 
