@@ -21,7 +21,7 @@ pytest.importorskip("multiqc", reason="MultiQC is not installed")
 
 @pytest.fixture(scope="module")
 def runs(repository: Path, tmp_path_factory) -> Path:
-    """Three runs: of the example, called in three ways."""
+    """Three runs of the example, called in three ways; the files of one have a prefix."""
     directory = tmp_path_factory.mktemp("multiqc")
     example = str(repository / "examples" / "example.fasta")
     first = directory / "runs" / "gut_predictions"
@@ -29,6 +29,7 @@ def runs(repository: Path, tmp_path_factory) -> Path:
     for name, threshold in (("soil_predictions", 0.1), ("sea", 0.99)):
         shutil.copytree(first, directory / "runs" / name)
         call(CallConfig(run_dir=directory / "runs" / name, threshold=threshold))
+    (directory / "runs" / "sea" / "run.json").rename(directory / "runs" / "sea" / "deep_run.json")
     # Somebody else's file of the same name.
     (directory / "runs" / "other").mkdir()
     (directory / "runs" / "other" / "run.json").write_text('{"counts": 3}')
@@ -66,10 +67,12 @@ def found(runs: Path, repository: Path, tmp_path_factory) -> dict:
 
 
 def read_runs(runs: Path) -> dict[str, dict]:
-    names = {"gut": "gut_predictions", "soil": "soil_predictions", "sea": "sea"}
-    return {
-        name: json.loads((runs / path / "run.json").read_text()) for name, path in names.items()
+    paths = {
+        "gut": "gut_predictions/run.json",
+        "soil": "soil_predictions/run.json",
+        "deep": "sea/deep_run.json",
     }
+    return {name: json.loads((runs / path).read_text()) for name, path in paths.items()}
 
 
 def test_the_columns_have_the_numbers_of_each_run(runs: Path, found: dict) -> None:

@@ -45,9 +45,10 @@ class MultiqcModule(BaseMultiqcModule):
         )
         runs: dict[str, Any] = {}
         for file in self.find_log_files(_KEY):
-            # Runs have files of one name, so their directories tell them apart.
-            name = Path(file["root"]).resolve().name.removesuffix("_predictions")
-            sample = self.clean_s_name(name, file)
+            # The files of a run begin with its prefix; without one, its directory names it.
+            prefix = file["fn"].removesuffix("run.json").removesuffix("_")
+            directory = Path(file["root"]).resolve().name.removesuffix("_predictions")
+            sample = self.clean_s_name(prefix or directory, file)
             runs[sample] = json.loads(file["f"])
             self.add_data_source(file, sample)
             self.add_software_version(runs[sample]["versions"]["virnucpro"], sample)
