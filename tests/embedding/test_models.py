@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import shutil
+from pathlib import Path
 
-from virnucpro.config import FrameRule
+import pytest
+from huggingface_hub import constants
+
+from virnucpro.config import MINI_DIRECTORY, FrameRule
+from virnucpro.config.published import ESM2_3B
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.errors import BackendError, WeightsError
 
@@ -66,3 +71,21 @@ def test_an_interrupt_in_opening_stays_one(model, monkeypatch) -> None:
     monkeypatch.setattr(type(model.backend), "open_weights", open_weights)
     with pytest.raises(KeyboardInterrupt):
         open_model("dnabert-s", "there")
+
+
+def test_an_unpinned_default_in_the_hubs_cache_is_used_where_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("VIRNUCPRO_MODELS", str(tmp_path / "models"))
+    repository, revision = ESM2_3B.location.split("@")
+    cache = tmp_path / f"models--{repository.replace('/', '--')}"
+    with pytest.raises(WeightsError, match=revision):
+        open_model("esm2", ESM2_3B.location)
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("a" * 40)
+    shutil.copytree(MINI_DIRECTORY / "esm2", cache / "snapshots" / ("a" * 40))
+    assert open_model("esm2", ESM2_3B.location).weights.location == repository
+    assert "its newest revision there is used" in caplog.text
+    shutil.copytree(MINI_DIRECTORY / "esm2", cache / "snapshots" / revision)
+    assert open_model("esm2", ESM2_3B.location).weights.location == ESM2_3B.location

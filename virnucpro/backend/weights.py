@@ -68,19 +68,20 @@ def find_download(location: str) -> Path | None:
     """Return where `location` was downloaded to, without asking the hub; None if it was not.
 
     Args:
-        location: `owner/name@revision`, or the name of a file among the downloaded models.
+        location: `owner/name[@revision]`, or the name of a file among the downloaded models.
     """
     found = find_model(location)
     repository, _, revision = location.partition("@")
-    if found is not None or not revision:
+    if found is not None or HUB_ID.fullmatch(location) is None:
         return found
     # Not by the hub's own function, whose import takes longer than a small command.
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    snapshot = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}/snapshots/{revision}")
+    cache = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
     try:
+        snapshot = cache / "snapshots" / (revision or (cache / "refs/main").read_text())
         find_weight_files(snapshot)
-    except WeightsError:
+    except (OSError, WeightsError):
         return None
     return snapshot
 

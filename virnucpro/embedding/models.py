@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -10,8 +11,10 @@ import torch
 
 from virnucpro.backend.interface import Alphabet, Attention, Backend, Collator, Encoder, Weights
 from virnucpro.backend.registry import LoadedBackend, load_backend
+from virnucpro.backend.weights import find_download
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
+from virnucpro.config.published import ESM2_3B
 from virnucpro.embedding.workers import prepare_workers
 from virnucpro.errors import (
     Terminated,
@@ -23,6 +26,8 @@ from virnucpro.errors import (
 from virnucpro.runtime.devices import DTYPES
 from virnucpro.runtime.environment import machine_name
 from virnucpro.runtime.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ def open_model(name: str, location: str, run: Run | None = None) -> Model:
         WeightsError: The weights cannot be used, or they differ between machines.
     """
     loaded = load_backend(name)
+    location = _prefer_cached(location)
     if run is None:
         return Model(loaded, _open_weights(loaded, location))
     mine = _open_weights(loaded, location) if run.is_first_on_machine else None
@@ -184,6 +190,19 @@ def check_backends(config: FramesConfig) -> None:
                 f"backend {name} reads {found}, {alphabet} was wanted; `virnucpro backends` lists "
                 "what each one reads"
             )
+
+
+def _prefer_cached(location: str) -> str:
+    """Return `location`, without its pin if only an unpinned ESM-2 3B is in the hub's cache.
+
+    Earlier versions and other programs download it so, and machines without a network have it so.
+    """
+    unpinned = ESM2_3B.location.partition("@")[0]
+    is_default = location == ESM2_3B.location and find_download(location) is None
+    if not is_default or find_download(unpinned) is None:
+        return location
+    logger.warning("%s: not in the hub's cache; its newest revision there is used", location)
+    return unpinned
 
 
 def open_frame_models(run: Run, config: FramesConfig) -> list[Model]:
