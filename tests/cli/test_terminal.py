@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -148,3 +149,10 @@ def test_a_table_keeps_ids_in_a_file_but_shows_them_escaped(tmp_path):
     os.close(ours)
     assert SHOWN.encode() in seen
     assert b"\x1b" not in seen
+
+
+def test_every_command_prints_by_the_one_function():
+    commands = [path for path in (REPOSITORY / "virnucpro/cli").glob("*.py")]
+    assert len(commands) > 10
+    others = [path.name for path in commands if re.search(r"click\.s?echo\(", path.read_text())]
+    assert others == ["terminal.py"]
