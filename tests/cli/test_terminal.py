@@ -152,7 +152,7 @@ def test_a_table_keeps_ids_in_a_file_but_shows_them_escaped(tmp_path):
 
 
 def test_every_command_prints_by_the_one_function():
-    commands = [path for path in (REPOSITORY / "virnucpro/cli").glob("*.py")]
+    commands = list((REPOSITORY / "virnucpro/cli").glob("*.py"))
     assert len(commands) > 10
     others = [path.name for path in commands if re.search(r"click\.s?echo\(", path.read_text())]
     assert others == ["terminal.py"]
