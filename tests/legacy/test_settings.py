@@ -73,6 +73,7 @@ def test_keys_without_meaning_are_reported_by_the_main_process_alone(
     settings_file, caplog, monkeypatch
 ):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert read_fields(settings_file("progress: {enabled: false}")) == {}
     assert not caplog.records
 

@@ -47,6 +47,7 @@ def test_the_console_shows_each_message_once(capsys, level, expected):
 
 def test_only_the_main_process_tells_news(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     set_up_logging()
     say_everything()
     assert capsys.readouterr().err == "Warning: foreign trouble\nError: failure\n"

@@ -88,8 +88,10 @@ def read_fork_fields(
     }
     if "keep_intermediate" in fields:
         fields["keep_intermediate"] = not fields["keep_intermediate"]
-    if PredictConfig.dna_weights.startswith(f"{fields.get('dna_weights')}@"):
-        fields["dna_weights"] = PredictConfig.dna_weights
     if re.fullmatch(r"esm2_t\d+_\w+_UR50D", fields.get("protein_weights", "")):
         fields["protein_weights"] = f"facebook/{fields['protein_weights']}"
+    for name in ("dna_weights", "protein_weights"):
+        default = getattr(PredictConfig, name)
+        if default.startswith(f"{fields.get(name)}@"):
+            fields[name] = default
     return fields
