@@ -73,7 +73,7 @@ def configure(genomes: Path, weights) -> Callable[..., TrainConfig]:
     def make(output_path: Path, **settings) -> TrainConfig:
         viral, *other = (str(genomes / name) for name in FILES)
         given = {"viral": viral, "other": tuple(other), "chunk_length_bp": CHUNK_BP, "seed": 1}
-        given |= {"test_share": 0.2, "device": "cpu"} | weights
+        given |= {"test_share": 0.2, "device": "cpu", "frame_rule": "open"} | weights
         return TrainConfig(**given | {"output_path": output_path} | settings)
 
     return make
@@ -297,6 +297,14 @@ def test_options_of_files_take_several(genomes: Path, weights, tmp_path: Path) -
     assert [one["class"] for one in report["classes"]] == ["phages", "bacteria", "fungi"]
 
 
+def test_sequences_are_read_in_stretches_unless_told_otherwise(tmp_path: Path) -> None:
+    files = {"viral": ("a.fa",), "other": ("b.fa",), "output_path": tmp_path / "head.safetensors"}
+    assert TrainConfig(**files).frame_rule == "stretches:2:20"
+    assert TrainConfig(**files, frame_rule="open").frame_rule == "open"
+    merged = TrainConfig(merged=("a.pt",), output_path=tmp_path / "head.safetensors")
+    assert merged.frame_rule == "open"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -321,6 +329,7 @@ def test_settings_that_do_not_go_together(tmp_path, monkeypatch, options, messag
 def test_two_processes_make_the_same_classifier(trained, genomes, weights, tmp_path) -> None:
     config, _ = trained
     options = [*predict_options(weights), f"-e{CHUNK_BP}", "--seed=1", "--test-share=0.2"]
+    options.append("--frames=open")
     files = ["--viral", genomes / FILES[0], "--other", genomes / FILES[1], genomes / FILES[2]]
     command = ["train", *files, "-o", tmp_path / "head.safetensors", *options]
     done = run(*accelerate_launch(2, *VIRNUCPRO[1:]), *command)

@@ -44,9 +44,9 @@ class _ListCommand(ConfigCommand):
 def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig) -> None:
     """Train a classifier on viral and other sequences.
 
-    Open frames without ambiguous bases are embedded, and a neural network learns to separate the
-    two kinds. Records that it has not seen calibrate its scores. The report on further records is
-    in MODEL_training: report.tsv, .json, .png, .svg.
+    Stretches without a stop codon (or open frames) are embedded, and a neural network learns to
+    separate the two kinds. Records that it has not seen calibrate its scores. The report on further
+    records is in MODEL_training: report.tsv, .json, .png, .svg.
 
     \b
     Examples:

@@ -55,10 +55,11 @@ class TrainConfig(FramesConfig, group="Training"):
         minimum=1,
     )
     frame_rule: str = option(
-        str(OPEN_RULE),
+        None,
         "--frames",
         help="What of a chunk the classifier reads: open (whole frames without a stop codon), or "
         "stretches:N:M (the N longest runs of at least M codons without a stop codon).",
+        unset="stretches:2:20, and open for --merged",
         details="stretches alone is stretches:2:20. Under this rule, nearly every chunk gets a "
         "score. Another genetic code is added by its NCBI number: open:code=11, "
         "stretches:2:20:code=4.",
@@ -106,6 +107,7 @@ class TrainConfig(FramesConfig, group="Training"):
     )
 
     def __post_init__(self) -> None:
+        self._set_default("frame_rule", str(OPEN_RULE if self.merged else FrameRule("stretches")))
         super().__post_init__()
         self._set("frame_rule", str(FrameRule.parse(self.frame_rule)))
         if self.merged and self.frame_rule != str(OPEN_RULE):
