@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Float32Array, split_rows
+from virnucpro.backend.weights import find_download
 from virnucpro.config import FramesConfig, PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.embedding.models import Model, check_backends
@@ -81,9 +82,12 @@ def open_classifier(config: PredictConfig) -> Classifier:
 
 
 def _expect_dim(config: PredictConfig, name: str, published: int) -> int | None:
-    """Return the numbers in an embedding by the published weights; None for any others."""
-    default = next(field.default for field in fields(FramesConfig) if field.name == name)
-    return published if getattr(config, name) == default else None
+    """Return the numbers in an embedding by published weights that are not here yet, or None."""
+    default: str = getattr(FramesConfig, name)
+    # Weights that are here say it themselves when they are opened. In a hub's cache, smaller ones
+    # may stand for the published ones.
+    is_here = find_download(default) or find_download(default.partition("@")[0])
+    return published if getattr(config, name) == default and not is_here else None
 
 
 def check_models(config: PredictConfig, classifier: Classifier, models: Sequence[Model]) -> None:
