@@ -27,8 +27,10 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
     """
     if (
         not is_half_on_gpu(dtype, device)
+        # torch for AMD calls its GPUs "cuda" as well, and these kernels are made for NVIDIA's.
         or torch.version.cuda is None
         or torch.cuda.get_device_capability(device) < (8, 0)
+        # Triton starts its kernels on torch's current GPU, whatever the GPU of the tensors.
         or device.index not in (None, torch.cuda.current_device())
     ):
         return False

@@ -44,10 +44,12 @@ def quantize(x_XK: Tensor, bound: Tensor | None = None) -> Rows:
         bound: A scalar that no number exceeds. With it, all rows share one scale, in which `bound`
             becomes 448. Only numbers below 2^-15 of the bound lose digits by that.
     """
+    # In float32, because half precision would round the quotient before the 8 bits do.
     x_XK = x_XK.float()
     if bound is None:
         max_X1 = x_XK.abs().amax(-1, keepdim=True).clamp(min=MIN_ROW_MAX)
     else:
+        # The product takes only row scales here, so the one scale is repeated for each row.
         max_X1 = bound.expand(*x_XK.shape[:-1], 1).contiguous()
     scale_X1 = max_X1 / MAX_VALUE
     return Rows((x_XK / scale_X1).to(DTYPE), scale_X1)
@@ -71,6 +73,8 @@ class Float8Linear(nn.Module):
         """Return (X, N)."""
         return functional.scaled_mm(
             rows.values_XK,
+            # cuBLAS wants the second matrix column by column. The transposed view is that, without
+            # a copy.
             self.weight.t(),
             rows.scale_X1,
             ScalingType.RowWise,

@@ -58,6 +58,7 @@ def _add_norm_kernel(
         total += tl.load(delta_ptr + index, mask, 0.0).to(tl.float32)
     if sum_ptr is not None:
         tl.store(sum_ptr + index, total, mask)
+    # Columns beyond the row must be 0 here, or they would count in the variance.
     centred = tl.where(mask, total - tl.sum(total) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
     weight = tl.load(weight_ptr + col, mask, 0.0).to(tl.float32)
@@ -66,6 +67,7 @@ def _add_norm_kernel(
     if scale_ptr is not None:
         row_scale = _scale_of_row(tl.where(mask, normed, 0.0))
         tl.store(scale_ptr + tl.program_id(0), row_scale)
+        # One division for a row: a division of every number takes longer than the memory.
         normed *= 1.0 / row_scale
     tl.store(normed_ptr + index, normed, mask)
 
@@ -98,11 +100,14 @@ def _tanh_gelu(x):
 @triton.jit
 def _geglu_kernel(in_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Write the GELU of the first WIDTH numbers of a row times the next WIDTH numbers."""
+    # A row is cut into blocks, because a wide feed-forward does not fit the registers of one
+    # program.
     BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // BLOCKS).to(tl.int64)
     col = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
     mask = col < WIDTH
     in_ptr += row * 2 * WIDTH + col
+    # In float32: bf16 has 8 bits of mantissa, and the polynomial of the GELU would lose them.
     gate = _gelu(tl.load(in_ptr, mask, 0.0).to(tl.float32))
     value = tl.load(in_ptr + WIDTH, mask, 0.0).to(tl.float32)
     tl.store(out_ptr + row * WIDTH + col, gate * value, mask)
@@ -113,6 +118,7 @@ def _quantize_kernel(
     in_ptr, out_ptr, scale_ptr, WIDTH: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Write a row in 8 bits and its scale; with GELU, write the tanh form of its GELU."""
+    # A program has a whole row, because the scale needs the largest number of the row.
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     x = tl.load(in_ptr + row * WIDTH + col, col < WIDTH, 0.0).to(tl.float32)
@@ -160,6 +166,8 @@ def _add_norm(
     write_sum: bool = True,
 ) -> Tensor:
     """Fill `normed_XD` and `scale_X1`, and return the sum, which is computed if `write_sum`."""
+    # With nothing to add, the sum is the hidden state itself: writing it again would move bytes in
+    # vain.
     sum_XD = None if delta_XD is None or not write_sum else _empty_like(hidden_XD)
     width = hidden_XD.shape[-1]
     block = triton.next_power_of_2(width)
@@ -174,6 +182,7 @@ def _add_norm(
         norm.eps,
         WIDTH=width,
         BLOCK=block,
+        # A warp has 32 threads, so each thread holds up to 32 numbers in registers.
         num_warps=max(1, block // 1024),
     )
     return hidden_XD if sum_XD is None else sum_XD
@@ -186,6 +195,7 @@ def linear_gelu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
     of a layer. cuBLAS has only the tanh form. It differs from the exact GELU by at most 4.8e-4;
     docs/performance.md shows that half precision changes embeddings more.
     """
+    # torch has no public function for a product with this end.
     gelu_XF = torch._addmm_activation(
         linear.bias, x_XD.flatten(0, -2), linear.weight.t(), use_gelu=True
     )
@@ -228,6 +238,7 @@ def _quantize(x_XK: Tensor, *, gelu: bool) -> float8.Rows:
         WIDTH=width,
         GELU=gelu,
         BLOCK=block,
+        # A warp has 32 threads, so each thread holds up to 64 numbers in registers.
         num_warps=max(1, block // 2048),
     )
     return rows

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from virnucpro.kernels import float8
 
+# exp2 is one instruction of the GPU, and exp is not: scores are multiplied by log2(e) beforehand.
 LOG2_E = tl.constexpr(1.4426950408889634)
 MAX_FLOAT8 = tl.constexpr(float8.MAX_VALUE)
 
@@ -47,6 +48,8 @@ def _load_halves(
         angle = row * HALF + col
         cos = tl.load(cos_ptr + angle, mask, 0.0)
         sin = tl.load(sin_ptr + angle, mask, 0.0)
+        # The angles are float32, so the rotation is too. It is rounded back, because products are
+        # in half precision.
         turned = (first * cos - second * sin).to(first.dtype)
         second = (second * cos + first * sin).to(first.dtype)
         first = turned
@@ -75,7 +78,9 @@ def _attention_kernel(
 
     Writes 8 bits if there is a `bound_ptr`: all rows get their scale from that bound of the values.
     """
+    # All heads of a token lie side by side, so this is the distance from queries to keys to values.
     WIDTH: tl.constexpr = 2 * HALF * HEADS
+    # Heads vary fastest: programs that run at the same time then read neighbouring memory.
     program = tl.program_id(0)
     head = program % HEADS
     block = program // HEADS % num_blocks
@@ -85,6 +90,8 @@ def _attention_kernel(
     # The grid is made for the longest sequence, so short ones have programs without queries.
     if block * BLOCK_M >= length:
         return
+    # int64, because queries, keys and values of a large batch have more numbers than an int32
+    # counts.
     query_ptr = qkv_ptr + start.to(tl.int64) * (3 * WIDTH) + head * (2 * HALF)
     key_ptr = query_ptr + WIDTH
     value_ptr = key_ptr + WIDTH
@@ -110,7 +117,10 @@ def _attention_kernel(
         if slopes_ptr is not None:
             distance = tl.abs(row[:, None] - key_row[None, :]).to(tl.float32)
             score -= tl.load(slopes_ptr + head) * LOG2_E * distance
+        # These keys repeat the last key. Minus infinity gives them a weight of exactly zero.
         score = tl.where(key_row[None, :] < length, score, -float("inf"))
+        # Every block has at least one real key, so this is never minus infinity, and no NaN can
+        # arise.
         higher = tl.maximum(highest, tl.max(score, 1))
         weight = tl.exp2(score - higher[:, None])
         shrink = tl.exp2(highest - higher)
@@ -121,7 +131,10 @@ def _attention_kernel(
         row_scale = tl.load(bound_ptr) / MAX_FLOAT8
         # All heads share the scale, so one of them writes it.
         tl.store(row_scale_ptr + start + row, row_scale, (row < length) & (head == 0))
+        # Dividing by the scale belongs to quantizing. It costs nothing here, because the next line
+        # divides anyway.
         total *= row_scale
+    # One division for a row and then products: a division takes many times as long as a product.
     out *= (1.0 / total)[:, None]
     out_mask = (row[:, None] < length) & (col < 2 * HALF)
     tl.store(out_ptr + row[:, None] * WIDTH + col, out, out_mask)
@@ -186,8 +199,11 @@ def _attend(
 ) -> None:
     num_heads, head_dim = qkv_T3HK.shape[2:]
     cos_PR, sin_PR = angles or (None, None)
+    # 128 queries, or 32 or 128 keys, took longer on an H200 (docs/notes/performance.md,
+    # "Attempts").
     block = 64
     num_blocks = triton.cdiv(max_length, block)
+    # One dimension of the grid, because the other two dimensions of CUDA end at 65,535.
     _attention_kernel[(num_heads * num_blocks * (len(offsets) - 1),)](
         qkv_T3HK.contiguous(),
         out_TD,
@@ -201,6 +217,7 @@ def _attend(
         LOG2_E.value * head_dim**-0.5,
         HEADS=num_heads,
         HALF=head_dim // 2,
+        # A product in Triton needs at least 16 columns, and blocks are powers of two.
         COLS=max(16, triton.next_power_of_2(head_dim // 2)),
         BLOCK_M=block,
         BLOCK_N=block,

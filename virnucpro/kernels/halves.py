@@ -48,4 +48,5 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
         torch.get_num_threads()
         torch.set_num_threads(num_threads)
 
+    # The workers stay for the whole process: a new thread would start new threads of OpenMP too.
     return ThreadPoolExecutor(2, "half", begin)

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+# Most batches need less than this. They are spared the look at the system's files.
 _ALWAYS_THERE = 1 << 30
 
 
@@ -30,7 +31,10 @@ def _measure_free() -> int:
     free = [int(psutil.virtual_memory().available)]
     with suppress(OSError, StopIteration, ValueError):  # no cgroups, or no limit ("max")
         group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
+        # Inside a container the group's own path may be hidden, and the limit stands at the root.
         limits = [_CGROUP / group / "memory.max", _CGROUP / "memory.max"]
         limit = int(next(path for path in limits if path.exists()).read_text())
         free.append(limit - int(psutil.Process().memory_info().rss))
+    # In a container the machine has more memory than the container may take. The smaller one
+    # counts.
     return min(free)

@@ -29,6 +29,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     # Not random: that would change the random numbers that the caller draws next.
+    # Different numbers in every place, so that a product with swapped or missing parts is noticed.
     rows = (torch.linspace(-9, 9, 16 * 36).sin() / 3).to(dtype).view(36, 16)
     x_XD, bias, weight = rows[:3], rows[3], rows[4:]
     try:
@@ -39,6 +40,8 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         return False
     gelu_XF = functional.gelu(functional.linear(x_XD, weight[:16], bias))
     wanted = plain.geglu(functional.linear(gelu_XF, weight))
+    # Rounding to half precision changes a number by less than this; a wrong layout changes it by
+    # more.
     is_right = torch.allclose(found, wanted, rtol=0.05, atol=0.05 * float(wanted.abs().max()))
     if not is_right:
         logger.warning("oneDNN multiplies %s wrongly here, so torch's products are used", dtype)
@@ -86,6 +89,7 @@ class PackedGated(nn.Module):
 
 def pack_linears(layer: nn.Module) -> None:
     """Replace the linear layers directly in `layer`, except those that are packed already."""
+    # A list, because `setattr` changes the children while the loop goes through them.
     for name, linear in list(layer.named_children()):
         if isinstance(linear, nn.Linear):
             setattr(layer, name, PackedLinear(linear.weight, linear.bias))
@@ -111,6 +115,7 @@ def linear_gelu(linear: PackedLinear, x_XD: Tensor) -> Tensor:
 
 def linear_geglu(linear: PackedGated, x_XD: Tensor) -> Tensor:
     """Return the exact GELU of the gates times the values, (X, F)."""
+    # The end of the second product multiplies by the gate, which saves a pass over the memory.
     multiply = torch.ops.mkldnn._linear_pointwise.binary
     gelu_XF = linear_gelu(linear.gate, x_XD)
     return cast(Tensor, multiply(x_XD, gelu_XF, linear.value.weight, None, "mul"))
@@ -121,6 +126,7 @@ def attend(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, bias: Tensor | None =
 
     In half precision, torch's own attention multiplies in small pieces, which is slower.
     """
+    # The scale goes into the queries, because they have fewer numbers than the scores.
     scores_BHLL = (q_BHLK * q_BHLK.shape[-1] ** -0.5) @ k_BHLK.transpose(-1, -2)
     if bias is not None:
         scores_BHLL += bias

@@ -51,5 +51,6 @@ def linear_geglu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
 
 def geglu(gate_and_value_XF: Tensor) -> Tensor:
     """Return the GELU of the first half of each row times the second half (Shazeer 2020)."""
+    # The gate comes first, as in the weights of DNABERT-S (`gated_layers`).
     gate_XF, value_XF = gate_and_value_XF.chunk(2, dim=-1)
     return functional.gelu(gate_XF) * value_XF
