@@ -23,6 +23,9 @@ ours=$(( ${SLURM_GPUS_ON_NODE:-1} * SLURM_NNODES ))
 export MEETING_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MEETING_PORT=$(( 20000 + SLURM_JOB_ID % 10000 ))
 
+# Python then imports nothing that lies beside the sequences.
+export PYTHONSAFEPATH=1
+
 # Each node reads the variables in single quotes for itself.
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --multi_gpu \
     --num_machines "$SLURM_NNODES" --num_processes '$ours' --machine_rank "$SLURM_NODEID" \
