@@ -36,6 +36,7 @@ class EmbeddingReader:
                 "one size; they come from different runs"
             )
         # A slot is a position in all parts laid end to end; each part begins at one slot.
+        # Only rows are read here, 8 bytes each. The embeddings are a thousand times as large.
         rows = concatenate_rows(self._parts)
         # If several parts hold a row, the first part counts: parts of one identity are equal.
         self._slots = np.argsort(rows, kind="stable")
@@ -74,6 +75,7 @@ class EmbeddingReader:
 
         The caller maps one part at a time, so that many parts need no more memory or open files.
         """
+        # A row that is missing has the same place on both sides.
         found = np.searchsorted(self._sorted_rows, rows, side="left")
         missing = found == np.searchsorted(self._sorted_rows, rows, side="right")
         if missing.any():

@@ -37,6 +37,7 @@ def write_embeddings(
     """
     id_bytes = encode_strings(ids)
     columns = {"rows": rows, **(lengths or {})}
+    # 56 covers what HDF5 needs for a string: its 16 bytes, and its place in a heap.
     bytes_per_row = 4 * identity.embedding_dim + 8 * len(columns) + 56
     num_bytes = len(rows) * bytes_per_row + sum(map(len, id_bytes))
     with replace_when_whole(path, num_bytes) as temporary:
@@ -52,7 +53,9 @@ def write_embeddings(
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int]) -> int:
     """Create a float32 dataset without content, and return the offset of its bytes in the file."""
     reserved = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    # Only a dataset that is allocated at once has an offset before anything is written to it.
     reserved.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    # Otherwise HDF5 would first write zeros: the whole dataset twice.
     reserved.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     # HDF5 gives an empty dataset no offset.
     return file.create_dataset(name, shape, "<f4", dcpl=reserved).id.get_offset() or 0

@@ -40,12 +40,14 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
     def find_damage(path: Path) -> str | None:
         return _find_damage(path, identity, full=full)
 
+    # Also parts without a mark: these were not finished, and are set aside.
     paths = sorted(directory.glob("part-*.h5"))
     # All parts are checked before the first one is moved, so that an error changes nothing.
     # Threads suffice: reading and digesting release Python's global lock.
     with ThreadPoolExecutor() as pool:
         damages = dict(zip(paths, pool.map(find_damage, paths), strict=True))
     for leftover in directory.glob(".part-*.tmp"):
+        # Processes were killed while they wrote these. They hold nothing that counts.
         leftover.unlink()
     for path, damage in damages.items():
         if damage is not None:
@@ -76,6 +78,7 @@ def refuse_other_run(path: Path, identity: Identity) -> None:
     except CheckpointError:
         return
     if not is_ours:  # or the difference is the damage
+        # Raises if the part is whole, and so belongs to another run.
         _find_damage(path, identity, full=True)
 
 
@@ -99,6 +102,7 @@ def _set_aside(path: Path, damage: str) -> None:
     logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
     # The mark goes first: a crash in between leaves a part that does not count.
     unmark(path)
+    # Kept and not deleted: a user may want to see what happened to the disk.
     path.rename(damaged_path)
 
 
@@ -107,6 +111,7 @@ def _find_damage(path: Path, identity: Identity, *, full: bool) -> str | None:
     try:
         check_part(path, full=full)
         differences = identity.differences(read_identity(path))
+    # A part of another version is intact. Setting it aside would throw away good work.
     except FormatVersionError:
         raise
     except CheckpointError as error:

@@ -67,6 +67,7 @@ def _mark(item: Any, kind: str, version: str) -> None:
 def _write_frame(
     file: h5py.File, name: str, num_rows: int, blocks: Iterable[Mapping[str, Column]]
 ) -> None:
+    # The order of creation is the order of the columns, which is read back below.
     group = file.create_group(name, track_order=True)
     _mark(group, "dataframe", "0.2.0")
     start = 0

@@ -21,6 +21,7 @@ import numpy as np
 
 from virnucpro.errors import CheckpointError, first_line
 
+# Our attributes are names and digests, which have some dozens of bytes.
 _MAX_ATTRIBUTE_BYTES = 4096
 # How HDF5 stores a string: its length, the address of a global heap, and its number in this heap
 # (HDF5 file format, "Variable-length").
@@ -51,6 +52,7 @@ def open_file(path: Path) -> Iterator[File]:
     Raises:
         CheckpointError: The file is damaged or refused.
     """
+    # h5py reads through Python's file object, so every byte passes `_Reader.readinto`.
     with explaining(path), _Reader(path, "r") as reader, File(reader) as file:
         yield file
 
@@ -80,6 +82,7 @@ class _Reader(io.FileIO):
         start = self.tell()
         num_read = super().readinto(buffer) or 0
         margin = len(_HEAP_MARK) - 1  # a mark may lie across two reads
+        # pread leaves the file's position as it is, which the library relies on.
         before = os.pread(self.fileno(), min(margin, start), max(0, start - margin))
         after = os.pread(self.fileno(), margin, start + num_read)
         content = b"".join([before, memoryview(buffer)[:num_read], after])
@@ -136,6 +139,7 @@ def open_strings(file: File, name: str) -> h5py.Dataset:
     num_bytes = 0
     for offset, size in _pieces(dataset):
         size -= size % _STRING_ENTRY.itemsize
+        # Only lengths are read here. Reading the strings would already take the memory.
         entries = np.frombuffer(os.pread(file.reader.fileno(), size, offset), _STRING_ENTRY)
         num_bytes += int(entries["length"].sum(dtype=np.int64))
     if num_bytes > file.reader.num_bytes:
@@ -183,6 +187,7 @@ def _open_stored(file: File, name: str, ndim: int) -> h5py.Dataset:
     # A soft or external link could lead to any other file on the machine.
     if type(file.get(name, getlink=True)) is not h5py.HardLink:
         raise ValueError(f"{name} is missing or a link, which is refused")
+    # Only now: `file[name]` would have followed a link.
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or len(dataset.shape or ()) != ndim:
         raise ValueError(f"{name} should be a dataset of {ndim} dimensions, found {dataset}")

@@ -67,6 +67,8 @@ class Identity:
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of a part that has this identity."""
         attributes = asdict(self)
+        # As FORMAT.md wants it: versions from before there were frame rules can then read these
+        # parts.
         if self.frame_rule == str(OPEN_RULE):
             del attributes["frame_rule"]
         return attributes
@@ -122,8 +124,11 @@ def write_part(
     # Overwriting would lose rows that others already count as finished.
     if path.exists():
         raise CheckpointError(f"{path}: exists already, and parts are never overwritten")
+    # In memory first: so the digest is of exactly the bytes that were meant, whatever the disk
+    # does.
     image = _make_image(rows, embeddings, identity, ids)
     digest = hashlib.sha256(image).hexdigest()
+    # The size finds a part that was cut off without reading all of it.
     done = {"num_rows": len(rows), "num_bytes": len(image), "sha256": digest}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -135,6 +140,7 @@ def write_part(
     try:
         _write_mark(path, done)
     except OutputError:
+        # Without a mark the part would never count, but it would take room on a disk that is full.
         path.unlink(missing_ok=True)
         raise
     return path
@@ -159,6 +165,7 @@ def unmark(path: Path) -> None:
 
 
 def _write_mark(path: Path, done: dict[str, Any]) -> None:
+    # Whole, because half a mark would make a good part look damaged.
     with replace_when_whole(done_path(path)) as temporary:
         temporary.write_text(json.dumps(done), encoding="utf-8")
 
@@ -176,6 +183,7 @@ def _make_image(
         file.create_dataset("embeddings", data=embeddings, dtype="<f4")
         if ids is not None:
             file.create_dataset("ids", (len(rows),), h5py.string_dtype(), hdf5.encode_strings(ids))
+        # The image holds only what HDF5 has flushed.
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -206,6 +214,8 @@ class Part(NamedTuple):
         """Return the embeddings, float32 (N, E), as a memory map; N must not be 0."""
         shape = (self.num_rows, self.identity.embedding_dim)
         with hdf5.explaining(self.path):
+            # Mapped: a score needs some rows of a part, and the system reads only the pages of
+            # these.
             return np.memmap(self.path, "<f4", "r", offset=self.embeddings_offset, shape=shape)
 
     def read_ids(self, start: int, stop: int) -> list[str]:
@@ -234,6 +244,7 @@ def read_part(path: Path) -> Part:
         wanted = (len(rows), identity.embedding_dim)
         if embeddings.shape != wanted:
             raise CheckpointError(f"{path}: embeddings are {embeddings.shape}, wanted {wanted}")
+        # Chunks may lie anywhere in the file, so there would be no single offset to map from.
         if rows.chunks or embeddings.chunks:
             raise CheckpointError(
                 f"{path}: its data are not contiguous and cannot be memory-mapped"
@@ -263,6 +274,8 @@ def _read_identity(path: Path, file: h5py.File) -> Identity:
         if value is None and field.default is not MISSING:
             value = field.default
         values[field.name] = value
+        # A strange file may hold a number where a text is wanted, and it would never equal our
+        # identity.
         if type(value).__name__ != field.type:  # annotations are text here
             raise CheckpointError(
                 f"{path}: attribute {field.name} should be {field.type}, found {brief(value)}"
@@ -296,6 +309,7 @@ def check_part(path: Path, *, full: bool = True) -> None:
     done = _read_done(path)
     with hdf5.explaining(path), path.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
+        # The size comes first, because it costs nothing. The digest reads the whole part.
         if num_bytes != done["num_bytes"]:
             raise CheckpointError(f"{path}: has {num_bytes} bytes instead of {done['num_bytes']}")
         if full and hashlib.file_digest(file, "sha256").hexdigest() != done["sha256"]:
@@ -322,6 +336,8 @@ def _read_done(path: Path) -> dict[str, Any]:
 
 def finished_parts(directory: Path) -> list[Path]:
     """Return the parts in `directory` that are marked done, sorted; opens none of them."""
+    # Sorted, because directories list files in any order, and all processes must see the same
+    # order.
     return sorted(path for path in directory.glob("part-*.h5") if done_path(path).exists())
 
 
@@ -332,6 +348,7 @@ def link_parts(sources: Sequence[Path], directory: Path) -> None:
         OutputError: A part cannot be linked or copied.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    # Each source gets a rank of its own, so that no two parts get the same name.
     for rank, source in enumerate(sources):
         for number, path in enumerate(finished_parts(source)):
             linked = directory / part_name(rank, number)

@@ -155,13 +155,17 @@ class RunDirectory:
         try:
             target.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
+            # Another process of the launch was first. Below we see whether it made the same link.
             with suppress(FileExistsError):
+                # A link and no setting: every later command finds the checkpoints without being
+                # told.
                 link.symlink_to(target.resolve(), target_is_directory=True)
         except OSError as error:
             raise OutputError(
                 f"{link}: cannot be made a link to {target} ({error.strerror}); choose another "
                 "output directory (-o)"
             ) from error
+        # Also true if real checkpoints lie here, which a link must not hide.
         if link.resolve() != target.resolve():
             raise UsageError(
                 f"{link}: holds the checkpoints of this run already, wanted {target}; leave out "
@@ -230,6 +234,7 @@ class RunDirectory:
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
+        # An input may be given by another path, or by a link, and still be the same file.
         path = path.resolve()
         files = {file.resolve() for file in self._run_files()}
         return path in files or any(
@@ -243,10 +248,12 @@ class RunDirectory:
         """
         if self.screen.path.is_dir():
             self.screen.clear()
+        # A list, because removing files while a directory is read may skip some.
         for path in list(self._run_files()):
             path.unlink(missing_ok=True)
         for store in self._stores():
             if store.is_dir():
+                # Only the two stores are removed as wholes: nobody but a run writes into them.
                 shutil.rmtree(store)
         for directory in (
             self.merged_dir,
@@ -275,12 +282,14 @@ class RunDirectory:
         yield from _matching(self.protein_dir, r"output_\d+\.fa")
         for alphabet in ("dna", "protein"):
             directory = self.parts_dir(alphabet)
+            # Temporary files, marks and damaged parts, too; but no file of another name.
             yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")
 
 
 def find_run(path: Path) -> RunDirectory:
     """Return the run that a user names: by its directory, or by `directory/prefix`."""
     prefixed = RunDirectory(path.parent, path.name, path.name)
+    # A run that was killed has no run.json yet, but it has metrics.
     is_prefixed = prefixed.run_json.is_file() or prefixed.metrics_path.is_file()
     if path.name and not path.is_dir() and is_prefixed:
         return prefixed

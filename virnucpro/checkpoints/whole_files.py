@@ -48,6 +48,7 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     Raises:
         OutputError: The file cannot be written.
     """
+    # Beside the file, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with create_file(temporary) as file:
@@ -68,6 +69,7 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
         ) from error
     finally:
         with suppress(OSError):
+            # After a success nothing is there any more. After an error, half a file must not stay.
             temporary.unlink(missing_ok=True)
 
 
@@ -136,6 +138,7 @@ def open_to_append(path: Path, *, errors: str = "strict") -> TextIO:
 
 
 def _open_itself(path: str, flags: int) -> int:
+    # A link in a shared directory could make the run append to any file of the user.
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 

@@ -14,6 +14,7 @@ from virnucpro.sequences.frame_store import SequenceSource
 
 def unique_rows(source: SequenceSource) -> Int64Array:
     """Return the first row of each distinct sequence, in ascending order."""
+    # Identical sequences point to the first of them, so only this first one points to itself.
     representatives = np.asarray(source.representatives)
     return np.flatnonzero(representatives == np.arange(len(representatives)))
 
@@ -23,6 +24,7 @@ def measure_costs(
 ) -> Int64Array:
     """Return the cost of each of `rows`, in tokens, as a backend's `token_cost` estimates it."""
     costs = np.empty(len(rows), dtype=np.int64)
+    # In blocks, because the text of all sequences may exceed the memory.
     for block in split_rows(0, len(rows)):
         costs[block] = [token_cost(sequence) for sequence in source.get_many(rows[block])]
     return costs
@@ -69,6 +71,7 @@ class Batches:
 
         Whole batches are dealt out, because other batches would round differently.
         """
+        # In turn, and not in ranges: the first batches hold the longest sequences.
         is_ours = np.arange(len(self)) % num_shards == index
         return self._keep(np.repeat(is_ours, np.diff(self.starts)))
 
@@ -89,6 +92,8 @@ def plan_batches(rows: Int64Array, costs: Int64Array, budget_tokens: int) -> Bat
     sorted_costs = costs[order]
     starts = [0]
     while starts[-1] < len(order):
+        # Costs fall, so the first sequence of a batch is its longest. Padding makes all others as
+        # long.
         longest = max(1, int(sorted_costs[starts[-1]]))
         starts.append(min(len(order), starts[-1] + max(1, budget_tokens // longest)))
     return Batches(rows[order], sorted_costs, np.asarray(starts, dtype=np.int64))
@@ -121,6 +126,7 @@ class ClaimedBatches:
         last = -1
         while last < (index := self._claim()) < len(self._batches):
             last = index
+            # Before `yield`: the loop must find the index when the batch arrives.
             self.claimed.append(index)
             self.taken.append(index)
             yield self._batches[index]

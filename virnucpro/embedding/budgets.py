@@ -133,6 +133,8 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
+    # Deeply nested JSON raises RecursionError. The file only makes runs faster, so it never ends
+    # one.
     except (OSError, RecursionError, ValueError) as error:
         return _pass_over(path, str(error))
     header = (_FORMAT, _FORMAT_VERSION)
@@ -149,6 +151,7 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
 
 def _is_entry(entry: object) -> bool:
     tokens = entry.get("batch_tokens") if isinstance(entry, dict) else None
+    # Not isinstance: `True` is an int for Python.
     return type(tokens) is int and tokens >= 1
 
 

@@ -48,6 +48,7 @@ def compile_layers(
                 "--attention sdpa does not use them"
             )
         return False
+    # Before the test of the compiler, which may take 20 s on a CPU (docs/notes/performance.md).
     if setting == "auto" and not pays(module, num_tokens, device):
         return False
     reason = _find_obstacle(device)
@@ -79,12 +80,15 @@ def pays(module: nn.Module, num_tokens: int, device: torch.device) -> bool:
         return False
     # Buffers too, because weights in 8 bits are buffers.
     weights = itertools.chain(module.parameters(), module.buffers())
+    # A product takes one multiplication and one addition for each weight and token.
     return 2 * sum(weight.numel() for weight in weights) * num_tokens >= _MIN_FLOP
 
 
 def _find_obstacle(device: torch.device) -> str | None:
     """Return why torch.compile does not work here, or None if it does."""
     try:
+        # A small function needs the same compiler, driver and cache as a model, and fails in the
+        # same way.
         torch.compile(lambda x: x.sin() + x)(torch.zeros(16, device=device))
     except Exception as error:  # compilers, caches and drivers fail in many ways
         return first_line(error)

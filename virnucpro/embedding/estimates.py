@@ -82,6 +82,7 @@ def measure_weights(location: str) -> WeightsSize | None:
     except WeightsError:
         return None
     num_bytes = sum(file.stat().st_size for file in files)
+    # Four bytes for a number in float32, two in float16.
     return WeightsSize(num_bytes // (2 if files[0].suffix == ".pt" else 4), path)
 
 
@@ -110,12 +111,14 @@ def measure_speed(run: Run, model: Model, source: SequenceSource, batches: Batch
     encoder = model.load_encoder(run.device, run.precision, run.config.attention)
     collator = model.load_collator()
     count = min(_SAMPLED_BATCHES, len(batches))
+    # From the whole plan, because its first batches are long sequences and its last are short ones.
     indices = np.linspace(0, len(batches) - 1, count).astype(int).tolist()
 
     @torch.inference_mode()
     def embed(index: int) -> int:
         rows = batches[index]
         batch = collator(rows, source.get_many(rows))
+        # `.cpu()` waits for the GPU. Without it, only the queueing would be timed.
         encoder(send_to_device(batch, run.device)).cpu()
         return batches.cost(index)
 
@@ -140,6 +143,7 @@ def warn_of_slow_cpu(run: Run, jobs: list[Job]) -> None:
         if size is not None and size.num_parameters >= _SLOW_PARAMETERS:
             num_tokens = estimate_tokens(job.model.backend, job)
             speed = estimate_speed(size.num_parameters, run.device, run.precision)
+            # This process computes only its share, and the shares have about equal cost.
             num_shards = 1 if job.shard is None else job.shard[1]
             seconds += num_tokens / speed / run.num_processes / num_shards
     if seconds > _SLOW_SECONDS:
@@ -152,6 +156,7 @@ def warn_of_slow_cpu(run: Run, jobs: list[Job]) -> None:
 
 def estimate_tokens(backend: Backend, job: Job) -> int:
     """Return about how many tokens a job has, from some of its rows."""
+    # Evenly over all rows, because neighbours in the input are often of equal length.
     step = max(1, len(job.rows) // _SAMPLED_ROWS)
     sample = job.rows[::step]
     costs = [backend.token_cost(sequence) for sequence in job.source.get_many(sample)]

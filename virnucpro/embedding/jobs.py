@@ -78,6 +78,8 @@ def refuse_other_parts(
         identity = model.make_identity(
             store.digest_for_parts, precision, store.chunk_length_bp, store.rule
         )
+        # For all models before anything is changed: one of two directories may belong to another
+        # run.
         refuse_other_runs(directory.parts_dir(model.alphabet), identity)
 
 
@@ -85,6 +87,7 @@ def warn_of_cuts(store: FrameStore, models: Sequence[Model]) -> None:
     """Warn if the sequences of a chunk may be longer than a model reads."""
     for model in models:
         limit = model.backend.info.max_letters
+        # A codon has three bases, so a protein is a third as long as its chunk.
         longest = store.chunk_length_bp // (1 if model.alphabet == "dna" else 3)
         if limit is not None and longest > limit:
             logger.warning(
@@ -115,6 +118,7 @@ def make_frame_job(
         name="DNA embeddings" if is_dna else "protein embeddings",
         model=model,
         source=source,
+        # Chosen rows may be copies: what is embedded for a copy is the first of its equals.
         rows=unique_rows(source) if rows is None else np.unique(source.representatives[rows]),
         parts_dir=directory.parts_dir(model.alphabet),
         input_digest=store.digest_for_parts,

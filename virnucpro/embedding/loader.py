@@ -33,12 +33,15 @@ def make_loader(
         _Rows(source),  # type: ignore[arg-type]
         batch_sampler=claims,  # type: ignore[arg-type]
         # Not a lambda, because it is pickled into the workers.
+        # Only batches that cross to another process need to be packed.
         collate_fn=functools.partial(_pack if num_workers else _collate, collator),
         num_workers=num_workers,
         worker_init_fn=begin_worker() if num_workers else None,
         multiprocessing_context="forkserver" if num_workers else None,
         # Prefetch one batch per worker; claiming more would delay the end of the pass.
         prefetch_factor=1 if num_workers else None,
+        # Only pinned memory can be copied while the GPU computes. Without a GPU it is a needless
+        # copy.
         pin_memory=on_gpu if compute.pin_memory is None else compute.pin_memory and on_gpu,
     )
     # The claims share out the batches. Accelerate must not share them out again, so we tell it of
@@ -48,6 +51,7 @@ def make_loader(
         device,
         num_processes=1,
         process_index=0,
+        # Accelerate moves named tuples to the device by itself, so `TokenBatch` is one.
         put_on_device=True,
         even_batches=False,
         non_blocking=True,

@@ -55,7 +55,10 @@ class Loop:
         if status.state == "waiting":  # there are batches that nobody claimed
             status.state = "embedding"
         if self.on_gpu:
+            # Earlier passes in the same process may have had a larger model.
             torch.cuda.reset_peak_memory_stats(self.device)
+        # Leaving the writer writes what it holds. So an error or Ctrl-C below loses no finished
+        # batch.
         writer = PartWriter(self.job.parts_dir, self.rank, self.job.identity, status)
         with writer:
             for batch in self._receive(loader):
@@ -63,9 +66,12 @@ class Loop:
                     status.begin_loop()
                 for piece, embeddings, began in self._embed(encoder, batch):
                     writer.put(piece.rows, self._fetcher(embeddings, began))
+                # Batches come out of the loader in the order of their claims, so the oldest claim
+                # is this batch.
                 cost = self.batches.cost(self.claimed.popleft())
                 status.count_batch(len(batch.rows), len(batch.token_ids_T), cost)
                 if self.on_progress is not None:
+                    # A copy, because the loop goes on counting in the original.
                     self.on_progress(dataclasses.replace(status))
                 interval = self.clear_interval
                 if self.on_gpu and interval and status.num_batches % interval == 0:
@@ -80,6 +86,8 @@ class Loop:
             batches = iter(loader)
         while True:
             began = time.monotonic()
+            # Accelerate copies the batch to the GPU here. On its own stream, the copy runs beside
+            # the model.
             with torch.cuda.stream(self.upload), explaining_workers():
                 batch = next(batches, None)
             if batch is None:
@@ -88,8 +96,12 @@ class Loop:
                 self.status.data_seconds += time.monotonic() - began
             if self.upload is not None:
                 current = torch.cuda.current_stream(self.device)
+                # The GPU waits for the copy, but the CPU does not: it queues the next kernels
+                # meanwhile.
                 current.wait_stream(self.upload)
                 for tensor in (batch.token_ids_T, batch.lengths_B):
+                    # Otherwise torch's allocator would reuse this memory when `upload` is done with
+                    # it, while the model still reads it.
                     tensor.record_stream(current)
             yield batch
 
@@ -100,6 +112,8 @@ class Loop:
 
         With each piece goes the moment at which the device began to compute it.
         """
+        # Halves are halved again until they fit. A single sequence cannot be halved, so it ends the
+        # recursion.
         alone = len(batch.rows) == 1
         if alone or _area(batch) <= self.max_area:
             began = self._moment()
@@ -109,6 +123,7 @@ class Loop:
                 return
             self._make_room(batch)
         if alone:
+            # The row is counted and not dropped: its record still gets a line in the results.
             self.status.failed_rows.append(int(batch.rows[0]))
             return
         for half in batch.halve():
@@ -117,6 +132,8 @@ class Loop:
     def _try(self, encoder: Encoder, batch: TokenBatch) -> torch.Tensor | None:
         """Return the embeddings, or None if the memory does not suffice."""
         try:
+            # On a GPU this only queues the kernels. Memory is allocated while queueing, so its lack
+            # shows here.
             return encoder(batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -126,6 +143,7 @@ class Loop:
     def _make_room(self, batch: TokenBatch) -> None:
         """Note that a batch does not fit, so that no other of its size is tried."""
         if self.on_gpu:
+            # Blocks that are cached for other shapes may be what the next try lacks.
             torch.cuda.empty_cache()
         where = (self.job.name, self.rank, self.device)
         if len(batch.rows) == 1:
@@ -138,6 +156,7 @@ class Loop:
             )
             return
         self.max_area = _area(batch) / 2
+        # So the monitor and run.json tell what this process really works with.
         self.status.budget_tokens = len(batch.rows) * batch.max_length // 2
         logger.warning(
             "%s: process %d on %s ran out of memory on %d sequences of up to %d tokens; it goes on "
@@ -151,6 +170,7 @@ class Loop:
         """Return a moment in the device's own work, which on a GPU goes on after the call."""
         if not self.on_gpu:
             return time.monotonic()
+        # An event is a time stamp that the GPU itself sets when it comes to it.
         timed = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         return torch.cuda.current_stream(self.device).record_event(timed)
 
@@ -160,10 +180,14 @@ class Loop:
         if self.download is None:
             self.status.device_seconds += ended - began
             return embeddings_BE.numpy
+        # The copy must not begin before the embeddings are computed.
         self.download.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.download):
+            # Only a copy into pinned memory runs beside the computation; any other makes the CPU
+            # wait.
             host_BE = torch.empty(embeddings_BE.shape, dtype=torch.float32, pin_memory=True)
             host_BE.copy_(embeddings_BE, non_blocking=True)
+            # Keeps the allocator from giving this memory to the next batch before it is copied.
             embeddings_BE.record_stream(self.download)
             copied = self.download.record_event()
 
@@ -177,4 +201,5 @@ class Loop:
 
 
 def _area(batch: TokenBatch) -> int:
+    # Not tokens: attention needs memory by the square of the length (see `max_area`).
     return len(batch.rows) * batch.max_length**2

@@ -25,6 +25,7 @@ from virnucpro.runtime.devices import DTYPES
 
 _LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 _BASES_PER_LETTER: dict[Alphabet, int] = {"dna": 1, "protein": 3}
+# Whole open frames are nearly as long as their chunk. Equal lengths would need no padding at all.
 _MIN_LENGTH_SHARE = 0.95
 
 # Large enough that the device reaches its best speed.
@@ -73,12 +74,14 @@ def measure_ceilings(device: torch.device, precisions: Iterable[str]) -> Ceiling
         product: Callable[[], object] = functools.partial(torch.mm, input_XK, layer.weight.t())
         if precision == "fp8":
             product = functools.partial(Float8Linear(layer), quantize(input_XK))
+        # size**2 numbers come out, each from `size` multiplications and as many additions.
         return 2 * size**3 / measure_seconds(product, device, _CEILING_SECONDS)
 
     source = torch.empty(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     copy = functools.partial(torch.empty_like(source).copy_, source)
     return Ceilings(
         flop_per_s={precision: measure_product(precision) for precision in precisions},
+        # Each byte is read once and written once.
         copy_bytes_per_s=2 * source.numel() / measure_seconds(copy, device, _CEILING_SECONDS),
     )
 
@@ -87,6 +90,7 @@ def measure_seconds(call: Callable[[], object], device: torch.device, min_second
     """Return the mean seconds of a call, repeated for about `min_seconds` after a warm-up."""
     call()  # The first call compiles and allocates memory.
     once = _time(call, device, 1)
+    # The floor keeps a call that the clock cannot see from asking for endless steps.
     num_steps = int(min_seconds / max(once, 1e-6))
     return _time(call, device, num_steps) if num_steps > 1 else once
 
@@ -99,6 +103,7 @@ def _time(call: Callable[[], object], device: torch.device, num_steps: int) -> f
             call()
         return (time.perf_counter() - began) / num_steps
     stream = torch.cuda.current_stream(device)
+    # The host's clock would also measure how fast Python queues the calls.
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     stream.record_event(start)
     for _ in range(num_steps):
@@ -131,6 +136,7 @@ def measure_encoder(
 
 def make_sequences(alphabet: Alphabet, length_bp: int) -> Iterator[str]:
     """Yield random open frames of chunks of `length_bp` without end, always the same."""
+    # A fixed seed, so that figures of two machines are of the same sequences.
     source = random.Random(0)
     max_length = max(1, length_bp // _BASES_PER_LETTER[alphabet])
     min_length = max(1, round(_MIN_LENGTH_SHARE * max_length))
@@ -145,6 +151,7 @@ def fill_batch(model: Model, sequences: Iterable[str], budget_tokens: int) -> To
     max_cost = 0
     for sequence in sequences:
         max_cost = max(max_cost, model.backend.token_cost(sequence))
+        # As `plan_batches` counts: the longest sequence stands for all.
         if taken and max_cost * (len(taken) + 1) > budget_tokens:
             break
         taken.append(sequence)
@@ -157,6 +164,7 @@ def embed_mixed(model: Model, encoder: Encoder, device: torch.device) -> Tensor:
 
     The sequences stand for 12 to 1,500 bp.
     """
+    # From very short to very long: how a model rounds may depend on the length.
     lengths_bp = np.geomspace(12, 1500, 32).astype(int).tolist()
     sequences = [next(make_sequences(model.alphabet, length_bp)) for length_bp in lengths_bp]
     batch = model.load_collator()(np.arange(len(sequences), dtype=np.int64), sequences)
@@ -165,7 +173,9 @@ def embed_mixed(model: Model, encoder: Encoder, device: torch.device) -> Tensor:
 
 def find_min_cosine(found_BE: Tensor, wanted_BE: Tensor) -> float:
     """Return the smallest cosine between two embeddings of a sequence; NaN counts as -1."""
+    # In double, because cosines of 0.9999999 are told from 1 only there.
     cosine_B = cosine_similarity(found_BE.double(), wanted_BE.double())
+    # Every comparison with NaN is false, so a caller could take it for a good value.
     return float(cosine_B.nan_to_num(nan=-1.0).min())
 
 

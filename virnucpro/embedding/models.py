@@ -149,8 +149,11 @@ def open_model(name: str, location: str, run: Run | None = None) -> Model:
     location = _prefer_cached(location)
     if run is None:
         return Model(loaded, _open_weights(loaded, location))
+    # Eight processes of a machine would read 12 GB eight times, only to find the same digest.
     mine = _open_weights(loaded, location) if run.is_first_on_machine else None
+    # Every process must come here, also one that opened nothing: gathering waits for all.
     found = run.gather((machine_name(), mine))
+    # Machines may hold other files under the same name. Their embeddings must never be mixed.
     weights_of = {machine: weights for machine, weights in found if weights is not None}
     identities = {machine: weights.identity for machine, weights in weights_of.items()}
     if len(set(identities.values())) > 1:
@@ -214,6 +217,7 @@ def open_frame_models(run: Run, config: FramesConfig) -> list[Model]:
         UsageError: A backend reads the other alphabet.
     """
     check_backends(config)
+    # Before the models are opened, so that torch is imported for the workers at the same time.
     prepare_workers(config, run.device)
     return [
         open_model(config.dna_backend, config.dna_weights, run),

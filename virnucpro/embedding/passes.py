@@ -32,7 +32,9 @@ from virnucpro.runtime.run import Run
 
 logger = logging.getLogger(__name__)
 
+# A sixteenth of a full batch, because the probe itself must fit.
 _PROBE_TOKENS = 2_048
+# A margin: the probe does not show how batches of many shapes fragment the memory.
 _MEMORY_SHARE = 0.8
 
 
@@ -58,6 +60,7 @@ class Pass:
         rows = self.job.source.representatives[rows]
         # The job's rows are sorted, and may be a part of the source's.
         left, right = (np.searchsorted(self.job.rows, rows, side) for side in ("left", "right"))
+        # A row that was not in the job, or that did not fit the memory, has no embedding.
         return (left < right) & ~np.isin(rows, self.failed_rows)
 
     def gather(self, rows: Int64Array) -> Float32Array:
@@ -102,11 +105,13 @@ def run_pass(run: Run, job: Job) -> Pass:
         UsageError: `--compile on` was given, and compiling fails.
     """
     with run.stage(job.name):
+        # Only one process may set damaged parts aside: two would rename the same file.
         run.once(lambda: collect_parts(job.parts_dir, job.identity, full=not job.trust_parts))
         finished = finished_rows(finished_parts(job.parts_dir))
         # Every process must look before any process writes a part. Otherwise their plans differ.
         run.wait()
         status = PassStatus(job.name)
+        # A pass that is finished loads no weights, so a resumed run comes here in moments.
         if len(np.setdiff1d(job.rows, finished)):
             _embed_rest(run, job, finished, status)
         done = Pass(job, run.gather(status))
@@ -120,7 +125,9 @@ def run_pass(run: Run, job: Job) -> Pass:
 
 def _embed_rest(run: Run, job: Job, finished: Int64Array, status: PassStatus) -> None:
     """Embed the rows that are not in `finished`, and count them in `status`."""
+    # Before loading, which may take minutes, so that the monitor shows what this process does.
     run.monitor.begin_pass(status)
+    # Of all rows, finished ones too: the plan must be that of the undisturbed run.
     costs = measure_costs(job.model.backend.token_cost, job.source, job.rows)
     encoder = _load_encoder(run, job)
     status.compiled = compile_layers(
@@ -129,6 +136,7 @@ def _embed_rest(run: Run, job: Job, finished: Int64Array, status: PassStatus) ->
     batches, status.budget_tokens = _plan(run, job, encoder, costs, finished)
     status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
     _embed_batches(run, job, batches, encoder, status)
+    # Before the barrier, so that the main process sees the final counts of all processes.
     run.monitor.publish()
     run.wait()
     run.monitor.end_pass()
@@ -138,6 +146,7 @@ def _embed_batches(
     run: Run, job: Job, batches: Batches, encoder: Encoder, status: PassStatus
 ) -> None:
     """Embed every batch in one of the processes."""
+    # Every process comes here equally often, so all of them get the same counter.
     claim = run.make_counter()
     is_done = np.zeros(len(batches), np.bool_)
     while not is_done.all():
@@ -145,12 +154,14 @@ def _embed_batches(
         loader = make_loader(job.source, job.model.load_collator(), claims, run.config, run.device)
         with torch.inference_mode():
             Loop(run, job, batches, claims, status).run(loader, encoder)
+        # A collective, so it comes after the loop: processes have different numbers of batches.
         for taken in run.gather(claims.taken):
             is_done[taken] = True
         # The store that counts is open to others. What was lost there is dealt out without it.
         left = np.flatnonzero(~is_done)
         if len(left) and run.is_main:
             logger.warning("%s: nobody claimed %d batches; they follow", job.name, len(left))
+        # The last number is the end of the list, which ends `ClaimedBatches`.
         claim = iter([*left[run.rank :: run.num_processes].tolist(), len(batches)]).__next__
 
 
@@ -175,8 +186,10 @@ def _plan(
         # All processes share one plan. A larger GPU gains almost nothing from larger batches; it
         # claims more of them instead.
         budget = min(run.gather(choose_budget(run, job, encoder, costs)))
+    # First plan all rows, then leave out finished ones: other batches would round differently.
     batches = plan_batches(job.rows, costs, budget)
     if job.shard is not None:
+        # A share is cut from the full plan, so shares together compute what one run would.
         batches = batches.shard(*job.shard)
     remaining = batches.without(finished)
     num_done = len(batches.rows) - len(remaining.rows)
@@ -210,4 +223,5 @@ def choose_budget(run: Run, job: Job, encoder: Encoder, costs: Int64Array) -> in
         lambda: encoder(send_to_device(batch, run.device)), run.device
     )
     # If not even one batch fits, the loop splits it down to single sequences.
+    # At least the longest sequence: a budget below it would give every batch a single sequence.
     return int(min(most, max(longest, _MEMORY_SHARE * num_affordable * len(rows) * longest)))

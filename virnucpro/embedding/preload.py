@@ -11,6 +11,7 @@ _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 def _end_with_parent(number: int) -> None:
     if sys.platform == "linux":
+        # Python has no function for this call of Linux; other systems go without it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 

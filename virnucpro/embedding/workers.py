@@ -42,6 +42,7 @@ def prepare_workers(compute: ComputeConfig, device: torch.device) -> None:
     """
     if count_workers(compute, device):
         _shorten_socket_paths()
+        # Not "spawn": each worker would import torch by itself, which takes seconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["virnucpro.embedding.preload"])
         with off_the_working_directory():
@@ -56,6 +57,7 @@ def count_workers(compute: ComputeConfig, device: torch.device) -> int:
     wanted = compute.dataloader_workers
     if wanted is None and device.type == "cuda":
         # One core of each process's share is for the process itself.
+        # Each worker claims a batch ahead, which delays the end of the pass: so no more than four.
         wanted = min(4, max(1, (os.cpu_count() or 1) // num_local_processes() - 1))
     return wanted if wanted and _have_semaphores(wanted) else 0
 
@@ -86,6 +88,7 @@ def _shorten_socket_paths() -> None:
         return
     before = tempfile.tempdir
     try:
+        # multiprocessing asks `tempfile`, and that reads this variable.
         tempfile.tempdir = next(path for path in _SHORT_DIRECTORIES if os.access(path, os.W_OK))
         # It chooses once for this process and all that it starts.
         multiprocessing.util.get_temp_dir()
@@ -132,7 +135,10 @@ def _end_with_main(lifeline: Connection, _number: int) -> None:
     # lives as long as they do.
     def wait() -> None:
         with suppress(EOFError, OSError):
+            # Nobody ever sends: the call ends when the system closes the other end, even after a
+            # SIGKILL.
             lifeline.recv_bytes()
+        # Not sys.exit, which would only end this thread.
         os._exit(1)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
@@ -150,6 +156,7 @@ class Parcel:
 
     def __reduce__(self) -> tuple[Callable[..., TokenBatch], tuple[Any, ...]]:
         token_ids_T, lengths_B, *rest = self._batch
+        # Arrays of numpy travel through the pipe as bytes, without shared memory.
         return _unpack, (token_ids_T.numpy(), lengths_B.numpy(), *rest)
 
 

@@ -20,6 +20,7 @@ from virnucpro.checkpoints.parts import Identity, next_part_number, part_name, w
 from virnucpro.errors import NonFiniteEmbeddingError
 from virnucpro.runtime.monitoring import PassStatus
 
+# Eight batches of 150-bp reads are some 50 MB of embeddings of ESM-2 3B.
 _MAX_WAITING_BATCHES = 8
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class PartWriter:
         self._status = status
         self._rows_per_part = rows_per_part
         self._seconds_per_part = seconds_per_part
+        # Read once: no other process writes parts with this rank while the run holds the lock.
         self._number = next_part_number(directory, process_index)
         self._rows: list[Int64Array] = []
         self._embeddings: list[Float32Array] = []
@@ -64,6 +66,7 @@ class PartWriter:
         self._free_slots: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(_MAX_WAITING_BATCHES):
             self._free_slots.put(None)
+        # A daemon, so that a second Ctrl-C in `__exit__` can end the program while the disk hangs.
         self._thread = threading.Thread(target=self._run, name="part-writer", daemon=True)
 
     def __enter__(self) -> PartWriter:
@@ -97,6 +100,7 @@ class PartWriter:
         """
         if self._failure is not None:
             raise self._failure
+        # Before the batch is queued: this is where a slow disk holds the device back.
         self._free_slots.get()
         self._queue.put((rows, fetch))
 
@@ -109,6 +113,8 @@ class PartWriter:
                 item = self._queue.get()
             self._write()
         except BaseException as error:
+            # Kept for `put` and `__exit__`: an error in a thread would otherwise vanish, and the
+            # run look well.
             self._failure = error
         # After a failure, the thread goes on freeing slots, or `put` would wait for ever.
         while item is not None:
@@ -116,6 +122,7 @@ class PartWriter:
             self._free_slots.put(None)
 
     def _collect(self, rows: Int64Array, fetch: Callable[[], Float32Array]) -> None:
+        # Waits for the GPU here, so that the loop does not have to.
         embeddings = fetch()
         # Before anything is written: a finished part is never computed again.
         bad = ~np.isfinite(embeddings).all(axis=1)
@@ -130,6 +137,7 @@ class PartWriter:
         self._rows.append(rows)
         self._embeddings.append(embeddings)
         self._num_rows += len(rows)
+        # A slow device fills a part in hours. The limit in time bounds what a crash can lose.
         age = time.monotonic() - self._part_began
         if self._num_rows >= self._rows_per_part or age >= self._seconds_per_part:
             self._write()
@@ -146,5 +154,7 @@ class PartWriter:
             self._identity,
         )
         self._status.disk_seconds += time.monotonic() - began
+        # Only after the part is whole. A number is never used again, so no part is ever
+        # overwritten.
         self._number += 1
         self._rows, self._embeddings, self._num_rows = [], [], 0
