@@ -15,9 +15,8 @@ import torch
 
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.model_settings import check_settings
+from virnucpro.backend.tensors import check_stated_sizes, check_tensors
 from virnucpro.backend.weights import (
-    check_stated_sizes,
-    check_tensors,
     digest_files,
     find_weight_files,
     get_size,

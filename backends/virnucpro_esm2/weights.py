@@ -17,10 +17,8 @@ from torch import Tensor
 
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.model_settings import check_settings, get_rope_theta, get_switch
+from virnucpro.backend.tensors import check_state_dict, check_stated_sizes, check_tensors
 from virnucpro.backend.weights import (
-    check_state_dict,
-    check_stated_sizes,
-    check_tensors,
     digest_files,
     find_weight_files,
     get_size,

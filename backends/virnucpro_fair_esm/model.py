@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from virnucpro.backend.interface import Attention, TokenBatch
-from virnucpro.backend.weights import check_tensors
+from virnucpro.backend.tensors import check_tensors
 from virnucpro.errors import UsageError
 from virnucpro_fair_esm.tokens import load_alphabet
 from virnucpro_fair_esm.weights import import_esm, read_checkpoint

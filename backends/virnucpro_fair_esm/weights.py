@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from virnucpro.backend.interface import Weights
-from virnucpro.backend.weights import (
-    check_state_dict,
-    check_stated_sizes,
-    digest_files,
-    get_size,
-    read_pickle,
-)
+from virnucpro.backend.tensors import check_state_dict, check_stated_sizes
+from virnucpro.backend.weights import digest_files, get_size, read_pickle
 from virnucpro.errors import UsageError, WeightsError
 
 _PREFIX = re.compile(r"^encoder\.(sentence_encoder\.)?")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.backend.interface import Weights
+from virnucpro.backend.tensors import check_stated_sizes
 from virnucpro.backend.weights import (
-    check_stated_sizes,
     digest_files,
     find_weight_files,
     locate_weights,

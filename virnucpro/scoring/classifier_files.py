@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from virnucpro.backend.weights import check_sizes, digest_files, read_pickle
+from virnucpro.backend.tensors import check_sizes
+from virnucpro.backend.weights import digest_files, read_pickle
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError, WeightsError, brief
