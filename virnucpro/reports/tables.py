@@ -20,6 +20,8 @@ from virnucpro.errors import InputError
 
 FASTA_WIDTH = 80
 
+_MAX_FIELD = (1 << 31) - 1
+
 Column = npt.NDArray[Any]
 
 
@@ -182,6 +184,8 @@ def read_table(
     try:
         # Ids may contain any bytes and quotes, as in FASTA headers.
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            # A header of a FASTA file may be one word of any length; csv's limit is 131,072.
+            csv.field_size_limit(_MAX_FIELD)
             lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             header = next(lines, [])
             if not set(required).issubset(header):
