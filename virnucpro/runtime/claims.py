@@ -36,14 +36,19 @@ def make_counter(accelerator: Accelerator) -> Callable[[], int]:
     number = next(_numbers)
     store = launch_store(accelerator)
     if store is None:
+        # Alone, no store is needed, and none exists.
         return itertools.count().__next__
     key = f"virnucpro/claims/{number}"
 
     def claim() -> int:
         try:
+            # `add` is atomic in the server: two processes never get the same number.
             return int(store.add(key, 1)) - 1
         except RuntimeError as error:  # torch's stores have no narrower error
+            # No error: what this process has computed is kept, and the end of the pass finds what
+            # is missing.
             logger.warning("the launch's store does not count any more (%s)", first_line(error))
+            # Beyond every list, so this process ends its loop. The others do the rest.
             return sys.maxsize
 
     return claim

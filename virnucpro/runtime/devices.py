@@ -64,7 +64,9 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
         # CUDA reads it when it starts, so it must be set before anything uses CUDA.
         by_user = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         os.environ.setdefault("PYTORCH_ALLOC_CONF", by_user)
+    # Before torch starts to wait for processes that may never come.
     check_launch()
+    # Early, because the launcher may be killed while this process waits for the others.
     end_with_launcher()
     keep_compiled()
     wanted = None if device == "auto" else torch.device(device)
@@ -79,6 +81,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
         if wanted is not None and wanted.index is not None and num_processes() == 1:
             # Accelerate's way to name one device. Only a process's first Accelerator reads it.
             os.environ["ACCELERATE_TORCH_DEVICE"] = device
+            # Our kernels run on torch's current GPU (`can_fuse`).
             torch.cuda.set_device(wanted)
         try:
             accelerator = Accelerator(
@@ -149,6 +152,7 @@ def keep_freed_memory() -> None:
     """
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
+        # malloc gives memory back only when 1 GiB at the top of the heap is free.
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
@@ -174,6 +178,7 @@ def choose_precision(precision: str, accelerator: Accelerator) -> str:
         mine = "bf16" if torch.cuda.get_device_capability(accelerator.device) >= (8, 0) else "fp16"
     # One precision for all processes, because embeddings of different ones are not comparable.
     found = set(gather_object([mine]))
+    # The oldest device decides: newer ones can compute in its precision as well.
     return next(choice for choice in ("fp32", "fp16", "bf16") if choice in found)
 
 
@@ -202,7 +207,9 @@ def count_affordable(call: Callable[[], object], device: torch.device) -> float:
     try:
         call()
     except torch.OutOfMemoryError:
+        # The caller's loop can split batches, so this is no error yet.
         return 0.0
+    # Not 0, by which nothing can be divided.
     taken = max(1, torch.cuda.max_memory_allocated(device) - before)
     return measure_free_memory(device) / taken
 

@@ -45,10 +45,12 @@ def fetch_file(source: str, path: Path, digest: str) -> None:
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A half file under the final name would be taken for a whole one.
     part = path.with_name(f"{path.name}.part")
     # Jobs of an array start at the same time, and all want the same file.
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not digest:
+            # Without a digest nobody can tell whether the rest would fit this beginning.
             part.unlink(missing_ok=True)
             _fetch(source, part)
             part.replace(path)
@@ -61,6 +63,8 @@ def fetch_file(source: str, path: Path, digest: str) -> None:
         found = digest_like(part, digest)
         if found != digest:
             with part.open("rb") as file:
+                # Proxies and login pages answer with status 200, so only the content gives them
+                # away.
                 is_page = file.read(100).lstrip().lower().startswith((b"<!doctype html", b"<html"))
             # Not a beginning of the right file, with which another attempt could go on.
             part.unlink()

@@ -48,6 +48,7 @@ def is_main_process() -> bool:
 
 def _number(name: str) -> int | None:
     """Return a whole number of at least 0, or None if the variable has none."""
+    # int() would also read " 4", "+4" and digits of other scripts, which no launcher writes.
     value = os.environ.get(name, "")
     return int(value) if value.isascii() and value.isdigit() else None
 
@@ -65,6 +66,8 @@ def check_launch() -> None:
     size = _number("WORLD_SIZE")
     has_size = size is not None or not os.environ.get("WORLD_SIZE")
     if has_size and (size or 1) == 1 and not any(places.values()):
+        # Each process of MPI would take itself for a run of its own, and all would write the same
+        # files.
         by_mpi = [name for name in MPI_SIZES if (_number(name) or 1) > 1]
         if by_mpi:
             raise UsageError(
@@ -76,6 +79,7 @@ def check_launch() -> None:
     if not os.environ.get("MASTER_ADDR"):
         wrong.append("MASTER_ADDR")
     if not wrong and max(place or 0 for place in places.values()) >= (size or 1):
+        # A place beyond the size: these variables come from two different launches.
         wrong = ["RANK", "LOCAL_RANK"]
     if wrong:
         found = [name for name in LAUNCH_VARIABLES if name in os.environ]

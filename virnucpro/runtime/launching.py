@@ -106,6 +106,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         try:
             multi_gpu_launcher(parsed)
         except SignalException as error:
+            # The launcher turns signals into an error of its own. The command line knows only ours.
             raise KeyboardInterrupt if error.sigval == signal.SIGINT else Terminated from error
         except ChildFailedError as error:
             return _find_exit_code(error)
@@ -117,6 +118,7 @@ def _find_exit_code(error: ChildFailedError) -> int:
     # A process that only lost the others ends with 1, or the launcher terminates it.
     consequences = (1, Terminated.exit_code, -signal.SIGTERM)
     failures = list(error.failures.values())  # in the order in which the launcher noticed them
+    # The first process that failed for a reason of its own tells what the user must mend.
     first = next((each for each in failures if each.exitcode not in consequences), failures[0])
     if first.exitcode < 0:
         raise VirnucproError(
@@ -136,6 +138,7 @@ def _silence() -> Iterator[None]:
     if logger.isEnabledFor(logging.DEBUG):
         yield
         return
+    # torch would print a table about a failed child, with a traceback that says nothing.
     logging.disable(logging.CRITICAL)
     try:
         yield

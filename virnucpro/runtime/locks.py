@@ -30,10 +30,12 @@ def locked(path: Path) -> Iterator[None]:
     """
     plain_path = plain_lock_path(path)
     with _explaining(path):
+        # O_NOFOLLOW: a link with this name could make us create a file elsewhere.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     is_plain = False
     try:
         try:
+            # LOCK_NB: a second run must say at once that it cannot start, and not wait for hours.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _HELD:
@@ -49,6 +51,8 @@ def locked(path: Path) -> Iterator[None]:
         if is_plain:
             with suppress(OSError):
                 plain_path.unlink()
+        # Closing gives the lock back. The file stays: a run that has just opened it may be about to
+        # lock it.
         os.close(descriptor)
 
 
@@ -64,11 +68,16 @@ def _take_plain(path: Path) -> None:
         UsageError: Another run made it, which may be going on.
     """
     place = _describe_place()
+    # Twice: once as it is, and once after the file of a killed run was removed.
     for _ in range(2):
+        # "x" fails if the file exists. This is the one step that even file systems without locks do
+        # whole.
         with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
             file.write(f"{place}\n{os.getpid()}\n")
             return
         holder = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # If in doubt, the file counts as held. Two runs in one directory would be worse than a
+        # refusal.
         if len(holder) != 2 or holder[0] != place or _is_alive(holder[1]):
             break
         # A run of this very machine that was killed.
@@ -81,6 +90,7 @@ def _take_plain(path: Path) -> None:
 
 def _describe_place() -> str:
     """Return what a process number belongs to: this boot of this machine, and its container."""
+    # After a restart, the same number may be another process. In a container, it surely is.
     boot_id = space = ""
     with suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -29,6 +29,7 @@ def end_with_launcher() -> None:
         # It may have ended before this process came here.
         launcher = int(os.environ[RELAUNCHED])
     elif "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun and accelerate start these processes themselves, so the parent is the launcher.
         launcher = os.getppid()
     else:
         return
@@ -37,9 +38,11 @@ def end_with_launcher() -> None:
 
 
 def _watch(launcher: int) -> None:
+    # When a parent ends, the system gives its children another one.
     while os.getppid() == launcher:
         time.sleep(_POLL_SECONDS)
     logger.warning("the launcher has ended, so process %d ends too", os.getpid())
+    # First as a signal: the main thread then leaves its blocks, and the writer keeps what it has.
     os.kill(os.getpid(), signal.SIGTERM)
     # The main thread may wait in a library and not notice.
     time.sleep(_CLEANUP_SECONDS)

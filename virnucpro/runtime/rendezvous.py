@@ -58,6 +58,8 @@ class _LoopbackRendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._store is None:
+            # Port 0: the system chooses a free one. We keep the socket, so no other program can
+            # take the port.
             listener = socket.create_server((_ADDRESS, 0))
             self._port = listener.getsockname()[1]
             self._store = TCPStore(
@@ -103,6 +105,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
     # As torch decides it (`torch.distributed.rendezvous`).
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     is_host = not has_agent and os.environ["RANK"] == "0"
+    # The host makes the store. All others must find it first.
     while not is_host:
         try:
             # torch's own attempts fill the screen.
@@ -121,6 +124,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
         )
     except torch.distributed.DistError as error:
         raise VirnucproError(f"{meeting.describe()}; {first_line(error)}") from error
+    # After a restart by the launcher, the count of the attempt before must not count again.
     key = f"{_COUNT}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     num_present = store.add(key, 1)
     while num_present < num_processes():
@@ -128,6 +132,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
             f"{num_processes() - num_present} of {num_processes()} processes have not come"
         )
         try:
+            # Adding 0 reads the number, and waits for no key.
             num_present = store.add(key, 0)
         except torch.distributed.DistError as error:
             raise VirnucproError(
@@ -177,5 +182,7 @@ class _Meeting:
             )
         if time.monotonic() > self._warn_at:
             logger.warning("still waiting, %s: %s", reason, self.describe())
+            # One warning is enough; the error follows at the deadline.
             self._warn_at = self._deadline
+        # Short, because Python handles signals only between two steps.
         time.sleep(0.1)

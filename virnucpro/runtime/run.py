@@ -116,6 +116,7 @@ class Run:
         self.started_at = datetime.now(UTC)
         self.stages: dict[str, float] = {}
         self._accelerator = accelerator
+        # The clock of the system may be set while the run lasts; this one is not.
         self._began = time.monotonic()
         if self.is_main:
             what = describe_computing(self.device, self.precision, config.attention)
@@ -162,6 +163,7 @@ class Run:
         """Let the main process alone do `work`, and return in every process when it is done."""
         if self.is_main:
             work()
+        # All must wait: otherwise they would read what the main process has not written yet.
         self.wait()
 
     def gather(self, value: Value) -> list[Value]:
@@ -212,6 +214,8 @@ def open_run(
             yield Run(config, accelerator, None, on_progress)
             return
         assert isinstance(config, RunConfig)
+        # The main process alone holds the lock: flock would refuse a second process of the same
+        # launch.
         hold = _hold(directory, config, inputs) if accelerator.is_main_process else nullcontext()
         with hold:
             accelerator.wait_for_everyone()
@@ -223,6 +227,7 @@ def open_run(
 @contextmanager
 def _hold(directory: Directory, config: RunConfig, inputs: Sequence[str]) -> Iterator[None]:
     """Lock the directory, clear it unless the run resumes, and log into it."""
+    # Before `clear`, which would remove the input.
     own = [name for name in inputs if name != STDIN and directory.owns(Path(name))]
     if own:
         raise UsageError(
@@ -234,9 +239,11 @@ def _hold(directory: Directory, config: RunConfig, inputs: Sequence[str]) -> Ite
             f"{directory.output_path}: exists already; continue that run with --resume, overwrite "
             "it with --force, or choose another output (-o)"
         )
+    # After all refusals, so that a run that may not start leaves nothing behind.
     make_output_dir(directory.path)
     with locked(directory.lock_path):
         if not config.resume:
+            # Under the lock: another run may have started since `is_used` looked.
             directory.clear()
         with log_to_file(directory.run_log):
             yield
@@ -288,11 +295,13 @@ def _check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
     if accelerator.num_processes == 1:
         return
     path = directory / ".launch"
+    # A fresh token, because a file of an earlier launch may still lie on another machine's disk.
     (token,) = broadcast_object_list([uuid.uuid4().hex])
     if accelerator.is_main_process:
         with open_whole(path) as file:
             file.write(token)
     accelerator.wait_for_everyone()
+    # Every process answers, so that all of them end with the same error.
     found = gather_object([(machine_name(), _appears(path, token))])
     blind = sorted({machine for machine, sees in found if not sees})
     if accelerator.is_main_process:

@@ -161,7 +161,9 @@ class RecordReader:
             with gunzip or xopen(source, "rb", threads=0) as handle:
                 while block := handle.read(_BLOCK_BYTES):
                     yield block
+            # Only when all bytes were read is the digest that of the file.
             hashing.drain()
+        # A lack of memory is no damage of the file.
         except MemoryError:
             raise
         # Each of the libraries that xopen chooses from has its own errors.
@@ -187,6 +189,7 @@ class RecordReader:
     def _parse(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
         first = next(blocks, b"")
         all_blocks = itertools.chain([first], blocks)
+        # BAM is compressed by bgzip, so its mark shows only after decompression.
         if first.startswith(b"BAM\1"):
             return self._parse_bam(all_blocks)
         if first.startswith(b"CRAM"):
@@ -204,10 +207,13 @@ class RecordReader:
         for block in itertools.chain(blocks, [b""]):
             text += block
             taken = whole_fastq_records(text) if block else text
+            # A record may be longer than a block, so more is read first.
             if not taken and len(text) < _MAX_FASTQ_BYTES:
                 continue
             records = read_four_line_fastq(taken)
             if not records or not self._is_clean(taken, records):
+                # From the first record that was not yielded, so that none is lost and none comes
+                # twice.
                 lines = self._read_lines(itertools.chain([text], blocks))
                 yield from self._parse_lines(lines, FastqGeneralIterator)
                 return
@@ -258,6 +264,7 @@ class RecordReader:
         """Yield and count the lines."""
         handle = io.TextIOWrapper(
             io.BufferedReader(BlockReader(self._count(blocks)), _BLOCK_BYTES),
+            # Programs on Windows may write a mark of the encoding before the first letter.
             encoding="utf-8-sig",
             errors="surrogateescape",
         )
@@ -321,6 +328,8 @@ class RecordReader:
             raise InputError(
                 f"{self._name}, {place}: the header has a NUL byte; the file is damaged or not text"
             )
+        # A letter beyond ASCII becomes `?`, which no alphabet has, and keeps its place for the
+        # message.
         letters = record.sequence.encode("ascii", "replace")
         unusual = letters.translate(None, _PLAIN_BYTES[self._alphabet])
         if not unusual:
@@ -377,6 +386,7 @@ def check_beginnings(
     for path in map(Path, paths):
         if str(path) == STDIN or (path.exists() and not path.is_file()):
             continue
+        # A file that cannot be opened is explained by the reader below.
         with suppress(OSError), path.open("rb") as file:
             if file.read(4) == b"CRAM":
                 continue

@@ -95,6 +95,7 @@ def cut_records(
 
     If records are pairs, the lengths are those of reads, and a pair's length is their sum.
     """
+    # The minimum applies to the pair: a short mate still counts beside a long one.
     total_length = record_length.reshape(-1, reads_per_record).sum(axis=1)
     is_cut = np.repeat(total_length >= min_length_bp, reads_per_record)
     num_chunks = np.where(is_cut, _count_chunks(record_length, chunk_length_bp), 0)
@@ -163,6 +164,8 @@ def find_open_frames(
     first, num_codons = first[is_open], num_codons[is_open]
     begin = np.cumsum(num_codons) - num_codons
     residues = amino_acids[_number_spans(first, num_codons)]
+    # Codons with ambiguous bases have no amino acid: the original leaves them out and joins the
+    # rest.
     is_residue = residues != _NOTHING
     protein_length = np.add.reduceat(is_residue, begin, dtype=np.int64)
     is_kept = protein_length > 0
@@ -198,14 +201,17 @@ def find_stretches(
     frame = np.repeat(np.arange(len(first)), num_gaps)
     gap = _number_spans(first_gap, num_gaps)
     edges = np.concatenate([[-1], breaks, [len(amino_acids)]])
+    # A gap may begin before its frame or end behind it, because all frames lie end to end.
     begin = np.maximum(edges[gap] + 1, first[frame])
     length = np.minimum(edges[gap + 1], (first + num_codons)[frame]) - begin
+    # Most gaps go here, so sorting has few stretches left.
     is_long = length >= rule.min_codons
     frame, begin, length = frame[is_long], begin[is_long], length[is_long]
     chunk = frame // len(_ALL_FRAMES)
     # Stable: the frames and the places in them ascend, and equal lengths keep this order.
     order = np.lexsort((-length, chunk))
     sorted_chunk = chunk[order]
+    # The place of a stretch within its chunk: 0 is the longest one.
     rank = np.arange(len(order)) - np.searchsorted(sorted_chunk, sorted_chunk)
     taken = order[rank < rule.max_stretches]
     frame, begin, length = frame[taken], begin[taken], length[taken]
@@ -246,6 +252,7 @@ def _make_codes(genetic_code: int) -> tuple[bytes, bytes]:
     amino_acids = [
         table.forward_table.get(f"{a}{b}{c}", "*") for a in "ACGT" for b in "ACGT" for c in "ACGT"
     ]
+    # The number of a codon has 2 bits for a base, and 3 minus the bits is the complement.
     reverse = [
         amino_acids[16 * (3 - codon % 4) + 4 * (3 - codon // 4 % 4) + (3 - codon // 16)]
         for codon in range(64)
@@ -264,10 +271,13 @@ def _translate_everywhere(letters: bytes, genetic_code: int) -> UInt8Array:
     """
     forward_code, reverse_code = _make_codes(genetic_code)
     num_columns = -(-len(letters) // 3)
+    # Every position gets a codon, also the last two, so that all frames have one layout.
     padded = letters + b"-" * (3 * num_columns + 2 - len(letters))
     bases = np.frombuffer(padded.translate(_BASE_CODES), np.uint8)
+    # Three bases of 2 bits each are a number from 0 to 63. Any other letter makes a larger number.
     codons = 16 * bases[:-2] + 4 * bases[1:-1] + bases[2:]
     by_phase = codons.reshape(num_columns, 3).T.tobytes()
+    # Read backwards, the same table holds the codons of the other strand.
     reverse = by_phase.translate(reverse_code)[::-1]
     return np.frombuffer(by_phase.translate(forward_code) + reverse, np.uint8)
 
@@ -297,6 +307,8 @@ def locate_frame_dna(
     chunk. For a reverse frame, these are the letters to pass to `reverse_complement`.
     """
     offset = _FRAME_OFFSETS[code]
+    # The original takes one base more than the codons have. The DNA that models see must be the
+    # same.
     length = np.minimum(3 * protein_length + 1, chunk_length - offset)
     return np.where(code < _NUM_FORWARD, offset, chunk_length - offset - length), length
 

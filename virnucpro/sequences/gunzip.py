@@ -45,11 +45,14 @@ class Gunzip(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with decompressed bytes as far as some are at hand; 0 at the end."""
         while self._member is not None or self._begin_member():
+            # The length is a limit: a small file may unpack to more than the memory holds.
             data = self._member.decompress(self._pending, len(buffer))
             self._is_empty_member &= not data
             if self._member.eof:
+                # Another member may follow: bgzip and `cat a.gz b.gz` make files of many members.
                 self._pending, self._member = self._member.unused_data, None
             else:
+                # What did not fit into the limit, and must be given again.
                 self._pending = self._member.unconsumed_tail
                 if not data and not self._pending and not self._read_on():
                     raise EOFError("the compressed data end in the middle")
@@ -77,6 +80,8 @@ class Gunzip(io.RawIOBase):
 
     def _finish(self) -> None:
         """Count what is left of the file."""
+        # bgzip ends with an empty block, so a file without it was perhaps cut off between two
+        # blocks.
         self.lacks_end = self._is_bgzip and not self._is_empty_member
         self.num_trailing = len(self._pending)
         while chunk := self._source.read(_READ_BYTES):

@@ -34,11 +34,13 @@ def judge_alphabet(
     """
     num_letters = num_bases = 0
     is_judged = False
+    # The empty list marks the end: a short file is judged there by all that it has.
     for records in itertools.chain(blocks, [[]]):
         if not is_judged:
             text = "".join(record.sequence for record in records).upper()
             # N and X stand for anything, and gaps and stops for nothing.
             num_letters += len(text) - sum(text.count(letter) for letter in "NX-.*")
+            # U counts, because RNA is read as DNA.
             num_bases += sum(text.count(base) for base in "ACGTU")
             if num_letters >= _LETTERS_TO_JUDGE_BY or not records:
                 _judge(num_bases, num_letters, alphabet, name)
@@ -47,6 +49,7 @@ def judge_alphabet(
 
 
 def _judge(num_bases: int, num_letters: int, alphabet: Alphabet, name: str) -> None:
+    # A few letters say nothing: ACGT is also a peptide.
     if num_letters < _MIN_LETTERS_TO_JUDGE_BY:
         return
     share = num_bases / num_letters

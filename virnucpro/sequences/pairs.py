@@ -21,10 +21,12 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
     """
     iterators = [iter(reader) for reader in readers]
     if len(iterators) == 1:
+        # The same iterator twice: taking from both in turn gives the mates of one file in turn.
         iterators *= 2
         readers = [*readers, *readers]
     for place in range(0, len(iterators), 2):
         names = " and ".join(dict.fromkeys(reader.path for reader in readers[place : place + 2]))
+        # The longest, so that a mate without a partner is found and not dropped in silence.
         pairs = itertools.zip_longest(*iterators[place : place + 2])
         for number, (first, second) in enumerate(pairs, 1):
             if first is None or second is None:

@@ -47,6 +47,7 @@ class HashingReader(io.RawIOBase):
     def drain(self) -> None:
         """Read the bytes that a decompressor leaves, such as padding after the last stream."""
         buffer = bytearray(1 << 16)
+        # The digest must be that of the whole file, as sha256sum would print it.
         while self.readinto(buffer):
             pass
 
@@ -64,6 +65,7 @@ class BlockReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the next block, and return the number of bytes; 0 at the end."""
+        # A block may be larger than the buffer, so what is left of it waits for the next call.
         if not self._rest:
             self._rest = memoryview(next(self._blocks, b""))
         num_read = min(len(buffer), len(self._rest))
@@ -94,6 +96,8 @@ def whole_fastq_records(text: bytes) -> bytes:
     """Return the beginning of `text` that has whole records, of four lines each."""
     end = len(text)
     for _ in range(text.count(b"\n") % LINES_OF_FASTQ + 1):
+        # Step back over the lines of the record that is not whole yet, and over a line without an
+        # end.
         end = text.rfind(b"\n", 0, end)
     return text[: end + 1]
 
@@ -108,6 +112,7 @@ def read_four_line_fastq(text: bytes) -> list[Record] | None:
             Record(record.name.rstrip(), record.sequence)
             for record in dnaio.FastqReader(io.BytesIO(text))
         ]
+    # No error yet: Biopython reads on, and can also say in which line something is wrong.
     except dnaio.FastqFormatError:
         return None
 

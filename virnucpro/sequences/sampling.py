@@ -28,6 +28,7 @@ def sample_records(
     Raises:
         InputError: A file cannot be read.
     """
+    # A generator of our own, because other code may draw from Python's global one.
     rng = random.Random(seed)
     records = itertools.chain.from_iterable(RecordReader(path, "dna") for path in paths)
     counter = itertools.count()
@@ -35,4 +36,5 @@ def sample_records(
     drawn = heapq.nlargest(
         num_records, ((rng.random(), next(counter), record) for record in records)
     )
+    # Sorted by their place in the input, not by the random number.
     return [record for _, _, record in sorted(drawn, key=lambda item: item[1])], next(counter)

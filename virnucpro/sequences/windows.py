@@ -28,6 +28,7 @@ class WindowSource(SequenceSource):
         self.size = size
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Only the path travels to a worker, which opens the store for itself.
         return _open_windows, (self.directory, self.size)
 
     def __len__(self) -> int:
@@ -39,6 +40,7 @@ class WindowSource(SequenceSource):
         lengths = self._records.record_lengths
         counts = np.ones(len(lengths), np.int64)
         if self.size is not None:
+            # Minus twice rounds up: a record that is one letter too long needs a second window.
             counts += -(-(lengths - self.size).clip(0) // self._step)
         return np.concatenate([[0], np.cumsum(counts)])
 
@@ -52,6 +54,7 @@ class WindowSource(SequenceSource):
         """For each window the same window of the first record with the same sequence."""
         windows = np.arange(len(self))
         records, _, _ = self._locate(windows)
+        # Equal records have equal windows, so it is enough to compare whole records.
         first_equal = np.asarray(super().representatives)[records]
         return windows - self.first_windows[records] + self.first_windows[first_equal]
 
@@ -62,6 +65,7 @@ class WindowSource(SequenceSource):
     @property
     def _step(self) -> int:
         assert self.size is not None
+        # Half a window: every place is then well inside some window, with text on both sides.
         return max(1, self.size // 2)
 
     @cached_property

@@ -54,6 +54,7 @@ def open_gpu(uuid: str | None) -> Callable[[], GpuReading | None]:
                 power_watts=None if milliwatts is None else round(milliwatts / 1000, 1),
                 temperature_celsius=_number(device.temperature()),
             )
+        # The run is worth more than its readings, whatever NVIDIA's library raises.
         except Exception as error:
             logger.debug("GPU %s does not answer: %s", uuid, error)
             return None

@@ -48,6 +48,7 @@ def find_trouble(history: History, limits: Limits, now: float) -> list[Trouble]:
     speeds: dict[str, list[float]] = {}
     for process in history.processes.values():
         if process.batch_seconds is not None:
+            # Only processes that have computed a batch: their loading is over.
             loads.append(process.last.load_seconds)
         if process.fills_window:
             speeds.setdefault(process.last.device, []).append(_speed(process))
@@ -88,6 +89,7 @@ def _judge(
                 f"{usual_speed:,.0f}: check on {last.host} for other programs on its device, and "
                 f"whether heat or a power limit slows it down{found}",
             )
+        # On a CPU the process tokenizes itself, so waiting for data is part of its work.
         if last.device != "cpu" and waiting > limits.data_share:
             yield (
                 "hungry",
@@ -101,6 +103,7 @@ def _judge_stall(
     process: ProcessHistory, usual_load: float | None, limits: Limits, now: float
 ) -> str | None:
     last, idle = process.last, now - process.advanced_at
+    # A process that waits for the others has nothing to do, and is not stalled.
     if idle < limits.stalled_seconds or last.state not in ("loading", "embedding"):
         return None
     # Before its first batch, a process is compared with the loading of the others.

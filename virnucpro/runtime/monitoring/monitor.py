@@ -83,6 +83,7 @@ class Monitor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # The thread ends first, so that nothing is written behind the line "end".
         self._stopped.set()
         self._thread.join()
         outcome = "finished" if kind is None else kind.__name__
@@ -148,6 +149,7 @@ class Monitor:
             if self._is_main:
                 self._collect(published, is_over=status.state == "done")
         except RuntimeError as error:  # torch's stores have no narrower error
+            # Only for debugging: the claims use the same store, and they warn.
             logger.debug("the launch's store does not answer: %s", error)
 
     def _exchange(self, own: str) -> dict[str, str | bytes]:
@@ -176,6 +178,8 @@ class Monitor:
             # The store may be open to others, and what they write there must end nothing.
             with suppress(*UNREADABLE):
                 sample = Sample.from_json(json.loads(text))
+                # A process may still publish its last pass, or a stranger may use the key of
+                # another process.
                 if (sample.rank, sample.name) == (rank, self._history.pass_name):
                     self._add(sample, now, is_over=is_over)
         self._published = published
@@ -223,5 +227,7 @@ def _open_after_last_line(path: Path) -> IO[str]:
         with path.open("rb") as before:
             before.seek(-1, 2)
             if before.read() != b"\n":
+                # Otherwise the first line of this run would be glued to the half line, and both be
+                # lost.
                 file.write("\n")
     return file

@@ -61,6 +61,7 @@ class RunState:
         # that is missing, or whose server is away, may be back the next time.
         with suppress(OSError), self._path.open("rb") as file:
             first_line = file.readline()
+            # The first line holds the time of its run, so another file has another first line.
             if first_line != self._first_line:
                 self._first_line, self._position = first_line, 0
             file.seek(self._position)

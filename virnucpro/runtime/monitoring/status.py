@@ -157,6 +157,7 @@ class Sample(PassStatus):
         cls, status: PassStatus, place: Place, gpu: GpuReading | None, before: Sample | None = None
     ) -> Sample:
         """Return what a process is doing now; `before` is its previous sample in the pass."""
+        # A copy of all counters, because the loop goes on counting while the sample is written.
         sample = cls(**vars(status), time=time.time(), **asdict(place), gpu=gpu)
         sample.read_clock()
         # Milliseconds keep the lines short.
@@ -217,6 +218,7 @@ def read_number(value: Any) -> Any:
     Raises:
         ValueError: It is something else, or too large to compute with.
     """
+    # `type`, because True is an int. The second test also refuses NaN, which compares as false.
     if type(value) not in (int, float) or not abs(value) < _MAX_NUMBER:
         raise ValueError(f"found {brief(value)}, wanted a number")
     return value

@@ -68,6 +68,7 @@ def open_table(directory: Path, name: str) -> npt.NDArray[Any]:
     dtype = np.dtype(path.suffix[1:])
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
+    # A plain array over the map: slices of a memmap would be memmaps, which are slow to make.
     return np.asarray(np.memmap(path, dtype, mode="r"))
 
 
@@ -81,6 +82,7 @@ def read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = (manifest["format"], manifest["format_version"])
+        # Other versions may have other entries, so only our own is looked into.
         if found == (wanted_format, FORMAT_VERSION):
             _check_values(manifest)
             sizes = {name: (directory / name).stat().st_size for name in manifest["files"]}
@@ -110,6 +112,7 @@ def read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
 
 def digest_manifest(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 of a manifest's values, which it holds as `sha256` itself."""
+    # Sorted, because the digest must not depend on the order in which the entries were made.
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -146,6 +149,7 @@ def read_rule(manifest: dict[str, Any]) -> FrameRule:
 
 def _check_values(manifest: dict[str, Any]) -> None:
     """Raise an error if a manifest lacks a value, or has a bad one."""
+    # First of all: no other value is worth a look if the manifest has changed.
     if manifest.pop("sha256") != digest_manifest(manifest):
         raise ValueError("its digest does not fit")
     read_rule(manifest)

@@ -56,8 +56,10 @@ def prepare_frame_store(
         VirnucproError: The error of `check`; the store in place was not changed.
     """
     old = _open_whole_store(directory)
+    # The number of reads of a record too, because pairs are cut otherwise.
     settings = (chunk_length_bp, min_length_bp, rule, 1 + paired)
     if old and _is_of_input(old, inputs, settings):
+        # Also when nothing is built: the parts may be of another model.
         check(old)
         logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[rule.kind])
         return
@@ -122,6 +124,7 @@ def _is_of_input(
     if settings != found:
         return False
     paths = [Path(name) for name in inputs]
+    # Standard input can be read once only. It is read for the new store, not for a comparison.
     if STDIN in inputs or not all(path.is_file() for path in paths):
         return False
     return [f"sha256:{file['sha256']}" for file in store.inputs] == [
@@ -135,8 +138,10 @@ def _build_beside(
     staged = staged_dir(directory)
     try:
         _remove(staged)
+        # Everything that may fail comes before the old store goes.
         check(build(staged))
         _remove(directory)
+        # A crash between these two lines leaves no store. The next run reads the input again.
         staged.replace(directory)
     except OSError as error:
         raise OutputError(

@@ -81,6 +81,7 @@ class SequenceSource:
         self.kind = kind
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Open files cannot travel to a worker, so only the path does.
         return SequenceSource, (self.directory, self.kind)
 
     def __len__(self) -> int:
@@ -143,8 +144,10 @@ class StoredRecords(ABC):
         It also says whether letters were changed by reading, and whether reads are in pairs.
         Otherwise the same files have other rows.
         """
+        # Digests and not paths: a file that was moved or renamed is still the same input.
         digests = [file["sha256"] for file in self.inputs]
         if len(digests) > 1:
+            # The order of the files counts, because rows follow it.
             listing = "".join(f"{digest}\n" for digest in digests)
             digests = [hashlib.sha256(listing.encode("ascii")).hexdigest()]
         is_changed = any(CHANGED in file for file in self.inputs)
@@ -176,6 +179,7 @@ class StoredRecords(ABC):
         """Return the ids of the records `start` to `stop - 1`."""
         step = self.reads_per_record
         offsets = self._header_offsets[start * step : stop * step + 1].tolist()
+        # Headers of neighbours lie end to end, so one reading gets all of them.
         headers = self._headers.read(offsets[0], offsets[-1])
         name = record_id if step == 1 else pair_id
         return [

@@ -105,11 +105,14 @@ def build_frame_store(
             **({READS_PER_RECORD: 2} if paired else {}),
         }
         readers = [RecordReader(path, "dna", allow_empty=allow_empty) for path in inputs]
+        # Both mates of a pair must be in one block, because they are cut together.
         step = 2 if paired else 1
         for records in [read_pairs(readers)] if paired else readers:
+            # One block of records is in memory at a time, so a file may be larger than the memory.
             for letters, length in _write_records(writer, records, step):
                 chunks = frames.cut_records(length, chunk_length_bp, min_length_bp, step)
                 _write_rows(writer, letters, chunks, rule)
+        # Only now: the digest of an input is known when all of it was read.
         manifest["inputs"] = [_describe_input(reader) for reader in readers]
         writer.finish(FrameStore, manifest, ("dna", "protein"))
     store = open_frame_store(directory)
@@ -155,6 +158,8 @@ def _open_writer(directory: Path, names: Sequence[str]) -> Iterator[_StoreWriter
         # Without its manifest an old store does not count while its files are overwritten.
         (directory / MANIFEST).unlink(missing_ok=True)
         with ExitStack() as stack:
+            # New files, in place of old ones: processes that still map the old store keep its
+            # bytes.
             files = {name: stack.enter_context(create_file(directory / name)) for name in names}
             yield _StoreWriter(directory, files)
     except OSError as error:
@@ -173,12 +178,14 @@ class _StoreWriter:
         self._num_items = dict.fromkeys(files, 0)
         self._digests = {name: hashlib.sha256() for name in files}
         for name in files:
+            # Item i lies between offset i and offset i + 1, so N items need N + 1 offsets.
             if name.endswith("_offsets.int64"):
                 self.append(name, np.zeros(1, np.int64))
 
     def append(self, name: str, data: Any) -> None:
         """Append bytes to a text, or an array to a table of the same type."""
         self._files[name].write(data)
+        # Digested while it is written, so the files are never read again for it.
         self._digests[name].update(data)
 
     def append_lengths(self, name: str, lengths: Int64Array) -> None:
@@ -195,6 +202,8 @@ class _StoreWriter:
     ) -> None:
         """Write what needs the entire store: equal ids, equal sequences, and the manifest."""
         self._flush()
+        # The store reads itself before its manifest exists. So equal texts are found with the code
+        # that will read them.
         store = store_class(self._directory, manifest)
         first = _find_first_equal(store.record_ids, store.num_records)
         self.append("duplicate_ids.int64", np.unique(first[first != np.arange(len(first))]))
@@ -209,7 +218,9 @@ class _StoreWriter:
             for name, file in self._files.items()
         }
         manifest |= {"format_version": FORMAT_VERSION, "files": files}
+        # Last: the digest covers all other entries.
         manifest["sha256"] = digest_manifest(manifest)
+        # The manifest makes the store count, so all files must be on the disk before it.
         write_json(self._directory / MANIFEST, manifest)
 
     def _flush(self) -> None:
@@ -238,6 +249,7 @@ def _take_blocks(records: Iterable[Record], step: int) -> Iterator[list[Record]]
     num_letters = 0
     for record in records:
         block.append(record)
+        # One more, so that records without letters also fill a block in the end.
         num_letters += len(record.sequence) + 1
         if num_letters >= _BLOCK_BP and len(block) % step == 0:
             yield block
@@ -254,6 +266,7 @@ def _write_rows(
     cuts = np.flatnonzero(np.diff(chunks.start // _BLOCK_BP)) + 1
     for first, stop in pairwise([0, *cuts.tolist(), len(chunks.start)]):
         start, length = chunks.start[first:stop], chunks.length[first:stop]
+        # Only the letters of these chunks are translated, and not the whole record again.
         low, high = start.min(initial=len(letters)), (start + length).max(initial=0)
         found = frames.find_rows(letters[low:high], start - low, length, rule)
         if isinstance(found, frames.Stretches):
@@ -312,15 +325,18 @@ def _find_first_equal(read: Callable[[int, int], list[str]], num_texts: int) -> 
         )
         digests[block] = np.frombuffer(joined, np.uint8).reshape(-1, _DIGEST_BYTES)
     first = np.empty(num_texts, np.int64)
+    # Digests are random bytes, so each of the 256 values has about the same share of the texts.
     leading = digests[:, 0].copy()
     # One leading byte at a time, because sorting all digests at once would need much memory.
     for byte in range(256):
         members = np.flatnonzero(leading == byte)
+        # 16 bytes are two integers, which sort faster than bytes.
         words = digests[members].view(np.int64)
         # The sort is stable: the first of several equal texts stays first.
         order = np.lexsort((words[:, 0], words[:, 1]))
         is_new = np.ones(len(order), np.bool_)
         is_new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
         group = np.cumsum(is_new) - 1
+        # The sort is stable, so the first member of a group has the lowest index.
         first[members[order]] = members[order[is_new]][group]
     return first
