@@ -49,6 +49,7 @@ from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
 
+# Each process holds one old file in memory, so there are few of them.
 _MAX_PROCESSES = 4
 _NAMES = {"dna": "DNA", "protein": "protein"}
 
@@ -87,9 +88,11 @@ def adopt_legacy_run(
             store.rule,
         )
         return {}
+    # Before old files are opened: a run that has all its rows must not read gigabytes again.
     missing = {name: _missing_rows(directory, store, name) for name in identities}
     if not any(rows.any() for rows in missing.values()):
         return {}
+    # Frames of other chunks may have the same names, and other sequences.
     length_bp = read_expected_length(directory.path)
     if length_bp not in (None, store.chunk_length_bp):
         logger.warning(
@@ -101,6 +104,7 @@ def adopt_legacy_run(
         return {}
     dims = EmbeddingDims(**{name: one.embedding_dim for name, one in identities.items()})
     jobs = min(_MAX_PROCESSES, os.cpu_count() or 1)
+    # All files are looked at before any is used: an id is ambiguous only by what other files say.
     reports = list(run_parallel(partial(inspect_file, dims=dims), paths, jobs))
     choice = choose_rows(reports)
     rows_of_ids = _FrameIds(store)
@@ -109,6 +113,7 @@ def adopt_legacy_run(
         name: _Target(store, name, missing[name], _trusted_rows(places, store, name, rows_of_ids))
         for name in identities
     }
+    # Each file writes with a rank of its own, so that parts of two files never share a name.
     for rank, (report, taken) in enumerate(zip(reports, choice.taken, strict=True)):
         _tell(report)
         rows = {
@@ -141,6 +146,7 @@ def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet
     representatives = store.sequences(alphabet).representatives
     missing: BoolArray = representatives == np.arange(store.num_frames)
     for part in finished_parts(directory.parts_dir(alphabet)):
+        # A damaged part does not count: its rows are missing, and may come from the old files.
         with suppress(CheckpointError):
             missing[finished_rows([part])] = False
     return missing
@@ -154,6 +160,7 @@ class _FrameIds:
             digest_ids(store.frame_ids(block.start, block.stop))
             for block in split_rows(0, store.num_frames)
         ]
+        # The empty array stands for a store without rows, which has no blocks.
         digests = np.concatenate([np.empty(0, np.uint64), *blocks])
         ids, rows, counts = np.unique(digests, return_index=True, return_counts=True)
         self._ids, self._rows = ids[counts == 1], rows[counts == 1]
@@ -177,6 +184,7 @@ def _trusted_rows(
     paths = [path for place in places for path, kind in fasta_files(place) if kind == alphabet]
     for path in paths:
         for records in read_fasta(path, alphabet):
+            # The same id may name another sequence if the input was changed between the two runs.
             rows = rows_of_ids.find(digest_ids([record.id for record in records]))
             known = np.flatnonzero(rows >= 0)
             here = store.read_sequences(alphabet, rows[known])
@@ -212,9 +220,11 @@ class _Target:
         usable = usable[self._trusted[rows[usable]]]
         # Equal sequences share one embedding, which belongs to the first of them.
         targets = self._representatives[rows[usable]]
+        # Several features of this file may belong to one distinct sequence. One of them is enough.
         unique, first = np.unique(targets, return_index=True)
         wanted = self._wanted[unique]
         claimed[usable[first[wanted]]] = unique[wanted]
+        # Claimed: a later file may hold the same row again.
         self._wanted[unique] = False
         return claimed
 

@@ -71,6 +71,7 @@ def _read_pickle(path: Path) -> tuple[Generation, Document]:
     document = read_torch_file(path)
     if not isinstance(document, dict):
         raise CheckpointError(f"holds {type(document).__name__}, wanted a dict of features")
+    # The keys decide, because generations do not name themselves in the same way.
     if document.keys() >= {"embeddings", "sequence_ids"}:
         generation = Generation(2, "v2.0, batch")
         document["embeddings"] = np.asarray(document["embeddings"])
@@ -124,6 +125,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
 
 def _read_part(path: Path, file: h5py.File) -> Iterator[tuple[Generation, Document]]:
     """Yield the contents of a part that `virnucpro migrate` wrote; refuse the parts of a run."""
+    # The digest first: a part that `migrate` wrote is as trustworthy as it is unchanged.
     check_part(path)
     identity = read_identity(path)
     # A run's own parts have rows of its frame store, and mean nothing without it.

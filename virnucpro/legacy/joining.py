@@ -80,6 +80,7 @@ def inspect_file(path: Path, dims: EmbeddingDims) -> FileReport:
     except CheckpointError as error:
         report.error = str(error).removeprefix(f"{path}: ")
     else:
+        # Only a file that was read to its end counts, so nothing is set before.
         report.ids = np.concatenate(ids)
         report.values = {name: np.concatenate(blocks) for name, blocks in values.items()}
     return report
@@ -137,7 +138,9 @@ def choose_rows(reports: Sequence[FileReport]) -> Choice:
             continue
         ids = np.concatenate([reports[index].ids for index in holders])
         values = np.concatenate([reports[index].values[alphabet] for index in holders])
+        # `first` is the first place of each id, and so the file that wins.
         _, first, group = np.unique(ids, return_index=True, return_inverse=True)
+        # An id differs if one of its values is not that of its first place.
         differs = np.bincount(group, values != values[first][group], len(first)) > 0
         taken = np.zeros(len(ids), np.bool_)
         taken[first[~differs]] = True
@@ -157,6 +160,7 @@ def excuse_joined(reports: Sequence[FileReport], choice: Choice) -> None:
         choice: The rows that are taken.
     """
     dna, protein = (choice.ids(reports, alphabet) for alphabet in ALPHABETS)
+    # A merged row needs both halves, so only ids that both alphabets have are joined again.
     joined = np.intersect1d(dna, protein)
     for report in reports:
         if report.unmatched_rows is None:
@@ -210,6 +214,8 @@ def convert_file(work: Conversion) -> None:
                 directory = work.directories[alphabet]
                 name = part_name(work.rank, numbers[alphabet])
                 numbers[alphabet] += 1
+                # An interrupted `migrate` goes on here: the same file gives the same parts under
+                # the same names.
                 if directory / name in finished_parts(directory):
                     continue
                 # An interruption between writing and marking leaves a part that does not count.
@@ -234,6 +240,7 @@ def _read_again(work: Conversion) -> Iterator[tuple[Generation, dict[str, Any]]]
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{work.path}: ")
         raise CheckpointError(f"{work.path}: {reason}") from error
+    # The rows were chosen by place in the file, so another number of them would mix the ids.
     if any(len(rows) != num_rows for rows in work.rows.values()):
         raise CheckpointError(f"{work.path}: has changed since it was inspected; start again")
 
@@ -264,4 +271,5 @@ def run_parallel(
                 "try --jobs 1"
             ) from error
         finally:
+            # Otherwise Ctrl-C would wait until all files are read.
             pool.shutdown(cancel_futures=True)

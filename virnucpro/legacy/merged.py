@@ -60,6 +60,7 @@ def read_merged(
 
 def _read_file(path: Path, dims: EmbeddingDims) -> dict[str, Any]:
     try:
+        # One block only: files of torch.save are read as a whole.
         ((_, document),) = read_documents(path, dims)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -92,10 +93,12 @@ def _join_frames(
     ]
     numbers = [int(match["number"]) - 1 if match else 0 for match in matches]
     record_keys = list(zip(record_names, class_of_frame.tolist(), strict=True))
+    # A dict keeps the order in which records first occur, and each of them once.
     records = dict.fromkeys(record_keys)
     record_index = {key: index for index, key in enumerate(records)}
     record_of_frame = [record_index[key] for key in record_keys]
     chunk_keys = list(zip(record_of_frame, numbers, strict=True))
+    # A new chunk begins where the record or the number of the chunk changes.
     first = [index for index, (a, b) in enumerate(pairwise([None, *chunk_keys])) if a != b]
     chunk_record = np.array([record_of_frame[index] for index in first], np.int64)
     return Corpus(

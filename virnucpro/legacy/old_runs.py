@@ -27,6 +27,7 @@ def list_files(source: Path) -> list[Path]:
     """
     if not source.is_dir():
         return [source]
+    # Parts of virnucpro are HDF5 too, and must not be taken for files of the fork.
     ours = source / "checkpoints"
     files = [path for path in source.rglob("*") if path.is_file() and ours not in path.parents]
 
@@ -67,6 +68,7 @@ def read_expected_length(output_dir: Path) -> int | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         return int(state["pipeline_config"]["expected_length"])
+    # The file is only asked for a hint, so a damaged one is as good as none.
     except (OSError, RecursionError, ValueError, KeyError, TypeError):
         return None
 
@@ -77,6 +79,7 @@ def fasta_files(source: Path) -> Iterator[tuple[Path, Alphabet]]:
         if path.suffix not in _FASTA_SUFFIXES:
             continue
         try:
+            # Read as protein, because its alphabet has all letters that DNA has.
             sample = list(
                 islice(RecordReader(path, "protein", change_letters=False), _RECORDS_TO_JUDGE_BY)
             )

@@ -66,8 +66,10 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> str:
     entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError("is compressed, which torch.save never does; refused")
+    # Entries may overlap in a hostile archive, so that a small file unpacks to terabytes.
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise CheckpointError("claims to hold more than its size; refused")
+    # Two entries of one name: readers differ in which of them they take.
     names = [entry.filename for entry in entries]
     roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
     if len(roots) != 1 or len(set(names)) != len(names):
@@ -99,6 +101,7 @@ class _Unpickler(pickle._Unpickler):
             return _STORAGE_DTYPES[full_name]
         if full_name == "_codecs.encode":
             return self._encode
+        # An allow-list: a list of what is forbidden would always lack something.
         if full_name not in _FUNCTIONS:
             raise CheckpointError(
                 f"refused, because it names {full_name}, and loading it could run code"
@@ -117,6 +120,7 @@ class _Unpickler(pickle._Unpickler):
         kind, dtype, key, _, num_items = saved_id
         if kind != "storage":
             raise ValueError(f"unknown persistent id {kind!r}")
+        # A view, no copy: many tensors may share one storage.
         return np.frombuffer(self._read_storage(key), dtype, num_items)
 
 

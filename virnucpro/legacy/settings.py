@@ -80,6 +80,7 @@ def read_fork_fields(
             "%s: these keys no longer have a meaning and are ignored: %s", path, ", ".join(unused)
         )
     model_type = model_type or found.get("prediction.default_model_type", "500")
+    # The file names a classifier for each model type. Only that of the chosen type counts.
     other_models = {f"prediction.models.{other}" for other in MODEL_TYPES if other != model_type}
     fields = {
         _FIELDS[name]: value
@@ -87,11 +88,14 @@ def read_fork_fields(
         if name in _FIELDS and name not in other_models
     }
     if "keep_intermediate" in fields:
+        # The fork's key says the opposite: whether intermediate files are removed.
         fields["keep_intermediate"] = not fields["keep_intermediate"]
     if re.fullmatch(r"esm2_t\d+_\w+_UR50D", fields.get("protein_weights", "")):
+        # The fork names ESM-2 as fair-esm does. The hub has the same model under this name.
         fields["protein_weights"] = f"facebook/{fields['protein_weights']}"
     for name in ("dna_weights", "protein_weights"):
         default = getattr(PredictConfig, name)
+        # The same model without a pin: take ours, which is pinned to one revision.
         if default.startswith(f"{fields.get(name)}@"):
             fields[name] = default
     return fields

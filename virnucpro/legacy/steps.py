@@ -72,6 +72,7 @@ def migrate_document(document: Document, version: int) -> Document:
     Raises:
         CheckpointError: The document is damaged, or its values are known to be wrong.
     """
+    # Each step knows two neighbouring versions only. So a new version needs one new step.
     for step in STEPS[version:]:
         document = step(document)
     return document
@@ -111,6 +112,7 @@ def stack_features(document: Document) -> Document:
     if "nucleotide" in document:
         kind, ids = "dna", document["nucleotide"]
         labels = [item["label"] for item in document["data"]]
+        # Lists of different lengths are found later, with an error that says more.
         if len(labels) == len(ids) and labels != ids:
             raise CheckpointError("the ids in `nucleotide` are not those in `data`")
         data = [item["mean_representation"] for item in document["data"]]
@@ -142,6 +144,7 @@ def split_alphabets(document: Document) -> Document:
     ids, embeddings = document["sequence_ids"], np.asarray(document["embeddings"])
     kind: str = document.get("kind") or _tell_kind(embeddings, dims)
     wanted = {"dna": dims.dna, "protein": dims.protein, "merged": sum(dims)}[kind]
+    # An empty file has no width that could be wrong.
     if embeddings.ndim != 2 or (embeddings.shape[1] != wanted and len(embeddings)):
         raise CheckpointError(
             f"{kind} embeddings are {embeddings.shape}, wanted (rows, {wanted}); for other models "
@@ -152,6 +155,7 @@ def split_alphabets(document: Document) -> Document:
         raise UnmatchedRowsError(kind, ids, len(embeddings))
     if embeddings.dtype.kind != "f":
         raise CheckpointError(f"the embeddings are {embeddings.dtype}, wanted floating-point")
+    # float32 holds every value of float16, so nothing is rounded.
     embeddings_NE: Float32Array = embeddings.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(embeddings_NE).all(axis=1))
     if len(bad):
@@ -183,6 +187,7 @@ def _stack(data: Any) -> Any:
     """Return a list of vectors of one length as an array; return anything else as it is."""
     if not isinstance(data, list):
         return data
+    # NumPy itself would make an array of objects, or an error that names no width.
     widths = {len(vector) for vector in data}
     if len(widths) > 1:
         raise CheckpointError(f"embeddings of different lengths: {sorted(widths)}")
@@ -191,6 +196,7 @@ def _stack(data: Any) -> Any:
 
 def _tell_kind(embeddings: Any, dims: EmbeddingDims) -> str:
     width = embeddings.shape[1] if embeddings.ndim == 2 else 0
+    # If both alphabets have one width, nothing tells them apart. v2.0 wrote such files for ESM-2.
     return "dna" if width == dims.dna != dims.protein else "protein"
 
 

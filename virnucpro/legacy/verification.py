@@ -57,6 +57,7 @@ def verify_rows(
     results: dict[str, Any] = {}
     for alphabet, (backend_name, location) in verification.weights.items():
         ids = choice.ids(reports, alphabet)
+        # Evenly, because a resumed run mixes ids from some place on.
         places = np.linspace(0, len(ids) - 1, min(verification.num_rows, len(ids)))
         wanted = set(ids[np.unique(places.astype(np.int64))].tolist())
         sequences = _find_sequences(sources, alphabet, wanted)
@@ -135,9 +136,11 @@ def _embed(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = open_model(backend_name, location)
     collate = model.load_collator()
+    # In fp32, so that the difference is that of the old values and not of new rounding.
     encoder = model.load_encoder(torch.device(device), "fp32", "auto")
     embeddings = []
     for row, sequence in enumerate(sequences):
+        # One sequence at a time: it has no padding, so nothing but the sequence can count.
         batch = collate(np.array([row]), [sequence])
         batch = batch._replace(
             token_ids_T=batch.token_ids_T.to(device), lengths_B=batch.lengths_B.to(device)

@@ -65,6 +65,7 @@ class Calibration:
             viral_share: The share of viral records among the scored ones; None for the share that
                 the calibration assumes.
         """
+        # Beyond the chunks of the fit, nobody has seen how certain a mean is.
         inputs_NK = _make_inputs(score, np.minimum(num_open_chunks, self.most_chunks))
         logits_N = inputs_NK @ np.array([self.slope, self.slope_growth, self.offset])
         # Another share of viral records shifts the prior odds, and so all logits alike.
@@ -107,6 +108,7 @@ def fit_calibration(
         if coefficients_K[worst] >= 0:
             slope, slope_growth, offset = coefficients_K.tolist()
             return Calibration(slope, slope_growth, offset, int(num_open_chunks.max()))
+        # The fit begins again without this factor, because the others depend on it.
         used_K[worst] = False
 
 
@@ -120,6 +122,7 @@ def choose_threshold(probability: Float64Array, max_fdr: float) -> float | None:
         max_fdr: The maximum rate, from 0 to 1.
     """
     descending = np.sort(probability[~np.isnan(probability)])[::-1]
+    # The expected false ones among the first n records, divided by n, for each n at once.
     rates = np.cumsum(1 - descending) / np.arange(1, len(descending) + 1)
     # Equal probabilities are called together or not at all, so only the last one may end a list.
     is_last = np.append(descending[1:] < descending[:-1], True)[: len(descending)]
@@ -135,6 +138,7 @@ def expect_fdr(probability: Float64Array, is_called: BoolArray) -> float | None:
 def _make_inputs(score: Float64Array, num_open_chunks: Int64Array) -> Float64Array:
     """Return float64 (N, 3): the factors of slope, slope growth and offset."""
     logits_N = _logit(np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE))
+    # A record without open chunks has no score. The 1 only keeps its logarithm finite.
     log_chunks_N = np.log(np.maximum(num_open_chunks, 1))
     return np.stack([logits_N, logits_N * log_chunks_N, np.ones(len(score))], axis=1)
 
@@ -144,6 +148,7 @@ def _fit_logistic(
 ) -> Float64Array:
     """Return float64 (K,): the coefficients that minimize the weighted cross-entropy."""
     # Newton's method, on inputs of one scale.
+    # The factors differ by orders of magnitude, which would make the equations below inexact.
     scale_K = np.sqrt(np.mean(inputs_NK**2, axis=0)).clip(min=1e-12)
     scaled_NK = inputs_NK / scale_K
 
@@ -164,6 +169,7 @@ def _fit_logistic(
         step_K = np.linalg.solve(hessian_KK + ridge_KK, gradient_K + ridge_KK @ coefficients_K)
         # A step can overshoot where the curve is flat.
         while (new_loss := measure_loss(coefficients_K - step_K)) > loss:
+            # The loss is convex, so a step that is short enough lowers it.
             step_K /= 2
         coefficients_K = coefficients_K - step_K
         if loss - new_loss < 1e-12:

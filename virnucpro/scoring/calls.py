@@ -25,6 +25,7 @@ SCREEN = "screen"
 _JUDGES: Words = np.array(["-", "classifier"], dtype=object)
 _NO_STRETCH = np.array("no_stretch", dtype=object)
 
+# The smallest normal float32, which keeps the logarithm of a probability of 0 finite.
 _MIN_PROBABILITY = np.finfo(np.float32).tiny
 
 
@@ -95,8 +96,10 @@ def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> Ch
     max_scores = np.full((len(num_frames), 2), np.nan, np.float32)
     num_unscored = np.zeros(len(num_frames), np.int64)
     if len(first_frames):
+        # fmax, and not maximum: a frame without a score must not hide those that have one.
         max_scores[has_frames] = np.fmax.reduceat(frame_scores, first_frames, axis=0)
         num_unscored[has_frames] = np.add.reduceat(np.isnan(frame_scores[:, 0]), first_frames)
+    # Columns of one array lie apart in memory. Each is read many times from here on.
     max_others, max_virus = np.ascontiguousarray(max_scores.T)
     return ChunkCalls(
         is_open=num_frames > num_unscored,
@@ -152,10 +155,12 @@ def call_records(
     record_of_chunk = np.repeat(np.arange(num_records), num_chunks)
 
     def sum_over_chunks(values: npt.NDArray[Any]) -> Float64Array:
+        # Not reduceat: it would give records without chunks the chunk of their neighbour.
         sums = np.bincount(record_of_chunk, weights=values, minlength=num_records)
         return np.asarray(sums, np.float64)
 
     num_open_chunks = sum_over_chunks(chunks.is_open)
+    # A record shorter than one codon cannot be translated, whatever the user asks for.
     is_too_short = length_bp < max(min_length_bp, CODON_BP)
     is_unscored = sum_over_chunks(chunks.num_unscored) > 0
     reason_code = np.select(
@@ -163,6 +168,7 @@ def call_records(
     )
     has_call = (num_open_chunks > 0) & ~is_too_short
     score = np.full(num_records, np.nan)
+    # Scores of other chunks are NaN, which a weight of zero would not remove.
     total = sum_over_chunks(np.where(chunks.is_open, score_chunks(chunks), 0.0))
     np.divide(total, num_open_chunks, out=score, where=has_call)
     return RecordCalls(
@@ -214,6 +220,7 @@ def call_by_mean_logit(
     """
     num_records = len(records.call)
     record_of_chunk = np.repeat(np.arange(num_records), np.diff(record_first_chunk))[chunks.is_open]
+    # float32 rounds a probability near 1 to 1. Its complement was stored, and keeps the difference.
     virus, others = (
         np.maximum(probability[chunks.is_open], _MIN_PROBABILITY).astype(np.float64)
         for probability in (chunks.max_virus, chunks.max_others)

@@ -101,7 +101,9 @@ class ChunkHead(nn.Module):
         """
         vector_CNW = self.protein(protein_CNP) + self.features(features_CNK)
         gate_CN = self.gate(vector_CNW.tanh()).squeeze(2)
+        # The softmax runs in at least float32: half precision would lose digits of the weights.
         gate_CN = gate_CN.to(torch.promote_types(gate_CN.dtype, torch.float32))
+        # Not minus infinity: a chunk without stretches would get NaN from the softmax.
         gate_CN = gate_CN.masked_fill(~is_stretch_CN, torch.finfo(gate_CN.dtype).min)
         # A chunk without stretches is judged by its DNA alone.
         weight_CN = gate_CN.softmax(1) * is_stretch_CN
@@ -118,6 +120,8 @@ def stretch_features(length_aa: Tensor, is_whole_frame: Tensor, chunk_bp: Tensor
         is_whole_frame: bool, whether the stretch is all of its frame.
         chunk_bp: The bases of its chunk.
     """
+    # At least 1, so that the logarithm of padding is finite. Padding has a weight of 0 anyway.
     length = length_aa.clamp(min=1).float()
+    # A hundred residues are a usual stretch, so these numbers are near 1.
     columns = (is_whole_frame.float(), (length / 100).log(), length / 100, 3 * length / chunk_bp)
     return torch.stack(columns, -1)

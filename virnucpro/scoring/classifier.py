@@ -68,6 +68,7 @@ class ClassifierMetadata:
 
 def wanted_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of a classifier, given that of its first layer."""
+    # The first layer says the sizes. All other shapes follow, and are compared with the file.
     first_shape = tuple(getattr(state.get("hidden_layer.weight"), "shape", ()))
     num_hidden, input_dim = (*first_shape, 0, 0)[:2]
     return {
@@ -166,6 +167,7 @@ class Classifier:
             weights_identities or (None, None),
             strict=True,
         ):
+            # A classifier of older files does not know its weights. Then nothing can be compared.
             if None not in (identity, found) and identity != found:
                 raise ClassifierError(
                     f"the classifier was trained on {name} weights {identity}, the run uses "
@@ -205,6 +207,7 @@ class FrameClassifier(Classifier):
     ) -> None:
         super().__init__(metadata, identity)
         self._device = torch.device(device)
+        # float64, so that rounding to float32 at the end hides how a machine orders its sums.
         tensors = {name: tensor.to(self._device, torch.float64) for name, tensor in state.items()}
         # In eval mode, batch normalization is a scale and a shift, so the first layer absorbs it.
         scale_H = tensors["bn1.weight"] / (tensors["bn1.running_var"] + BATCH_NORM_EPS).sqrt()
@@ -237,6 +240,7 @@ class FrameClassifier(Classifier):
             rows = features_ND[start : start + _BLOCK_ROWS]
             block_BD[: len(rows)] = rows
             scores_NC[start : start + len(rows)] = self._score_block(block_BD)[: len(rows)]
+        # NaN would compare as "not viral" in every later step, and nobody would notice.
         bad_rows = np.flatnonzero(~np.isfinite(scores_NC).all(axis=1))
         if len(bad_rows):
             raise ClassifierError(

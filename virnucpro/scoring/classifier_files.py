@@ -110,6 +110,7 @@ def save_classifier(
     """
     from safetensors.torch import save
 
+    # Checked before writing too: a training that failed must not leave a file that looks well.
     tensors = check_state(path, state, metadata)
     document: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -137,6 +138,7 @@ def check_state(
     """
     # torch.nn.DataParallel adds `module.` to every name of a state dict.
     found = {name.removeprefix("module."): value for name, value in state.items()}
+    # A counter of the training, which scores do not need.
     found.pop("bn1.num_batches_tracked", None)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in found.items()}
     sizes = None if metadata is None else metadata.chunk_head
@@ -148,6 +150,7 @@ def check_state(
     ]
     if wrong:
         raise ClassifierError(f"{path}: not a VirNucPro classifier: {'; '.join(wrong[:8])}")
+    # A file may hold half precision, or tensors of a GPU that is not here.
     tensors = {name: value.detach().to("cpu", torch.float32) for name, value in found.items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or (name == "bn1.running_var" and tensor.min() < 0):
@@ -206,6 +209,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | Non
 def _is_safetensors(path: Path) -> bool:
     # The format starts with the length of its JSON header in eight bytes, then the header.
     with path.open("rb") as file:
+        # A zip file could begin with the same byte in this place, so both are asked.
         return file.read(9)[8:] == b"{" and not zipfile.is_zipfile(path)
 
 
@@ -264,6 +268,7 @@ def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | Non
             f"{path}: the frame rule {rule} takes more than {_MAX_STRETCHES} stretches of a chunk; "
             "the file is damaged"
         )
+    # `type`, because True is an int. A size below 1 would fail far from here.
     if any(type(size) is not int or size < 1 for size in sizes.values()):
         raise ClassifierError(
             f"{path}: the sizes of the head are {brief(sizes)}, wanted whole numbers"
@@ -281,6 +286,7 @@ def _read_pickled_state(path: Path) -> Mapping[str, Any]:
             f"{type(value).__name__}"
         )
     parts = vars(value)["_modules"]
+    # The pickle may say another number, and our own arithmetic would then give other scores.
     eps = vars(parts["bn1"])["eps"]
     if eps != BATCH_NORM_EPS:
         raise ClassifierError(f"{path}: bn1.eps is {brief(eps)}, wanted {BATCH_NORM_EPS}")

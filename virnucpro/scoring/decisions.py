@@ -141,6 +141,8 @@ def decide_calls(
         default_threshold: The threshold that the classifier states; None if it states none.
         screen_calibration: Of the screen; None if there is none.
     """
+    # Rounded first: `virnucpro call` reads rounded scores from the table, and must come to the same
+    # calls.
     score = round_shares(records.score)
     probability, viral_share = records.probability, None
     is_screened = records.judged_by == SCREEN
@@ -154,6 +156,8 @@ def decide_calls(
     usual = DEFAULT_THRESHOLD if default_threshold is None else default_threshold
     threshold = _choose_threshold(config, probability, usual)
     call = make_calls(score if calibration is None else probability, threshold)
+    # The screen left these records out because it is sure. No bound on the rate may call them
+    # viral.
     call[is_screened] = "others"
     records = records._replace(
         score=score,
@@ -180,6 +184,7 @@ def round_shares(value: Float64Array) -> Float64Array:
     sure that is. No number crosses 0.5, where the original changes its call; a number that would
     cross it keeps all digits. Rounding twice changes nothing.
     """
+    # log10 of 0 is minus infinity, which the limits below handle.
     with np.errstate(divide="ignore", invalid="ignore"):
         magnitude = np.floor(np.log10(np.minimum(value, 1 - value)))
     decimals = np.clip(SIGNIFICANT_DIGITS - 1 - magnitude, 0, _MAX_DECIMALS)
@@ -194,6 +199,7 @@ def rate_confidence(call: Words, probability: Float64Array, num_open_chunks: Int
     The rule reads the probability that the call is right: `probability` of a viral record, and
     1 - `probability` of any other. `high` needs 0.95 and three scored chunks, `medium` needs 0.8.
     """
+    # The probability that the call is right, whichever call it is.
     is_right = np.where(call == "virus", probability, 1 - probability)
     is_high = (is_right >= HIGH_CONFIDENCE) & (num_open_chunks >= ENOUGH_CHUNKS)
     tiers: Words = np.array(CONFIDENCE_TIERS, dtype=object)

@@ -64,6 +64,7 @@ def open_classifier(config: PredictConfig) -> Classifier:
             chunks, or it has no calibration and the settings need one.
         UsageError: A backend reads the other alphabet.
     """
+    # First what costs nothing: a name that is wrong must show before a file of gigabytes is read.
     check_backends(config)
     classifier = load_classifier(config.resolved_model_path)
     dna = config.dna_backend, _expect_dim(config, "dna_weights", DNA_DIM)
@@ -156,6 +157,7 @@ def decide_records(
     records = call_records(
         chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
     )
+    # A head over chunks gives logits, so its records are scored by the mean of logits.
     if classifier.rule.kind == "stretches":
         records = call_by_mean_logit(records, chunks, store.record_first_chunk)
     if screened is not None and screened.records is not None:
@@ -184,10 +186,13 @@ def score_frames(
     Raises:
         CheckpointError: An embedding is missing.
     """
+    # NaN, so that a frame without an embedding cannot be taken for one with a score.
     scores = np.full((store.num_frames, 2), np.nan, dtype=np.float32)
+    # In blocks, because the features of all frames may be larger than the memory.
     for block in split_rows(0, store.num_frames):
         rows = np.arange(block.start, block.stop)
         for each in passes:
+            # A frame needs both embeddings, because the classifier reads them side by side.
             rows = rows[each.has(rows)]
         scores[rows] = classifier.score(gather_features(passes, rows))
     return scores
@@ -215,6 +220,7 @@ def _score_chunks(
         chunk = store.find_chunks(rows)
         # All rows of a chunk have its DNA, so the first row's embedding stands for all.
         scored, first, index = np.unique(chunk, return_index=True, return_inverse=True)
+        # The place of a stretch in its chunk, also if stretches before it have no embedding.
         place = rows - first_row[chunk]
         shape = (len(scored), classifier.rule.max_stretches)
         protein_CSP = np.zeros((*shape, classifier.sizes.protein_dim), np.float32)

@@ -115,6 +115,7 @@ def find_viral_chunks(
         model: The numbers of the model.
     """
     # How much better the best path that is viral in a chunk is than the best that is not.
+    # Clipped, so that a single chunk can neither make nor break a region.
     lead = np.clip(log_odds - model.least, -model.most, model.most)
     lead[np.isnan(lead)] = 0
     # Records side by side, those with most chunks first: step i works on the i-th chunk of each.
@@ -126,6 +127,8 @@ def find_viral_chunks(
     for step, active in enumerate(num_active, start=1):
         chunk = first[:active] + step
         lead[chunk] += np.clip(lead[chunk - 1], -model.switch, model.switch)
+    # The path is read backwards: the last chunk is free, and each earlier one pays to differ from
+    # the next.
     is_viral = lead > 0
     for step, active in reversed(list(enumerate(num_active))):
         chunk = first[:active] + step
@@ -147,6 +150,7 @@ def find_spans(
     is_viral = find_viral_chunks(log_odds, record_first_chunk, model)
     first, stop = _find_runs(is_viral, record_first_chunk)
     is_scored = ~np.isnan(log_odds)
+    # Zeros, because a sum with NaN is NaN. They are not counted in the means.
     known = np.where(is_scored, log_odds, 0)
     means = []
     for counts, spans in (
@@ -192,12 +196,16 @@ def find_regions(
         & (records.call != "none")[record]
     )
     first, stop, record, length = (each[is_part] for each in (first, stop, record, length))
+    # Half of the bases decides, and not half of the chunks: chunks overlap, and the last may be
+    # short.
     covered = np.bincount(record, weights=length, minlength=store.num_records)
     is_whole = (2 * covered >= store.record_lengths) | (covered == 0)
+    # All of the record is the virus, so its region is the record.
     whole = np.flatnonzero(is_whole & (records.call == "virus"))
     is_part = ~np.isin(record, whole)
     first = np.concatenate([first[is_part], store.record_first_chunk[whole]])
     stop = np.concatenate([stop[is_part], store.record_first_chunk[whole + 1]])
+    # Chunks are numbered over all records, so this is the order of records and of places in them.
     order = np.argsort(first)
     return _measure_regions(
         store, chunks, records, (first[order], stop[order]), calibration, viral_share
@@ -230,6 +238,8 @@ def _measure_regions(
     record = store.find_records(first)
     start, end = store.locate_cells(first)[0], store.locate_cells(stop - 1)[1]
     is_scored = ~np.isnan(chunks.score)
+    # As the score of a record is made: the mean of logits under `stretches`, else the mean of
+    # scores.
     by_logit = store.rule.kind == "stretches"
     value = np.where(is_scored, _logit(chunks.score) if by_logit else chunks.score, 0)
     num_scored = _sum_spans(is_scored.astype(np.int64), first, stop)
@@ -246,6 +256,7 @@ def _measure_regions(
     place = np.arange(len(record))
     return Regions(
         record=record,
+        # The largest index so far at which a record began, so numbers begin at 1 in each record.
         number=place - np.maximum.accumulate(np.where(is_first, place, 0)) + 1,
         start=start,
         end=end,
@@ -261,6 +272,8 @@ def _sum_spans(value: npt.NDArray[Any], first: Int64Array, stop: Int64Array) -> 
     if not len(first):
         return value[:0]
     # The last span may end behind the last value, so a 0 stands there.
+    # reduceat sums between all neighbours of this list. Every second sum is a span, the others are
+    # gaps.
     edges = np.stack([first, stop], axis=1).ravel()
     return np.asarray(np.add.reduceat(np.append(value, 0), edges)[::2])
 

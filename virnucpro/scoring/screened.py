@@ -35,6 +35,7 @@ class Screened(NamedTuple):
 
     def rows_to_judge(self, store: FrameStore) -> Int64Array:
         """Return the rows of the records that the large models judge: int64, sorted."""
+        # From records to chunks to rows, because a row knows neither of them by itself.
         chunk_is_cellular = np.repeat(self.is_cellular, np.diff(store.record_first_chunk))
         row_is_cellular = np.repeat(chunk_is_cellular, np.diff(store.chunk_first_frame))
         return np.flatnonzero(~row_is_cellular)
@@ -51,6 +52,7 @@ def choose_bound(probability: Float64Array, max_loss: float, ceiling: float) -> 
         max_loss: The share of the viral records that may be lost.
         ceiling: The bound is never higher.
     """
+    # The least viral first: leaving them out costs the least for each record that is saved.
     ascending = np.sort(probability[~np.isnan(probability)])
     allowed = np.cumsum(ascending) <= max_loss * ascending.sum()
     # Equal probabilities are left out together or not at all: the bound is the first one to stay.

@@ -51,6 +51,8 @@ class TextFile:
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes `start` to `stop - 1`."""
         if stop - start <= _PREAD_BYTES:
+            # pread takes the place as an argument. So processes that share the descriptor cannot
+            # disturb each other.
             return os.pread(self._descriptor, stop - start, start)
         # One call reads at most 2 GiB; a chromosome of wheat or lungfish is larger.
         middle = start + _PREAD_BYTES

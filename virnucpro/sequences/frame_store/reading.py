@@ -335,6 +335,7 @@ class FrameStore(StoredRecords):
         """
         length = self._protein_offsets[rows + 1] - self._protein_offsets[rows]
         _, chunk_length = self._locate_chunks(self.find_chunks(rows))
+        # inside.
         is_whole = length == frames.count_codons(chunk_length, self.frame_codes[rows])
         columns = (is_whole, np.log(length / 100), length / 100, 3 * length / chunk_length)
         return np.stack(columns, axis=1, dtype=np.float32)
@@ -368,6 +369,8 @@ class FrameStore(StoredRecords):
             is_inside = self.find_records(later) == self.find_records(later - 1)
             later = np.where(is_inside, later, chunks)
             before = np.where(is_inside, later - 1, chunks)
+            # From the start of the later chunk to the end of the earlier one is where both read the
+            # same bases.
             middle = (self.locate_chunks(later)[0] + self.locate_chunks(before)[1]) // 2
             edges.append(np.where(is_inside, middle, border))
         return edges[0], edges[1]
@@ -411,6 +414,7 @@ class FrameStore(StoredRecords):
     def _name_chunks(self, chunks: Int64Array) -> list[str]:
         records = self.find_records(chunks)
         numbers = (chunks - self.record_first_chunk[records] + 1).tolist()
+        # A record has many chunks, so its id is read once and not for each of them.
         ids = {index: self.record_id(index) for index in np.unique(records).tolist()}
         return [chunk_id(ids[r], n) for r, n in zip(records.tolist(), numbers, strict=True)]
 
