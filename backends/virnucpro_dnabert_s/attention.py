@@ -53,6 +53,7 @@ def padded_index(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     Returns:
         int64 (B, L) and bool (B, L).
     """
+    # Minus twice rounds up to the multiple.
     length = -(-batch.max_length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     position_L = torch.arange(length, device=batch.lengths_B.device)
     lengths_B1 = batch.lengths_B[:, None]
@@ -110,6 +111,7 @@ def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
         return [2.0 ** (-8 * (head + 1) / num) for head in range(num)]
 
     power = 1 << (num_heads.bit_length() - 1)
+    # The published rule for other numbers of heads: every second slope of the next power of two.
     slopes = geometric(power) + geometric(2 * power)[::2]
     return torch.tensor(slopes[:num_heads], device=device)
 
@@ -125,6 +127,7 @@ def choose_attend(kernel: AttentionKernel, dtype: torch.dtype) -> Attend:
 def eager_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, bias_BHLL: Tensor) -> Tensor:
     """Return softmax attention written out: the reference for the other kernels."""
     scores_BHLL = q_BHLK @ k_BHLK.transpose(-1, -2) / math.sqrt(q_BHLK.shape[-1]) + bias_BHLL
+    # The softmax in float32, because this is the reference.
     return scores_BHLL.softmax(dim=-1, dtype=torch.float32).to(v_BHLK.dtype) @ v_BHLK
 
 

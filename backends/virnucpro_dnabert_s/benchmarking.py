@@ -58,6 +58,7 @@ def draw_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, 
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=generator)
         if len(shape) == 2:
+            # A sum of n products of random numbers grows with the root of n.
             tensors[name] = values / shape[1] ** 0.5
         else:
             # Far enough from 1 and 0 that a norm or bias in the wrong place shows.

@@ -56,6 +56,7 @@ class Layer(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
+        # The published weights have no bias here.
         self.gate_and_value = nn.Linear(width, 2 * inner, bias=False)
         self.mlp_out = nn.Linear(inner, width)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
@@ -107,11 +108,13 @@ class DnabertS(nn.Module):
         """Pack the weights as they are now, and multiply through oneDNN from now on."""
         self.attention = "onednn"
         for layer in cast("list[Layer]", self.layers):
+            # First, because `pack_linears` would pack the gates and the values as one matrix.
             layer.gate_and_value = onednn.PackedGated(layer.gate_and_value.weight)
             onednn.pack_linears(layer)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): the mean of each sequence's last hidden states."""
+        # Only these two know ALiBi for packed sequences. All others need padded batches.
         if self.attention in ("fused", "flash"):
             return self._embed_packed(batch)
         if self.attention == "onednn":
@@ -123,6 +126,7 @@ class DnabertS(nn.Module):
         dtype = self.word_embeddings.weight.dtype
         # At the most, the states of a layer, its queries, keys and values, contexts and gates.
         width = 8 * self.word_embeddings.embedding_dim + 3 * self.inner_width
+        # Asked before anything is taken: on a CPU the system would kill the process.
         require_memory(index_BL.numel() * width * dtype.itemsize, index_BL.device)
         attend_BHLK = attend_padded(
             choose_attend(self.attention, dtype), is_token_BL, self.num_heads, dtype
@@ -133,7 +137,9 @@ class DnabertS(nn.Module):
             return attend_BHLK(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(2)
 
         hidden_BLD = self._hidden_states(batch.token_ids_T[index_BL], attend, kernels)
+        # Zeros, so that padding adds nothing to the sum of a sequence.
         hidden_BLD = hidden_BLD.masked_fill(~is_token_BL[..., None], 0)
+        # In float32, because a sum of many tokens in half precision loses digits.
         return hidden_BLD.sum(dim=1, dtype=torch.float32) / batch.lengths_B[:, None]
 
     def _embed_packed(self, batch: TokenBatch) -> Tensor:
@@ -164,6 +170,7 @@ class DnabertS(nn.Module):
     ) -> Tensor:
         # All tokens are of type 0: there is no second sequence, as BERT's inputs may have.
         words_VD, type_D = self.word_embeddings.weight, self.token_type_embeddings.weight[0]
+        # A small batch has fewer tokens than the vocabulary has words, so the tokens are normed.
         if token_ids_X.numel() < len(words_VD):
             hidden_XD: Tensor = self.embedding_norm(words_VD[token_ids_X] + type_D)
         else:

@@ -41,6 +41,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise WeightsError(f"{path}: not a tokenizer of the `tokenizers` library ({error})") from (
             error
         )
+    # Cutting would lose bases in silence. Padding would be done twice, because batches are packed.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -53,12 +54,14 @@ def check_tokens(path: Path, vocab_size: int) -> None:
         WeightsError: There are token ids beyond the vocabulary, or far too many tokens.
     """
     tokenizer = read_tokenizer(path)
+    # Known letters and an unknown one: each kind makes tokens in a way of its own.
     sample = "ACGTN" * 20
     tokens = tokenizer.encode(sample).ids
     if len(tokens) > len(sample) + _MAX_SPECIAL_TOKENS:
         raise WeightsError(
             f"{path}: makes {len(tokens)} tokens of {len(sample)} letters; the file is damaged"
         )
+    # The ids of the sample too: a post-processor adds tokens that the vocabulary may lack.
     highest = max([*tokenizer.get_vocab().values(), *tokens], default=0)
     if highest >= vocab_size:
         raise WeightsError(
@@ -93,6 +96,7 @@ def _is_harmless(step: Any) -> bool:
     kind, pattern = step["type"], step.get("pattern")
     if kind == "Replace":  # by no more letters than there were
         text = pattern.get("String")
+        # An empty text would be found between any two letters.
         return bool(text) and len(step["content"]) <= len(text)
     if kind == "Split":
         return "String" in pattern or bool(_SIMPLE_PATTERN.fullmatch(pattern["Regex"]))

@@ -66,7 +66,9 @@ def open_weights(location: str) -> Weights:
     files = find_files(path)
     config = read_config(files.config)
     check_tokens(files.tokenizer, config.vocab_size)
+    # Only to check it. It is mapped, so this reads little.
     read_state_dict(files, config)
+    # The tokenizer too: with other tokens, the same tensors give other embeddings.
     identity = digest_files([*files.tensors, files.config, files.tokenizer])
     return Weights(location, path, identity, config.hidden_size)
 
@@ -125,6 +127,7 @@ def read_config(path: Path) -> ModelConfig:
         raise WeightsError(
             f"{path}: describes a model of type {brief(model_type)}; DNABERT-S's is of type 'bert'"
         )
+    # Rotary positions would make it another model, whose tensors have the same names and shapes.
     check_settings(path, values, {"hidden_act": "gelu", "rope_theta": {}, "rope_parameters": {}})
     eps = values.get("layer_norm_eps")
     if not isinstance(eps, float):
@@ -142,6 +145,7 @@ def read_config(path: Path) -> ModelConfig:
 
 def make_meta_model(config: ModelConfig, attention: AttentionKernel = "sdpa") -> DnabertS:
     """Return the model without memory: its tensors have shapes, but no numbers."""
+    # No memory and no random numbers: the tensors of the file take these places.
     with torch.device("meta"):
         return DnabertS(config, attention)
 
@@ -158,6 +162,7 @@ def read_state_dict(files: WeightFiles, config: ModelConfig) -> dict[str, torch.
         for name, tensor in read_tensors(path).items()
     }
     found = {name: found[name] for name in found if not name.startswith(UNUSED_PREFIXES)}
+    # Compared before a model is made: a size from a strange file could take all memory.
     sizes = {name: size for name, size in asdict(config).items() if isinstance(size, int)}
     check_stated_sizes(files.config, sizes, found)
     wanted = make_meta_model(config).state_dict()

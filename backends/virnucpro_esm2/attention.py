@@ -45,6 +45,7 @@ def _attend_by_length(
     are long. On CUDA the CPU waits here for the lengths.
     """
     attend_BHLK = _ATTEND_BHLK[kind]
+    # Neighbours of equal length are one dense block, which needs neither padding nor a mask.
     runs = [(length, sum(run)) for length, run in groupby(lengths_B.tolist())]
     sizes = [size for _, size in runs]
     pieces = zip(*(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True)
@@ -76,6 +77,7 @@ _by_length_op = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor lengths, str kind) -> Tensor",
 )
+# The compiler needs the shape of the result without running the operator.
 _by_length_op.register_fake(lambda q_THK, *_: q_THK.new_empty(q_THK.shape))
 
 
@@ -119,6 +121,7 @@ def choose_attend(
         return attend_flash
     has_varlen = (
         is_half_on_gpu(dtype, device)
+        # FlashAttention reads rows of 16 bytes, which are 8 numbers in half precision.
         and head_dim % 8 == 0
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )

@@ -85,6 +85,7 @@ def make_random_tensors(
             if width not in pools:
                 max_size = config.embed_dim * config.ffn_dim
                 pools[width] = draw((max_size + _STRIDE * len(shapes),), width**-0.5)
+            # Other starts, so that no two matrices are equal and a swapped one shows.
             start = _STRIDE * len(tensors)
             tensors[name] = pools[width][start : start + rows * width].view(shape)
     return tensors
@@ -158,6 +159,7 @@ class PaddedEncoder(nn.Module):
             for ours, keys in names.items()
             for key, tensor in zip(keys, checkpoint.sources[ours], strict=True)
         }
+        # Not strict: heads that an embedding does not need have no tensors here.
         model.load_state_dict(state, strict=False)
         self.model = model.eval().requires_grad_(False)
         self.embed = embed
@@ -211,6 +213,7 @@ def _make_transformers(
         position_embedding_type="rotary",
         emb_layer_norm_before=False,
     )
+    # The fastest of those that run everywhere, so that the comparison is fair.
     settings._attn_implementation = "sdpa"
     with device:
         model: nn.Module = EsmModel(settings, add_pooling_layer=False)

@@ -111,12 +111,15 @@ def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
     """
     if x_T2HK.device.type == "cuda" and not torch.compiler.is_compiling():
         first, second = x_T2HK.chunk(2, -1)
+        # Each angle is stored twice with the sines of opposite sign. This way needs one copy: the
+        # positive one.
         cos, sin = rotary.cos_T11K.chunk(2, -1)[0], rotary.sin_T11K.chunk(2, -1)[1]
         rotated_T2HK = torch.empty_like(x_T2HK)
         rotated_first, rotated_second = rotated_T2HK.chunk(2, -1)
         torch.addcmul(first * cos, second, sin, value=-1, out=rotated_first)
         torch.addcmul(second * cos, first, sin, out=rotated_second)
         return rotated_T2HK
+    # Rolling by half a head swaps its two halves.
     swapped_T2HK = x_T2HK.roll(x_T2HK.shape[-1] // 2, -1)
     return torch.addcmul(x_T2HK * rotary.cos_T11K, swapped_T2HK, rotary.sin_T11K)
 
@@ -135,8 +138,10 @@ class Esm2Layer(nn.Module):
         super().__init__()
         dim, ffn_dim, eps = config.embed_dim, config.ffn_dim, config.layer_norm_eps
         self.num_heads = config.num_heads
+        # Not persistent: the bound follows from the weights, so no file holds it.
         self.register_buffer("value_bound", None, persistent=False)
         self.attention_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=device)
+        # One product in place of three reads its input once.
         self.qkv = nn.Linear(dim, 3 * dim, dtype=dtype, device=device)
         self.out = nn.Linear(dim, dim, dtype=dtype, device=device)
         self.ffn_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=device)
@@ -158,6 +163,7 @@ class Esm2Layer(nn.Module):
 
     def quantize(self) -> None:
         """Quantize the weights as they are now, and multiply in 8 bits from now on."""
+        # Before the weights are rounded: the bound allows for that rounding by itself.
         self.value_bound = self._bound_values()
         for name in ("qkv", "out", "fc1", "fc2"):
             setattr(self, name, Float8Linear(getattr(self, name)))
@@ -169,7 +175,9 @@ class Esm2Layer(nn.Module):
         weights is at most that times the norm of the row (Cauchy and Schwarz).
         """
         norm, dim = self.attention_norm, self.qkv.in_features
+        # The last third of the matrix makes the values.
         weight_DD = self.qkv.weight[2 * dim :].float()
+        # The norm's own weights scale each number of a token, so they go into the row of weights.
         spread_D = (weight_DD * norm.weight.float()).norm(dim=1) * dim**0.5
         centre_D = weight_DD @ norm.bias.float() + self.qkv.bias[2 * dim :].float()
         # Squared, because both the tokens and the weights are rounded to 8 bits first.
@@ -212,6 +220,7 @@ class Esm2(nn.Module):
             Esm2Layer(config, dtype, meta) for _ in range(config.num_layers)
         )
         self.final_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=meta)
+        # float32 for any precision: in half precision, cosines and sines would lose digits.
         angles_PR = torch.empty(MAX_TOKENS, config.head_dim // 2, device=meta)
         self.register_buffer("cos_PR", angles_PR, persistent=False)
         self.register_buffer("sin_PR", angles_PR, persistent=False)
@@ -226,6 +235,7 @@ class Esm2(nn.Module):
         """Pack the weights as they are now, and multiply through oneDNN from now on."""
         self.is_packed = True
         if self.embed_tokens.weight.dtype != torch.float32:
+            # In float32, torch's own attention is faster.
             self.attend = attend_onednn
         for layer in self.layers:
             onednn.pack_linears(layer)
@@ -252,11 +262,13 @@ class Esm2(nn.Module):
         lengths_B = batch.lengths_B
         ends_B = lengths_B.cumsum(0)
         starts_B = ends_B - lengths_B
+        # int32, because that is what flash-attn, torch's own kernel and ours read.
         packing = Packing(lengths_B, F.pad(ends_B, (1, 0)).to(torch.int32), batch.max_length)
         hidden_TD = self.embed_tokens(batch.token_ids_T)
         if self.config.token_dropout:
             hidden_TD = hidden_TD * TOKEN_DROPOUT_SCALE
         between = self._choose_between(packing, len(hidden_TD))
+        # The first layer has nothing to add: no layer came before it.
         delta_TD = None
         for layer in self.layers:
             hidden_TD, delta_TD = layer(hidden_TD, delta_TD, between)
@@ -330,6 +342,7 @@ def make_empty_model(
                 f"precision fp8 needs sizes that are multiples of {float8.SIZE_MULTIPLE}, found a "
                 f"model of width {config.embed_dim} and {config.ffn_dim}; use bf16"
             )
+        # 8 bits are for products of matrices only. Everything else of the model is bfloat16.
         dtype = torch.bfloat16
     head_dim = config.head_dim
     kernel = choose_attention(attention, head_dim=head_dim, dtype=dtype, device=device)

@@ -17,6 +17,7 @@ TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<
 UNKNOWN = TOKENS.index("<unk>")
 BOS = bytes([TOKENS.index("<cls>")])
 EOS = bytes([TOKENS.index("<eos>")])
+# A table of 256 bytes turns a whole protein into tokens by one call of C.
 TOKEN_OF_BYTE = bytes(
     TOKENS.index(chr(byte)) if chr(byte) in TOKENS else UNKNOWN for byte in range(256)
 )
@@ -28,6 +29,7 @@ def tokenize(sequence: str) -> UInt8Array:
     Each letter outside the alphabet (J, `*`, lower case) becomes one `<unk>`. fair-esm raises a
     KeyError there, and transformers makes one `<unk>` of several such letters in a row.
     """
+    # "replace" gives one byte for each letter, so every residue stays one token.
     letters = sequence[:MAX_RESIDUES].encode("ascii", "replace")
     token_ids = BOS + letters.translate(TOKEN_OF_BYTE) + EOS
     return np.frombuffer(token_ids, dtype=np.uint8)

@@ -147,10 +147,14 @@ def load_model(
     model = make_empty_model(checkpoint.config, dtype=dtype, device=device, attention=attention)
     for name, parameter in model.named_parameters():
         sources = checkpoint.sources[name]
+        # Part by part: stacking queries, keys and values first would need a copy of them on the
+        # host.
         for part, source in zip(parameter.chunk(len(sources)), sources, strict=True):
             part.copy_(source)
+    # The file's own frequencies win: in float16 they are rounded, and meant to be.
     if checkpoint.frequencies_R is not None:
         model.set_rotary(checkpoint.frequencies_R)
+    # Only now: scales follow from the weights, so all weights must be there.
     if dtype == float8.DTYPE:
         model.quantize()
     else:
@@ -218,6 +222,7 @@ def _read_fair_esm(path: Path) -> tuple[Esm2Config, dict[str, Any]]:
         num_layers=get_size(path, fields, "encoder_layers"),
         embed_dim=embed_dim,
         num_heads=get_size(path, fields, "encoder_attention_heads"),
+        # fair-esm's files do not say it; all published ESM-2 have this ratio.
         ffn_dim=4 * embed_dim,
         token_dropout=bool(fields.get("token_dropout", True)),
     )

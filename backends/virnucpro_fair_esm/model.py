@@ -38,6 +38,7 @@ class FairEsmEncoder(nn.Module):
         output = self.model(token_ids_BL, repr_layers=[self.num_layers])
         hidden_BLD: Tensor = output["representations"][self.num_layers]
         position_L = torch.arange(batch.max_length, device=hidden_BLD.device)
+        # Without BOS, the first token, and EOS, the last one of each protein.
         is_residue_BL = (position_L > 0) & (position_L < batch.lengths_B[:, None] - 1)
         hidden_BLD = hidden_BLD.masked_fill(~is_residue_BL[..., None], 0)
         return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_residue_BL.sum(1)[:, None]
@@ -68,6 +69,7 @@ def load_model(
         if not name.startswith(_UNUSED)
     }
     check_tensors(path, checkpoint.tensors, wanted, allow_others=True)
+    # Not strict, because the head that predicts contacts is not needed and may be missing.
     model.load_state_dict({name: checkpoint.tensors[name] for name in wanted}, strict=False)
     model = model.to(device, dtype).eval().requires_grad_(False)
     return FairEsmEncoder(model, checkpoint.num_layers).eval()

@@ -59,12 +59,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         WeightsError: The file is damaged or unsafe, or holds no ESM-2.
     """
+    # The one class that fair-esm's files need. Everything else in the pickle is refused.
     document = read_pickle(path, [argparse.Namespace])
     settings = _find_settings(path, document)
     num_layers, embed_dim, num_heads = (get_size(path, settings, name) for name in _SIZES)
     state = check_state_dict(path, document.get("model"))
     tensors = {_PREFIX.sub("", name): tensor for name, tensor in state.items()}
     sizes = {"encoder_layers": num_layers, "encoder_embed_dim": embed_dim}
+    # Before a model of these sizes is made: they come from an untrusted file.
     check_stated_sizes(path, sizes, tensors)
     if embed_dim % num_heads:
         raise WeightsError(f"{path}: {num_heads} heads do not divide a width of {embed_dim}")

@@ -38,11 +38,14 @@ class AutoEncoder(nn.Module):
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each sequence's mean over its tokens without special ones."""
         pieces = list(torch.split(batch.token_ids_T, batch.lengths_B.tolist()))
+        # AutoModel knows no packed sequences, so they are padded again on the device.
         token_ids_BL = pad_sequence(pieces, batch_first=True, padding_value=self.pad_id)
         position_L = torch.arange(batch.max_length, device=token_ids_BL.device)
         is_token_BL = position_L < batch.lengths_B[:, None]
         output = self.model(input_ids=token_ids_BL, attention_mask=is_token_BL.long())
+        # Told by their ids: which special tokens there are, and where, differs between models.
         is_counted_BL = is_token_BL & ~torch.isin(token_ids_BL, self.special_ids_S)
+        # Set to zero and not multiplied: a zero times NaN is NaN.
         hidden_BLD: Tensor = output.last_hidden_state.masked_fill(~is_counted_BL[..., None], 0)
         return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_counted_BL.sum(1)[:, None]
 
@@ -73,6 +76,7 @@ def _load(path: Path, dtype: torch.dtype, attention: Attention) -> Any:
         "dtype": dtype,
         "local_files_only": True,
         "trust_remote_code": False,
+        # Said, so that transformers reads the very file that was digested.
         "use_safetensors": find_weight_files(path)[0].suffix == ".safetensors",
         "output_loading_info": True,
     }

@@ -30,6 +30,7 @@ class AutoCollator:
 
     def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, packed end to end."""
+        # Letters are cut first: a tokenizer would read a whole chromosome before it cuts tokens.
         letters = [sequence[: self._max_letters] for sequence in sequences]
         if self._has_spaces:
             letters = [" ".join(one) for one in letters]
@@ -73,7 +74,10 @@ def load_tokenizer(path: Path) -> Any:
     """
     with guarded(path):
         return import_transformers().AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            # Never from the network: the files that were digested are the files that are used.
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
         )
 
 
@@ -90,4 +94,5 @@ def _reads(tokenizer: Any, letters: str, alphabet: Alphabet, has_spaces: bool) -
     ids = tokenizer(" ".join(letters) if has_spaces else letters, add_special_tokens=False)
     tokens = ids["input_ids"]
     has_unknown = tokenizer.unk_token_id in tokens
+    # A protein must have a token for each residue, or neighbours were joined to one unknown word.
     return not has_unknown and (alphabet == "dna" or len(tokens) == len(letters))

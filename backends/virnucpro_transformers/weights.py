@@ -42,6 +42,7 @@ def open_weights(location: str) -> Weights:
     for pattern in _TOKENIZER_FILES:
         chosen.update(file for file in path.glob(pattern) if file.is_file())
     dim = getattr(config, "hidden_size", None)
+    # The size comes from config.json. A file that contradicts it would fail later, and say less.
     if type(dim) is not int or not any(dim in tensor.shape for tensor in tensors.values()):
         raise WeightsError(f"{path}: hidden_size is {dim!r}, which no tensor of the files has")
     sizes = {name: getattr(config, name, 1) for name in ("num_hidden_layers", "vocab_size")}
@@ -56,11 +57,13 @@ def read_config(path: Path) -> Any:
         WeightsError: transformers does not know the model, or it is no encoder.
     """
     transformers = import_transformers()
+    # First by our reader, which explains a damaged file.
     fields = read_json(path / "config.json")
     with guarded(path / "config.json"):
         config = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
+    # Private, but the only list of what AutoModel can make.
     if type(config) not in transformers.AutoModel._model_mapping:
         raise WeightsError(
             f"{path}: transformers has no AutoModel for a {fields.get('model_type')!r}"
@@ -85,6 +88,7 @@ def guarded(path: Path) -> Iterator[None]:
     except (UsageError, WeightsError, MemoryError):
         raise
     except RuntimeError as error:
+        # The loop handles a lack of memory by itself, so it must see torch's own error.
         if "out of memory" in str(error):
             raise
         raise WeightsError(f"{path}: transformers cannot read it ({first_line(error)})") from error

@@ -97,4 +97,5 @@ def read_fasta(path: Path, alphabet: Alphabet) -> Iterator[list[Record]]:
         while block := list(islice(records, _RECORDS_AT_A_TIME)):
             yield block
     except InputError:
+        # A killed run may have left half a record at the end. All records before it are good.
         return

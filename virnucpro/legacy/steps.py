@@ -196,7 +196,6 @@ def _stack(data: Any) -> Any:
 
 def _tell_kind(embeddings: Any, dims: EmbeddingDims) -> str:
     width = embeddings.shape[1] if embeddings.ndim == 2 else 0
-    # If both alphabets have one width, nothing tells them apart. v2.0 wrote such files for ESM-2.
     return "dna" if width == dims.dna != dims.protein else "protein"
 
 

@@ -57,7 +57,7 @@ def verify_rows(
     results: dict[str, Any] = {}
     for alphabet, (backend_name, location) in verification.weights.items():
         ids = choice.ids(reports, alphabet)
-        # Evenly, because a resumed run mixes ids from some place on.
+        # Evenly, because a resumed run may have mixed ids in a part of the rows only.
         places = np.linspace(0, len(ids) - 1, min(verification.num_rows, len(ids)))
         wanted = set(ids[np.unique(places.astype(np.int64))].tolist())
         sequences = _find_sequences(sources, alphabet, wanted)

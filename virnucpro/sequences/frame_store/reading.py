@@ -335,7 +335,6 @@ class FrameStore(StoredRecords):
         """
         length = self._protein_offsets[rows + 1] - self._protein_offsets[rows]
         _, chunk_length = self._locate_chunks(self.find_chunks(rows))
-        # inside.
         is_whole = length == frames.count_codons(chunk_length, self.frame_codes[rows])
         columns = (is_whole, np.log(length / 100), length / 100, 3 * length / chunk_length)
         return np.stack(columns, axis=1, dtype=np.float32)
