@@ -234,10 +234,10 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
     assert predict("few.fa").exit_code == 0
     lines = read_tables(Path("out"))["records.tsv"].decode().splitlines()
     assert [line.split("\t")[6:] for line in lines[1:]] == [
-        ["NA", "none", "empty", "NA", "NA", "-"],
-        ["NA", "none", "too_short", "NA", "0.0", "-"],
-        ["NA", "none", "no_open_frame", "NA", "0.0", "-"],
-        ["NA", "none", "no_open_frame", "NA", "0.0", "-"],
+        ["NA", "none", "empty", "NA", "NA", "-", "-"],
+        ["NA", "none", "too_short", "NA", "0.0", "-", "-"],
+        ["NA", "none", "no_open_frame", "NA", "0.0", "-", "-"],
+        ["NA", "none", "no_open_frame", "NA", "0.0", "-", "-"],
     ]
 
 
@@ -364,7 +364,7 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("num_bytes", "message"),
     [
-        (1_000, "out/checkpoints/frames: the frame store cannot be written (File too large)"),
+        (1_000, "out/checkpoints/frames.new: the frame store cannot be written (File too large)"),
         (15_000, "out/checkpoints/dna/part-00000-000000.h5: cannot be written (File too large)"),
     ],
     ids=["store", "parts"],
@@ -405,7 +405,9 @@ def test_no_room_for_the_log_alone(predict: Run) -> None:
 def test_a_file_where_the_output_should_be(predict: Run) -> None:
     Path("out").touch()
     assert_one_error(predict("good.fa"), 2, "Directory 'out' is a file")
-    assert_one_error(predict("good.fa", "out/below"), 1, "Not a directory: 'out/below'")
+    assert_one_error(
+        predict("good.fa", "out/below"), 1, "out/below: the output directory cannot be made (Not a"
+    )
     Path("out").unlink()
     assert predict("good.fa").exit_code == 0
 
@@ -413,7 +415,7 @@ def test_a_file_where_the_output_should_be(predict: Run) -> None:
 def test_a_file_where_checkpoints_should_be(predict: Run) -> None:
     Path("out").mkdir()
     Path("out/checkpoints").touch()
-    assert_one_error(predict("good.fa --resume"), 1, "out/checkpoints/frames: ")
+    assert_one_error(predict("good.fa --resume"), 1, "out/checkpoints/frames.new: ")
     Path("out/checkpoints").unlink()
     assert_resumes_to(predict, "good.fa")
 
@@ -421,7 +423,7 @@ def test_a_file_where_checkpoints_should_be(predict: Run) -> None:
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="root may write everywhere else")
 def test_an_output_directory_that_nobody_may_make(predict: Run) -> None:
     assert not os.path.lexists("/sys/out")
-    assert_one_error(predict("good.fa", "/sys/out"), 1, "'/sys/out'")
+    assert_one_error(predict("good.fa", "/sys/out"), 1, "/sys/out: the output directory cannot")
 
 
 # The input as its own output

@@ -95,6 +95,7 @@ def test_read_of_one_chunk_is_called_as_its_chunk() -> None:
         "reason": "-",
         "scored_share": 1.0,
         "confidence": "-",
+        "judged_by": "classifier",
     }
 
 
