@@ -178,7 +178,10 @@ def compute(pids: Sequence[int], cpu_seconds: float) -> bool:
     """Wait until processes have computed for so long; return whether one has ended before."""
 
     def used() -> float:
-        return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+        family = [psutil.Process(pid) for pid in pids]
+        family += [one for each in family for one in each.children(recursive=True)]
+        # Of each with the processes that it has waited for.
+        return sum(sum(one.cpu_times()[:4]) for one in family)
 
     while True:
         with suppress(psutil.NoSuchProcess):
