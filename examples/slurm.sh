@@ -20,8 +20,9 @@
 ours=$(( ${SLURM_GPUS_ON_NODE:-1} * SLURM_NNODES ))
 # The processes meet on the first node. The port comes from the job's number, so that two jobs do
 # not take the same port.
-export MEETING_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MEETING_PORT=$(( 20000 + SLURM_JOB_ID % 10000 ))
+MEETING_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MEETING_PORT=$(( 20000 + SLURM_JOB_ID % 10000 ))
+export MEETING_NODE MEETING_PORT
 
 # Python then imports nothing that lies beside the sequences.
 export PYTHONSAFEPATH=1
