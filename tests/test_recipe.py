@@ -19,9 +19,11 @@ NAMES_ON_CONDA = {"torch": "pytorch", "huggingface-hub": "huggingface_hub"}
 def recipe() -> dict:
     """The recipe as conda-build renders it."""
     text = (REPOSITORY / "recipe/meta.yaml").read_text(encoding="utf-8")
-    functions = {"pin_subpackage": lambda name, max_pin: f"{name} {max_pin}", "environ": {}}
-    rendered = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
-    return yaml.safe_load(rendered.render(PYTHON="python", **functions))
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
+    rendered = template.render(
+        PYTHON="python", pin_subpackage=lambda name, max_pin: f"{name} {max_pin}"
+    )
+    return yaml.safe_load(rendered)
 
 
 def test_the_recipe_needs_what_the_package_needs(recipe: dict) -> None:
