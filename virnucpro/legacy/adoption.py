@@ -60,8 +60,8 @@ def adopt_legacy_run(
     """Write the features of an old run as parts of this run, and return their numbers of rows.
 
     One process of a resumed run calls this before the other processes look for finished parts, and
-    after it has refused parts of another run. The
-    old files stay as they are. If no row is missing, or there are no old files, nothing happens.
+    after it has refused parts of another run. The old files stay as they are. If no row is missing,
+    or there are no old files, nothing happens.
 
     Args:
         directory: The run's directory.
@@ -81,13 +81,8 @@ def adopt_legacy_run(
     if not paths:
         return {}
     if store.rule != OPEN_RULE:
-        logger.warning(
-            "%s: the old run embedded open frames, and the frame rule of this one is %s: its "
-            "features are not used",
-            directory.path,
-            store.rule,
-        )
-        return {}
+        reason = f"the old run embedded open frames, and the frame rule of this one is {store.rule}"
+        return _leave_out(directory, reason)
     # Before old files are opened: a run that has all its rows must not read gigabytes again.
     missing = {name: _missing_rows(directory, store, name) for name in identities}
     if not any(rows.any() for rows in missing.values()):
@@ -95,13 +90,8 @@ def adopt_legacy_run(
     # Frames of other chunks may have the same names, and other sequences.
     length_bp = read_expected_length(directory.path)
     if length_bp not in (None, store.chunk_length_bp):
-        logger.warning(
-            "%s: the old run used chunks of %d bp, this one %d: its features are not used",
-            directory.path,
-            length_bp,
-            store.chunk_length_bp,
-        )
-        return {}
+        reason = f"the old run used chunks of {length_bp} bp, this one {store.chunk_length_bp}"
+        return _leave_out(directory, reason)
     dims = EmbeddingDims(**{name: one.embedding_dim for name, one in identities.items()})
     jobs = min(_MAX_PROCESSES, os.cpu_count() or 1)
     # All files are looked at before any is used: an id is ambiguous only by what other files say.
@@ -121,24 +111,37 @@ def adopt_legacy_run(
             for name, mask in taken.items()
         }
         if any((found >= 0).any() for found in rows.values()):
-            places_of_parts = {name: directory.parts_dir(name) for name in rows}
-            task = Conversion(
-                path=report.path,
-                dims=dims,
-                rank=rank,
-                rows=rows,
-                directories=places_of_parts,
-                identities={name: identities[name] for name in rows},
-                # The numbers of this run's own parts, damaged ones included, are not used again.
-                first_numbers={
-                    name: next_part_number(place, rank) for name, place in places_of_parts.items()
-                },
-                with_ids=False,
-            )
-            tasks.append(task)
+            tasks.append(_make_task(directory, report.path, rank, rows, identities, dims))
     for _ in run_parallel(convert_file, tasks, jobs):
         pass
     return _summarize(tasks, choice)
+
+
+def _leave_out(directory: RunDirectory, reason: str) -> dict[Alphabet, int]:
+    logger.warning("%s: %s: its features are not used", directory.path, reason)
+    return {}
+
+
+def _make_task(
+    directory: RunDirectory,
+    path: Path,
+    rank: int,
+    rows: Mapping[Alphabet, Int64Array],
+    identities: Mapping[Alphabet, Identity],
+    dims: EmbeddingDims,
+) -> Conversion:
+    places = {name: directory.parts_dir(name) for name in rows}
+    return Conversion(
+        path=path,
+        dims=dims,
+        rank=rank,
+        rows=rows,
+        directories=places,
+        identities={name: identities[name] for name in rows},
+        # The numbers of this run's own parts, damaged ones included, are not used again.
+        first_numbers={name: next_part_number(place, rank) for name, place in places.items()},
+        with_ids=False,
+    )
 
 
 def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:
