@@ -66,11 +66,13 @@ def _digest(path: Path) -> str:
     with path.open("rb") as file:
         for member in members:
             _feed(file, member.start - file.tell(), hashes)
+            # One reading for both: a file of 12 GB takes long to read.
             if _feed(file, member.num_bytes, hashes) != member.crc:
                 raise WeightsError(
                     f"{path}: is damaged, because {member.name[:80]!r} in it does not fit its "
                     "checksum (CRC-32); download or copy the file again"
                 )
+        # What follows the last member belongs to the digest, too.
         _feed(file, sys.maxsize, hashes)
     if known and known not in [one.hexdigest() for one in hashes]:
         raise WeightsError(
@@ -122,6 +124,7 @@ def _find_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER_BYTES)
     mark, name_bytes, extra_bytes = struct.unpack("<4s22xHH", header)
+    # As the zip format says: names without this flag are in the code page 437.
     encoding = "utf-8" if entry.flag_bits & _UTF8_FLAG else "cp437"
     name = file.read(name_bytes).decode(encoding)
     if (mark, name, entry.file_size) != (b"PK\3\4", entry.orig_filename, entry.compress_size):
@@ -138,6 +141,7 @@ def _known_digest(path: Path) -> str | None:
     metadata = path.parent / ".cache/huggingface/download" / f"{path.name}.metadata"
     try:
         _, etag, written = metadata.read_text(encoding="utf-8").splitlines()
+        # A second of grace, because some file systems keep whole seconds only.
         is_unchanged = path.stat().st_mtime - 1 <= float(written)
     except (OSError, ValueError):
         return None

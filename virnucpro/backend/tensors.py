@@ -43,6 +43,8 @@ def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
 
     num_bytes = path.stat().st_size
     for name, tensor in tensors.items():
+        # Sparse and quantized tensors take other memory than their shape says, and other
+        # arithmetic.
         is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not is_plain or tensor.is_quantized:
             raise WeightsError(
@@ -63,6 +65,7 @@ def check_stated_sizes(path: Path, sizes: Mapping[str, int], tensors: Mapping[st
     Raises:
         WeightsError: A size is larger than every dimension, and than the number of tensors.
     """
+    # The number of tensors bounds the layers, and the largest dimension bounds every width.
     limit = max([len(tensors), *(max(tensor.shape, default=0) for tensor in tensors.values())])
     for name, size in sizes.items():
         if size > limit:

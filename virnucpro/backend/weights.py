@@ -52,6 +52,7 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     path = Path(location)
     with contextlib.suppress(RuntimeError):  # `~name` of an unknown user is an ordinary name
         path = path.expanduser()
+    # A path that exists wins over a hub id of the same spelling.
     if path.exists():
         mistake = explain_hub_cache(path)
         if mistake is not None:
@@ -125,6 +126,7 @@ def fetch_snapshot(
 
     try:
         # Many repositories hold the same tensors in both formats.
+        # Safetensors first, because they hold no code.
         path = fetch(["pytorch_model*.bin*"])
         return path if any(path.glob("model*.safetensors")) else fetch([])
     except LocalEntryNotFoundError as error:
@@ -145,6 +147,7 @@ def _find_obstacle_to_hub() -> str | None:
     """Return why the hub cannot be reached, within seconds; None if it answers."""
     from huggingface_hub import constants, get_session
 
+    # The thread below replaces this if the hub answers in time.
     obstacles = [f"no answer within {_HUB_SECONDS} s"]
 
     def ask() -> None:
@@ -184,6 +187,7 @@ def get_size(path: Path, fields: Mapping[str, Any], name: str) -> int:
         WeightsError: It is missing, or not a positive whole number.
     """
     value = fields.get(name)
+    # Not isinstance: `True` is an int for Python.
     if type(value) is not int or value < 1:
         raise WeightsError(f"{path}: {name} should be a positive number, found {brief(value)}")
     return value
@@ -266,9 +270,12 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
 
     import torch
 
+    # Before torch sees it: a zip that claims too much could fill the memory.
     check_torch_zip(path)
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
+            # Mapped: weights of 12 GB are shared by all processes, and read only where they are
+            # used.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -313,6 +320,7 @@ def check_torch_zip(path: Path) -> None:
             f"{path}: refused, because it is a compressed zip archive, which torch.save never "
             "writes and which could fill the memory"
         )
+    # Members may overlap in a hostile archive, so that a small file unpacks to any size.
     if sum(member.file_size for member in members) > num_bytes:
         raise WeightsError(
             f"{path}: refused, because it claims to hold more than its {num_bytes:,} bytes"

@@ -82,6 +82,7 @@ class _Program(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
+        # Only now: importing all commands would take longer than most of them need.
         module = importlib.import_module(f"virnucpro.cli.{name}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
@@ -100,6 +101,7 @@ class _Program(click.Group):
         raise click.UsageError(text, ctx)
 
     def invoke(self, ctx: click.Context) -> object:
+        # Before anything that may take long, because the launcher may be killed meanwhile.
         end_with_launcher()
         try:
             with _signals_raise(), off_the_working_directory(), _printable_complaints():
@@ -135,6 +137,7 @@ def _explain(error: BaseException, command: str | None) -> int:
             return error.exit_code
         case KeyboardInterrupt():
             logger.log(ending, "interrupted%s", _how_to_go_on(command))
+            # 128 + 2, the number of the signal: what shells expect.
             return 130
         case MemoryError():
             logger.error("this machine's memory is used up", exc_info=with_traceback)
@@ -234,6 +237,7 @@ def _describe_torch() -> str:
     found = find_spec("torch")
     if found is None or found.origin is None:
         return "torch is not installed"
+    # torch writes this file when it is built. It imports nothing.
     about = runpy.run_path(str(Path(found.origin).with_name("version.py")))
     built = f"CUDA {about['cuda']}" if about.get("cuda") else "CPU"
     if about.get("hip"):

@@ -244,6 +244,7 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
         from virnucpro.legacy.settings import read_fork_fields
 
         path, found = ctx.meta[_FORK_SETTINGS]
+        # Our own names win over the fork's, and the command line over both.
         fields = read_fork_fields(path, found, fields.get("model_type")) | fields
     return config(**fields)
 

@@ -33,6 +33,7 @@ def shown_progress(metrics_path: Path, *, wanted: bool) -> Iterator[None]:
         yield
         return
     stop = threading.Event()
+    # From now on: the file may hold earlier runs, which a resumed run continues.
     state = RunState(metrics_path, since=time.time())
     follower = threading.Thread(
         target=follow,
@@ -46,6 +47,7 @@ def shown_progress(metrics_path: Path, *, wanted: bool) -> Iterator[None]:
         yield
     finally:
         stop.set()
+        # The last lines of the view come before the summary of the command.
         follower.join()
 
 
@@ -80,6 +82,7 @@ def follow(
     num_warnings = 0
     with live or nullcontext():
         while True:
+            # Asked before reading, so that the last lines of the metrics are still shown.
             is_last = stop.is_set()
             for now in state.read():
                 if live is None:

@@ -38,6 +38,7 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_lef
         table.add_column(heading, justify="left" if number < num_left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
+    # Wider than any table, so that no column is cut: other programs read this text.
     console = Console(width=10_000, color_system=None, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
         console.print(table)

@@ -247,6 +247,7 @@ class Config:
         }
 
     def _set(self, name: str, value: Any) -> None:
+        # The class is frozen, and this is the way to set a field while it is made.
         object.__setattr__(self, name, value)
 
     def _set_default(self, name: str, value: Any) -> None:

@@ -15,6 +15,7 @@ from virnucpro.config import COMMANDS, Option, command_options
 from virnucpro.config.options import REQUIRED
 from virnucpro.errors import UsageError, brief, first_line, on_one_line
 
+# A template with all options has some kilobytes. A file of gigabytes is a mistake.
 _MAX_BYTES = 1 << 20
 _MAX_LETTERS = 4_096
 """Of one value: the longest path that Linux knows."""
@@ -60,10 +61,12 @@ def read_settings(path: Path, known: Mapping[str, Key]) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
+            # One byte more tells a file that is too long without reading the rest.
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             raise UsageError(f"{path}: has more than {_MAX_BYTES:,} bytes, so it holds no settings")
         loader = _Loader(content.decode("utf-8"))
+        # Nodes, and not values: only nodes know their line, which an error must name.
         root = loader.get_single_node()
         found = _SectionReader(path, loader, known).walk(root) if root is not None else ()
         return {name: value for name, value in found if value is not None}

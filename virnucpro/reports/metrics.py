@@ -85,6 +85,7 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
         predictions: At least one record.
         seed: The seed of the bootstrap; the same seed gives the same intervals.
     """
+    # Seeded, so that a report that is made again says the same.
     random = np.random.default_rng(seed)
     ranked = _Ranked(predictions)
     names, cluster_N = np.unique(ranked.cluster, return_inverse=True)

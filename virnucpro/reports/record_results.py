@@ -128,6 +128,7 @@ def write_decision(
         write_viral_fastq(directory.viral_fastq, store, records.call == "virus")
     else:
         directory.viral_fastq.unlink(missing_ok=True)
+    # Compared by content: calls that came out the same leave the report true.
     if before != _digest(directory.records_tsv):
         _mark_stale(directory.evaluation_dir)
     logger.info("%s", decision.rule.describe())

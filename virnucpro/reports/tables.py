@@ -150,6 +150,7 @@ def write_fasta(
     with open_whole(path) as file:
         for header, sequence in records:
             file.write(f">{header}\n")
+            # At least 1, because a range has no step of 0.
             step = width or max(1, len(sequence))
             file.writelines(
                 sequence[start : start + step] + "\n" for start in range(0, len(sequence), step)
@@ -193,6 +194,7 @@ def read_table(
                     f"{path}, line 1: the columns are {', '.join(header) or 'none'}, wanted "
                     f"{', '.join(required)}, separated by TABs; name them in the first line"
                 )
+            # By name and not by position: later versions may add columns.
             places = {name: header.index(name) for name in (*required, *optional) if name in header}
             for words in lines:
                 if len(words) != len(header):

@@ -81,7 +81,9 @@ def weigh(corpus: Corpus, fragments: Fragments) -> Float64Array:
         chosen = fragments.size == size
         is_viral = corpus.is_viral[class_N[chosen]]
         if is_viral.any() and not is_viral.all():
+            # For each size alone, or the many short fragments would decide everything.
             weight[chosen] = balance(class_N[chosen], corpus.is_viral)
+    # So that the mean weight of what counts is 1.
     weight *= np.count_nonzero(weight) / weight.sum()
     return weight
 

@@ -113,6 +113,7 @@ class _MLP(nn.Module):
         self.dropout = nn.Dropout(_DROPOUT)
         nn.init.xavier_uniform_(self.hidden_layer.weight)
         nn.init.xavier_uniform_(self.output_layer.weight)
+        # In float64: a sum over millions of frames loses digits in float32.
         mean_D = features_ND.mean(axis=0, dtype=np.float64)
         squares_D = np.zeros(len(mean_D))
         for start in range(0, len(features_ND), _ROWS_AT_ONCE):  # saves a copy of all features
@@ -187,6 +188,7 @@ def _fit(
         raise UsageError(
             f"{len(train.weight)} {what} to train on, wanted at least two; add sequences"
         )
+    # A generator of its own for the order, so that the order is the same on every device.
     random = np.random.default_rng(seed)
     losses: list[dict[str, float]] = []
     best_loss, best_epoch = math.inf, 0
@@ -205,6 +207,7 @@ def _fit(
             logger.info("epoch %d: loss %.4f, held out %.4f", epoch, loss["train"], loss["valid"])
             if loss["valid"] < best_loss:
                 best_loss, best_epoch = loss["valid"], epoch
+                # A copy: `state_dict` returns the tensors themselves, which the next epoch changes.
                 best_state = copy.deepcopy(module.state_dict())
             elif epoch - best_epoch >= _PATIENCE_EPOCHS:
                 break
@@ -258,6 +261,7 @@ def _learn(
     for rows in batches:
         loss = _measure_loss(module, train, rows)
         optimizer.zero_grad()
+        # The mean over the weights of the batch, so that every step has about the same size.
         (loss / float(train.weight[rows].sum())).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.item()
@@ -267,6 +271,8 @@ def _learn(
 @torch.no_grad()
 def _judge(module: nn.Module, valid: Examples | ChunkExamples) -> float:
     """Return the mean loss of the held-out examples."""
+    # Without dropout, and with the statistics of the training: held-out rows must not depend on
+    # each other.
     module.eval()
     row_numbers = np.arange(len(valid.weight))
     starts = range(0, len(row_numbers), _ROWS_AT_ONCE)
@@ -283,6 +289,7 @@ def _measure_loss(
     logits = module(*(torch.from_numpy(array[rows]).to(device) for array in examples.inputs))
     classes_B = torch.from_numpy(examples.is_viral[rows].astype(np.int64)).to(device)
     weight_B = torch.from_numpy(examples.weight[rows].astype(np.float32)).to(device)
+    # The MLP gives a logit for each class, and the head over chunks one logit for "virus".
     if logits.ndim == 2:
         losses_B = nn.functional.cross_entropy(logits, classes_B, reduction="none")
     else:
@@ -297,6 +304,7 @@ def _fold_scaling(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     # In float64, so that folding costs no precision.
     folded = {name: tensor.double().cpu() for name, tensor in state.items()}
     mean_D, scale_D = folded.pop("mean_D"), folded.pop("scale_D")
+    # W ((x - mean) / scale) + b = (W / scale) x + (b - (W / scale) mean).
     weight_HD = folded["hidden_layer.weight"] / scale_D
     folded["hidden_layer.weight"] = weight_HD
     folded["hidden_layer.bias"] = folded["hidden_layer.bias"] - weight_HD @ mean_D

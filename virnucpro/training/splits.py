@@ -38,6 +38,7 @@ def split_groups(
     size_R = np.bincount(corpus.chunk_record, corpus.num_frames, len(corpus.record_ids))
     size_GK = np.zeros((len(names), len(corpus.classes)))
     np.add.at(size_GK, (group_R, corpus.record_class), size_R)
+    # By groups and not by records: relatives of a training record would make the test too easy.
     split_G = np.zeros(len(names), np.int64)
     for index in range(len(corpus.classes)):
         members = np.flatnonzero((size_GK.argmax(axis=1) == index) & (size_GK.sum(axis=1) > 0))
@@ -114,6 +115,7 @@ def _take_runs(
     order = random.permutation(len(runs))
     before = np.cumsum(size[order]) - size[order]
     is_taken = np.zeros(len(runs), np.bool_)
+    # A run counts if it begins before the wanted number is reached.
     is_taken[order[before < num_frames]] = True
     return chunks[is_taken[run_of_chunk]]
 

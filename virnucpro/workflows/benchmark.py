@@ -158,6 +158,7 @@ def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
         ceilings = None
         if config.suite != "equivalence":
             precisions = {each.precision for *_, found in subjects for each in found}
+            # On this very device and now: a card's limit of power may differ from the data sheet.
             ceilings = measure_ceilings(run.device, sorted(precisions))
         return Report(
             virnucpro=__version__,
@@ -275,6 +276,7 @@ def _measure_model(
             if not is_out_of_memory(error):
                 raise
             yield replace(line, note="out of memory")
+        # Freed before the next one is loaded: two large models may not fit together.
         encoder = None
         torch.cuda.empty_cache()
 

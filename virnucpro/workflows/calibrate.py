@@ -130,6 +130,7 @@ def _read_labelled(path: Path, truth_path: Path) -> _Labelled:
     columns = ("record_id", "score", "num_open_chunks")
     for number, line in read_table(path, columns):
         label = truth.get(line["record_id"])
+        # Records without a label say nothing, and records without a score have no probability.
         if label is None or line["score"] == "NA":
             continue
         try:
@@ -170,6 +171,7 @@ def _cross_fit(records: _Labelled) -> Iterator[Section]:
     probability = np.empty(len(fold))
     for number in range(fold.max() + 1):
         left_out = fold == number
+        # A record is judged by a fit that has not seen its group, as a new record would be.
         probability[left_out] = records.fit(~left_out).probabilities(
             records.score[left_out], records.num_open_chunks[left_out]
         )
@@ -202,10 +204,12 @@ def _deal_groups(records: _Labelled) -> Int64Array | None:
         return None
     fold_G = np.empty(num_groups, np.int64)
     for chosen in (viral_G > 0, viral_G == 0):
+        # The largest first, so that the small ones can even out the folds.
         by_size = np.argsort(-(viral_G + others_G)[chosen], kind="stable")
         fold_G[np.flatnonzero(chosen)[by_size]] = np.arange(len(by_size)) % num_folds
     fold_N = fold_G[group_N]
     for number in range(num_folds):
+        # A fit needs both kinds.
         kept = records.is_viral[fold_N != number]
         if kept.all() or not kept.any():
             return None

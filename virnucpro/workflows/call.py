@@ -51,6 +51,7 @@ def call(config: CallConfig) -> PredictResult:
     began = time.monotonic()
     directory = find_run(config.run_dir)
     document = read_run_json(directory.run_json, ("calls", "classifier", "counts", "settings"))
+    # A run that goes on here would write its own calls over these.
     with locked(directory.lock_path), log_to_file(directory.run_log):
         made_for = document["classifier"]["made_for"] or {}
         calibration = made_for.get("calibration") and Calibration(**made_for["calibration"])

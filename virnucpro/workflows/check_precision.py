@@ -140,6 +140,7 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
             store, num_input_records = _draw_records(config, classifier.rule, num_records, seed)
 
         def embed(settings: PredictConfig, precision: str) -> list[Pass]:
+            # A directory for each precision: parts of two precisions must never be mixed.
             own = RunDirectory(work.path / precision, work.stem)
             jobs = [make_frame_job(settings, own, store, model, precision) for model in models]
             return [
@@ -203,7 +204,9 @@ def _compare_embeddings(reference: Pass, checked: Pass) -> EmbeddingDifference:
     cosines, deviations = np.empty(len(rows)), np.empty(len(rows))
     for block in split_rows(0, len(rows)):
         wanted_NE, found_NE = (
-            each.gather(rows[block]).astype(np.float64) for each in (reference, checked)
+            # In float64, or rounding here would count as a difference of the models.
+            each.gather(rows[block]).astype(np.float64)
+            for each in (reference, checked)
         )
         norms_N = np.linalg.norm(wanted_NE, axis=1) * np.linalg.norm(found_NE, axis=1)
         cosines[block] = (wanted_NE * found_NE).sum(axis=1) / norms_N
@@ -236,6 +239,7 @@ def _compare_scores(
 
 def _keep_common(store: FrameStore, reference: Scores, checked: Scores) -> Iterator[Scores]:
     """Yield the scores of what has a score in both, of the reference first."""
+    # A frame that only one of the two could embed would look like a changed call.
     for scores, others in ((reference, checked), (checked, reference)):
         if scores.frames is None or others.frames is None:
             is_open = scores.chunks.is_open & others.chunks.is_open

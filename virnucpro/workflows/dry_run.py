@@ -113,6 +113,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
     Raises:
         VirnucproError: Every error that would end the run before its passes.
     """
+    # Without the run's directory: a dry run leaves nothing in it.
     with open_run(config) as run, TemporaryDirectory(prefix="virnucpro-") as directory:
         classifier = open_classifier(config)
         store = build_frame_store(
@@ -133,6 +134,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
         seconds += _SCORE_SECONDS_PER_ROW * store.num_frames + _END_SECONDS
         store_bytes = sum(file.stat().st_size for file in Path(directory).rglob("*"))
         on_cpu = run.device.type == "cpu"
+        # On a CPU the weights are in the memory of the machine; on a GPU they are on the device.
         host_bytes = _PROCESS_BYTES + on_cpu * max(one.device_bytes for one in passes)
         return RunEstimate(
             computing=describe_computing(run.device, run.precision, config.attention),

@@ -68,6 +68,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             )
             store = open_record_store(directory.records_dir)
         job = _make_job(run, config, directory, store, model)
+        # Asked in one process and shared: another process could see the file in another state.
         is_finished = (
             config.resume and run.is_main and is_whole(directory.output_path, job.identity)
         )
@@ -81,8 +82,10 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
                     f"{config.output_path}: written without {len(done.failed_rows)} sequences that "
                     "exceed the memory of a device; use a device with more memory, and --resume"
                 )
+        # The parts go only when no process reads them any more.
         run.wait()
     if run.is_main:
+        # The output holds everything now, and its mark says so.
         shutil.rmtree(directory.path)
     return config.output_path
 
@@ -97,6 +100,7 @@ def _make_job(
         name=f"{config.backend} embeddings",
         model=model,
         source=source,
+        # An empty sequence has no token to average, so no model is asked.
         rows=rows[source.lengths[rows] > 0],
         parts_dir=directory.path,
         # Rows of windows are positions in another list than rows of records.
@@ -126,6 +130,7 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
     source = done.job.source
     assert isinstance(source, WindowSource)
     has_window = done.has(np.arange(len(source)))
+    # One window that failed makes the mean of a record wrong, so the record is left out.
     has_all = np.logical_and.reduceat(has_window, source.first_windows[:-1])
     rows = np.flatnonzero(~is_empty & has_all)
     lengths = store.record_lengths[rows]
@@ -148,6 +153,7 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
     blocks = (_average_windows(done, source, rows[block]) for block in split_rows(0, len(rows)))
     ids = [store.record_id(row) for row in rows.tolist()]
     columns = {"lengths": lengths, "embedded_lengths": embedded_lengths}
+    # First: from here on, the file at this path is not what its mark says.
     unmark(path)
     write_embeddings(path, rows, ids, blocks, done.job.identity, columns)
     if not done.failed_rows:  # otherwise a resumed run tries these again

@@ -166,6 +166,7 @@ class _Source:
     def embeddings(self, alphabet: Alphabet, rows: Int64Array) -> Float32Array:
         """Return the embeddings of `rows` in their order: float32 (n, E)."""
         if self._store is not None:
+            # A copy of a sequence has no embedding of its own: its first equal has it.
             rows = self._store.sequences(alphabet).representatives[rows]
         return self.readers[alphabet].gather(rows)
 
@@ -253,6 +254,7 @@ def _write_files(
                 torch.save({"ids": ids, "data": torch.from_numpy(source.features(rows))}, file)
             else:
                 arrays = {name: source.embeddings(name, rows) for name in source.readers}
+                # Without pickles, so that a reader needs to trust nothing.
                 np.savez(file, ids=np.array(ids), allow_pickle=False, **arrays)
         yield path
         if on_progress is not None:

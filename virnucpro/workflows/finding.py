@@ -46,6 +46,7 @@ def find_frames(
             allow_empty=config.allow_empty,
         )
     )
+    # Every process opens it for itself. Only the first reader compared the digests.
     store = open_frame_store(directory.frame_store_dir)
     note_short_records(store)
     warn_of_cuts(store, models)

@@ -47,6 +47,7 @@ def merge(config: MergeConfig) -> PredictResult:
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
     documents = [read_run_json(find_run(run).run_json, _KEYS) for run in config.runs]
+    # Before the directory is made: shares of two commands must leave nothing behind.
     _check_shares(config.runs, documents)
     first = documents[0]
     predict_config = PredictConfig(
@@ -61,6 +62,7 @@ def merge(config: MergeConfig) -> PredictResult:
     with open_run(here, directory, predict_config.inputs) as run:
         with run.stage("collect the shares"):
             _link_files(shares[0].frame_store_dir, directory.frame_store_dir)
+            # Read whole, because it comes from another directory, and perhaps from another machine.
             store = open_frame_store(directory.frame_store_dir, verify=True)
             passes = []
             for backend in first["backends"]:
@@ -85,6 +87,7 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
     for run, document in zip(runs, documents, strict=True):
         same = {name: document[name] == first[name] for name in _EQUAL}
         same["classifier"] = document["classifier"]["identity"] == first["classifier"]["identity"]
+        # The rule of the calls must be one for all, because it is applied to all.
         same |= {name: document["settings"][name] == first["settings"][name] for name in calls}
         others = [name for name, is_same in same.items() if not is_same]
         if others:
@@ -131,6 +134,7 @@ def _collect_pass(job: Job, documents: Sequence[Mapping[str, Any]]) -> Pass:
         for told in document["passes"][job.name]
     ]
     done = Pass(job, summaries)
+    # A row that failed in its share counts as done: no share will try it again.
     finished = np.append(
         finished_rows(collect_parts(job.parts_dir, job.identity)), done.failed_rows
     )

@@ -67,6 +67,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
         embedded = _embed_frames(run, directory, config)
         result = None
         if run.is_main:
+            # One process writes, because two would write the same files.
             result = write_results(run, directory, config, embedded)
         return run.share(result)
 
@@ -113,6 +114,7 @@ def _prepare(config: PredictConfig) -> RunDirectory:
 
 def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> Embedded:
     """Open the models, find the frames, and embed them with both models."""
+    # What is cheap comes first: a mistake shows before gigabytes are read.
     with run.stage("open models"):
         classifier = open_classifier(config)
         run.once(lambda: check_beginnings(config.inputs, "dna", allow_empty=config.allow_empty))
@@ -121,6 +123,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         rule = classifier.rule
     with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
         store = find_frames(run, directory, config, models, rule, run.precision)
+    # After the store of the run: a directory of another input is refused before any work.
     screened = screen_records(run, directory, config) if config.screen is not None else None
     rows = None if screened is None else screened.rows_to_judge(store)
     jobs = [
@@ -139,6 +142,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
     warn_of_slow_cpu(run, jobs)
     if config.resume and run.is_main:
         with run.stage("take over an older run"):
+            # Before the first pass looks for finished parts, so that it counts what was taken over.
             identities = {job.model.alphabet: job.identity for job in jobs}
             adopt_legacy_run(directory, store, identities)
     return Embedded(classifier, store, [run_pass(run, job) for job in jobs], screened)

@@ -135,11 +135,13 @@ def _measure(
         records = itertools.islice(
             RecordReader(test_path, model.alphabet, judge_alphabet=True), _MAX_RECORDS
         )
+        # Models read upper-case letters: others would give other tokens, and another speed.
         given = [record.sequence.upper() for record in records if record.sequence]
         if not given:
             raise InputError(f"{test_path}: holds empty records only; give some with sequences")
     encoder = model.load_encoder(run.device, run.precision, run.config.attention)
     for budget_tokens in wanted.list_for(run.device.type):
+        # Begun anew for each budget, so that all budgets are measured on the same sequences.
         random_ones = make_sequences(model.alphabet, _LENGTH_BP)
         batch = fill_batch(model, itertools.cycle(given) if given else random_ones, budget_tokens)
         yield budget_tokens, measure_encoder(encoder, batch, run.device, _SECONDS_PER_BUDGET)

@@ -94,6 +94,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         quoting=csv.QUOTE_NONE,
         encoding_errors="surrogateescape",
         keep_default_na=False,
+        # Only in columns of numbers: a record may be called NA.
         na_values={name: ["NA"] for name in ("score", "probability", "scored_share")},
         dtype={"record_id": str},
     )

@@ -79,6 +79,7 @@ class Scorer:
         # Starting workers for each call would take longer than what they do for a few sequences.
         given: dict[str, Any] = {"dataloader_workers": 0, "output_dir": "unused"} | settings
         self._config = PredictConfig(inputs=("-",), model_type=model, **given)
+        # torch's settings and the loop belong to one caller at a time.
         self._lock = threading.Lock()
         with open_run(self._config) as run:
             if run.num_processes > 1:
@@ -92,6 +93,7 @@ class Scorer:
             self._run = run
         self._models = [HeldModel(one.loaded, one.weights) for one in opened]
         for one in self._models:
+            # Now, so that a lack of memory shows here and not at the first sequence.
             one.load_encoder(run.device, run.precision, self._config.attention)
 
     def score(self, sequences: Any) -> ScoredRecords:
@@ -157,6 +159,7 @@ def embed_sequences(
         with h5py.File(path) as file:
             found_NE: Float32Array = file["embeddings"][:]
             rows_N = file["rows"][:]
+    # NaN for empty sequences, which have no row in the file.
     embeddings_NE = np.full((len(ids), found_NE.shape[1]), np.nan, np.float32)
     embeddings_NE[rows_N] = found_NE
     return embeddings_NE
@@ -192,6 +195,7 @@ def _name_sequences(sequences: Any) -> Iterator[tuple[str, str]]:
     named = sequences.items() if hasattr(sequences, "items") else enumerate(sequences)
     for name, value in named:
         from_record = hasattr(value, "seq") and hasattr(value, "id")
+        # A dict names its records itself, and its keys are what the caller knows.
         if from_record and not hasattr(sequences, "items"):
             name = value.id
         letters = value.seq if from_record else value
@@ -200,7 +204,9 @@ def _name_sequences(sequences: Any) -> Iterator[tuple[str, str]]:
                 f"sequence {str(name)[:80]!r} is a {type(letters).__name__}; wanted a text or a "
                 "sequence of Biopython"
             )
+        # Line breaks inside a sequence are usual in texts that were copied from FASTA.
         text = "".join(str(letters).split())
+        # It would begin another record in the file, and shift all results that follow.
         if ">" in text:
             raise InputError(f"sequence {str(name)[:80]!r} has the letter '>'; wanted no header")
         yield str(name), text

@@ -63,6 +63,7 @@ def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> 
     with run.stage("screen: find frames"):
         store = find_frames(run, directory, config, models, classifier.rule, precision)
     jobs = [make_frame_job(config, directory, store, model, precision) for model in models]
+    # Named apart, because run.json and the monitor tell passes by their names.
     passes = [run_pass(run, dataclasses.replace(job, name=f"screen: {job.name}")) for job in jobs]
     records, is_cellular, about = None, None, None
     if run.is_main:
@@ -73,6 +74,8 @@ def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> 
         bound = choose_bound(
             records.probability, config.screen_loss, min(config.threshold or 1, DEFAULT_THRESHOLD)
         )
+        # A record without a probability is NaN here, which is below nothing: the large models judge
+        # it.
         is_cellular = records.probability < bound
         about = _describe(config, models, records, calibration, bound, is_cellular)
         logger.info(
@@ -94,6 +97,7 @@ def _configure(config: PredictConfig) -> PredictConfig:
         config,
         model_type=MINI if is_mini else "custom",
         model_path=None if is_mini else Path(config.screen),
+        # The run's own backends and batch sizes are for large models.
         dna_backend=PredictConfig.dna_backend,
         protein_backend=PredictConfig.protein_backend,
         dna_weights=config.screen_dna_weights or str(MINI_DIRECTORY / "dnabert_s"),

@@ -122,6 +122,7 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
+    # Before hours of embedding, and not when the file is written.
     if config.output_path.exists() and not (config.force or config.resume):
         raise OutputExistsError(
             f"{config.output_path}: exists already; overwrite it with --force, or choose another "
@@ -179,6 +180,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
         )
         store = open_frame_store(directory.frame_store_dir)
         warn_of_cuts(store, models)
+        # Every process makes the same corpus and the same choice, from the same store and seed.
         corpus = make_corpus(store, name_classes(config.viral, config.other))
         groups, chosen = _choose(config, corpus)
     rows = corpus.rows(np.sort(np.concatenate(list(chosen.values()))))
@@ -186,6 +188,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
         run_pass(run, make_frame_job(config, directory, store, model, run.precision, rows))
         for model in models
     ]
+    # A classifier that lacks the longest sequences would be worse on them, and nobody would know.
     num_failed = sum(len(each.failed_rows) for each in passes)
     if num_failed:
         raise IncompleteError(
@@ -242,6 +245,7 @@ def _make_classifier(
     with run.stage("training"):
         fitted, head = _fit(run, config, material)
     with run.stage("calibration and report"):
+        # Calibrated on one part and measured on another, or the figures would be too good.
         valid = _score(material, head, "valid")
         calibration = _calibrate(corpus, valid)
         metadata = dataclasses.replace(
