@@ -122,7 +122,6 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
-    # Before hours of embedding, and not when the file is written.
     if config.output_path.exists() and not (config.force or config.resume):
         raise OutputExistsError(
             f"{config.output_path}: exists already; overwrite it with --force, or choose another "
@@ -180,7 +179,6 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
         )
         store = open_frame_store(directory.frame_store_dir)
         warn_of_cuts(store, models)
-        # Every process makes the same corpus and the same choice, from the same store and seed.
         corpus = make_corpus(store, name_classes(config.viral, config.other))
         groups, chosen = _choose(config, corpus)
     rows = corpus.rows(np.sort(np.concatenate(list(chosen.values()))))
