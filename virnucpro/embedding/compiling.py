@@ -48,7 +48,7 @@ def compile_layers(
                 "--attention sdpa does not use them"
             )
         return False
-    # Before the test of the compiler, which may take 20 s on a CPU (docs/notes/performance.md).
+    # Before the test of the compiler, which takes seconds (docs/notes/performance.md).
     if setting == "auto" and not pays(module, num_tokens, device):
         return False
     reason = _find_obstacle(device)

@@ -76,6 +76,7 @@ class Loop:
                 interval = self.clear_interval
                 if self.on_gpu and interval and status.num_batches % interval == 0:
                     torch.cuda.empty_cache()
+        # After the writer has left, so the time includes the last part.
         status.end_loop()
         if self.on_gpu:
             status.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device)
@@ -155,6 +156,7 @@ class Loop:
                 batch.rows[0],
             )
             return
+        # Remembered, or every following batch of this size would fail once more before it is split.
         self.max_area = _area(batch) / 2
         # So the monitor and run.json tell what this process really works with.
         self.status.budget_tokens = len(batch.rows) * batch.max_length // 2

@@ -79,6 +79,7 @@ class PartWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # The end comes behind all batches, so that they are written first, also after an error.
         self._queue.put(None)
         self._thread.join()
         if self._failure is not None:

@@ -152,6 +152,7 @@ class Run:
         """Note how long the body takes, as a stage of the run."""
         began = time.monotonic()
         yield
+        # Only after a body that ended well: run.json lists finished stages.
         self.stages[name] = time.monotonic() - began
         logger.info("%s: %.1f s", name, self.stages[name])
 

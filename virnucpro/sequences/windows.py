@@ -65,7 +65,7 @@ class WindowSource(SequenceSource):
     @property
     def _step(self) -> int:
         assert self.size is not None
-        # Half a window: every place is then well inside some window, with text on both sides.
+        # Half a window: a place at the edge of one window is in the middle of another.
         return max(1, self.size // 2)
 
     @cached_property

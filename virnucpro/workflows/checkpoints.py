@@ -95,6 +95,7 @@ def summarize_files(
                 _summarize_part(summary, digests=digests)
             elif load:
                 _summarize_legacy(summary, dims)
+            # Old files are not loaded here, so only what costs nothing is checked.
             elif not h5py.is_hdf5(path):
                 check_torch_zip(path)
         except (CheckpointError, WeightsError) as error:

@@ -117,6 +117,7 @@ def remove_model(name: str) -> list[Path]:
     if model.ships:
         raise UsageError(f"{name}: ships with virnucpro, and is removed with it only")
     removed = []
+    # A model may lie in several places, and the next one would be found again.
     while (path := find_published(model)) is not None:
         if path.is_file():
             path.unlink()
@@ -146,11 +147,13 @@ def require_published(name: str) -> Path:
 def _fetch_from_hub(model: PublishedModel, directory: Path | None) -> Path:
     """Fetch a model from the hub into its cache or into `directory`, and check it."""
     path = fetch_snapshot(model.location, _PATTERNS, directory)
+    # The hub's cache names files by their digests; a directory of the user's choice does not.
     wanted = _known_digests(model, path) if directory is None else _ask_hub(model, path)
     try:
         _check(model, path, wanted)
     except WeightsError as error:
         logger.warning("%s. It is downloaded anew", error)
+        # Once more, and only once: a second wrong file is no accident of the network.
         path = fetch_snapshot(model.location, _PATTERNS, directory, anew=True)
         _check(model, path, wanted)
     if directory is not None:
@@ -184,8 +187,10 @@ def _fetch_from_mirror(model: PublishedModel, mirror: str, path: Path) -> None:
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         sources = [_join(mirror, f"{model.location}/{name}") for name in digests]
         paths = [path / name for name in digests]
+        # A list, because `map` raises an error only when its results are read.
         list(pool.map(fetch_file, sources, paths, digests.values()))
     find_weight_files(path)
+    # Last: a directory with this list counts as whole.
     listing.replace(path / CHECKSUMS)
 
 

@@ -79,6 +79,7 @@ def _judge(
         yield "stalled", message
     elif process.fills_window:
         last, speed, waiting = process.last, _speed(process), process.share("data")
+        # Compared with equal devices only: a slower card is not a broken one.
         usual_speed = usual_speeds[last.device]
         if speed < limits.slow_share * usual_speed:
             gpu = last.gpu
