@@ -100,7 +100,6 @@ def _tanh_gelu(x):
 @triton.jit
 def _geglu_kernel(in_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Write the GELU of the first WIDTH numbers of a row times the next WIDTH numbers."""
-    # program.
     BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // BLOCKS).to(tl.int64)
     col = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
