@@ -203,7 +203,7 @@ def test_what_fails_in_the_thread_ends_the_loop(
 ) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(OutputError, match="cannot be written"),
+        pytest.raises(OutputError, match="cannot be made"),
         PartWriter(
             tmp_path / "file" / "parts", 0, IDENTITY, make_status(), rows_per_part=1
         ) as writer,
@@ -224,4 +224,4 @@ def test_a_second_trouble_does_not_hide_the_first(
         put_and_interrupt(writer, *batch(0))
     (message,) = caplog.messages
     assert message.startswith("The last part was not written: ")
-    assert "cannot be written" in message
+    assert "cannot be made" in message

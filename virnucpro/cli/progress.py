@@ -38,7 +38,8 @@ def shown_progress(metrics_path: Path, *, wanted: bool) -> Iterator[None]:
     follower = threading.Thread(
         target=follow,
         args=(state, Console(stderr=True), stop),
-        kwargs={"say": lambda text: logger.info("%s", text)},
+        # The run itself logs the end of each pass, in the right order.
+        kwargs={"say": lambda text: logger.info("%s", text), "with_ends": False},
         name="progress",
         daemon=True,
     )
@@ -58,6 +59,7 @@ def follow(
     *,
     say: Callable[[str], None],
     with_warnings: bool = False,
+    with_ends: bool = True,
     seconds: float = 1.0,
 ) -> None:
     """Show a run until it has ended, or `stop` is set.
@@ -68,6 +70,7 @@ def follow(
         stop: Ends the view, after one last update.
         say: Takes the lines that replace the live view elsewhere.
         with_warnings: Whether to say the warnings of the run, too; the run itself logs them.
+        with_ends: Whether to say how each pass ended.
         seconds: The time between two updates.
     """
 
@@ -78,7 +81,7 @@ def follow(
     live = None
     if console.is_terminal:
         live = Live(console=console, auto_refresh=False, get_renderable=draw)
-    lines = _Lines(say)
+    lines = _Lines(say, with_ends=with_ends)
     num_warnings = 0
     with live or nullcontext():
         while True:
@@ -102,8 +105,9 @@ def follow(
 class _Lines:
     """Reports a pass after 15 seconds, then every minute, and when it has ended."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, with_ends: bool) -> None:
         self._say = say
+        self._with_ends = with_ends
         self._pass: tuple[float, str | None] = (0.0, None)
         self._next_at = 0.0
 
@@ -115,7 +119,8 @@ class _Lines:
             self._next_at = history.began_at + _FIRST_LINE_SECONDS
         if self._next_at < math.inf and history.is_done(state.num_processes):
             self._next_at = math.inf
-            self._say(describe_pass_end(state))
+            if self._with_ends:
+                self._say(describe_pass_end(state))
 
     def say_progress(self, state: RunState) -> None:
         """Report how the pass progresses if a line is due."""

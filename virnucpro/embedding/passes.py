@@ -71,6 +71,21 @@ class Pass:
         """
         return self.embeddings.gather(self.job.source.representatives[rows])
 
+    def log_speed(self) -> None:
+        """Log how fast the processes were, if they embedded anything."""
+        working = [summary for summary in self.summaries if summary.loop_seconds > 0]
+        if not working:
+            return
+        seconds = [summary.loop_seconds for summary in working]
+        logger.info(
+            "%s: %s at %s tokens/s, device busy %.0f %% of the time, waiting for data %.0f %%",
+            self.job.name,
+            count(sum(summary.num_rows for summary in working), "row"),
+            f"{sum(summary.num_tokens for summary in working) / max(seconds):,.0f}",
+            100 * sum(summary.device_seconds for summary in working) / sum(seconds),
+            100 * sum(summary.data_seconds for summary in working) / sum(seconds),
+        )
+
     @cached_property
     def embeddings(self) -> EmbeddingReader:
         """The reader of the finished parts."""
@@ -115,6 +130,7 @@ def run_pass(run: Run, job: Job) -> Pass:
         if len(np.setdiff1d(job.rows, finished)):
             _embed_rest(run, job, finished, status)
         done = Pass(job, run.gather(status))
+        done.log_speed()
     if done.failed_rows and not finished_parts(job.parts_dir):
         raise MemoryExhaustedError(
             f"{job.name}: none of {len(done.failed_rows)} sequences fits the memory of "

@@ -117,7 +117,8 @@ def build_frame_store(
         writer.finish(FrameStore, manifest, ("dna", "protein"))
     store = open_frame_store(directory)
     logger.info(
-        "%s, %s, %s",
+        "%s: %s, %s, %s",
+        ", ".join(inputs),
         count(store.num_records, "record"),
         count(store.num_chunks, "chunk"),
         count(store.num_frames, NAME_OF_ROW[rule.kind]),
