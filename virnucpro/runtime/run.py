@@ -35,6 +35,7 @@ from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
 from virnucpro.runtime.monitoring.gpu import open_gpu
+from virnucpro.version import __version__
 
 _VISIBILITY_SECONDS = 15.0
 
@@ -120,7 +121,7 @@ class Run:
         self._began = time.monotonic()
         if self.is_main:
             what = describe_computing(self.device, self.precision, config.attention)
-            logger.info("computing on %s", what)
+            logger.info("virnucpro %s, computing on %s", __version__, what)
 
     @property
     def is_main(self) -> bool:
