@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import VIRNUCPRO, run, write_reads
+from virnucpro.runtime.devices import keep_compiled
 
 # In a process of its own: what a heap that others have used looks like is chance.
 PROGRAM = """
@@ -66,3 +68,20 @@ def test_a_variable_that_accelerate_cannot_read_is_named(
     assert done.returncode == 2
     assert "invalid truth value perhaps" in done.stderr
     assert "ACCELERATE_USE_CPU; unset what you do not need" in done.stderr
+
+
+def test_triton_has_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("TRITON_CACHE_DIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "removed again")  # so that it is as before when the test ends
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Path, "home", has_no_home)
+    keep_compiled()
+    place = Path(os.environ["TRITON_CACHE_DIR"])
+    assert place.stat().st_mode & 0o777 == 0o700
+    place.rmdir()
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    keep_compiled()
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -142,6 +144,11 @@ def keep_compiled() -> None:
         path = user_cache_dir() / "torchinductor"
         path.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(path))
+    try:
+        Path.home()
+    except RuntimeError:
+        # Triton would make a directory called ~ here. Nobody else may write to its compiled code.
+        os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="virnucpro-triton-"))
 
 
 def keep_freed_memory() -> None:
