@@ -6,7 +6,7 @@ import multiprocessing.util
 import os
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Before anything imports torch: results must not depend on how many cores a machine has, and
@@ -99,3 +99,13 @@ def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     from tools.make_demo_weights import make_demo_weights
 
     return make_demo_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let reports travel between processes: bytes of files that are no text stay in some logs."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
