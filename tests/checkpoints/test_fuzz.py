@@ -221,7 +221,7 @@ def read_store(manifest: Path) -> list[str]:
 def read_all_of_store(path: Path) -> list[object]:
     """Return all that the store in the directory of `path` says, after comparing its digests."""
     store = open_frame_store(path.parent, verify=True)
-    records = [store.record(index) for index in range(store.num_records)]
+    records = [store.reads(index) for index in range(store.num_records)]
     sequences = [store.sequences(kind) for kind in ("dna", "protein")]
     texts = [source.get_many(np.arange(store.num_rows)) for source in sequences]
     tables = [source.representatives.tolist() for source in sequences]

@@ -193,6 +193,6 @@ def test_a_run_takes_the_budget_that_profile_stored(
 
 
 def test_a_backend_without_weights_of_its_own_asks_for_some() -> None:
-    done = profile("--model=toy")
+    done = profile("--model=transformers")
     assert done.returncode == 2
     assert "which weights?" in done.stderr

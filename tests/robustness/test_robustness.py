@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
     [
         "break_files --kinds yaml inputs metrics --attempts 25",
         "break_files --kinds parts store weights safetensors configs classifier --attempts 1",
-        "kill_runs --kills 4 --stories predict,1 train,1 migrate,1 export-anndata,1",
+        "kill_runs --kills 1 --stories predict,1 train,1 migrate,1 export-anndata,1",
         "kill_runs --kills 1 --stories predict,2",
     ],
 )
