@@ -1,4 +1,4 @@
-"""The kernels of Triton and oneDNN against plain float64, and where they are not to be had."""
+"""The kernels of Triton and oneDNN against plain float64, and what happens without them."""
 
 from __future__ import annotations
 
