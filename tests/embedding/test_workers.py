@@ -19,6 +19,7 @@ from virnucpro.embedding.workers import Parcel, count_workers
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_cores", "num_local_processes", "num_workers"),
     [(1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 4), (16, 4, 3), (8, 8, 1)],
@@ -36,6 +37,7 @@ def test_on_a_cpu_the_process_tokenizes_itself() -> None:
     assert count_workers(ComputeConfig(), CPU) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [CPU, GPU])
 def test_the_user_decides(device: torch.device) -> None:
     assert count_workers(ComputeConfig(dataloader_workers=0), device) == 0

@@ -22,6 +22,8 @@ from virnucpro.runtime.run import open_run
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.workflows.dry_run import estimate_run
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = str(REPOSITORY / "examples/example.fasta")
 
 

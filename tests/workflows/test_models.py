@@ -26,6 +26,9 @@ SERVED = {"dnabert-s": MINI_DIRECTORY / "dnabert_s", "esm2-3b": MINI_DIRECTORY /
 NAMES = ("500", DNABERT_S.name, ESM2_3B.name)
 
 
+pytestmark = pytest.mark.slow
+
+
 def read_files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
