@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from virnucpro.backend.interface import Encoder, TokenBatch, Weights
+from virnucpro.backend.tokens import mark_tokens, mean_where, pad_tokens
 from virnucpro.errors import UsageError
 from virnucpro_esm2.model import Esm2, Esm2Config
 from virnucpro_esm2.tokens import TOKENS
@@ -166,13 +166,9 @@ class PaddedEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each protein's mean over its residues."""
-        pieces = list(torch.split(batch.token_ids_T, batch.lengths_B.tolist()))
-        token_ids_BL = pad_sequence(pieces, batch_first=True, padding_value=_PAD)
+        token_ids_BL = pad_tokens(batch, _PAD)
         hidden_BLD = self.embed(token_ids_BL, (token_ids_BL != _PAD).long())
-        position_L = torch.arange(batch.max_length, device=token_ids_BL.device)
-        is_residue_BL = (position_L > 0) & (position_L < batch.lengths_B[:, None] - 1)
-        hidden_BLD = hidden_BLD.masked_fill(~is_residue_BL[..., None], 0)
-        return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_residue_BL.sum(1)[:, None]
+        return mean_where(hidden_BLD, mark_tokens(batch, 1))
 
 
 def _make_fair_esm(checkpoint: Checkpoint, device: torch.device) -> PaddedEncoder:

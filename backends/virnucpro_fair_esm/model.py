@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.backend.tensors import check_tensors
+from virnucpro.backend.tokens import mark_tokens, mean_where, pad_tokens
 from virnucpro.errors import UsageError
 from virnucpro_fair_esm.tokens import load_alphabet
 from virnucpro_fair_esm.weights import import_esm, read_checkpoint
@@ -32,16 +32,10 @@ class FairEsmEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each protein's mean over its residues."""
-        pad_id = load_alphabet().padding_idx
-        pieces = list(torch.split(batch.token_ids_T, batch.lengths_B.tolist()))
-        token_ids_BL = pad_sequence(pieces, batch_first=True, padding_value=pad_id)
+        token_ids_BL = pad_tokens(batch, load_alphabet().padding_idx)
         output = self.model(token_ids_BL, repr_layers=[self.num_layers])
-        hidden_BLD: Tensor = output["representations"][self.num_layers]
-        position_L = torch.arange(batch.max_length, device=hidden_BLD.device)
         # Without BOS, the first token, and EOS, the last one of each protein.
-        is_residue_BL = (position_L > 0) & (position_L < batch.lengths_B[:, None] - 1)
-        hidden_BLD = hidden_BLD.masked_fill(~is_residue_BL[..., None], 0)
-        return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_residue_BL.sum(1)[:, None]
+        return mean_where(output["representations"][self.num_layers], mark_tokens(batch, 1))
 
 
 def load_model(

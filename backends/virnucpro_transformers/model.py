@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from virnucpro.backend.interface import Attention, TokenBatch
+from virnucpro.backend.tokens import mark_tokens, mean_where, pad_tokens
 from virnucpro.backend.weights import find_weight_files
 from virnucpro.errors import UsageError, WeightsError, first_line
 from virnucpro_transformers.tokens import load_tokenizer
@@ -37,17 +37,13 @@ class AutoEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each sequence's mean over its tokens without special ones."""
-        pieces = list(torch.split(batch.token_ids_T, batch.lengths_B.tolist()))
         # AutoModel knows no packed sequences, so they are padded again on the device.
-        token_ids_BL = pad_sequence(pieces, batch_first=True, padding_value=self.pad_id)
-        position_L = torch.arange(batch.max_length, device=token_ids_BL.device)
-        is_token_BL = position_L < batch.lengths_B[:, None]
+        token_ids_BL = pad_tokens(batch, self.pad_id)
+        is_token_BL = mark_tokens(batch)
         output = self.model(input_ids=token_ids_BL, attention_mask=is_token_BL.long())
         # Told by their ids: which special tokens there are, and where, differs between models.
         is_counted_BL = is_token_BL & ~torch.isin(token_ids_BL, self.special_ids_S)
-        # Set to zero and not multiplied: a zero times NaN is NaN.
-        hidden_BLD: Tensor = output.last_hidden_state.masked_fill(~is_counted_BL[..., None], 0)
-        return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_counted_BL.sum(1)[:, None]
+        return mean_where(output.last_hidden_state, is_counted_BL)
 
 
 def load_model(

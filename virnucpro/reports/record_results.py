@@ -99,7 +99,7 @@ def write_decision(
         directory: Where the files go.
         store: The records.
         decision: Their calls.
-        config: Which files are wanted; those of an earlier run that are not are removed.
+        config: Which files are wanted. Other files of an earlier run are removed.
         chunk_score: float64 (C,), the score of each chunk, rounded or not; NaN without a score.
         calibration: Of the classifier; None if it has none.
 
