@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
@@ -17,7 +17,6 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
-from virnucpro.embedding.passes import Pass
 from virnucpro.reports.record_results import PredictResult, describe_calls, write_decision
 from virnucpro.reports.tables import (
     in_blocks,
@@ -27,10 +26,8 @@ from virnucpro.reports.tables import (
 )
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calls import score_chunks
-from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.decisions import Decision
-from virnucpro.scoring.frame_scores import Scores, decide_records
-from virnucpro.scoring.screened import Screened
+from virnucpro.scoring.frame_scores import Embedded, Scores, decide_records
 from virnucpro.sequences.frame_store import FrameStore
 
 RUN_SCHEMA_VERSION = 1
@@ -54,10 +51,8 @@ class Calls(NamedTuple):
 def write_tables(
     directory: RunDirectory,
     config: PredictConfig,
-    store: FrameStore,
+    embedded: Embedded,
     scores: Scores,
-    classifier: Classifier,
-    screened: Screened | None = None,
 ) -> Calls:
     """Write the tables of frames, chunks, records and regions, and return the calls.
 
@@ -67,14 +62,14 @@ def write_tables(
     Args:
         directory: Where the files go.
         config: The run's settings.
-        store: The open frames or stretches.
+        embedded: The frames or stretches, and the classifier. The classifier's calibration and
+            threshold decide calls.
         scores: What the classifier says of them.
-        classifier: What scored them; its calibration and its threshold decide calls.
-        screened: What a screen judged before; None without one.
 
     Raises:
         VirnucproError: A file cannot be written.
     """
+    classifier, store, _, screened = embedded
     directory.merged_dir.mkdir(exist_ok=True)
     chunks = scores.chunks
     if scores.frames is None:
@@ -104,51 +99,38 @@ def write_summary(
     run: Run,
     directory: RunDirectory,
     config: PredictConfig,
-    store: FrameStore,
-    passes: Sequence[Pass],
-    classifier: Classifier,
+    embedded: Embedded,
     calls: Calls,
-    screened: Screened | None = None,
 ) -> PredictResult:
     """Write run.json, and return the run's counts and paths.
 
     Raises:
         VirnucproError: The file cannot be written.
     """
+    store = embedded.store
     counts = calls.decision.counts()
-    result = PredictResult(
+    document = _describe_run(run, config, embedded)
+    document["counts"] |= {"unscored_frames": calls.num_unscored_frames} | counts
+    write_json(directory.run_json, document | describe_calls(store, calls.decision))
+    return PredictResult(
         directory=directory,
         num_records=store.num_records,
         **{f"num_{name}": number for name, number in counts.items()},
         num_frames=store.num_frames,
         num_unscored_frames=calls.num_unscored_frames,
-        seconds=run.seconds,
+        seconds=document["seconds"]["total"],
     )
-    all_passes = passes if screened is None else [*screened.passes, *passes]
-    document = _describe_run(run, config, store, passes, classifier)
-    document["passes"] = _describe_passes(run, all_passes)
-    if screened is not None:
-        document["screen"] = screened.about
-    document["counts"] |= {"unscored_frames": result.num_unscored_frames} | counts
-    document["seconds"]["total"] = result.seconds
-    write_json(directory.run_json, document | describe_calls(store, calls.decision))
-    return result
 
 
 def write_shard_summary(
-    run: Run,
-    directory: RunDirectory,
-    config: PredictConfig,
-    store: FrameStore,
-    passes: Sequence[Pass],
-    classifier: Classifier,
+    run: Run, directory: RunDirectory, config: PredictConfig, embedded: Embedded
 ) -> None:
     """Write the run.json of a run that embedded one share of the batches and called nothing.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    document = _describe_run(run, config, store, passes, classifier)
+    document = _describe_run(run, config, embedded)
     write_json(directory.run_json, document | {"shard": config.shard})
 
 
@@ -183,16 +165,12 @@ def _name_sequences(
         yield from zip(store.frame_ids(block.start, block.stop), sequences, strict=True)
 
 
-def _describe_run(
-    run: Run,
-    config: PredictConfig,
-    store: FrameStore,
-    passes: Sequence[Pass],
-    classifier: Classifier,
-) -> dict[str, Any]:
+def _describe_run(run: Run, config: PredictConfig, embedded: Embedded) -> dict[str, Any]:
     """Return the document that run.json holds, but for the calls."""
+    classifier, store, passes, screened = embedded
     packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
-    return {
+    seen = run.monitor.summary()
+    document = {
         "schema_version": RUN_SCHEMA_VERSION,
         "started_at": run.started_at.isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()}
@@ -217,16 +195,12 @@ def _describe_run(
             "distinct_proteins": store.num_distinct("protein"),
         },
         "seconds": run.stages | {"total": run.seconds},
-        "passes": _describe_passes(run, passes),
+        "passes": {
+            each.job.name: [
+                summary.to_run_json() | seen.get(each.job.name, {}).get(rank, {})
+                for rank, summary in enumerate(each.summaries)
+            ]
+            for each in (*(screened.passes if screened else ()), *passes)
+        },
     }
-
-
-def _describe_passes(run: Run, passes: Sequence[Pass]) -> dict[str, Any]:
-    seen = run.monitor.summary()
-    return {
-        each.job.name: [
-            summary.to_run_json() | seen.get(each.job.name, {}).get(rank, {})
-            for rank, summary in enumerate(each.summaries)
-        ]
-        for each in passes
-    }
+    return document if screened is None else document | {"screen": screened.about}

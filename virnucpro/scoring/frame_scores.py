@@ -53,6 +53,22 @@ class Scores(NamedTuple):
     frames: Float32Array | None
 
 
+class Embedded(NamedTuple):
+    """What a prediction knows when both models have embedded its frames.
+
+    Attributes:
+        classifier: What scores them.
+        store: The frames or stretches.
+        passes: The finished passes, DNA and then proteins.
+        screened: What a screen has judged before; None without one.
+    """
+
+    classifier: Classifier
+    store: FrameStore
+    passes: list[Pass]
+    screened: Screened | None = None
+
+
 def open_classifier(config: PredictConfig) -> Classifier:
     """Return the classifier of a run, which fits what the settings say of models and chunks.
 

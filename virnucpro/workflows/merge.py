@@ -28,9 +28,9 @@ from virnucpro.errors import InputError
 from virnucpro.reports.record_results import PredictResult, read_run_json
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import open_run
-from virnucpro.scoring.frame_scores import check_models, open_classifier
+from virnucpro.scoring.frame_scores import Embedded, check_models, open_classifier
 from virnucpro.sequences.frame_store import open_frame_store
-from virnucpro.workflows.predict import Embedded, write_results
+from virnucpro.workflows.predict import write_results
 
 _EQUAL = ("inputs", "backends", "precision", "frame_rule")
 _KEYS = ("shard", "settings", "classifier", "passes", *_EQUAL)

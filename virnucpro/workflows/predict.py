@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.estimates import warn_of_slow_cpu
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
-from virnucpro.embedding.passes import Pass, run_pass
+from virnucpro.embedding.passes import run_pass
 from virnucpro.errors import UsageError
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.pages.run_page import write_run_page
@@ -17,30 +15,17 @@ from virnucpro.reports.record_results import PredictResult
 from virnucpro.reports.run_results import write_shard_summary, write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
-from virnucpro.scoring.classifier import Classifier
-from virnucpro.scoring.frame_scores import check_models, leave_out, open_classifier, score_passes
-from virnucpro.scoring.screened import Screened
+from virnucpro.scoring.frame_scores import (
+    Embedded,
+    check_models,
+    leave_out,
+    open_classifier,
+    score_passes,
+)
 from virnucpro.sequences.fasta import check_beginnings
-from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.sequences.records import NAMES_OF_ROWS
 from virnucpro.workflows.finding import find_frames
 from virnucpro.workflows.screening import screen_records
-
-
-class Embedded(NamedTuple):
-    """What a prediction knows when both models have embedded its frames.
-
-    Attributes:
-        classifier: What scores them.
-        store: The frames or stretches.
-        passes: The finished passes, DNA and then proteins.
-        screened: What a screen has judged before; None without one.
-    """
-
-    classifier: Classifier
-    store: FrameStore
-    passes: list[Pass]
-    screened: Screened | None = None
 
 
 def predict(config: PredictConfig, on_progress: ProgressListener | None = None) -> PredictResult:
@@ -80,9 +65,9 @@ def predict_shard(config: PredictConfig, on_progress: ProgressListener | None = 
     """
     directory = _prepare(config)
     with open_run(config, directory, config.inputs, on_progress) as run:
-        classifier, store, passes, _ = _embed_frames(run, directory, config)
+        embedded = _embed_frames(run, directory, config)
         if run.is_main:
-            write_shard_summary(run, directory, config, store, passes, classifier)
+            write_shard_summary(run, directory, config, embedded)
 
 
 def write_results(
@@ -93,13 +78,12 @@ def write_results(
     Raises:
         VirnucproError: An embedding is missing, or a file cannot be written.
     """
-    classifier, store, passes, screened = embedded
     with run.stage("scores and tables"):
-        scores = score_passes(store, passes, classifier)
-        if screened is not None:
-            scores = leave_out(scores, store, screened.is_cellular)
-        calls = write_tables(directory, config, store, scores, classifier, screened)
-    result = write_summary(run, directory, config, store, passes, classifier, calls, screened)
+        scores = score_passes(embedded.store, embedded.passes, embedded.classifier)
+        if embedded.screened is not None:
+            scores = leave_out(scores, embedded.store, embedded.screened.is_cellular)
+        calls = write_tables(directory, config, embedded, scores)
+    result = write_summary(run, directory, config, embedded, calls)
     if config.report:
         write_run_page(directory, directory.report_html)
     return result
