@@ -14,10 +14,10 @@ from virnucpro.sequences.frame_store.reading import (
     FrameStore,
     RecordStore,
     SequenceSource,
-    StoredRecords,
     open_frame_store,
     open_record_store,
 )
+from virnucpro.sequences.frame_store.stored_records import StoredRecords
 from virnucpro.sequences.frame_store.writing import build_frame_store, build_record_store
 
 __all__ = [

@@ -34,10 +34,10 @@ from virnucpro.sequences.frame_store.files import (
 from virnucpro.sequences.frame_store.reading import (
     FrameStore,
     RecordStore,
-    SequenceKind,
     open_frame_store,
     open_record_store,
 )
+from virnucpro.sequences.frame_store.stored_records import SequenceKind
 from virnucpro.sequences.pairs import read_pairs
 from virnucpro.sequences.records import NAME_OF_ROW, Record
 
