@@ -16,6 +16,8 @@ from huggingface_hub import constants
 
 from tests.loopback import Server, git_blob, running_server
 from tests.runs import REPOSITORY, read_table
+from virnucpro.backend import remembered
+from virnucpro.backend.digests import digest_files
 from virnucpro.cli.main import main
 from virnucpro.config import MINI_DIRECTORY, PUBLISHED
 from virnucpro.config.published import DNABERT_S, ESM2_3B
@@ -103,6 +105,24 @@ def test_models_are_downloaded_found_checked_and_removed(models, server, tmp_pat
     assert models("verify", "500").exit_code == 1
     assert models("remove", "500").output == "500: is not here\n"
     assert models("remove", "mini").exit_code == 2
+
+
+def test_verify_finds_what_a_disk_has_damaged_without_a_new_time(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(remembered, "MIN_BYTES", 0)
+    monkeypatch.setattr(remembered, "_MIN_AGE_NS", -1)
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    digest_files([weights])
+    assert f"used before: {weights}: ok" in models("verify").output
+    # No program can write to a file and keep its ctime, so the kept digest is changed instead.
+    kept = tmp_path / "cache/virnucpro/digests.json"
+    kept.write_text(kept.read_text().replace(sha256(b"weights"), sha256(b"Weights")))
+    assert f"used before: {weights}" not in models("verify", "mini").output
+    result = models("verify")
+    assert result.exit_code == 1
+    assert f"{weights}: has the digest sha256:{sha256(b'weights')}" in result.stderr
+    assert models("verify").exit_code == 0
+    assert digest_files([weights]) == f"sha256:{sha256(b'weights')}"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from virnucpro.backend.remembered import get_state, recall, remember
 from virnucpro.errors import WeightsError, first_line
 
 _BLOCK_BYTES = 1 << 20
@@ -35,10 +36,15 @@ class _Member(NamedTuple):
     crc: int
 
 
-def digest_files(paths: Sequence[Path]) -> str:
+def digest_files(paths: Sequence[Path], *, anew: bool = False) -> str:
     """Return the SHA-256 of one file, or of the names and SHA-256s of several, as `sha256:HEX`.
 
-    The same bytes under the same names give the same digest in any directory.
+    The same bytes under the same names give the same digest in any directory. A large file that has
+    not changed since an earlier run is not read again.
+
+    Args:
+        paths: The files.
+        anew: Whether to read also files whose digests are remembered.
 
     Raises:
         WeightsError: A file cannot be read; or it is damaged, as its own checksums or the hub's
@@ -47,7 +53,12 @@ def digest_files(paths: Sequence[Path]) -> str:
     digests = []
     for path in sorted(paths, key=lambda path: path.name):
         try:
-            digests.append((path.name, _digest(path)))
+            state = get_state(path)
+            digest = None if anew else recall(path, state)
+            if digest is None:
+                digest = _digest(path)
+                remember(path, state, digest)
+            digests.append((path.name, digest))
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({error})") from error
     if len(digests) == 1:

@@ -74,6 +74,8 @@ def download_command(ctx: click.Context, config: DownloadModelsConfig) -> None:
 def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
     """Compare every file of the models with its digest, without a network.
 
+    Without NAME, this also reads all weights whose digests earlier runs have kept.
+
     Exit code 1: a file has another digest, or a model is missing.
 
     \b
@@ -81,7 +83,7 @@ def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
       virnucpro models verify
       virnucpro models verify 500 dnabert-s
     """  # noqa: D301 (click reads the \b)
-    from virnucpro.workflows.models import find_published, verify_model
+    from virnucpro.workflows.models import find_published, verify_model, verify_remembered
 
     here = [name for name, model in PUBLISHED.items() if find_published(model) is not None]
     for name in config.names or here:
@@ -90,6 +92,8 @@ def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
             echo(f"{name}: {file.path}: {'ok' if file.wanted else 'no digest is known'}")
         if not files:
             echo(f"{name}: ships with this package")
+    for file in () if config.names else verify_remembered():
+        echo(f"used before: {file.path}: ok")
 
 
 @config_command("models path", short_help="Show where a model is.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from virnucpro.backend.remembered import forget, get_state, read_remembered
 from virnucpro.backend.weights import fetch_snapshot, find_download, find_weight_files
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import PUBLISHED, PublishedModel
@@ -105,6 +106,30 @@ def verify_model(name: str) -> list[CheckedFile]:
     if model.ships:
         return []
     return _check(model, path, _known_digests(model, path))
+
+
+def verify_remembered() -> list[CheckedFile]:
+    """Read all files whose digests are remembered, and compare.
+
+    Raises:
+        WeightsError: A file has another digest, though the system reports no change.
+    """
+    checked = []
+    for name, entry in read_remembered().items():
+        path = Path(name)
+        wanted = f"sha256:{entry['sha256']}"
+        # A file that is gone or was changed since is read again by the next run.
+        if not path.is_file() or get_state(path) != entry["state"]:
+            continue
+        found = digest_like(path, wanted)
+        if found != wanted:
+            forget(name)
+            raise WeightsError(
+                f"{path}: has the digest {found}, and an earlier run found {wanted}; the file is "
+                "damaged. Replace it, and repeat what you made with it since"
+            )
+        checked.append(CheckedFile(path, wanted, found))
+    return checked
 
 
 def remove_model(name: str) -> list[Path]:

@@ -128,7 +128,7 @@ def _is_of_input(
     if STDIN in inputs or not all(path.is_file() for path in paths):
         return False
     return [f"sha256:{file['sha256']}" for file in store.inputs] == [
-        digest_files([path]) for path in paths
+        digest_files([path], anew=True) for path in paths
     ]
 
 
