@@ -56,56 +56,36 @@ def _load_halves(
     return first, second
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
-def _attention_kernel(
-    qkv_ptr,
-    out_ptr,
-    offsets_ptr,
+@triton.jit
+def _sum_values(
+    query_ptr,
+    row,
+    length,
     cos_ptr,
     sin_ptr,
     slopes_ptr,
-    bound_ptr,
-    row_scale_ptr,
-    num_blocks,
+    head,
     scale,
-    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
     HALF: tl.constexpr,
     COLS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Attend from BLOCK_M queries of one head of one sequence to all of its keys.
+    """Return the sums of all values times their weights, and the sums of weights, of these `row`s.
 
-    Writes 8 bits if there is a `bound_ptr`: all rows get their scale from that bound of the values.
+    The caller divides the first by the second. Triton inlines this function into the kernel.
     """
-    # All heads of a token lie side by side, so this is the distance from queries to keys to values.
-    WIDTH: tl.constexpr = 2 * HALF * HEADS
-    # Heads vary fastest: programs that run at the same time then read neighbouring memory.
-    program = tl.program_id(0)
-    head = program % HEADS
-    block = program // HEADS % num_blocks
-    sequence = program // HEADS // num_blocks
-    start = tl.load(offsets_ptr + sequence)
-    length = tl.load(offsets_ptr + sequence + 1) - start
-    # The grid is made for the longest sequence, so short ones have programs without queries.
-    if block * BLOCK_M >= length:
-        return
-    # int64, because queries, keys and values of a large batch have more numbers than an int32
-    # counts.
-    query_ptr = qkv_ptr + start.to(tl.int64) * (3 * WIDTH) + head * (2 * HALF)
+    # All heads of a token lie side by side, so WIDTH leads from queries to keys to values.
     key_ptr = query_ptr + WIDTH
     value_ptr = key_ptr + WIDTH
-    out_ptr += start.to(tl.int64) * WIDTH + head * (2 * HALF)
-
-    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     query_1, query_2 = _load_halves(query_ptr, row, length, cos_ptr, sin_ptr, 3 * WIDTH, HALF, COLS)
     col = tl.arange(0, 2 * COLS)[None, :]
     # A softmax over keys that arrive in blocks: earlier sums shrink when a higher score comes.
-    highest = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    out = tl.zeros([BLOCK_M, 2 * COLS], tl.float32)
-    for begin in range(0, length, BLOCK_N):
-        key_row = begin + tl.arange(0, BLOCK_N)
+    highest = tl.full([BLOCK], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    out = tl.zeros([BLOCK, 2 * COLS], tl.float32)
+    for begin in range(0, length, BLOCK):
+        key_row = begin + tl.arange(0, BLOCK)
         # Values are needed last. They are loaded first, so that they arrive during the rest.
         value_row = tl.minimum(key_row, length - 1)[:, None]
         value = tl.load(value_ptr + value_row * (3 * WIDTH) + col, col < 2 * HALF, 0.0)
@@ -127,6 +107,51 @@ def _attention_kernel(
         total = total * shrink + tl.sum(weight, 1)
         out = tl.dot(weight.to(value.dtype), value, out * shrink[:, None])
         highest = higher
+    return out, total
+
+
+@triton.jit(do_not_specialize=["num_blocks"])
+def _attention_kernel(
+    qkv_ptr,
+    out_ptr,
+    offsets_ptr,
+    cos_ptr,
+    sin_ptr,
+    slopes_ptr,
+    bound_ptr,
+    row_scale_ptr,
+    num_blocks,
+    scale,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Attend from BLOCK queries of one head of one sequence to all of its keys.
+
+    Writes 8 bits if there is a `bound_ptr`: all rows get their scale from that bound of the values.
+    """
+    WIDTH: tl.constexpr = 2 * HALF * HEADS
+    # Heads vary fastest: programs that run at the same time then read neighbouring memory.
+    program = tl.program_id(0)
+    head = program % HEADS
+    block = program // HEADS % num_blocks
+    sequence = program // HEADS // num_blocks
+    start = tl.load(offsets_ptr + sequence)
+    length = tl.load(offsets_ptr + sequence + 1) - start
+    # The grid is made for the longest sequence, so short ones have programs without queries.
+    if block * BLOCK >= length:
+        return
+    # int64, because queries, keys and values of a large batch have more numbers than an int32
+    # counts.
+    query_ptr = qkv_ptr + start.to(tl.int64) * (3 * WIDTH) + head * (2 * HALF)
+    out_ptr += start.to(tl.int64) * WIDTH + head * (2 * HALF)
+
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    out, total = _sum_values(
+        query_ptr, row, length, cos_ptr, sin_ptr, slopes_ptr, head, scale, WIDTH, HALF, COLS, BLOCK
+    )
+    col = tl.arange(0, 2 * COLS)[None, :]
     if bound_ptr is not None:
         row_scale = tl.load(bound_ptr) / MAX_FLOAT8
         # All heads share the scale, so one of them writes it.
@@ -219,8 +244,7 @@ def _attend(
         HALF=head_dim // 2,
         # A product in Triton needs at least 16 columns, and blocks are powers of two.
         COLS=max(16, triton.next_power_of_2(head_dim // 2)),
-        BLOCK_M=block,
-        BLOCK_N=block,
+        BLOCK=block,
         num_warps=4,
         # With angles there is too little shared memory to load blocks ahead in several stages.
         num_stages=1 if angles else 3,
