@@ -112,6 +112,20 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
+def format_seconds(seconds: float) -> str:
+    """Return a duration in its two largest units, as people say it."""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes >= 10:
+        return f"{minutes} min"
+    return f"{minutes} min {whole} s" if minutes else f"{whole} s"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, or its type if the error has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0][:_MAX_MESSAGE_LETTERS]

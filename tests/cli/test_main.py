@@ -22,8 +22,9 @@ from virnucpro.backend import registry
 from virnucpro.backend.interface import BackendInfo
 from virnucpro.backend.registry import BackendListing
 from virnucpro.cli.main import main
-from virnucpro.cli.options import make_config, settle_output
+from virnucpro.cli.options import make_config
 from virnucpro.cli.predict import predict_command
+from virnucpro.cli.starting import settle_output
 from virnucpro.config import PredictConfig
 from virnucpro.config.settings_file import command_keys, read_settings
 from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
@@ -477,7 +478,7 @@ def test_on_a_terminal_the_user_is_asked(occupied):
 @pytest.mark.slow
 def test_a_yes_means_force(occupied):
     program = (
-        "from virnucpro.cli.options import *\n"
+        "from virnucpro.cli.starting import *\n"
         "config = PredictConfig(inputs='a.fa')\n"
         "print(settle_output(config, 'a_predictions', used=True, may_ask=True).force)"
     )
@@ -489,13 +490,13 @@ def test_a_yes_means_force(occupied):
 def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
     program = (
         "from pathlib import Path\n"
-        "from virnucpro.cli import options, predict, progress\n"
+        "from virnucpro.cli import options, predict, progress, starting\n"
         "from virnucpro.config import LaunchConfig\n"
         "from virnucpro.runtime.monitoring import Monitor, PassStatus\n"
         f"path, argv = Path({str(tmp_path)!r}, 'metrics.jsonl'), ['a.fa', *{option.split()}]\n"
         "with predict.predict_command.make_context('predict', argv) as context:\n"
         "    launch = options.make_config(context, LaunchConfig)\n"
-        "    wanted = options.wants_progress(context, launch)\n"
+        "    wanted = starting.wants_progress(context, launch)\n"
         "    with progress.shown_progress(path, wanted=wanted), Monitor(path) as monitor:\n"
         "        status = PassStatus('DNA embeddings', 5000, 60, 10)\n"
         "        status.count_batch(num_rows=1234, num_tokens=30, cost=30)\n"

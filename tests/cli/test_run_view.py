@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from tests.samples import GPU, make_sample, read_state, watch_all, write_run
-from virnucpro.cli.run_view import format_seconds, render
+from virnucpro.cli.run_view import render
+from virnucpro.errors import format_seconds
 from virnucpro.runtime.monitoring import RunState
 
 

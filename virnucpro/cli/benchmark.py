@@ -10,12 +10,8 @@ from typing import Any
 
 import click
 
-from virnucpro.cli.options import (
-    config_command,
-    hide_other_gpus,
-    make_compute_config,
-    require_single_process,
-)
+from virnucpro.cli.options import config_command
+from virnucpro.cli.starting import hide_other_gpus, make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import BenchmarkConfig
 from virnucpro.errors import IncompleteError, UsageError, VirnucproError

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME
-from virnucpro.cli.options import config_command, require_classifier, wants_progress
+from virnucpro.cli.options import config_command
+from virnucpro.cli.starting import require_classifier, wants_progress
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import CheckPrecisionConfig, ProgressConfig
 from virnucpro.errors import UsageError

@@ -7,13 +7,8 @@ import logging
 import click
 
 from virnucpro.checkpoints.run_directory import EmbedDirectory
-from virnucpro.cli.options import (
-    config_command,
-    hide_other_gpus,
-    leave_to_launch,
-    settle_output,
-    wants_progress,
-)
+from virnucpro.cli.options import config_command
+from virnucpro.cli.starting import hide_other_gpus, leave_to_launch, settle_output, wants_progress
 from virnucpro.config import STDIN, EmbedConfig, LaunchConfig
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from virnucpro.cli.options import config_command, is_quiet
+from virnucpro.cli.options import config_command
+from virnucpro.cli.starting import is_quiet
 from virnucpro.cli.terminal import echo_summary
 from virnucpro.config import MergeConfig, SummaryConfig
 

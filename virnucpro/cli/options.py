@@ -1,13 +1,9 @@
-"""Commands made from their classes of settings, and what several commands do with them."""
+"""Commands made from their classes of settings: their options, and the settings that users gave."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
-import os
-import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,32 +11,18 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from virnucpro.cli import ARGUMENTS
 from virnucpro.config import (
     COMMANDS,
-    ComputeConfig,
     Config,
-    DeviceConfig,
-    LaunchConfig,
     Option,
     PredictConfig,
-    ProgressConfig,
-    RunConfig,
     command_options,
     options_of,
 )
 from virnucpro.config.options import GROUPS, REQUIRED
-from virnucpro.config.published import DNABERT_S, ESM2_3B, PUBLISHED
-from virnucpro.errors import OutputExistsError, UsageError
-from virnucpro.runtime.environment import (
-    check_launch,
-    is_launched,
-    is_main_process,
-    num_processes,
-)
+from virnucpro.errors import UsageError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
-AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
 _PATHS: Mapping[str, Mapping[str, bool]] = {
     "input": {"exists": True, "dir_okay": False, "allow_dash": True},
@@ -52,6 +34,7 @@ _PATHS: Mapping[str, Mapping[str, bool]] = {
     "new directory": {"file_okay": False},
     "new": {},
 }
+SETTINGS_PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FORK_SETTINGS = "virnucpro.fork_settings"
 """Where a click context keeps the path of the settings file, and the fork's keys in it."""
 
@@ -150,9 +133,6 @@ def config_command(
     return decorate
 
 
-SETTINGS_PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
 def _make_param(option: Option) -> click.Parameter:
     about: dict[str, Any] = {"type": _make_type(option), "metavar": option.metavar}
     if option.is_argument:
@@ -249,18 +229,6 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
     return config(**fields)
 
 
-def make_compute_config(
-    config: DeviceConfig, compile: str = ComputeConfig.compile
-) -> ComputeConfig:
-    """Return how to compute on the device of settings that say no more."""
-    return ComputeConfig(
-        device=config.device,
-        precision=config.precision,
-        attention=config.attention,
-        compile=compile,
-    )
-
-
 def given_options(ctx: click.Context) -> dict[str, Any]:
     """Return the parameters that the user gave, without those that are at their defaults."""
     return {
@@ -290,126 +258,3 @@ def _resolve_flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
             resolved[name] = value
             by_flag[name] = param.opts[0]
     return resolved
-
-
-def require_classifier(config: PredictConfig) -> None:
-    """Make sure that the classifier exists, before anything that takes longer.
-
-    Raises:
-        UsageError: It does not.
-    """
-    if config.resolved_model_path.is_file():
-        return
-    if config.model_path is None and config.model_type in PUBLISHED:
-        weights = (config.dna_weights, config.protein_weights)
-        names = [model.name for model in (DNABERT_S, ESM2_3B) if model.location in weights]
-        mini = "-m mini" if config.chunk_length_bp == 500 else "-m mini -e 300"
-        raise UsageError(
-            f"{config.resolved_model_path}: no such classifier; get it and its models with "
-            f"`virnucpro models download {' '.join([config.model_type, *names])}`, give the path "
-            f"of one with -p, or {mini} for the small model that ships with virnucpro"
-        )
-    raise UsageError(
-        f"{config.resolved_model_path}: no such classifier; give the path of one with "
-        "-p, or -m mini for the small model that ships with virnucpro"
-    )
-
-
-def settle_output(
-    config: AnyRunConfig, path: Path, *, used: bool, may_ask: bool
-) -> AnyRunConfig | None:
-    """Return `config`, with `force` set if the user agreed to it; None if they declined.
-
-    Args:
-        config: The settings so far.
-        path: The output file or directory.
-        used: Whether there is anything in it that could be lost.
-        may_ask: False if standard input is the data.
-
-    Raises:
-        OutputExistsError: Something is there and nobody can be asked.
-    """
-    # The main process of a launch may already have begun to write what another finds here.
-    if not used or config.force or config.resume or not is_main_process():
-        return config
-    if num_processes() > 1 or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
-        raise OutputExistsError(
-            f"{path} exists; give --resume to go on with what is there, --force to overwrite it, "
-            "or another output with -o"
-        )
-    question = f"{path} exists; --resume would go on with what is there. Overwrite it?"
-    if click.confirm(question, err=True):
-        return dataclasses.replace(config, force=True)
-    return None
-
-
-def hide_other_gpus(gpus: str | None) -> None:
-    """Leave visible only the GPUs that `--gpus` names, if it names some.
-
-    As in the fork the ids replace CUDA_VISIBLE_DEVICES, and `cuda:N` counts among them. CUDA reads
-    that when it starts, which is later; so this holds in each process of a launch as well.
-
-    Raises:
-        UsageError: These are no ids.
-    """
-    if gpus is None:
-        return
-    if not re.fullmatch(r"\d+(,\d+)*", gpus):
-        raise UsageError(f"--gpus {gpus}: wanted numbers with commas between, such as 0,1")
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-
-
-def require_single_process(ctx: click.Context) -> None:
-    """Refuse to measure in several processes, which would disturb each other.
-
-    Raises:
-        UsageError: A launch has started others along with this one.
-    """
-    if num_processes() > 1:
-        raise UsageError(
-            f"{ctx.command.name} measures one device; run it without a launcher, or in one process"
-        )
-
-
-def leave_to_launch(
-    ctx: click.Context, config: ComputeConfig, launch: LaunchConfig, *, force: bool
-) -> None:
-    """Run the command in several processes if it needs them, and exit as they do.
-
-    Args:
-        ctx: The command's.
-        config: What the processes will read again from the command line.
-        launch: How many processes, on which GPUs.
-        force: Whether to add `--force`, which a person at the terminal agreed to.
-
-    Raises:
-        UsageError: There are no devices for so many processes.
-    """
-    wanted = launch.num_processes
-    if is_launched():
-        if wanted not in (None, num_processes()):
-            raise UsageError(
-                f"--num-processes {wanted}: this is a launch of {num_processes()} already; "
-                "leave the option out"
-            )
-        check_launch()
-        return
-    check_launch()
-    from virnucpro.runtime import launching
-
-    num_wanted = launching.choose_num_processes(config.device, wanted, launch.gpus)
-    if num_wanted == 1:
-        return
-    before, own = ctx.meta[ARGUMENTS]
-    forced = ["--force"] if force else []
-    ctx.exit(launching.launch(num_wanted, [*before, *forced, *own]))
-
-
-def wants_progress(ctx: click.Context, config: ProgressConfig) -> bool:
-    """Return whether the user wants to see progress, and this process shows it."""
-    return is_main_process() and not (is_quiet(ctx) or config.no_progress)
-
-
-def is_quiet(ctx: click.Context) -> bool:
-    """Return whether the user wants to see errors only."""
-    return bool(ctx.find_root().params.get("quiet")) or ctx.params.get("verbose") is False

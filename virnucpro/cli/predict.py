@@ -9,10 +9,8 @@ import logging
 import click
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.cli.options import (
-    ConfigFlag,
-    config_command,
-    given_options,
+from virnucpro.cli.options import ConfigFlag, config_command, given_options
+from virnucpro.cli.starting import (
     hide_other_gpus,
     is_quiet,
     leave_to_launch,
@@ -23,7 +21,7 @@ from virnucpro.cli.options import (
 )
 from virnucpro.cli.terminal import echo, echo_summary
 from virnucpro.config import STDIN, LaunchConfig, PredictConfig, SummaryConfig
-from virnucpro.errors import IncompleteError
+from virnucpro.errors import IncompleteError, format_seconds
 from virnucpro.legacy.options import FORK_OPTIONS, ForkOption
 from virnucpro.runtime.environment import is_main_process, reads_settings_first
 from virnucpro.runtime.logs import set_console_level
@@ -95,7 +93,6 @@ def predict_command(
 
 
 def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool) -> None:
-    from virnucpro.cli.run_view import format_seconds
     from virnucpro.runtime.launching import choose_num_processes
     from virnucpro.workflows.dry_run import estimate_run
 

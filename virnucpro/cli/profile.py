@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from virnucpro.backend.registry import load_backend
-from virnucpro.cli.options import config_command, make_compute_config, require_single_process
+from virnucpro.cli.options import config_command
+from virnucpro.cli.starting import make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import PredictConfig, ProfileConfig
 from virnucpro.errors import UsageError

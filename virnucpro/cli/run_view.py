@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from virnucpro.runtime.monitoring import RunState
+from virnucpro.errors import format_seconds
+from virnucpro.runtime.monitoring import RunState, describe_speed
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import ProcessHistory
 
@@ -61,35 +62,11 @@ def describe_pass(state: RunState) -> str:
 
 def describe_pass_end(state: RunState) -> str:
     """Return one line about a pass that is over."""
-    history = state.history
-    seconds = max(process.last.loop_seconds for process in history.processes.values())
-    done = [process.summary() for process in history.processes.values()]
-    device, data = (
-        100 * sum(process[share] for process in done) / len(done)
-        for share in ("device_share", "data_share")
-    )
-    text = (
-        f"{history.pass_name}: {history.num_rows:,} rows in {format_seconds(seconds)}, "
-        f"{history.tokens_per_second(state.last_time):,.0f} tokens/s, "
-        f"device busy {device:.0f} % of the time, waiting for data {data:.0f} %"
-    )
-    used = [process["gpu_utilization_percent"] for process in done]
+    processes = state.history.processes.values()
+    text = describe_speed([process.last for process in processes])
+    used = [process.summary()["gpu_utilization_percent"] for process in processes]
     found = [percent for percent in used if percent is not None]
     return f"{text}, GPU {sum(found) / len(found):.0f} %" if found else text
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration in its two largest units, as people say it."""
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes >= 10:
-        return f"{minutes} min"
-    return f"{minutes} min {whole} s" if minutes else f"{whole} s"
 
 
 def _time_left(state: RunState) -> str:

@@ -5,14 +5,8 @@ from __future__ import annotations
 import click
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.cli.options import (
-    ConfigCommand,
-    config_command,
-    hide_other_gpus,
-    leave_to_launch,
-    settle_output,
-    wants_progress,
-)
+from virnucpro.cli.options import ConfigCommand, config_command
+from virnucpro.cli.starting import hide_other_gpus, leave_to_launch, settle_output, wants_progress
 from virnucpro.cli.terminal import echo, echo_sections
 from virnucpro.config import LaunchConfig, TrainConfig
 from virnucpro.runtime.environment import is_main_process

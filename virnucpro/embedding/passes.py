@@ -27,7 +27,7 @@ from virnucpro.embedding.loader import make_loader
 from virnucpro.embedding.loop import Loop
 from virnucpro.errors import MemoryExhaustedError, count
 from virnucpro.runtime.devices import count_affordable, device_name, is_out_of_memory
-from virnucpro.runtime.monitoring import PassStatus
+from virnucpro.runtime.monitoring import PassStatus, describe_speed
 from virnucpro.runtime.run import Run
 
 logger = logging.getLogger(__name__)
@@ -70,21 +70,6 @@ class Pass:
             CheckpointError: An embedding is missing, or a part cannot be read.
         """
         return self.embeddings.gather(self.job.source.representatives[rows])
-
-    def log_speed(self) -> None:
-        """Log how fast the processes were, if they embedded anything."""
-        working = [summary for summary in self.summaries if summary.loop_seconds > 0]
-        if not working:
-            return
-        seconds = [summary.loop_seconds for summary in working]
-        logger.info(
-            "%s: %s at %s tokens/s, device busy %.0f %% of the time, waiting for data %.0f %%",
-            self.job.name,
-            count(sum(summary.num_rows for summary in working), "row"),
-            f"{sum(summary.num_tokens for summary in working) / max(seconds):,.0f}",
-            100 * sum(summary.device_seconds for summary in working) / sum(seconds),
-            100 * sum(summary.data_seconds for summary in working) / sum(seconds),
-        )
 
     @cached_property
     def embeddings(self) -> EmbeddingReader:
@@ -130,7 +115,9 @@ def run_pass(run: Run, job: Job) -> Pass:
         if len(np.setdiff1d(job.rows, finished)):
             _embed_rest(run, job, finished, status)
         done = Pass(job, run.gather(status))
-        done.log_speed()
+        # A pass that an earlier run has finished has no speed.
+        if any(summary.loop_seconds for summary in done.summaries):
+            logger.info("%s", describe_speed(done.summaries))
     if done.failed_rows and not finished_parts(job.parts_dir):
         raise MemoryExhaustedError(
             f"{job.name}: none of {len(done.failed_rows)} sequences fits the memory of "

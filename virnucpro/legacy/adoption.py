@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -92,26 +92,18 @@ def adopt_legacy_run(
     if length_bp not in (None, store.chunk_length_bp):
         reason = f"the old run used chunks of {length_bp} bp, this one {store.chunk_length_bp}"
         return _leave_out(directory, reason)
-    dims = EmbeddingDims(**{name: one.embedding_dim for name, one in identities.items()})
     jobs = min(_MAX_PROCESSES, os.cpu_count() or 1)
     # All files are looked at before any is used: an id is ambiguous only by what other files say.
-    reports = list(run_parallel(partial(inspect_file, dims=dims), paths, jobs))
+    reports = list(run_parallel(partial(inspect_file, dims=_dims(identities)), paths, jobs))
     choice = choose_rows(reports)
     rows_of_ids = _FrameIds(store)
-    tasks = []
     targets = {
         name: _Target(store, name, missing[name], _trusted_rows(places, store, name, rows_of_ids))
         for name in identities
     }
-    # Each file writes with a rank of its own, so that parts of two files never share a name.
-    for rank, (report, taken) in enumerate(zip(reports, choice.taken, strict=True)):
+    for report in reports:
         _tell(report)
-        rows = {
-            name: targets[name].claim(np.where(mask, rows_of_ids.find(report.ids), -1))
-            for name, mask in taken.items()
-        }
-        if any((found >= 0).any() for found in rows.values()):
-            tasks.append(_make_task(directory, report.path, rank, rows, identities, dims))
+    tasks = list(_plan_tasks(directory, identities, targets, rows_of_ids, reports, choice))
     for _ in run_parallel(convert_file, tasks, jobs):
         pass
     return _summarize(tasks, choice)
@@ -122,26 +114,39 @@ def _leave_out(directory: RunDirectory, reason: str) -> dict[Alphabet, int]:
     return {}
 
 
-def _make_task(
+def _plan_tasks(
     directory: RunDirectory,
-    path: Path,
-    rank: int,
-    rows: Mapping[Alphabet, Int64Array],
     identities: Mapping[Alphabet, Identity],
-    dims: EmbeddingDims,
-) -> Conversion:
-    places = {name: directory.parts_dir(name) for name in rows}
-    return Conversion(
-        path=path,
-        dims=dims,
-        rank=rank,
-        rows=rows,
-        directories=places,
-        identities={name: identities[name] for name in rows},
-        # The numbers of this run's own parts, damaged ones included, are not used again.
-        first_numbers={name: next_part_number(place, rank) for name, place in places.items()},
-        with_ids=False,
-    )
+    targets: Mapping[Alphabet, _Target],
+    rows_of_ids: _FrameIds,
+    reports: Sequence[FileReport],
+    choice: Choice,
+) -> Iterator[Conversion]:
+    """Yield the parts to write from each file that has rows which are wanted."""
+    # Each file writes with a rank of its own, so that parts of two files never share a name.
+    for rank, (report, taken) in enumerate(zip(reports, choice.taken, strict=True)):
+        rows = {
+            name: targets[name].claim(np.where(mask, rows_of_ids.find(report.ids), -1))
+            for name, mask in taken.items()
+        }
+        if not any((found >= 0).any() for found in rows.values()):
+            continue
+        places = {name: directory.parts_dir(name) for name in rows}
+        yield Conversion(
+            path=report.path,
+            dims=_dims(identities),
+            rank=rank,
+            rows=rows,
+            directories=places,
+            identities={name: identities[name] for name in rows},
+            # The numbers of this run's own parts, damaged ones included, are not used again.
+            first_numbers={name: next_part_number(place, rank) for name, place in places.items()},
+            with_ids=False,
+        )
+
+
+def _dims(identities: Mapping[Alphabet, Identity]) -> EmbeddingDims:
+    return EmbeddingDims(**{name: one.embedding_dim for name, one in identities.items()})
 
 
 def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:

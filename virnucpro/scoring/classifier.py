@@ -9,11 +9,12 @@ P numbers of a protein embedding, Q numbers of a DNA embedding, K features of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array
@@ -131,29 +132,30 @@ class Classifier:
         """
         trained = self.metadata
         if trained is None:
-            is_known = dna[1] is not None and protein[1] is not None
-            if is_known and self.input_dim != (dna[1] or 0) + (protein[1] or 0):
+            known = [dim for _, dim in (dna, protein) if dim is not None]
+            # A file without metadata tells one number only: the sum of both dimensions.
+            if len(known) == 2 and self.input_dim != sum(known):
                 raise ClassifierError(
                     f"the classifier wants {self.input_dim} numbers for a frame, the backends give "
                     f"{_describe_features(dna, protein)}; choose the backends and weights that it "
                     "was trained on, or another classifier"
                 )
             return
-        wanted = (
-            (trained.dna_backend, trained.dna_dim),
-            (
-                trained.protein_backend,
-                trained.protein_dim,
-            ),
-        )
-        if any(
-            (name, dim or wanted_dim) != (wanted_name, wanted_dim)
-            for (name, dim), (wanted_name, wanted_dim) in zip((dna, protein), wanted, strict=True)
-        ):
+        wanted_dna = trained.dna_backend, trained.dna_dim
+        wanted_protein = trained.protein_backend, trained.protein_dim
+        # A dimension that is unknown yet cannot be wrong; it is compared when weights are open.
+        found = [
+            (name, dim or wanted)
+            for (name, dim), (_, wanted) in zip(
+                (dna, protein), (wanted_dna, wanted_protein), strict=True
+            )
+        ]
+        if found != [wanted_dna, wanted_protein]:
             raise ClassifierError(
-                f"the classifier wants {_describe_features(*wanted)} numbers for a frame, the "
-                f"backends give {_describe_features(dna, protein)}; choose the backends and "
-                f"weights that it was trained on{self._describe_weights()}, or another classifier"
+                f"the classifier wants {_describe_features(wanted_dna, wanted_protein)} numbers "
+                f"for a frame, the backends give {_describe_features(dna, protein)}; choose the "
+                f"backends and weights that it was trained on{self._describe_weights()}, or "
+                "another classifier"
             )
         if trained.chunk_length_bp != chunk_length_bp:
             raise ClassifierError(
@@ -161,16 +163,23 @@ class Classifier:
                 f"cuts chunks of {chunk_length_bp} bp; set the expected length to "
                 f"{trained.chunk_length_bp} (-e), or choose another classifier"
             )
-        for name, identity, found in zip(
+        if weights_identities is not None:
+            self._check_weights(weights_identities)
+
+    def _check_weights(self, identities: tuple[str, str]) -> None:
+        """Compare the identities of the run's weights with those of the training, if known."""
+        trained = self.metadata
+        assert trained is not None, "only a file with metadata names its weights"
+        for name, wanted, found in zip(
             (trained.dna_backend, trained.protein_backend),
             (trained.dna_weights_identity, trained.protein_weights_identity),
-            weights_identities or (None, None),
+            identities,
             strict=True,
         ):
             # A classifier of older files does not know its weights. Then nothing can be compared.
-            if None not in (identity, found) and identity != found:
+            if wanted not in (None, found):
                 raise ClassifierError(
-                    f"the classifier was trained on {name} weights {identity}, the run uses "
+                    f"the classifier was trained on {name} weights {wanted}, the run uses "
                     f"{found}; use the same files as the training{self._describe_weights()} (the "
                     "same model in another file format has another identity), or choose another "
                     "classifier"
@@ -203,12 +212,10 @@ class FrameClassifier(Classifier):
         state: Mapping[str, torch.Tensor],
         metadata: ClassifierMetadata | None,
         identity: str,
-        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(metadata, identity)
-        self._device = torch.device(device)
         # float64, so that rounding to float32 at the end hides how a machine orders its sums.
-        tensors = {name: tensor.to(self._device, torch.float64) for name, tensor in state.items()}
+        tensors = {name: tensor.double() for name, tensor in state.items()}
         # In eval mode, batch normalization is a scale and a shift, so the first layer absorbs it.
         scale_H = tensors["bn1.weight"] / (tensors["bn1.running_var"] + BATCH_NORM_EPS).sqrt()
         centred_H = tensors["hidden_layer.bias"] - tensors["bn1.running_mean"]
@@ -218,6 +225,7 @@ class FrameClassifier(Classifier):
         self._output_bias_C = tensors["output_layer.bias"]
         self.input_dim = self._hidden_weight_DH.shape[0]
 
+    @torch.inference_mode()
     def score(self, features_ND: Float32Array) -> Float32Array:
         """Return float32 (N, 2), P(others) and P(virus), for float32 (N, D) features.
 
@@ -231,53 +239,33 @@ class FrameClassifier(Classifier):
                 f"the classifier wants features of shape (frames, {self.input_dim}), found "
                 f"{features_ND.shape}"
             )
-        # A matrix product chooses its kernel, and so the order of its sums, by the number of rows.
-        # So all blocks have one size; old rows pad the last one. float64 rounded to float32 hides
-        # the differences that the number of threads and the device still make.
         scores_NC = np.empty((len(features_ND), len(CLASS_NAMES)), np.float32)
-        block_BD = np.zeros((_BLOCK_ROWS, self.input_dim))
-        for start in range(0, len(features_ND), _BLOCK_ROWS):
-            rows = features_ND[start : start + _BLOCK_ROWS]
-            block_BD[: len(rows)] = rows
-            scores_NC[start : start + len(rows)] = self._score_block(block_BD)[: len(rows)]
-        # NaN would compare as "not viral" in every later step, and nobody would notice.
-        bad_rows = np.flatnonzero(~np.isfinite(scores_NC).all(axis=1))
-        if len(bad_rows):
-            raise ClassifierError(
-                f"{len(bad_rows)} of {len(scores_NC)} frames, the first at {bad_rows[0]}, have no "
-                "finite score because their embeddings contain NaN or infinity; compute them again"
-            )
+        shapes = [(_BLOCK_ROWS, self.input_dim)]
+        for rows, (block_BD,) in _split_blocks([features_ND], shapes):
+            features_BD = torch.from_numpy(block_BD)
+            hidden_BH = (features_BD @ self._hidden_weight_DH + self._hidden_bias_H).relu()
+            logits_BC = hidden_BH @ self._output_weight_HC + self._output_bias_C
+            scores_NC[rows] = logits_BC.softmax(dim=1).numpy()[: len(scores_NC[rows])]
+        _check_finite(scores_NC, "frames")
         return scores_NC
-
-    @torch.inference_mode()
-    def _score_block(self, block_BD: Float64Array) -> Float32Array:
-        features_BD = torch.from_numpy(block_BD).to(self._device)
-        hidden_BH = (features_BD @ self._hidden_weight_DH + self._hidden_bias_H).relu()
-        logits_BC = hidden_BH @ self._output_weight_HC + self._output_bias_C
-        scores_BC: Float32Array = logits_BC.softmax(dim=1).float().cpu().numpy()
-        return scores_BC
 
 
 class ChunkClassifier(Classifier):
     """The `ChunkHead` over the stretches and the DNA of a chunk, in eval mode."""
 
     def __init__(
-        self,
-        state: Mapping[str, torch.Tensor],
-        metadata: ClassifierMetadata,
-        identity: str,
-        device: torch.device | str = "cpu",
+        self, state: Mapping[str, torch.Tensor], metadata: ClassifierMetadata, identity: str
     ) -> None:
         super().__init__(metadata, identity)
         assert metadata.chunk_head is not None, "its file says it"
         self.sizes = metadata.chunk_head
         self.input_dim = self.sizes.dna_dim + self.sizes.protein_dim
-        self._device = torch.device(device)
         # The caller's random numbers stay as they were.
         with torch.random.fork_rng(devices=[]):
-            self._head = ChunkHead(self.sizes).to(self._device, torch.float64).eval()
+            self._head = ChunkHead(self.sizes).double().eval()
         self._head.load_state_dict(dict(state))
 
+    @torch.inference_mode()
     def score(
         self,
         dna_NQ: Float32Array,
@@ -311,49 +299,52 @@ class ChunkClassifier(Classifier):
                     f"the classifier wants {name} of shape {shape} and at most {max_stretches} "
                     f"stretches of a chunk, found {array.shape}"
                 )
-        # Blocks of one shape and float64, for the reason that FrameClassifier.score gives.
-        dna_BQ, protein_BSP, features_BSK = (
-            np.zeros((_BLOCK_CHUNKS, *shape))
-            for shape in (
-                (self.sizes.dna_dim,),
-                (max_stretches, self.sizes.protein_dim),
-                (max_stretches, NUM_FEATURES),
-            )
-        )
         logits_N = np.empty(num_chunks, np.float32)
-        for start in range(0, num_chunks, _BLOCK_CHUNKS):
-            chunks = slice(start, min(start + _BLOCK_CHUNKS, num_chunks))
-            size = chunks.stop - chunks.start
-            is_stretch_BS = np.zeros((_BLOCK_CHUNKS, max_stretches), np.bool_)
-            is_stretch_BS[:size, :num_stretches] = is_stretch_NS[chunks]
-            dna_BQ[:size] = dna_NQ[chunks]
+        arrays = [dna_NQ, protein_NSP, features_NSK, is_stretch_NS]
+        shapes = [
+            (_BLOCK_CHUNKS, self.sizes.dna_dim),
+            (_BLOCK_CHUNKS, max_stretches, self.sizes.protein_dim),
+            (_BLOCK_CHUNKS, max_stretches, NUM_FEATURES),
+            (_BLOCK_CHUNKS, max_stretches),
+        ]
+        for chunks, blocks in _split_blocks(arrays, shapes):
+            dna_BQ, protein_BSP, features_BSK, is_stretch_BS = map(torch.from_numpy, blocks)
+            is_stretch_BS = is_stretch_BS.bool()
             # Zeros where there is no stretch: a weight of 0 does not remove NaN.
-            for block, array in ((protein_BSP, protein_NSP), (features_BSK, features_NSK)):
-                block[:size, :num_stretches] = array[chunks]
+            for block in (protein_BSP, features_BSK):
                 block[~is_stretch_BS] = 0
-            logits_N[chunks] = self._score_block(dna_BQ, protein_BSP, features_BSK, is_stretch_BS)[
-                :size
-            ]
-        bad_chunks = np.flatnonzero(~np.isfinite(logits_N))
-        if len(bad_chunks):
-            raise ClassifierError(
-                f"{len(bad_chunks)} of {num_chunks} chunks, the first at {bad_chunks[0]}, have no "
-                "finite score because their embeddings contain NaN or infinity; compute them again"
-            )
+            logits_B = self._head(dna_BQ, protein_BSP, features_BSK, is_stretch_BS)
+            logits_N[chunks] = logits_B.numpy()[: len(logits_N[chunks])]
+        _check_finite(logits_N, "chunks")
         return logits_N
 
-    @torch.inference_mode()
-    def _score_block(
-        self,
-        dna_BQ: Float64Array,
-        protein_BSP: Float64Array,
-        features_BSK: Float64Array,
-        is_stretch_BS: BoolArray,
-    ) -> Float32Array:
-        arrays = (dna_BQ, protein_BSP, features_BSK, is_stretch_BS)
-        logits_B = self._head(*(torch.from_numpy(array).to(self._device) for array in arrays))
-        found_B: Float32Array = logits_B.float().cpu().numpy()
-        return found_B
+
+def _split_blocks(
+    arrays: Sequence[npt.NDArray[Any]], shapes: Sequence[tuple[int, ...]]
+) -> Iterator[tuple[slice, list[Float64Array]]]:
+    """Yield N rows block by block: which rows, and float64 arrays of exactly these shapes.
+
+    Zeros fill up what the arrays do not.
+    """
+    # A matrix product chooses its kernel, and so the order of its sums, by the number of rows.
+    # So all blocks have one size. float64 rounded to float32 hides the differences that the
+    # number of threads still makes.
+    for start in range(0, len(arrays[0]), shapes[0][0]):
+        rows = slice(start, start + shapes[0][0])
+        blocks = [np.zeros(shape) for shape in shapes]
+        for array, block in zip(arrays, blocks, strict=True):
+            block[tuple(map(slice, array[rows].shape))] = array[rows]
+        yield rows, blocks
+
+
+def _check_finite(scores: Float32Array, name: str) -> None:
+    # NaN would compare as "not viral" in every later step, and nobody would notice.
+    bad_rows = np.unique(np.nonzero(~np.isfinite(scores))[0])
+    if len(bad_rows):
+        raise ClassifierError(
+            f"{len(bad_rows)} of {len(scores)} {name}, the first at {bad_rows[0]}, have no finite "
+            "score because their embeddings contain NaN or infinity; compute them again"
+        )
 
 
 def _describe_features(dna: tuple[str, int | None], protein: tuple[str, int | None]) -> str:

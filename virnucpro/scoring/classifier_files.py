@@ -62,7 +62,7 @@ _STAND_INS = [
 ]
 
 
-def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifier:
+def load_classifier(path: Path) -> Classifier:
     """Load the classifier in `path`.
 
     The published files are pickles of a whole `__main__.MLPClassifier`
@@ -70,7 +70,6 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifie
 
     Args:
         path: A whole-module pickle, a state dict or a safetensors file.
-        device: Where the scores are computed.
 
     Raises:
         ClassifierError: The file is missing, damaged or unsafe, or contains something else.
@@ -79,8 +78,8 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifie
         state, metadata = _read(path)
         identity = digest_files([path])
         if metadata is not None and metadata.chunk_head is not None:
-            return ChunkClassifier(state, metadata, identity, device)
-        return FrameClassifier(state, metadata, identity, device)
+            return ChunkClassifier(state, metadata, identity)
+        return FrameClassifier(state, metadata, identity)
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | None]:

@@ -7,6 +7,20 @@ Nothing here imports torch, so that `virnucpro monitor` starts at once.
 
 from virnucpro.runtime.monitoring.monitor import Monitor
 from virnucpro.runtime.monitoring.run_state import RunState
-from virnucpro.runtime.monitoring.status import PassStatus, Place, ProgressListener, Sample
+from virnucpro.runtime.monitoring.status import (
+    PassStatus,
+    Place,
+    ProgressListener,
+    Sample,
+    describe_speed,
+)
 
-__all__ = ["Monitor", "PassStatus", "Place", "ProgressListener", "RunState", "Sample"]
+__all__ = [
+    "Monitor",
+    "PassStatus",
+    "Place",
+    "ProgressListener",
+    "RunState",
+    "Sample",
+    "describe_speed",
+]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from virnucpro.errors import brief, printable
+from virnucpro.errors import brief, count, format_seconds, printable
 from virnucpro.runtime.monitoring.gpu import GpuReading
 
 _COUNTERS = (
@@ -107,6 +107,23 @@ class PassStatus:
         # For progress, a failed row is finished; in run.json only embedded rows count.
         embedded = {"num_rows": self.num_rows - len(self.failed_rows)}
         return {name: getattr(self, name) for name in _RUN_JSON_KEYS} | embedded
+
+
+def describe_speed(processes: Sequence[PassStatus]) -> str:
+    """Return one line about a pass that is over, from the counters of all its processes."""
+    seconds = [one.loop_seconds for one in processes]
+    # A process that had nothing to do has spent no time. The pass takes as long as the slowest.
+    num_tokens, longest, total = (
+        sum(one.num_tokens for one in processes),
+        max(seconds),
+        sum(seconds),
+    )
+    return (
+        f"{processes[0].name}: {count(sum(one.num_rows for one in processes), 'row')} in "
+        f"{format_seconds(longest)}, {num_tokens / (longest or 1):,.0f} tokens/s, device busy "
+        f"{100 * sum(one.device_seconds for one in processes) / (total or 1):.0f} % of the time, "
+        f"waiting for data {100 * sum(one.data_seconds for one in processes) / (total or 1):.0f} %"
+    )
 
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
