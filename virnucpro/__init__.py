@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from virnucpro.version import __version__ as __version__
-
 if TYPE_CHECKING:
     from virnucpro.config import (
         CalibrateConfig,
@@ -32,6 +30,9 @@ if TYPE_CHECKING:
     from virnucpro.workflows.report import report
     from virnucpro.workflows.scorer import ScoredRecords, Scorer, embed_sequences
     from virnucpro.workflows.train import TrainResult, train
+
+# Before anything else: the modules that say the version import it from here.
+__version__ = "0.1.0"
 
 __all__ = [
     "CalibrateConfig",
@@ -63,39 +64,29 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CalibrateConfig": "virnucpro.config",
-    "CalibrateResult": "virnucpro.workflows.calibrate",
-    "CallConfig": "virnucpro.config",
-    "EmbedConfig": "virnucpro.config",
-    "EvaluateConfig": "virnucpro.config",
-    "Evaluation": "virnucpro.workflows.evaluate",
-    "FinishedRun": "virnucpro.workflows.read_run",
-    "MergeConfig": "virnucpro.config",
-    "PredictConfig": "virnucpro.config",
-    "PredictResult": "virnucpro.reports.record_results",
-    "ReportConfig": "virnucpro.config",
-    "ScoredRecords": "virnucpro.workflows.scorer",
-    "Scorer": "virnucpro.workflows.scorer",
-    "TrainConfig": "virnucpro.config",
-    "TrainResult": "virnucpro.workflows.train",
-    "calibrate": "virnucpro.workflows.calibrate",
-    "call": "virnucpro.workflows.call",
-    "embed": "virnucpro.workflows.embed",
-    "embed_sequences": "virnucpro.workflows.scorer",
-    "evaluate": "virnucpro.workflows.evaluate",
-    "merge": "virnucpro.workflows.merge",
-    "predict": "virnucpro.workflows.predict",
-    "predict_shard": "virnucpro.workflows.predict",
-    "read_run": "virnucpro.workflows.read_run",
-    "report": "virnucpro.workflows.report",
-    "train": "virnucpro.workflows.train",
+    name: module
+    for module, names in {
+        "config": [name for name in __all__ if name.endswith("Config")],
+        "reports.record_results": ["PredictResult"],
+        "workflows.calibrate": ["CalibrateResult", "calibrate"],
+        "workflows.call": ["call"],
+        "workflows.embed": ["embed"],
+        "workflows.evaluate": ["Evaluation", "evaluate"],
+        "workflows.merge": ["merge"],
+        "workflows.predict": ["predict", "predict_shard"],
+        "workflows.read_run": ["FinishedRun", "read_run"],
+        "workflows.report": ["report"],
+        "workflows.scorer": ["ScoredRecords", "Scorer", "embed_sequences"],
+        "workflows.train": ["TrainResult", "train"],
+    }.items()
+    for name in names
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'virnucpro' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"virnucpro.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

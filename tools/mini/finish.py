@@ -32,9 +32,9 @@ from tools.mini.export import export_model
 from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_records
 from tools.mini.teachers import SETTINGS_NAME, read_run
+from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
 from virnucpro.scoring.classifier_files import read_state, save_classifier
-from virnucpro.version import __version__
 
 # The valid split has been drawn from with small seeds while the model was chosen.
 _SEED = 1_000_000

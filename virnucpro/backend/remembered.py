@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from virnucpro.places import user_cache_dir
+from virnucpro.backend.places import user_cache_dir
 
 MIN_BYTES = 1 << 26
 """Smaller files are read each time, which takes a tenth of a second."""

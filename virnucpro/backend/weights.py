@@ -23,11 +23,11 @@ from virnucpro.backend.contents import (
     explain_no_zip,
 )
 from virnucpro.backend.digests import digest_files as digest_files
+from virnucpro.backend.places import find_model
 from virnucpro.backend.tensor_names import with_new_names
 from virnucpro.backend.tensor_names import without_wrappers as without_wrappers
 from virnucpro.backend.tensors import check_state_dict
 from virnucpro.errors import WeightsError, brief, first_line, on_one_line
-from virnucpro.places import find_model
 
 if TYPE_CHECKING:
     import torch

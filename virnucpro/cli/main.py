@@ -15,6 +15,7 @@ from types import FrameType
 
 import click
 
+from virnucpro import __version__
 from virnucpro.cli import ARGUMENTS, SHELLS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
 from virnucpro.cli.terminal import echo
@@ -34,7 +35,6 @@ from virnucpro.runtime.environment import (
 )
 from virnucpro.runtime.logs import set_up_logging
 from virnucpro.runtime.orphans import end_with_launcher
-from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virnucpro.backend.places import find_model
 from virnucpro.config.calls import CallsConfig
 from virnucpro.config.options import argument, option
 from virnucpro.config.published import MINI_DIRECTORY
 from virnucpro.config.shared import STDIN, FramesConfig, input_stem
 from virnucpro.errors import UsageError
-from virnucpro.places import find_model
 
 MODEL_TYPES = ("300", "500", "mini", "custom")
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virnucpro.backend.places import user_cache_dir
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.errors import OutputError
-from virnucpro.places import user_cache_dir
 
 logger = logging.getLogger(__name__)
 

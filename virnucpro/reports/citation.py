@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from virnucpro.version import __version__
+from virnucpro import __version__
 
 
 def read_citation() -> tuple[str, list[dict[str, Any]]]:

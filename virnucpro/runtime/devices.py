@@ -17,10 +17,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 
+from virnucpro.backend.places import user_cache_dir
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import UsageError, first_line
 from virnucpro.kernels import describe_attention
-from virnucpro.places import user_cache_dir
 from virnucpro.runtime.environment import LAUNCH_VARIABLES, check_launch, num_processes
 from virnucpro.runtime.orphans import end_with_launcher
 from virnucpro.runtime.rendezvous import wait_for_all

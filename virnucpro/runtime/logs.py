@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_to_append
 from virnucpro.errors import printable
 from virnucpro.runtime.environment import is_main_process
-from virnucpro.version import __version__
 
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

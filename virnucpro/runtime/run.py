@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import make_output_dir, open_whole
 from virnucpro.config import STDIN, ComputeConfig, RunConfig
 from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
@@ -35,7 +36,6 @@ from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
 from virnucpro.runtime.monitoring.gpu import open_gpu
-from virnucpro.version import __version__
 
 _VISIBILITY_SECONDS = 15.0
 

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from virnucpro import __version__
 from virnucpro.backend.interface import Encoder, Weights
 from virnucpro.backend.registry import describe_backends
 from virnucpro.config import BenchmarkConfig, ComputeConfig
@@ -36,7 +37,6 @@ from virnucpro.embedding.models import Model, open_model
 from virnucpro.errors import UsageError
 from virnucpro.runtime.devices import device_name, is_out_of_memory, supports_fp8
 from virnucpro.runtime.run import Run, open_run
-from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
 

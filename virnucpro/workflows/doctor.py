@@ -20,11 +20,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from virnucpro import __version__
+from virnucpro.backend.places import models_dir, user_cache_dir
 from virnucpro.backend.registry import describe_backends
 from virnucpro.config import PUBLISHED, ComputeConfig
 from virnucpro.errors import VirnucproError
-from virnucpro.places import models_dir, user_cache_dir
-from virnucpro.version import __version__
 from virnucpro.workflows.models import find_published
 
 State = Literal["ok", "warning", "failure"]

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from virnucpro.backend.places import CHECKSUMS, MODELS_VARIABLE, find_model, models_dir
 from virnucpro.backend.remembered import forget, get_state, read_remembered
 from virnucpro.backend.weights import fetch_snapshot, find_download, find_weight_files
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import PUBLISHED, PublishedModel
 from virnucpro.errors import UsageError, WeightsError
-from virnucpro.places import CHECKSUMS, MODELS_VARIABLE, find_model, models_dir
 from virnucpro.runtime.downloads import digest_like, fetch_file
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from virnucpro import __version__
 from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import RunDirectory
@@ -70,7 +71,6 @@ from virnucpro.training.head import (
     fit_head,
 )
 from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
-from virnucpro.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.reports.citation import describe_works
 from virnucpro.reports.pages.records import show_text
-from virnucpro.version import __version__
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro import places
+from virnucpro.backend import places
 
 
 def test_the_cache_follows_xdg_and_else_the_home(
