@@ -11,7 +11,7 @@ from tests.reports.test_metrics import make_predictions
 from virnucpro.errors import VirnucproError
 from virnucpro.reports.figures import Curve, draw_report
 from virnucpro.reports.metrics import Predictions
-from virnucpro.reports.report import find_overfit, measure_subsets
+from virnucpro.reports.report import against_the_rest, find_overfit, measure_subsets
 
 LOSSES = [{"train": 0.6, "valid": 0.6}, {"train": 0.3, "valid": 0.4}, {"train": 0.1, "valid": 0.7}]
 
@@ -47,6 +47,24 @@ def test_the_panels_say_what_they_show(tmp_path: Path) -> None:
     assert re.search(r"average precision 0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", texts)
     for text in ("the calls that were made", "bins of equal size", "kept: epoch 2", "small"):
         assert text in texts
+
+
+@pytest.mark.slow
+def test_each_class_gets_a_curve(tmp_path: Path) -> None:
+    found = make_predictions(60)
+    is_first = np.arange(60) % 2 == 0
+    classes = [
+        against_the_rest(f"class {name}", chosen, found.is_viral)
+        for name, chosen in (("phage", found.is_viral & is_first), ("fungus", ~found.is_viral))
+    ]
+    sections = measure_subsets("toys", found, classes, "records")
+    draw_report(tmp_path, "toys", [Curve(found, sections[0])], sections, classes)
+    texts = re.findall(r"<!-- (.*?) -->", (tmp_path / "report.svg").read_text())
+    assert "ROC by class" in texts
+    num_phages, num_others = (found.is_viral & is_first).sum(), (~found.is_viral).sum()
+    # matplotlib writes a legend in each of the two panels.
+    name = f"class phage against all others (n = {num_phages} viral + {num_others} others)"
+    assert texts.count(name) == 2
 
 
 @pytest.mark.slow

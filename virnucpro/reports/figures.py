@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.reports.metrics import Estimate, Predictions, bin_equally, trace_curves
 from virnucpro.reports.report import Section
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _NUM_SCORE_BINS = 40
 _MAX_SUBSETS = 24
+# As many as matplotlib has colours.
+_MAX_CLASSES = 10
 _GREY = "0.5"
 
 
@@ -57,12 +60,18 @@ class Curve(NamedTuple):
         """How many records these are, for a legend."""
         return f"n = {self.section.num_viral:,} viral + {self.section.num_others:,} others"
 
+    @property
+    def name(self) -> str:
+        """Which records these are, for a legend."""
+        return self.section.records if self.section.subset == "all" else self.section.subset
+
 
 def draw_report(
     directory: Path,
     title: str,
     curves: Sequence[Curve],
     sections: Sequence[Section],
+    classes: Sequence[tuple[str, BoolArray]] = (),
     losses: Sequence[Mapping[str, float]] = (),
     best_epoch: int = 0,
 ) -> None:
@@ -75,6 +84,8 @@ def draw_report(
         title: What the predictions are.
         curves: The records to draw; the first are those of the panels with one kind of records.
         sections: The subsets of the first records, with their figures.
+        classes: Subsets of the first records, each with its mask, bool (N,). Ten of them get lines
+            in panels of their own.
         losses: The losses of each epoch of a training.
         best_epoch: The epoch that was kept, from 1.
 
@@ -84,25 +95,36 @@ def draw_report(
     for ending in ("png", "svg"):
         # The figures of an earlier report must not stay beside other numbers.
         (directory / f"report.{ending}").unlink(missing_ok=True)
-    curves = [one for one in curves if one.section.num_viral and one.section.num_others]
+    section_of = {one.subset: one for one in sections}
+    of_classes = [
+        Curve(curves[0].predictions.select(chosen), section_of[name])
+        for name, chosen in classes
+        if name in section_of
+    ]
+    curves, of_classes = (
+        [one for one in each if one.section.num_viral and one.section.num_others]
+        for each in (curves, of_classes)
+    )
     if not curves or not can_draw():
         return
     # matplotlib is optional, and its import takes long.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
-    (roc, precision, calibration), (scores, subsets, last) = figure.subplots(2, 3)
-    _draw_curves(roc, precision, curves)
-    _draw_calibration(calibration, curves[0])
-    _draw_scores(scores, curves[0])
-    _draw_subsets(subsets, sections)
+    num_columns = 4 if of_classes else 3
+    figure = Figure(figsize=(13 / 3 * num_columns, 8.5), layout="constrained")
+    panels = iter(figure.subplots(2, num_columns).flat)
+    _draw_curves(next(panels), next(panels), curves)
+    _draw_calibration(next(panels), curves[0])
+    _draw_scores(next(panels), curves[0])
+    _draw_subsets(next(panels), sections)
+    if of_classes:
+        _draw_curves(next(panels), next(panels), of_classes[:_MAX_CLASSES], " by class")
     if losses:
-        _draw_losses(last, losses, best_epoch)
-    else:
-        last.set_axis_off()
-    panels = (roc, precision, calibration, scores, subsets, *([last] if losses else []))
-    for letter, axes in zip("abcdef", panels, strict=False):
+        _draw_losses(next(panels), losses, best_epoch)
+    for empty in panels:
+        empty.remove()
+    for letter, axes in zip("abcdefgh", figure.axes, strict=False):
         axes.set_title(letter, loc="left", fontweight="bold")
     figure.suptitle(title)
     # A date and random names would change the bytes of each file.
@@ -113,11 +135,11 @@ def draw_report(
                 figure.savefig(temporary, format=ending, dpi=150, metadata=entries)
 
 
-def _draw_curves(roc: Axes, precision: Axes, curves: Sequence[Curve]) -> None:
+def _draw_curves(roc: Axes, precision: Axes, curves: Sequence[Curve], what: str = "") -> None:
     roc.plot([0, 1], [0, 1], color=_GREY, linestyle=":")
     for number, one in enumerate(curves):
         true, false = trace_curves(one.predictions)
-        recall, name = true / true[-1], f"{one.section.records} ({one.size})"
+        recall, name = true / true[-1], f"{one.name} ({one.size})"
         style: dict[str, Any] = {"color": f"C{number}"}
         area, average = (one.section.estimates[metric] for metric in ("auroc", "auprc"))
         roc.plot(
@@ -142,10 +164,14 @@ def _draw_curves(roc: Axes, precision: Axes, curves: Sequence[Curve]) -> None:
             precision.plot(hits / true[-1], hits / (hits + alarms), **called)
     for axes in (roc, precision):
         axes.plot([], [], "ko", label="the calls that were made")
-        axes.legend(fontsize="x-small", loc="lower right" if axes is roc else "lower left")
+        if what:
+            # Many lines cross the whole panel, so their legend stands below it.
+            axes.legend(fontsize="xx-small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        else:
+            axes.legend(fontsize="x-small", loc="lower right" if axes is roc else "lower left")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    roc.set(title="ROC", xlabel="false positive rate", ylabel="recall")
-    precision.set(title="precision and recall", xlabel="recall", ylabel="precision")
+    roc.set(title=f"ROC{what}", xlabel="false positive rate", ylabel="recall")
+    precision.set(title=f"precision and recall{what}", xlabel="recall", ylabel="precision")
 
 
 def _measure_calls(predictions: Predictions) -> tuple[float, float]:

@@ -93,7 +93,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     has_call = np.array([record.call != "none" for record in records])
     predictions = _make_predictions(records, has_call)
     called = predictions.select(has_call)
-    subsets = list(_make_subsets(records, predictions.is_viral))
+    classes = _make_members("class", [one.label.name_of_class for one in records], predictions)
+    names = [one.label.group for one in records]
+    groups = _make_members("group", names, predictions, _MAX_GROUPS)
+    subsets = [*_make_lengths(records), *classes, *groups]
     of_called = [(name, chosen[has_call]) for name, chosen in subsets]
     resampled: Resampled = "groups" if any(one.label.group for one in records) else "records"
     sections = [
@@ -115,7 +118,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if len(found.score)
     ]
     subsets_of_called = [one for one in sections if one.records == "with a call"]
-    draw_report(directory, f"{config.records_tsv}", curves, subsets_of_called)
+    classes = [(name, chosen[has_call]) for name, chosen in classes]
+    draw_report(directory, f"{config.records_tsv}", curves, subsets_of_called, classes)
     stale.unlink(missing_ok=True)
     write_evaluation_page(directory, directory / PAGE_NAME)
     return Evaluation(sections, without_call, directory)
@@ -167,21 +171,21 @@ def _make_predictions(records: Sequence[_Record], has_call: BoolArray) -> Predic
     )
 
 
-def _make_subsets(
-    records: Sequence[_Record], is_viral: BoolArray
-) -> Iterator[tuple[str, BoolArray]]:
-    """Yield the length bins, the classes and the largest groups."""
+def _make_lengths(records: Sequence[_Record]) -> Iterator[tuple[str, BoolArray]]:
+    """Yield the bins of lengths as subsets."""
     bins = np.digitize([record.length for record in records], _LENGTH_EDGES_BP)
     for index, low in enumerate((0, *_LENGTH_EDGES_BP)):
         high = f"-{_LENGTH_EDGES_BP[index] - 1}" if index < len(_LENGTH_EDGES_BP) else "+"
         yield f"length {low}{high}", bins == index
-    classes = [record.label.name_of_class for record in records]
-    groups = [record.label.group for record in records]
-    largest = Counter(name for name in groups if name).most_common(_MAX_GROUPS)
-    for what, names, wanted in (
-        ("class", classes, set(classes) - {""}),
-        ("group", groups, {name for name, _ in largest}),
-    ):
-        name_N = np.array(names, dtype=object)
-        for name in sorted(wanted):
-            yield against_the_rest(f"{what} {name}", name_N == name, is_viral)
+
+
+def _make_members(
+    what: str, names: Sequence[str], predictions: Predictions, at_most: int | None = None
+) -> list[tuple[str, BoolArray]]:
+    """Return a subset for each of the names that most records have."""
+    name_N = np.array(names, dtype=object)
+    most_common = Counter(name for name in names if name).most_common(at_most)
+    return [
+        against_the_rest(f"{what} {name}", name_N == name, predictions.is_viral)
+        for name in sorted(name for name, _ in most_common)
+    ]

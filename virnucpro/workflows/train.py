@@ -361,7 +361,7 @@ def _report(
     measured = measure_subsets("test", found, [*lengths, *classes], resampled, config.seed)
     title = f"{config.output_path.name}: held-out records"
     curves = [Curve(found, measured[0])]
-    draw_report(directory.path, title, curves, measured, fitted.losses, fitted.best_epoch)
+    draw_report(directory.path, title, curves, measured, classes, fitted.losses, fitted.best_epoch)
     return [
         *measured,
         *measure_subsets(
