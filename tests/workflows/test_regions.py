@@ -244,6 +244,23 @@ def test_bedtools_reads_every_interval(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pyGenomeTracks") is None, reason="it is not installed")
+def test_pygenometracks_draws_scores_and_regions(
+    with_prophage: RunDirectory, tmp_path: Path
+) -> None:
+    tracks, picture = tmp_path / "tracks.ini", tmp_path / "contig.png"
+    tracks.write_text(
+        f"[scores]\nfile = {with_prophage.scores_bedgraph}\nmin_value = 0\nmax_value = 1\n"
+        f"[regions]\nfile = {with_prophage.regions_bed}\n[x-axis]\n"
+    )
+    command = ["pyGenomeTracks", "--tracks", tracks, "--region", "contig:0-30000", "-o", picture]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    # It warns of a track in which it finds nothing.
+    assert "No interval" not in done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("samtools") is None, reason="samtools is not installed")
 def test_samtools_indexes_the_sequences(with_prophage: RunDirectory, tmp_path: Path) -> None:
     for path in (with_prophage.viral_fasta, with_prophage.proviruses_fasta):
