@@ -11,7 +11,6 @@ from virnucpro.training.head import (
     ChunkExamples,
     Examples,
     FittedHead,
-    fit_chunk_head,
     fit_head,
 )
 
@@ -105,7 +104,7 @@ def make_chunks(num_chunks: int, seed: int) -> ChunkExamples:
 
 def fit_chunks(seed: int = 0, **changes) -> FittedHead:
     train, valid = make_chunks(1500, 0), make_chunks(500, 1)
-    return fit_chunk_head(train._replace(**changes), valid, epochs=20, seed=seed, device=CPU)
+    return fit_head(train._replace(**changes), valid, epochs=20, seed=seed, device=CPU)
 
 
 def load(fitted: FittedHead) -> ChunkClassifier:
@@ -138,4 +137,4 @@ def test_what_is_not_a_stretch_is_not_learnt_from() -> None:
 
 def test_one_chunk_is_not_enough() -> None:
     with pytest.raises(UsageError, match="1 chunks to train on, wanted at least two"):
-        fit_chunk_head(make_chunks(1, 0), make_chunks(2, 1), epochs=1, seed=0, device=CPU)
+        fit_head(make_chunks(1, 0), make_chunks(2, 1), epochs=1, seed=0, device=CPU)

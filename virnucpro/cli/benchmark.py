@@ -153,7 +153,10 @@ def _judge(report: Report) -> None:
         VirnucproError: One of them is too far from float32.
     """
     ours = [line for line in report["lines"] if line["is_ours"]]
-    named = {field: [_name(line) for line in ours if line[field]] for field in ("note", "is_off")}
+    named = {
+        field: [f"{line['model']} in {line['precision']}" for line in ours if line[field]]
+        for field in ("note", "is_off")
+    }
     if named["note"]:
         raise IncompleteError(f"out of memory: {'; '.join(named['note'])}")
     if named["is_off"]:
@@ -161,7 +164,3 @@ def _judge(report: Report) -> None:
             f"further from float32 than it should be: {'; '.join(dict.fromkeys(named['is_off']))}; "
             "see the column of cosines, and try --precision fp32 or --attention sdpa"
         )
-
-
-def _name(line: dict[str, Any]) -> str:
-    return f"{line['model']} in {line['precision']}"

@@ -150,15 +150,12 @@ def _describe(model: PublishedModel) -> dict[str, Any]:
 def _shorten(described: dict[str, Any]) -> dict[str, str]:
     """Return what the table says of a model."""
     revision = described["source"].partition("@")[2]
+    size = described["bytes"]
     return {
         "name": described["name"],
-        "size": _format_size(described["bytes"]),
+        "size": f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB",
         "licence": described["licence"],
         "revision": revision[:8] or "-",
         "here": "yes" if described["path"] else "-",
         "about": described["about"],
     }
-
-
-def _format_size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

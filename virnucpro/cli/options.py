@@ -135,16 +135,15 @@ def config_command(
 
 def _make_param(option: Option) -> click.Parameter:
     about: dict[str, Any] = {"type": _make_type(option), "metavar": option.metavar}
+    is_required = option.default is REQUIRED
     if option.is_argument:
         about |= {"nargs": -1} if option.is_many else {}
-        is_required = option.default is REQUIRED
         return ConfigArgument(option.name, required=is_required, help=option.help, **about)
     if option.kind is bool:
         about = {"is_flag": True}
     # Even a default of None would let click take a required option for given.
     if option.default not in (None, (), REQUIRED):
         about["default"] = option.default
-    is_required = option.default is REQUIRED
     text = f"default: {option.default_text}" if option.default_text else ""
     short = [name for name in option.aliases if not name.startswith("--")]
     long = [name for name in option.aliases if name.startswith("--")]

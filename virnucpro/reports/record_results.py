@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -175,7 +175,7 @@ def describe_calls(store: FrameStore, decision: Decision) -> dict[str, Any]:
     most_viral = np.argsort(-value, kind="stable")[:_NUM_MOST_VIRAL]
     names = ("score", "probability", "call", "confidence")
     return {
-        "calls": decision.rule.to_run_json(),
+        "calls": asdict(decision.rule),
         "most_viral": [
             {"record_id": store.record_id(place), "length": int(store.record_lengths[place])}
             | {name: _as_json(getattr(records, name)[place]) for name in names}

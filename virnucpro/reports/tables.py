@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,56 +88,43 @@ def write_highest_scores(
         )
 
 
-def write_records(
-    path: Path,
-    record_ids: Iterable[str],
-    *,
-    length: Column,
-    num_chunks: Column,
-    num_open_chunks: Column,
-    num_frames: Column,
-    num_viral_chunks: Column,
-    score: Column,
-    call: Column,
-    reason: Column,
-    probability: Column,
-    scored_share: Column,
-    confidence: Column,
-    judged_by: Column,
-) -> None:
-    """Write `records.tsv`: a line for each input record, and a column for each argument.
+def write_records(path: Path, record_ids: Iterable[str], **columns: Column) -> None:
+    """Write `records.tsv`: a line for each input record, and a column for each array, in order.
 
     NaN is written as `NA`, and any other number so that it reads back as the same number.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    counts = iterate_rows(length, num_chunks, num_open_chunks, num_frames, num_viral_chunks)
-    calls = iterate_rows(score, call, reason, probability, scored_share, confidence, judged_by)
+    # Chosen once for each column: millions of records have a dozen values each.
+    forms: list[Callable[[Any], str]] = [
+        format_number if column.dtype.kind == "f" else str for column in columns.values()
+    ]
     with open_whole(path) as file:
-        file.write(
-            "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
-            "\tscore\tcall\treason\tprobability\tscored_share\tconfidence\tjudged_by\n"
-        )
+        file.write("\t".join(("record_id", *columns)) + "\n")
         file.writelines(
-            f"{record_id}\t{bp}\t{chunks}\t{open_chunks}\t{frames}\t{viral_chunks}"
-            f"\t{format_number(viral_score)}\t{word}\t{why}\t{format_number(chance)}"
-            f"\t{format_number(scored)}\t{tier}\t{judge}\n"
-            for record_id, (bp, chunks, open_chunks, frames, viral_chunks), (
-                viral_score,
-                word,
-                why,
-                chance,
-                scored,
-                tier,
-                judge,
-            ) in zip(record_ids, counts, calls, strict=True)
+            "\t".join((record_id, *(form(value) for form, value in zip(forms, row, strict=True))))
+            + "\n"
+            for record_id, row in zip(record_ids, iterate_rows(*columns.values()), strict=True)
         )
 
 
 def format_number(value: float) -> str:
     """Return the shortest text that reads back as the number; `NA` for NaN."""
     return "NA" if math.isnan(value) else repr(value)
+
+
+@contextmanager
+def explaining_numbers(path: Path, line_number: int) -> Iterator[None]:
+    """Say in which line of a table a number cannot be read.
+
+    Raises:
+        InputError: The body has raised a ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{path}, line {line_number}: found no number ({error})") from error
 
 
 def write_fasta(

@@ -7,9 +7,9 @@ decide, and a finished run can be called again from its table alone. Shapes: N r
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -54,10 +54,6 @@ class CallRule:
     max_fdr: float | None
     viral_share: float | None
     expected_fdr: float | None
-
-    def to_run_json(self) -> dict[str, Any]:
-        """Return the rule as run.json has it."""
-        return asdict(self)
 
     def describe(self) -> str:
         """Return the rule in a sentence."""

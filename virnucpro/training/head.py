@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,62 +130,33 @@ class _MLP(nn.Module):
 
 
 def fit_head(
-    train: Examples, valid: Examples, *, epochs: int, seed: int, device: torch.device
-) -> FittedHead:
-    """Train an MLP until the held-out loss has not fallen for five epochs.
-
-    The weights of the best epoch are kept. On one kind of device, the same arguments give the same
-    weights.
-
-    Args:
-        train: Frames for the fit, at least two.
-        valid: Frames whose loss decides when to stop.
-        epochs: The maximum number of passes over the training frames.
-        seed: The seed of the initial weights, the order and the dropout.
-        device: Where to compute.
-
-    Raises:
-        UsageError: There are too few frames.
-    """
-    fitted = _fit(lambda: _MLP(train.features), train, valid, epochs, seed, device)
-    return fitted._replace(state=_fold_scaling(fitted.state))
-
-
-def fit_chunk_head(
-    train: ChunkExamples, valid: ChunkExamples, *, epochs: int, seed: int, device: torch.device
-) -> FittedHead:
-    """Train a `ChunkHead` until the held-out loss has not fallen for five epochs.
-
-    The sizes of its hidden layers are the defaults of `ChunkHeadSizes`. The rest is as in
-    `fit_head`.
-
-    Args:
-        train: Chunks for the fit, at least two.
-        valid: Chunks whose loss decides when to stop.
-        epochs: The maximum number of passes over the training chunks.
-        seed: The seed of the initial weights, the order and the dropout.
-        device: Where to compute.
-
-    Raises:
-        UsageError: There are too few chunks.
-    """
-    fitted = _fit(lambda: _make_chunk_head(train), train, valid, epochs, seed, device)
-    return fitted._replace(state={name: tensor.cpu() for name, tensor in fitted.state.items()})
-
-
-def _fit(
-    make_module: Callable[[], nn.Module],
     train: Examples | ChunkExamples,
     valid: Examples | ChunkExamples,
+    *,
     epochs: int,
     seed: int,
     device: torch.device,
 ) -> FittedHead:
-    """Return the state of the module's best epoch."""
+    """Train an MLP over frames, or a `ChunkHead`, until the held-out loss stops falling.
+
+    Training ends when the loss has not fallen for five epochs, and the weights of the best epoch
+    are kept. On one kind of device, the same arguments give the same weights.
+
+    Args:
+        train: Frames or chunks for the fit, at least two. Their kind decides what is trained.
+        valid: Those whose loss decides when to stop.
+        epochs: The maximum number of passes over the training examples.
+        seed: The seed of the initial weights, the order and the dropout.
+        device: Where to compute.
+
+    Raises:
+        UsageError: There are too few examples.
+    """
+    is_mlp = isinstance(train, Examples)
     if len(train.weight) < 2:
-        what = "frames" if isinstance(train, Examples) else "chunks"
         raise UsageError(
-            f"{len(train.weight)} {what} to train on, wanted at least two; add sequences"
+            f"{len(train.weight)} {'frames' if is_mlp else 'chunks'} to train on, wanted at least "
+            "two; add sequences"
         )
     # A generator of its own for the order, so that the order is the same on every device.
     random = np.random.default_rng(seed)
@@ -195,11 +165,12 @@ def _fit(
     # The caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        module = make_module().to(device)
+        made = _MLP(train.features) if isinstance(train, Examples) else _make_chunk_head(train)
+        module = made.to(device)
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
         )
-        best_state = module.state_dict()
+        state = module.state_dict()
         for epoch in range(1, epochs + 1):
             learned = _learn(module, optimizer, train, random)
             loss = {"train": learned, "valid": _judge(module, valid)}
@@ -208,10 +179,11 @@ def _fit(
             if loss["valid"] < best_loss:
                 best_loss, best_epoch = loss["valid"], epoch
                 # A copy: `state_dict` returns the tensors themselves, which the next epoch changes.
-                best_state = copy.deepcopy(module.state_dict())
+                state = copy.deepcopy(module.state_dict())
             elif epoch - best_epoch >= _PATIENCE_EPOCHS:
                 break
-    return FittedHead(best_state, losses, best_epoch)
+    state = {name: tensor.cpu() for name, tensor in state.items()}
+    return FittedHead(_fold_scaling(state) if is_mlp else state, losses, best_epoch)
 
 
 def _make_chunk_head(train: ChunkExamples) -> ChunkHead:
@@ -302,7 +274,7 @@ def _measure_loss(
 def _fold_scaling(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return the tensors of a module that takes features without scaling."""
     # In float64, so that folding costs no precision.
-    folded = {name: tensor.double().cpu() for name, tensor in state.items()}
+    folded = {name: tensor.double() for name, tensor in state.items()}
     mean_D, scale_D = folded.pop("mean_D"), folded.pop("scale_D")
     # W ((x - mean) / scale) + b = (W / scale) x + (b - (W / scale) mean).
     weight_HD = folded["hidden_layer.weight"] / scale_D

@@ -22,7 +22,7 @@ from virnucpro.reports.labels import number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
 from virnucpro.reports.record_results import read_run_json
 from virnucpro.reports.report import Resampled, Section, measure_subsets
-from virnucpro.reports.tables import read_table
+from virnucpro.reports.tables import explaining_numbers, read_table
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import read_state, save_classifier
@@ -133,10 +133,8 @@ def _read_labelled(path: Path, truth_path: Path) -> _Labelled:
         # Records without a label say nothing, and records without a score have no probability.
         if label is None or line["score"] == "NA":
             continue
-        try:
+        with explaining_numbers(path, number):
             numbers.append((float(line["score"]), int(line["num_open_chunks"])))
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: found no number ({error})") from error
         labels.append(label)
     is_viral = np.array([label.is_viral for label in labels], np.bool_)
     num_viral = int(is_viral.sum())

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from virnucpro.reports.record_results import (
     read_run_json,
     write_decision,
 )
-from virnucpro.reports.tables import read_table
+from virnucpro.reports.tables import explaining_numbers, read_table
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.scoring.calibration import Calibration
@@ -111,7 +110,7 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
     names = (*_COUNTS, "score", "reason", "judged_by")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for number, line in read_table(path, tuple(columns)):
-        with _explain_number(path, number):
+        with explaining_numbers(path, number):
             for name in _COUNTS:
                 columns[name].append(int(line[name]))
             columns["score"].append(_parse_score(line))
@@ -141,7 +140,7 @@ def _read_chunk_scores(path: Path, num_chunks: int) -> Float64Array:
     """
     scores = array("d")
     for number, line in read_table(path, ["score"]):
-        with _explain_number(path, number):
+        with explaining_numbers(path, number):
             scores.append(_parse_score(line))
     _check_number(path, "chunks", len(scores), num_chunks)
     return np.array(scores)
@@ -149,14 +148,6 @@ def _read_chunk_scores(path: Path, num_chunks: int) -> Float64Array:
 
 def _parse_score(line: Mapping[str, str]) -> float:
     return float(line["score"].replace("NA", "nan"))
-
-
-@contextmanager
-def _explain_number(path: Path, line_number: int) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(f"{path}, line {line_number}: found no number ({error})") from error
 
 
 def _check_number(path: Path, name: str, found: int, wanted: int) -> None:

@@ -17,7 +17,6 @@ from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.embedding.batches import measure_costs, plan_batches, unique_rows
 from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget, read_speed
 from virnucpro.embedding.estimates import (
-    WeightsSize,
     estimate_bytes,
     estimate_speed,
     measure_speed,
@@ -197,13 +196,10 @@ def _estimate_pass(
         speed_source=speed_source,
         device_bytes=estimate_bytes(size.num_parameters, dim, budget, precision),
         disk_bytes=len(rows) * (4 * dim + 8),
-        seconds=num_tokens / speed / num_processes / num_shards + _loading_seconds(size),
+        seconds=num_tokens / speed / num_processes / num_shards
+        + 4 * size.num_parameters / _DIGEST_BYTES_PER_S,
         h100_seconds=None if on_h100 is None else num_tokens / on_h100,
     )
-
-
-def _loading_seconds(size: WeightsSize) -> float:
-    return 4 * size.num_parameters / _DIGEST_BYTES_PER_S
 
 
 def _find_dim(classifier: Classifier, *, is_dna: bool) -> int:

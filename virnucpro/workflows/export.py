@@ -202,10 +202,12 @@ class _Source:
         logger.warning("%s: has other frames than the embeddings; left out", tables[0])
         return None
 
-    def blocks(self) -> Iterator[Int64Array]:
-        """Yield the rows in blocks that fit in memory."""
+    def blocks(self, on_progress: ProgressListener | None = None) -> Iterator[Int64Array]:
+        """Yield the rows in blocks that fit in memory, and tell of each that is done."""
         for block in split_rows(0, len(self.rows)):
             yield self.rows[block]
+            if on_progress is not None:
+                on_progress("exporting", block.stop, len(self.rows))
 
 
 def _pick_ids(read_ids: Callable[[int, int], list[str]], numbers: Int64Array) -> list[str]:
@@ -262,24 +264,14 @@ def _write_files(
 
 
 def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | None) -> Path:
-    num_rows = len(source.rows)
-
-    def read_features() -> Iterator[Float32Array]:
-        done = 0
-        for rows in source.blocks():
-            yield source.features(rows)
-            done += len(rows)
-            if on_progress is not None:
-                on_progress("exporting", done, num_rows)
-
     dims = {
         source.identities[name].backend: reader.embedding_dim
         for name, reader in source.readers.items()
     }
     write_h5ad(
         path,
-        (num_rows, source.input_dim),
-        read_features(),
+        (len(source.rows), source.input_dim),
+        map(source.features, source.blocks(on_progress)),
         obs=_describe_rows(source),
         var={
             "feature": [f"{name}_{index}" for name, dim in dims.items() for index in range(dim)],
@@ -306,8 +298,8 @@ def _write_parquet(source: _Source, path: Path, on_progress: ProgressListener | 
     num_bytes = 4 * len(source.rows) * source.input_dim
     with replace_when_whole(path, num_bytes) as temporary, ExitStack() as stack:
         writer = None
-        done = 0
-        for rows, columns in zip(source.blocks(), _describe_rows(source), strict=True):
+        described = _describe_rows(source)
+        for rows, columns in zip(source.blocks(on_progress), described, strict=True):
             arrays = {
                 # Parquet's texts are UTF-8, and an id may have other bytes.
                 name: pyarrow.array(list(map(_replace_bytes, values)))
@@ -322,9 +314,6 @@ def _write_parquet(source: _Source, path: Path, on_progress: ProgressListener | 
             if writer is None:
                 writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
             writer.write_table(table)
-            done += len(rows)
-            if on_progress is not None:
-                on_progress("exporting", done, len(source.rows))
     return path
 
 

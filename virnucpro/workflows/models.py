@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,18 +234,15 @@ def _list_files(path: Path) -> list[Path]:
 
 def _known_digests(model: PublishedModel, path: Path) -> dict[str, str]:
     """Return the digests that are known without a network, by file."""
-    digests = dict(_blob_names(path))
+    digests = {}
+    for file in _list_files(path):
+        # The hub's cache names its files by their digests, and links to them.
+        if file.is_symlink():
+            name = file.readlink().name
+            digests[file.name] = f"sha256:{name}" if len(name) == 64 else f"git:{name}"
     if (path / CHECKSUMS).is_file():
         digests |= _read_checksums(path / CHECKSUMS, str(path / CHECKSUMS))
     return digests | dict(model.digests)
-
-
-def _blob_names(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the names of files in the hub's cache, and the digests after which it names them."""
-    for file in _list_files(path):
-        if file.is_symlink():
-            name = file.readlink().name
-            yield file.name, f"sha256:{name}" if len(name) == 64 else f"git:{name}"
 
 
 def _check(model: PublishedModel, path: Path, digests: dict[str, str]) -> list[CheckedFile]:

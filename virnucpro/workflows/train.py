@@ -67,7 +67,6 @@ from virnucpro.training.head import (
     ChunkExamples,
     Examples,
     FittedHead,
-    fit_chunk_head,
     fit_head,
 )
 from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
@@ -277,7 +276,7 @@ def _fit(
     train_set, valid_set = (
         _make_chunk_examples(material, material.store, name) for name in ("train", "valid")
     )
-    fitted = fit_chunk_head(train_set, valid_set, **how)
+    fitted = fit_head(train_set, valid_set, **how)
     return fitted, ChunkClassifier(fitted.state, material.metadata, identity="")
 
 

@@ -16,6 +16,7 @@ WIDTH, HEIGHT = 480, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 42
 _BAR_HEIGHT, _BAR_STEP = 18, 26
 _LABEL_WIDTH, _VALUE_WIDTH = 150, 70
+_NUM_STEPS = 4
 
 Tick = tuple[float, str]
 
@@ -65,7 +66,6 @@ def draw_columns(
     edges: Sequence[float],
     counts: Mapping[str, Sequence[int]],
     x_label: str,
-    y_label: str = "records",
 ) -> Plot:
     """Return a histogram; the columns of each kind stand on those of the kind before.
 
@@ -74,7 +74,6 @@ def draw_columns(
         edges: The edges of the bins, one more than there are bins.
         counts: The height of each column, by kind.
         x_label: What the bins are.
-        y_label: What is counted.
     """
     num_bins = len(edges) - 1
     highest = max((sum(column) for column in zip(*counts.values(), strict=True)), default=0) or 1
@@ -104,7 +103,7 @@ def draw_columns(
     step = max(1, round(num_bins / 5))
     x_ticks = [(place(i), _short(edges[i])) for i in range(0, num_bins + 1, step)]
     y_ticks = [(rise(value), _short(value)) for value in _nice(highest)]
-    return Plot(title, shapes, x_ticks, y_ticks, x_label, y_label)
+    return Plot(title, shapes, x_ticks, y_ticks, x_label, "records")
 
 
 def draw_cells(
@@ -228,10 +227,10 @@ def _scale(low: float, high: float, start: float, stop: float) -> Callable[[floa
     return lambda value: start + (value - low) / (high - low) * (stop - start)
 
 
-def _nice(highest: float, num_steps: int = 4) -> list[float]:
+def _nice(highest: float) -> list[float]:
     """Return 0 and some round numbers up to `highest`."""
-    step = max(1.0, 10 ** math.floor(math.log10(max(1.0, highest / num_steps))))
-    step *= next((factor for factor in (1, 2, 5) if highest / (step * factor) <= num_steps), 10)
+    step = max(1.0, 10 ** math.floor(math.log10(max(1.0, highest / _NUM_STEPS))))
+    step *= next((factor for factor in (1, 2, 5) if highest / (step * factor) <= _NUM_STEPS), 10)
     return [number * step for number in range(int(highest / step) + 1)]
 
 

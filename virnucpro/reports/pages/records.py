@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.errors import InputError
-from virnucpro.reports.tables import read_table
+from virnucpro.reports.tables import explaining_numbers, read_table
 
 MAX_LISTED = 100_000
 """Records in the table of a page; a browser stays quick with so many."""
@@ -201,9 +200,7 @@ def show_text(text: str) -> str:
 
 def _read_record(path: Path, number: int, place: int, line: dict[str, str]) -> Record:
     values: dict[str, Any] = dict(line)
-    try:
+    with explaining_numbers(path, number):
         values |= {name: kind(line[name]) for name, kind in _NUMBERS.items()}
         values |= {name: None if line[name] == "NA" else float(line[name]) for name in _SHARES}
-    except ValueError as error:
-        raise InputError(f"{path}, line {number}: found no number ({error})") from error
     return Record(place, **values | {"record_id": show_text(line["record_id"])})
