@@ -44,6 +44,7 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
         echo(line)
         if listing.reason is not None:
             indent = "    "
+            # Below its line, because the reason is too long for a column.
             echo(textwrap.fill(listing.reason, 80, initial_indent=indent, subsequent_indent=indent))
 
 
@@ -62,6 +63,7 @@ def _describe(listing: BackendListing) -> dict[str, Any]:
 
 def _make_row(listing: BackendListing) -> tuple[str, ...]:
     described = _describe(listing)
+    # JSON has null here. A person is told why there is no number.
     if listing.info is not None and listing.info.embedding_dim is None:
         described["dimension"] = "by weights"
     return tuple(str(described[column] or "-") for column in _COLUMNS)

@@ -41,12 +41,14 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
     require_single_process(ctx)
     if config.weights is not None and config.model is None:
         raise UsageError("--weights: of which backend? Name it with --model")
+    # The fork has this suite, so its scripts may ask for it.
     if config.suite == "scaling":
         logger.warning(
             "--suite scaling: measured as throughput, on one device; docs/scheduling.md says how "
             "runs scale over several GPUs"
         )
     hide_other_gpus(config.gpus)
+    # Imported only now: CUDA reads the variable that was just set when torch starts it.
     from virnucpro.workflows.benchmark import run_benchmark
 
     report = asdict(run_benchmark(config, make_compute_config(config, config.compile)))
@@ -59,6 +61,7 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         (config.output_dir / "benchmark.json").write_text(document + "\n", encoding="utf-8")
         (config.output_dir / "benchmark.txt").write_text(text + "\n", encoding="utf-8")
+    # Last, so that measurements are shown and kept before an error ends the command.
     _judge(report)
 
 
@@ -72,6 +75,7 @@ def _compare(report: Report, path: Path) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         speeds = {_line_key(line): line["tokens_per_s"] for line in earlier["lines"]}
         device = earlier["device"]
+        # Inside `try` as well: a file of another kind may have anything in the place of a number.
         changes = [
             line["tokens_per_s"] / speeds[_line_key(line)] - 1
             if line["tokens_per_s"] and speeds.get(_line_key(line))
@@ -120,6 +124,7 @@ def _format_report(report: Report) -> str:
     ]
     headings = ["model", "implementation", "precision", "bp", *(column[0] for column in measured)]
     device = report["device"]
+    # Without the number of threads, the speed of a CPU says little.
     threads = f" ({report['num_threads']} threads)" if device == "cpu" else ""
     text = [f"{device}{threads}, torch {report['torch']}, virnucpro {report['virnucpro']}"]
     if report["ceilings"] is not None:

@@ -41,6 +41,7 @@ def check_precision_command(
     if num_processes() > 1:
         raise UsageError("check-precision runs in one process; start the command by itself")
     require_classifier(config)
+    # Elsewhere than a run would be, because a check must not touch the results of one.
     with tempfile.TemporaryDirectory(prefix="virnucpro-precision-") as scratch:
         from virnucpro.cli.progress import shown_progress
         from virnucpro.workflows.check_precision import check_precision

@@ -56,6 +56,7 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
         _echo_run(path, run)
     for summary in summaries:
         _echo_file(summary)
+    # Of one file only: all parts of a run have the same identity.
     if path.is_file() and summaries[0].identity is not None:
         for name, value in asdict(summaries[0].identity).items():
             echo(f"  {name}: {value}")
@@ -98,6 +99,7 @@ def echo_run_errors(path: Path, *, digests: bool) -> bool:
     try:
         run = summarize_run(path, digests=digests)
         errors = run.errors if run else []
+    # A damaged store is a finding here and no reason to stop: the parts are checked as well.
     except CheckpointError as error:
         errors = [str(error)]
     for text in errors:

@@ -43,9 +43,11 @@ def install_completion(program: click.Command, shell: str) -> list[Path]:
         start = "autoload -Uz compinit && compinit; " if shell == "zsh" else ""
         line = f'{start}source "{script}"  # completion of virnucpro\n'
         before = settings.read_text(encoding="utf-8") if settings.is_file() else ""
+        # A second line would let each new shell run the script twice.
         if line in before:
             return [script]
         with settings.open("a", encoding="utf-8") as file:
+            # The user's last line may lack its end, and ours must not continue it.
             file.write(line if before.endswith("\n") or not before else f"\n{line}")
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be written ({error.strerror})") from error

@@ -28,6 +28,7 @@ def doctor_command(ctx: click.Context, config: DoctorConfig) -> None:
     from virnucpro.workflows.doctor import examine
 
     checks = []
+    # Each is shown as soon as it is known, because the runs at the end take most of the time.
     for check in examine(quick=config.quick):
         checks.append(check)
         if not config.json:
@@ -45,6 +46,7 @@ def _wrap(label: str, text: str) -> str:
         100,
         initial_indent=f"{label}  ",
         subsequent_indent=" " * 10,
+        # Paths and commands are copied from here, so they stay whole.
         break_long_words=False,
         break_on_hyphens=False,
     )

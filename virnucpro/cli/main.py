@@ -38,8 +38,11 @@ from virnucpro.runtime.orphans import end_with_launcher
 
 logger = logging.getLogger(__name__)
 
+# Long enough for the launcher to end this process when the main one has failed.
 _SECONDS_BEFORE_OTHERS_SPEAK = 3
 
+# By name only, because importing the commands would slow down each start. In the order of `--help`:
+# what most people need comes first.
 _COMMANDS = (
     "predict",
     "frames",
@@ -68,6 +71,7 @@ class _Program(click.Group):
     """A group that imports a command when it is needed, and explains how it ended."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # A copy, because click's parser takes the words out of the list.
         given = list(args)
         with _printable_complaints():
             rest = super().parse_args(ctx, args)
@@ -91,10 +95,12 @@ class _Program(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
+        # Of an option in this place, click's own message says enough.
         if name in _COMMANDS or name.startswith("-"):
             return super().resolve_command(ctx, args)
         near = difflib.get_close_matches(name, _COMMANDS, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
+        # A common slip: the input is there, and the word `predict` is missing.
         if Path(name).exists():
             guess = f" Did you mean 'virnucpro predict {name}'?"
         text = f"No such command {brief(name)}.{guess} virnucpro --help lists the commands."
@@ -109,6 +115,7 @@ class _Program(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.
             raise
+        # Also Ctrl-C and SIGTERM, which are no Exceptions and have exit codes of their own.
         except BaseException as error:
             raise click.exceptions.Exit(_explain(error, ctx.invoked_subcommand)) from error
 
@@ -155,6 +162,7 @@ def _explain(error: BaseException, command: str | None) -> int:
                 exc_info=True,
             )
             return 1
+        # SystemExit and the like are not ours to explain.
         case _:
             raise error
 
@@ -202,6 +210,7 @@ def _signals_raise() -> Iterator[None]:
 
 def _end_if_importing(frame: FrameType | None, message: str, exit_code: int) -> None:
     while frame is not None:
+        # Every import runs through this file, whatever it imports.
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             if num_processes() == 1:
                 logger.error(message)
@@ -211,6 +220,7 @@ def _end_if_importing(frame: FrameType | None, message: str, exit_code: int) -> 
 
 
 def _print_citation(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    # While a shell completes a line, click reads the options too, and nothing may be printed.
     if not wanted or ctx.resilient_parsing:
         return
     from virnucpro.reports.citation import format_bibtex, format_citation, read_citation

@@ -40,6 +40,7 @@ def migrate_command(ctx: click.Context, config: MigrateConfig) -> None:
     output = config.output_path
     if output is None and not config.dry_run:
         raise UsageError("no output: give -o, or --dry-run to write nothing")
+    # Features go to a directory, so this ending means a classifier.
     if output is not None and output.suffix == _CLASSIFIER_SUFFIX:
         _migrate_classifier(config, output)
         return
@@ -60,6 +61,7 @@ def _migrate_classifier(config: MigrateConfig, output: Path) -> None:
     if len(config.sources) != 1:
         raise UsageError(f"{len(config.sources)} sources: a classifier is migrated from one file")
     if config.chunk_length_bp is None:
+        # The published files are 300_model.pth and 500_model.pth.
         number = re.match(r"\d+", source.name)
         hint = f" (its name suggests -e {number[0]})" if number else ""
         raise UsageError(

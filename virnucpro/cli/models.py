@@ -61,6 +61,7 @@ def download_command(ctx: click.Context, config: DownloadModelsConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     from virnucpro.workflows.models import download_model
 
+    # The hub's library draws bars of its own, and knows nothing of --quiet.
     if ctx.find_root().params.get("quiet"):
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -85,6 +86,7 @@ def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     from virnucpro.workflows.models import find_published, verify_model, verify_remembered
 
+    # Without names: a model that was never downloaded is not missing.
     here = [name for name, model in PUBLISHED.items() if find_published(model) is not None]
     for name in config.names or here:
         files = verify_model(name)

@@ -50,4 +50,5 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
         return
     for warning in state.warnings:
         say(f"Warning: {warning}")
+    # All processes, because the output may be longer than a terminal, or a file.
     console.print(render(state, console.width, _ALL_LINES))

@@ -24,10 +24,12 @@ from virnucpro.errors import UsageError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
+# click looks at these paths while it reads the command line, so a typo shows at once.
 _PATHS: Mapping[str, Mapping[str, bool]] = {
     "input": {"exists": True, "dir_okay": False, "allow_dash": True},
     "file": {"exists": True, "dir_okay": False},
     "directory": {"exists": True, "file_okay": False},
+    # `directory/prefix` names a run, and is no path that exists.
     "run": {},
     "any": {"exists": True},
     "new file": {"dir_okay": False},
@@ -49,6 +51,7 @@ class ConfigOption(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the names and the help, without the names that came later."""
+        # A copy, because the option itself must still accept the other names.
         shown = copy.copy(self)
         shown.opts = self.opts[: self._num_shown]
         return click.Option.get_help_record(shown, ctx)
@@ -81,6 +84,7 @@ class ConfigCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each group."""
+        # All groups from the start, so that they come in this order whatever the options' order is.
         records: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -113,6 +117,8 @@ def config_command(
             ctx = click.get_current_context()
             function(ctx, *(make_config(ctx, config) for config in COMMANDS[path]))
 
+        # People also type -c behind the command. It is read first, because other options take their
+        # values from it, and hidden, because the help of the program explains it.
         settings_option = click.Option(
             ["-c", "--config"],
             type=SETTINGS_PATH,
@@ -163,6 +169,7 @@ def _make_type(option: Option) -> click.ParamType[Any]:
     if option.choices:
         return click.Choice(option.choices)
     if option.path is not None:
+        # Inputs stay text, because `-` among them is no path.
         path_type = Path if option.kind is Path else None
         return click.Path(**_PATHS[option.path], path_type=path_type)
     # The settings check ranges themselves.
@@ -197,7 +204,9 @@ def use_settings(ctx: click.Context, path: Path, command: str | None = None) -> 
     from virnucpro.config.settings_file import command_keys, read_settings
     from virnucpro.legacy.settings import FORK_KEYS
 
+    # Read together, so that a settings file of the fork may also have keys of ours.
     found = read_settings(path, {**command_keys(), **FORK_KEYS})
+    # Kept for `make_config`: which of the fork's classifiers counts depends on the model type.
     ctx.meta[_FORK_SETTINGS] = path, {name: found[name] for name in found if name in FORK_KEYS}
     sections: dict[str, Any] = {}
     for name, value in found.items():
@@ -208,6 +217,7 @@ def use_settings(ctx: click.Context, path: Path, command: str | None = None) -> 
         section[field] = value
     for word in command.split() if command is not None else ():
         sections = sections.get(word, {})
+    # click asks this map for what the command line lacks, and hands its sections to subcommands.
     ctx.default_map = sections
 
 
@@ -217,6 +227,7 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
     Raises:
         UsageError: A setting has an invalid value, or two options contradict each other.
     """
+    # Only what was given: some defaults depend on other settings, and the class knows them.
     given = _resolve_flags(ctx, given_options(ctx))
     fields = {name: value for name, value in given.items() if name in options_of(config)}
     if issubclass(config, PredictConfig) and _FORK_SETTINGS in ctx.meta:
@@ -248,6 +259,8 @@ def _resolve_flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     for param in ctx.command.params:
         if isinstance(param, ConfigFlag) and param.name in given:
             name, value = param.sets
+            # A flag overrides a settings file, but it cannot override another word of the command
+            # line.
             is_typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
             other = by_flag.get(name, f"--{name.replace('_', '-')}" if is_typed else None)
             if other is not None and resolved[name] != value:

@@ -57,12 +57,16 @@ def predict_command(
       virnucpro predict contigs.fasta --resume
       zcat *.fa.gz | virnucpro predict - -o results
     """  # noqa: D301 (click reads the \b)
+    # The fork's option stands behind the command; None means that nobody gave it.
     verbose = ctx.params["verbose"]
     if verbose is not None:
         set_console_level(logging.DEBUG if verbose else logging.ERROR)
     _note_options_without_meaning(ctx)
+    # Before anything imports torch, and before anything counts GPUs.
     hide_other_gpus(launch.gpus)
+    # Before anybody is asked anything: a run that cannot begin must not offer to overwrite one.
     require_classifier(config)
+    # Before the output is looked at, because a dry run writes nothing there.
     if config.dry_run:
         require_single_process(ctx)
         _echo_estimate(config, launch, as_json=summary.json)
@@ -73,6 +77,7 @@ def predict_command(
     )
     if settled is None:
         return
+    # The processes read the command line again, which lacks what the user has just answered.
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)
     from virnucpro import predict, predict_shard
     from virnucpro.cli.progress import shown_progress

@@ -39,6 +39,7 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
       virnucpro profile -m dnabert-s --weights models/DNABERT-S --precision fp16
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
+    # A wrong name of a backend must show before the question of its weights.
     load_backend(config.model)
     location = config.weights or _DEFAULT_WEIGHTS.get(config.model)
     if location is None:

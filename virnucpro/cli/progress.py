@@ -87,6 +87,7 @@ def follow(
         while True:
             # Asked before reading, so that the last lines of the metrics are still shown.
             is_last = stop.is_set()
+            # State by state, because a pass may have ended between two updates.
             for now in state.read():
                 if live is None:
                     lines.say_end(now)
@@ -114,10 +115,12 @@ class _Lines:
     def say_end(self, state: RunState) -> None:
         """Report the end of the pass if the latest line of the metrics is that end."""
         history = state.history
+        # The time as well as the name: a resumed run has a pass of the same name again.
         if self._pass != (history.began_at, history.pass_name):
             self._pass = (history.began_at, history.pass_name)
             self._next_at = history.began_at + _FIRST_LINE_SECONDS
         if self._next_at < math.inf and history.is_done(state.num_processes):
+            # The end is said once, and no line of this pass is due after it.
             self._next_at = math.inf
             if self._with_ends:
                 self._say(describe_pass_end(state))

@@ -120,7 +120,9 @@ def _choose(
 def _make_table(state: RunState, processes: Sequence[ProcessHistory], width: int) -> Table:
     """Return a line for each process, without columns that are empty, alike or too wide."""
     rows = [_make_cells(process, state) for process in processes]
+    # Without NVIDIA's library, the columns of GPUs are empty for every process.
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    # Of all processes, shown or not: otherwise columns would come and go with the lines.
     every = [process.last for process in state.history.processes.values()]
     if len({sample.host for sample in every}) == 1:
         columns.remove("host")
@@ -149,6 +151,7 @@ def _make_table(state: RunState, processes: Sequence[ProcessHistory], width: int
 def _make_cells(process: ProcessHistory, state: RunState) -> dict[str, str]:
     last = process.last
     silent = state.last_time - last.time
+    # As in `_time_left`: of a large launch, each process is heard more rarely.
     is_heard = silent <= max(_SILENT_SECONDS, 0.1 * state.num_processes)
     gpu = last.gpu or GpuReading()
     if last.state == "done":  # the means of the pass, for the GPU is idle by now

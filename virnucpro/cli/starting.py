@@ -54,6 +54,7 @@ def require_classifier(config: PredictConfig) -> None:
         return
     if config.model_path is None and config.model_type in PUBLISHED:
         weights = (config.dna_weights, config.protein_weights)
+        # Weights of the user's own are no models to download.
         names = [model.name for model in (DNABERT_S, ESM2_3B) if model.location in weights]
         mini = "-m mini" if config.chunk_length_bp == 500 else "-m mini -e 300"
         raise UsageError(
@@ -84,12 +85,14 @@ def settle_output(
     # The main process of a launch may already have begun to write what another finds here.
     if not used or config.force or config.resume or not is_main_process():
         return config
+    # A launch has no terminal to itself, and data on standard input cannot answer a question.
     if num_processes() > 1 or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
         raise OutputExistsError(
             f"{path} exists; give --resume to go on with what is there, --force to overwrite it, "
             "or another output with -o"
         )
     question = f"{path} exists; --resume would go on with what is there. Overwrite it?"
+    # Asked on standard error, because standard output may be JSON for a program.
     if click.confirm(question, err=True):
         return dataclasses.replace(config, force=True)
     return None
@@ -138,7 +141,9 @@ def leave_to_launch(
         UsageError: There are no devices for so many processes.
     """
     wanted = launch.num_processes
+    # Each process of a launch runs the whole command again, and ends up here.
     if is_launched():
+        # The launch was given the same words, so its own number is no contradiction.
         if wanted not in (None, num_processes()):
             raise UsageError(
                 f"--num-processes {wanted}: this is a launch of {num_processes()} already; "
@@ -147,6 +152,7 @@ def leave_to_launch(
         check_launch()
         return
     check_launch()
+    # Not above: this imports torch and Accelerate, which a light command must not wait for.
     from virnucpro.runtime import launching
 
     num_wanted = launching.choose_num_processes(config.device, wanted, launch.gpus)
@@ -159,9 +165,11 @@ def leave_to_launch(
 
 def wants_progress(ctx: click.Context, config: ProgressConfig) -> bool:
     """Return whether the user wants to see progress, and this process shows it."""
+    # One view for all processes, because each would draw over the others.
     return is_main_process() and not (is_quiet(ctx) or config.no_progress)
 
 
 def is_quiet(ctx: click.Context) -> bool:
     """Return whether the user wants to see errors only."""
+    # The fork's --quiet stands behind the command, and ours before it.
     return bool(ctx.find_root().params.get("quiet")) or ctx.params.get("verbose") is False

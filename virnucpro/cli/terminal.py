@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from virnucpro.checkpoints.run_directory import RunDirectory
     from virnucpro.reports.report import Section
 
+# What a person looks at first; report.tsv has all figures.
 _SHOWN = ("auroc", "auprc", "precision", "recall", "f1", "mcc", "calibration_error")
 _MAX_ID = 40
 _NUM_STAGES = 2
@@ -30,6 +31,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
     """Return a table as plain text, never cut; the first `num_left` columns are left-aligned."""
+    # Not above: `--help` imports every command, and so this file.
     from rich.console import Console
     from rich.table import Table
 
@@ -69,6 +71,7 @@ def echo_summary(
     rows += [(f"  {name}", f"{count:,}") for name, count in summary["reasons"].items()]
     best = [
         (
+            # Made printable before it is cut, because an escape is longer than what it stands for.
             _shorten(printable(one["record_id"])),
             f"{one['length']:,}",
             *("NA" if one[name] is None else f"{one[name]:g}" for name in ("score", "probability")),
@@ -106,6 +109,7 @@ def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:
     if seconds is not None:
         return f"time: {seconds:.1f} s"
     longest = sorted(stages.items(), key=itemgetter(1), reverse=True)
+    # The longest is the total.
     told = ", ".join(f"{name} {value:.1f} s" for name, value in longest[1 : _NUM_STAGES + 1])
     return f"time: {stages['total']:.1f} s, most of it for {told}"
 

@@ -27,6 +27,7 @@ class _ListCommand(ConfigCommand):
             if word.startswith("-"):
                 option = word if word in _SEVERAL else None
                 spread.append(word)
+            # The first word follows its option already. Each further word needs the option again.
             elif option is not None and spread[-1] != option:
                 spread += [option, word]
             else:

@@ -12,6 +12,7 @@ from virnucpro.cli.terminal import echo
 from virnucpro.config import GenerateConfigConfig, ValidateCheckpointsConfig, ValidateConfig
 from virnucpro.errors import OutputExistsError
 
+# What is left of a sequence without these letters is ambiguous.
 _WITHOUT_BASES = str.maketrans("", "", "ACGTacgt")
 
 
@@ -99,6 +100,7 @@ def validate_checkpoints_command(ctx: click.Context, config: ValidateCheckpoints
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.workflows.checkpoints import summarize_files
 
+    # Not left to click, which would end with 2. The fork ends with 3, and scripts rely on that.
     if not config.directory.is_dir():
         echo(f"{config.directory}: no such directory", err=True)
         ctx.exit(NO_SUCH_PLACE)

@@ -49,6 +49,7 @@ from virnucpro.config.utilities import (
     VerifyCheckpointsConfig,
 )
 
+# In the order in which `utils generate-config` writes their sections.
 COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "predict": (PredictConfig, LaunchConfig, SummaryConfig),
     "frames": (FrameTableConfig,),

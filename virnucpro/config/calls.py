@@ -53,6 +53,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         metavar="SHARE",
         within="share",
     )
+    # Not set here: `call` takes from the run what nobody gives, and `predict` fills in the rest.
     regions: str | None = option(
         None,
         help="all: write the tables of viral regions. provirus: also write proviruses.fasta, with "
@@ -71,6 +72,7 @@ class CallsConfig(Config, group="Classifier and calls"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Each of them sets the threshold, and no order says which of two would win.
         given = self.name_given("max_fdr", "preset", "threshold")
         if len(given) > 1:
             raise UsageError(
@@ -80,6 +82,7 @@ class CallsConfig(Config, group="Classifier and calls"):
     def name_given(self, *names: str) -> list[str]:
         """Return the options that have a value, of the settings `names`, as users type them."""
         return [
+            # By its shorthand, --relaxed or --conservative, which the docs use.
             f"--{self.preset}" if name == "preset" else f"--{name.replace('_', '-')}"
             for name in names
             if getattr(self, name) is not None

@@ -29,6 +29,7 @@ class EmbedConfig(RunConfig, group="Embedding models"):
     output_path: Path = option(
         REQUIRED,
         "-o",
+        # The name before `--output-path`: scripts may have it.
         "--output",
         help="HDF5 file to write.",
         details="Finished work is in FILE.parts until the file is written.",

@@ -14,6 +14,7 @@ STANDARD_CODE = 1
 _RULE = re.compile(
     r"(?P<kind>open|stretches(?::(?P<max_stretches>\d+):(?P<min_codons>\d+))?)"
     r"(?::code=(?P<genetic_code>\d+))?",
+    # Otherwise \d takes the digits of every script, and one rule would have several texts.
     re.ASCII,
 )
 _DEFAULT_MAX_STRETCHES = 2
@@ -49,11 +50,13 @@ class FrameRule:
         numbers = (self.max_stretches, self.min_codons)
         if self.kind not in ("open", "stretches"):
             raise UsageError(f"frame rule {brief(self.kind)}: wanted open or stretches")
+        # `str` leaves these numbers out for `open`, so two unequal rules would have one text.
         if self.kind == "open" and numbers != (_DEFAULT_MAX_STRETCHES, _DEFAULT_MIN_CODONS):
             raise UsageError(
                 f"frame rule open with {numbers[0]} stretches of at least {numbers[1]} codons: "
                 "these numbers belong to the rule stretches"
             )
+        # `type`, because True is an int: a rule may come from a file.
         if not all(type(number) is int and 0 < number < _MAX_NUMBER for number in numbers):
             raise UsageError(
                 f"frame rule stretches:{numbers[0]}:{numbers[1]}: wanted two whole numbers, at "
@@ -93,6 +96,7 @@ class FrameRule:
 
 
 def _check_genetic_code(genetic_code: int) -> None:
+    # Not above: nearly all runs use the standard code, and never need Biopython for it.
     from Bio.Data import CodonTable
 
     tables = CodonTable.unambiguous_dna_by_id

@@ -8,6 +8,7 @@ from pathlib import Path
 from virnucpro.config.options import REQUIRED, option
 from virnucpro.config.shared import COMPILE_SETTINGS, DeviceConfig
 
+# The fork's words, so that its scripts still run; two of them mean the same today.
 SUITES = ("scaling", "throughput", "memory", "equivalence", "all")
 DATA_SIZES = ("tiny", "small", "medium", "large")
 

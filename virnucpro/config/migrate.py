@@ -33,6 +33,7 @@ class MigrateConfig(DimsConfig, group="Embedding models"):
     dry_run: bool = option(False, help="Report what would be done; write nothing.", group="Output")
     json: bool = option(False, help="Print the report as JSON.", group="Output")
     jobs: int = option(
+        # Few, because each process holds a whole file in memory: 600 MB for 10,000 frames.
         min(4, os.cpu_count() or 1),
         help="Processes that read files.",
         unset="by the machine, up to 4",
@@ -53,6 +54,7 @@ class MigrateConfig(DimsConfig, group="Embedding models"):
     device: str = device_option()
     dna_backend: str = backend_option("DNA", "dnabert-s")
     protein_backend: str = backend_option("proteins", "esm2")
+    # Only a classifier needs it, and no default would be right: a wrong length would go unnoticed.
     chunk_length_bp: int | None = option(
         None,
         "-e",

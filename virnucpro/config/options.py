@@ -37,6 +37,7 @@ PathKind = Literal["input", "file", "directory", "run", "any", "new file", "new 
 directory, or `directory/prefix`."""
 
 _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
+    # YAML reads 500 as a number, also where a name such as a model type is meant.
     str: ((str, Path, int), "text"),
     Path: ((str, Path, int), "a path"),
     int: ((int,), "a whole number"),
@@ -115,10 +116,12 @@ class Option:
         Raises:
             ValueError: The value is invalid; the message says what is wanted.
         """
+        # Only where None is the default: elsewhere, a setting without a value is a mistake.
         if value is None and self.default is None:
             return None
         if not self.is_many:
             return self._convert_one(value)
+        # From Python, one input need not be a list.
         values = (value,) if isinstance(value, str | Path) else value
         if not isinstance(values, list | tuple):
             raise ValueError("a list")  # noqa: TRY004 (the caller makes it a UsageError)
@@ -162,10 +165,12 @@ def options_of(config: type[Config]) -> Mapping[str, Option]:
     names = dict.fromkeys([*inspect.get_annotations(config), *fields])
     hints = typing.get_type_hints(config)
     options = {}
+    # Fields without `option()` are no settings of this command, although its base class has them.
     for name in names:
         if name in fields and "option" in fields[name].metadata:
             kind, is_many = _read_hint(hints[name])
             stated: Option = fields[name].metadata["option"]
+            # The class that states an option decides its section, wherever the option is inherited.
             owner = next(
                 one
                 for one in config.__mro__
@@ -195,6 +200,7 @@ def _read_hint(hint: Any) -> tuple[type, bool]:
     """Return the type of one value, and whether there are several."""
     if typing.get_origin(hint) is Literal:
         return str, False
+    # `int | None` is a number: None only says that the setting may have no value.
     kinds = [kind for kind in typing.get_args(hint) if kind not in (type(None), ...)]
     return (kinds[0] if kinds else hint), typing.get_origin(hint) is tuple
 
@@ -216,8 +222,10 @@ class Config:
             group: The group of the options that name none.
         """
         cls.option_group = group
+        # This runs before `@dataclass` has made the fields, so they may still be class attributes.
         fields = {
             name: _field_of(owner, name)
+            # The last one wins, as in the dataclass: a subclass may state a setting anew.
             for owner in reversed(cls.__mro__)
             for name in inspect.get_annotations(owner)
         }

@@ -67,6 +67,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         "download has fetched. mini has its classifiers in this package.",
         path="new file",
     )
+    # Not set here, because the model type decides; `__post_init__` fills it in.
     chunk_length_bp: int = option(
         None,
         "-e",
@@ -168,8 +169,10 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     )
 
     def __post_init__(self) -> None:
+        # Before the base class, so that what is filled in is checked like what was given.
         if self.model_type == "mini":
             self._use_mini()
+        # `str`, because from Python the model type may be a number.
         self._set_default("chunk_length_bp", 300 if str(self.model_type) == "300" else 500)
         self._set_default("regions", "all")
         self._set_default("fastq", False)
@@ -188,10 +191,12 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
                     "that backend (virnucpro train) and name it with -m custom -p FILE"
                 )
         for name, directory in (("dna_weights", "dnabert_s"), ("protein_weights", "esm2")):
+            # Weights that somebody names are meant, also together with mini.
             if getattr(self, name) == getattr(type(self), name):
                 self._set(name, str(MINI_DIRECTORY / directory))
 
     def _check_together(self) -> None:
+        # The files must lie in the directory, must be seen by `ls`, and must not look like options.
         if self.prefix and not re.fullmatch(r"[^/\\\0.-][^/\\\0]*", self.prefix):
             raise UsageError(
                 f"prefix {self.prefix!r}: wanted the beginning of a file name, without / and "
@@ -201,6 +206,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             raise UsageError("no input: wanted at least one FASTA or FASTQ file, or -")
         if self.inputs.count(STDIN) > 1:
             raise UsageError("standard input (-) was given twice, but can be read only once")
+        # The frame store keeps no qualities, because they would double its size.
         if self.fastq and STDIN in self.inputs:
             raise UsageError(
                 "fastq: the inputs are read again for viral.fastq, and standard input can be read "
@@ -222,6 +228,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
                 f"paired: found {len(self.inputs)} inputs, wanted the files of first and second "
                 "mates in turn, or one file with both"
             )
+        # In bytes, as file systems count. A name may have bytes that are no UTF-8.
         if len(self.stem.encode("utf-8", "surrogateescape")) > _MAX_STEM_BYTES:
             raise UsageError(
                 f"{self.stem[:30]}...: results are named after the input or the output directory, "
@@ -254,6 +261,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             return self.prefix
         if len(self.inputs) == 1 and self.inputs[0] != STDIN:
             return input_stem(self.inputs[0])
+        # Resolved, because `-o .` has no name of its own.
         return self.resolved_output_dir.resolve().name
 
     @property
@@ -269,6 +277,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         if self.model_type == "mini":
             return MINI_DIRECTORY / f"{self.chunk_length_bp}_model.safetensors"
         path = Path(f"{self.model_type}_model.pth")
+        # If it is nowhere, its usual name: the error that follows tells what is missing.
         return path if path.exists() else find_model(path.name) or path
 
     def settings(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 MINI_DIRECTORY = Path(__file__).parents[1] / "data" / "mini"
 """The small model that ships with this package: docs/mini.md."""
 
+# Not pinned by the address: the digests of the files pin them.
 _CLASSIFIERS = "https://raw.githubusercontent.com/Li-Jing-1997/VirNucPro/HEAD"
 
 
@@ -66,6 +67,7 @@ def _classifier(length_bp: int, blob: str) -> PublishedModel:
 def _esm2(
     size: str, num_layers: int, num_bytes: int, revision: str, sha256: str = ""
 ) -> PublishedModel:
+    # Without a digest here, the digest that the hub states is compared.
     return PublishedModel(
         f"esm2-{size.lower()}",
         f"ESM-2 of {size} parameters, for proteins",

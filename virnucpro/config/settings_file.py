@@ -41,6 +41,7 @@ def command_keys() -> dict[str, Key]:
         section = command.replace(" ", ".")
         for name, option in command_options(command).items():
             if not option.is_argument:
+                # Older names, too: a settings file must outlive the renaming of an option.
                 names = (option.long_name, *option.aliases)
                 for long_name in (one[2:] for one in names if one.startswith("--")):
                     keys[f"{section}.{long_name}"] = Key(f"{section}.{name}", option.convert)
@@ -100,6 +101,7 @@ class _SectionReader:
         self._path = path
         self._loader = loader
         self._keys = {_normalize(name): key for name, key in known.items()}
+        # With all their beginnings, because a section may be mistyped as well as a key.
         self._names = dict.fromkeys(
             ".".join(parts[:stop])
             for parts in (name.split(".") for name in known)
@@ -111,6 +113,7 @@ class _SectionReader:
     def walk(self, section: yaml.Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield the target and the value of each key below `section`."""
         is_mapping = isinstance(section, yaml.MappingNode)
+        # A tag would ask for another type than a mapping, even for an object of Python.
         if not is_mapping or section.tag != "tag:yaml.org,2002:map":
             is_scalar = isinstance(section, yaml.ScalarNode)
             found = brief(section.value) if is_scalar else "a tag" if is_mapping else "a list"
@@ -122,6 +125,7 @@ class _SectionReader:
             normalized = _normalize(name)
             if normalized in self._sections:
                 self._note(normalized, name, key_node)
+                # A section may be empty: in the template, every line of it is a comment.
                 if node.tag != "tag:yaml.org,2002:null":
                     yield from self.walk(node, f"{name}.")
             elif normalized in self._keys:
@@ -140,6 +144,7 @@ class _SectionReader:
 
     def _read(self, name: str, key_node: yaml.Node, node: yaml.Node) -> Any:
         convert = self._keys[_normalize(name)].convert
+        # Nobody reads this value, so it need not make sense.
         if convert is None:
             return node.value
         try:
@@ -166,6 +171,7 @@ class _SectionReader:
         # A key may also have been put into another section.
         prefix, _, last = name.rpartition(".")
         others = [other for other in self._names if not name.startswith(f"{other}.")]
+        # Cut, because the time of the comparison grows with the square of the length.
         near = difflib.get_close_matches(name[:80], others, n=1) or [
             other for other in self._names if other.rpartition(".")[2] == last
         ]
@@ -193,6 +199,7 @@ def make_template() -> str:
             continue
         *above, last = command.split()
         lines.append("")
+        # `models list` and `models download` share the section `models`.
         if above and tuple(above) != groups:
             lines.append(f"{above[0]}:")
         groups = tuple(above)
@@ -210,6 +217,7 @@ def _describe(option: Option) -> list[str]:
         text += f" One of {', '.join(option.choices)}."
     if option.unset:
         text += f" Default: {option.unset}."
+    # A default that depends on other settings would be wrong as a fixed value.
     value = None if option.default is REQUIRED or option.unset else option.default
     if isinstance(value, Path):
         value = str(value)

@@ -17,6 +17,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash")
 COMPILE_SETTINGS = ("auto", "on", "off")
 
+# Old files and published classifiers do not say these numbers.
 DNA_DIM, PROTEIN_DIM = 768, 2560
 """Numbers in an embedding of the published models."""
 
@@ -168,6 +169,7 @@ class FramesConfig(RunConfig, group="Embedding models"):
     )
     dna_batch_tokens: int | None = option(
         None,
+        # The fork's name.
         "--dnabert-batch-size",
         help="Tokens in a batch of DNA.",
         unset="by the device",
@@ -178,6 +180,7 @@ class FramesConfig(RunConfig, group="Embedding models"):
     )
     protein_batch_tokens: int | None = option(
         None,
+        # The fork's name.
         "--esm-batch-size",
         help="Tokens in a batch of proteins.",
         unset="by the device",

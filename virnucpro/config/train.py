@@ -15,6 +15,7 @@ from virnucpro.errors import UsageError
 class TrainConfig(FramesConfig, group="Training"):
     """The settings of `train`."""
 
+    # None of the three is required alone: labelled features stand for both kinds of sequences.
     viral: tuple[str, ...] = option(
         (),
         help="Files of viral sequences; each file is a class.",
@@ -54,6 +55,7 @@ class TrainConfig(FramesConfig, group="Training"):
         metavar="BP",
         minimum=1,
     )
+    # Not set here, because --merged decides; `__post_init__` fills it in.
     frame_rule: str = option(
         None,
         "--frames",
@@ -109,6 +111,7 @@ class TrainConfig(FramesConfig, group="Training"):
     def __post_init__(self) -> None:
         self._set_default("frame_rule", str(OPEN_RULE if self.merged else FrameRule("stretches")))
         super().__post_init__()
+        # One text for each rule: `stretches` and `stretches:2:20` must be the same setting.
         self._set("frame_rule", str(FrameRule.parse(self.frame_rule)))
         if self.merged and self.frame_rule != str(OPEN_RULE):
             raise UsageError(
@@ -132,6 +135,7 @@ class TrainConfig(FramesConfig, group="Training"):
     @property
     def inputs(self) -> tuple[str, ...]:
         """All input files, viral ones first."""
+        # The classes are named in this order, and the records of a frame store find theirs by it.
         return (*self.viral, *self.other, *self.merged)
 
     @property

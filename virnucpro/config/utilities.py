@@ -26,6 +26,7 @@ class FrameTableConfig(Config):
         help="Length of the chunks that records are cut into.",
         group="Input",
         metavar="BP",
+        # A shorter chunk has no codon.
         minimum=3,
     )
     frame_rule: str = option(
@@ -119,6 +120,7 @@ class ShowCheckpointsConfig(DimsConfig):
 class VerifyCheckpointsConfig(DimsConfig):
     """The settings of `checkpoints verify`."""
 
+    # click lets a missing path pass, because the command has an exit code of its own for it.
     path: Path = argument(
         help="A part, a run directory, a directory of checkpoints, or a file of features (.pt, "
         ".h5) of an older program.",
@@ -130,6 +132,7 @@ class VerifyCheckpointsConfig(DimsConfig):
 class ValidateCheckpointsConfig(DimsConfig):
     """The settings of `utils validate-checkpoints`."""
 
+    # The same holds here.
     directory: Path = argument(help="A directory of checkpoints.", path="new")
     skip_load: bool = option(
         False, help="Check headers and archives only; do not read the embeddings."

@@ -63,6 +63,7 @@ def read_documents(path: Path, dims: EmbeddingDims) -> Iterator[tuple[Generation
         raise
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror or error})") from error
+    # A file of strangers may have anything in the place of a list or a number.
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"is not a file of features ({error!r})") from error
 

@@ -42,6 +42,7 @@ def read_merged(
         document = _read_file(path, dims)
         directory = str(path.parent)
         label = _read_label(path, document)
+        # A class is viral or it is not: the balance of the training needs that.
         if viral_of_directory.setdefault(directory, label) != label:
             raise CheckpointError(
                 f"{path}: its label is {int(label)}, and that of another file in {directory} is "

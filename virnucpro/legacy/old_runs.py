@@ -32,6 +32,7 @@ def list_files(source: Path) -> list[Path]:
     files = [path for path in source.rglob("*") if path.is_file() and ours not in path.parents]
 
     def natural_key(path: Path) -> list[tuple[str, int]]:
+        # Files were numbered as they were cut, and the first one with an id wins.
         return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", str(path))]
 
     return sorted(files, key=natural_key)
@@ -45,6 +46,7 @@ def feature_files(source: Path) -> list[Path]:
 
 def run_parts(output_dir: Path, stem: str) -> list[Path]:
     """Return the files and directories in `output_dir` that belong to the old run of one input."""
+    # By name: the original wrote beside its input, where other files lie as well.
     names = [
         f"{stem}_nucleotide",
         f"{stem}_protein",

@@ -22,6 +22,7 @@ from virnucpro.errors import CheckpointError, first_line
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # fmt: off
+# An allow-list, as below: a new opcode of Python must not get in by itself.
 _OPCODES = (
     "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
     "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _FIELDS = {
     "prediction.sequences_per_file": "sequences_per_file",
     "prediction.default_model_type": "model_type",
+    # Two keys for one setting: the model type decides between them.
     "prediction.models.300": "model_path",
     "prediction.models.500": "model_path",
     "device.default": "device",
@@ -74,6 +75,7 @@ def read_fork_fields(
         model_type: The model type if another source has set it: it chooses the file among
             `prediction.models`.
     """
+    # `version` sets nothing, so nobody misses its effect.
     unused = [name for name in found if name in _WITHOUT_MEANING and name != "version"]
     if unused and reads_settings_first():
         logger.warning(

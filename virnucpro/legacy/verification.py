@@ -120,6 +120,8 @@ def _read_embeddings(
     for report, taken in zip(reports, choice.taken, strict=True):
         if alphabet not in taken or not np.isin(report.ids[taken[alphabet]], wanted).any():
             continue
+        # Files of torch.save can only be read as a whole, so only those with a wanted id are
+        # opened.
         for _, document in read_documents(report.path, dims):
             for name, vector in zip(document["ids"], document["embeddings"][alphabet], strict=True):
                 if name in names:

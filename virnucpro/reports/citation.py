@@ -18,6 +18,7 @@ def read_citation() -> tuple[str, list[dict[str, Any]]]:
     places = (package / "CITATION.cff", package.parent / "CITATION.cff")
     path = next(place for place in places if place.is_file())
     software = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # One version for all: CITATION.cff does not repeat it.
     software["version"] = __version__
     return software["message"], [software, *software["references"]]
 
@@ -46,6 +47,7 @@ def _short_name(person: dict[str, str]) -> str:
 
 def format_bibtex(work: dict[str, Any]) -> str:
     """Return an entry of CITATION.cff as an entry of BibTeX."""
+    # Braces keep BibTeX from taking a group of authors for a first and a last name.
     authors = [
         f"{{{one['name']}}}" if "name" in one else f"{one['family-names']}, {one['given-names']}"
         for one in work["authors"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUM_SCORE_BINS = 40
+# More would overlap in the panel.
 _MAX_SUBSETS = 24
 # As many as matplotlib has colours.
 _MAX_CLASSES = 10
@@ -124,6 +125,7 @@ def draw_report(
         _draw_losses(next(panels), losses, best_epoch)
     for empty in panels:
         empty.remove()
+    # Not strict: some panels are left out.
     for letter, axes in zip("abcdefgh", figure.axes, strict=False):
         axes.set_title(letter, loc="left", fontweight="bold")
     figure.suptitle(title)
@@ -139,6 +141,7 @@ def _draw_curves(roc: Axes, precision: Axes, curves: Sequence[Curve], what: str 
     roc.plot([0, 1], [0, 1], color=_GREY, linestyle=":")
     for number, one in enumerate(curves):
         true, false = trace_curves(one.predictions)
+        # The last point calls everything viral, so it has all of the weight.
         recall, name = true / true[-1], f"{one.name} ({one.size})"
         style: dict[str, Any] = {"color": f"C{number}"}
         area, average = (one.section.estimates[metric] for metric in ("auroc", "auprc"))
@@ -148,6 +151,7 @@ def _draw_curves(roc: Axes, precision: Axes, curves: Sequence[Curve], what: str 
             label=f"{name}\nAUROC {_describe(area)}",
             **style,
         )
+        # Steps, because the average precision beside it is a sum of steps.
         precision.step(
             recall,
             true / (true + false),
@@ -155,6 +159,7 @@ def _draw_curves(roc: Axes, precision: Axes, curves: Sequence[Curve], what: str 
             label=f"{name}\naverage precision {_describe(average)}",
             **style,
         )
+        # The precision of calls at random.
         share = true[-1] / (true[-1] + false[-1])
         precision.axhline(share, linestyle=":", **style)
         hits, alarms = _measure_calls(one.predictions)
@@ -183,6 +188,7 @@ def _measure_calls(predictions: Predictions) -> tuple[float, float]:
 def _draw_calibration(axes: Axes, curve: Curve) -> None:
     predictions = curve.predictions
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":")
+    # `evaluate` gives records without a call a score below 0, so that they rank last.
     lines = [("score, before calibration", predictions.score.clip(0, 1))]
     if not np.isnan(predictions.probability).all():
         lines.append(("probability", predictions.probability))
@@ -225,6 +231,7 @@ def _draw_subsets(axes: Axes, sections: Sequence[Section]) -> None:
     shown = known[:_MAX_SUBSETS]
     for place, section in enumerate(shown):
         value, low, high = section.estimates["auroc"]
+        # matplotlib takes no negative lengths, and an interval may lie beside its value.
         errors = None if math.isnan(low) else [[max(0, value - low)], [max(0, high - value)]]
         axes.errorbar(value, place, xerr=errors, marker="o", color="C0", capsize=2)
     labels = [f"{one.subset}\n{one.num_viral:,} + {one.num_others:,}" for one in shown]

@@ -38,6 +38,7 @@ def read_truth(path: Path) -> dict[str, Label]:
                 f"{', '.join(IS_VIRAL)}"
             )
         found = Label(IS_VIRAL[line["label"]], line.get("class", ""), line.get("group", ""))
+        # The same line twice does no harm. Two answers would.
         if truth.setdefault(line["id"], found) != found:
             raise InputError(
                 f"{path}, line {number}: {brief(line['id'])} had another label, class or group "

@@ -89,9 +89,11 @@ def estimate_metrics(predictions: Predictions, seed: int = 0) -> dict[str, Estim
     random = np.random.default_rng(seed)
     ranked = _Ranked(predictions)
     names, cluster_N = np.unique(ranked.cluster, return_inverse=True)
+    # To draw N clusters with replacement is to draw how often each of them comes.
     shares = np.full(len(names), 1 / len(names))
     affordable = _RECORDS_TIMES_REPLICATES // len(cluster_N)
     num_replicates = min(_MAX_REPLICATES, max(_MIN_REPLICATES, affordable))
+    # None of a kind is no obstacle: some figures need one kind only.
     if any(0 < num_clusters < _MIN_CLUSTERS for num_clusters in count_clusters(predictions)):
         num_replicates = 0
     replicates = np.empty((num_replicates, len(METRICS)))
@@ -166,6 +168,7 @@ def bin_equally(predictions: Predictions, num_bins: int = NUM_EQUAL_BINS) -> Bin
 
 
 def _wilson(share: float, size: float) -> tuple[float, float]:
+    # Wilson's interval stays within 0 and 1, also for bins with few records.
     square = _NORMAL_QUANTILE**2
     middle = (share + square / (2 * size)) / (1 + square / size)
     reach = math.sqrt(share * (1 - share) / size + square / (4 * size**2))
@@ -240,10 +243,12 @@ def _measure_ranking(true: Float64Array, false: Float64Array) -> tuple[float, fl
     num_viral, num_others = true[-1], false[-1]
     if num_viral == 0 or num_others == 0:
         return math.nan, math.nan
+    # Trapezoids: of records with equal scores, half count as ranked right.
     heights = true + np.append(0.0, true[:-1])
     area = (heights / 2 * np.diff(false, prepend=0.0)).sum()
     # Average precision: the precision at each step of the recall, weighted by the step.
     called = true + false
+    # A replicate may leave out the records with the highest scores.
     precision = np.divide(true, called, out=np.zeros(len(true)), where=called > 0)
     steps = np.diff(true, prepend=0.0)
     return float(area / num_viral / num_others), float((steps * precision).sum() / num_viral)

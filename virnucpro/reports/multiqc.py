@@ -24,6 +24,7 @@ _COLOURS = {"virus": "#c2410c", "others": "#2b6cb0", "none": "#8a949e"}
 
 def add_search_pattern() -> None:
     """Tell MultiQC which files are ours, before it reads settings that may say otherwise."""
+    # Other programs may write a run.json. This key is ours alone.
     config.sp[_KEY] = {"fn": "*run.json", "contents": '"frame_rule":'}
 
 
@@ -95,6 +96,7 @@ class MultiqcModule(BaseMultiqcModule):
         for sample, run in runs.items():
             counts, expected = run["counts"], run["calls"]["expected_fdr"]
             rows[sample] = {name: counts[name] for name in ("records", "virus", "none")}
+            # A run with --allow-empty may have no records.
             rows[sample]["share"] = 100 * counts["virus"] / max(1, counts["records"])
             if expected is not None:
                 rows[sample]["expected_fdr"] = 100 * expected
@@ -126,6 +128,7 @@ class MultiqcModule(BaseMultiqcModule):
                 for calls in (("virus",), CALLS)
             ]
             self.add_section(
+                # Lengths, Scores and Probabilities.
                 name=f"{axis.partition(' ')[0]}s".replace("ys", "ies"),
                 anchor=f"virnucpro-{name}",
                 description=f"The number of records by {name}; each point is the middle of a bin.",

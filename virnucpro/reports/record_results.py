@@ -107,6 +107,7 @@ def write_decision(
         OutputError: A file cannot be written.
     """
     records = decision.records
+    # Before the table is replaced.
     before = _digest(directory.records_tsv)
     write_records(
         directory.records_tsv,
@@ -123,6 +124,7 @@ def write_decision(
     if config.regions == "provirus":
         write_fasta(directory.proviruses_fasta, _cut_proviruses(store, regions))
     else:
+        # Otherwise the file of earlier calls would stay beside these.
         directory.proviruses_fasta.unlink(missing_ok=True)
     if config.fastq:
         write_viral_fastq(directory.viral_fastq, store, records.call == "virus")
@@ -146,6 +148,7 @@ def _head_viral_records(
     for index, group in groupby(spans, key=itemgetter(0)):
         places = ",".join(f"{start}-{end}" for _, start, end in group)
         chance = format_number(float(records.probability[index]))
+        # `float`, because NumPy writes its own numbers as np.float64(0.5).
         words = f"score={float(records.score[index])!r} probability={chance} regions={places}"
         for read in store.reads(index):
             yield f"{read.header} {words}", read.sequence
@@ -158,7 +161,9 @@ def describe_calls(store: FrameStore, decision: Decision) -> dict[str, Any]:
     """
     records = decision.records
     reasons = Counter(records.reason.tolist())
+    # A Counter does not mind if nobody has it.
     del reasons["-"]
+    # The last bin ends behind the longest record, so the bins hold all records.
     edges = [0, *_LENGTH_EDGES_BP, max(10**6, int(store.record_lengths.max(initial=0)))]
     shares = [number / _NUM_SHARE_BINS for number in range(_NUM_SHARE_BINS + 1)]
     histograms = {
@@ -231,6 +236,7 @@ def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 def note_short_records(store: FrameStore) -> None:
     """Log how many records are shorter than a chunk, and what to expect of them."""
+    # The length of a pair is that of both mates, which are chunks of their own.
     if store.reads_per_record > 1:
         return
     length = store.record_lengths

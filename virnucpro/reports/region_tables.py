@@ -169,11 +169,13 @@ def _name_records(store: FrameStore, chunks: slice) -> Iterator[str]:
     """Yield the id of the record of each chunk."""
     record = store.find_records(np.arange(chunks.start, chunks.stop))
     first = int(record[0])
+    # The chunks of a block lie in neighbouring records, whose ids are read at once.
     names = store.record_ids(first, int(record[-1]) + 1)
     return (names[index - first] for index in record.tolist())
 
 
 def _score_bed(region: Region) -> int:
+    # Without a calibration there is a score only, and BED wants a number here.
     share = region.score if np.isnan(region.probability) else region.probability
     return round(1000 * share)
 

@@ -97,6 +97,7 @@ def against_the_rest(name: str, is_member: BoolArray, is_viral: BoolArray) -> tu
         is_member: bool (N,), whether each record is in the class.
         is_viral: bool (N,), the truth.
     """
+    # A group of both kinds needs no others beside it.
     kinds = set(is_viral[is_member].tolist())
     if kinds == {True}:
         return f"{name} against all others", is_member | ~is_viral
@@ -108,6 +109,7 @@ def against_the_rest(name: str, is_member: BoolArray, is_viral: BoolArray) -> tu
 def find_overfit(losses: Sequence[Mapping[str, float]], best_epoch: int) -> list[str]:
     """Return a warning if the loss of the held-out records rose after the epoch that was kept."""
     best, last = losses[best_epoch - 1], losses[-1]
+    # If both losses rise, the training diverged, which is another trouble.
     if last["valid"] <= best["valid"] * (1 + _OVERFIT_RISE) or last["train"] >= best["train"]:
         return []
     return [

@@ -73,6 +73,7 @@ def write_tables(
     directory.merged_dir.mkdir(exist_ok=True)
     chunks = scores.chunks
     if scores.frames is None:
+        # Such a classifier scores no single frame, and a table of frames has nothing else to list.
         names = compress(in_blocks(store.chunk_ids, store.num_chunks), chunks.is_open)
         listed = np.stack([chunks.max_others, chunks.max_virus], axis=1)[chunks.is_open]
     else:
@@ -146,6 +147,7 @@ def _write_intermediate(directory: RunDirectory, config: PredictConfig, store: F
         ("dna", directory.nucleotide_fasta, directory.split_nucleotide_fasta),
         ("protein", directory.protein_fasta, directory.split_protein_fasta),
     ]
+    # The fork has both kinds twice: whole, without line breaks, and split into files.
     for kind, path, make_split_path in files:
         write_fasta(path, _name_sequences(store, kind, 0, store.num_frames), width=None)
         make_split_path(1).parent.mkdir(exist_ok=True)
@@ -169,6 +171,7 @@ def _describe_run(run: Run, config: PredictConfig, embedded: Embedded) -> dict[s
     """Return the document that run.json holds, but for the calls."""
     classifier, store, passes, screened = embedded
     packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
+    # Empty for a pass that an earlier run has finished.
     seen = run.monitor.summary()
     document = {
         "schema_version": RUN_SCHEMA_VERSION,

@@ -40,8 +40,11 @@ def write_viral_fastq(path: Path, store: FrameStore, is_viral: BoolArray) -> Non
             wanted = sum(source["num_records"] for source in sources)
             found = 0
             for found, (header, letters, qualities) in enumerate(
-                chain.from_iterable(zip(*files, strict=False)), 1
+                # Not strict: the counts below find a file with fewer reads, and name it.
+                chain.from_iterable(zip(*files, strict=False)),
+                1,
             ):
+                # Before the store is asked, which knows no read behind its last one.
                 _check_same(names, found <= wanted)
                 record, mate = divmod(first + found - 1, store.reads_per_record)
                 if is_viral[record]:

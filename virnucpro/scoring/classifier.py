@@ -29,6 +29,7 @@ CLASS_NAMES = ("others", "virus")
 BATCH_NORM_EPS = 1e-5
 """The default of torch.nn.BatchNorm1d; a state dict does not contain it."""
 
+# Another size of the blocks may change the last bits of scores.
 _BLOCK_ROWS = 1024
 _BLOCK_CHUNKS = 256
 

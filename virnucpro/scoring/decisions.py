@@ -149,6 +149,7 @@ def decide_calls(
     if screen_calibration is not None:
         exact = screen_calibration.probabilities(score, records.num_open_chunks, config.viral_share)
         probability = np.where(is_screened, round_shares(exact), probability)
+    # What the classifier's file states stands between the user's word and our default.
     usual = DEFAULT_THRESHOLD if default_threshold is None else default_threshold
     threshold = _choose_threshold(config, probability, usual)
     call = make_calls(score if calibration is None else probability, threshold)

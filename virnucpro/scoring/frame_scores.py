@@ -229,6 +229,7 @@ def _score_chunks(
         stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
         rows = np.arange(first_row[start], first_row[stop])
         has_both = dna.has(rows) & protein.has(rows)
+        # A chunk may lack several stretches, which a plain `+=` would count once.
         np.add.at(num_unscored, store.find_chunks(rows[~has_both]), 1)
         rows = rows[has_both]
         if not len(rows):

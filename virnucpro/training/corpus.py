@@ -69,6 +69,7 @@ class Corpus:
     @cached_property
     def num_chunks(self) -> Int64Array:
         """int64 (R,): the chunks of each record up to its last known one."""
+        # The original's features leave out chunks, so the last number tells how many there were.
         found = np.zeros(len(self.record_ids), np.int64)
         np.maximum.at(found, self.chunk_record, self.chunk_number + 1)
         return found
@@ -135,6 +136,7 @@ def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
             f"{path}: none of its {len(groups)} ids is among the {len(record_ids)} records; wanted "
             "the first words of the sequences' headers"
         )
+    # The word before the id keeps a record from meeting a group of the same name.
     return [groups.get(name, f"record {name}") for name in record_ids]
 
 

@@ -25,6 +25,7 @@ from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 
 logger = logging.getLogger(__name__)
 
+# The original's layer. docs/training.md states it, and the settings of the fit.
 NUM_HIDDEN = 512
 _DROPOUT = 0.5
 _CHUNK_DROPOUT = 0.3
@@ -196,6 +197,7 @@ def _make_chunk_head(train: ChunkExamples) -> ChunkHead:
     head = ChunkHead(sizes, _CHUNK_DROPOUT)
     for layers, embeddings_ND in (
         (head.dna, train.dna),
+        # Without the zeros that stand where there is no stretch.
         (head.protein, train.protein[train.is_stretch]),
     ):
         norm = layers[0]
@@ -213,6 +215,7 @@ def _scale_outputs(norm: nn.LayerNorm, embeddings_ND: Float32Array) -> None:
         normal_ND = nn.functional.layer_norm(block_ND.double(), norm.normalized_shape)
         sums_D += torch.stack((normal_ND.sum(0), (normal_ND**2).sum(0)))
     mean_D, square_D = sums_D / len(embeddings_ND)
+    # `clamp`, because rounding can make a variance of 0 negative.
     scale_D = 1 / ((square_D - mean_D**2).clamp(min=0).sqrt() + _MIN_SCALE)
     norm.weight.copy_(scale_D)
     norm.bias.copy_(-mean_D * scale_D)

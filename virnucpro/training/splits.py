@@ -35,6 +35,7 @@ def split_groups(
     """
     random = np.random.default_rng(seed)
     names, group_R = np.unique(np.array(groups), return_inverse=True)
+    # In frames, because records differ in length and frames are what is learned from.
     size_R = np.bincount(corpus.chunk_record, corpus.num_frames, len(corpus.record_ids))
     size_GK = np.zeros((len(names), len(corpus.classes)))
     np.add.at(size_GK, (group_R, corpus.record_class), size_R)
@@ -42,6 +43,7 @@ def split_groups(
     split_G = np.zeros(len(names), np.int64)
     for index in range(len(corpus.classes)):
         members = np.flatnonzero((size_GK.argmax(axis=1) == index) & (size_GK.sum(axis=1) > 0))
+        # A class at a time, so that each class is in every split.
         order = random.permutation(members)
         split_G[order] = _fill(size_GK[order].sum(axis=1), shares)
     return split_G[group_R]
@@ -78,10 +80,12 @@ def choose_chunks(corpus: Corpus, split_of_record: Int64Array, seed: int) -> dic
     Raises:
         UsageError: A split has no viral frames, or no others.
     """
+    # Every process of a launch draws the same chunks, and so does a resumed run.
     random = np.random.default_rng(seed)
     split_C = split_of_record[corpus.chunk_record]
     chosen = {}
     for index, name in enumerate(SPLITS):
+        # Fragments are made of neighbours, and only held-out records are measured in fragments.
         run_length = 1 if name == "train" else HELD_OUT_RUN
         candidates = np.flatnonzero(corpus.is_usable & (split_C == index))
         viral = corpus.is_viral[corpus.chunk_class[candidates]]

@@ -150,8 +150,10 @@ def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
         tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch,
         open_run(compute) as run,
     ):
+        # --quick measures the small models of a CPU, on whatever device.
         on_gpu = run.device.type == "cuda" and not config.quick
         models = open_models(config.model, config.weights, Path(scratch), on_gpu=on_gpu)
+        # All of them are opened before the first is measured, so a missing file shows at once.
         subjects = [
             (label, model, _list_implementations(run, config, model)) for label, model in models
         ]
@@ -213,16 +215,19 @@ def _list_implementations(run: Run, config: BenchmarkConfig, model: Model) -> li
     """Return our encoder in each precision, and the other implementations."""
     precisions = [run.precision]
     if config.precision == "auto" and supports_fp8(run.device):
+        # A run never chooses fp8 by itself, so here people see what it would gain and cost.
         precisions.append("fp8")
     name = f"virnucpro, {config.attention}" + (", compile on" if config.compile == "on" else "")
 
     def load(precision: str, device: torch.device) -> Encoder:
         encoder = model.load_encoder(device, precision, config.attention)
+        # `auto` weighs the tokens of a pass, and there is no pass here.
         compile_layers(encoder, config.compile, num_tokens=0, device=device)
         return encoder
 
     found = [
         Implementation(name, precision, None, functools.partial(load, precision), is_ours=True)
+        # A backend without fp8 computes in bf16 instead, which must not be measured twice.
         for precision in dict.fromkeys(map(model.compute_precision, precisions))
     ]
     benchmarks = load_benchmarks(model.name) if config.vanilla_baseline else None
@@ -269,6 +274,7 @@ def _measure_model(
                 ceiling = ceilings.flop_per_s[each.precision] / flop_per_token
                 yield from _time(run, config, model, each, encoder, ceiling, line)
         except UsageError as error:
+            # Of others, a package may be missing. Of ours, it is the user's setting that is wrong.
             if each.is_ours:
                 raise
             yield replace(line, note=str(error))
@@ -318,4 +324,5 @@ def _embed_in_float32(run: Run, label: str, model: Model) -> Tensor | None:
         )
         return None
     finally:
+        # After an error as well: what is left would count as memory of the next model.
         torch.cuda.empty_cache()

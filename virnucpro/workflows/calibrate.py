@@ -82,6 +82,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     directory = find_run(config.run)
     document = read_run_json(directory.run_json, ("backends", "classifier", "settings"))
     identity = digest_files([config.classifier])
+    # By digest, because the file at the same path may have been replaced since.
     if document["classifier"]["identity"] != identity:
         raise ClassifierError(
             f"{config.classifier}: did not make the run in {config.run}: its identity is "
@@ -90,12 +91,14 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         )
     records = _read_labelled(directory.records_tsv, config.truth)
     calibration = records.fit(np.full(len(records.score), True))
+    # The fit takes out a factor that would be negative. Here it has taken out both.
     if calibration.slope == calibration.slope_growth == 0:
         logger.warning(
             "the scores do not tell viral records from others, so all records get the same "
             "probability; check the labels"
         )
     sections = list(_cross_fit(records))
+    # What a published file does not say, the run knows: it has used the classifier.
     metadata = _describe_run(document) if found is None else found
     truth = {"path": str(config.truth), "sha256": digest_files([config.truth])}
     counts = {
@@ -104,6 +107,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     }
     origin = {**(metadata.origin or {}), "calibrated_on": {"truth": truth, **counts}}
     metadata = replace(metadata, calibration=calibration, origin=origin)
+    # Only now, when nothing of the input can be wrong any more.
     config.output_path.parent.mkdir(parents=True, exist_ok=True)
     save_classifier(config.output_path, state, metadata)
     return CalibrateResult(config.output_path, calibration, sections)

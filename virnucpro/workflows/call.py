@@ -52,9 +52,11 @@ def call(config: CallConfig) -> PredictResult:
     document = read_run_json(directory.run_json, ("calls", "classifier", "counts", "settings"))
     # A run that goes on here would write its own calls over these.
     with locked(directory.lock_path), log_to_file(directory.run_log):
+        # A published classifier says nothing of itself.
         made_for = document["classifier"]["made_for"] or {}
         calibration = made_for.get("calibration") and Calibration(**made_for["calibration"])
         check_calibrated(config, calibration, Path(document["classifier"]["path"]))
+        # After the check: a share of viral records that the run assumed is no wish of this command.
         config = _fill_in(config, document)
         store = _open_store(directory)
         records = _read_records(directory.records_tsv, store.num_records)
@@ -69,8 +71,10 @@ def call(config: CallConfig) -> PredictResult:
         )
         write_decision(directory, store, decision, config, chunk_score, calibration or None)
         counts = decision.counts()
+        # `settings` stays as it is: it says what `predict` was asked for.
         document["counts"] |= counts
         write_json(directory.run_json, document | describe_calls(store, decision))
+        # Only where there is one: the run may have been told --no-report.
         if directory.report_html.is_file():
             write_run_page(directory, directory.report_html)
     return PredictResult(
@@ -85,8 +89,10 @@ def call(config: CallConfig) -> PredictResult:
 
 def _fill_in(config: CallConfig, document: Mapping[str, Any]) -> CallConfig:
     """Return the settings with those of the run where nothing is given."""
+    # Runs of earlier states do not have these two settings.
     run = {"regions": "all", "fastq": False} | document["settings"]
     share = document["calls"].get("viral_share")
+    # If the classifier has no calibration, only the screen has assumed a share.
     run["viral_share"] = share or document.get("screen", {}).get("viral_share")
     names = ("viral_share", "regions", "fastq")
     return replace(config, **{name: run[name] for name in names if getattr(config, name) is None})
@@ -119,6 +125,7 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
     _check_number(path, "records", len(columns["score"]), num_records)
     counts = {name: np.array(columns[name], np.int64) for name in _COUNTS}
     score = np.array(columns["score"], np.float64)
+    # Calls, probabilities and tiers follow from the rest: `decide_calls` makes them.
     unknown = np.full(num_records, np.nan)
     return RecordCalls(
         **counts,
@@ -138,6 +145,7 @@ def _read_chunk_scores(path: Path, num_chunks: int) -> Float64Array:
     Raises:
         InputError: The table is not there or not the run's, or has a wrong number.
     """
+    # 8 bytes a chunk: a list of Python's numbers would take four times as much.
     scores = array("d")
     for number, line in read_table(path, ["score"]):
         with explaining_numbers(path, number):

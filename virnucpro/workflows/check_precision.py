@@ -181,6 +181,7 @@ def _draw_records(
     """Return the rows of the sample, and the number of records in the whole input."""
     directory = config.resolved_output_dir
     records, num_input_records = sample_records(config.inputs, num_records, seed)
+    # Through a file, so that the sample is read and cut exactly as `predict` reads its input.
     path = directory / "sample.fasta"
     write_fasta(path, records)
     store = build_frame_store(
@@ -261,6 +262,7 @@ def _call(
     if scores.frames is None:
         records = call_by_mean_logit(records, chunks, store.record_first_chunk)
     else:
+        # At a tie a frame is `others`, and a chunk is viral: the fork's two tables have it so.
         is_virus = scores.frames[:, 1] > scores.frames[:, 0]
         calls["frames"] = _Calls(scores.frames[:, 1], is_virus)
     decided = decide_calls(records, config, classifier.calibration, classifier.threshold).records
@@ -275,6 +277,7 @@ def _compare_level(
     level: str, read_ids: Callable[[int, int], list[str]], reference: _Calls, checked: _Calls
 ) -> ScoreDifference:
     differences = np.abs(checked.scores - reference.scores)
+    # NaN stands where neither precision has a score.
     differences = differences[~np.isnan(differences)]
     flipped = np.flatnonzero(reference.is_viral != checked.is_viral).tolist()
     return ScoreDifference(

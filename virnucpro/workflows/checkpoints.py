@@ -84,6 +84,7 @@ def summarize_files(
     """
     paths = [place]
     if place.is_dir():
+        # `list_files` leaves out our own directory, in which this command must look as well.
         ours = place / "checkpoints"
         files = [*list_files(place), *(list_files(ours) if ours.is_dir() else [])]
         paths = [path for path in files if path.suffix in FEATURE_SUFFIXES]
@@ -99,11 +100,13 @@ def summarize_files(
             elif not h5py.is_hdf5(path):
                 check_torch_zip(path)
         except (CheckpointError, WeightsError) as error:
+            # The path stands before the reason already.
             summary.error = str(error).removeprefix(f"{path}: ")
         yield summary
 
 
 def _is_ours(path: Path) -> bool:
+    # The ending says nothing: the shards of v2.0 are .h5 files as well.
     if not h5py.is_hdf5(path):
         return False
     with open_file(path) as file:
@@ -181,6 +184,7 @@ def summarize_run(directory: Path, *, digests: bool) -> RunSummary | None:
     store = open_frame_store(layout.frame_store_dir, verify=digests)
     summary = RunSummary(store.num_frames, str(store.rule), store.chunk_length_bp, {}, {}, [])
     for alphabet in ALPHABETS:
+        # Identical sequences are embedded once, so fewer rows are wanted than there are frames.
         wanted = np.unique(store.sequences(alphabet).representatives)
         summary.wanted[alphabet] = len(wanted)
         try:

@@ -92,6 +92,7 @@ def _check_versions() -> Iterator[Check]:
     found = [f"virnucpro {__version__}", f"Python {platform.python_version()}", platform.platform()]
     for name in _PACKAGES:
         try:
+            # From the metadata: importing all of them would take seconds.
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
@@ -119,6 +120,7 @@ def _check_gpus() -> Iterator[Check]:
     if torch.version.cuda is None:
         build = "torch is built without CUDA"
     if not torch.cuda.is_available():
+        # A driver without a usable GPU is a failure: runs would use the CPU, and nobody meant that.
         driver = Path("/proc/driver/nvidia/version")
         if driver.exists() or shutil.which("nvidia-smi"):
             remedy = (
@@ -172,6 +174,8 @@ def _check_computing() -> Iterator[Check]:
     try:
         with open_run(ComputeConfig()) as run:
             found = describe_computing(run.device, run.precision, "auto")
+            # Our kernels need a GPU since Ampere. Older ones have no bf16, and nothing is wrong
+            # with them.
             on_old_gpu = run.precision == "fp16"
             has_kernels = "our kernels" in found
     except VirnucproError as error:
@@ -191,6 +195,7 @@ def _check_memory() -> Iterator[Check]:
     import psutil
 
     free = psutil.virtual_memory().available
+    # A container may use less than its host has, and psutil sees the host.
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and limit.read_text().strip().isdigit():
         free = min(free, int(limit.read_text()))
@@ -217,10 +222,12 @@ def _check_disks() -> Iterator[Check]:
         remedy = "set HOME or XDG_CACHE_HOME; otherwise nothing is kept between runs"
         yield Check("disk", "warning", "no home directory", remedy)
     for name, path in places.items():
+        # A directory that is yet to be made will lie on the disk of its nearest parent.
         there = next(one for one in (path.resolve(), *path.resolve().parents) if one.exists())
         free = shutil.disk_usage(there).free
         found = f"{name}: {there}, {free / _GIB:.0f} GiB free"
         if not os.access(there, os.W_OK):
+            # Without a cache, a run is only slower. Without a temporary directory, it fails.
             state: State = "failure" if name == "TMPDIR" else "warning"
             yield Check("disk", state, f"{found}, not writable", f"choose another place for {name}")
         elif free < _MIN_DISK_GIB * _GIB:
@@ -261,6 +268,7 @@ def _check_runs() -> Iterator[Check]:
 def _run_example(name: str, *options: str) -> Check:
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "out"
+        # -P: a file of the working directory must not stand in for a module.
         command = [sys.executable, "-P", "-m", "virnucpro", "predict", str(_find("example.fasta"))]
         command += ["--model-type=mini", f"--output-dir={output}", "--no-progress", *options]
         try:
@@ -275,6 +283,7 @@ def _run_example(name: str, *options: str) -> Check:
             remedy = "processes do not find each other: look for a firewall on the loopback device"
             return Check(name, "failure", f"no end within {_LAUNCH_SECONDS} s", remedy)
         if done.returncode != 0:
+            # The reason comes last, and warnings may come before it.
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             remedy = f"see what it says: {' '.join(command[3:])}"
             return Check(name, "failure", f"exit code {done.returncode}: {last}", remedy)

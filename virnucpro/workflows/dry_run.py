@@ -169,6 +169,7 @@ def _estimate_pass(
         )
     loaded = load_backend(name)
     dim = _find_dim(classifier, is_dna=is_dna)
+    # As `Model.compute_precision` decides, but the weights are not opened here.
     supports = run.precision != "fp8" or loaded.backend.info.supports_fp8
     precision = run.precision if supports else "bf16"
     source = store.sequences(alphabet)
@@ -178,8 +179,10 @@ def _estimate_pass(
     given = config.dna_batch_tokens if is_dna else config.protein_batch_tokens
     budget = given or read_budget(key) or MAX_BATCH_TOKENS[run.device.type]
     num_tokens = int(costs.sum())
+    # A share has its part of the batches.
     num_shards = 1 if config.shard_numbers is None else config.shard_numbers[1]
     speed, speed_source = read_speed(key), "virnucpro profile"
+    # Small models only, as the help says: a large one would have to be read for this.
     if speed is None and size.is_small and len(rows):
         batches = plan_batches(rows, costs, budget)
         speed = measure_speed(run, open_model(name, location), source, batches)
@@ -195,6 +198,7 @@ def _estimate_pass(
         tokens_per_s=speed,
         speed_source=speed_source,
         device_bytes=estimate_bytes(size.num_parameters, dim, budget, precision),
+        # float32 numbers, and an int64 for each row.
         disk_bytes=len(rows) * (4 * dim + 8),
         seconds=num_tokens / speed / num_processes / num_shards
         + 4 * size.num_parameters / _DIGEST_BYTES_PER_S,

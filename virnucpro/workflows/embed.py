@@ -59,6 +59,8 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
                 lambda: prepare_record_store(
                     [config.input],
                     directory.records_dir,
+                    # Before anything in the directory changes: a refused --resume must leave it as
+                    # it was.
                     lambda store: _refuse_other_runs(
                         config, directory, _make_job(run, config, directory, store, model)
                     ),
@@ -93,6 +95,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
 def _make_job(
     run: Run, config: EmbedConfig, directory: EmbedDirectory, store: RecordStore, model: Model
 ) -> Job:
+    # Without windows, the model itself cuts what is too long.
     size = model.backend.info.max_letters if config.long == "windows" else None
     source = WindowSource(store, size)
     rows = unique_rows(source)

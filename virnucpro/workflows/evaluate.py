@@ -73,6 +73,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     directory = config.resolved_output_dir
     stale = directory / STALE_NAME
+    # A report that measures former calls is of no use, and may be replaced without a question.
     if directory.exists() and not config.force and not stale.exists():
         raise OutputExistsError(
             f"{directory}: exists already; overwrite the report there with --force, or choose "
@@ -167,6 +168,7 @@ def _make_predictions(records: Sequence[_Record], has_call: BoolArray) -> Predic
         probability=np.array([record.probability for record in records]),
         is_called=np.array([record.call == "virus" for record in records]),
         cluster=number_groups([record.label.group for record in records]),
+        # Each record counts once. Only `train` balances classes.
         weight=np.ones(len(records)),
     )
 
@@ -184,6 +186,7 @@ def _make_members(
 ) -> list[tuple[str, BoolArray]]:
     """Return a subset for each of the names that most records have."""
     name_N = np.array(names, dtype=object)
+    # An empty name means that the table says nothing.
     most_common = Counter(name for name in names if name).most_common(at_most)
     return [
         against_the_rest(f"{what} {name}", name_N == name, predictions.is_viral)

@@ -72,6 +72,7 @@ def export_embeddings(
     directory = config.output_dir
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise OutputExistsError(f"{directory}: exists and is not empty; choose another (-o)")
+    # Before the source is read, which checks all its parts.
     if config.to == "parquet":
         _require_pyarrow()
     source = _Source(config.source)
@@ -113,6 +114,7 @@ class _Source:
                 "writes is HDF5 with the datasets embeddings and ids, which h5py reads as it is"
             )
         run_directory = RunDirectory(directory, stem="")  # nothing here depends on the stem
+        # A run has one store for both alphabets. `migrate` writes the two side by side, with ids.
         is_run = run_directory.frame_store_dir.is_dir()
         store_dir = run_directory.frame_store_dir
         self._store = open_frame_store(store_dir, verify=True) if is_run else None
@@ -181,6 +183,7 @@ class _Source:
             return None
         # Open frames have scores of their own. Stretches have the scores of their chunks.
         units, unit_of_row = self.rows, np.arange(len(self.rows))
+        # Frame by frame or chunk by chunk: the table has what the classifier scored.
         read_ids = self._store.frame_ids
         if self._store.rule.kind == "stretches":
             chunks = self._store.find_chunks(self.rows)
@@ -199,6 +202,7 @@ class _Source:
                     return np.concatenate(blocks)[unit_of_row]
             except (ValueError, IndexError):
                 pass
+        # A warning only: the embeddings are what was asked for.
         logger.warning("%s: has other frames than the embeddings; left out", tables[0])
         return None
 
@@ -297,6 +301,7 @@ def _write_parquet(source: _Source, path: Path, on_progress: ProgressListener | 
     about = {name: json.dumps(one.attributes()) for name, one in source.identities.items()}
     num_bytes = 4 * len(source.rows) * source.input_dim
     with replace_when_whole(path, num_bytes) as temporary, ExitStack() as stack:
+        # The writer needs the schema, which is that of the first block.
         writer = None
         described = _describe_rows(source)
         for rows, columns in zip(source.blocks(on_progress), described, strict=True):

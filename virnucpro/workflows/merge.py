@@ -32,6 +32,7 @@ from virnucpro.scoring.frame_scores import Embedded, check_models, open_classifi
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.workflows.predict import write_results
 
+# Shares that differ in one of these did not embed parts of one plan.
 _EQUAL = ("inputs", "backends", "precision", "frame_rule")
 _KEYS = ("shard", "settings", "classifier", "passes", *_EQUAL)
 
@@ -127,6 +128,7 @@ def _collect_pass(job: Job, documents: Sequence[Mapping[str, Any]]) -> Pass:
         InputError: A row is in no share.
         IdentityMismatchError: A part was made by another version of a backend.
     """
+    # run.json says more than the counters, such as the host. The name is the key above.
     known = {field.name for field in dataclasses.fields(PassStatus)} - {"name"}
     summaries = [
         PassStatus(job.name, **{name: value for name, value in told.items() if name in known})

@@ -71,6 +71,7 @@ def migrate_features(
     verification = _make_verification(config)
     directory = None if config.dry_run else config.output_path
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
+    # Each file once, also if one source lies in another.
     paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
     earlier = None if directory is None else _read_earlier(directory, config.sources, paths)
     if earlier is not None and earlier["status"] == "complete":
@@ -158,6 +159,7 @@ def _read_earlier(
             {name: entry[name] for name in ("path", "num_bytes", "mtime_ns")}
             for entry in earlier["files"]
         ]
+    # Whatever this file is, it is no report on these files, and is left alone.
     except (OSError, RecursionError, ValueError, KeyError, TypeError):
         files = []
     if files != [_describe_path(path) for path in paths]:
@@ -170,6 +172,7 @@ def _read_earlier(
 
 def _describe_path(path: Path) -> dict[str, Any]:
     status = path.stat()
+    # Size and time stand for the contents: a digest would read every file once more.
     return {"path": str(path), "num_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
@@ -232,6 +235,7 @@ def _plan(
                 name: _make_identity(report, name, dims, digest, length_bp) for name in rows
             },
             first_numbers=dict.fromkeys(rows, 0),
+            # There is no frame store here, so only the ids tell which frames the rows are.
             with_ids=True,
         )
         if not all(_is_written(task, name) for name in rows):
@@ -240,6 +244,7 @@ def _plan(
 
 
 def _is_written(task: Conversion, alphabet: Alphabet) -> bool:
+    # The rank stands for the file, so the names of its parts begin with it.
     prefix = part_name(task.rank, 0)[: len("part-00000-")]
     parts = finished_parts(task.directories[alphabet])
     written = finished_rows([part for part in parts if part.name.startswith(prefix)])

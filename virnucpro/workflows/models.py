@@ -38,6 +38,7 @@ _PATTERNS = (
     "special_tokens_map.json",
 )
 _FILES_AT_ONCE = 4
+# A plain name of a file: a list from elsewhere must not write outside the directory.
 _CHECKSUM = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<file>[\w-][\w.-]*)")
 
 
@@ -78,6 +79,7 @@ def download_model(name: str, to: Path | None = None, mirror: str | None = None)
     model = PUBLISHED[name]
     if model.ships:
         return Path(model.location)
+    # The hub's cache is shared with other programs. All other cases have a directory of ours.
     if to is None and model.url is None and mirror is None and MODELS_VARIABLE not in os.environ:
         return _fetch_from_hub(model, None)
     try:
@@ -199,6 +201,7 @@ def _ask_hub(model: PublishedModel, path: Path) -> dict[str, str]:
         for one in stated
         if isinstance(one, RepoFile)
     }
+    # What this package pins wins over what the hub says.
     return digests | dict(model.digests)
 
 
@@ -206,7 +209,9 @@ def _fetch_from_mirror(model: PublishedModel, mirror: str, path: Path) -> None:
     """Fetch the files that the mirror's SHA256SUMS lists, several at once."""
     source = _join(mirror, f"{model.location}/{CHECKSUMS}")
     listing = path / f"{CHECKSUMS}.part"
+    # Nobody knows a digest of the list itself.
     fetch_file(source, listing, "")
+    # What this package pins wins over what the mirror says.
     digests = _read_checksums(listing, source) | dict(model.digests)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         sources = [_join(mirror, f"{model.location}/{name}") for name in digests]

@@ -43,6 +43,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
     Raises:
         VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
     """
+    # Calls by a false discovery rate depend on all records, so a share cannot make them.
     if config.shard is not None:
         raise UsageError(
             f"shard {config.shard}: calls need all shares; use predict_shard and merge"

@@ -57,6 +57,7 @@ class BudgetRange:
     def list_for(self, device_type: str) -> list[int]:
         """Return the budgets, rising."""
         max_tokens = self.max_tokens or max(self.min_tokens, MAX_BUDGETS[device_type])
+        # The fork went up in equal steps. Doubling covers the same range in a few.
         if self.step_tokens is not None:
             return list(range(self.min_tokens, max_tokens + 1, self.step_tokens))
         doubled = (self.min_tokens << exponent for exponent in itertools.count())
@@ -111,6 +112,8 @@ def profile_budgets(
         speeds: dict[int, Speed] = {}
         try:
             for budget_tokens, speed in _measure(run, model, wanted, test_path):
+                # Kept one by one, so that a budget that exceeds the memory does not lose those
+                # before it.
                 speeds[budget_tokens] = speed
                 logger.info("measured batches of %d tokens", budget_tokens)
         except RuntimeError as error:

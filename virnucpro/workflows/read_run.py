@@ -55,6 +55,8 @@ class FinishedRun:
         from anndata import read_h5ad
 
         with tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch:
+            # Through `export`, which joins copies with the sequence that was embedded, and checks
+            # the parts.
             config = ExportConfig(
                 source=self.directory.path, output_dir=Path(scratch, "exported"), to="anndata"
             )

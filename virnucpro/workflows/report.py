@@ -34,6 +34,7 @@ def report(config: ReportConfig) -> Path:
         )
     if others:
         write_comparison_page(config.runs, path)
+    # The files say what kind of directory it is, and nobody has to name it.
     elif (first / REPORT_NAME).is_file():
         write_evaluation_page(first, path)
     else:

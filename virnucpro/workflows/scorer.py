@@ -82,6 +82,7 @@ class Scorer:
         # torch's settings and the loop belong to one caller at a time.
         self._lock = threading.Lock()
         with open_run(self._config) as run:
+            # Each call would have to come from all processes at the same time.
             if run.num_processes > 1:
                 raise UsageError(
                     "a Scorer computes in one process, and this is a launch of "

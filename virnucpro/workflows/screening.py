@@ -92,6 +92,7 @@ def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> 
 def _configure(config: PredictConfig) -> PredictConfig:
     """Return the settings of the screen's own prediction."""
     assert config.screen is not None, "predict asks only then"
+    # Anything else is a path.
     is_mini = config.screen == MINI
     return dataclasses.replace(
         config,

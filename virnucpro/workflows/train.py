@@ -132,6 +132,7 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
         if not config.merged:
             material = _embed(run, config, directory)
         elif run.is_main:
+            # Nothing is embedded, so the other processes have nothing to do.
             material = _read_merged(config)
         if run.is_main:
             result = _make_classifier(run, config, directory, material)
@@ -142,6 +143,7 @@ def _read_merged(config: TrainConfig) -> _Material:
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     corpus, features, precisions = read_merged(config.merged, dims)
     groups, chosen = _choose(config, corpus)
+    # The files do not say which weights made them, so this classifier cannot refuse others.
     metadata = ClassifierMetadata(
         config.dna_backend,
         config.protein_backend,
@@ -180,6 +182,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
         warn_of_cuts(store, models)
         corpus = make_corpus(store, name_classes(config.viral, config.other))
         groups, chosen = _choose(config, corpus)
+    # Sorted, as a job wants its rows. The splits share no chunk, so no row comes twice.
     rows = corpus.rows(np.sort(np.concatenate(list(chosen.values()))))
     passes = [
         run_pass(run, make_frame_job(config, directory, store, model, run.precision, rows))
@@ -230,6 +233,7 @@ def _choose(config: TrainConfig, corpus: Corpus) -> tuple[list[str], dict[str, I
         groups = [f"record {name}" for name in corpus.record_ids]
     else:
         groups = read_groups(config.groups, corpus.record_ids)
+    # Cut by a seed, so every process cuts alike without being told.
     shares = (1 - config.valid_share - config.test_share, config.valid_share, config.test_share)
     split = split_groups(corpus, groups, shares, config.seed)
     return groups, choose_chunks(corpus, split, config.seed)
@@ -356,6 +360,7 @@ def _report(
         for index, one in enumerate(corpus.classes)
     ]
     resampled: Resampled = "records" if config.groups is None else "groups"
+    # What probabilities would be worth without the calibration.
     before = found._replace(probability=found.score)
     measured = measure_subsets("test", found, [*lengths, *classes], resampled, config.seed)
     title = f"{config.output_path.name}: held-out records"
@@ -389,6 +394,7 @@ def _describe_training(
     return {
         "classifier": {
             "path": str(config.output_path),
+            # Read back, so that it is the digest of the file as it was written.
             "identity": load_classifier(config.output_path).identity,
             "metadata": dataclasses.asdict(metadata),
         },

@@ -101,6 +101,7 @@ def _compare(
     pairs = []
     first_with: dict[tuple[str, ...], int] = {}
     for index, run in enumerate(runs):
+        # By digest, because one file may have several paths, and a path several files.
         first = first_with.setdefault(tuple(file["sha256"] for file in run["inputs"]), index)
         if first != index:
             paths = directories[first].records_tsv, directories[index].records_tsv
@@ -113,6 +114,7 @@ def _compare_tables(paths: tuple[Path, Path], names: tuple[str, str]) -> Pair:
     differences: list[tuple[str, ...]] = []
     tables = (read_table(path, ("record_id", "call", "probability")) for path in paths)
     try:
+        # Line by line: tables of one input have the same records in the same order.
         for (_, one), (_, other) in zip(*tables, strict=True):
             counts[one["call"], other["call"]] += 1
             if one["call"] != other["call"] and len(differences) < MAX_DIFFERENCES:

@@ -31,6 +31,7 @@ def write_evaluation_page(directory: Path, path: Path) -> None:
     figures = directory / "report.svg"
     # As a picture, it can run no script and fetch nothing, whoever has made it.
     picture = base64.b64encode(figures.read_bytes()).decode() if figures.is_file() else None
+    # `evaluate` names a run, and `train` a classifier.
     subject = report.get("predictions") or report["classifier"]["path"]
     write_page(
         path,

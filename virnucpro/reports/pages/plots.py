@@ -76,6 +76,7 @@ def draw_columns(
         x_label: What the bins are.
     """
     num_bins = len(edges) - 1
+    # Never 0, because the scale divides by it.
     highest = max((sum(column) for column in zip(*counts.values(), strict=True)), default=0) or 1
     place = _scale(0, num_bins, _LEFT, WIDTH - _RIGHT)
     rise = _scale(0, highest, HEIGHT - _BOTTOM, _TOP)
@@ -120,7 +121,9 @@ def draw_cells(
         y_label: What the share is.
         threshold: Where a line is drawn; None for no line.
     """
+    # Without records, an axis of usual lengths.
     lengths = [length for _, length, _ in cells] or [100, 10_000]
+    # A margin, so that no dot is cut at the edge.
     low, high = math.log10(min(lengths) / 1.3), math.log10(max(lengths) * 1.3)
     place = _scale(low, high, _LEFT, WIDTH - _RIGHT)
     rise = _scale(0, 1, HEIGHT - _BOTTOM, _TOP)
@@ -134,6 +137,7 @@ def draw_cells(
         radius = _round(min(9, 3 + 1.5 * math.log10(count)))
         title_of_dot = f"{count:,} {kind}, about {length:,.0f} bp and {y_label} {share:.2f}"
         shapes.append(Shape("circle", kind, spot | {"r": radius}, title_of_dot))
+    # On a long axis, labels in between would overlap.
     digits = (1, 2, 5) if high - low < 2 else (1,)
     round_lengths = [d * 10.0**power for power in range(int(low), int(high) + 1) for d in digits]
     x_ticks = [
@@ -210,6 +214,7 @@ def draw_track(
     for start, end, score in chunks:
         box = {"x": _round(place(start)), "width": _round(max(0.6, place(end) - place(start)))}
         box |= {"y": _round(min(rise(score), rise(middle)))}
+        # At least this much: the chunk of a long record would be too thin to see.
         box |= {"height": _round(max(0.8, abs(rise(score) - rise(middle))))}
         kind = "virus" if score >= middle else "others"
         shapes.append(Shape("rect", f"chunk {kind}", box, f"{start:,} to {end:,}: {score:.3f}"))
@@ -230,6 +235,7 @@ def _scale(low: float, high: float, start: float, stop: float) -> Callable[[floa
 def _nice(highest: float) -> list[float]:
     """Return 0 and some round numbers up to `highest`."""
     step = max(1.0, 10 ** math.floor(math.log10(max(1.0, highest / _NUM_STEPS))))
+    # Of 1, 2 and 5, the smallest that needs no more steps.
     step *= next((factor for factor in (1, 2, 5) if highest / (step * factor) <= _NUM_STEPS), 10)
     return [number * step for number in range(int(highest / step) + 1)]
 

@@ -60,6 +60,7 @@ class Record(NamedTuple):
     def rank(self) -> float:
         """By which records are listed, the most viral first."""
         known = self.probability if self.probability is not None else self.score
+        # Below every share, so that records without a call come last.
         return -1.0 if known is None else known
 
 
@@ -122,7 +123,9 @@ def read_records(directory: RunDirectory) -> Records:
         for name in _SHARES:
             share = getattr(record, name)
             if share is not None:
+                # An empty record has no logarithm.
                 decade = math.floor(math.log10(max(1, record.length)) * _CELLS_A_DECADE)
+                # A share of 1 belongs to the last cell.
                 height = min(_CELLS_OF_SHARES - 1, math.floor(share * _CELLS_OF_SHARES))
                 counted[name][record.call, decade, height] += 1
         # Of equal records the earlier one is kept, and no record is ever compared.
@@ -156,6 +159,7 @@ def read_chunks(
     for place, num_chunks in enumerate(records.num_chunks):
         found = islice(lines, num_chunks)
         if place not in wanted:
+            # Read all the same: the lines of the next record follow.
             for _ in found:
                 pass
             continue
@@ -179,6 +183,7 @@ def _read_regions(path: Path) -> Iterator[_RegionsOfRecord]:
 
     def number_record(line: dict[str, str]) -> int:
         nonlocal record
+        # Neighbours may have one id, but the numbers of regions begin again with each record.
         record += line["region"] == "1"
         return record
 

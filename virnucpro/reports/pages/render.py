@@ -50,7 +50,9 @@ def write_page(path: Path, template: str, **content: Any) -> None:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("virnucpro.reports.pages"),
+        # Ids and names of files come from anywhere.
         autoescape=True,
+        # A template that names what nobody gives is an error, and no empty place on the page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -67,6 +69,7 @@ def _environment() -> Environment:
 
 def _as_data(value: Any) -> Markup:
     """Return JSON that may stand in a script element: no `<` can end the element."""
+    # NaN is no JSON: the browser would refuse all of the data.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 

@@ -33,6 +33,7 @@ RUN_KEYS = ("calls", "counts", "histograms", "inputs", "reasons", "seconds", "se
 MAX_TRACKS = 1_000
 """Records whose chunks are drawn; each takes up to some kilobytes."""
 
+# About as many as a plot is wide.
 _MAX_CHUNKS = 400
 _NUM_STATIC = 100
 _MIDDLE = 0.5
@@ -130,11 +131,13 @@ def _draw_histograms(run: Mapping[str, Any]) -> list[Plot]:
 
 
 def _draw_confidence(records: Records) -> Plot | None:
+    # The surest first.
     tiers = [tier for tier in reversed(CONFIDENCE_TIERS) if tier != "-"]
     found = [
         (tier, {call: records.confidence.get((tier, call), 0) for call in ("virus", "others")})
         for tier in tiers
     ]
+    # Without a calibration, no record has a tier.
     if not any(any(parts.values()) for _, parts in found):
         return None
     return draw_bars("Records by confidence", found)
@@ -167,6 +170,7 @@ def _draw_tracks(directory: RunDirectory, records: Records) -> tuple[int, dict[i
     if not directory.chunks_tsv.is_file():
         return 0, {}
     regions = records.regions
+    # A record that is called `others` may still have a region: a provirus.
     drawable = [one for one in records.listed if one.call == "virus" or one.place in regions]
     drawn = {record.place: record for record in drawable[:MAX_TRACKS]}
     tracks = {
@@ -179,6 +183,7 @@ def _draw_tracks(directory: RunDirectory, records: Records) -> tuple[int, dict[i
         )
         for index, chunks in read_chunks(directory, records, drawn)
     }
+    # In the order of the table. The chunks came in the order of the input.
     return len(drawable), {index: tracks[index] for index in drawn if index in tracks}
 
 
