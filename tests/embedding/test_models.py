@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 
 from virnucpro.config import MINI_DIRECTORY, FrameRule
 from virnucpro.config.published import ESM2_3B
 from virnucpro.embedding.models import Model, open_model
-from virnucpro.errors import BackendError, WeightsError
+from virnucpro.errors import BackendError, UsageError, WeightsError
 
 
 @pytest.fixture
@@ -41,6 +45,28 @@ def test_a_backend_that_knows_no_fp8_computes_in_bf16(model, demo_weights) -> No
     assert other.compute_precision("fp8") == "fp8"
     assert model.make_identity("sha256:11", "fp8", 300).precision == "bf16"
     assert other.make_identity("sha256:11", "fp8", 300).precision == "fp8"
+
+
+HOW = (torch.device("cpu"), "fp32", "auto")
+
+
+def test_what_is_loaded_ahead_is_handed_out_once(model: Model) -> None:
+    model.load_ahead(*HOW)
+    ahead = weakref.ref(model.load_encoder(*HOW))
+    # Nothing else holds it, or two models would have to share a GPU's memory.
+    gc.collect()
+    assert ahead() is None
+    rows = np.arange(2)
+    batch = model.load_collator()(rows, ["ACGTACGT", "GGC"])
+    model.load_ahead(*HOW)
+    embeddings = [model.load_encoder(*HOW)(batch) for _ in range(2)]
+    assert torch.equal(*embeddings)
+
+
+def test_an_error_in_loading_ahead_comes_when_the_encoder_is_wanted(model: Model) -> None:
+    model.load_ahead(torch.device("cpu"), "fp32", "flash")
+    with pytest.raises(UsageError, match="flash"):
+        model.load_encoder(torch.device("cpu"), "fp32", "flash")
 
 
 def test_models_that_are_not_there() -> None:

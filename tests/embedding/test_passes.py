@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from virnucpro.backend.interface import Encoder
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.config import ComputeConfig
 from virnucpro.embedding.batches import unique_rows
+from virnucpro.embedding.estimates import has_room
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.models import open_model
-from virnucpro.embedding.passes import gather_features, run_pass
+from virnucpro.embedding.passes import gather_features, run_pass, run_passes
 from virnucpro.errors import IdentityMismatchError
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.frame_store import build_record_store
@@ -93,3 +97,47 @@ def test_a_row_that_failed_has_no_embedding_nor_has_its_equal(run: Run, job: Job
     failed = replace(done, summaries=[replace(done.summaries[0], failed_rows=[0])])
     assert failed.has(np.arange(4)).tolist() == [False, True, False, True]
     assert done.has(np.arange(4)).all()
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_the_next_model_is_loaded_while_the_first_embeds(
+    run: Run, job: Job, tmp_path: Path, monkeypatch, is_finished: bool
+) -> None:
+    backend = type(job.model.backend)
+    load_encoder = backend.load_encoder
+    threads = []
+
+    def load(self: object, *args: object, **how: object) -> Encoder:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return load_encoder(self, *args, **how)
+
+    monkeypatch.setattr(backend, "load_encoder", load)
+    then = replace(job, name="again", parts_dir=tmp_path / "others")
+    if is_finished:
+        run_pass(run, then)
+    first, second = run_passes(run, [job, then])
+    assert threads == ["MainThread", "MainThread" if is_finished else "loading"]
+    rows = np.arange(4)
+    assert np.array_equal(first.gather(rows), second.gather(rows))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "precision", "device", "spare_bytes", "fits"),
+    [
+        (5_700_000_000, "bf16", "cuda", 18e9, True),
+        (5_700_000_000, "bf16", "cuda", 17e9, False),
+        (5_700_000_000, "fp8", "cuda", 18e9, True),
+        (5_700_000_000, "fp32", "cuda", 22e9, False),
+        (5_700_000_000, "fp32", "cpu", 0, False),
+        (30_000_000, "fp32", "cpu", 0, True),
+        (30_000_000, "fp32", "cuda", 0, False),
+    ],
+)
+def test_a_second_model_is_loaded_only_where_there_is_much_room(
+    tmp_path: Path, job: Job, num_bytes, precision, device, spare_bytes, fits
+) -> None:
+    path = tmp_path / "large.pt"
+    with path.open("wb") as file:
+        file.truncate(num_bytes)
+    model = replace(job.model, weights=replace(job.model.weights, path=path))
+    assert has_room(model, precision, torch.device(device), spare_bytes) == fits

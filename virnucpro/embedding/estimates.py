@@ -55,10 +55,12 @@ class WeightsSize:
     Attributes:
         num_parameters: As its files tell.
         path: Where they are on this machine; None if they are to be downloaded.
+        num_bytes: The bytes of the files.
     """
 
     num_parameters: int
     path: Path | None
+    num_bytes: int = 0
 
     @property
     def is_small(self) -> bool:
@@ -83,7 +85,7 @@ def measure_weights(location: str) -> WeightsSize | None:
         return None
     num_bytes = sum(file.stat().st_size for file in files)
     # Four bytes for a number in float32, two in float16.
-    return WeightsSize(num_bytes // (2 if files[0].suffix == ".pt" else 4), path)
+    return WeightsSize(num_bytes // (2 if files[0].suffix == ".pt" else 4), path, num_bytes)
 
 
 def estimate_bytes(num_parameters: int, dim: int, batch_tokens: int, precision: str) -> int:
@@ -94,6 +96,25 @@ def estimate_bytes(num_parameters: int, dim: int, batch_tokens: int, precision: 
     return num_parameters * num_bytes + (
         _ACTIVATIONS_PER_TOKEN * batch_tokens * dim * activation_bytes
     )
+
+
+def has_room(model: Model, precision: str, device: torch.device, spare_bytes: float) -> bool:
+    """Tell whether a model surely fits beside the one that embeds.
+
+    Args:
+        model: The model that would be loaded.
+        precision: What it would compute in.
+        device: Where it would be loaded.
+        spare_bytes: What the other model leaves free on a GPU.
+    """
+    size = measure_weights(str(model.weights.path))
+    if size is None or device.type != "cuda":
+        # A host that runs out of memory kills the process, so only small models are worth it.
+        return size is not None and size.num_bytes <= SMALL_MODEL_BYTES
+    # The files may have two bytes for a number. In fp8, both precisions are there for a moment.
+    needed = size.num_bytes / 2 * max(3, _BYTES_OF_A_NUMBER[precision])
+    # Half, because the first batches may fragment the memory, and others may use the GPU.
+    return needed <= spare_bytes / 2
 
 
 def estimate_speed(num_parameters: int, device: torch.device, precision: str) -> float:

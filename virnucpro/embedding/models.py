@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -61,6 +62,17 @@ class Model:
             return "bf16"
         return precision
 
+    @cached_property
+    def _loading(self) -> dict[tuple[torch.device, str, str], Future[Encoder]]:
+        return {}
+
+    def load_ahead(self, device: torch.device, precision: str, attention: str) -> None:
+        """Begin to load in a thread what `load_encoder` will return, with its errors."""
+        pool = ThreadPoolExecutor(1, "loading")
+        how = (device, precision, attention)
+        self._loading[how] = pool.submit(self._load_beside, *how)
+        pool.shutdown(wait=False)
+
     def load_encoder(self, device: torch.device, precision: str, attention: str) -> Encoder:
         """Load the weights onto `device` for a run that computes in `precision`.
 
@@ -69,6 +81,22 @@ class Model:
             UsageError: The attention or the precision is not available on the device.
             WeightsError: The file lacks something that the model needs.
         """
+        # Taken out, so that the encoder's memory is free when the caller has done with it.
+        loading = self._loading.pop((device, precision, attention), None)
+        return self._load(device, precision, attention) if loading is None else loading.result()
+
+    def _load_beside(self, device: torch.device, precision: str, attention: str) -> Encoder:
+        if device.type != "cuda":
+            return self._load(device, precision, attention)
+        # Each thread has a current GPU and a current stream. On the stream of the thread that
+        # embeds, the copies would stand in line with its batches.
+        torch.cuda.set_device(device)
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+            encoder = self._load(device, precision, attention)
+            torch.cuda.current_stream().synchronize()
+        return encoder
+
+    def _load(self, device: torch.device, precision: str, attention: str) -> Encoder:
         return self.backend.load_encoder(
             self.weights,
             dtype=DTYPES[self.compute_precision(precision)],

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -22,11 +23,17 @@ from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.embedding.batches import Batches, ClaimedBatches, measure_costs, plan_batches
 from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.embedding.compiling import compile_layers
+from virnucpro.embedding.estimates import has_room
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import make_loader
 from virnucpro.embedding.loop import Loop
 from virnucpro.errors import MemoryExhaustedError, count
-from virnucpro.runtime.devices import count_affordable, device_name, is_out_of_memory
+from virnucpro.runtime.devices import (
+    count_affordable,
+    device_name,
+    is_out_of_memory,
+    measure_free_memory,
+)
 from virnucpro.runtime.monitoring import PassStatus, describe_speed
 from virnucpro.runtime.run import Run
 
@@ -93,10 +100,26 @@ def gather_features(passes: Sequence[Pass], rows: Int64Array) -> Float32Array:
     return features_ND
 
 
-def run_pass(run: Run, job: Job) -> Pass:
+def run_passes(run: Run, jobs: Sequence[Job]) -> list[Pass]:
+    """Run the passes of the jobs one after the other; see `run_pass`.
+
+    While one computes, the weights of the next one are loaded if there is room for both.
+
+    Raises:
+        VirnucproError: As `run_pass`.
+    """
+    return [run_pass(run, job, then) for job, then in zip_longest(jobs, jobs[1:])]
+
+
+def run_pass(run: Run, job: Job, then: Job | None = None) -> Pass:
     """Embed every row of the job that is in no finished part yet, and return the pass.
 
     Every process of the launch calls this, and all return when all rows are done.
+
+    Args:
+        run: The run.
+        job: What to embed.
+        then: The next job, whose weights may be loaded meanwhile.
 
     Raises:
         IdentityMismatchError: The directory holds parts of another run.
@@ -113,7 +136,7 @@ def run_pass(run: Run, job: Job) -> Pass:
         status = PassStatus(job.name)
         # A pass that is finished loads no weights, so a resumed run comes here in moments.
         if len(np.setdiff1d(job.rows, finished)):
-            _embed_rest(run, job, finished, status)
+            _embed_rest(run, job, finished, status, then)
         done = Pass(job, run.gather(status))
         # A pass that an earlier run has finished has no speed.
         if any(summary.loop_seconds for summary in done.summaries):
@@ -126,7 +149,9 @@ def run_pass(run: Run, job: Job) -> Pass:
     return done
 
 
-def _embed_rest(run: Run, job: Job, finished: Int64Array, status: PassStatus) -> None:
+def _embed_rest(
+    run: Run, job: Job, finished: Int64Array, status: PassStatus, then: Job | None
+) -> None:
     """Embed the rows that are not in `finished`, and count them in `status`."""
     # Before loading, which may take minutes, so that the monitor shows what this process does.
     run.monitor.begin_pass(status)
@@ -136,8 +161,15 @@ def _embed_rest(run: Run, job: Job, finished: Int64Array, status: PassStatus) ->
     status.compiled = compile_layers(
         encoder, run.config.compile, num_tokens=int(costs.sum()), device=run.device
     )
-    batches, status.budget_tokens = _plan(run, job, encoder, costs, finished)
+    batches, status.budget_tokens, spare_bytes = _plan(run, job, encoder, costs, finished)
     status.total_rows, status.total_cost = len(batches.rows), int(batches.costs.sum())
+    # Only now, because a model that loads would disturb the measuring of the memory.
+    if (
+        then is not None
+        and not finished_parts(then.parts_dir)
+        and has_room(then.model, then.precision, run.device, spare_bytes)
+    ):
+        then.model.load_ahead(run.device, then.precision, then.attention)
     _embed_batches(run, job, batches, encoder, status)
     # Before the barrier, so that the main process sees the final counts of all processes.
     run.monitor.publish()
@@ -182,13 +214,17 @@ def _load_encoder(run: Run, job: Job) -> Encoder:
 
 def _plan(
     run: Run, job: Job, encoder: Encoder, costs: Int64Array, finished: Int64Array
-) -> tuple[Batches, int]:
-    """Return the batches that remain and their token budget, the same in every process."""
-    budget = job.batch_tokens
+) -> tuple[Batches, int, float]:
+    """Return the batches that remain and their token budget, the same in every process.
+
+    The third value is how many bytes of a GPU these batches surely leave free.
+    """
+    budget, spare_bytes = job.batch_tokens, 0.0
     if budget is None:
+        mine, spare_bytes = choose_budget(run, job, encoder, costs)
         # All processes share one plan. A larger GPU gains almost nothing from larger batches; it
         # claims more of them instead.
-        budget = min(run.gather(choose_budget(run, job, encoder, costs)))
+        budget = min(run.gather(mine))
     # First plan all rows, then leave out finished ones: other batches would round differently.
     batches = plan_batches(job.rows, costs, budget)
     if job.shard is not None:
@@ -205,20 +241,20 @@ def _plan(
         count(len(remaining), "batch"),
         count(budget, "token"),
     )
-    return remaining, budget
+    return remaining, budget, spare_bytes
 
 
-def choose_budget(run: Run, job: Job, encoder: Encoder, costs: Int64Array) -> int:
+def choose_budget(run: Run, job: Job, encoder: Encoder, costs: Int64Array) -> tuple[int, float]:
     """Return the token budget that is fastest on this process's device and fits its memory.
 
-    The memory that a token needs is measured on a small batch of the longest sequences, which
-    need the most.
+    The second value is how many bytes its batches leave free on a GPU; 0 on a CPU. The memory that
+    a token needs is measured on a small batch of the longest sequences, which need the most.
     """
     identity = job.identity
     place = (device_name(run.device), identity.backend, identity.embedding_dim, identity.precision)
     most = read_budget(BudgetKey(*place, job.attention)) or MAX_BATCH_TOKENS[run.device.type]
     if run.device.type != "cuda":
-        return most
+        return most, 0.0
     longest = max(1, int(costs.max()))
     rows = job.rows[np.argsort(-costs, kind="stable")[: max(1, _PROBE_TOKENS // longest)]]
     batch = job.model.load_collator()(rows, job.source.get_many(rows))
@@ -227,4 +263,7 @@ def choose_budget(run: Run, job: Job, encoder: Encoder, costs: Int64Array) -> in
     )
     # If not even one batch fits, the loop splits it down to single sequences.
     # At least the longest sequence: a budget below it would give every batch a single sequence.
-    return int(min(most, max(longest, _MEMORY_SHARE * num_affordable * len(rows) * longest)))
+    affordable = num_affordable * len(rows) * longest
+    budget = int(min(most, max(longest, _MEMORY_SHARE * affordable)))
+    spare = max(0.0, 1 - budget / affordable) if affordable else 0.0
+    return budget, spare * measure_free_memory(run.device)

@@ -7,7 +7,7 @@ from virnucpro.config import PredictConfig
 from virnucpro.embedding.estimates import warn_of_slow_cpu
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
-from virnucpro.embedding.passes import run_pass
+from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import UsageError
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.reports.pages.run_page import write_run_page
@@ -106,6 +106,9 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         models = open_frame_models(run, config)
         check_models(config, classifier, models)
         rule = classifier.rule
+    if config.screen is None and not config.resume:
+        # A run that resumes may find this pass finished, and then needs no weights.
+        models[0].load_ahead(run.device, run.precision, config.attention)
     with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
         store = find_frames(run, directory, config, models, rule, run.precision)
     # After the store of the run: a directory of another input is refused before any work.
@@ -130,4 +133,4 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
             # Before the first pass looks for finished parts, so that it counts what was taken over.
             identities = {job.model.alphabet: job.identity for job in jobs}
             adopt_legacy_run(directory, store, identities)
-    return Embedded(classifier, store, [run_pass(run, job) for job in jobs], screened)
+    return Embedded(classifier, store, run_passes(run, jobs), screened)

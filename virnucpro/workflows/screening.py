@@ -20,7 +20,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import DEFAULT_THRESHOLD, MINI_DIRECTORY, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
-from virnucpro.embedding.passes import run_pass
+from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import ClassifierError
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration
@@ -64,7 +64,8 @@ def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> 
         store = find_frames(run, directory, config, models, classifier.rule, precision)
     jobs = [make_frame_job(config, directory, store, model, precision) for model in models]
     # Named apart, because run.json and the monitor tell passes by their names.
-    passes = [run_pass(run, dataclasses.replace(job, name=f"screen: {job.name}")) for job in jobs]
+    jobs = [dataclasses.replace(job, name=f"screen: {job.name}") for job in jobs]
+    passes = run_passes(run, jobs)
     records, is_cellular, about = None, None, None
     if run.is_main:
         with run.stage("screen: scores"):

@@ -19,7 +19,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import DEFAULT_THRESHOLD, FrameRule, TrainConfig
 from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import open_frame_models
-from virnucpro.embedding.passes import Pass, gather_features, run_pass
+from virnucpro.embedding.passes import Pass, gather_features, run_passes
 from virnucpro.errors import IncompleteError, OutputExistsError
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
@@ -184,10 +184,8 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> _Material:
         groups, chosen = _choose(config, corpus)
     # Sorted, as a job wants its rows. The splits share no chunk, so no row comes twice.
     rows = corpus.rows(np.sort(np.concatenate(list(chosen.values()))))
-    passes = [
-        run_pass(run, make_frame_job(config, directory, store, model, run.precision, rows))
-        for model in models
-    ]
+    jobs = [make_frame_job(config, directory, store, one, run.precision, rows) for one in models]
+    passes = run_passes(run, jobs)
     # A classifier that lacks the longest sequences would be worse on them, and nobody would know.
     num_failed = sum(len(each.failed_rows) for each in passes)
     if num_failed:
