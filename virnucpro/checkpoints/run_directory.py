@@ -23,6 +23,16 @@ def staged_dir(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.new")
 
 
+class _Named:
+    """A path in a run's directory by its name, behind the run's prefix."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunDirectory, _owner: object) -> Path:
+        return run.path / (f"{run.prefix}_{self._name}" if run.prefix else self._name)
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The paths of the files of a run.
@@ -40,9 +50,6 @@ class RunDirectory:
     path: Path
     stem: str
     prefix: str = ""
-
-    def _named(self, name: str) -> Path:
-        return self.path / (f"{self.prefix}_{name}" if self.prefix else name)
 
     @property
     def output_path(self) -> Path:
@@ -64,85 +71,53 @@ class RunDirectory:
         """The table of chunks (tab-separated despite its name)."""
         return self.merged_dir / "prediction_results_highestscore.csv"
 
-    @property
-    def records_tsv(self) -> Path:
-        """The table of input records."""
-        return self._named("records.tsv")
+    records_tsv = _Named("records.tsv")
+    """The table of input records."""
 
-    @property
-    def chunks_tsv(self) -> Path:
-        """The table of chunks."""
-        return self._named("chunks.tsv")
+    chunks_tsv = _Named("chunks.tsv")
+    """The table of chunks."""
 
-    @property
-    def scores_bedgraph(self) -> Path:
-        """The scores of the chunks along the records."""
-        return self._named("scores.bedgraph")
+    scores_bedgraph = _Named("scores.bedgraph")
+    """The scores of the chunks along the records."""
 
-    @property
-    def regions_tsv(self) -> Path:
-        """The table of viral regions."""
-        return self._named("viral_regions.tsv")
+    regions_tsv = _Named("viral_regions.tsv")
+    """The table of viral regions."""
 
-    @property
-    def regions_bed(self) -> Path:
-        """The viral regions as BED."""
-        return self._named("viral_regions.bed")
+    regions_bed = _Named("viral_regions.bed")
+    """The viral regions as BED."""
 
-    @property
-    def regions_gff3(self) -> Path:
-        """The viral regions as GFF3."""
-        return self._named("viral_regions.gff3")
+    regions_gff3 = _Named("viral_regions.gff3")
+    """The viral regions as GFF3."""
 
-    @property
-    def viral_fasta(self) -> Path:
-        """The records that were called viral."""
-        return self._named("viral.fasta")
+    viral_fasta = _Named("viral.fasta")
+    """The records that were called viral."""
 
-    @property
-    def viral_fastq(self) -> Path:
-        """The viral reads of FASTQ inputs, with their qualities."""
-        return self._named("viral.fastq")
+    viral_fastq = _Named("viral.fastq")
+    """The viral reads of FASTQ inputs, with their qualities."""
 
-    @property
-    def proviruses_fasta(self) -> Path:
-        """The viral regions of records that were not called viral."""
-        return self._named("proviruses.fasta")
+    proviruses_fasta = _Named("proviruses.fasta")
+    """The viral regions of records that were not called viral."""
 
-    @property
-    def evaluation_dir(self) -> Path:
-        """The directory in which `evaluate` writes its report unless told otherwise."""
-        return self._named("evaluation")
+    evaluation_dir = _Named("evaluation")
+    """The directory in which `evaluate` writes its report unless told otherwise."""
 
-    @property
-    def report_html(self) -> Path:
-        """The page that shows the run."""
-        return self._named("report.html")
+    report_html = _Named("report.html")
+    """The page that shows the run."""
 
-    @property
-    def run_json(self) -> Path:
-        """What was run, on what, and how it went."""
-        return self._named("run.json")
+    run_json = _Named("run.json")
+    """What was run, on what, and how it went."""
 
-    @property
-    def run_log(self) -> Path:
-        """The run's messages."""
-        return self._named("run.log")
+    run_log = _Named("run.log")
+    """The run's messages."""
 
-    @property
-    def metrics_path(self) -> Path:
-        """What each process did, every few seconds."""
-        return self._named(METRICS_NAME)
+    metrics_path = _Named(METRICS_NAME)
+    """What each process did, every few seconds."""
 
-    @property
-    def lock_path(self) -> Path:
-        """The file that a run keeps locked, so that no second run writes here meanwhile."""
-        return self._named(".lock")
+    lock_path = _Named(".lock")
+    """The file that a run keeps locked, so that no second run writes here meanwhile."""
 
-    @property
-    def checkpoints_dir(self) -> Path:
-        """The directory of the frame store and of the parts, or a link to it."""
-        return self._named("checkpoints")
+    checkpoints_dir = _Named("checkpoints")
+    """The directory of the frame store and of the parts, or a link to it."""
 
     def place_checkpoints(self, target: Path) -> None:
         """Keep the checkpoints in `target`; the processes of a launch may do this at once.

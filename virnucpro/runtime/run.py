@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from virnucpro import __version__
+from virnucpro.checkpoints.run_directory import EmbedDirectory, RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir, open_whole
 from virnucpro.config import STDIN, ComputeConfig, RunConfig
 from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
@@ -42,47 +43,6 @@ _VISIBILITY_SECONDS = 15.0
 Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
-
-
-class Directory(Protocol):
-    """What a run needs to know of the directory that it writes to."""
-
-    @property
-    def path(self) -> Path:
-        """The directory itself."""
-        ...
-
-    @property
-    def output_path(self) -> Path:
-        """What the user named as the output."""
-        ...
-
-    @property
-    def lock_path(self) -> Path:
-        """The file that is locked as long as the run lasts."""
-        ...
-
-    @property
-    def run_log(self) -> Path:
-        """The file with the run's messages."""
-        ...
-
-    @property
-    def metrics_path(self) -> Path:
-        """The file with the run's metrics."""
-        ...
-
-    def is_used(self) -> bool:
-        """Tell whether an earlier run left something that would be lost."""
-        ...
-
-    def owns(self, path: Path) -> bool:
-        """Tell whether the run writes `path`."""
-        ...
-
-    def clear(self) -> None:
-        """Remove what an earlier run left, but not the lock."""
-        ...
 
 
 class Run:
@@ -189,7 +149,7 @@ class Run:
 @contextmanager
 def open_run(
     config: ComputeConfig,
-    directory: Directory | None = None,
+    directory: RunDirectory | EmbedDirectory | None = None,
     inputs: Sequence[str] = (),
     on_progress: ProgressListener | None = None,
 ) -> Iterator[Run]:
@@ -227,7 +187,9 @@ def open_run(
 
 
 @contextmanager
-def _hold(directory: Directory, config: RunConfig, inputs: Sequence[str]) -> Iterator[None]:
+def _hold(
+    directory: RunDirectory | EmbedDirectory, config: RunConfig, inputs: Sequence[str]
+) -> Iterator[None]:
     """Lock the directory, clear it unless the run resumes, and log into it."""
     # Before `clear`, which would remove the input.
     own = [name for name in inputs if name != STDIN and directory.owns(Path(name))]
