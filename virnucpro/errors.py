@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import reprlib
 
+# Values in messages come from files, also from hostile ones, and a message must stay readable.
 _MAX_VALUE_LETTERS = 100
 _MAX_MESSAGE_LETTERS = 2_000
 _REPR = reprlib.Repr()
@@ -17,6 +18,7 @@ _REPR.maxstring = 80
 class VirnucproError(Exception):
     """Base of the errors that are explained to the user; the user sees no traceback."""
 
+    # Scripts of users read the exit codes, which docs/command-line.md lists: none may change.
     exit_code = 1
 
 
@@ -71,6 +73,7 @@ class MemoryExhaustedError(VirnucproError):
 class IncompleteError(VirnucproError):
     """The output is complete except for the sequences that did not fit in the device's memory."""
 
+    # Not 0, because a pipeline would not notice that some records have no score.
     exit_code = 2
 
 
@@ -80,6 +83,7 @@ class Terminated(BaseException):
     Like KeyboardInterrupt, it is not an Exception, so that no handler on the way catches it.
     """
 
+    # What a shell reports of a process that SIGTERM ended: 128 + 15.
     exit_code = 143
 
 
@@ -89,9 +93,11 @@ def printable(text: str) -> str:
     Such characters can control the terminal, or turn the direction of the text around. They come
     in ids, names of files and hosts, and in metrics. Line breaks and tabs stay.
     """
+    # Every message of the log comes here, and nearly all are plain.
     if text.isprintable():
         return text
     return "".join(
+        # `repr` writes the escape, between quotes.
         letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1]
         for letter in text
     )
@@ -128,6 +134,7 @@ def format_seconds(seconds: float) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, or its type if the error has no text."""
+    # Some errors have no text, such as that of a bare `assert`.
     return (str(error).splitlines() or [type(error).__name__])[0][:_MAX_MESSAGE_LETTERS]
 
 

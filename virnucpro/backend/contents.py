@@ -61,6 +61,7 @@ def explain_file(path: Path) -> str:
     if not head:
         return "; the file is empty"
     kind = identify(head)
+    # A text tells by its beginning what it is, such as a server's message in place of a file.
     if kind is None and head.isascii() and head.decode("ascii").replace("\n", "").isprintable():
         kind = f"a text file, which begins with {head[:30].decode('ascii')!r}"
     return f"; it is {kind}" if kind else ""
@@ -96,6 +97,7 @@ def explain_hub_cache(path: Path) -> str | None:
     if not path.name.startswith("models--") or not (path / "snapshots").is_dir():
         return None
     name = path.name.removeprefix("models--").replace("--", "/")
+    # The directory of a model in the cache has no weights itself. Its snapshots have them.
     snapshots = sorted(map(str, (path / "snapshots").iterdir()))
     return f"is the own directory of the hub's cache; give the hub id {name}" + (
         f", or {snapshots[-1]}" if snapshots else "; nothing was downloaded here"

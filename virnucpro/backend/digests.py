@@ -51,6 +51,7 @@ def digest_files(paths: Sequence[Path], *, anew: bool = False) -> str:
             digest of it show.
     """
     digests = []
+    # By name: the same files may lie in several directories, and come in any order.
     for path in sorted(paths, key=lambda path: path.name):
         try:
             state = get_state(path)
@@ -115,12 +116,15 @@ def _list_members(path: Path) -> list[_Member]:
             members = [
                 _Member(entry.filename, _find_start(file, entry), entry.compress_size, entry.CRC)
                 for entry in entries
+                # Compressed members are refused later (`check_torch_zip`).
                 if entry.compress_type == zipfile.ZIP_STORED
             ]
+    # `digest_files` explains it: the file is not damaged, but it cannot be read.
     except OSError:
         raise
     except Exception as error:  # with a damaged directory it raises many kinds of errors
         raise WeightsError(f"{path}: is a damaged zip archive ({first_line(error)})") from error
+    # They are compared in one reading, from front to back. So none may begin inside another.
     overlap = any(one.start + one.num_bytes > other.start for one, other in pairwise(members))
     if overlap or len({member.name for member in members}) < len(members):
         raise WeightsError(

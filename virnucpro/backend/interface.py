@@ -93,11 +93,14 @@ class TokenBatch(NamedTuple):
 
     def halve(self) -> tuple[TokenBatch, TokenBatch]:
         """Return the first and the second half of a batch of several sequences."""
+        # By sequences and not by tokens: the sequences of a batch have similar lengths anyway.
         half = len(self.rows) // 2
         num_tokens = int(self.lengths_B[:half].sum())
 
         def take(sequences: slice, tokens: slice) -> TokenBatch:
             lengths_B = self.lengths_B[sequences]
+            # Not that of the whole batch: kernels start for the longest sequence, and padding
+            # follows it.
             max_length = int(lengths_B.max())
             return TokenBatch(self.token_ids_T[tokens], lengths_B, max_length, self.rows[sequences])
 

@@ -33,6 +33,7 @@ def check_settings(path: Path, fields: Mapping[str, Any], wanted: Mapping[str, A
     """
     for name, value in {**_NEVER, **wanted}.items():
         found = fields.get(name)
+        # transformers writes only the settings that differ from its defaults.
         if found is not None and found != value:
             raise WeightsError(
                 f"{path}: {name} is {brief(found)}, which changes the numbers of the model, and "
@@ -50,6 +51,7 @@ def get_switch(path: Path, fields: Mapping[str, Any], name: str, *, default: boo
     value = fields.get(name)
     if value is None:
         return default
+    # Not by its truth: the text "false" would count as true.
     if type(value) is not bool:
         raise WeightsError(f"{path}: {name} should be true or false, found {brief(value)}")
     return value
@@ -61,6 +63,8 @@ def get_rope_theta(path: Path, fields: Mapping[str, Any]) -> float:
     Raises:
         WeightsError: It is no positive number, or positions are scaled.
     """
+    # Up to version 4, transformers had `rope_theta` and `rope_scaling`. Version 5 has
+    # `rope_parameters`.
     found = [fields.get("rope_theta")]
     for name in ("rope_parameters", "rope_scaling"):
         nested = fields.get(name) or {}
@@ -73,6 +77,8 @@ def get_rope_theta(path: Path, fields: Mapping[str, Any]) -> float:
         found.append(nested.get("rope_theta"))
     values = [value for value in found if value is not None] or [DEFAULT_ROPE_THETA]
     for value in values:
+        # Two places may contradict each other. NaN fails the comparison, as every comparison with
+        # it.
         if type(value) not in (int, float) or not 1 < value < math.inf or value != values[0]:
             raise WeightsError(
                 f"{path}: rope_theta should be one number above 1, found {brief(values)}"

@@ -53,10 +53,12 @@ def describe_backends() -> list[BackendListing]:
     for entries in _find_entry_points().values():
         for entry in entries:
             info = reason = None
+            # Which of two packages is imported would depend on the order of sys.path.
             if len(entries) > 1:
                 reason = _explain_duplicates(entries)
             else:
                 try:
+                    # A broken package must not hide the others from the list.
                     info = _load(entry).info
                 except BackendError as error:
                     reason = str(error)
@@ -73,6 +75,7 @@ def load_backend(name: str) -> LoadedBackend:
     found = _find_entry_points()
     if name not in found:
         raise BackendError(_explain_unknown(name, list(found)))
+    # Only this one is imported. Another package may be broken, or slow to import.
     entry, *others = found[name]
     distribution, version = _origin(entry)
     if others:
@@ -94,6 +97,7 @@ def load_backend(name: str) -> LoadedBackend:
 def _find_entry_points() -> dict[str, list[EntryPoint]]:
     """Return the entry points of each name, sorted by name and distribution."""
     found: dict[str, list[EntryPoint]] = {}
+    # Sorted, because they come in the order in which the system lists files.
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, _origin(entry))):
         found.setdefault(entry.name, []).append(entry)
     return found
@@ -121,11 +125,13 @@ def _load(entry: EntryPoint) -> Backend:
 
 def _find_fault(backend: object, entry: EntryPoint) -> str | None:
     """Return why an imported object is not a backend, or None if it is one."""
+    # The easiest mistake to make: the class has all methods, and `info` too.
     if isinstance(backend, type):
         return f"it is the class {backend.__name__}, an instance of it was expected"
     info = getattr(backend, "info", None)
     if not isinstance(info, BackendInfo):
         return f"its `info` is of type {type(info).__name__}, a BackendInfo was expected"
+    # Before the methods, because another version may have others.
     if info.interface_version != INTERFACE_VERSION:
         return (
             f"it was written for version {info.interface_version} of the interface, "
@@ -134,6 +140,7 @@ def _find_fault(backend: object, entry: EntryPoint) -> str | None:
     missing = [name for name in METHODS if not callable(getattr(backend, name, None))]
     if missing:
         return f"it lacks {', '.join(missing)}"
+    # Users type the one name, and it stands in the identity of every part.
     if info.name != entry.name:
         return f"it calls itself {info.name!r}, but is registered as {entry.name!r}"
     if info.alphabet not in get_args(Alphabet):
@@ -152,6 +159,7 @@ def _explain_duplicates(entries: list[EntryPoint]) -> str:
 
 
 def _explain_unknown(name: str, installed: list[str]) -> str:
+    # Names are in lower case, and people type the names of models as papers write them.
     nearest = difflib.get_close_matches(name.lower(), installed, n=1)
     guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return (

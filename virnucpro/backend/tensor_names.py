@@ -15,8 +15,9 @@ _NEW_NAMES = {"gamma": "weight", "beta": "bias"}
 
 def without_wrappers(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict without the names of the modules that wrapped the whole model."""
+    # DistributedDataParallel puts the first before all names, and torch.compile the second.
     for prefix in ("module.", "_orig_mod."):
-        if all(isinstance(name, str) and name.startswith(prefix) for name in tensors):
+        if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return dict(tensors)
 
@@ -31,8 +32,9 @@ def with_new_names(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """
     renamed: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        old = _OLD_LAYER_NORM.fullmatch(name) if isinstance(name, str) else None
+        old = _OLD_LAYER_NORM.fullmatch(name)
         new = name if old is None else old[1] + _NEW_NAMES[old[2].lower()]
+        # Otherwise the last of the two would win, without a word.
         if new in renamed or (old is not None and new in tensors):
             raise WeightsError(f"{path}: holds {new} twice, under its old name and its new one")
         renamed[new] = tensor

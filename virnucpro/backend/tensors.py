@@ -110,5 +110,6 @@ def check_tensors(
 
 
 def _name_some(names: Sequence[str]) -> str:
+    # A name may come from a hostile file, so it is shortened as a value is.
     shown = ", ".join(brief(name)[1:-1] for name in names[:3])
     return f"{len(names)} tensors" + (f" ({shown}, ...)" if names else "")

@@ -201,6 +201,7 @@ def find_weight_files(directory: Path) -> list[Path]:
     Raises:
         WeightsError: The directory has none of these files, or an index names a missing file.
     """
+    # In this order, because safetensors hold no code.
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (directory / name).is_file():
             return [directory / name]
@@ -213,6 +214,7 @@ def find_weight_files(directory: Path) -> list[Path]:
             f"them){explain_directory(directory)}"
         )
     weight_map = read_json(index).get("weight_map")
+    # The index names a file once for each of its tensors.
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names:
         raise WeightsError(f"{index}: has no weight_map that names files")
@@ -226,7 +228,7 @@ def find_weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(set(names))]
 
 
-def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the state dict in one weights file, memory-mapped on the CPU.
 
     Names are without what DistributedDataParallel or torch.compile put before all of them, and
@@ -235,13 +237,14 @@ def read_tensors(path: Path, safe_globals: Sequence[Any] = ()) -> dict[str, torc
     Raises:
         WeightsError: The file is damaged, holds more than tensors, or would run code on loading.
     """
-    tensors = with_new_names(path, without_wrappers(_read_state_dict(path, safe_globals)))
+    tensors = with_new_names(path, without_wrappers(_read_state_dict(path)))
+    # Its tensors alone are no model. Without this, the message would list what is missing.
     if any(".lora_" in name for name in tensors):
         raise WeightsError(f"{path}: holds {ADAPTER}")
     return tensors
 
 
-def _read_state_dict(path: Path, safe_globals: Sequence[Any]) -> dict[str, torch.Tensor]:
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -251,7 +254,7 @@ def _read_state_dict(path: Path, safe_globals: Sequence[Any]) -> dict[str, torch
             raise WeightsError(
                 f"{path}: not a readable safetensors file ({first_line(error)}){explain_file(path)}"
             ) from error
-    return check_state_dict(path, read_pickle(path, safe_globals))
+    return check_state_dict(path, read_pickle(path))
 
 
 def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:

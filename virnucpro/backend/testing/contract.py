@@ -42,6 +42,7 @@ LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"
 UNKNOWN_LETTER: dict[Alphabet, str] = {"dna": "N", "protein": "X"}
 CPU = torch.device("cpu")
 
+# Beside the mark `gpu`, which only our own tests know.
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -73,6 +74,7 @@ class BackendContract:
         """Return typical sequences of several lengths, not sorted by length."""
         alphabet = self.make_backend().info.alphabet
         source = random.Random(0)
+        # Two of one length, some very short, and no order: a backend may rely on nothing here.
         lengths = (60, 7, 150, 1, 33, 166, 2, 100, 60)
         sequences = ["".join(source.choices(LETTERS[alphabet], k=length)) for length in lengths]
         return [*sequences, sequences[0][:20] + 3 * UNKNOWN_LETTER[alphabet] + sequences[0][20:]]
@@ -128,6 +130,7 @@ class BackendContract:
 
     def test_token_cost_grows_with_length(self, backend: Backend) -> None:
         sequence = max(self.make_sequences(), key=len)
+        # Batches are cut by falling cost, so a longer sequence may not cost less.
         costs = [backend.token_cost(sequence[:length]) for length in range(1, len(sequence) + 1)]
         assert costs[0] > 0
         assert costs == sorted(costs)
@@ -150,6 +153,7 @@ class BackendContract:
 
     def test_identity_belongs_to_the_content(self, backend: Backend, tmp_path: Path) -> None:
         location = Path(self._make_location(tmp_path / "first", seed=0))
+        # Weights lie at other paths on other machines, and are the same weights.
         copy = shutil.copytree(tmp_path / "first", tmp_path / "copy")
         other = self._make_location(tmp_path / "other", seed=1)
         identity = backend.open_weights(str(location)).identity
@@ -176,6 +180,7 @@ class BackendContract:
 
     def test_batch_keeps_rows_and_order(self, collator: Collator) -> None:
         sequences = self.make_sequences()
+        # Not 0, 1, 2, ...: a collator that counts for itself must fail.
         rows = np.arange(len(sequences), dtype=np.int64)[::-1] * 7 + 3
         batch = collator(rows, sequences)
         alone = [_collate(collator, [sequence]) for sequence in sequences]
@@ -235,6 +240,7 @@ class BackendContract:
     ) -> None:
         sequences = self.make_sequences()
         together_BE = _embed(encoder, _collate(collator, sequences))
+        # In reverse, each sequence has another place and other neighbours before it.
         reversed_BE = _embed(encoder, _collate(collator, sequences[::-1])).flip(0)
         alone_BE = torch.cat([_embed(encoder, _collate(collator, [s])) for s in sequences])
         for row, sequence in enumerate(sequences):
@@ -264,6 +270,7 @@ class BackendContract:
         self, backend: Backend, collator: Collator, encoder: Encoder
     ) -> None:
         alphabet = backend.info.alphabet
+        # The shortest frame has one codon, and so one letter.
         letters = list(LETTERS[alphabet] + UNKNOWN_LETTER[alphabet])
         assert torch.isfinite(_embed(encoder, _collate(collator, letters))).all()
 
@@ -275,6 +282,7 @@ class BackendContract:
         long = "".join(random.Random(1).choices(LETTERS[backend.info.alphabet], k=num_letters))
         batch = _collate(collator, [long, long + long, long[:5]])
         length, double_length, _ = batch.lengths_B.tolist()
+        # A backend that states no limit must not cut in silence.
         assert double_length == length if max_tokens else double_length > length
         if max_letters := backend.info.max_letters:
             beginnings = [long[:max_letters], long[: max_letters - 1]]
@@ -360,6 +368,7 @@ def _load_encoder_or_skip(backend: Backend, weights: Weights, **settings: Any) -
     try:
         return _load_encoder(backend, weights, **settings)
     except UsageError as error:
+        # A backend may lack an attention, if it says so by a UsageError.
         return cast("Encoder", pytest.skip(str(error)))
 
 
