@@ -127,11 +127,13 @@ class RecordReader:
         # Only opening the file gets here: `_read_blocks` explains later errors.
         except OSError as error:
             raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
+        # An empty file is mostly the mistake of an earlier step.
         if not self.num_records and not self._allow_empty:
             raise InputError(
                 f"{self._name}: holds no records, or in BAM and CRAM no unmapped reads; "
                 "--allow-empty of predict accepts that"
             )
+        # Only here: the digest of half a file would be that of another input.
         self.sha256 = hashing.sha256.hexdigest()
         self.num_bytes = hashing.num_bytes
         for finding, num in self._findings.items():
@@ -239,6 +241,7 @@ class RecordReader:
         if not first:
             return
         self._check_first_line(first)
+        # FASTQ comes here if blank lines stand before its first record.
         parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
         yield from self._parse_lines(itertools.chain([first], lines), parse)
 
@@ -350,12 +353,14 @@ class RecordReader:
         if self._alphabet == "dna":
             if b"U" in unusual or b"u" in unusual:
                 self._findings["are RNA: their U is read as T"] += 1
+                # The models know no U: each would be an unknown base.
                 sequence = sequence.translate(_RNA_TO_DNA)
         elif b"*" in unusual:
             # Gene finders write the stop codon after nearly every protein, so that needs no word.
             sequence = sequence.removesuffix("*")
             if "*" in sequence:
                 self._findings["have * inside, which is read as an unknown residue"] += 1
+        # Gaps and lower case are noted or normal, and stay as they are.
         if sequence == record.sequence:
             return record
         self.num_changed += 1
@@ -390,4 +395,5 @@ def check_beginnings(
         with suppress(OSError), path.open("rb") as file:
             if file.read(4) == b"CRAM":
                 continue
+        # Most mistakes with files show at the first record: another format, or no file at all.
         next(iter(RecordReader(path, alphabet, allow_empty=allow_empty)), None)

@@ -118,6 +118,8 @@ def locate_chunks(
         chunk_length_bp: Length of a chunk.
     """
     num_chunks = _count_chunks(record_length, chunk_length_bp)
+    # The chunks together are longer than the record by this much, which is spread over the shifts.
+    # The remainder makes the first shifts longer by one: this is the rule of the original.
     overlap = num_chunks * chunk_length_bp - record_length
     shift = overlap // num_chunks
     num_longer_shifts = overlap - shift * (num_chunks - 1)
@@ -127,6 +129,7 @@ def locate_chunks(
 
 
 def _count_chunks(record_length: Int64Array, chunk_length_bp: int) -> Int64Array:
+    # Minus twice rounds up: the rest of a record is a chunk, too.
     return -(-record_length // chunk_length_bp)
 
 
@@ -192,6 +195,7 @@ def find_stretches(
     """
     amino_acids = _translate_everywhere(letters, rule.genetic_code)
     num_codons = count_codons(chunk_length[:, None], _ALL_FRAMES)
+    # Flat, because each frame of each chunk is searched by itself.
     first = _locate_frames(chunk_start, chunk_length, num_codons, len(amino_acids)).ravel()
     num_codons = num_codons.ravel()
     # B breaks in a frame leave B + 1 gaps between them and the frame's ends; most are too short.
@@ -293,7 +297,10 @@ def _locate_frames(
         - _FRAME_OFFSETS[_NUM_FORWARD:]
         - 3 * num_codons[:, _NUM_FORWARD:]
     )
+    # Each half of the table has a third for each phase: the remainder of a position by 3.
     first: Int64Array = lowest % 3 * (num_letters // 6) + lowest // 3
+    # The second half of the table is read from behind, so a frame starts where it ends on the
+    # strand.
     first[:, _NUM_FORWARD:] = num_letters - (first + num_codons)[:, _NUM_FORWARD:]
     return first
 

@@ -75,6 +75,7 @@ class Gunzip(io.RawIOBase):
             self._is_bgzip = self._pending[3:4] == b"\4" and self._pending[12:14] == b"BC"
         self._num_members += 1
         self._is_empty_member = True
+        # A new object for each member: the old one takes no bytes after its end.
         self._member = zlib.decompressobj(_GZIP_HEADER)
         return True
 

@@ -35,6 +35,8 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
                     f"{names}: pair {number}, {alone.id[:80]!r}, lacks a mate; each file must have "
                     "the mates of the other in the same order, or one file both mates in turn"
                 )
+            # Two files that are sorted differently would give pairs of strangers, each with one
+            # call.
             if not _are_mates(first.id, second.id):
                 raise InputError(
                     f"{names}: pair {number} has the ids {first.id[:80]!r} and {second.id[:80]!r}; "

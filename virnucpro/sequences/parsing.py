@@ -39,6 +39,7 @@ class HashingReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the file, and return the number of bytes; 0 at the end."""
+        # Digested while it is read: standard input cannot be read a second time.
         num_read: int = self._source.readinto(buffer)
         self.sha256.update(memoryview(buffer)[:num_read])
         self.num_bytes += num_read
@@ -144,7 +145,9 @@ def read_bam(blocks: Iterable[bytes]) -> Iterator[Record]:
         if 2 * len(packed) < num_letters:
             raise ValueError("a read is shorter than it says")
         if flag & _UNMAPPED and not flag & _NOT_PRIMARY:
+            # BAM has 4 bits for a letter, so each hexadecimal digit is one.
             letters = packed.hex().translate(_BAM_LETTERS)[:num_letters]
+            # Aligners store a read as it lies on the reference, so this one is turned back.
             if flag & _REVERSE:
                 letters = str(reverse_complement(letters))  # type: ignore[no-untyped-call]
             name = data[start - name_length - 4 * num_cigar :][: max(0, name_length - 1)]
@@ -153,6 +156,7 @@ def read_bam(blocks: Iterable[bytes]) -> Iterator[Record]:
 
 def _read_size(file: io.BufferedReader[Any]) -> int:
     size = int.from_bytes(file.read(4), "little")
+    # Before so much memory is taken.
     if size > _MAX_BAM_BYTES:
         raise ValueError(f"a size of {size:,} bytes")
     return size
@@ -176,6 +180,7 @@ def read_cram(path: str) -> Iterator[Record]:
             f"{path}: is CRAM, which pysam reads; install it (pip install "
             "'virnucpro[cram]'), or convert the file (samtools view -b -f 4)"
         ) from error
+    # htslib prints its own messages to standard error, past our log.
     verbosity = pysam.set_verbosity(0)
     try:
         with pysam.AlignmentFile(path, check_sq=False) as file:

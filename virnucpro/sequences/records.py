@@ -19,6 +19,7 @@ NAME_OF_ROW = {"open": "open frame", "stretches": "stretch"}
 NAMES_OF_ROWS = {"open": "open frames", "stretches": "stretches"}
 """What people call the rows of a frame store, by the kind of its frame rule."""
 
+# Greedy, because the id of a record may itself contain "_chunk_1".
 FRAME_ID = re.compile(r"(?P<chunk>(?P<record>.*)_chunk_(?P<number>\d+))[FR][123]", re.DOTALL)
 """Matches the name of a frame; `number` is the chunk's number in its record, from 1."""
 
@@ -45,6 +46,7 @@ class Record(NamedTuple):
 
 def record_id(header: str) -> str:
     """Return the first whitespace-separated word of `header`, or an empty string."""
+    # A header may be empty, or blanks alone: then nothing is split off, and reading refuses it.
     words = header.split(maxsplit=1)
     return words[0] if words else ""
 
@@ -77,4 +79,5 @@ def stretch_id(frame_id: str, first_codon: int, stop_codon: int) -> str:
         first_codon: The place of the first codon in the frame, from 0; the name counts from 1.
         stop_codon: The place behind the last codon.
     """
+    # From 1, and with the last codon, as biologists count. The program counts from 0.
     return f"{frame_id}_{first_codon + 1}-{stop_codon}"

@@ -74,6 +74,7 @@ class WindowSource(SequenceSource):
 
     def _locate(self, windows: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
         """Return the record of each window, and its start and its length there."""
+        # A window belongs to the last record that begins at it or before it.
         records = np.searchsorted(self.first_windows, windows, "right") - 1
         length = self._records.record_lengths[records]
         if self.size is None:

@@ -156,6 +156,7 @@ def _check_values(manifest: dict[str, Any]) -> None:
         raise ValueError("its digest does not fit")
     read_rule(manifest)
     for file in manifest["inputs"]:
+        # Only to see whether it is hexadecimal: the digest ends up in the identity of parts.
         bytes.fromhex(file["sha256"])
     wanted = {"chunk_length_bp", "min_length_bp"} if manifest["format"] == FRAME_FORMAT else ()
     lengths = [manifest[name] for name in wanted]

@@ -77,6 +77,7 @@ def prepare_frame_store(
 
     _build_beside(directory, build, check)
     store = open_frame_store(directory)
+    # Not an error: each record has rows of its own, and ids are only shown.
     if store.num_duplicate_ids:
         logger.warning(
             "%d ids belong to several records, which are kept apart in every table: %s",
@@ -127,6 +128,7 @@ def _is_of_input(
     # Standard input can be read once only. It is read for the new store, not for a comparison.
     if STDIN in inputs or not all(path.is_file() for path in paths):
         return False
+    # Read anew, because a remembered digest could hide that the input was changed a moment ago.
     return [f"sha256:{file['sha256']}" for file in store.inputs] == [
         digest_files([path], anew=True) for path in paths
     ]

@@ -138,6 +138,7 @@ class FrameStore(StoredRecords):
         self.rule = read_rule(manifest)
         self.chunk_length_bp: int = manifest["chunk_length_bp"]
         self.min_length_bp: int = manifest["min_length_bp"]
+        # Chunks are cut from reads. A record is one read, or the two reads of a pair.
         self._read_first_chunk = open_table(directory, "chunk_offsets.int64")
         self.record_first_chunk = self._read_first_chunk[:: self.reads_per_record]
         self.chunk_first_frame = open_table(directory, "frame_offsets.int64")
@@ -196,6 +197,7 @@ class FrameStore(StoredRecords):
 
     def num_distinct(self, kind: Literal["dna", "protein"]) -> int:
         """Return the number of distinct sequences of the rows; each is embedded once."""
+        # The first of its equals points to itself, so these are counted.
         representatives = self.sequences(kind).representatives
         return int(np.count_nonzero(representatives == np.arange(self.num_frames)))
 
@@ -211,6 +213,7 @@ class FrameStore(StoredRecords):
         if self.rule.kind == "open":
             return names
         first = self.first_codons[start:stop]
+        # The end is not stored, because it follows from the length of the protein.
         stop_codon = first + np.diff(self._protein_offsets[start : stop + 1])
         spans = zip(names, first.tolist(), stop_codon.tolist(), strict=True)
         return [stretch_id(name, begin, end) for name, begin, end in spans]
@@ -233,6 +236,7 @@ class FrameStore(StoredRecords):
 
     def find_chunks(self, rows: Int64Array) -> Int64Array:
         """Return the chunk of each row: int64 (n,)."""
+        # The last chunk that begins at a row or before it has it. Chunks without rows are skipped.
         return np.searchsorted(self.chunk_first_frame, rows, "right") - 1
 
     def find_records(self, chunks: Int64Array) -> Int64Array:
@@ -272,6 +276,7 @@ class FrameStore(StoredRecords):
 
     def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
         """Return the DNA or the proteins of `rows`, upper-case, in their order."""
+        # For DNA too: the length of an open frame's DNA follows from that of its protein.
         protein_start = self._protein_offsets[rows]
         protein_length = self._protein_offsets[rows + 1] - protein_start
         if kind == "protein":
@@ -279,6 +284,7 @@ class FrameStore(StoredRecords):
             return [protein.decode("ascii") for protein in proteins]
         if self.rule.kind == "stretches":
             return self._read_chunks(self.find_chunks(rows))
+        # Only positions are stored: the DNA is cut from the records whenever it is asked for.
         codes = self.frame_codes[rows]
         chunk_start, chunk_length = self._locate_chunks(self.find_chunks(rows))
         begin, length = frames.locate_frame_dna(chunk_length, codes, protein_length)

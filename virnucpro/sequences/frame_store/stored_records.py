@@ -93,6 +93,7 @@ class StoredRecords(ABC):
         offsets = self._header_offsets[start * step : stop * step + 1].tolist()
         # Headers of neighbours lie end to end, so one reading gets all of them.
         headers = self._headers.read(offsets[0], offsets[-1])
+        # The pair has the id of its first read, without /1.
         name = record_id if step == 1 else pair_id
         return [
             name(_decode(headers[begin - offsets[0] : end - offsets[0]]))

@@ -145,6 +145,7 @@ def build_record_store(
         manifest: dict[str, Any] = {"format": RECORD_FORMAT, "inputs": []}
         for path in inputs:
             reader = RecordReader(path, alphabet, judge_alphabet=not force_alphabet)
+            # The records are stored as a side effect: nothing is cut here.
             for _ in _write_records(writer, reader):
                 pass
             manifest["inputs"].append(_describe_input(reader))
@@ -272,6 +273,7 @@ def _write_rows(
         found = frames.find_rows(letters[low:high], start - low, length, rule)
         if isinstance(found, frames.Stretches):
             writer.append(FIRST_CODONS, found.first_codon)
+        # Chunks without a row count, too, with zero: offsets are by chunk.
         writer.append_lengths("frame_offsets.int64", np.bincount(found.chunk, minlength=len(start)))
         writer.append("frame_codes.uint8", found.code)
         writer.append("proteins.text", found.proteins)
