@@ -97,6 +97,7 @@ def _line_key(line: dict[str, Any]) -> tuple[Any, ...]:
     return line["model"], line["implementation"], line["precision"], line["length_bp"]
 
 
+# Heading, field of a line, and format of the columns that some suites lack.
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("tokens/s", "tokens_per_s", "{:,.0f}"),
     ("frames/s", "sequences_per_s", "{:,.0f}"),
@@ -105,7 +106,6 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("worst cosine", "worst_cosine", "{:.6f}"),
     ("change", "change", "{:+.1%}"),
 )
-"""Heading, field of a line, and format of the columns that some suites lack."""
 
 
 def _format_report(report: Report) -> str:

@@ -10,8 +10,8 @@ from click.shell_completion import get_completion_class
 
 from virnucpro.errors import OutputError, UsageError
 
+# Through it, the shell asks the program; click makes the name from the program's.
 _VARIABLE = "_VIRNUCPRO_COMPLETE"
-"""Through it, the shell asks the program; click makes the name from the program's."""
 
 
 def install_completion(program: click.Command, shell: str) -> list[Path]:

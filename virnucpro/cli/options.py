@@ -37,8 +37,8 @@ _PATHS: Mapping[str, Mapping[str, bool]] = {
     "new": {},
 }
 SETTINGS_PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
+# Where a click context keeps the path of the settings file, and the fork's keys in it.
 _FORK_SETTINGS = "virnucpro.fork_settings"
-"""Where a click context keeps the path of the settings file, and the fork's keys in it."""
 
 
 class ConfigOption(click.Option):

@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.config.options import REQUIRED, argument, option
-from virnucpro.config.shared import RunConfig
+from virnucpro.config.shared import SEQUENCE_FORMATS, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(RunConfig, group="Embedding models"):
     """The settings of `embed`."""
 
-    input: str = argument(
-        help="FASTA, FASTQ, BAM or CRAM file, plain or compressed (gz, bz2, xz, zst); - is "
-        "standard input.",
-        path="input",
-    )
+    input: str = argument(help=f"FASTA, FASTQ, BAM or CRAM file, {SEQUENCE_FORMATS}", path="input")
     backend: str = option(
         REQUIRED, help="Name of a backend that virnucpro backends lists.", metavar="NAME"
     )

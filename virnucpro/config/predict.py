@@ -11,13 +11,19 @@ from virnucpro.backend.places import find_model
 from virnucpro.config.calls import CallsConfig
 from virnucpro.config.options import argument, option
 from virnucpro.config.published import MINI_DIRECTORY
-from virnucpro.config.shared import STDIN, FramesConfig, input_stem
+from virnucpro.config.shared import (
+    SEQUENCE_FORMATS,
+    STDIN,
+    FramesConfig,
+    chunk_length_option,
+    input_stem,
+)
 from virnucpro.errors import UsageError
 
 MODEL_TYPES = ("300", "500", "mini", "custom")
 
+# Of the name that result files share: file systems allow 255 in all.
 _MAX_STEM_BYTES = 200
-"""Of the name that result files share: file systems allow 255 in all."""
 
 MINI_LENGTHS_BP = (300, 500)
 
@@ -27,8 +33,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     """The settings of `predict`."""
 
     inputs: tuple[str, ...] = argument(
-        help="FASTA, FASTQ, BAM or CRAM files, plain or compressed (gz, bz2, xz, zst); - is "
-        "standard input.",
+        help=f"FASTA, FASTQ, BAM or CRAM files, {SEQUENCE_FORMATS}",
         metavar="INPUT...",
         path="input",
     )
@@ -68,15 +73,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         path="new file",
     )
     # Not set here, because the model type decides; `__post_init__` fills it in.
-    chunk_length_bp: int = option(
-        None,
-        "-e",
-        "--expected-length",
-        help="Length of the chunks that records are cut into.",
-        unset="by the model type",
-        details="500 for mini and custom.",
-        metavar="BP",
-        minimum=1,
+    chunk_length_bp: int = chunk_length_option(
+        None, unset="by the model type", details="500 for mini and custom.", minimum=1
     )
     paired: bool = option(
         False,

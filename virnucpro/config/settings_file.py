@@ -17,8 +17,8 @@ from virnucpro.errors import UsageError, brief, first_line, on_one_line
 
 # A template with all options has some kilobytes. A file of gigabytes is a mistake.
 _MAX_BYTES = 1 << 20
+# Of one value: the longest path that Linux knows.
 _MAX_LETTERS = 4_096
-"""Of one value: the longest path that Linux knows."""
 
 
 class Key(NamedTuple):

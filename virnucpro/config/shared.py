@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from virnucpro.config.options import Config, option
 from virnucpro.config.published import DNABERT_S, ESM2_3B
@@ -12,6 +13,8 @@ from virnucpro.errors import UsageError
 
 STDIN = "-"
 """Stands for standard input where a path is expected."""
+
+SEQUENCE_FORMATS = "plain or compressed (gz, bz2, xz, zst); - is standard input."
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash")
@@ -34,6 +37,19 @@ def input_stem(path: str | Path) -> str:
     if name.suffix.lower() in _COMPRESSION:
         name = name.with_suffix("")
     return name.stem
+
+
+def chunk_length_option(default: int | None, **about: Any) -> int:
+    """Return the field of the length of chunks; `about` are attributes of `Option`."""
+    field: int = option(
+        default,
+        "-e",
+        "--expected-length",
+        help="Length of the chunks that records are cut into.",
+        metavar="BP",
+        **about,
+    )
+    return field
 
 
 def device_option() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.options import REQUIRED, option
-from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, STDIN, FramesConfig
+from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, STDIN, FramesConfig, chunk_length_option
 from virnucpro.errors import UsageError
 
 
@@ -47,14 +47,7 @@ class TrainConfig(FramesConfig, group="Training"):
         metavar="MODEL",
         path="new file",
     )
-    chunk_length_bp: int = option(
-        500,
-        "-e",
-        "--expected-length",
-        help="Length of the chunks that records are cut into.",
-        metavar="BP",
-        minimum=1,
-    )
+    chunk_length_bp: int = chunk_length_option(500, minimum=1)
     # Not set here, because --merged decides; `__post_init__` fills it in.
     frame_rule: str = option(
         None,

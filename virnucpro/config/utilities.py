@@ -7,7 +7,7 @@ from pathlib import Path
 
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.options import Config, argument, option
-from virnucpro.config.shared import STDIN, DimsConfig
+from virnucpro.config.shared import SEQUENCE_FORMATS, STDIN, DimsConfig, chunk_length_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,20 +15,10 @@ class FrameTableConfig(Config):
     """The settings of `frames`."""
 
     inputs: tuple[str, ...] = argument(
-        help="FASTA, FASTQ, BAM or CRAM files, plain or compressed (gz, bz2, xz, zst); - is "
-        "standard input.",
-        metavar="INPUT...",
+        help=f"FASTA, FASTQ, BAM or CRAM files, {SEQUENCE_FORMATS}", metavar="INPUT..."
     )
-    chunk_length_bp: int = option(
-        500,
-        "-e",
-        "--expected-length",
-        help="Length of the chunks that records are cut into.",
-        group="Input",
-        metavar="BP",
-        # A shorter chunk has no codon.
-        minimum=3,
-    )
+    # A chunk of fewer bases has no codon.
+    chunk_length_bp: int = chunk_length_option(500, group="Input", minimum=3)
     frame_rule: str = option(
         str(OPEN_RULE),
         help="What of a chunk the table has: open (whole frames without a stop codon), or "
@@ -143,11 +133,7 @@ class ValidateCheckpointsConfig(DimsConfig):
 class ValidateConfig(Config):
     """The settings of `utils validate`."""
 
-    input: str = argument(
-        help="FASTA, FASTQ, BAM or CRAM file, plain or compressed (gz, bz2, xz, zst); - is "
-        "standard input.",
-        path="input",
-    )
+    input: str = argument(help=f"FASTA, FASTQ, BAM or CRAM file, {SEQUENCE_FORMATS}", path="input")
     max_errors: int = option(10, "-e", help="Number of names to show of each kind.", minimum=0)
 
 

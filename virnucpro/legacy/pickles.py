@@ -22,6 +22,7 @@ from virnucpro.errors import CheckpointError, first_line
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # fmt: off
+# The opcodes of containers, tensors and arrays; all others make objects, or allocate memory.
 # An allow-list, as below: a new opcode of Python must not get in by itself.
 _OPCODES = (
     "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
@@ -31,7 +32,6 @@ _OPCODES = (
     "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
 )
 # fmt: on
-"""The opcodes of containers, tensors and arrays; all others make objects, or allocate memory."""
 
 
 def is_zip(path: Path) -> bool:

@@ -14,6 +14,7 @@ from virnucpro.runtime.environment import reads_settings_first
 
 logger = logging.getLogger(__name__)
 
+# The keys that still mean something, and the fields of `PredictConfig` that they set.
 _FIELDS = {
     "prediction.sequences_per_file": "sequences_per_file",
     "prediction.default_model_type": "model_type",
@@ -27,7 +28,6 @@ _FIELDS = {
     "features.esm.toks_per_batch": "protein_batch_tokens",
     "files.auto_cleanup": "keep_intermediate",
 }
-"""The keys that still mean something, and the fields of `PredictConfig` that they set."""
 
 _WITHOUT_MEANING = (
     "version",

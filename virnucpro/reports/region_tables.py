@@ -20,11 +20,11 @@ from virnucpro.scoring.regions import ChunkScores, Regions
 from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.sequences.records import region_id
 
+# Characters besides letters, digits and `-~` that stand for themselves in a name of GFF3.
 _GFF_PLAIN = ".:^*$@!+_?|"
-"""Characters besides letters, digits and `-~` that stand for themselves in a name of GFF3."""
 
+# Terms of the Sequence Ontology (SO:0001041, SO:0000751), by whether a region is a provirus.
 _GFF_TYPES = {False: "viral_sequence", True: "proviral_region"}
-"""Terms of the Sequence Ontology (SO:0001041, SO:0000751), by whether a region is a provirus."""
 
 _REACHES = {(True, True): "both", (True, False): "start", (False, True): "end"}
 

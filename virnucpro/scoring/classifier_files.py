@@ -39,8 +39,8 @@ FORMAT_VERSION = 3
 Version 3 adds the frame rule, the kind of head and the threshold; a file of version 2 means `open`
 and `frame`, without a threshold."""
 
+# Of the frame rule in a file: each chunk takes memory for so many.
 _MAX_STRETCHES = 256
-"""Of the frame rule in a file: each chunk takes memory for so many."""
 
 # One key that holds JSON: safetensors writes several keys in a random order, which would give the
 # same classifier another digest each time.

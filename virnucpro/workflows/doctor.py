@@ -42,8 +42,8 @@ _PACKAGES = (
 )
 _LARGE_MODELS = ("500", "dnabert-s", "esm2-3b")
 _GIB = 2**30
+# To load ESM-2 3B from the hub's files, which are float32.
 _MIN_HOST_GIB = 16
-"""To load ESM-2 3B from the hub's files, which are float32."""
 _MIN_GPU_GIB = 8
 _MIN_DISK_GIB = 1
 

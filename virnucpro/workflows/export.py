@@ -35,11 +35,9 @@ from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.sequences.records import ROW_ID
+from virnucpro.workflows import CountListener
 
 logger = logging.getLogger(__name__)
-
-ProgressListener = Callable[[str, int, int], None]
-"""Called with the name of the work, the rows that are done, and the number of all rows."""
 
 _IDS_AT_ONCE = 1 << 16
 
@@ -60,7 +58,7 @@ class ExportSummary:
 
 
 def export_embeddings(
-    config: ExportConfig, on_progress: ProgressListener | None = None
+    config: ExportConfig, on_progress: CountListener | None = None
 ) -> ExportSummary:
     """Write the rows that have all embeddings, in the order of the run.
 
@@ -206,7 +204,7 @@ class _Source:
         logger.warning("%s: has other frames than the embeddings; left out", tables[0])
         return None
 
-    def blocks(self, on_progress: ProgressListener | None = None) -> Iterator[Int64Array]:
+    def blocks(self, on_progress: CountListener | None = None) -> Iterator[Int64Array]:
         """Yield the rows in blocks that fit in memory, and tell of each that is done."""
         for block in split_rows(0, len(self.rows)):
             yield self.rows[block]
@@ -240,7 +238,7 @@ def _match_scores(ids: list[str], lines: Iterator[list[str]]) -> Float32Array:
 
 
 def _write_files(
-    source: _Source, config: ExportConfig, on_progress: ProgressListener | None
+    source: _Source, config: ExportConfig, on_progress: CountListener | None
 ) -> Iterator[Path]:
     """Write files of `sequences_per_file` rows each, and yield their paths."""
     num_rows, step = len(source.rows), config.sequences_per_file
@@ -267,7 +265,7 @@ def _write_files(
             on_progress("exporting", start + len(rows), num_rows)
 
 
-def _write_anndata(source: _Source, path: Path, on_progress: ProgressListener | None) -> Path:
+def _write_anndata(source: _Source, path: Path, on_progress: CountListener | None) -> Path:
     dims = {
         source.identities[name].backend: reader.embedding_dim
         for name, reader in source.readers.items()
@@ -293,7 +291,7 @@ def _require_pyarrow() -> None:
         )
 
 
-def _write_parquet(source: _Source, path: Path, on_progress: ProgressListener | None) -> Path:
+def _write_parquet(source: _Source, path: Path, on_progress: CountListener | None) -> Path:
     """Write a table with the columns of `_describe_rows` and one list of numbers for each model."""
     import pyarrow
     from pyarrow import parquet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,9 @@ from virnucpro.legacy.verification import Verification, verify_rows
 from virnucpro.runtime.locks import locked
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import check_state, read_state, save_classifier
+from virnucpro.workflows import CountListener
 
 logger = logging.getLogger(__name__)
-
-ProgressListener = Callable[[str, int, int], None]
-"""Called with the name of the work, the files that are done, and the number of all files."""
 
 REPORT_NAME = "migration.json"
 REPORT_SCHEMA_VERSION = 1
@@ -52,7 +50,7 @@ _BACKENDS: dict[Alphabet, tuple[str, str]] = {
 
 
 def migrate_features(
-    config: MigrateConfig, on_progress: ProgressListener | None = None
+    config: MigrateConfig, on_progress: CountListener | None = None
 ) -> dict[str, Any]:
     """Bring old features to the current format, and return the report on them.
 
@@ -177,7 +175,7 @@ def _describe_path(path: Path) -> dict[str, Any]:
 
 
 def _collect(
-    results: Iterable[Any], name: str, num_files: int, on_progress: ProgressListener | None
+    results: Iterable[Any], name: str, num_files: int, on_progress: CountListener | None
 ) -> list[Any]:
     collected = []
     for result in results:

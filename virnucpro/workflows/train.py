@@ -270,20 +270,17 @@ def _fit(
     run: Run, config: TrainConfig, material: _Material
 ) -> tuple[FittedHead, FrameClassifier | ChunkClassifier]:
     """Fit the network that reads what the frame rule takes, and return it as a classifier, too."""
-    how: dict[str, Any] = {"epochs": config.epochs, "seed": config.seed, "device": run.device}
-    if material.store is None:
-        train, valid = (_make_examples(material, name) for name in ("train", "valid"))
-        fitted = fit_head(train, valid, **how)
-        return fitted, FrameClassifier(fitted.state, material.metadata, identity="")
-    train_set, valid_set = (
-        _make_chunk_examples(material, material.store, name) for name in ("train", "valid")
-    )
-    fitted = fit_head(train_set, valid_set, **how)
-    return fitted, ChunkClassifier(fitted.state, material.metadata, identity="")
+    is_open = material.store is None
+    make = _make_examples if is_open else _make_chunk_examples
+    train, valid = (make(material, name) for name in ("train", "valid"))
+    fitted = fit_head(train, valid, epochs=config.epochs, seed=config.seed, device=run.device)
+    kind = FrameClassifier if is_open else ChunkClassifier
+    return fitted, kind(fitted.state, material.metadata, identity="")
 
 
-def _make_chunk_examples(material: _Material, store: FrameStore, split: str) -> ChunkExamples:
-    corpus, chunks = material.corpus, material.chosen[split]
+def _make_chunk_examples(material: _Material, split: str) -> ChunkExamples:
+    corpus, chunks, store = material.corpus, material.chosen[split], material.store
+    assert store is not None, "it holds the stretches"
     dims = material.metadata.dna_dim, material.metadata.protein_dim
     shape = (len(chunks), store.rule.max_stretches)
     dna = np.empty((len(chunks), dims[0]), np.float32)
@@ -318,8 +315,7 @@ def _score(material: _Material, head: FrameClassifier | ChunkClassifier, split: 
     """Return the fragments of a held-out split, scored as `predict` scores records."""
     corpus, chunks = material.corpus, material.chosen[split]
     if isinstance(head, ChunkClassifier):
-        assert material.store is not None, "it reads stretches"
-        logits = head.score(*_make_chunk_examples(material, material.store, split).inputs)
+        logits = head.score(*_make_chunk_examples(material, split).inputs)
         mean_logits = join_chunks(corpus, chunks, logits.astype(np.float64))
         return mean_logits._replace(score=sigmoid(mean_logits.score))
     frame_scores = head.score(material.gather(corpus.rows(chunks)))

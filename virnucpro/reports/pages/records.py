@@ -17,8 +17,8 @@ from virnucpro.reports.tables import explaining_numbers, read_table
 MAX_LISTED = 100_000
 """Records in the table of a page; a browser stays quick with so many."""
 
+# Letters of an id that a page shows.
 _MAX_ID = 200
-"""Letters of an id that a page shows."""
 
 _CELLS_A_DECADE = 24
 _CELLS_OF_SHARES = 50
