@@ -26,6 +26,7 @@ def calibrate_command(ctx: click.Context, config: CalibrateConfig) -> None:
     from virnucpro import calibrate
 
     result = calibrate(config)
+    # Of fits to other groups, because the calibration itself has seen all of these records.
     echo_sections(result.sections)
     made = result.calibration
     echo(

@@ -79,6 +79,7 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
     from virnucpro.workflows.checkpoints import summarize_files
 
     path = config.path
+    # An exit code of its own, which click's check of paths could not give.
     if not path.exists():
         echo(f"{path}: no such file or directory", err=True)
         ctx.exit(NO_SUCH_PLACE)
@@ -109,6 +110,7 @@ def echo_run_errors(path: Path, *, digests: bool) -> bool:
 
 def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
     """Print a line for each file and a total, and return whether all files can be used."""
+    # A line at a time, because reading all files may take long.
     num_files = num_bad = 0
     for summary in summaries:
         num_files += 1

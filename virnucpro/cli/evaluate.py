@@ -23,6 +23,7 @@ def evaluate_command(ctx: click.Context, config: EvaluateConfig) -> None:
     from virnucpro import evaluate
 
     evaluation = evaluate(config)
+    # Subsets are in the report; there may be dozens.
     echo_sections([section for section in evaluation.sections if section.subset == "all"])
     for name, reasons in evaluation.without_call.items():
         told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))

@@ -82,6 +82,7 @@ def _migrate_classifier(config: MigrateConfig, output: Path) -> None:
 def _echo_report(report: dict[str, Any], *, dry_run: bool) -> None:
     for entry in report["files"]:
         echo(entry["path"])
+        # Of a file that is not recognized, there is nothing to say but the reason.
         if entry["generation"] is not None:
             dims = " + ".join(str(dim) for dim in entry["dims"].values()) or "-"
             echo(

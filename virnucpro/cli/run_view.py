@@ -29,6 +29,7 @@ _OPTIONAL_COLUMNS = ("°C", "W", "fill", "busy", "mem")
 def render(state: RunState, width: int, height: int) -> RenderableType:
     """Return the view of a run for a terminal of `width` columns and `height` lines."""
     history = state.history
+    # Weights are opened and input is read before the first pass.
     if history.pass_name is None:
         return Text(f"no embedding yet: {_outcome(state)}")
     head = Table.grid(padding=(0, 1), expand=True)
@@ -97,6 +98,7 @@ def _describe_totals(state: RunState) -> str:
     samples = [process.last for process in history.processes.values()]
     devices = Counter(_short_device(sample.device) for sample in samples)
     hosts = {_short_host(sample.host) for sample in samples}
+    # The table names several machines, and leaves out the column for one.
     where = hosts.pop() if len(hosts) == 1 else f"{len(hosts)} machines"
     on = " + ".join(f"{number} x {name}" for name, number in sorted(devices.items()))
     return (

@@ -95,6 +95,7 @@ def _describe_calls(counts: Mapping[str, int], rule: Mapping[str, Any]) -> Itera
     if threshold is None:
         yield "no record may be called viral: none meets the bound on false discoveries"
     else:
+        # Enough digits for a threshold near 1, such as 0.9998765.
         yield f"called viral from a {rule['by']} of {threshold:.10g} on"
     if expected is not None:
         yield f"expected false discovery rate of the viral records: {expected:.2g}"

@@ -52,6 +52,7 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
     """  # noqa: D301 (click reads the \b)
     hide_other_gpus(launch.gpus)
     layout = RunDirectory(config.work_dir, config.output_path.stem)
+    # The classifier and its directory are written at different times, so each may be there alone.
     used = config.output_path.exists() or layout.is_used()
     settled = settle_output(config, config.output_path, used=used, may_ask=True)
     if settled is None:

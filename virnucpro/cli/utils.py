@@ -64,6 +64,7 @@ def validate_command(ctx: click.Context, config: ValidateConfig) -> None:
     """  # noqa: D301 (click reads the \b)
     from virnucpro.sequences.fasta import RecordReader
 
+    # Only ids are kept, because a file may be larger than the memory.
     seen: set[str] = set()
     findings: dict[str, list[str]] = {"empty": [], "repeated": [], "ambiguous": []}
     lengths_bp = []

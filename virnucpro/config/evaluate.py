@@ -10,6 +10,7 @@ from virnucpro.config.options import REQUIRED, Config, argument, option
 
 def truth_option() -> Path:
     """Return the field of the table of known labels."""
+    # Two commands read the same table, so it is described once.
     field: Path = option(
         REQUIRED,
         help="Table with the columns id and label (virus or others). class (measured separately) "

@@ -78,6 +78,7 @@ class FrameRule:
                 f"frame rule {brief(text)}: wanted open, stretches or stretches:N:M (the N longest "
                 "stretches of at least M codons), each with a genetic code or without: open:code=11"
             )
+        # The group of the kind includes the numbers behind it.
         kind, *_ = match["kind"].split(":")
         numbers = {
             name: int(value)

@@ -210,6 +210,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
                 "fastq: the inputs are read again for viral.fastq, and standard input can be read "
                 "only once; give a file"
             )
+        # By default, the directory is named after the one input.
         if self.output_dir is None and (len(self.inputs) > 1 or STDIN in self.inputs):
             raise UsageError(
                 "several inputs or standard input need an output directory; name one (-o)"
@@ -235,6 +236,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             )
         if self.model_type == "custom" and self.model_path is None:
             raise UsageError("model type custom needs a model; give its path (-p)")
+        # With a path, the classifier's own file says its length, and the models are compared with
+        # it.
         if (
             self.model_type == "mini"
             and self.model_path is None

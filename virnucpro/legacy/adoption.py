@@ -258,6 +258,7 @@ def _summarize(tasks: Sequence[Conversion], choice: Choice) -> dict[Alphabet, in
     for task in tasks:
         for alphabet, rows in task.rows.items():
             adopted[alphabet] = adopted.get(alphabet, 0) + int((rows >= 0).sum())
+    # A warning, because nobody but the user knows which weights those were.
     for alphabet, num_rows in adopted.items():
         logger.warning(
             "%s: %d embeddings of an older run were taken over (%d ids with several values were "

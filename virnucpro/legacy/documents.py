@@ -114,6 +114,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
         raise CheckpointError("is neither a file of torch.save nor HDF5")
     with hdf5.open_file(path) as file:
         found = hdf5.read_attribute(file, "format")
+        # The shards of v2.0 do not name their format.
         if found is None:
             generation = Generation(2, "v2.0, shard", (MIXED_IDS,))
             for ids, embeddings in _read_blocks(file, "sequence_ids"):

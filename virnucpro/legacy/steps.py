@@ -63,6 +63,7 @@ class UnmatchedRowsError(CheckpointError):
         self.num_rows = num_rows
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # It comes from another process, and Python would make it again from its message alone.
         return UnmatchedRowsError, (self.kind, self.ids, self.num_rows)
 
 

@@ -212,6 +212,7 @@ def _draw_scores(axes: Axes, curve: Curve) -> None:
         ("viral", predictions.is_viral, curve.section.num_viral),
         ("others", ~predictions.is_viral, curve.section.num_others),
     ):
+        # As shares, because one kind may have a hundred times as many records.
         weight = predictions.weight[chosen]
         axes.hist(
             predictions.score[chosen],

@@ -256,6 +256,7 @@ def _measure_ranking(true: Float64Array, false: Float64Array) -> tuple[float, fl
 
 def _measure_calls(outcomes: list[float]) -> tuple[float, ...]:
     """Return precision, recall, specificity, F1 and MCC."""
+    # In the order of the numbers that `_Ranked` gives the cells: 2 * called + viral.
     rejections, misses, false_alarms, hits = outcomes
     margins = (hits + false_alarms) * (hits + misses)
     margins *= (rejections + false_alarms) * (rejections + misses)

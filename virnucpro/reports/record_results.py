@@ -209,6 +209,7 @@ def _cut_proviruses(store: FrameStore, regions: Regions) -> Iterator[tuple[str, 
             yield (
                 f"{region.name} record={region.record_id} start={region.start} end={region.end} "
                 f"score={region.score!r} probability={format_number(region.probability)}",
+                # Positions in a pair count through both mates.
                 "".join(read.sequence for read in store.reads(region.record))[
                     region.start : region.end
                 ],
@@ -228,6 +229,7 @@ def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error}); {wanted}") from error
+    # Any JSON may stand in a file of this name.
     missing = [key for key in keys if not isinstance(document, dict) or key not in document]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; {wanted}")

@@ -99,6 +99,7 @@ def write_chunks(path: Path, store: FrameStore, chunks: ChunkScores) -> None:
             file.writelines(
                 f"{record_id}\t{number}\t{start}\t{end}\t{frames}\t{format_number(score)}"
                 f"\t{format_number(chance)}\t{'true' if score == score else 'false'}\n"
+                # A score that is not equal to itself is NaN.
                 for record_id, (number, start, end, frames, score, chance) in zip(
                     _name_records(store, block), rows, strict=True
                 )

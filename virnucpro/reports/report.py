@@ -71,6 +71,7 @@ def measure_subsets(
         resampled: What the clusters of the predictions are.
         seed: The seed of the confidence intervals.
     """
+    # All records come first: commands print and draw the first section.
     everything = ("all", np.ones(len(predictions.score), np.bool_))
     sections = []
     for name, chosen in (everything, *subsets):

@@ -44,6 +44,7 @@ def write_prediction_results(
     with open_whole(path) as file:
         file.write("Sequence_ID\tPrediction\tscore1\tscore2\n")
         file.writelines(
+            # At a tie a frame is `others`, and a chunk is `True`: the fork's tables have it so.
             f"{frame_id}\t{'virus' if virus > others else 'others'}\t{others!r}\t{virus!r}\n"
             for frame_id, (others, virus) in zip(
                 frame_ids, iterate_rows(*frame_scores.T), strict=True

@@ -68,6 +68,7 @@ class ChunkHead(nn.Module):
         super().__init__()
         self.sizes = sizes
         width = sizes.width
+        # These names are the names of the tensors in a file, so they must stay.
         self.protein = nn.Sequential(
             nn.LayerNorm(sizes.protein_dim),
             nn.Linear(sizes.protein_dim, width),

@@ -191,6 +191,7 @@ class Classifier:
         trained = self.metadata
         assert trained is not None, "only a file with metadata says it"
         told = (trained.origin or {}).get("weights")
+        # A file from elsewhere may have anything in this place.
         locations = told if isinstance(told, list) and len(told) == 2 else ["", ""]
         described = [
             f"{option} {location} {identity or ''}".replace("  ", " ").strip()

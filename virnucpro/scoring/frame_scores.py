@@ -152,6 +152,7 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
     unscored = ChunkCalls(
         is_open=chunks.is_open & ~is_out,
         num_frames=chunks.num_frames,
+        # These frames were left out on purpose, and no device lacked the memory for them.
         num_unscored=np.where(is_out, 0, chunks.num_unscored),
         max_others=np.where(is_out, np.float32(np.nan), chunks.max_others),
         max_virus=np.where(is_out, np.float32(np.nan), chunks.max_virus),

@@ -189,6 +189,7 @@ def open_models(
     if backend is not None and location is not None:
         yield f"{backend} {Path(location).name}", open_model(backend, location)
         return
+    # A broken backend is left out: it must not end the measurement of the others.
     installed = [listing.name for listing in describe_backends() if listing.info is not None]
     found = {name: load_benchmarks(name) for name in ([backend] if backend else installed)}
     if not any(found.values()):
@@ -298,6 +299,7 @@ def _time(
 ) -> Iterator[Line]:
     """Yield `line` with the speeds on each length."""
     min_seconds = SECONDS_PER_LINE["tiny" if config.quick else config.data_size]
+    # Others are measured as they are used: fair-esm with the original's 2,048 tokens.
     budget_tokens = implementation.batch_tokens or MAX_BATCH_TOKENS[run.device.type]
     for length_bp in LENGTHS_BP if line.is_ours else LENGTHS_BP[:1]:
         sequences = make_sequences(model.alphabet, length_bp)

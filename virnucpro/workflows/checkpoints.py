@@ -142,6 +142,7 @@ def _summarize_legacy(summary: FileSummary, dims: EmbeddingDims) -> None:
     summary.error = report.error
     if report.generation is not None:
         summary.version, summary.what = report.generation.version, report.generation.name
+        # Whether there is a mark has a field of its own.
         summary.notes += [note for note in report.generation.notes if note != NOT_MARKED]
         summary.num_rows = len(report.ids)
         summary.dims = {alphabet: getattr(dims, alphabet) for alphabet in report.values}
@@ -204,6 +205,7 @@ def _count_finished(
             f"{layout.parts_dir(alphabet)}: has rows that are not among the {store.num_frames} "
             f"{NAMES_OF_ROWS[store.rule.kind]} of the run"
         )
+    # Parts of two runs may lie here if somebody has copied them together.
     identities = [read_identity(path) for path in parts]
     for path, identity in zip(parts, identities, strict=True):
         store.check_part(path, identity)

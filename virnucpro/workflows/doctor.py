@@ -106,6 +106,7 @@ def _check_backends() -> Iterator[Check]:
             remedy = f"upgrade {one.distribution}, or `pip uninstall {one.distribution}`"
             yield Check("backends", "failure", f"{one.name}: {one.reason}", remedy)
     names = [one.name for one in listings if one.reason is None]
+    # They come with this package, so without them the installation is broken.
     missing = {"esm2", "dnabert-s"} - set(names)
     if missing:
         remedy = "install virnucpro again: `pip install --force-reinstall --no-deps virnucpro`"

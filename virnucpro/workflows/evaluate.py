@@ -133,10 +133,12 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
     records, num_records = [], 0
     for number, line in read_table(path, columns, ("probability",)):
         num_records += 1
+        # Labels of a part of the records are enough.
         if line["record_id"] not in truth:
             continue
         numbers = []
         for name in ("length", "score", "probability"):
+            # Tables of earlier states have no column of probabilities.
             word = line.get(name, "NA")
             try:
                 numbers.append(np.nan if word == "NA" else float(word))

@@ -329,6 +329,7 @@ def _describe_rows(source: _Source) -> Iterator[dict[str, Any]]:
     done = 0
     for rows in source.blocks():
         ids = source.ids(rows)
+        # Migrated features may have ids of another form.
         matches = [ROW_ID.fullmatch(name) for name in ids]
         columns: dict[str, Any] = {
             "frame_id": ids,

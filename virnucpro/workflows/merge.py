@@ -54,6 +54,7 @@ def merge(config: MergeConfig) -> PredictResult:
     predict_config = PredictConfig(
         **first["settings"]
         | {"output_dir": config.output_dir, "force": config.force, "resume": False}
+        # What belongs to one share, and not to the whole.
         | {"shard": None, "checkpoint_dir": None}
     )
     # Scores are made in float32 on a CPU, whatever device the shares had.

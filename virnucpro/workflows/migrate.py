@@ -115,6 +115,7 @@ def migrate_classifier(
     state, found = read_state(source)
     if found is not None:
         raise ClassifierError(f"{source}: is in the current format already ({found})")
+    # In a dry run, too: it must find what the real one would refuse.
     check_state(source, state, metadata)
     if not dry_run:
         save_classifier(target, state, metadata)
@@ -255,6 +256,7 @@ def _make_identity(
     assert report.generation is not None
     backend, pooling = _BACKENDS[alphabet]
     return Identity(
+        # No run has such an input or such weights, so no run takes these parts for its own unasked.
         input_digest=f"ids sha256:{digest}",
         backend=backend,
         backend_version=UNKNOWN,

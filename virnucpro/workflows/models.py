@@ -254,6 +254,7 @@ def _check(model: PublishedModel, path: Path, digests: dict[str, str]) -> list[C
     checked = []
     for file in _list_files(path):
         wanted = digests.get(file.name)
+        # Without a known digest there is nothing to compare, and a large file need not be read.
         found = None if wanted is None else digest_like(file, wanted)
         if found != wanted:
             raise WeightsError(
@@ -266,6 +267,7 @@ def _check(model: PublishedModel, path: Path, digests: dict[str, str]) -> list[C
 
 def _read_checksums(path: Path, source: str) -> dict[str, str]:
     digests = {}
+    # A server may send anything, and the error quotes the line.
     for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
         match = _CHECKSUM.fullmatch(line)
         if match is None:

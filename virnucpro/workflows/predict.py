@@ -85,6 +85,7 @@ def write_results(
             scores = leave_out(scores, embedded.store, embedded.screened.is_cellular)
         calls = write_tables(directory, config, embedded, scores)
     result = write_summary(run, directory, config, embedded, calls)
+    # Last, because the page is made from run.json and the tables.
     if config.report:
         write_run_page(directory, directory.report_html)
     return result

@@ -120,6 +120,7 @@ class Scorer:
                 min_length_bp=config.min_length_bp,
                 rule=self._classifier.rule,
             )
+            # Its parts go with the temporary directory when the call ends.
             directory = RunDirectory(fasta.parent, fasta.stem)
             jobs = [
                 make_frame_job(config, directory, store, model, self._run.precision)

@@ -215,6 +215,7 @@ def _describe_models(
         origin={
             "inputs": [{"path": file["path"], "sha256": file["sha256"]} for file in store.inputs],
             "precision": [dna.precision, protein.precision],
+            # `Classifier.check_fits` names them to a user who has other weights.
             "weights": [each.job.model.weights.location for each in passes],
         },
         frame_rule=config.frame_rule,

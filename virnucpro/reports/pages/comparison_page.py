@@ -57,6 +57,7 @@ def write_comparison_page(run_dirs: Sequence[Path], path: Path) -> None:
         {call: 100 * run["counts"][call] / max(1, run["counts"]["records"]) for call in CALLS}
         for run in runs
     ]
+    # Each run by what decided its calls.
     histograms = [(run["calls"]["by"], run["histograms"][run["calls"]["by"]]) for run in runs]
     write_page(
         path,

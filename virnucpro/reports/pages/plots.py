@@ -166,6 +166,7 @@ def draw_bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]], unit:
         for kind, value in parts.items():
             box = {"x": _round(place(reached)), "y": top, "height": _BAR_HEIGHT}
             reached += value
+            # From the rounded start, so that the parts meet without a gap.
             box["width"] = _round(place(reached) - float(box["x"]))
             text = f"{label}: {value:,g}{unit} {kind if len(parts) > 1 else ''}".rstrip()
             shapes.append(Shape("rect", kind, box, text))

@@ -189,6 +189,7 @@ def _draw_tracks(directory: RunDirectory, records: Records) -> tuple[int, dict[i
 
 def _thin(chunks: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
     """Return means of neighbours where there are more chunks than a plot can show."""
+    # Rounded up, so that no more points remain than wanted.
     step = -(-len(chunks) // _MAX_CHUNKS)
     if step <= 1:
         return chunks
