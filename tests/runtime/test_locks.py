@@ -7,6 +7,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,54 @@ def test_a_run_of_this_machine_that_was_killed_keeps_nobody_away(lock_path: Path
     plain_lock_path(lock_path).write_text(f"{place}\n{end_a_process()}\n")
     with locked(lock_path):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_killed", [1, 2])
+@pytest.mark.parametrize("lock_path", WITHOUT_LOCKS[:1], indirect=True)
+def test_of_many_that_find_a_stale_lock_one_takes_it(lock_path: Path, num_killed: int) -> None:
+    with locked(lock_path):
+        place, _ = plain_lock_path(lock_path).read_text().splitlines()
+    stale = f"{place}\n{end_a_process()}\n"
+    held = lock_path.with_name("held")
+    for _ in range(8):
+        plain_lock_path(lock_path).write_text(stale)
+        if num_killed == 2:  # the second was killed while it took over the lock of the first
+            plain_lock_path(lock_path).with_name(".lock.holder.next").write_text(stale)
+        endings = race(lock_path, held, 12)
+        assert endings.count("two") == 0
+        assert endings.count("held") >= 1
+        assert [path.name for path in lock_path.parent.iterdir()] == [".lock"]
+
+
+def race(lock_path: Path, held: Path, num_processes: int) -> list[str]:
+    """Let processes lock at the same instant; return what became of each."""
+    codes = {"held": 0, "refused": 3, "two": 4}
+    ready, go = os.pipe()
+    children = []
+    for _ in range(num_processes):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        os.close(go)
+        os.read(ready, 1)  # until the other end is closed
+        code = codes["refused"]
+        try:
+            with suppress(UsageError), locked(lock_path):
+                # A file of its own would show a second holder, however short the time.
+                held.touch(exist_ok=False)
+                time.sleep(0.02)
+                held.unlink()
+                code = codes["held"]
+        except FileExistsError:
+            code = codes["two"]
+        finally:
+            os._exit(code)
+    os.close(ready)
+    os.close(go)
+    names = {code: name for name, code in codes.items()}
+    return [names[os.waitstatus_to_exitcode(os.waitpid(one, 0)[1])] for one in children]
 
 
 def test_a_run_of_another_machine_may_be_going_on(lock_path: Path) -> None:

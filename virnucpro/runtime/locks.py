@@ -68,24 +68,41 @@ def _take_plain(path: Path) -> None:
         UsageError: Another run made it, which may be going on.
     """
     place = _describe_place()
-    # Twice: once as it is, and once after the file of a killed run was removed.
-    for _ in range(2):
+    while True:
         # "x" fails if the file exists. This is the one step that even file systems without locks do
         # whole.
         with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
             file.write(f"{place}\n{os.getpid()}\n")
             return
-        holder = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        holder = _read_holder(path)
+        if holder is None:
+            continue
         # If in doubt, the file counts as held. Two runs in one directory would be worse than a
         # refusal.
         if len(holder) != 2 or holder[0] != place or _is_alive(holder[1]):
-            break
-        # A run of this very machine that was killed.
-        path.unlink(missing_ok=True)
-    raise UsageError(
-        f"{path}: another run may be going on here, and this file system has no locks to tell; "
-        "wait for it, or remove this file if nothing runs"
-    )
+            raise UsageError(
+                f"{path}: another run may be going on here, and this file system has no locks to "
+                "tell; wait for it, or remove this file if nothing runs"
+            )
+        # A run of this very machine that was killed. Several runs may see that at once. If each
+        # removed the file, one would remove the new file of another. So they first take a lock of
+        # the same kind: who holds it is the only one that may replace the file.
+        turn = path.with_name(f"{path.name}.next")
+        _take_plain(turn)
+        if _read_holder(path) == holder:
+            # One step: our file becomes the lock, and there is no moment without one.
+            turn.replace(path)
+            return
+        # Another run was faster, so look again.
+        turn.unlink()
+
+
+def _read_holder(path: Path) -> list[str] | None:
+    """Return what the file says of its maker; None if the file is gone."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
 
 
 def _describe_place() -> str:
