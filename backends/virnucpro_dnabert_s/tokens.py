@@ -12,11 +12,13 @@ from tokenizers import Tokenizer
 
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import TokenBatch
+from virnucpro.backend.native import explaining_panics
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro.backend.weights import read_json
 from virnucpro.errors import WeightsError, brief
 
 _MAX_SPECIAL_TOKENS = 16
+_OTHER_LETTERS = "RYSWKMBDHVX-."
 _HARMLESS_STEPS = {
     *("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents"),
     *("BertPreTokenizer", "ByteLevel", "CharDelimiterSplit", "Digits", "Metaspace"),
@@ -36,7 +38,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """
     _check_steps(path, read_json(path))
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with explaining_panics(path):
+            tokenizer = Tokenizer.from_file(str(path))
+    except WeightsError:
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise WeightsError(f"{path}: not a tokenizer of the `tokenizers` library ({error})") from (
             error
@@ -54,9 +59,10 @@ def check_tokens(path: Path, vocab_size: int) -> None:
         WeightsError: There are token ids beyond the vocabulary, or far too many tokens.
     """
     tokenizer = read_tokenizer(path)
-    # Known letters and an unknown one: each kind makes tokens in a way of its own.
-    sample = "ACGTN" * 20
-    tokens = tokenizer.encode(sample).ids
+    # With every letter that a record may have: each kind makes tokens in a way of its own.
+    sample = "ACGTN" * 20 + _OTHER_LETTERS
+    with explaining_panics(path):
+        tokens = tokenizer.encode(sample).ids
     if len(tokens) > len(sample) + _MAX_SPECIAL_TOKENS:
         raise WeightsError(
             f"{path}: makes {len(tokens)} tokens of {len(sample)} letters; the file is damaged"

@@ -10,6 +10,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import Alphabet, TokenBatch
+from virnucpro.backend.native import explaining_panics
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro.errors import WeightsError
 from virnucpro_transformers.weights import guarded, import_transformers, read_config
@@ -72,7 +73,7 @@ def load_tokenizer(path: Path) -> Any:
     Raises:
         WeightsError: There is none, or it is damaged or needs code of its own.
     """
-    with guarded(path):
+    with guarded(path), explaining_panics(path):
         return import_transformers().AutoTokenizer.from_pretrained(
             # Never from the network: the files that were digested are the files that are used.
             path,

@@ -16,6 +16,7 @@ from virnucpro_dnabert_s import backend
 
 from tools.make_dnabert_s_weights import make_config, write_weights
 from virnucpro.backend.interface import Encoder
+from virnucpro.embedding.models import open_model
 from virnucpro.errors import WeightsError
 
 SEQUENCES = ["ACGTTGCAAC" * 40, "ACNNGT", "G"]
@@ -324,7 +325,40 @@ def test_special_tokens_without_end_are_refused(directory: Path) -> None:
         token.update(ids=token["ids"] * 10_000, tokens=token["tokens"] * 10_000)
 
     edit_tokenizer(directory, repeat)
-    refused(directory, "makes .* tokens of 100 letters")
+    refused(directory, "makes .* tokens of 113 letters")
+
+
+BREAKING = {
+    "opening": {"model": {"type": "BPE", "vocab": {"A": 0}, "unk_token": "x", "merges": ["A A"]}},
+    "tokenizing": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("edits", BREAKING.values(), ids=BREAKING)
+def test_tokenizers_that_break_the_library_are_one_error(
+    directory: Path, edits: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    edit_tokenizer(directory, lambda document: document.update(edits))
+    refused(directory, "tokenizer.json: breaks the library that reads it")
+    assert capfd.readouterr().err == ""
+
+
+def test_letters_that_a_tokenizer_does_not_know_are_noticed_before_they_are_read(
+    directory: Path,
+) -> None:
+    words = {letter: number for number, letter in enumerate("ACGTN")}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "x"}
+    letters = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    edit_tokenizer(directory, lambda each: each.update(model=model, pre_tokenizer=letters))
+    with pytest.raises(WeightsError, match="cannot be opened .* Missing"):
+        open_model("dnabert-s", str(directory))
 
 
 def test_random_tokens_are_refused(directory: Path) -> None:

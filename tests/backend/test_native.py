@@ -1,0 +1,33 @@
+"""What native code prints in a panic stays off the terminal, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from virnucpro.backend.native import explaining_panics
+
+
+def test_what_is_no_panic_stays_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    with explaining_panics(Path("x")):
+        os.write(2, b"one\n")
+    with pytest.raises(ZeroDivisionError), explaining_panics(Path("x")):
+        os.write(2, b"two\n")
+        raise ZeroDivisionError
+    assert capfd.readouterr().err == "one\ntwo\n"
+
+
+@pytest.mark.slow
+def test_without_a_standard_error() -> None:
+    child = os.fork()
+    if not child:
+        os.close(2)
+        try:
+            with explaining_panics(Path("x")):
+                pass
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,51 @@
+"""Keeps a panic of native code, such as that of the tokenizers library, in one error of ours."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from virnucpro.errors import WeightsError, first_line
+
+
+@contextmanager
+def explaining_panics(path: Path) -> Iterator[None]:
+    """Turn a panic into an error about `path`, without what the library prints of it.
+
+    Rust prints a panic, with a stack trace, before Python gets to know of it. So what reaches
+    standard error meanwhile waits in a file, and is left out if there was a panic.
+
+    Raises:
+        WeightsError: Native code panicked.
+    """
+    try:
+        kept, said = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError:  # no standard error, or no place for a file
+        yield
+        return
+    is_panic = False
+    sys.stderr.flush()
+    os.dup2(said.fileno(), 2)
+    try:
+        yield
+    except BaseException as error:
+        # pyo3 makes this class, which is no Exception, and has no module from which to import it.
+        is_panic = type(error).__name__ == "PanicException"
+        if not is_panic:
+            raise
+        raise WeightsError(
+            f"{path}: breaks the library that reads it ({first_line(error)}); the file is damaged, "
+            "or of another kind"
+        ) from error
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        with said:
+            said.seek(0)
+            if not is_panic:
+                os.write(2, said.read())
