@@ -162,6 +162,27 @@ def test_windows_cover_a_long_protein(command: Run, demo_weights) -> None:
     np.testing.assert_allclose(embeddings_NE, expected_NE, rtol=0, atol=2e-5)
 
 
+def test_dna_that_would_take_days_is_refused_before_it_is_tokenized(command: Run) -> None:
+    write_fasta(Path("in.fa"), ["ACGT" * 20, "ACGTTGCA" * 200_000])
+    result = command("dnabert-s")
+    assert result.exit_code == 1
+    assert "in.fa: record 'r1' has 1,600,000 letters" in result.stderr
+    assert "give --long windows" in result.stderr
+    # What was refused does not block its corrected repetition, and is cut by it.
+    write_fasta(Path("in.fa"), ["ACGT" * 20, "ACGTTGCA" * 1_500])
+    assert command("dnabert-s", "--long", "windows").exit_code == 0
+    assert read_lengths(Path("out.h5")) == ([80, 12_000],) * 2
+
+
+def test_windows_of_a_model_that_reads_any_length(command: Run, demo_weights) -> None:
+    long = "".join(random.Random(3).choices("ACGT", k=12_000))
+    write_fasta(Path("in.fa"), [long])
+    assert command("dnabert-s", "--long", "windows").exit_code == 0
+    alone_NE = embed_alone("dnabert-s", demo_weights["dna_weights"], [long[:10_000], long[5_000:]])
+    mean_1E = np.average(alone_NE, axis=0, weights=[10_000, 7_000])[None]
+    np.testing.assert_allclose(read(Path("out.h5"))[2], mean_1E, rtol=0, atol=2e-5)
+
+
 def test_windows_are_not_mixed_with_whole_records(config: EmbedConfig, demo_weights) -> None:
     write_fasta(Path(config.input), make_sequences("esm2", num=30))
     weights = demo_weights["protein_weights"]

@@ -36,8 +36,8 @@ class EmbedConfig(RunConfig, group="Embedding models"):
         "cut",
         help="How to embed sequences that are longer than the model reads. cut: their beginning. "
         "windows: overlapping windows, and the mean of these, weighted by length.",
-        details="A window is as long as the model reads, and each window begins in the middle of "
-        "the one before.",
+        details="A window is as long as the model reads, or 10,000 letters if it reads any length. "
+        "Each window begins in the middle of the one before.",
         choices=("cut", "windows"),
     )
     force_alphabet: bool = option(

@@ -47,6 +47,8 @@ _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "score": (lambda value: 0 <= value <= 1, "a score from 0 to 1"),
     "share": (lambda value: 0 < value < 1, "a share between 0 and 1"),
+    # A model may take time and memory by the square of the length.
+    "chunk": (lambda value: 1 <= value <= 100_000, "a length from 1 to 100,000 bp"),
 }
 
 
@@ -81,7 +83,7 @@ class Option:
     unset: str = ""
     choices: tuple[str, ...] = ()
     minimum: int | None = None
-    within: Literal["score", "share"] | None = None
+    within: Literal["score", "share", "chunk"] | None = None
     path: PathKind | None = None
     is_argument: bool = False
     shorthands: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -74,7 +74,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     )
     # Not set here, because the model type decides; `__post_init__` fills it in.
     chunk_length_bp: int = chunk_length_option(
-        None, unset="by the model type", details="500 for mini and custom.", minimum=1
+        None, unset="by the model type", details="500 for mini and custom.", within="chunk"
     )
     paired: bool = option(
         False,

@@ -47,7 +47,7 @@ class TrainConfig(FramesConfig, group="Training"):
         metavar="MODEL",
         path="new file",
     )
-    chunk_length_bp: int = chunk_length_option(500, minimum=1)
+    chunk_length_bp: int = chunk_length_option(500, within="chunk")
     # Not set here, because --merged decides; `__post_init__` fills it in.
     frame_rule: str = option(
         None,

@@ -20,12 +20,17 @@ from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.embedding.workers import prepare_workers
-from virnucpro.errors import IncompleteError
+from virnucpro.errors import IncompleteError, InputError
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import RecordStore, open_record_store, prepare_record_store
 from virnucpro.sequences.windows import WindowSource
+
+# A model that reads sequences of any length takes time by the square of it. This takes seconds on a
+# GPU and an hour on a CPU.
+_MAX_WHOLE_LETTERS = 1_000_000
+_WINDOW_LETTERS = 10_000  # what the published tokenizer of DNABERT-S cuts to: 2,000 tokens
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +74,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
                 )
             )
             store = open_record_store(directory.records_dir)
+            _check_lengths(config, store, model)
         job = _make_job(run, config, directory, store, model)
         # Asked in one process and shared: another process could see the file in another state.
         is_finished = (
@@ -96,7 +102,7 @@ def _make_job(
     run: Run, config: EmbedConfig, directory: EmbedDirectory, store: RecordStore, model: Model
 ) -> Job:
     # Without windows, the model itself cuts what is too long.
-    size = model.backend.info.max_letters if config.long == "windows" else None
+    size = (model.backend.info.max_letters or _WINDOW_LETTERS) if config.long == "windows" else None
     source = WindowSource(store, size)
     rows = unique_rows(source)
     return Job(
@@ -112,6 +118,22 @@ def _make_job(
         attention=config.attention,
         batch_tokens=config.batch_tokens,
     )
+
+
+def _check_lengths(config: EmbedConfig, store: RecordStore, model: Model) -> None:
+    """Refuse a sequence that would take days, before it is tokenized.
+
+    Raises:
+        InputError: A sequence is too long to be read as a whole.
+    """
+    is_whole = config.long != "windows" and model.backend.info.max_letters is None
+    for row in np.flatnonzero(store.record_lengths > _MAX_WHOLE_LETTERS)[:1] if is_whole else ():
+        raise InputError(
+            f"{config.input}: record {store.record_id(row)[:80]!r} has "
+            f"{store.record_lengths[row]:,} letters, and {model.name} would read it as a whole, in "
+            f"time by the square of its length; give --long windows (up to {_MAX_WHOLE_LETTERS:,} "
+            "letters are read as a whole)"
+        )
 
 
 def _refuse_other_runs(config: EmbedConfig, directory: EmbedDirectory, job: Job) -> None:
