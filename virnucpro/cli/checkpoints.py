@@ -48,7 +48,7 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
         document = {
             "path": str(path),
             "run": asdict(run) if run else None,
-            "files": [summary.to_json() for summary in summaries],
+            "files": [asdict(one) | {"path": str(one.path)} for one in summaries],
         }
         echo(json.dumps(document, indent=2))
         return

@@ -147,6 +147,7 @@ def _explain(error: BaseException, command: str | None) -> int:
             # 128 + 2, the number of the signal: what shells expect.
             return 130
         case MemoryError():
+            # Python's own error has no text.
             logger.error("this machine's memory is used up", exc_info=with_traceback)
             return MemoryExhaustedError.exit_code
         case OSError():
@@ -200,6 +201,7 @@ def _signals_raise() -> Iterator[None]:
     # A shell lets programs in the background ignore Ctrl-C, and so it stays.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         handlers[signal.SIGINT] = interrupt
+    # Put back at the end, because tests and programs call commands in their own process.
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -335,6 +337,7 @@ def main(
     try:
         set_up_logging(level, log_file)
     except OSError as error:
+        # Told here, because logging itself would fail at the first message, far from the option.
         raise UsageError(f"{log_file}: cannot be written ({error.strerror})") from error
     if config is not None:
         use_settings(ctx, config)

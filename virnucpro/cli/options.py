@@ -113,6 +113,7 @@ def config_command(
     """
 
     def decorate(function: Callable[..., None]) -> ConfigCommand:
+        # The values are read from the context instead, which knows where each of them came from.
         def call(**_: Any) -> None:
             ctx = click.get_current_context()
             function(ctx, *(make_config(ctx, config) for config in COMMANDS[path]))
@@ -153,6 +154,7 @@ def _make_param(option: Option) -> click.Parameter:
     text = f"default: {option.default_text}" if option.default_text else ""
     short = [name for name in option.aliases if not name.startswith("--")]
     long = [name for name in option.aliases if name.startswith("--")]
+    # click writes a flag and its negative with a slash.
     main = "/".join(filter(None, [option.long_name, option.negative_name]))
     return ConfigOption(
         [option.name, *short, main, *long],

@@ -34,6 +34,7 @@ def _make_fork_param(option: ForkOption) -> click.Option:
         return ConfigFlag(option.names[0], option.sets, group="General", hidden=True)
     if option.takes_number:
         return click.Option(option.names, type=int, hidden=True)
+    # None tells a flag that nobody gave from one that was turned off.
     return click.Option(option.names, is_flag=True, default=None, hidden=True)
 
 
@@ -90,6 +91,7 @@ def predict_command(
         result = predict(settled)
     if is_main_process():
         echo_summary(result.directory, as_json=summary.json, quiet=is_quiet(ctx))
+    # Last, because the results are whole but for these frames.
     if result.num_unscored_frames:
         raise IncompleteError(
             f"{result.num_unscored_frames} open frames do not fit the memory of a device; their "

@@ -19,6 +19,7 @@ from virnucpro.errors import UsageError
 if TYPE_CHECKING:
     from virnucpro.workflows.profile import BudgetProfile
 
+# Only these two backends have weights that a user need not name.
 _DEFAULT_WEIGHTS = {
     PredictConfig.dna_backend: PredictConfig.dna_weights,
     PredictConfig.protein_backend: PredictConfig.protein_weights,

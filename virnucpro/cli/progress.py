@@ -37,6 +37,7 @@ def shown_progress(metrics_path: Path, *, wanted: bool) -> Iterator[None]:
     state = RunState(metrics_path, since=time.time())
     follower = threading.Thread(
         target=follow,
+        # Not on standard output, which belongs to the results.
         args=(state, Console(stderr=True), stop),
         # The run itself logs the end of each pass, in the right order.
         kwargs={"say": lambda text: logger.info("%s", text), "with_ends": False},

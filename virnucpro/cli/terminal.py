@@ -64,6 +64,7 @@ def echo_summary(
     if as_json:
         echo(json.dumps(summary, indent=2))
         return
+    # JSON was asked for, so --quiet does not take it away.
     if quiet:
         return
     counts, rule = summary["counts"], summary["calls"]

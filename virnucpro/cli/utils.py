@@ -24,6 +24,7 @@ def utils_command() -> None:
 @utils_command.command("list-devices")
 def list_devices_command() -> None:
     """List the devices for --device, with their memory."""
+    # Not above: no other command of this group needs it.
     import torch
 
     echo(f"cpu     {os.cpu_count()} cores")

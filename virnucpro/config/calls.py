@@ -96,6 +96,7 @@ class CallConfig(CallsConfig, group="Classifier and calls"):
     run_dir: Path = argument(
         help="Output directory of a finished predict.", metavar="RUN_DIR", path="run"
     )
+    # Stated anew, because here the default is the share that the run assumed.
     viral_share: float | None = option(
         None,
         help="Expected share of viral records in the input; probabilities depend on it.",

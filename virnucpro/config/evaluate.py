@@ -27,6 +27,7 @@ def truth_option() -> Path:
 class EvaluateConfig(Config, group="Output"):
     """The settings of `evaluate` and of `calibrate`, which compare a run with known labels."""
 
+    # The table alone is enough, so this need not be a run.
     predictions: Path = argument(
         help="Output directory of predict, or its records.tsv.", path="any"
     )

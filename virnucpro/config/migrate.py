@@ -45,6 +45,7 @@ class MigrateConfig(DimsConfig, group="Embedding models"):
         help="Embed N rows again and compare. Needs --dna-weights or --protein-weights.",
         minimum=1,
     )
+    # No defaults, because only --verify embeds anything.
     dna_weights: str | None = option(
         None, help="Weights of the DNA backend, for --verify.", metavar="WEIGHTS"
     )

@@ -46,6 +46,7 @@ _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
 }
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "score": (lambda value: 0 <= value <= 1, "a score from 0 to 1"),
+    # Without the ends: log-odds would be infinite, and a split would be empty.
     "share": (lambda value: 0 < value < 1, "a share between 0 and 1"),
     # A model may take time and memory by the square of the length.
     "chunk": (lambda value: 1 <= value <= 100_000, "a length from 1 to 100,000 bp"),
@@ -147,6 +148,7 @@ class Option:
             is_right = is_right and is_inside(value)
         if not is_right:
             raise ValueError(wanted)
+        # A path may have come as text, and a float as a whole number.
         return self.kind(value)
 
 

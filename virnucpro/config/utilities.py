@@ -29,6 +29,7 @@ class FrameTableConfig(Config):
         group="Input",
         metavar="RULE",
     )
+    # Text and no path, because - is standard output.
     output_path: str = option(
         STDIN,
         "-o",

@@ -112,6 +112,7 @@ def draw_report(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    # `Figure` and not pyplot, which keeps every figure and may ask for a display.
     num_columns = 4 if of_classes else 3
     figure = Figure(figsize=(13 / 3 * num_columns, 8.5), layout="constrained")
     panels = iter(figure.subplots(2, num_columns).flat)

@@ -53,6 +53,7 @@ class MultiqcModule(BaseMultiqcModule):
             runs[sample] = json.loads(file["f"])
             self.add_data_source(file, sample)
             self.add_software_version(runs[sample]["versions"]["virnucpro"], sample)
+        # The user may have told MultiQC to leave some out.
         runs = self.ignore_samples(runs)
         if not runs:
             raise ModuleNoSamplesFound

@@ -147,6 +147,7 @@ def write_regions(directory: RunDirectory, store: FrameStore, regions: Regions) 
             f"\t{format_number(each.score)}\t{format_number(each.probability)}\n"
             for each in list_regions(store, regions)
         )
+    # Listed again for each file, so that the regions are never all in memory as objects.
     with open_whole(directory.regions_bed) as file:
         file.writelines(
             f"{each.record_id}\t{each.start}\t{each.end}\t{each.name}\t{_score_bed(each)}\t.\n"

@@ -146,6 +146,7 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
 
 
 def _describe(estimate: Estimate) -> dict[str, float | None] | None:
+    # JSON has no NaN.
     if math.isnan(estimate.value):
         return None
     return {

@@ -170,6 +170,7 @@ def _name_sequences(
 def _describe_run(run: Run, config: PredictConfig, embedded: Embedded) -> dict[str, Any]:
     """Return the document that run.json holds, but for the calls."""
     classifier, store, passes, screened = embedded
+    # Those that compute, because another version may round otherwise.
     packages = ("virnucpro", "accelerate", "h5py", "numpy", "torch")
     # Empty for a pass that an earlier run has finished.
     seen = run.monitor.summary()

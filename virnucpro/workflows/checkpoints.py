@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,6 @@ class FileSummary:
     identity: Identity | None = None
     notes: list[str] = field(default_factory=list)
     error: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the summary as plain values."""
-        return asdict(self) | {"path": str(self.path)}
 
 
 def summarize_files(

@@ -134,6 +134,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
         store_bytes = sum(file.stat().st_size for file in Path(directory).rglob("*"))
         on_cpu = run.device.type == "cpu"
         # On a CPU the weights are in the memory of the machine; on a GPU they are on the device.
+        # The largest and not the sum, because one model is loaded after the other.
         host_bytes = _PROCESS_BYTES + on_cpu * max(one.device_bytes for one in passes)
         return RunEstimate(
             computing=describe_computing(run.device, run.precision, config.attention),

@@ -57,6 +57,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
         with run.stage("open model"):
             alphabet = load_backend(config.backend).backend.info.alphabet
             run.once(lambda: check_beginnings([config.input], alphabet))
+            # The workers import their modules while this process opens the weights.
             prepare_workers(config, run.device)
             model = open_model(config.backend, config.weights, run)
         with run.stage("read records"):

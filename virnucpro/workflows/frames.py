@@ -45,6 +45,7 @@ def write_frames(config: FrameTableConfig) -> None:
             place = replace_when_whole(target) if is_file else nullcontext(target)
             with place as path, path.open("wb") as stream:
                 _write_table(store, stream)
+    # A reader such as `head` has seen enough, and this is no trouble with the output.
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -87,11 +87,13 @@ def migrate_features(
     if directory is None or not report["counts"]["ids"]:
         return report
     directory.mkdir(parents=True, exist_ok=True)
+    # Two migrations at once would write parts of the same names.
     with locked(directory / ".lock"):
         # The report comes first: it tells a later call which files the unfinished parts are from.
         write_json(directory / REPORT_NAME, report)
         tasks = _plan(directory, config.sources, reports, choice, dims)
         _collect(run_parallel(convert_file, tasks, config.jobs), "writing", len(tasks), on_progress)
+        # Last, so that an interrupted migration is known by its report.
         report["status"] = "complete"
         write_json(directory / REPORT_NAME, report)
     return report

@@ -153,6 +153,8 @@ def remove_model(name: str) -> list[Path]:
             from huggingface_hub import scan_cache_dir
 
             assert model.hub_id is not None  # only such models lie in the hub's cache
+            # Revisions share files in the hub's cache, and its library knows which are still
+            # needed.
             scan_cache_dir().delete_revisions(model.hub_id[1]).execute()
         removed.append(path)
     return removed

@@ -287,6 +287,7 @@ def _make_chunk_examples(material: _Material, split: str) -> ChunkExamples:
     dna = np.empty((len(chunks), dims[0]), np.float32)
     protein = np.zeros((*shape, dims[1]), np.float32)
     features = np.zeros((*shape, NUM_FEATURES), np.float32)
+    # The stretches of a chunk fill its first places.
     is_stretch = np.arange(shape[1]) < corpus.num_frames[chunks][:, None]
     # In blocks, so that only one copy of all embeddings is in memory at a time.
     for block in split_rows(0, len(chunks)):
@@ -326,6 +327,7 @@ def _score(material: _Material, head: FrameClassifier | ChunkClassifier, split: 
 
 def _calibrate(corpus: Corpus, valid: Fragments) -> Calibration:
     weight = weigh(corpus, valid)
+    # Of a size that one kind alone reaches, nothing can be learned.
     used = weight > 0
     is_viral = corpus.is_viral[corpus.record_class[valid.record]]
     return fit_calibration(

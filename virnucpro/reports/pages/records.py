@@ -101,6 +101,7 @@ def read_records(directory: RunDirectory) -> Records:
     """
     path = directory.records_tsv
     columns = (*Record._fields[1:],)
+    # Counted in cells, because a dot for each record would be too much for a page.
     counted: dict[str, Counter[tuple[str, int, int]]] = {name: Counter() for name in _SHARES}
     confidence: Counter[tuple[str, str]] = Counter()
     best: list[tuple[float, int, Record]] = []
