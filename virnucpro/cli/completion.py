@@ -30,12 +30,14 @@ def install_completion(program: click.Command, shell: str) -> list[Path]:
     try:
         text = kind(program, {}, "virnucpro", _VARIABLE).source()
         home = Path.home()
-    except RuntimeError as error:  # also click's, for a bash before 4.4
+    # click raises it as well, for a bash before 4.4.
+    except RuntimeError as error:
         raise UsageError(f"completion for {shell}: {error}") from error
     config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
     data = Path(os.environ.get("XDG_DATA_HOME") or home / ".local/share")
     try:
-        if shell == "fish":  # reads this directory by itself
+        # fish reads this directory by itself.
+        if shell == "fish":
             return [_write(config / "fish/completions/virnucpro.fish", text)]
         script = _write(data / f"virnucpro/completion.{shell}", text)
         settings = home / f".{shell}rc"

@@ -264,7 +264,8 @@ def _install_completion(ctx: click.Context, param: click.Parameter, shell: str |
 
     try:
         written = install_completion(main, shell)
-    except VirnucproError as error:  # here, while options are read, nobody else explains it
+    # While options are read, nobody else explains it.
+    except VirnucproError as error:
         raise click.ClickException(str(error)) from error
     for path in written:
         echo(f"Written: {path}")

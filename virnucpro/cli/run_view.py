@@ -156,7 +156,8 @@ def _make_cells(process: ProcessHistory, state: RunState) -> dict[str, str]:
     # As in `_time_left`: of a large launch, each process is heard more rarely.
     is_heard = silent <= max(_SILENT_SECONDS, 0.1 * state.num_processes)
     gpu = last.gpu or GpuReading()
-    if last.state == "done":  # the means of the pass, for the GPU is idle by now
+    # The means of the pass, because the GPU is idle by now.
+    if last.state == "done":
         seen = process.summary()
         gpu = GpuReading(
             utilization_percent=seen["gpu_utilization_percent"],

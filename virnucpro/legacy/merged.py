@@ -65,7 +65,8 @@ def _read_file(path: Path, dims: EmbeddingDims) -> dict[str, Any]:
         ((_, document),) = read_documents(path, dims)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except ValueError as error:  # more than one block, which only HDF5 gives
+    # More than one block comes from HDF5 only.
+    except ValueError as error:
         raise CheckpointError(f"{path}: is HDF5; wanted the original's merged .pt files") from error
     if len(document["embeddings"]) != len(dims):
         raise CheckpointError(

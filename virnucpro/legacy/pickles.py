@@ -55,7 +55,8 @@ def read_torch_file(path: Path) -> Any:
         raise
     except MemoryError:
         raise CheckpointError("does not fit in this machine's memory") from None
-    except Exception as error:  # a damaged or hostile file breaks the readers in any way
+    # A damaged or hostile file can break the readers in any way.
+    except Exception as error:
         raise CheckpointError(
             f"cannot be read as a file of torch.save ({first_line(error)}); it is damaged or holds "
             "more than numbers, text and containers"

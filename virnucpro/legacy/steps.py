@@ -19,6 +19,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Float32Array
 from virnucpro.checkpoints.hdf5 import encode_strings
+from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.errors import CheckpointError, brief
 
 Document = dict[str, Any]
@@ -35,8 +36,8 @@ _PADDED = (
 class EmbeddingDims(NamedTuple):
     """Numbers in an embedding of each alphabet; the defaults belong to the published models."""
 
-    dna: int = 768
-    protein: int = 2560
+    dna: int = DNA_DIM
+    protein: int = PROTEIN_DIM
 
 
 class UnmatchedRowsError(CheckpointError):
@@ -205,5 +206,6 @@ def _check_ids(ids: Any) -> None:
         isinstance(name, str) and len(name) <= _MAX_ID_LENGTH and "\0" not in name for name in ids
     ):
         raise CheckpointError("the ids are not a list of names")
-    for name in ids:  # one at a time, because a pickle may repeat a long id forever
+    # One at a time, because a pickle may repeat a long id forever.
+    for name in ids:
         encode_strings([name])

@@ -222,7 +222,8 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], ClassifierMetadata
 
 
 def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetadata:
-    json.dumps(document, allow_nan=False)  # run.json will contain it, and may not contain NaN
+    # run.json will contain this document, and may not contain NaN.
+    json.dumps(document, allow_nan=False)
     if document["format_version"] not in range(1, FORMAT_VERSION + 1):
         raise ClassifierError(
             f"{path}: a classifier file of version {brief(document['format_version'])}, and this "

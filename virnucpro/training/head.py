@@ -34,7 +34,8 @@ _LEARNING_RATE = 1e-3
 _WEIGHT_DECAY = 1e-2
 _PATIENCE_EPOCHS = 5
 _ROWS_AT_ONCE = 8192
-_MIN_SCALE = 1e-6  # for numbers that are equal in all frames
+# For numbers that are equal in all frames.
+_MIN_SCALE = 1e-6
 
 
 class Examples(NamedTuple):
@@ -116,7 +117,8 @@ class _MLP(nn.Module):
         # In float64: a sum over millions of frames loses digits in float32.
         mean_D = features_ND.mean(axis=0, dtype=np.float64)
         squares_D = np.zeros(len(mean_D))
-        for start in range(0, len(features_ND), _ROWS_AT_ONCE):  # saves a copy of all features
+        # In blocks, which saves a copy of all features.
+        for start in range(0, len(features_ND), _ROWS_AT_ONCE):
             squares_D += ((features_ND[start : start + _ROWS_AT_ONCE] - mean_D) ** 2).sum(axis=0)
         scale_D = np.sqrt(squares_D / len(features_ND)) + _MIN_SCALE
         self.register_buffer("mean_D", torch.from_numpy(mean_D.astype(np.float32)))

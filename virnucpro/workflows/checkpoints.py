@@ -175,7 +175,8 @@ def summarize_run(directory: Path, *, digests: bool) -> RunSummary | None:
     Raises:
         CheckpointError: The frame store is damaged.
     """
-    layout = RunDirectory(directory, stem="")  # nothing here depends on the stem
+    # Nothing here depends on the stem.
+    layout = RunDirectory(directory, stem="")
     if not layout.frame_store_dir.is_dir():
         return None
     store = open_frame_store(layout.frame_store_dir, verify=digests)

@@ -210,6 +210,7 @@ def _estimate_pass(
 def _find_dim(classifier: Classifier, *, is_dna: bool) -> int:
     """Return the numbers in an embedding, as the classifier says."""
     metadata = classifier.metadata
-    if metadata is None:  # a published classifier
+    # Of a published classifier, the dimensions are known.
+    if metadata is None:
         return DNA_DIM if is_dna else PROTEIN_DIM
     return metadata.dna_dim if is_dna else metadata.protein_dim

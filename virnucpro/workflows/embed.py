@@ -182,7 +182,8 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
     # First: from here on, the file at this path is not what its mark says.
     unmark(path)
     write_embeddings(path, rows, ids, blocks, done.job.identity, columns)
-    if not done.failed_rows:  # otherwise a resumed run tries these again
+    # Without a mark, a resumed run tries the failed ones again.
+    if not done.failed_rows:
         mark_done(path, len(rows))
 
 

@@ -111,7 +111,8 @@ class _Source:
                 f"{directory}: is a file; wanted the directory of a run. What `virnucpro embed` "
                 "writes is HDF5 with the datasets embeddings and ids, which h5py reads as it is"
             )
-        run_directory = RunDirectory(directory, stem="")  # nothing here depends on the stem
+        # Nothing here depends on the stem.
+        run_directory = RunDirectory(directory, stem="")
         # A run has one store for both alphabets. `migrate` writes the two side by side, with ids.
         is_run = run_directory.frame_store_dir.is_dir()
         store_dir = run_directory.frame_store_dir

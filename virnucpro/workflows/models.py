@@ -152,7 +152,8 @@ def remove_model(name: str) -> list[Path]:
         else:
             from huggingface_hub import scan_cache_dir
 
-            assert model.hub_id is not None  # only such models lie in the hub's cache
+            # Only such models lie in the hub's cache.
+            assert model.hub_id is not None
             # Revisions share files in the hub's cache, and its library knows which are still
             # needed.
             scan_cache_dir().delete_revisions(model.hub_id[1]).execute()
