@@ -8,14 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virnucpro.backend.interface import (
-    Attention,
-    Backend,
-    BackendInfo,
-    Collator,
-    Encoder,
-    Weights,
-)
+from virnucpro.backend.interface import Attention, Backend, BackendInfo, Collator, Encoder, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +23,12 @@ class DnabertSBackend:
     info = BackendInfo(
         name="dnabert-s",
         alphabet="dna",
+        # The weights decide, because other sizes of the architecture are read as well.
         embedding_dim=None,
+        # ALiBi knows no longest sequence, so nothing is cut.
         max_tokens=None,
+        # It stands in the identity of every part: with another wording, finished parts count as
+        # those of another run.
         pooling="mean over all tokens, CLS and SEP included",
     )
 
@@ -40,15 +37,13 @@ class DnabertSBackend:
 
         The tokenizer joins A, C, G and T to longer tokens; each other letter is one [UNK].
         """
+        # In C: every row of a run comes here.
         num_unknown = len(sequence.encode().translate(None, b"ACGT"))
         return 2 + num_unknown + round((len(sequence) - num_unknown) * TOKENS_PER_BASE)
 
     def open_weights(self, location: str) -> Weights:
-        """Find and check `location`: a directory, a weights file or a hub id.
-
-        Raises:
-            WeightsError: Nothing is there, or it is unreadable, unsafe, or of another architecture.
-        """
+        """Find and check `location`: a directory, a weights file or a hub id."""
+        # Not at the top: listing the backends must not import torch.
         from virnucpro_dnabert_s import weights
 
         return weights.open_weights(location)
@@ -68,12 +63,7 @@ class DnabertSBackend:
         device: torch.device,
         attention: Attention,
     ) -> Encoder:
-        """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`.
-
-        Raises:
-            WeightsError: The files do not hold what the model needs.
-            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16.
-        """
+        """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`."""
         from virnucpro_dnabert_s.weights import load_model
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)

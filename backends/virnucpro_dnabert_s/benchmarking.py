@@ -37,6 +37,7 @@ def make_config(
     vocab_size: int = 256,
 ) -> ModelConfig:
     """Return the settings of a DNABERT-S of these sizes."""
+    # Two types of tokens, as in the published files. The model uses the first alone.
     return ModelConfig(vocab_size, 2, width, num_layers, num_heads, feed_forward, 1e-12)
 
 

@@ -104,6 +104,7 @@ def find_files(path: Path) -> WeightFiles:
     Raises:
         WeightsError: One of them is missing.
     """
+    # A file of tensors alone says neither its sizes nor its tokens, so its directory counts.
     directory = path if path.is_dir() else path.parent
     config, tokenizer = directory / "config.json", directory / "tokenizer.json"
     missing = [file.name for file in (config, tokenizer) if not file.is_file()]
@@ -161,6 +162,7 @@ def read_state_dict(files: WeightFiles, config: ModelConfig) -> dict[str, torch.
         for path in files.tensors
         for name, tensor in read_tensors(path).items()
     }
+    # Everything else must be known: a tensor too many is a sign of another architecture.
     found = {name: found[name] for name in found if not name.startswith(UNUSED_PREFIXES)}
     # Compared before a model is made: a size from a strange file could take all memory.
     sizes = {name: size for name, size in asdict(config).items() if isinstance(size, int)}

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virnucpro.backend.interface import (
-    Backend,
-    BackendInfo,
-    Collator,
-    Encoder,
-    Weights,
-)
+from virnucpro.backend.interface import Attention, Backend, BackendInfo, Collator, Encoder, Weights
 
 if TYPE_CHECKING:
     import torch
-
-    from virnucpro.backend.interface import Attention
 
 MAX_RESIDUES = 1024
 """Longer proteins are cut to their first 1,024 residues, as in ESM-2's training."""
@@ -32,7 +24,10 @@ class Esm2Backend:
         alphabet="protein",
         embedding_dim=None,
         max_tokens=MAX_RESIDUES + NUM_SPECIAL_TOKENS,
+        # It stands in the identity of every part: with another wording, finished parts count as
+        # those of another run.
         pooling="mean over residues, at most 1024, without BOS and EOS",
+        # The published widths are multiples of 16, as products in 8 bits need.
         supports_fp8=True,
         max_letters=MAX_RESIDUES,
     )
@@ -42,11 +37,8 @@ class Esm2Backend:
         return min(len(sequence), MAX_RESIDUES) + NUM_SPECIAL_TOKENS
 
     def open_weights(self, location: str) -> Weights:
-        """Find and check a fair-esm `.pt` file, a transformers directory or a hub id.
-
-        Raises:
-            WeightsError: Nothing is there, or it is unreadable, unsafe, or not an ESM-2.
-        """
+        """Find and check a fair-esm `.pt` file, a transformers directory or a hub id."""
+        # Not at the top: listing the backends must not import torch.
         from virnucpro_esm2.weights import open_weights
 
         return open_weights(location)
@@ -65,13 +57,7 @@ class Esm2Backend:
         device: torch.device,
         attention: Attention,
     ) -> Encoder:
-        """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`.
-
-        Raises:
-            WeightsError: The file does not hold what the model needs.
-            UsageError: `flash` without flash-attn, a CUDA GPU, or bf16 or fp16; or fp8 with a width
-                that is not a multiple of 16.
-        """
+        """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`."""
         from virnucpro_esm2.weights import load_model
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)

@@ -75,6 +75,7 @@ def make_random_tensors(
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         if len(shape) == 1:
+            # Far enough from 1 and 0 that a norm or bias in the wrong place shows.
             tensors[name] = draw(shape, 0.1, float(name.endswith("norm.weight")))
         elif name.startswith("embed"):
             tensors[name] = draw(shape, 1.0)

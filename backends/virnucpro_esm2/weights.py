@@ -73,6 +73,7 @@ class Layout:
 
 
 FAIR_ESM = Layout(
+    # The language model's head has the shorter one. fair-esm strips both.
     prefix=r"encoder\.(sentence_encoder\.)?",
     layer="layers.{}.",
     outer={"embed_tokens": "embed_tokens", "final_norm": "emb_layer_norm_after"},
@@ -80,6 +81,7 @@ FAIR_ESM = Layout(
         "attention_norm": ("self_attn_layer_norm",),
         "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "out": ("self_attn.out_proj",),
+        # The last norm of a layer. That of the model is `emb_layer_norm_after`.
         "ffn_norm": ("final_layer_norm",),
         "fc1": ("fc1",),
         "fc2": ("fc2",),
@@ -98,6 +100,7 @@ TRANSFORMERS = Layout(
         "attention_norm": ("attention.LayerNorm",),
         "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
         "out": ("attention.output.dense",),
+        # The norm before the feed-forward, beside the one that is inside `attention`.
         "ffn_norm": ("LayerNorm",),
         "fc1": ("intermediate.dense",),
         "fc2": ("output.dense",),
@@ -224,6 +227,7 @@ def _read_fair_esm(path: Path) -> tuple[Esm2Config, dict[str, Any]]:
         num_heads=get_size(path, fields, "encoder_attention_heads"),
         # fair-esm's files do not say it; all published ESM-2 have this ratio.
         ffn_dim=4 * embed_dim,
+        # All published ESM-2 have it.
         token_dropout=bool(fields.get("token_dropout", True)),
     )
     return config, without_wrappers(check_state_dict(path, tensors))
@@ -261,6 +265,7 @@ def _check_vocabulary(path: Path) -> None:
     try:
         tokens = path.read_text(encoding="utf-8").split()
     except FileNotFoundError:
+        # The settings are compared anyway, and may list the tokens, too.
         return
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read ({error})") from error
@@ -299,6 +304,7 @@ def _check(
         for ours, parameter in Esm2(config, dtype=torch.float32).named_parameters()
         for key in names[ours]
     }
+    # Every layer stores the same frequencies, so one is enough.
     rotary_keys = [key for key in tensors if key.endswith(layout.rotary)][:1]
     shapes |= dict.fromkeys(rotary_keys, (config.head_dim // 2,))
     # The language model's head is another tensor, which an embedding does not need.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virnucpro.backend.interface import Backend, BackendInfo, Collator, Encoder, Weights
+from virnucpro.backend.interface import Attention, Backend, BackendInfo, Collator, Encoder, Weights
 
 if TYPE_CHECKING:
     import torch
-
-    from virnucpro.backend.interface import Attention
 
 MAX_RESIDUES = 1024
 """The original cuts longer proteins to so many residues."""
@@ -25,6 +23,8 @@ class FairEsmBackend:
         alphabet="protein",
         embedding_dim=None,
         max_tokens=MAX_RESIDUES + NUM_SPECIAL_TOKENS,
+        # It stands in the identity of every part: with another wording, finished parts count as
+        # those of another run.
         pooling="mean over residues, at most 1024, without BOS and EOS",
         interface_version=1,
         max_letters=MAX_RESIDUES,
@@ -35,11 +35,8 @@ class FairEsmBackend:
         return min(len(sequence), MAX_RESIDUES) + NUM_SPECIAL_TOKENS
 
     def open_weights(self, location: str) -> Weights:
-        """Find and check a `.pt` file of fair-esm.
-
-        Raises:
-            WeightsError: It is not there, or it is unreadable, unsafe, or not an ESM-2.
-        """
+        """Find and check a `.pt` file of fair-esm."""
+        # Not at the top: listing the backends must not import torch.
         from virnucpro_fair_esm.weights import open_weights
 
         return open_weights(location)
@@ -58,12 +55,7 @@ class FairEsmBackend:
         device: torch.device,
         attention: Attention,
     ) -> Encoder:
-        """Load the model onto `device`.
-
-        Raises:
-            WeightsError: The file does not hold what the model needs.
-            UsageError: `attention` is not `auto`.
-        """
+        """Load the model onto `device`."""
         from virnucpro_fair_esm.model import load_model
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from virnucpro.backend.interface import (
     Alphabet,
+    Attention,
     Backend,
     BackendInfo,
     Collator,
@@ -15,8 +16,6 @@ from virnucpro.backend.interface import (
 
 if TYPE_CHECKING:
     import torch
-
-    from virnucpro.backend.interface import Attention
 
 MAX_LETTERS: dict[Alphabet, int] = {"protein": 1024, "dna": 5969}
 """Longer sequences are cut. 5,969 bases are 994 words of 6 and 5 single bases: with the one before
@@ -37,7 +36,10 @@ class TransformersBackend:
             name=name,
             alphabet=alphabet,
             embedding_dim=None,
+            # At worst, each letter is a token: bases around an N make no word of 6.
             max_tokens=most + NUM_SPECIAL_TOKENS,
+            # It stands in the identity of every part: with another wording, finished parts count as
+            # those of another run.
             pooling="mean over tokens, without special tokens",
             interface_version=1,
             max_letters=most,
@@ -50,22 +52,14 @@ class TransformersBackend:
         return num_letters // _LETTERS_OF_TOKEN[alphabet] + NUM_SPECIAL_TOKENS
 
     def open_weights(self, location: str) -> Weights:
-        """Find and check a transformers directory or a hub id.
-
-        Raises:
-            WeightsError: Nothing is there, it is unreadable or unsafe, or the model needs code of
-                its own or is no encoder.
-        """
+        """Find and check a transformers directory or a hub id."""
+        # Not at the top: listing the backends must not import torch.
         from virnucpro_transformers.weights import open_weights
 
         return open_weights(location)
 
     def load_collator(self, weights: Weights) -> Collator:
-        """Return the collator with the tokenizer that lies beside the weights.
-
-        Raises:
-            WeightsError: There is no tokenizer, or it does not read this alphabet.
-        """
+        """Return the collator with the tokenizer that lies beside the weights."""
         from virnucpro_transformers.tokens import load_collator
 
         return load_collator(weights.path, self.info.alphabet, MAX_LETTERS[self.info.alphabet])
@@ -78,12 +72,7 @@ class TransformersBackend:
         device: torch.device,
         attention: Attention,
     ) -> Encoder:
-        """Load the model onto `device`; `auto` is transformers' own choice.
-
-        Raises:
-            WeightsError: The file does not hold what the model needs.
-            UsageError: The model does not have this attention.
-        """
+        """Load the model onto `device`; `auto` is transformers' own choice."""
         from virnucpro_transformers.model import load_model
 
         return load_model(weights.path, dtype=dtype, device=device, attention=attention)

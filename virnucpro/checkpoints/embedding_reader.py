@@ -29,6 +29,7 @@ class EmbeddingReader:
             CheckpointError: A part cannot be read, or the parts differ in `embedding_dim`.
         """
         self._parts = [read_part(path) for path in parts]
+        # Checked here: `gather` fills one array, into which another size would not fit.
         dims = {part.identity.embedding_dim for part in self._parts}
         if len(dims) > 1:
             raise CheckpointError(

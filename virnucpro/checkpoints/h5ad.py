@@ -82,7 +82,9 @@ def _write_frame(
             group[column][start:stop] = values if is_numeric else encode_strings(values)
         start = stop
     index, *others = group
+    # By this attribute, anndata finds the names of the rows.
     group.attrs["_index"] = index
+    # With a type, because an empty list has none, and there may be no other column.
     group.attrs.create("column-order", others, dtype=h5py.string_dtype())
 
 

@@ -15,6 +15,7 @@ from virnucpro.errors import OutputError, UsageError
 METRICS_NAME = "metrics.jsonl"
 """Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""
 
+# What a run writes before it has computed anything: it must not stand in the way of the next.
 _WORTHLESS = re.compile(rf"\.lock(\.holder)?|run\.log|{re.escape(METRICS_NAME)}")
 
 
@@ -200,6 +201,7 @@ class RunDirectory:
     def is_used(self) -> bool:
         """Tell whether the directory holds more than a run leaves that has computed nothing."""
         if self.prefix:
+            # Runs with other prefixes may be in the same directory, so only our own files count.
             worthless = {self.run_log, self.metrics_path}
             return any(path not in worthless and path.exists() for path in self._run_files())
         checkpoints = self.checkpoints_dir.resolve()  # which may lie elsewhere
@@ -268,6 +270,7 @@ def find_run(path: Path) -> RunDirectory:
     is_prefixed = prefixed.run_json.is_file() or prefixed.metrics_path.is_file()
     if path.name and not path.is_dir() and is_prefixed:
         return prefixed
+    # The stem is in no file. Only the legacy tables are named after it.
     found = sorted(path.glob("*_merged/prediction_results.txt"))
     return RunDirectory(path, found[0].parent.name.removesuffix("_merged") if found else "")
 
@@ -334,6 +337,7 @@ class EmbedDirectory:
 
     def clear(self) -> None:
         """Remove everything in the directory but the lock, which the caller may be holding."""
+        # Everything: `embed` made this directory for itself.
         for path in list(self.path.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -28,6 +28,7 @@ def make_output_dir(path: Path) -> None:
     except OSError as error:
         reason = error.strerror
         if path.is_symlink():
+            # The system says only that the file exists.
             reason = f"it is a link to {path.readlink()}, which is no directory"
         raise OutputError(
             f"{path}: the output directory cannot be made ({reason}); choose another, where you "
@@ -82,6 +83,7 @@ def open_whole(path: Path) -> Iterator[TextIO]:
     """
     with (
         replace_when_whole(path) as temporary,
+        # Escapes, because ids are written exactly as they were read.
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
     ):
         yield file
@@ -94,6 +96,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         OutputError: The file cannot be written.
     """
     with open_whole(path) as file:
+        # NaN is not JSON: other programs would refuse the file.
         file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 

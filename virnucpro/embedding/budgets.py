@@ -73,6 +73,7 @@ def read_budget(key: BudgetKey) -> int | None:
 
 def read_speed(key: BudgetKey) -> float | None:
     """Return the stored tokens/s, or None where there are none for `key`."""
+    # Files of earlier versions have no speed.
     speed = (_find_entry(key) or {}).get("tokens_per_s")
     return float(speed) if isinstance(speed, int | float) and speed > 0 else None
 
@@ -84,6 +85,7 @@ def _find_entry(key: BudgetKey) -> dict[str, Any] | None:
         return None
     wanted = dataclasses.asdict(key)
     for entry in _read_entries(path):
+        # By all of the key: on another card or in another precision, another budget is best.
         if {name: entry.get(name) for name in wanted} == wanted:
             return entry
     return None

@@ -121,6 +121,7 @@ class Model:
             backend=self.name,
             backend_version=self.loaded.version,
             weights_identity=self.weights.identity,
+            # What was really computed in: in a run with fp8, this may be bf16.
             precision=self.compute_precision(precision),
             chunk_length_bp=chunk_length_bp,
             pooling=self.backend.info.pooling,

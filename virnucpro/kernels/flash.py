@@ -22,6 +22,7 @@ def check(dtype: torch.dtype, device: torch.device) -> None:
     Raises:
         UsageError: It is not installed, or needs another precision or device.
     """
+    # When a run begins: otherwise it would fail at its first batch, after the input was read.
     if not is_half_on_gpu(dtype, device):
         raise UsageError(
             f"attention flash needs a CUDA GPU and bf16 or fp16, found {device.type} and "
@@ -56,6 +57,7 @@ def attend(
         max_length: Tokens of the longest sequence.
         slopes_H: The slopes of ALiBi; None for attention without positions.
     """
+    # Not at the top, because few installations have it.
     from flash_attn import flash_attn_varlen_func
 
     attended_THK: Tensor = flash_attn_varlen_func(

@@ -18,6 +18,7 @@ LAUNCH_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_P
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """In these, MPI says how many processes it has started."""
 
+# `accelerate launch` of a single process sets the last one only.
 _LAUNCHERS_VARIABLES = (
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -108,6 +109,7 @@ def reads_settings_first() -> bool:
 
 def machine_name() -> str:
     """Return a name for this machine that is unique in a launch, even if hosts share a name."""
+    # Launchers number their machines. Containers often share one host name.
     return f"{platform.node()} (machine {os.environ.get('GROUP_RANK', '0')})"
 
 

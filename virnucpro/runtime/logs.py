@@ -48,6 +48,7 @@ def set_console_level(level: int) -> None:
     for handler in _installed:
         if isinstance(handler, _StderrHandler):
             handler.setLevel(level)
+    # In a launch, all processes would say the same, so the main one speaks. Warnings concern one.
     lowest = min(level, logging.INFO) if is_main_process() else logging.WARNING
     logging.getLogger().setLevel(lowest)
 
@@ -73,6 +74,7 @@ def log_to_file(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         message = f"ended by {type(error).__name__}: {error}"
+        # With the traceback, which helps whoever has to explain the error later.
         details = (type(error), error, error.__traceback__)
         record = ours.makeRecord(__name__, logging.ERROR, __file__, 0, message, (), details)
         # Only to this file: the command line shows the error to people.
@@ -85,6 +87,7 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 
 def _make_file_handler(kind: type[_FileHandler], path: Path) -> logging.FileHandler:
+    # Escapes, because ids and paths in messages may be no UTF-8.
     handler = kind(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(_Formatter(_FILE_FORMAT))
     handler.addFilter(_is_ours_or_warning)

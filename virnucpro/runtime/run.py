@@ -135,6 +135,7 @@ class Run:
 
     def share(self, value: Value | None) -> Value:
         """Return the main process's `value` in every process."""
+        # The others send None, which is replaced.
         values: list[Value] = broadcast_object_list([value])
         return values[0]
 

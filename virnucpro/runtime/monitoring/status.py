@@ -223,6 +223,7 @@ class Sample(PassStatus):
                 values[name] = read_number(line[name])
         gpu = None
         if line["gpu"] is not None:
+            # By our own fields, because a later version may write more.
             found = {field.name: line["gpu"].get(field.name) for field in fields(GpuReading)}
             known = {name: read_number(value) for name, value in found.items() if value is not None}
             gpu = GpuReading(**known)
