@@ -30,7 +30,7 @@ class _Named:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, run: RunDirectory, _owner: object) -> Path:
+    def __get__(self, run: RunDirectory | EmbedDirectory, _owner: object) -> Path:
         return run.path / (f"{run.prefix}_{self._name}" if run.prefix else self._name)
 
 
@@ -306,25 +306,20 @@ class EmbedDirectory:
         """The directory, which also holds the parts."""
         return self.output_path.with_name(f"{self.output_path.name}.parts")
 
-    @property
-    def records_dir(self) -> Path:
-        """The directory of the record store."""
-        return self.path / "records"
+    records_dir = _Named("records")
+    """The directory of the record store."""
 
-    @property
-    def run_log(self) -> Path:
-        """The run's messages."""
-        return self.path / "run.log"
+    run_log = _Named("run.log")
+    """The run's messages."""
 
-    @property
-    def metrics_path(self) -> Path:
-        """What each process did, every few seconds."""
-        return self.path / METRICS_NAME
+    metrics_path = _Named(METRICS_NAME)
+    """What each process did, every few seconds."""
 
-    @property
-    def lock_path(self) -> Path:
-        """The file that a run keeps locked, so that no second run writes here meanwhile."""
-        return self.path / ".lock"
+    lock_path = _Named(".lock")
+    """The file that a run keeps locked, so that no second run writes here meanwhile."""
+
+    # The directory is of one run, so the names need no prefix.
+    prefix = ""
 
     def is_used(self) -> bool:
         """Tell whether there is an output, or more than a run leaves that has computed nothing."""

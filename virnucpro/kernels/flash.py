@@ -47,16 +47,7 @@ def attend(
     *,
     slopes_H: Tensor | None = None,
 ) -> Tensor:
-    """Return (T, H, K): softmax attention within each sequence.
-
-    Args:
-        q_THK: Queries of packed sequences.
-        k_THK: Keys.
-        v_THK: Values.
-        offsets: int32 (B + 1,): where each sequence starts, and T.
-        max_length: Tokens of the longest sequence.
-        slopes_H: The slopes of ALiBi; None for attention without positions.
-    """
+    """Return attention (T, H, K) within each sequence; `fused_attention.attend` says of what."""
     # Not at the top, because few installations have it.
     from flash_attn import flash_attn_varlen_func
 

@@ -51,38 +51,25 @@ class Chunks(NamedTuple):
     length: Int64Array
 
 
-class OpenFrames(NamedTuple):
-    """The frames without a stop codon, ordered by chunk and then by frame code.
+class Rows(NamedTuple):
+    """What a frame rule takes of chunks, ordered by chunk.
+
+    The open frames of a chunk are ordered by frame code. Its longest stretch comes first.
 
     Attributes:
-        chunk: int64 (F,), index of each frame's chunk.
-        code: uint8 (F,), index into `records.FRAME_NAMES`.
-        protein_length: int64 (F,), number of amino acids of each frame; never 0.
-        proteins: The amino acids of all frames end to end, P bytes.
-    """
-
-    chunk: Int64Array
-    code: UInt8Array
-    protein_length: Int64Array
-    proteins: bytes
-
-
-class Stretches(NamedTuple):
-    """The chosen stretches, ordered by chunk; the longest of a chunk comes first.
-
-    Attributes:
-        chunk: int64 (F,), index of each stretch's chunk.
+        chunk: int64 (F,), index of each row's chunk.
         code: uint8 (F,), the frame: an index into `records.FRAME_NAMES`.
-        protein_length: int64 (F,), number of amino acids of each stretch; never 0.
-        proteins: The amino acids of all stretches end to end, P bytes.
-        first_codon: int32 (F,), the place of each stretch's first codon in its frame, from 0.
+        protein_length: int64 (F,), number of amino acids of each row; never 0.
+        proteins: The amino acids of all rows end to end, P bytes.
+        first_codon: int32 (F,), the place of each stretch's first codon in its frame, from 0; None
+            for open frames.
     """
 
     chunk: Int64Array
     code: UInt8Array
     protein_length: Int64Array
     proteins: bytes
-    first_codon: Int32Array
+    first_codon: Int32Array | None = None
 
 
 def cut_records(
@@ -135,7 +122,7 @@ def _count_chunks(record_length: Int64Array, chunk_length_bp: int) -> Int64Array
 
 def find_rows(
     letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array, rule: FrameRule
-) -> OpenFrames | Stretches:
+) -> Rows:
     """Return what the rule takes of each chunk; see `find_open_frames` and `find_stretches`."""
     if rule.kind == "open":
         return find_open_frames(letters, chunk_start, chunk_length, rule.genetic_code)
@@ -147,7 +134,7 @@ def find_open_frames(
     chunk_start: Int64Array,
     chunk_length: Int64Array,
     genetic_code: int = STANDARD_CODE,
-) -> OpenFrames:
+) -> Rows:
     """Translate chunks in six frames, and return the frames with amino acids and without a stop.
 
     Args:
@@ -172,7 +159,7 @@ def find_open_frames(
     is_residue = residues != _NOTHING
     protein_length = np.add.reduceat(is_residue, begin, dtype=np.int64)
     is_kept = protein_length > 0
-    return OpenFrames(
+    return Rows(
         chunk[is_kept],
         code[is_kept].astype(np.uint8),
         protein_length[is_kept],
@@ -182,7 +169,7 @@ def find_open_frames(
 
 def find_stretches(
     letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array, rule: FrameRule
-) -> Stretches:
+) -> Rows:
     """Return the longest stretches of each chunk, as many and as long as the rule says.
 
     Stretches of equal length are ordered by frame code, and then by their place in the frame.
@@ -219,7 +206,7 @@ def find_stretches(
     rank = np.arange(len(order)) - np.searchsorted(sorted_chunk, sorted_chunk)
     taken = order[rank < rule.max_stretches]
     frame, begin, length = frame[taken], begin[taken], length[taken]
-    return Stretches(
+    return Rows(
         chunk[taken],
         (frame % len(_ALL_FRAMES)).astype(np.uint8),
         length,

@@ -6,6 +6,7 @@ that the finished parts in the directory belong to it. A run that is refused cha
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -64,17 +65,15 @@ def prepare_frame_store(
         logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[rule.kind])
         return
 
-    def build(staged: Path) -> FrameStore:
-        return build_frame_store(
-            inputs,
-            staged,
-            chunk_length_bp=chunk_length_bp,
-            min_length_bp=min_length_bp,
-            rule=rule,
-            paired=paired,
-            allow_empty=allow_empty,
-        )
-
+    build = functools.partial(
+        build_frame_store,
+        inputs,
+        chunk_length_bp=chunk_length_bp,
+        min_length_bp=min_length_bp,
+        rule=rule,
+        paired=paired,
+        allow_empty=allow_empty,
+    )
     _build_beside(directory, build, check)
     store = open_frame_store(directory)
     # Not an error: each record has rows of its own, and ids are only shown.
@@ -101,10 +100,9 @@ def prepare_record_store(
         OutputError: The store cannot be written.
         VirnucproError: The error of `check`; the store in place was not changed.
     """
-
-    def build(staged: Path) -> RecordStore:
-        return build_record_store(inputs, staged, alphabet=alphabet, force_alphabet=force_alphabet)
-
+    build = functools.partial(
+        build_record_store, inputs, alphabet=alphabet, force_alphabet=force_alphabet
+    )
     _build_beside(directory, build, check)
 
 

@@ -271,7 +271,7 @@ def _write_rows(
         # Only the letters of these chunks are translated, and not the whole record again.
         low, high = start.min(initial=len(letters)), (start + length).max(initial=0)
         found = frames.find_rows(letters[low:high], start - low, length, rule)
-        if isinstance(found, frames.Stretches):
+        if found.first_codon is not None:
             writer.append(FIRST_CODONS, found.first_codon)
         # Chunks without a row count, too, with zero: offsets are by chunk.
         writer.append_lengths("frame_offsets.int64", np.bincount(found.chunk, minlength=len(start)))
@@ -293,21 +293,17 @@ def _describe_input(reader: RecordReader) -> dict[str, Any]:
 
 def _find_representatives(store: FrameStore | RecordStore, kind: SequenceKind) -> Int64Array:
     """Return for each row the first row with the same sequence: int64 (num_rows,)."""
+    rows, copies = np.arange(store.num_rows), np.ones(store.num_rows, np.int64)
     if isinstance(store, FrameStore) and kind == "dna" and store.rule.kind == "stretches":
         # All stretches of a chunk have its DNA, so that each chunk is read once.
         num_stretches = np.diff(store.chunk_first_frame)
-        is_read = num_stretches > 0
-        rows = store.chunk_first_frame[:-1][is_read]
-        first = rows[_find_first_equal(_sequence_reader(store, kind, rows), len(rows))]
-        return np.repeat(first, num_stretches[is_read])
-    rows = np.arange(store.num_rows)
-    return _find_first_equal(_sequence_reader(store, kind, rows), len(rows))
+        rows = store.chunk_first_frame[:-1][num_stretches > 0]
+        copies = num_stretches[num_stretches > 0]
 
+    def read(start: int, stop: int) -> list[str]:
+        return store.read_sequences(kind, rows[start:stop])
 
-def _sequence_reader(
-    store: FrameStore | RecordStore, kind: SequenceKind, rows: Int64Array
-) -> Callable[[int, int], list[str]]:
-    return lambda start, stop: store.read_sequences(kind, rows[start:stop])
+    return np.repeat(rows[_find_first_equal(read, len(rows))], copies)
 
 
 def _find_first_equal(read: Callable[[int, int], list[str]], num_texts: int) -> Int64Array:
