@@ -107,7 +107,8 @@ def brief(value: object) -> str:
     """Return the repr of a value from a file, which stays short however large the value is."""
     try:
         text = _REPR.repr(value)
-    except ValueError:  # Python writes no numbers of more than 4,300 digits
+    # Python writes no numbers of more than 4,300 digits.
+    except ValueError:
         text = f"a very long {type(value).__name__}"
     return text if len(text) <= _MAX_VALUE_LETTERS else f"{text[:_MAX_VALUE_LETTERS]}..."
 

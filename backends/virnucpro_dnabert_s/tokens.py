@@ -42,7 +42,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(path))
     except WeightsError:
         raise
-    except Exception as error:  # the library raises nothing narrower
+    # The library raises nothing narrower.
+    except Exception as error:
         raise WeightsError(f"{path}: not a tokenizer of the `tokenizers` library ({error})") from (
             error
         )
@@ -100,7 +101,8 @@ def _check_steps(path: Path, document: dict[str, Any]) -> None:
 
 def _is_harmless(step: Any) -> bool:
     kind, pattern = step["type"], step.get("pattern")
-    if kind == "Replace":  # by no more letters than there were
+    # It may put no more letters than there were.
+    if kind == "Replace":
         text = pattern.get("String")
         # An empty text would be found between any two letters.
         return bool(text) and len(step["content"]) <= len(text)

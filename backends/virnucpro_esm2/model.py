@@ -274,7 +274,8 @@ class Esm2(nn.Module):
             hidden_TD, delta_TD = layer(hidden_TD, delta_TD, between)
         # In float32, because a sum of a thousand tokens in half precision loses digits.
         hidden_TD = between.norm_sum(hidden_TD, delta_TD, self.final_norm).float()
-        hidden_TD.index_fill_(0, torch.cat((starts_B, ends_B - 1)), 0.0)  # BOS and EOS
+        # BOS and EOS do not count in the mean.
+        hidden_TD.index_fill_(0, torch.cat((starts_B, ends_B - 1)), 0.0)
         # `unsafe` skips a check of the lengths, for which the CPU would wait for the GPU.
         sum_BD = torch.segment_reduce(hidden_TD, "sum", lengths=lengths_B, unsafe=True)
         return sum_BD / (lengths_B - NUM_SPECIAL_TOKENS)[:, None]

@@ -94,7 +94,8 @@ def import_esm() -> Any:
     try:
         import esm
 
-        importlib.import_module("esm.model.esm2")  # another package is called esm, too
+        # Another package is called esm, too.
+        importlib.import_module("esm.model.esm2")
     except ImportError as error:
         raise UsageError(
             "the backend fair-esm needs the package fair-esm, which is not installed: "

@@ -122,7 +122,8 @@ def _list_members(path: Path) -> list[_Member]:
     # `digest_files` explains it: the file is not damaged, but it cannot be read.
     except OSError:
         raise
-    except Exception as error:  # with a damaged directory it raises many kinds of errors
+    # With a damaged directory it raises many kinds of errors.
+    except Exception as error:
         raise WeightsError(f"{path}: is a damaged zip archive ({first_line(error)})") from error
     # They are compared in one reading, from front to back. So none may begin inside another.
     overlap = any(one.start + one.num_bytes > other.start for one, other in pairwise(members))

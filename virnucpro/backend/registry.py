@@ -105,7 +105,8 @@ def _find_entry_points() -> dict[str, list[EntryPoint]]:
 
 def _origin(entry: EntryPoint) -> tuple[str, str]:
     """Return the name and the version of the distribution that registers `entry`."""
-    assert entry.dist is not None  # set on every entry point that `entry_points` returns
+    # It is set on every entry point that `entry_points` returns.
+    assert entry.dist is not None
     return entry.dist.name, entry.dist.version
 
 
@@ -114,7 +115,8 @@ def _load(entry: EntryPoint) -> Backend:
     try:
         backend = entry.load()
         reason = _find_fault(backend, entry)
-    except (Exception, SystemExit) as error:  # other people's code may raise anything
+    # Other people's code may raise anything.
+    except (Exception, SystemExit) as error:
         raise BackendError(
             f"importing {entry.value} failed with {type(error).__name__}: {error}"
         ) from error

@@ -50,7 +50,8 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
         WeightsError: `location` does not exist and cannot be downloaded.
     """
     path = Path(location)
-    with contextlib.suppress(RuntimeError):  # `~name` of an unknown user is an ordinary name
+    # `~name` of an unknown user is an ordinary name.
+    with contextlib.suppress(RuntimeError):
         path = path.expanduser()
     # A path that exists wins over a hub id of the same spelling.
     if path.exists():
@@ -110,7 +111,8 @@ def fetch_snapshot(
 
     def fetch(ignored: Sequence[str]) -> Path:
         if obstacle is not None and directory is not None:
-            raise LocalEntryNotFoundError(obstacle)  # nothing tells whether all of it is there
+            # Nothing tells whether all of it is there.
+            raise LocalEntryNotFoundError(obstacle)
         return Path(
             snapshot_download(
                 repository,
@@ -136,7 +138,8 @@ def fetch_snapshot(
             "local path, or try again with a network. `virnucpro models download --to` fetches "
             "models for a machine without one"
         ) from error
-    except Exception as error:  # its releases raise errors of three HTTP libraries
+    # The releases of huggingface_hub raise errors of three HTTP libraries.
+    except Exception as error:
         raise WeightsError(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
             f"({on_one_line(error)}); give a local path, or check the id and the network"
@@ -250,7 +253,8 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
         try:
             return dict(load_file(path))
-        except Exception as error:  # with a damaged header it raises many kinds of errors
+        # With a damaged header it raises many kinds of errors.
+        except Exception as error:
             raise WeightsError(
                 f"{path}: not a readable safetensors file ({first_line(error)}){explain_file(path)}"
             ) from error
@@ -288,7 +292,8 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
             "tensors and plain containers are read from pickles; save it as safetensors or as a "
             "state dict."
         ) from error
-    except Exception as error:  # with a damaged file torch raises many kinds of errors
+    # With a damaged file torch raises many kinds of errors.
+    except Exception as error:
         raise WeightsError(
             f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
@@ -308,7 +313,8 @@ def check_torch_zip(path: Path) -> None:
             members = archive.infolist()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # with a damaged directory it raises many kinds of errors
+    # With a damaged directory it raises many kinds of errors.
+    except Exception as error:
         raise WeightsError(
             f"{path}: refused, because it is not a whole zip archive ({first_line(error)}), which "
             f"torch.save writes since PyTorch 1.6{explain_no_zip(path)}"

@@ -77,8 +77,8 @@ def refuse_other_run(path: Path, identity: Identity) -> None:
         raise
     except CheckpointError:
         return
-    if not is_ours:  # or the difference is the damage
-        # Raises if the part is whole, and so belongs to another run.
+    if not is_ours:
+        # Raises if the part is whole, and so belongs to another run. Otherwise it is damaged here.
         _find_damage(path, identity, full=True)
 
 

@@ -81,7 +81,8 @@ class _Reader(io.FileIO):
     def readinto(self, buffer: Any) -> int:
         start = self.tell()
         num_read = super().readinto(buffer) or 0
-        margin = len(_HEAP_MARK) - 1  # a mark may lie across two reads
+        # A mark may lie across two reads.
+        margin = len(_HEAP_MARK) - 1
         # pread leaves the file's position as it is, which the library relies on.
         before = os.pread(self.fileno(), min(margin, start), max(0, start - margin))
         after = os.pread(self.fileno(), margin, start + num_read)
@@ -95,7 +96,8 @@ class _Reader(io.FileIO):
     def _check_heap(self, address: int) -> None:
         (size,) = struct.unpack("<8xQ", os.pread(self.fileno(), 16, address).ljust(16, b"\0"))
         if address + size > self.num_bytes:
-            return  # the library itself refuses this heap
+            # The library itself refuses this heap.
+            return
         # Heaps that overlap would make this check itself take forever.
         self._num_checked += size
         if self._num_checked > _MAX_CHECKS * self.num_bytes:

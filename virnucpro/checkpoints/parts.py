@@ -276,7 +276,8 @@ def _read_identity(path: Path, file: h5py.File) -> Identity:
         values[field.name] = value
         # A strange file may hold a number where a text is wanted, and it would never equal our
         # identity.
-        if type(value).__name__ != field.type:  # annotations are text here
+        # Annotations are text here.
+        if type(value).__name__ != field.type:
             raise CheckpointError(
                 f"{path}: attribute {field.name} should be {field.type}, found {brief(value)}"
             )

@@ -204,7 +204,8 @@ class RunDirectory:
             # Runs with other prefixes may be in the same directory, so only our own files count.
             worthless = {self.run_log, self.metrics_path}
             return any(path not in worthless and path.exists() for path in self._run_files())
-        checkpoints = self.checkpoints_dir.resolve()  # which may lie elsewhere
+        # Resolved, because the checkpoints may lie elsewhere.
+        checkpoints = self.checkpoints_dir.resolve()
         return any(
             _holds_work(directory, checkpoints / "frames") for directory in (self.path, checkpoints)
         )
@@ -241,7 +242,8 @@ class RunDirectory:
             self.checkpoints_dir,
             self.screen.path,
         ):
-            with suppress(OSError):  # not there, a link, or somebody else's files are in it
+            # It may be missing or a link, or have somebody else's files in it.
+            with suppress(OSError):
                 directory.rmdir()
 
     def _stores(self) -> tuple[Path, Path]:

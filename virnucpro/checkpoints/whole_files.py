@@ -53,14 +53,16 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with create_file(temporary) as file:
-            if num_bytes and hasattr(os, "posix_fallocate"):  # macOS does not have it
+            # macOS does not have this function.
+            if num_bytes and hasattr(os, "posix_fallocate"):
                 # Raises if the disk, a quota or a limit forbids a file of this size.
                 os.posix_fallocate(file.fileno(), 0, num_bytes + _SPARE_BYTES)
         yield temporary
         # A rename may reach the disk before the content does, so the content goes first.
         _sync(temporary)
         temporary.replace(path)
-        with suppress(OSError):  # some network file systems cannot sync a directory
+        # Some network file systems cannot sync a directory.
+        with suppress(OSError):
             _sync(path.parent)
     except OSError as error:
         needed = f"; {num_bytes:,} bytes are needed" if num_bytes else ""
@@ -108,7 +110,8 @@ def link_or_copy(source: Path, path: Path) -> None:
     """
     try:
         path.hardlink_to(source)
-    except OSError:  # another file system, or one without such links
+    # It is another file system, or one without such links.
+    except OSError:
         with replace_when_whole(path, source.stat().st_size) as temporary:
             shutil.copyfile(source, temporary)
 
@@ -119,7 +122,8 @@ def create_file(path: Path) -> BinaryIO:
     Where others may write too, a link with this name would lead to a file of the user.
     """
     path.unlink(missing_ok=True)
-    return path.open("xb")  # which follows no link, and fails if a new one is there by now
+    # "x" follows no link, and fails if a new one is there by now.
+    return path.open("xb")
 
 
 def open_to_append(path: Path, *, errors: str = "strict") -> TextIO:

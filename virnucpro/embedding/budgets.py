@@ -81,7 +81,8 @@ def read_speed(key: BudgetKey) -> float | None:
 def _find_entry(key: BudgetKey) -> dict[str, Any] | None:
     try:
         path = budgets_path()
-    except RuntimeError:  # without a home directory nothing can have been stored
+    # Without a home directory, nothing can have been stored.
+    except RuntimeError:
         return None
     wanted = dataclasses.asdict(key)
     for entry in _read_entries(path):
@@ -123,7 +124,8 @@ def store_budget(key: BudgetKey, batch_tokens: int, tokens_per_s: float | None =
             {**wanted, "batch_tokens": batch_tokens, "tokens_per_s": tokens_per_s},
         ],
     }
-    with suppress(OSError):  # write_json names the file that cannot be written
+    # `write_json` names the file that cannot be written.
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, document)
     return path

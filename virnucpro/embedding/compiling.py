@@ -90,6 +90,7 @@ def _find_obstacle(device: torch.device) -> str | None:
         # A small function needs the same compiler, driver and cache as a model, and fails in the
         # same way.
         torch.compile(lambda x: x.sin() + x)(torch.zeros(16, device=device))
-    except Exception as error:  # compilers, caches and drivers fail in many ways
+    # Compilers, caches and drivers fail in many ways.
+    except Exception as error:
         return first_line(error)
     return None

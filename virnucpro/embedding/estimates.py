@@ -143,7 +143,8 @@ def measure_speed(run: Run, model: Model, source: SequenceSource, batches: Batch
         encoder(send_to_device(batch, run.device)).cpu()
         return batches.cost(index)
 
-    embed(indices[-1])  # the first call compiles and allocates
+    # The first call compiles and allocates.
+    embed(indices[-1])
     began, num_tokens, seconds = time.perf_counter(), 0, 0.0
     # Whole rounds: long and short sequences differ in speed.
     for index in itertools.chain.from_iterable(itertools.repeat(indices)):

@@ -52,7 +52,8 @@ class Loop:
     def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> None:
         """Embed every batch that the loader yields, and count it."""
         status = self.status
-        if status.state == "waiting":  # there are batches that nobody claimed
+        # A second loop of the pass: there are batches that nobody claimed.
+        if status.state == "waiting":
             status.state = "embedding"
         if self.on_gpu:
             # Earlier passes in the same process may have had a larger model.
@@ -93,7 +94,8 @@ class Loop:
                 batch = next(batches, None)
             if batch is None:
                 return
-            if self.status.state == "embedding":  # waiting for the first is loading
+            # Waiting for the first batch counts as loading.
+            if self.status.state == "embedding":
                 self.status.data_seconds += time.monotonic() - began
             if self.upload is not None:
                 current = torch.cuda.current_stream(self.device)

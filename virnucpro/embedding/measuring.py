@@ -88,7 +88,8 @@ def measure_ceilings(device: torch.device, precisions: Iterable[str]) -> Ceiling
 
 def measure_seconds(call: Callable[[], object], device: torch.device, min_seconds: float) -> float:
     """Return the mean seconds of a call, repeated for about `min_seconds` after a warm-up."""
-    call()  # The first call compiles and allocates memory.
+    # The first call compiles and allocates memory.
+    call()
     once = _time(call, device, 1)
     # The floor keeps a call that the clock cannot see from asking for endless steps.
     num_steps = int(min_seconds / max(once, 1e-6))

@@ -200,7 +200,8 @@ def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
         return loaded.backend.open_weights(location)
     except (VirnucproError, MemoryError, KeyboardInterrupt, SystemExit, Terminated):
         raise
-    except BaseException as error:  # a panic of native code is no Exception
+    # A panic of native code is no Exception.
+    except BaseException as error:
         raise WeightsError(
             f"{location}: cannot be opened as weights of {loaded.name} "
             f"({type(error).__name__}: {first_line(error)}); the files are damaged, or of another "

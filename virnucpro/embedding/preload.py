@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+# From Linux's prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent(number: int) -> None:

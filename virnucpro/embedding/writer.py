@@ -85,7 +85,8 @@ class PartWriter:
         if self._failure is not None:
             if error is None:
                 raise self._failure
-            if error is not self._failure:  # otherwise `put` raised it, and the caller reports it
+            # Otherwise `put` raised it, and the caller reports it.
+            if error is not self._failure:
                 logger.warning("The last part was not written: %s", self._failure)
 
     def put(self, rows: Int64Array, fetch: Callable[[], Float32Array]) -> None:

@@ -38,7 +38,8 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
         from virnucpro.kernels import fused
 
         fused.geglu(torch.zeros(1, 16, dtype=dtype, device=device))
-    except Exception as error:  # compilers, caches and drivers fail in many ways
+    # Compilers, caches and drivers fail in many ways.
+    except Exception as error:
         reason = first_line(error)
         logger.warning("Triton does not work here, so torch's own kernels are used (%s)", reason)
         return False

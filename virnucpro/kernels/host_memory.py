@@ -29,7 +29,8 @@ def require_memory(num_bytes: int, device: torch.device) -> None:
 def _measure_free() -> int:
     """Return the bytes that this process can still take from the machine and from its container."""
     free = [int(psutil.virtual_memory().available)]
-    with suppress(OSError, StopIteration, ValueError):  # no cgroups, or no limit ("max")
+    # There may be no cgroups, or no limit ("max").
+    with suppress(OSError, StopIteration, ValueError):
         group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
         # Inside a container the group's own path may be hidden, and the limit stands at the root.
         limits = [_CGROUP / group / "memory.max", _CGROUP / "memory.max"]

@@ -35,7 +35,8 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     try:
         gelu_XF = linear_gelu(PackedLinear(weight[:16], bias), x_XD)
         found = linear_geglu(PackedGated(weight), gelu_XF)
-    except Exception as error:  # operators and processors fail in many ways
+    # Operators and processors fail in many ways.
+    except Exception as error:
         logger.debug("oneDNN does not multiply %s here (%s)", dtype, error)
         return False
     gelu_XF = functional.gelu(functional.linear(x_XD, weight[:16], bias))

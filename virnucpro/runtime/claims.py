@@ -44,7 +44,8 @@ def make_counter(accelerator: Accelerator) -> Callable[[], int]:
         try:
             # `add` is atomic in the server: two processes never get the same number.
             return int(store.add(key, 1)) - 1
-        except RuntimeError as error:  # torch's stores have no narrower error
+        # torch's stores have no narrower error.
+        except RuntimeError as error:
             # No error: what this process has computed is kept, and the end of the pass finds what
             # is missing.
             logger.warning("the launch's store does not count any more (%s)", first_line(error))

@@ -99,7 +99,8 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
                 f"variables, of which these are set: {', '.join(names) or 'none of its own'}; "
                 "unset what you do not need"
             ) from error
-    del store  # Accelerate has joined it
+    # Kept until here: Accelerate has joined it by now.
+    del store
     if wanted is not None and wanted.type != accelerator.device.type:
         raise UsageError(
             f"device {device} was asked for, but this process already computes on "
@@ -140,7 +141,8 @@ def keep_compiled() -> None:
     By default, torch keeps them among temporary files, which a restart of the machine deletes. It
     reads the variable when its compiler is imported.
     """
-    with suppress(OSError, RuntimeError):  # the home directory is unknown or read-only
+    # The home directory may be unknown or read-only.
+    with suppress(OSError, RuntimeError):
         path = user_cache_dir() / "torchinductor"
         path.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(path))

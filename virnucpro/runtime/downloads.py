@@ -86,7 +86,8 @@ def _fetch(source: str, part: Path) -> None:
 
         with part.open("ab") as file:
             http_get(source, file, resume_size=file.tell(), displayed_filename=part.stem)
-    except Exception as error:  # its releases raise errors of three HTTP libraries
+    # The releases of huggingface_hub raise errors of three HTTP libraries.
+    except Exception as error:
         kept = part.stat().st_size if part.is_file() else 0
         more = f" The first {kept:,} bytes are kept, and the next attempt goes on there." * bool(
             kept

@@ -117,7 +117,8 @@ def _find_exit_code(error: ChildFailedError) -> int:
     """Return the exit code of the process that failed first and ended the others."""
     # A process that only lost the others ends with 1, or the launcher terminates it.
     consequences = (1, Terminated.exit_code, -signal.SIGTERM)
-    failures = list(error.failures.values())  # in the order in which the launcher noticed them
+    # In the order in which the launcher noticed them.
+    failures = list(error.failures.values())
     # The first process that failed for a reason of its own tells what the user must mend.
     first = next((each for each in failures if each.exitcode not in consequences), failures[0])
     if first.exitcode < 0:
@@ -127,7 +128,8 @@ def _find_exit_code(error: ChildFailedError) -> int:
         ) from error
     if first.exitcode == Terminated.exit_code:
         raise Terminated from error
-    if first.exitcode == 130:  # what a shell expects after an interrupt
+    # What a shell expects after an interrupt.
+    if first.exitcode == 130:
         raise KeyboardInterrupt from error
     return int(first.exitcode)
 

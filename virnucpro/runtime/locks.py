@@ -121,7 +121,8 @@ def _is_alive(pid: str) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError, ValueError):
-        return True  # somebody else's process, or no number
+        # It is somebody else's process, or no number. If in doubt, it is alive.
+        return True
     return True
 
 

@@ -150,7 +150,8 @@ def _listen(host: str, port: int) -> int | None:
         if is_own_name and ipaddress.ip_address(address[0]).is_loopback:
             return None
         return socket.create_server(address[:2], family=family).detach()
-    except OSError:  # the address is not of this machine, but leads to it
+    # The address is not of this machine, but leads to it.
+    except OSError:
         return None
 
 

@@ -237,7 +237,8 @@ def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
 
 def _leave(accelerator: Accelerator) -> None:
     accelerator.end_training()
-    gc.collect()  # A cycle of references may keep parts of the process group.
+    # A cycle of references may keep parts of the process group.
+    gc.collect()
 
 
 def _open_monitor(accelerator: Accelerator, metrics_path: Path) -> Monitor:

@@ -235,7 +235,8 @@ class RecordReader:
     def _parse_text(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
         block = next(blocks, b"")
         if b"\0" in block.lstrip().partition(b"\n")[0]:
-            self._check_first_line("\0")  # without reading its end, which /dev/zero does not have
+            # Before the end of the line is read, which /dev/zero does not have.
+            self._check_first_line("\0")
         lines = self._read_lines(itertools.chain([block], blocks))
         first = next((line for line in lines if line.strip()), "")
         if not first:
@@ -304,7 +305,8 @@ class RecordReader:
     def _parse_cram(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:
         if self.path == STDIN:
             raise InputError("standard input: is CRAM, which is read from a file only; give a path")
-        for _ in blocks:  # for the digest
+        # Read to the end for the digest; pysam opens the file again.
+        for _ in blocks:
             pass
         for number, record in enumerate(read_cram(self.path), 1):
             yield [self._check(record, f"unmapped read {number}")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any, BinaryIO
 
-try:  # three times as fast; xopen installs it where it exists
+# Three times as fast. xopen installs it where it exists.
+try:
     from isal import isal_zlib as zlib
 except ImportError:
     import zlib  # type: ignore[no-redef]
@@ -13,7 +14,8 @@ except ImportError:
 MAGIC = b"\x1f\x8b"
 
 _READ_BYTES = 1 << 16
-_GZIP_HEADER = 31  # zlib's number for data with the header and the CRC of gzip
+# zlib's number for data with the header and the CRC of gzip.
+_GZIP_HEADER = 31
 
 
 class Gunzip(io.RawIOBase):

@@ -40,7 +40,8 @@ def open_gpu(uuid: str | None) -> Callable[[], GpuReading | None]:
         from nvitop import Device
 
         device = Device(uuid=uuid)
-    except Exception as error:  # no library or no permission: the run goes on without readings
+    # Without the library, or without permission, the run goes on without readings.
+    except Exception as error:
         logger.debug("GPU %s is not watched: %s", uuid, error)
         return lambda: None
 
@@ -63,4 +64,5 @@ def open_gpu(uuid: str | None) -> Callable[[], GpuReading | None]:
 
 
 def _number(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) else None  # else it is nvitop's "N/A"
+    # Anything else is nvitop's "N/A".
+    return value if isinstance(value, (int, float)) else None

@@ -148,7 +148,8 @@ class Monitor:
             published = self._exchange(json.dumps(sample.to_json()))
             if self._is_main:
                 self._collect(published, is_over=status.state == "done")
-        except RuntimeError as error:  # torch's stores have no narrower error
+        # torch's stores have no narrower error.
+        except RuntimeError as error:
             # Only for debugging: the claims use the same store, and they warn.
             logger.debug("the launch's store does not answer: %s", error)
 

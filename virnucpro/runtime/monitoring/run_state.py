@@ -67,13 +67,15 @@ class RunState:
             file.seek(self._position)
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # the rest of this line is not written yet
+                    # The rest of this line is not written yet.
+                    return
                 self._position += len(line)
                 yield line
 
     def _add(self, line: dict[str, Any]) -> None:
         match line["kind"]:
-            case "start":  # a resumed run goes on in the file of the earlier one
+            # A resumed run goes on in the file of the earlier one.
+            case "start":
                 self._begin(line)
             case "sample":
                 self.history.add(Sample.from_json(line))

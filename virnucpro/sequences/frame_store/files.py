@@ -68,7 +68,8 @@ def open_table(directory: Path, name: str) -> npt.NDArray[Any]:
     """Return a memory-mapped table of numbers; the ending of its name is its type."""
     path = directory / name
     dtype = np.dtype(path.suffix[1:])
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
+    # An empty file cannot be mapped.
+    if path.stat().st_size == 0:
         return np.empty(0, dtype)
     # A plain array over the map: slices of a memmap would be memmaps, which are slow to make.
     return np.asarray(np.memmap(path, dtype, mode="r"))
@@ -131,7 +132,8 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
         return bool(found == manifest["files"][name]["sha256"])
 
     try:
-        with ThreadPoolExecutor() as pool:  # digesting releases Python's global lock
+        # Digesting releases Python's global lock.
+        with ThreadPoolExecutor() as pool:
             names = sorted(manifest["files"])
             whole = list(pool.map(is_whole, names))
     except OSError as error:

@@ -154,7 +154,8 @@ def _build_beside(
 
 
 def _remove(directory: Path) -> None:
-    if directory.is_symlink():  # somebody else's: what it points to is not ours
+    # A link is somebody else's: what it points to is not ours.
+    if directory.is_symlink():
         directory.unlink()
     elif directory.exists():
         shutil.rmtree(directory)
