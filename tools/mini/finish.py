@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tools.mini.calibrating import (
+    MAX_FALSE_POSITIVES,
     ScoredRecords,
     choose_threshold,
     cross_fit,
@@ -81,6 +82,15 @@ def describe_origin(genomes: list[Path], run: Path) -> dict[str, Any]:
     }
 
 
+def describe_threshold(given: float | None, exempt: Sequence[str]) -> str:
+    """Return why the default threshold is what it is."""
+    if given is not None:
+        return f"{given}, as --threshold says"
+    bounds = ", ".join(f"{share} at {bp} bp" for bp, share in MAX_FALSE_POSITIVES.items())
+    text = f"the lowest that calls at most these shares of every cellular kind viral: {bounds}"
+    return text + (f"; without {', '.join(exempt)}" if exempt else "")
+
+
 def format_shares(shares: dict[str, dict[int, float]], lengths_bp: Sequence[int]) -> str:
     """Return a table: for each kind and length the share of the records called viral."""
     lines = [f"  {'called viral':24}" + "".join(f"{length_bp:8,}" for length_bp in lengths_bp)]
@@ -131,7 +141,11 @@ def main() -> None:
             protein_weights_identity=protein,
             calibration=records.fit(np.ones(len(probability), np.bool_)),
             threshold=threshold,
-            origin=origin | {"cross_fitted_calibration_error": errors},
+            origin=origin
+            | {
+                "cross_fitted_calibration_error": errors,
+                "threshold": describe_threshold(args.threshold, args.exempt),
+            },
         )
         save_classifier(path, state, finished)
         print(f"{path}: {finished.calibration}, threshold {threshold}")

@@ -385,6 +385,7 @@ def test_a_model_is_finished_and_evaluated(
     assert made_for.threshold >= 0.5
     assert made_for.protein_weights_identity.startswith("sha256:")
     assert made_for.origin["step"] == 60
+    assert "viral: 0.1 at 1000 bp, 0.05 at 3000 bp" in made_for.origin["threshold"]
     assert made_for.origin["settings"]["dna_width"] == 16
     assert made_for.origin["inputs"][0]["sha256"] == sha256(genomes_path.read_bytes()).hexdigest()
     words = (genomes_path, "--model", finished, "--former", SHIPPED, "--genomes", genomes_path)
