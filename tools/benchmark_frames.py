@@ -19,6 +19,7 @@ import dnaio
 import numpy as np
 import numpy.typing as npt
 
+from virnucpro.backend.digests import digest_files
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
@@ -99,6 +100,7 @@ def benchmark(record_length_bp: int, num_letters: int, directory: Path) -> None:
     report("reading FASTA", size, lambda: read_records(fasta))
     fastq = directory / f"{record_length_bp}.fq"
     write_records(fastq, letters, record_length_bp)
+    report("digest of FASTQ alone", size, lambda: digest_files([fastq], anew=True))
     report("reading FASTQ by dnaio alone", size, lambda: read_with_dnaio(fastq))
     report("reading FASTQ", size, lambda: read_records(fastq))
     # dnaio refuses the blank line at the start, so Biopython reads the records.

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pysam
 import pytest
+from Bio.SeqIO.FastaIO import SimpleFastaParser
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
 
 from virnucpro.errors import InputError
 from virnucpro.sequences.fasta import RecordReader
+from virnucpro.sequences.parsing import read_fasta
 from virnucpro.sequences.records import Record
 
 UNMAPPED, PAIR_1, PAIR_2, MAPPED, REVERSE = 0x4, 0x4D, 0x8D, 0x0, 0x14
@@ -52,6 +54,15 @@ def test_fastq_is_read_as_biopython_reads_it(odd: str | None, tmp_path: Path) ->
     text = data.decode().replace("\r\n", "\n").replace("\n\n\n", "\n")
     parsed = FastqGeneralIterator(io.StringIO(text))
     assert list(RecordReader(path, "dna")) == [Record(*words[:2]) for words in parsed]
+
+
+def test_fasta_is_read_as_biopython_reads_it() -> None:
+    rng = random.Random(4)
+    parts = ["ACGT", "nn", " ", "\t\n", "\n", "\n\n", "\n>a", "\n> b c", "\n>"]
+    for _ in range(200):
+        text = ">" + "".join(rng.choices(parts, k=rng.randint(0, 30)))
+        parsed = SimpleFastaParser(io.StringIO(text))
+        assert list(read_fasta(io.StringIO(text))) == list(parsed)
 
 
 def test_a_bad_letter_far_into_fastq_is_named_with_its_line(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def test_large_models_are_estimated_without_their_weights(tmp_path):
     assert protein.speed_source == "from the size of the model"
     assert protein.num_tokens > 1_000
     assert 20 < dna.tokens_per_s / protein.tokens_per_s < 30  # as their numbers of parameters
-    assert protein.h100_seconds == pytest.approx(protein.num_tokens / 108_830)
+    on_h100 = protein.num_tokens / 108_830 + dna.num_tokens / 2_021_900
+    assert found.card_seconds["H100 or H200"] == pytest.approx(on_h100)
+    assert found.card_seconds["A100"] == pytest.approx(on_h100 * 989 / 312)
     assert 11e9 < protein.device_bytes < 13e9
     assert found.host_bytes > 11e9
 

@@ -123,10 +123,10 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
     echo(f"host memory  {found.host_bytes / 2**30:.1f} GiB")
     echo(f"disk         {found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}")
     echo(f"time         about {format_seconds(found.seconds)}")
-    on_h100 = [one.h100_seconds for one in found.passes if one.h100_seconds is not None]
-    # Measured for the published models only.
-    if len(on_h100) == len(found.passes):
-        echo(f"             on one H100 about {format_seconds(sum(on_h100))} for the models")
+    if found.card_seconds:
+        # Measured for the published models only.
+        cards = [f"{card} {format_seconds(one)}" for card, one in found.card_seconds.items()]
+        echo(f"on one card  {cards[0]}, estimated: {', '.join(cards[1:])}; for the models alone")
 
 
 def _note_options_without_meaning(ctx: click.Context) -> None:

@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from Bio.SeqIO.FastaIO import SimpleFastaParser
-from Bio.SeqIO.QualityIO import FastqGeneralIterator
 from xopen import xopen
 
 from virnucpro.backend.contents import HEAD_BYTES, identify
@@ -27,9 +25,10 @@ from virnucpro.sequences.parsing import (
     LINES_OF_FASTQ,
     BlockReader,
     HashingReader,
-    LineHandle,
+    read_any_fastq,
     read_bam,
     read_cram,
+    read_fasta,
     read_four_line_fastq,
     whole_fastq_records,
 )
@@ -145,8 +144,7 @@ class RecordReader:
             lines = self._read_lines(self._read_blocks(HashingReader(source)))
             first = next((line for line in lines if line.strip()), "")
             if first.startswith("@"):
-                handle: Any = LineHandle(itertools.chain([first], lines))
-                yield from FastqGeneralIterator(handle)
+                yield from read_any_fastq(itertools.chain([first], lines))
 
     def _open(self) -> AbstractContextManager[Any]:
         if self.path == STDIN:
@@ -217,7 +215,7 @@ class RecordReader:
                 # From the first record that was not yielded, so that none is lost and none comes
                 # twice.
                 lines = self._read_lines(itertools.chain([text], blocks))
-                yield from self._parse_lines(lines, FastqGeneralIterator)
+                yield from self._parse_lines(lines, read_any_fastq)
                 return
             yield records
             self._line_number += LINES_OF_FASTQ * len(records)
@@ -225,7 +223,7 @@ class RecordReader:
 
     def _is_clean(self, text: bytes, records: list[Record]) -> bool:
         """Tell whether `_check` would return each of the records as it is."""
-        letters = "".join([record.sequence for record in records]).encode("ascii")
+        letters = "".join([sequence for _, sequence in records]).encode("ascii")
         return (
             b"\0" not in text
             and not letters.translate(None, _PLAIN_BYTES[self._alphabet])
@@ -243,7 +241,7 @@ class RecordReader:
             return
         self._check_first_line(first)
         # FASTQ comes here if blank lines stand before its first record.
-        parse = SimpleFastaParser if first[0] == ">" else FastqGeneralIterator
+        parse = read_fasta if first[0] == ">" else read_any_fastq
         yield from self._parse_lines(itertools.chain([first], lines), parse)
 
     def _parse_lines(self, lines: Iterator[str], parse: Any) -> Iterator[list[Record]]:
@@ -253,7 +251,7 @@ class RecordReader:
             return
         self._start_line = self._line_number
         try:
-            for header, sequence, *_ in parse(LineHandle(itertools.chain([first], lines))):
+            for header, sequence, *_ in parse(itertools.chain([first], lines)):
                 yield [self._check(Record(header, sequence), f"line {self._start_line}")]
                 # The parser has already read the first line of the next record.
                 self._start_line = self._line_number

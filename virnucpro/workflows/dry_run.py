@@ -45,6 +45,17 @@ H100_TOKENS_PER_S: Mapping[tuple[str, int], float] = {
 }
 """Measured in bf16 on one H100: docs/performance.md."""
 
+H100 = "H100 or H200"
+CARDS: Mapping[str, int] = {
+    H100: 989,
+    "L40S": 362,
+    "A100": 312,
+    "RTX 4090": 165,
+    "A10": 125,
+    "L4": 121,
+}
+"""The bf16 TFLOP/s of cards, for dense matrices, as NVIDIA publishes them."""
+
 
 @dataclass(frozen=True)
 class PassEstimate:
@@ -59,7 +70,7 @@ class PassEstimate:
         device_bytes: On the device of each process, weights included.
         disk_bytes: Of the embeddings.
         seconds: With all processes.
-        h100_seconds: On one H100; None if that was not measured.
+        h100_seconds: On one H100 in bf16; None if that was not measured.
     """
 
     name: str
@@ -88,6 +99,8 @@ class RunEstimate:
         host_bytes: Memory of all processes on this machine.
         disk_bytes: What the output directory will hold.
         seconds: From start to end.
+        card_seconds: For the models alone on one card of each kind: measured on an H100, and scaled
+            by what `CARDS` says of the others. Empty if that was not measured.
     """
 
     computing: str
@@ -100,6 +113,7 @@ class RunEstimate:
     host_bytes: int
     disk_bytes: int
     seconds: float
+    card_seconds: dict[str, float]
 
 
 def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
@@ -149,7 +163,15 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
             + sum(one.disk_bytes for one in passes)
             + _TABLE_BYTES_PER_ROW * store.num_frames,
             seconds=seconds,
+            card_seconds=_scale_to_cards(passes),
         )
+
+
+def _scale_to_cards(passes: list[PassEstimate]) -> dict[str, float]:
+    seconds = [one.h100_seconds for one in passes if one.h100_seconds is not None]
+    if len(seconds) < len(passes):
+        return {}
+    return {card: sum(seconds) * CARDS[H100] / of_card for card, of_card in CARDS.items()}
 
 
 def _estimate_pass(

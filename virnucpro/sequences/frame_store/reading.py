@@ -312,5 +312,5 @@ class FrameStore(StoredRecords):
         records = self.find_records(chunks)
         numbers = (chunks - self.record_first_chunk[records] + 1).tolist()
         # A record has many chunks, so its id is read once and not for each of them.
-        ids = {index: self.record_id(index) for index in np.unique(records).tolist()}
+        ids = {index: self.record_id(index) for index in set(records.tolist())}
         return [chunk_id(ids[r], n) for r, n in zip(records.tolist(), numbers, strict=True)]
