@@ -14,8 +14,9 @@ LOWER_FLOORS = (
     "virnucpro.backend.testing, virnucpro.backend.weights, virnucpro.config, "
     "virnucpro.checkpoints.embeddings_file, virnucpro.checkpoints.parts, "
     "virnucpro.checkpoints.run_directory, virnucpro.legacy.settings, virnucpro.reports.tables, "
-    "virnucpro.reports.record_results, virnucpro.scoring.calibration, virnucpro.scoring.decisions, "
-    "virnucpro.scoring.calls, virnucpro.sequences.fasta, "
+    "virnucpro.reports.record_results, virnucpro.runtime.launching, "
+    "virnucpro.scoring.calibration, virnucpro.scoring.decisions, virnucpro.scoring.calls, "
+    "virnucpro.sequences.fasta, "
     "virnucpro.sequences.frame_store, virnucpro.workflows.evaluate"
 )
 

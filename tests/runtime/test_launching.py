@@ -13,7 +13,6 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from tests.runs import (
     VIRNUCPRO,
@@ -80,6 +79,31 @@ def test_gpus_that_are_not_there(monkeypatch, num_gpus, device, num_processes, g
 
 
 @pytest.mark.parametrize(
+    ("visible", "cuda", "expected"),
+    [
+        (None, "13.0", 4),
+        ("0,2", "13.0", 2),
+        ("3", "13.0", 1),
+        # CUDA alone knows what it makes of these; torch asks it, and says 7 here.
+        ("0,9", "13.0", 7),
+        ("1,1", "13.0", 7),
+        ("GPU-1a", "13.0", 7),
+        ("", "13.0", 7),
+        (None, None, 7),
+    ],
+)
+def test_gpus_are_counted_without_torch(monkeypatch, visible, cuda, expected):
+    """No machine of the tests has a driver, so its number stands here."""
+    monkeypatch.setattr(launching, "_ask_driver", lambda: 4)
+    monkeypatch.setattr(launching, "read_torch_build", lambda: {"cuda": cuda})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launching.choose_num_processes("auto", None, None) == expected
+
+
+@pytest.mark.parametrize(
     "mark",
     [{"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"ACCELERATE_MIXED_PRECISION": "no"}],
     ids=["one_of_several", "one_alone"],
@@ -102,7 +126,9 @@ def test_inside_a_launch_nothing_is_started(monkeypatch, tmp_path, mark):
 @pytest.mark.parametrize(
     ("exit_codes", "expected"),
     [
+        ([0, 0], 0),
         ([1], 1),
+        ([0, 143, 3], 3),
         ([2, 1], 2),
         ([1, 4], 4),
         ([143, 4], 4),
@@ -115,16 +141,12 @@ def test_inside_a_launch_nothing_is_started(monkeypatch, tmp_path, mark):
     ],
 )
 def test_the_exit_code_is_that_of_the_one_who_took_down_the_others(exit_codes, expected):
-    failures = {
-        rank: ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="")
-        for rank, code in enumerate(exit_codes)
-    }
-    error = ChildFailedError("virnucpro", failures)
+    by_rank = dict(enumerate(exit_codes))
     if isinstance(expected, int):
-        assert launching._find_exit_code(error) == expected
+        assert launching._find_exit_code(by_rank) == expected
     else:
         with pytest.raises(expected):
-            launching._find_exit_code(error)
+            launching._find_exit_code(by_rank)
 
 
 # Launches

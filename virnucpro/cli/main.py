@@ -32,6 +32,7 @@ from virnucpro.runtime.environment import (
     is_main_process,
     num_processes,
     off_the_working_directory,
+    read_torch_build,
 )
 from virnucpro.runtime.logs import set_up_logging
 from virnucpro.runtime.orphans import end_with_launcher
@@ -242,15 +243,10 @@ def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 
 
 def _describe_torch() -> str:
-    """Return torch's version and what it is built for, without importing it: that takes seconds."""
-    import runpy
-    from importlib.util import find_spec
-
-    found = find_spec("torch")
-    if found is None or found.origin is None:
+    """Return torch's version and what it is built for."""
+    about = read_torch_build()
+    if not about:
         return "torch is not installed"
-    # torch writes this file when it is built. It imports nothing.
-    about = runpy.run_path(str(Path(found.origin).with_name("version.py")))
     built = f"CUDA {about['cuda']}" if about.get("cuda") else "CPU"
     if about.get("hip"):
         built = f"ROCm {about['hip']}"

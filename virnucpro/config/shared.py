@@ -234,7 +234,7 @@ class LaunchConfig(ProgressConfig, group="Processes"):
         help="Use these GPUs only, for example 0,1.",
         unset="all",
         details="Replaces CUDA_VISIBLE_DEVICES; cuda:N counts among these GPUs. One process starts "
-        "for each, through Accelerate's launcher, unless the command already runs in a launch.",
+        "for each, unless the command already runs in a launch.",
         metavar="N[,N...]",
     )
     num_processes: int | None = option(

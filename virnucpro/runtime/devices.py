@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import check_cuda_p2p_ib_support, gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.backend.places import user_cache_dir
@@ -79,6 +79,10 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             "choose another, or the device cpu"
         )
     store = wait_for_all(compute.rendezvous_timeout)
+    if store is not None and not check_cuda_p2p_ib_support():
+        # These GPUs cannot send to each other directly, and Accelerate wants this to be said.
+        for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+            os.environ.setdefault(name, "1")
     with _without_training_variables():
         if wanted is not None and wanted.index is not None and num_processes() == 1:
             # Accelerate's way to name one device. Only a process's first Accelerator reads it.

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import runpy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from virnucpro.errors import UsageError
 
 RELAUNCHED = "VIRNUCPRO_RELAUNCHED"
 """Variable in the processes that virnucpro itself started: the number of the process that did."""
+
+LISTENER = "VIRNUCPRO_LISTENER"
+"""Variable in the first of these processes: the file number of the socket where all meet."""
 
 LAUNCH_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What each process of a launch needs to know: its place, and where all meet."""
@@ -105,6 +112,18 @@ def _show(names: Iterable[str]) -> str:
 def reads_settings_first() -> bool:
     """Return whether this process should comment on settings that other processes read too."""
     return is_main_process() and RELAUNCHED not in os.environ
+
+
+def read_torch_build() -> dict[str, Any]:
+    """Return torch's `__version__`, and its `cuda` and `hip`, or nothing if it is not installed.
+
+    This does not import torch, which takes seconds.
+    """
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return {}
+    # torch writes this file when it is built. It imports nothing.
+    return runpy.run_path(str(Path(found.origin).with_name("version.py")))
 
 
 def machine_name() -> str:

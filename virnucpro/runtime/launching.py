@@ -1,27 +1,31 @@
-"""Starts one process for each GPU: how many a run needs, and the launch of them."""
+"""Starts one process for each GPU: how many a run needs, and the launch of them.
+
+The launcher does without torch, whose import takes seconds. The processes import it, all at once.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from accelerate.commands.launch import launch_command_parser, multi_gpu_launcher
-from accelerate.utils import patch_environment
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+import psutil
 
 import virnucpro
 from virnucpro.errors import Terminated, UsageError, VirnucproError
-from virnucpro.runtime.environment import RELAUNCHED
-from virnucpro.runtime.rendezvous import LOOPBACK, register_loopback
+from virnucpro.runtime.environment import LISTENER, RELAUNCHED, read_torch_build
 
-logger = logging.getLogger(__name__)
+_ADDRESS = "127.0.0.1"
+_POLL_SECONDS = 0.05
+_SECONDS_TO_END = 30.0
+# What a shell expects after an interrupt.
+_INTERRUPTED = 130
 
 
 def choose_num_processes(device: str, num_processes: int | None, gpus: str | None) -> int:
@@ -44,8 +48,7 @@ def choose_num_processes(device: str, num_processes: int | None, gpus: str | Non
                 "leave out one of the two, or choose GPUs with --gpus"
             )
         return 1
-    # Counting does not start CUDA, which would take memory on the first GPU.
-    num_gpus = torch.cuda.device_count()
+    num_gpus = _count_gpus()
     if gpus is not None and num_gpus == 0:
         raise UsageError(
             f"--gpus {gpus}: torch finds no NVIDIA GPU here, or was built without CUDA; leave the "
@@ -66,6 +69,37 @@ def choose_num_processes(device: str, num_processes: int | None, gpus: str | Non
     return num_processes
 
 
+def _count_gpus() -> int:
+    """Return how many GPUs torch finds, without importing it where the driver can tell as well.
+
+    Neither way starts CUDA, which would take memory on the first GPU.
+    """
+    # All kinds of lists but plain numbers, such as those of parts of GPUs, are left to torch.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    if read_torch_build().get("cuda") and re.fullmatch(r"\d+(,\d+)*", visible):
+        numbers = [int(number) for number in visible.split(",")]
+        num_gpus = _ask_driver()
+        if len(set(numbers)) == len(numbers) and max(numbers) < num_gpus:
+            return len(numbers) if "CUDA_VISIBLE_DEVICES" in os.environ else num_gpus
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _ask_driver() -> int:
+    """Return how many GPUs NVIDIA's driver has; 0 if it does not tell."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        num_gpus = int(pynvml.nvmlDeviceGetCount())
+        pynvml.nvmlShutdown()
+    except Exception:
+        # There is no driver, or it is broken.
+        return 0
+    return num_gpus
+
+
 def launch(num_processes: int, arguments: Sequence[str]) -> int:
     """Run the command line in several processes of this machine, and return their exit code.
 
@@ -80,69 +114,119 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         KeyboardInterrupt: This process or one of the others was interrupted.
         Terminated: This process or one of the others was terminated.
     """
-    # By default each process would start a thread for every core, and slow the others down.
-    threads = os.environ.get("OMP_NUM_THREADS") or max(1, torch.get_num_threads() // num_processes)
-    options = {
-        "num_machines": 1,
-        "num_processes": num_processes,
-        "rdzv_backend": LOOPBACK,
-        # Any free port, for accelerate asks for one; our rendezvous chooses another.
-        "main_process_port": 0,
-        "num_cpu_threads_per_process": threads,
-        "mixed_precision": "no",
-        "dynamo_backend": "no",
-    }
     # By its path: `-m virnucpro` would find a stranger's virnucpro/ in the working directory.
     program = str(Path(virnucpro.__file__).with_name("__main__.py"))
-    command = [*(f"--{name}={value}" for name, value in options.items()), program]
-    # Not by accelerate's own command, which also reads the user's configuration file.
-    parsed = launch_command_parser().parse_args([*command, *arguments])
-    register_loopback()
+    processes: list[subprocess.Popen[bytes]] = []
+    # Port 0: the system chooses a free one. The first process gets the socket, so no other program
+    # can take the port.
+    with socket.create_server((_ADDRESS, 0)) as listener:
+        try:
+            for rank in range(num_processes):
+                environment = _make_environment(listener, rank, num_processes)
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-u", program, *arguments],
+                        env=environment,
+                        pass_fds=[listener.fileno()] if rank == 0 else [],
+                        # Ctrl-C at a terminal reaches this process alone, which passes it on.
+                        start_new_session=True,
+                    )
+                )
+            exit_codes = _wait(processes)
+        except BaseException as error:
+            is_interrupt = isinstance(error, KeyboardInterrupt)
+            _end(processes, signal.SIGINT if is_interrupt else signal.SIGTERM)
+            raise
+    return _find_exit_code(exit_codes)
+
+
+def _make_environment(listener: socket.socket, rank: int, num_processes: int) -> dict[str, str]:
+    """Return the variables of one process: those that torch and Accelerate read, and ours."""
     # Sockets of the processes, too, stay within this machine.
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    interfaces = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    network = {name: os.environ.get(name, loopback) for name in interfaces}
-    with patch_environment(**network, **{RELAUNCHED: str(os.getpid())}), _silence():
-        try:
-            multi_gpu_launcher(parsed)
-        except SignalException as error:
-            # The launcher turns signals into an error of its own. The command line knows only ours.
-            raise KeyboardInterrupt if error.sigval == signal.SIGINT else Terminated from error
-        except ChildFailedError as error:
-            return _find_exit_code(error)
-    return 0
+    # By default each process would start a thread for every core, and slow the others down.
+    num_cores = psutil.cpu_count(logical=False) or 1
+    # macOS does not have this function.
+    if hasattr(os, "sched_getaffinity"):
+        num_cores = min(num_cores, len(os.sched_getaffinity(0)))
+    defaults = {
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        "OMP_NUM_THREADS": str(max(1, num_cores // num_processes)),
+    }
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": num_processes,
+        "LOCAL_WORLD_SIZE": num_processes,
+        "MASTER_ADDR": _ADDRESS,
+        "MASTER_PORT": listener.getsockname()[1],
+        RELAUNCHED: os.getpid(),
+    }
+    if rank == 0:
+        place[LISTENER] = listener.fileno()
+    return defaults | os.environ | {name: str(value) for name, value in place.items()}
 
 
-def _find_exit_code(error: ChildFailedError) -> int:
-    """Return the exit code of the process that failed first and ended the others."""
-    # A process that only lost the others ends with 1, or the launcher terminates it.
-    consequences = (1, Terminated.exit_code, -signal.SIGTERM)
-    # In the order in which the launcher noticed them.
-    failures = list(error.failures.values())
-    # The first process that failed for a reason of its own tells what the user must mend.
-    first = next((each for each in failures if each.exitcode not in consequences), failures[0])
-    if first.exitcode < 0:
-        raise VirnucproError(
-            f"process {first.local_rank} was killed ({first.signal_name()}), often because memory "
-            "ran out; finished work is kept: run the same command with --resume"
-        ) from error
-    if first.exitcode == Terminated.exit_code:
-        raise Terminated from error
-    # What a shell expects after an interrupt.
-    if first.exitcode == 130:
-        raise KeyboardInterrupt from error
-    return int(first.exitcode)
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
+    """Return the exit codes by rank, in the order in which the processes ended.
+
+    When one of them fails, the others are told to end.
+    """
+    exit_codes: dict[int, int] = {}
+    while len(exit_codes) < len(processes):
+        for rank, process in enumerate(processes):
+            if rank not in exit_codes and process.poll() is not None:
+                exit_codes[rank] = process.returncode
+        if any(exit_codes.values()):
+            _end(processes, signal.SIGTERM)
+            return exit_codes | {
+                rank: process.returncode
+                for rank, process in enumerate(processes)
+                if rank not in exit_codes
+            }
+        time.sleep(_POLL_SECONDS)
+    return exit_codes
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Silence torch's launcher, because each process reports by itself what ended it."""
-    if logger.isEnabledFor(logging.DEBUG):
-        yield
-        return
-    # torch would print a table about a failed child, with a traceback that says nothing.
-    logging.disable(logging.CRITICAL)
+def _end(processes: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    """Send a signal to all processes that run, and kill those that do not end in time."""
+    running = [process for process in processes if process.poll() is None]
     try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+        for process in running:
+            process.send_signal(number)
+        deadline = time.monotonic() + _SECONDS_TO_END
+        for process in running:
+            process.wait(max(0.0, deadline - time.monotonic()))
+    # An interrupt says that the user has lost patience.
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def _find_exit_code(exit_codes: Mapping[int, int]) -> int:
+    """Return the exit code of the process that failed first and ended the others.
+
+    Args:
+        exit_codes: By rank, in the order in which the processes ended; minus the number of the
+            signal for a process that one has killed.
+    """
+    failed = {rank: code for rank, code in exit_codes.items() if code}
+    if not failed:
+        return 0
+    # A process that only lost the others ends with 1, or this one terminates it.
+    consequences = (1, Terminated.exit_code, -signal.SIGTERM)
+    # The first process that failed for a reason of its own tells what the user must mend.
+    causes = (one for one in failed.items() if one[1] not in consequences)
+    rank, code = next(causes, next(iter(failed.items())))
+    if code == Terminated.exit_code:
+        raise Terminated
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if code < 0:
+        raise VirnucproError(
+            f"process {rank} was killed ({signal.Signals(-code).name}), often because memory ran "
+            "out; finished work is kept: run the same command with --resume"
+        )
+    return code

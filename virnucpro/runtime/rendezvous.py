@@ -1,4 +1,4 @@
-"""How the processes of a launch meet: a store for one machine, and a wait that signals can end."""
+"""How the processes of a launch meet: in a store, after a wait that signals can end."""
 
 from __future__ import annotations
 
@@ -10,83 +10,21 @@ import time
 from datetime import timedelta
 
 import torch.distributed
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
-from torch.distributed.elastic.rendezvous import (
-    RendezvousHandler,
-    RendezvousInfo,
-    RendezvousParameters,
-    RendezvousStoreInfo,
-    rendezvous_handler_registry,
-)
+from torch._C._distributed_c10d import Store, TCPStore
 
 from virnucpro.errors import VirnucproError, first_line
-from virnucpro.runtime.environment import LAUNCH_VARIABLES, describe_ways_out, num_processes
+from virnucpro.runtime.environment import (
+    LAUNCH_VARIABLES,
+    LISTENER,
+    describe_ways_out,
+    num_processes,
+)
 
-LOOPBACK = "virnucpro-loopback"
-"""The name by which torch's launcher finds this rendezvous (`--rdzv-backend`)."""
-
-_ADDRESS = "127.0.0.1"
 _SECONDS_BEFORE_WARNING = 20.0
 _SECONDS_OF_A_TRY = 2.0
 _COUNT = "virnucpro/present"
 
 logger = logging.getLogger(__name__)
-
-
-def register_loopback() -> None:
-    """Make the rendezvous known to torch's launcher; a second call changes nothing."""
-    rendezvous_handler_registry.register(LOOPBACK, _LoopbackRendezvous)
-
-
-class _LoopbackRendezvous(RendezvousHandler):
-    """Meets with nobody: one launcher starts all processes, which use its store.
-
-    torch's own rendezvous listens on all interfaces, and the store asks nobody for a secret.
-    """
-
-    def __init__(self, params: RendezvousParameters) -> None:
-        self._run_id = params.run_id
-        self._store: Store | None = None
-        self._port = 0
-
-    def get_backend(self) -> str:
-        return LOOPBACK
-
-    @property
-    def use_agent_store(self) -> bool:
-        return True
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        if self._store is None:
-            # Port 0: the system chooses a free one. We keep the socket, so no other program can
-            # take the port.
-            listener = socket.create_server((_ADDRESS, 0))
-            self._port = listener.getsockname()[1]
-            self._store = TCPStore(
-                _ADDRESS,
-                self._port,
-                is_master=True,
-                wait_for_workers=False,
-                # From here on, the store owns the socket.
-                master_listen_fd=listener.detach(),
-            )
-        store = PrefixStore(self._run_id, self._store)
-        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(_ADDRESS, self._port))
-
-    def is_closed(self) -> bool:
-        return False
-
-    def set_closed(self) -> None:
-        pass
-
-    def num_nodes_waiting(self) -> int:
-        return 0
-
-    def get_run_id(self) -> str:
-        return self._run_id
-
-    def shutdown(self) -> bool:
-        return True
 
 
 def wait_for_all(timeout_seconds: float) -> Store | None:
@@ -143,6 +81,10 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
 
 def _listen(host: str, port: int) -> int | None:
     """Listen on the address that the launch names; return None where torch must listen on all."""
+    inherited = os.environ.pop(LISTENER, None)
+    # Our own launcher listens there already.
+    if inherited is not None:
+        return int(inherited)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # Many machines call themselves by a name that other machines cannot reach: 127.0.1.1.

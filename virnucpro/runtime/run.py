@@ -39,6 +39,7 @@ from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
 from virnucpro.runtime.monitoring.gpu import open_gpu
 
 _VISIBILITY_SECONDS = 15.0
+_LEAVING_SECONDS = 5.0
 
 Value = TypeVar("Value")
 
@@ -236,9 +237,22 @@ def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
 
 
 def _leave(accelerator: Accelerator) -> None:
+    store = launch_store(accelerator) if torch.distributed.is_initialized() else None
     accelerator.end_training()
     # A cycle of references may keep parts of the process group.
     gc.collect()
+    if store is None:
+        return
+    # The first process may host the store, and threads of NCCL in the others complain if it goes
+    # while they still run. So it goes last, unless another process hangs.
+    deadline = time.monotonic() + _LEAVING_SECONDS
+    with suppress(RuntimeError):
+        num_left = store.add("virnucpro/left", 1)
+        while accelerator.is_main_process and num_left < accelerator.num_processes:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+            num_left = store.add("virnucpro/left", 0)
 
 
 def _open_monitor(accelerator: Accelerator, metrics_path: Path) -> Monitor:
