@@ -40,6 +40,7 @@ def check_precision_command(
     """  # noqa: D301 (click reads the \b)
     if num_processes() > 1:
         raise UsageError("check-precision runs in one process; start the command by itself")
+    # As in predict: whatever is wrong should show before anything is read.
     require_classifier(config)
     # Elsewhere than a run would be, because a check must not touch the results of one.
     with tempfile.TemporaryDirectory(prefix="virnucpro-precision-") as scratch:

@@ -111,6 +111,7 @@ def hide_other_gpus(gpus: str | None) -> None:
         return
     if not re.fullmatch(r"\d+(,\d+)*", gpus):
         raise UsageError(f"--gpus {gpus}: wanted numbers with commas between, such as 0,1")
+    # Processes that are started from here inherit it.
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
 
 

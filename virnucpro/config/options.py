@@ -167,6 +167,7 @@ def options_of(config: type[Config]) -> Mapping[str, Option]:
     """Return the options of a class by field; its own come before those of its bases."""
     fields = {field.name: field for field in dataclasses.fields(config)}
     names = dict.fromkeys([*inspect.get_annotations(config), *fields])
+    # The annotations are text here, so their types must be looked up.
     hints = typing.get_type_hints(config)
     options = {}
     # Fields without `option()` are no settings of this command, although its base class has them.
@@ -193,6 +194,7 @@ def options_of(config: type[Config]) -> Mapping[str, Option]:
 
 
 def _choose_metavar(option: Option, kind: type) -> str | None:
+    # click writes these by itself.
     if option.is_argument or option.choices or kind is bool:
         return None
     if option.path is not None:

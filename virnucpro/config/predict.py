@@ -172,6 +172,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             self._use_mini()
         # `str`, because from Python the model type may be a number.
         self._set_default("chunk_length_bp", 300 if str(self.model_type) == "300" else 500)
+        # Those of `call` are left open instead: it takes them from the run.
         self._set_default("regions", "all")
         self._set_default("fastq", False)
         super().__post_init__()
@@ -182,6 +183,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     def _use_mini(self) -> None:
         """Let the package's files stand for the weights that are not given."""
         for name in ("dna_backend", "protein_backend"):
+            # With -p, the classifier may be one for other backends.
             if self.model_path is None and getattr(self, name) != getattr(type(self), name):
                 raise UsageError(
                     f"model type mini is for the backends dnabert-s and esm2, and {name} is "
@@ -258,6 +260,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     @property
     def stem(self) -> str:
         """The name of the fork's files: the prefix, the input's, or else the output directory's."""
+        # Runs with different prefixes share a directory.
         if self.prefix:
             return self.prefix
         if len(self.inputs) == 1 and self.inputs[0] != STDIN:

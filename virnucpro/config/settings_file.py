@@ -219,6 +219,7 @@ def _describe(option: Option) -> list[str]:
         text += f" Default: {option.unset}."
     # A default that depends on other settings would be wrong as a fixed value.
     value = None if option.default is REQUIRED or option.unset else option.default
+    # JSON knows no paths, and what JSON writes is YAML as well.
     if isinstance(value, Path):
         value = str(value)
     written = "" if value in (None, ()) else f" {json.dumps(value)}"

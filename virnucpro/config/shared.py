@@ -99,6 +99,7 @@ class DeviceConfig(Config, group="Device and precision"):
     )
 
     def __post_init__(self) -> None:
+        # First, because this makes the device a text.
         super().__post_init__()
         device = f"cuda:{self.device}" if self.device.isdigit() else self.device
         if not _DEVICE.fullmatch(device):

@@ -106,6 +106,7 @@ class TrainConfig(FramesConfig, group="Training"):
         super().__post_init__()
         # One text for each rule: `stretches` and `stretches:2:20` must be the same setting.
         self._set("frame_rule", str(FrameRule.parse(self.frame_rule)))
+        # The original knew no other rule.
         if self.merged and self.frame_rule != str(OPEN_RULE):
             raise UsageError(
                 f"frame rule {self.frame_rule}: labelled features (--merged) are of open frames; "
@@ -122,6 +123,7 @@ class TrainConfig(FramesConfig, group="Training"):
                 "wanted either viral and other sequences (--viral and --other), or labelled "
                 "features (--merged)"
             )
+        # The second time, standard input is empty.
         if STDIN in self.inputs:
             raise UsageError("training reads its input more than once; give files instead of -")
 

@@ -126,6 +126,7 @@ def write_decision(
     else:
         # Otherwise the file of earlier calls would stay beside these.
         directory.proviruses_fasta.unlink(missing_ok=True)
+    # Only where it is wanted, because the inputs are read once more for it.
     if config.fastq:
         write_viral_fastq(directory.viral_fastq, store, records.call == "virus")
     else:

@@ -183,4 +183,5 @@ def _score_bed(region: Region) -> int:
 
 
 def _quote(text: str) -> str:
+    # An id may have bytes that are no UTF-8.
     return quote(text, _GFF_PLAIN, errors="surrogateescape")

@@ -189,6 +189,7 @@ def _describe_run(run: Run, config: PredictConfig, embedded: Embedded) -> dict[s
             "identity": classifier.identity,
             "made_for": classifier.metadata and dataclasses.asdict(classifier.metadata),
         },
+        # Counted in the passes, because `merge` itself is one process.
         "num_processes": len(passes[0].summaries),
         "counts": {
             "records": store.num_records,

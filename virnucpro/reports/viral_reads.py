@@ -50,6 +50,7 @@ def write_viral_fastq(path: Path, store: FrameStore, is_viral: BoolArray) -> Non
                 if is_viral[record]:
                     _check_same(names, header == store.reads(record)[mate].header)
                     file.write(f"@{header}\n{letters}\n+\n{qualities}\n")
+            # FASTA has no qualities. A run may have both kinds of inputs.
             if found == 0:
                 logger.warning("%s: is not FASTQ, so viral.fastq has none of its records", names)
             else:

@@ -78,6 +78,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
             f"{config.output_path}: exists already; overwrite it with --force, or choose another "
             "file (-o)"
         )
+    # The tensors are written again as they are, so the scores stay the same.
     state, found = read_state(config.classifier)
     directory = find_run(config.run)
     document = read_run_json(directory.run_json, ("backends", "classifier", "settings"))

@@ -32,6 +32,7 @@ def report(config: ReportConfig) -> Path:
         raise OutputExistsError(
             f"{path}: exists already; overwrite it with --force, or choose another name (-o)"
         )
+    # Only runs of `predict` are compared; their tables have the same columns.
     if others:
         write_comparison_page(config.runs, path)
     # The files say what kind of directory it is, and nobody has to name it.

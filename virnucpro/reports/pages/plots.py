@@ -134,6 +134,7 @@ def draw_cells(
     # Large dots first, so that they hide no small ones.
     for (kind, length, share), count in sorted(cells.items(), key=lambda cell: -cell[1]):
         spot = {"cx": _round(place(math.log10(length))), "cy": _round(rise(share))}
+        # By the logarithm, because one dot may be a thousand records.
         radius = _round(min(9, 3 + 1.5 * math.log10(count)))
         title_of_dot = f"{count:,} {kind}, about {length:,.0f} bp and {y_label} {share:.2f}"
         shapes.append(Shape("circle", kind, spot | {"r": radius}, title_of_dot))
@@ -162,6 +163,7 @@ def draw_bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]], unit:
     shapes, labels = [], []
     for number, (label, parts) in enumerate(rows):
         top, reached = 4 + number * _BAR_STEP, 0.0
+        # As many letters as fit in the width of the labels.
         labels.append((top + _BAR_HEIGHT / 2, _shorten(label, 22)))
         for kind, value in parts.items():
             box = {"x": _round(place(reached)), "y": top, "height": _BAR_HEIGHT}

@@ -105,6 +105,7 @@ def read_records(directory: RunDirectory) -> Records:
     counted: dict[str, Counter[tuple[str, int, int]]] = {name: Counter() for name in _SHARES}
     confidence: Counter[tuple[str, str]] = Counter()
     best: list[tuple[float, int, Record]] = []
+    # 8 bytes a record, because a table may have millions.
     num_chunks = array("q")
     regions: dict[int, list[tuple[int, int]]] = {}
     groups = _read_regions(directory.regions_tsv)
