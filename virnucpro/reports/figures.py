@@ -20,6 +20,7 @@ from virnucpro.reports.report import Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,11 @@ class Curve(NamedTuple):
 
     predictions: Predictions
     section: Section
+
+    @property
+    def has_both(self) -> bool:
+        """Whether there are viral records and others: every panel compares them."""
+        return bool(self.section.num_viral and self.section.num_others)
 
     @property
     def size(self) -> str:
@@ -102,14 +108,10 @@ def draw_report(
         for name, chosen in classes
         if name in section_of
     ]
-    curves, of_classes = (
-        [one for one in each if one.section.num_viral and one.section.num_others]
-        for each in (curves, of_classes)
-    )
+    curves, of_classes = ([one for one in each if one.has_both] for each in (curves, of_classes))
     if not curves or not can_draw():
         return
     # matplotlib is optional, and its import takes long.
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     # `Figure` and not pyplot, which keeps every figure and may ask for a display.
@@ -130,6 +132,12 @@ def draw_report(
     for letter, axes in zip("abcdefgh", figure.axes, strict=False):
         axes.set_title(letter, loc="left", fontweight="bold")
     figure.suptitle(title)
+    _save(figure, directory)
+
+
+def _save(figure: Figure, directory: Path) -> None:
+    import matplotlib as mpl
+
     # A date and random names would change the bytes of each file.
     metadata: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}
     with mpl.rc_context({"svg.hashsalt": "virnucpro"}):

@@ -15,6 +15,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Float64Array, Int64Array
 from virnucpro.reports.metrics import Predictions
+from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.training.corpus import Corpus
 from virnucpro.training.splits import HELD_OUT_RUN, balance
 
@@ -86,6 +87,17 @@ def weigh(corpus: Corpus, fragments: Fragments) -> Float64Array:
     # So that the mean weight of what counts is 1.
     weight *= np.count_nonzero(weight) / weight.sum()
     return weight
+
+
+def calibrate_fragments(corpus: Corpus, fragments: Fragments) -> Calibration:
+    """Return a calibration that is fitted to fragments of all sizes."""
+    weight = weigh(corpus, fragments)
+    # Of a size that one kind alone reaches, nothing can be learned.
+    used = weight > 0
+    is_viral = corpus.is_viral[corpus.record_class[fragments.record]]
+    return fit_calibration(
+        fragments.score[used], fragments.num_open_chunks[used], is_viral[used], weight[used]
+    )
 
 
 def make_predictions(

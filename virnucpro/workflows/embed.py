@@ -61,20 +61,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             prepare_workers(config, run.device)
             model = open_model(config.backend, config.weights, run)
         with run.stage("read records"):
-            run.once(
-                lambda: prepare_record_store(
-                    [config.input],
-                    directory.records_dir,
-                    # Before anything in the directory changes: a refused --resume must leave it as
-                    # it was.
-                    lambda store: _refuse_other_runs(
-                        config, directory, _make_job(run, config, directory, store, model)
-                    ),
-                    alphabet=model.alphabet,
-                    force_alphabet=config.force_alphabet,
-                )
-            )
-            store = open_record_store(directory.records_dir)
+            store = _read_records(run, config, directory, model)
             _check_lengths(config, store, model)
         job = _make_job(run, config, directory, store, model)
         # Asked in one process and shared: another process could see the file in another state.
@@ -97,6 +84,25 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
         # The output holds everything now, and its mark says so.
         shutil.rmtree(directory.path)
     return config.output_path
+
+
+def _read_records(
+    run: Run, config: EmbedConfig, directory: EmbedDirectory, model: Model
+) -> RecordStore:
+    """Return the store of the records; the main process writes it, or finds it from before."""
+    run.once(
+        lambda: prepare_record_store(
+            [config.input],
+            directory.records_dir,
+            # Before anything in the directory changes: a refused --resume must leave it as it was.
+            lambda store: _refuse_other_runs(
+                config, directory, _make_job(run, config, directory, store, model)
+            ),
+            alphabet=model.alphabet,
+            force_alphabet=config.force_alphabet,
+        )
+    )
+    return open_record_store(directory.records_dir)
 
 
 def _make_job(

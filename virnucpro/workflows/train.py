@@ -36,7 +36,7 @@ from virnucpro.reports.report import (
 )
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
-from virnucpro.scoring.calibration import Calibration, fit_calibration
+from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.calls import call_chunks, score_chunks, sigmoid
 from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHeadSizes
 from virnucpro.scoring.classifier import (
@@ -58,10 +58,10 @@ from virnucpro.training.corpus import (
 from virnucpro.training.fragments import (
     SIZES,
     Fragments,
+    calibrate_fragments,
     join_chunks,
     make_predictions,
     name_size,
-    weigh,
 )
 from virnucpro.training.head import (
     ChunkExamples,
@@ -247,7 +247,7 @@ def _make_classifier(
     with run.stage("calibration and report"):
         # Calibrated on one part and measured on another, or the figures would be too good.
         valid = _score(material, head, "valid")
-        calibration = _calibrate(corpus, valid)
+        calibration = calibrate_fragments(corpus, valid)
         metadata = dataclasses.replace(
             material.metadata,
             calibration=calibration,
@@ -323,16 +323,6 @@ def _score(material: _Material, head: FrameClassifier | ChunkClassifier, split: 
     frame_scores = head.score(material.gather(corpus.rows(chunks)))
     first_frame = np.concatenate([[0], np.cumsum(corpus.num_frames[chunks])])
     return join_chunks(corpus, chunks, score_chunks(call_chunks(frame_scores, first_frame)))
-
-
-def _calibrate(corpus: Corpus, valid: Fragments) -> Calibration:
-    weight = weigh(corpus, valid)
-    # Of a size that one kind alone reaches, nothing can be learned.
-    used = weight > 0
-    is_viral = corpus.is_viral[corpus.record_class[valid.record]]
-    return fit_calibration(
-        valid.score[used], valid.num_open_chunks[used], is_viral[used], weight[used]
-    )
 
 
 def _report(
