@@ -7,6 +7,7 @@ import tomllib
 
 import jinja2
 import pytest
+import rattler_build
 import yaml
 
 import virnucpro
@@ -43,3 +44,42 @@ def test_the_recipe_is_of_this_version(recipe: dict) -> None:
     assert recipe["package"] == {"name": "virnucpro", "version": virnucpro.__version__}
     assert recipe["source"]["url"].endswith(f"/virnucpro-{virnucpro.__version__}.tar.gz")
     assert re.fullmatch(r"[0-9a-f]{64}", recipe["source"]["sha256"])
+
+
+def render(recipe: dict) -> dict:
+    """Render the recipe with rattler-build, which checks it; it reads the newer form only."""
+    python = {"entry_points": recipe["build"]["entry_points"]}
+    build = {key: recipe["build"][key] for key in ("number", "noarch", "script")}
+    stage = rattler_build.Stage0Recipe.from_dict(
+        {
+            "package": recipe["package"],
+            "source": recipe["source"],
+            "build": {**build, "python": python},
+            "requirements": recipe["requirements"],
+            "tests": [
+                {"python": {"imports": recipe["test"]["imports"]}},
+                {"script": recipe["test"]["commands"]},
+            ],
+            "about": {
+                {"home": "homepage"}.get(key, key): value
+                for key, value in recipe["about"].items()
+                if key != "license_family"
+            },
+        }
+    )
+    (variant,) = stage.render()
+    return variant.recipe.to_dict()
+
+
+def test_rattler_build_renders_the_recipe(recipe: dict) -> None:
+    rendered = render(recipe)
+    assert rendered["build"]["noarch"] == "python"
+    assert rendered["requirements"]["run"] == recipe["requirements"]["run"]
+    # It knows licences, fields, and how versions are written.
+    for part, wrong in [
+        ("requirements", {"run": ["numpy >=1..2"]}),
+        ("requirements", {"runs": ["numpy"]}),
+        ("about", {"license": "MYT"}),
+    ]:
+        with pytest.raises(rattler_build.RattlerBuildError):
+            render({**recipe, part: {**recipe[part], **wrong}})

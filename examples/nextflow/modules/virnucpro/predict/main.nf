@@ -1,5 +1,6 @@
 process VIRNUCPRO_PREDICT {
     tag "$meta.id"
+    label 'process_high'
     label 'process_gpu'
 
     container "${params.container}"
