@@ -153,7 +153,7 @@ def leave_to_launch(
         check_launch()
         return
     check_launch()
-    # Not above: this imports torch and Accelerate, which a light command must not wait for.
+    # Not above: a command that starts no processes needs none of it.
     from virnucpro.runtime import launching
 
     num_wanted = launching.choose_num_processes(config.device, wanted, launch.gpus)

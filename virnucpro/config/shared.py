@@ -77,6 +77,21 @@ def backend_option(molecule: str, default: str) -> str:
     return field
 
 
+def batch_tokens_option(molecule: str, fork_name: str) -> int | None:
+    """Return the field of the size of batches of one molecule."""
+    field: int | None = option(
+        None,
+        fork_name,
+        help=f"Tokens in a batch of {molecule}.",
+        unset="by the device",
+        details="The fork's default was 2048. The command profile measures the best number.",
+        group="Speed and memory",
+        metavar="TOKENS",
+        minimum=1,
+    )
+    return field
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig(Config, group="Device and precision"):
     """The device that computes, and how it computes."""
@@ -184,28 +199,8 @@ class FramesConfig(RunConfig, group="Embedding models"):
         details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",
     )
-    dna_batch_tokens: int | None = option(
-        None,
-        # The fork's name.
-        "--dnabert-batch-size",
-        help="Tokens in a batch of DNA.",
-        unset="by the device",
-        details="The fork's default was 2048. The command profile measures the best number.",
-        group="Speed and memory",
-        metavar="TOKENS",
-        minimum=1,
-    )
-    protein_batch_tokens: int | None = option(
-        None,
-        # The fork's name.
-        "--esm-batch-size",
-        help="Tokens in a batch of proteins.",
-        unset="by the device",
-        details="The fork's default was 2048. The command profile measures the best number.",
-        group="Speed and memory",
-        metavar="TOKENS",
-        minimum=1,
-    )
+    dna_batch_tokens: int | None = batch_tokens_option("DNA", "--dnabert-batch-size")
+    protein_batch_tokens: int | None = batch_tokens_option("proteins", "--esm-batch-size")
 
 
 @dataclass(frozen=True, kw_only=True)
