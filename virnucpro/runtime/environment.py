@@ -123,7 +123,8 @@ def read_torch_build() -> dict[str, Any]:
     if found is None or found.origin is None:
         return {}
     # torch writes this file when it is built. It imports nothing.
-    return runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    path = Path(found.origin).with_name("version.py")
+    return runpy.run_path(str(path)) if path.is_file() else {}
 
 
 def machine_name() -> str:
