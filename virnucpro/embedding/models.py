@@ -70,9 +70,11 @@ class Model:
         """Begin to load in a thread what `load_encoder` will return, with its errors."""
         pool = ThreadPoolExecutor(1, "loading")
         how = (device, precision, attention)
-        # Asked for here: in the other thread, the current GPU is another.
-        gpu = torch.cuda.current_device() if device.type == "cuda" else None
-        self._loading[how] = pool.submit(self._load_beside, gpu, *how)
+        on = device
+        if device == torch.device("cuda"):
+            # This thread's current GPU, which need not be that of the other thread.
+            on = torch.device("cuda", torch.cuda.current_device())
+        self._loading[how] = pool.submit(self._load_beside, on, precision, attention)
         pool.shutdown(wait=False)
 
     def load_encoder(self, device: torch.device, precision: str, attention: str) -> Encoder:
@@ -87,15 +89,13 @@ class Model:
         loading = self._loading.pop((device, precision, attention), None)
         return self._load(device, precision, attention) if loading is None else loading.result()
 
-    def _load_beside(
-        self, gpu: int | None, device: torch.device, precision: str, attention: str
-    ) -> Encoder:
-        if gpu is None:
+    def _load_beside(self, device: torch.device, precision: str, attention: str) -> Encoder:
+        if device.type != "cuda":
             return self._load(device, precision, attention)
         # Each thread has a current GPU and a current stream. On the stream of the thread that
         # embeds, the copies would stand in line with its batches.
-        torch.cuda.set_device(gpu)
-        with torch.cuda.stream(torch.cuda.Stream(gpu)):  # type: ignore[no-untyped-call]
+        torch.cuda.set_device(device)
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
             encoder = self._load(device, precision, attention)
             torch.cuda.current_stream().synchronize()
         return encoder
