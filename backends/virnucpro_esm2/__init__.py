@@ -15,6 +15,9 @@ MAX_RESIDUES = 1024
 NUM_SPECIAL_TOKENS = 2
 """One BOS (`<cls>`) before and one EOS after the residues."""
 
+MIN_FP8_TOKENS = 40 + NUM_SPECIAL_TOKENS
+"""Shorter proteins are embedded in bf16 when a run is in fp8."""
+
 
 class Esm2Backend:
     """Embeds proteins with any ESM-2, 8M to 15B (Lin et al. 2023, doi:10.1126/science.ade2574)."""
@@ -29,6 +32,7 @@ class Esm2Backend:
         pooling="mean over residues, at most 1024, without BOS and EOS",
         # The published widths are multiples of 16, as products in 8 bits need.
         supports_fp8=True,
+        min_fp8_tokens=MIN_FP8_TOKENS,
         max_letters=MAX_RESIDUES,
     )
 

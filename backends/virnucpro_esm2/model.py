@@ -9,7 +9,8 @@ frequencies, V words.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -24,7 +25,7 @@ from virnucpro.errors import UsageError
 from virnucpro.kernels import choose_attention, float8, onednn, plain
 from virnucpro.kernels.float8 import Float8Linear
 from virnucpro.kernels.halves import embed_halves
-from virnucpro_esm2 import MAX_RESIDUES, NUM_SPECIAL_TOKENS
+from virnucpro_esm2 import MAX_RESIDUES, MIN_FP8_TOKENS, NUM_SPECIAL_TOKENS
 from virnucpro_esm2.attention import Attend, Packing, attend_onednn, attend_sdpa, choose_attend
 from virnucpro_esm2.tokens import TOKENS
 
@@ -38,6 +39,13 @@ MAX_BOUND_RATIO = 16
 
 With one scale, numbers lose digits when they are over 2^15 times smaller than the largest one.
 Attended values are about 2^9 times smaller than their bound, so this ratio leaves some room."""
+
+NUM_EXACT_LAYERS = 2
+"""The first layers never multiply in 8 bits.
+
+Outlier channels make their errors the largest, and all later layers attend by what they see then.
+docs/notes/performance.md has the figures ("What fp8 loses with trained weights").
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +87,9 @@ class Rotary(NamedTuple):
 
 
 class Between(NamedTuple):
-    """The operations between the matrix products of the layers, chosen once for each batch.
+    """The operations between the matrix products of a layer, chosen once for each batch.
 
-    The input of a product is a tensor, or `float8.Rows` if products are in 8 bits.
+    The input of a product is a tensor, or `float8.Rows` if the layer's products are in 8 bits.
 
     Attributes:
         attend: From queries, keys and values (T, 3, H, K) and the layer's `value_bound` to the
@@ -128,6 +136,7 @@ class Esm2Layer(nn.Module):
     """One transformer layer with layer norms first; one matrix makes queries, keys and values.
 
     Attributes:
+        is_quantized: Whether products are in 8 bits.
         value_bound: A float32 scalar that no value of attention exceeds, if products are in 8 bits.
             None if the values are too different in size for one scale.
     """
@@ -138,6 +147,7 @@ class Esm2Layer(nn.Module):
         super().__init__()
         dim, ffn_dim, eps = config.embed_dim, config.ffn_dim, config.layer_norm_eps
         self.num_heads = config.num_heads
+        self.is_quantized = False
         # Not persistent: the bound follows from the weights, so no file holds it.
         self.register_buffer("value_bound", None, persistent=False)
         self.attention_norm = nn.LayerNorm(dim, eps, dtype=dtype, device=device)
@@ -163,6 +173,7 @@ class Esm2Layer(nn.Module):
 
     def quantize(self) -> None:
         """Quantize the weights as they are now, and multiply in 8 bits from now on."""
+        self.is_quantized = True
         # Before the weights are rounded: the bound allows for that rounding by itself.
         self.value_bound = self._bound_values()
         for name in ("qkv", "out", "fc1", "fc2"):
@@ -209,7 +220,7 @@ class Esm2(nn.Module):
         meta = torch.device("meta")
         dim, eps = config.embed_dim, config.layer_norm_eps
         self.config = config
-        self.is_quantized = False
+        self.exact_layers: list[nn.Module] | None = None
         self.is_packed = False
         self.attend = attend
         self.fused = fused
@@ -226,10 +237,16 @@ class Esm2(nn.Module):
         self.register_buffer("sin_PR", angles_PR, persistent=False)
 
     def quantize(self) -> None:
-        """Quantize the weights as they are now, and multiply in 8 bits from now on."""
-        self.is_quantized = True
-        for layer in self.layers:
-            cast(Esm2Layer, layer).quantize()
+        """Quantize the weights as they are now, and multiply in 8 bits where that is near enough.
+
+        The first layers stay as they were, and so do all layers for batches of short proteins.
+        """
+        # A list and no module: these are the layers of one model again, and count only once.
+        self.exact_layers = list(self.layers)
+        for number in range(NUM_EXACT_LAYERS, len(self.layers)):
+            layer = copy.deepcopy(cast(Esm2Layer, self.layers[number]))
+            layer.quantize()
+            self.layers[number] = layer
 
     def pack(self) -> None:
         """Pack the weights as they are now, and multiply through oneDNN from now on."""
@@ -267,11 +284,16 @@ class Esm2(nn.Module):
         hidden_TD = self.embed_tokens(batch.token_ids_T)
         if self.config.token_dropout:
             hidden_TD = hidden_TD * TOKEN_DROPOUT_SCALE
-        between = self._choose_between(packing, len(hidden_TD))
+        between, between_8 = self._choose_between(packing, len(hidden_TD))
+        layers: Iterable[nn.Module] = self.layers
+        # Errors of 8 bits cancel in the mean over many tokens, and not in the mean over a few.
+        if self.exact_layers is not None and packing.max_length < MIN_FP8_TOKENS:
+            layers = self.exact_layers
         # The first layer has nothing to add: no layer came before it.
         delta_TD = None
-        for layer in self.layers:
-            hidden_TD, delta_TD = layer(hidden_TD, delta_TD, between)
+        for layer in layers:
+            chosen = between_8 if layer.is_quantized else between
+            hidden_TD, delta_TD = layer(hidden_TD, delta_TD, chosen)
         # In float32, because a sum of a thousand tokens in half precision loses digits.
         hidden_TD = between.norm_sum(hidden_TD, delta_TD, self.final_norm).float()
         # BOS and EOS do not count in the mean.
@@ -280,7 +302,8 @@ class Esm2(nn.Module):
         sum_BD = torch.segment_reduce(hidden_TD, "sum", lengths=lengths_B, unsafe=True)
         return sum_BD / (lengths_B - NUM_SPECIAL_TOKENS)[:, None]
 
-    def _choose_between(self, packing: Packing, num_tokens: int) -> Between:
+    def _choose_between(self, packing: Packing, num_tokens: int) -> tuple[Between, Between]:
+        """Return the operations of layers in the model's precision, and of layers in 8 bits."""
         kernels: ModuleType = onednn if self.is_packed else plain
         if self.fused:
             from virnucpro.kernels import fused
@@ -288,27 +311,32 @@ class Esm2(nn.Module):
             kernels = fused
         # `fused` rotates inside its kernel.
         rotary = None if self.fused else self._make_rotary(packing, num_tokens)
+        where, angles = (packing.offsets, packing.max_length), (self.cos_PR, self.sin_PR)
 
-        def attend(qkv_T3HK: Tensor, value_bound: Tensor | None) -> Any:
+        def attend(qkv_T3HK: Tensor, value_bound: Tensor | None) -> Tensor:
             if rotary is None:
-                where, angles = (packing.offsets, packing.max_length), (self.cos_PR, self.sin_PR)
-                if value_bound is not None:
-                    return kernels.attend_quantize(qkv_T3HK, *where, value_bound, angles=angles)
-                attended_TD = kernels.attend(qkv_T3HK, *where, angles=angles).flatten(1)
-                return kernels.quantize(attended_TD) if self.is_quantized else attended_TD
+                attended_THK: Tensor = kernels.attend(qkv_T3HK, *where, angles=angles)
+                return attended_THK.flatten(1)
             dtype = qkv_T3HK.dtype
             # On CPUs torch attends faster in float32, and the rotation returns float32 anyway.
             on_cpu = qkv_T3HK.device.type == "cpu"
             inner = torch.float32 if on_cpu and not self.is_packed else dtype
             q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
             v_THK = qkv_T3HK[:, 2].to(inner)
-            attended_TD = self.attend(q_THK, k_THK, v_THK, packing).to(dtype).flatten(1)
-            return plain.quantize(attended_TD, value_bound) if self.is_quantized else attended_TD
+            return self.attend(q_THK, k_THK, v_THK, packing).to(dtype).flatten(1)
 
-        if not self.is_quantized:
-            return Between(attend, kernels.add_norm, kernels.linear_gelu, kernels.norm_sum)
-        return Between(
-            attend,
+        def attend_8(qkv_T3HK: Tensor, value_bound: Tensor | None) -> Any:
+            if value_bound is None:
+                return kernels.quantize(attend(qkv_T3HK, None))
+            if rotary is None:
+                return kernels.attend_quantize(qkv_T3HK, *where, value_bound, angles=angles)
+            return plain.quantize(attend(qkv_T3HK, None), value_bound)
+
+        between = Between(attend, kernels.add_norm, kernels.linear_gelu, kernels.norm_sum)
+        if self.exact_layers is None:
+            return between, between
+        return between, Between(
+            attend_8,
             kernels.add_norm_quantize,
             lambda linear, rows: kernels.gelu_quantize(linear(rows)),
             kernels.norm_sum,

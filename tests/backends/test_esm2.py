@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import send_to_device
+from torch import nn
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity
-from virnucpro_esm2 import backend
+from virnucpro_esm2 import MIN_FP8_TOKENS, backend
 from virnucpro_esm2.model import Esm2Config, default_frequencies
 from virnucpro_esm2.tokens import TOKENS, Esm2Collator
 
@@ -451,11 +452,23 @@ def test_8_bits_are_near_float32(tmp_path: Path) -> None:
     assert 0.99 < cosine_similarity(found_BE, wanted_BE).min() < 0.99999
 
 
+def test_the_first_layers_and_short_proteins_are_not_in_8_bits() -> None:
+    config = make_config(4, 64, 4)
+    model = make_random_model(config, dtype=torch.bfloat16)
+    quantized = make_random_model(config, dtype=float8.DTYPE)
+    kinds = [type(layer.fc1) for layer in quantized.layers]
+    assert kinds == [nn.Linear, nn.Linear, float8.Float8Linear, float8.Float8Linear]
+    with torch.inference_mode():
+        for length, is_equal in ((MIN_FP8_TOKENS - 3, True), (MIN_FP8_TOKENS - 2, False)):
+            batch = collate(make_proteins((5, length)))
+            assert torch.equal(model(batch), quantized(batch)) == is_equal
+
+
 def test_no_value_of_attention_is_above_the_bound_of_its_layer() -> None:
-    config = make_config(2, 64, 4)
+    config = make_config(4, 64, 4)
     model = make_random_model(config)
     quantized = make_random_model(config, dtype=float8.DTYPE)
-    for layer, quantized_layer in zip(model.layers, quantized.layers, strict=True):
+    for layer, quantized_layer in list(zip(model.layers, quantized.layers, strict=True))[2:]:
         # Tokens along the rows of weights: nothing of their length makes larger values.
         weight_DD, bias_D = layer.qkv.weight[2 * 64 :], layer.qkv.bias[2 * 64 :]
         tokens_DD = layer.attention_norm(weight_DD * layer.attention_norm.weight)
@@ -464,14 +477,14 @@ def test_no_value_of_attention_is_above_the_bound_of_its_layer() -> None:
 
 
 def test_values_of_unequal_size_in_8_bits_have_a_scale_for_each_token() -> None:
-    config = make_config(2, 64, 4)
+    config = make_config(4, 64, 4)
     models = [make_random_model(config), make_random_model(config)]
     for model in models:
-        model.layers[0].qkv.weight[2 * 64 + 7] *= 1000
-        model.layers[0].out.weight[:, 7] /= 1000
+        model.layers[2].qkv.weight[2 * 64 + 7] *= 1000
+        model.layers[2].out.weight[:, 7] /= 1000
     models[1].quantize()
-    assert models[1].layers[0].value_bound is None
-    assert models[1].layers[1].value_bound is not None
+    assert models[1].layers[2].value_bound is None
+    assert models[1].layers[3].value_bound is not None
     batch = collate(make_proteins(MIXED_LENGTHS))
     with torch.inference_mode():
         wanted_BE, found_BE = (model(batch) for model in models)

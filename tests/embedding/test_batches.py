@@ -26,6 +26,14 @@ def test_every_row_is_in_one_batch_within_the_budget(costs: list[int], budget: i
         assert len(batch) == 1 or len(batch) * longest <= budget
 
 
+@given(costs=cost_lists, min_tokens=st.integers(min_value=0, max_value=301))
+def test_short_sequences_have_batches_of_their_own(costs: list[int], min_tokens: int) -> None:
+    rows, tokens = np.arange(len(costs)), np.asarray(costs, dtype=np.int64)
+    batches = plan_batches(rows, tokens, 1000, min_tokens)
+    assert sorted(row for batch in batches for row in batch.tolist()) == rows.tolist()
+    assert all(len(set(tokens[batch] < min_tokens)) == 1 for batch in batches)
+
+
 @given(costs=cost_lists, budget=st.integers(min_value=1, max_value=1000))
 def test_batches_come_longest_first_and_equal_costs_keep_their_order(
     costs: list[int], budget: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from virnucpro_dnabert_s.weights import make_meta_model
 from virnucpro_esm2 import benchmarking as esm2
 from virnucpro_esm2.model import Esm2
 
+from tools.make_esm2_weights import make_config, write_fair_esm
 from virnucpro.embedding.measuring import (
     count_flop_per_token,
+    embed_mixed,
     fill_batch,
     find_min_cosine,
     make_sequences,
@@ -60,6 +63,18 @@ def test_a_batch_is_as_full_as_in_a_run(model: Model, budget_tokens: int) -> Non
     assert num_taken == 1 or batch.max_length * num_taken <= budget_tokens
     with_one_more = max(len(sequence) + 2 for sequence in sequences[: num_taken + 1])
     assert with_one_more * (num_taken + 1) > budget_tokens
+
+
+def test_mixed_sequences_keep_their_order(tmp_path: Path) -> None:
+    path = write_fair_esm(tmp_path / "esm2_tiny.pt", make_config(2, 32, 4))
+    model = open_model("esm2", str(path))
+    encoder = model.load_encoder(CPU, "fp32", "eager")
+    found_BE = embed_mixed(model, encoder, CPU)
+    assert len(found_BE) == 32
+    shortest = next(make_sequences("protein", 12))
+    with torch.inference_mode():
+        wanted_E = encoder(model.load_collator()(np.zeros(1, dtype=np.int64), [shortest]))[0]
+    assert torch.allclose(found_BE[0], wanted_E, atol=1e-4)
 
 
 def test_a_vector_of_nan_is_not_close_to_anything() -> None:

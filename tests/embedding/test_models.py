@@ -43,6 +43,8 @@ def test_a_backend_that_knows_no_fp8_computes_in_bf16(model, demo_weights) -> No
     other = open_model("esm2", demo_weights["protein_weights"])
     assert [model.compute_precision(each) for each in ("fp8", "fp16")] == ["bf16", "fp16"]
     assert other.compute_precision("fp8") == "fp8"
+    assert [each.min_tokens("fp8") > 0 for each in (model, other)] == [False, True]
+    assert other.min_tokens("bf16") == 0
     assert model.make_identity("sha256:11", "fp8", 300).precision == "bf16"
     assert other.make_identity("sha256:11", "fp8", 300).precision == "fp8"
 

@@ -15,8 +15,10 @@ from tests.runs import predict_options, read_table, write_reads
 from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
+from virnucpro.cli.check_precision import _describe
 from virnucpro.cli.main import main
 from virnucpro.sequences.fasta import RecordReader
+from virnucpro.workflows.check_precision import EmbeddingDifference, PrecisionCheck
 
 
 @pytest.fixture
@@ -146,6 +148,14 @@ def test_it_says_when_no_call_flips(check, reads, runs, tmp_path):
     (tmp_path / "one.fa").write_text(f">{record.header}\n{record.sequence}\n")
     result = check(tmp_path / "one.fa", "--precision=bf16")
     assert result.stdout.endswith("\n\nNo call would flip.\n")
+
+
+@pytest.mark.parametrize(("cosine", "warns"), [(0.9899, True), (0.99, False)])
+def test_it_advises_against_a_precision_that_is_far_from_float32(cosine, warns):
+    found = EmbeddingDifference("esm2", "fp8", 100, cosine, 0.998, 0.1)
+    lines = list(_describe(PrecisionCheck("fp8", "an H100", 10, 10, 0, [found], [])))
+    advice = "fp8 is not for these weights of esm2: a cosine is under 0.99."
+    assert any(line.startswith(advice) for line in lines) == warns
 
 
 @pytest.mark.slow

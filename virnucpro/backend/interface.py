@@ -43,6 +43,8 @@ class BackendInfo:
         interface_version: The `INTERFACE_VERSION` that the backend was written for.
         supports_fp8: Whether `load_encoder` accepts `torch.float8_e4m3fn`. With `--precision fp8`,
             any other backend gets bfloat16.
+        min_fp8_tokens: In a run with fp8, sequences of lower `token_cost` are never in a batch with
+            others, so that the encoder can compute them otherwise.
     """
 
     name: str
@@ -53,6 +55,7 @@ class BackendInfo:
     interface_version: int = INTERFACE_VERSION
     supports_fp8: bool = False
     max_letters: int | None = None
+    min_fp8_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ def check_precision_command(
 
 
 def _describe(check: PrecisionCheck) -> Iterator[str]:
+    from virnucpro.workflows.check_precision import MIN_COSINE
+
     yield (
         f"{check.precision} against fp32 on {check.device}: {check.num_records:,} of "
         f"{check.num_input_records:,} records, seed {check.seed}"
@@ -76,6 +78,12 @@ def _describe(check: PrecisionCheck) -> Iterator[str]:
             for found in check.embeddings
         ],
     )
+    for found in check.embeddings:
+        if found.min_cosine < MIN_COSINE:
+            yield (
+                f"{found.precision} is not for these weights of {found.backend}: a cosine is under "
+                f"{MIN_COSINE}. Choose another --precision."
+            )
     yield ""
     yield format_table(
         ("scores", "compared", "largest", "median", "flips"),

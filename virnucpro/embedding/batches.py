@@ -81,21 +81,26 @@ class Batches:
         return Batches(self.rows[kept], self.costs[kept], np.unique(starts))
 
 
-def plan_batches(rows: Int64Array, costs: Int64Array, budget_tokens: int) -> Batches:
+def plan_batches(
+    rows: Int64Array, costs: Int64Array, budget_tokens: int, min_tokens: int = 0
+) -> Batches:
     """Return batches in which the number of sequences times the longest one fits the budget.
 
     The sequences of a batch have similar costs, so a backend that pads them needs little padding. A
-    sequence over the budget gets a batch of its own.
+    sequence over the budget gets a batch of its own. Sequences below `min_tokens` are never in a
+    batch with others.
     """
     # Stable: rows of equal cost keep their order, so that every process makes the same plan.
     order = np.argsort(-costs, kind="stable")
     sorted_costs = costs[order]
+    num_long = int((costs >= min_tokens).sum())
     starts = [0]
     while starts[-1] < len(order):
         # Costs fall, so the first sequence of a batch is its longest. Padding makes all others as
         # long.
         longest = max(1, int(sorted_costs[starts[-1]]))
-        starts.append(min(len(order), starts[-1] + max(1, budget_tokens // longest)))
+        limit = num_long if starts[-1] < num_long else len(order)
+        starts.append(min(limit, starts[-1] + max(1, budget_tokens // longest)))
     return Batches(rows[order], sorted_costs, np.asarray(starts, dtype=np.int64))
 
 

@@ -45,7 +45,8 @@ _SAMPLED_ROWS = 1_000
 
 # Fits the memory that models of 8M to 3B parameters took beside their weights on an H100.
 _ACTIVATIONS_PER_TOKEN = 14
-_BYTES_OF_A_NUMBER = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+# In fp8, the weights are there in bf16 too.
+_BYTES_OF_A_WEIGHT = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 3}
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,8 @@ def measure_weights(location: str) -> WeightsSize | None:
 
 def estimate_bytes(num_parameters: int, dim: int, batch_tokens: int, precision: str) -> int:
     """Return the bytes that a model takes on its device in batches of so many tokens."""
-    num_bytes = _BYTES_OF_A_NUMBER[precision]
-    # In fp8, only the matrices have one byte.
-    activation_bytes = max(2, num_bytes)
-    return num_parameters * num_bytes + (
+    activation_bytes = 4 if precision == "fp32" else 2
+    return num_parameters * _BYTES_OF_A_WEIGHT[precision] + (
         _ACTIVATIONS_PER_TOKEN * batch_tokens * dim * activation_bytes
     )
 
@@ -111,8 +110,8 @@ def has_room(model: Model, precision: str, device: torch.device, spare_bytes: fl
     if size is None or device.type != "cuda":
         # A host that runs out of memory kills the process, so only small models are worth it.
         return size is not None and size.num_bytes <= SMALL_MODEL_BYTES
-    # The files may have two bytes for a number. In fp8, both precisions are there for a moment.
-    needed = size.num_bytes / 2 * max(3, _BYTES_OF_A_NUMBER[precision])
+    # The files may have two bytes for a number.
+    needed = size.num_bytes / 2 * max(3, _BYTES_OF_A_WEIGHT[precision])
     # Half, because the first batches may fragment the memory, and others may use the GPU.
     return needed <= spare_bytes / 2
 

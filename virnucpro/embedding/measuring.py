@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from virnucpro.backend.interface import Alphabet, Encoder, TokenBatch
+from virnucpro.embedding.batches import plan_batches
 from virnucpro.embedding.models import Model
 from virnucpro.kernels.float8 import Float8Linear, quantize
 from virnucpro.runtime.devices import DTYPES
@@ -168,8 +169,16 @@ def embed_mixed(model: Model, encoder: Encoder, device: torch.device) -> Tensor:
     # From very short to very long: how a model rounds may depend on the length.
     lengths_bp = np.geomspace(12, 1500, 32).astype(int).tolist()
     sequences = [next(make_sequences(model.alphabet, length_bp)) for length_bp in lengths_bp]
-    batch = model.load_collator()(np.arange(len(sequences), dtype=np.int64), sequences)
-    return encoder(send_to_device(batch, device)).cpu()
+    costs = np.array([model.backend.token_cost(sequence) for sequence in sequences])
+    # All in one batch, except those that a run in fp8 keeps apart.
+    budget, apart = len(costs) * int(costs.max()), model.backend.info.min_fp8_tokens
+    batches = plan_batches(np.arange(len(sequences)), costs, budget, apart)
+    collator = model.load_collator()
+    embeddings = [
+        encoder(send_to_device(collator(rows, [sequences[row] for row in rows]), device)).cpu()
+        for rows in map(batches.__getitem__, range(len(batches)))
+    ]
+    return torch.cat(embeddings)[np.argsort(batches.rows)]
 
 
 def find_min_cosine(found_BE: Tensor, wanted_BE: Tensor) -> float:

@@ -62,6 +62,11 @@ class Model:
             return "bf16"
         return precision
 
+    def min_tokens(self, precision: str) -> int:
+        """Return below how many tokens a sequence has batches apart in a run in `precision`."""
+        is_fp8 = self.compute_precision(precision) == "fp8"
+        return self.backend.info.min_fp8_tokens if is_fp8 else 0
+
     @cached_property
     def _loading(self) -> dict[tuple[torch.device, str, str], Future[Encoder]]:
         return {}

@@ -226,7 +226,7 @@ def _plan(
         # claims more of them instead.
         budget = min(run.gather(mine))
     # First plan all rows, then leave out finished ones: other batches would round differently.
-    batches = plan_batches(job.rows, costs, budget)
+    batches = plan_batches(job.rows, costs, budget, job.model.min_tokens(job.precision))
     if job.shard is not None:
         # A share is cut from the full plan, so shares together compute what one run would.
         batches = batches.shard(*job.shard)

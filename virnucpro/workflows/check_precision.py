@@ -29,6 +29,9 @@ from virnucpro.sequences.sampling import sample_records
 
 REFERENCE = "fp32"
 
+MIN_COSINE = 0.99
+"""Embeddings further from float32 than this are a reason to choose another precision."""
+
 _MAX_NAMED_FLIPS = 10
 
 
