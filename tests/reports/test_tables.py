@@ -15,6 +15,7 @@ from virnucpro.reports.tables import (
     write_prediction_results,
     write_records,
 )
+from virnucpro.scoring.calls import ChunkCalls
 from virnucpro.sequences.records import Record
 
 F32 = np.float32
@@ -39,6 +40,12 @@ def test_predictions_are_the_forks_byte_for_byte(tmp_path: Path) -> None:
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def make_chunks(is_open, is_virus, max_others, max_virus) -> ChunkCalls:
+    counts = np.array(is_open, np.int64)
+    maxima = np.array(max_others, F32), np.array(max_virus, F32)
+    return ChunkCalls(np.array(is_open), counts, counts - counts, *maxima, np.array(is_virus))
+
+
 @needs_legacy
 def test_highest_scores_are_the_forks_as_float32(tmp_path: Path) -> None:
     theirs = LEGACY / "prediction_results_highestscore.csv"
@@ -48,10 +55,7 @@ def test_highest_scores_are_the_forks_as_float32(tmp_path: Path) -> None:
     write_highest_scores(
         ours,
         [row[0] for row in rows],
-        is_open=np.full(len(rows), True),
-        is_virus=np.array([row[1] == "True" for row in rows]),
-        max_others=maxima[:, 0],
-        max_virus=maxima[:, 1],
+        make_chunks([True] * len(rows), [row[1] == "True" for row in rows], *maxima.T),
     )
     assert [row[:2] for row in read_lines(ours)] == [row[:2] for row in read_lines(theirs)]
     assert read_lines(ours)[0] == read_lines(theirs)[0]
@@ -81,10 +85,7 @@ def test_chunks_without_frames_are_left_out_and_duplicates_kept(tmp_path: Path) 
     write_highest_scores(
         tmp_path / "h.csv",
         ["a_chunk_1", "a_chunk_2", "a_chunk_1"],
-        is_open=np.array([True, False, True]),
-        is_virus=np.array([True, False, False]),
-        max_others=np.array([0.25, nan, 0.5], F32),
-        max_virus=np.array([0.75, nan, 0.25], F32),
+        make_chunks([True, False, True], [True, False, False], [0.25, nan, 0.5], [0.75, nan, 0.25]),
     )
     assert (tmp_path / "h.csv").read_text() == (
         "Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from virnucpro.config import ProfileConfig
 from virnucpro.errors import UsageError
-from virnucpro.workflows.profile import BudgetRange
+from virnucpro.workflows.profile import list_budgets
 
 
 def test_budgets_double_and_stop_where_they_should() -> None:
-    assert BudgetRange(512).list_for("cpu") == [512, 1024, 2048, 4096, 8192]
-    assert BudgetRange(512).list_for("cuda")[-1] == 131_072
-    assert BudgetRange(512, 2048, 512).list_for("cuda") == [512, 1024, 1536, 2048]
-    assert BudgetRange(20_000).list_for("cpu") == [20_000]
+    assert list_budgets("cpu", 512) == [512, 1024, 2048, 4096, 8192]
+    assert list_budgets("cuda", 512)[-1] == 131_072
+    assert list_budgets("cuda", 512, 2048, 512) == [512, 1024, 1536, 2048]
+    assert list_budgets("cpu", 20_000) == [20_000]
     with pytest.raises(UsageError, match="at least the smallest"):
-        BudgetRange(512, 100)
+        ProfileConfig(model="esm2", min_batch=512, max_batch=100)

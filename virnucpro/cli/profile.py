@@ -46,15 +46,9 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
     if location is None:
         raise UsageError(f"backend {config.model}: which weights? Name them with --weights")
     from virnucpro.embedding.budgets import store_budget
-    from virnucpro.workflows.profile import BudgetRange, profile_budgets
+    from virnucpro.workflows.profile import profile_budgets
 
-    profile = profile_budgets(
-        make_compute_config(config),
-        config.model,
-        location,
-        BudgetRange(config.min_batch, config.max_batch, config.step),
-        config.test_file,
-    )
+    profile = profile_budgets(config, make_compute_config(config), location)
     _echo(profile)
     if config.output_path is not None:
         _write(config.output_path, profile, location)

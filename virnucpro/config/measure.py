@@ -7,6 +7,7 @@ from pathlib import Path
 
 from virnucpro.config.options import REQUIRED, option
 from virnucpro.config.shared import COMPILE_SETTINGS, DeviceConfig
+from virnucpro.errors import UsageError
 
 # The fork's words, so that its scripts still run; two of them mean the same today.
 SUITES = ("scaling", "throughput", "memory", "equivalence", "all")
@@ -69,6 +70,14 @@ class ProfileConfig(DeviceConfig, group="Measuring"):
         metavar="JSON",
         path="new file",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_batch is not None and self.max_batch < self.min_batch:
+            raise UsageError(
+                f"batches of {self.min_batch} to {self.max_batch} tokens: the largest has to be at "
+                "least the smallest"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,14 +81,8 @@ def write_tables(
         names = compress(in_blocks(store.frame_ids, store.num_frames), is_scored)
         listed = scores.frames[is_scored]
     write_prediction_results(directory.prediction_results, names, listed)
-    write_highest_scores(
-        directory.highest_scores,
-        in_blocks(store.chunk_ids, store.num_chunks),
-        is_open=chunks.is_open,
-        is_virus=chunks.is_virus,
-        max_others=chunks.max_others,
-        max_virus=chunks.max_virus,
-    )
+    chunk_ids = in_blocks(store.chunk_ids, store.num_chunks)
+    write_highest_scores(directory.highest_scores, chunk_ids, chunks)
     decision = decide_records(config, store, chunks, classifier, screened)
     write_decision(directory, store, decision, config, score_chunks(chunks), classifier.calibration)
     if config.keep_intermediate:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.errors import InputError
+from virnucpro.scoring.calls import ChunkCalls
 
 FASTA_WIDTH = 80
 
@@ -52,15 +53,7 @@ def write_prediction_results(
         )
 
 
-def write_highest_scores(
-    path: Path,
-    chunk_ids: Iterable[str],
-    *,
-    is_open: Column,
-    is_virus: Column,
-    max_others: Column,
-    max_virus: Column,
-) -> None:
+def write_highest_scores(path: Path, chunk_ids: Iterable[str], chunks: ChunkCalls) -> None:
     """Write the fork's `prediction_results_highestscore.csv`: a line for each open chunk.
 
     The fork wrote numbers that pandas' default parser had read, whose last digit is sometimes
@@ -69,22 +62,17 @@ def write_highest_scores(
     Args:
         path: The file to write.
         chunk_ids: Names of all chunks, in input order.
-        is_open: Which chunks have an open frame; other chunks are left out.
-        is_virus: Which chunks are called viral.
-        max_others: float32, the maximum of P(others) in each chunk's frames.
-        max_virus: float32, the maximum of P(virus) in each chunk's frames.
+        chunks: Their calls; chunks without a score are left out.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    chunks = iterate_rows(is_open, is_virus, max_others, max_virus)
+    rows = iterate_rows(chunks.is_open, chunks.is_virus, chunks.max_others, chunks.max_virus)
     with open_whole(path) as file:
         file.write("Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n")
         file.writelines(
             f"{chunk_id}\t{virus}\t{score_0!r}\t{score_1!r}\n"
-            for chunk_id, (is_listed, virus, score_0, score_1) in zip(
-                chunk_ids, chunks, strict=True
-            )
+            for chunk_id, (is_listed, virus, score_0, score_1) in zip(chunk_ids, rows, strict=True)
             if is_listed
         )
 

@@ -6,13 +6,12 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from virnucpro.config import ComputeConfig
+from virnucpro.config import ComputeConfig, ProfileConfig
 from virnucpro.embedding.budgets import BudgetKey
 from virnucpro.embedding.measuring import Speed, fill_batch, make_sequences, measure_encoder
 from virnucpro.embedding.models import Model, open_model
-from virnucpro.errors import InputError, MemoryExhaustedError, UsageError
+from virnucpro.errors import InputError, MemoryExhaustedError
 from virnucpro.runtime.devices import device_name, is_out_of_memory
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.fasta import RecordReader
@@ -28,40 +27,6 @@ _MAX_RECORDS = 10_000
 
 # Smaller batches need less memory and end at more equal times, so a larger one must gain something.
 _AS_GOOD_AS_THE_BEST = 0.99
-
-
-@dataclass(frozen=True)
-class BudgetRange:
-    """The budgets to measure.
-
-    Attributes:
-        min_tokens: The first budget.
-        max_tokens: The limit; None for the device's limit in `MAX_BUDGETS`.
-        step_tokens: From one budget to the next; None to double each time.
-
-    Raises:
-        UsageError: The limit is smaller than the first budget.
-    """
-
-    min_tokens: int
-    max_tokens: int | None = None
-    step_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise UsageError(
-                f"batches of {self.min_tokens} to {self.max_tokens} tokens: the largest has to be "
-                "at least the smallest"
-            )
-
-    def list_for(self, device_type: str) -> list[int]:
-        """Return the budgets, rising."""
-        max_tokens = self.max_tokens or max(self.min_tokens, MAX_BUDGETS[device_type])
-        # The fork went up in equal steps. Doubling covers the same range in a few.
-        if self.step_tokens is not None:
-            return list(range(self.min_tokens, max_tokens + 1, self.step_tokens))
-        doubled = (self.min_tokens << exponent for exponent in itertools.count())
-        return list(itertools.takewhile(lambda budget: budget <= max_tokens, doubled))
 
 
 @dataclass(frozen=True)
@@ -87,31 +52,42 @@ class BudgetProfile:
         )
 
 
-def profile_budgets(
-    config: ComputeConfig,
-    backend_name: str,
-    location: str,
-    wanted: BudgetRange,
-    test_path: Path | None = None,
-) -> BudgetProfile:
-    """Measure one model in batches of rising size.
+def list_budgets(
+    device_type: str, min_tokens: int, max_tokens: int | None = None, step_tokens: int | None = None
+) -> list[int]:
+    """Return the budgets to measure, rising.
 
     Args:
-        config: How to compute, and on which device.
-        backend_name: The backend, for example `esm2`.
-        location: Its weights.
-        wanted: The budgets. The first one that does not fit the memory ends the measurement.
-        test_path: Sequences to measure on; None for random open frames of 500 bp.
+        device_type: A key of `MAX_BUDGETS`.
+        min_tokens: The first budget.
+        max_tokens: The limit; None for the device's limit.
+        step_tokens: From one budget to the next; None to double each time.
+    """
+    max_tokens = max_tokens or max(min_tokens, MAX_BUDGETS[device_type])
+    # The fork went up in equal steps. Doubling covers the same range in a few.
+    if step_tokens is not None:
+        return list(range(min_tokens, max_tokens + 1, step_tokens))
+    doubled = (min_tokens << exponent for exponent in itertools.count())
+    return list(itertools.takewhile(lambda budget: budget <= max_tokens, doubled))
+
+
+def profile_budgets(config: ProfileConfig, compute: ComputeConfig, location: str) -> BudgetProfile:
+    """Measure one model in batches of rising size, up to one that does not fit the memory.
+
+    Args:
+        config: Which model and which budgets to measure, and with which sequences.
+        compute: How to compute, and on which device.
+        location: The weights of the model.
 
     Raises:
         MemoryExhaustedError: Even the smallest batch does not fit the memory.
         VirnucproError: The settings, the weights or the sequences cannot be used.
     """
-    with open_run(config) as run:
-        model = open_model(backend_name, location, run)
+    with open_run(compute) as run:
+        model = open_model(config.model, location, run)
         speeds: dict[int, Speed] = {}
         try:
-            for budget_tokens, speed in _measure(run, model, wanted, test_path):
+            for budget_tokens, speed in _measure(run, model, config):
                 # Kept one by one, so that a budget that exceeds the memory does not lose those
                 # before it.
                 speeds[budget_tokens] = speed
@@ -121,7 +97,7 @@ def profile_budgets(
                 raise
         if not speeds:
             raise MemoryExhaustedError(
-                f"{model.name}: the weights and a batch of {wanted.min_tokens} tokens do not fit "
+                f"{model.name}: the weights and a batch of {config.min_batch} tokens do not fit "
                 f"the memory of {run.device}; use a device with more, or a smaller --min-batch"
             )
         place = (device_name(run.device), model.name, model.weights.embedding_dim)
@@ -129,21 +105,22 @@ def profile_budgets(
         return BudgetProfile(BudgetKey(*place, precision, config.attention), speeds)
 
 
-def _measure(
-    run: Run, model: Model, wanted: BudgetRange, test_path: Path | None
-) -> Iterator[tuple[int, Speed]]:
+def _measure(run: Run, model: Model, config: ProfileConfig) -> Iterator[tuple[int, Speed]]:
     """Yield each budget with its speed; the sequences of a short file are repeated."""
     given: list[str] = []
-    if test_path is not None:
+    if config.test_file is not None:
         records = itertools.islice(
-            RecordReader(test_path, model.alphabet, judge_alphabet=True), _MAX_RECORDS
+            RecordReader(config.test_file, model.alphabet, judge_alphabet=True), _MAX_RECORDS
         )
         # Models read upper-case letters: others would give other tokens, and another speed.
         given = [record.sequence.upper() for record in records if record.sequence]
         if not given:
-            raise InputError(f"{test_path}: holds empty records only; give some with sequences")
+            raise InputError(
+                f"{config.test_file}: holds empty records only; give some with sequences"
+            )
     encoder = model.load_encoder(run.device, run.precision, run.config.attention)
-    for budget_tokens in wanted.list_for(run.device.type):
+    limits = config.min_batch, config.max_batch, config.step
+    for budget_tokens in list_budgets(run.device.type, *limits):
         # Begun anew for each budget, so that all budgets are measured on the same sequences.
         random_ones = make_sequences(model.alphabet, _LENGTH_BP)
         batch = fill_batch(model, itertools.cycle(given) if given else random_ones, budget_tokens)
