@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from huggingface_hub import constants
 
 from virnucpro.config import MINI_DIRECTORY, FrameRule
@@ -62,6 +63,16 @@ def test_what_is_loaded_ahead_is_handed_out_once(model: Model) -> None:
     batch = model.load_collator()(rows, ["ACGTACGT", "GGC"])
     model.load_ahead(*HOW)
     embeddings = [model.load_encoder(*HOW)(batch) for _ in range(2)]
+    assert torch.equal(*embeddings)
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_a_number_is_loaded_ahead_too(model: Model) -> None:
+    # A run on one GPU has the device `cuda`; the thread that loads needs a number.
+    how = (torch.device("cuda"), "fp32", "auto")
+    batch = send_to_device(model.load_collator()(np.arange(2), ["ACGTACGT", "GGC"]), how[0])
+    model.load_ahead(*how)
+    embeddings = [model.load_encoder(*how)(batch) for _ in range(2)]
     assert torch.equal(*embeddings)
 
 
