@@ -10,7 +10,7 @@ from tests import legacy_files as old
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro.config import MigrateConfig
 from virnucpro.errors import CheckpointError, UsageError
-from virnucpro.legacy.verification import Verification, _embed
+from virnucpro.legacy.verification import _embed
 from virnucpro.workflows.migrate import migrate_features
 
 
@@ -20,8 +20,7 @@ def embedded(demo_weights, tmp_path_factory):
     random = np.random.default_rng(5)
     letters = list("ACDEFGHIKLMNPQRSTVWY")
     sequences = {f"r{n}_chunk_1F1": "".join(random.choice(letters, 40)) for n in range(12)}
-    how = Verification(1, device="cpu")
-    vectors = _embed("esm2", demo_weights["protein_weights"], list(sequences.values()), how)
+    vectors = _embed("esm2", demo_weights["protein_weights"], list(sequences.values()), "cpu")
     frames = dict(zip(sequences, vectors, strict=True))
     directory = tmp_path_factory.mktemp("verified") / "run"
     old.write_fasta(directory / "s_protein.faa", sequences)

@@ -49,7 +49,7 @@ def check_precision_command(
 
         config = dataclasses.replace(config, output_dir=Path(scratch))
         with shown_progress(Path(scratch, METRICS_NAME), wanted=wants_progress(ctx, progress)):
-            check = check_precision(config, num_records=config.num_records, seed=config.seed)
+            check = check_precision(config)
     if config.json:
         echo(json.dumps(dataclasses.asdict(check), indent=2))
         return

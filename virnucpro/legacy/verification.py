@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from virnucpro.backend.arrays import Float32Array
 from virnucpro.backend.interface import Alphabet
+from virnucpro.config import MigrateConfig
 from virnucpro.embedding.models import open_model
 from virnucpro.errors import CheckpointError, UsageError
 from virnucpro.legacy.documents import read_documents
@@ -26,27 +26,8 @@ MAX_RELATIVE_ERROR = 0.05
 """Errors of fp16 and bf16 are far below, and differences between two sequences far above."""
 
 
-@dataclass(frozen=True)
-class Verification:
-    """Which embeddings to check.
-
-    Attributes:
-        num_rows: Number of embeddings of each alphabet.
-        weights: By alphabet the backend's name and the location of its weights.
-        device: A torch device; `auto` is the GPU if there is one.
-    """
-
-    num_rows: int
-    weights: Mapping[Alphabet, tuple[str, str]] = field(default_factory=dict)
-    device: str = "auto"
-
-
 def verify_rows(
-    verification: Verification,
-    sources: Sequence[Path],
-    reports: Sequence[FileReport],
-    choice: Choice,
-    dims: EmbeddingDims,
+    config: MigrateConfig, reports: Sequence[FileReport], choice: Choice, dims: EmbeddingDims
 ) -> dict[str, Any]:
     """Embed rows again, spread evenly over the rows that are taken, and return their errors.
 
@@ -54,13 +35,20 @@ def verify_rows(
         UsageError: The sources hold no sequences of these rows.
         CheckpointError: An embedding differs by more than `MAX_RELATIVE_ERROR`.
     """
+    assert config.verify is not None, "the caller asks only then"
+    models: dict[Alphabet, tuple[str, str | None]] = {
+        "dna": (config.dna_backend, config.dna_weights),
+        "protein": (config.protein_backend, config.protein_weights),
+    }
     results: dict[str, Any] = {}
-    for alphabet, (backend_name, location) in verification.weights.items():
+    for alphabet, (backend_name, location) in models.items():
+        if location is None:
+            continue
         ids = choice.ids(reports, alphabet)
         # Evenly, because a resumed run may have mixed ids in a part of the rows only.
-        places = np.linspace(0, len(ids) - 1, min(verification.num_rows, len(ids)))
+        places = np.linspace(0, len(ids) - 1, min(config.verify, len(ids)))
         wanted = set(ids[np.unique(places.astype(np.int64))].tolist())
-        sequences = _find_sequences(sources, alphabet, wanted)
+        sequences = _find_sequences(config.sources, alphabet, wanted)
         if not sequences:
             raise UsageError(
                 f"--verify: no {alphabet} sequences of the chosen rows are in the sources; give "
@@ -68,7 +56,7 @@ def verify_rows(
             )
         old = _read_embeddings(reports, choice, alphabet, dims, set(sequences))
         names = sorted(old)
-        new = _embed(backend_name, location, [sequences[name] for name in names], verification)
+        new = _embed(backend_name, location, [sequences[name] for name in names], config.device)
         errors = [
             float(np.linalg.norm(old[name] - vector) / np.linalg.norm(vector))
             for name, vector in zip(names, new, strict=True)
@@ -131,9 +119,8 @@ def _read_embeddings(
 
 @torch.inference_mode()
 def _embed(
-    backend_name: str, location: str, sequences: Sequence[str], verification: Verification
+    backend_name: str, location: str, sequences: Sequence[str], device: str
 ) -> list[Float32Array]:
-    device = verification.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = open_model(backend_name, location)

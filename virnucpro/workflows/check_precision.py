@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.arrays import BoolArray, split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.config import FrameRule, PredictConfig
+from virnucpro.config import CheckPrecisionConfig, FrameRule, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
@@ -115,13 +115,12 @@ class PrecisionCheck:
     scores: list[ScoreDifference]
 
 
-def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -> PrecisionCheck:
+def check_precision(config: CheckPrecisionConfig) -> PrecisionCheck:
     """Embed and score a sample of records in float32 and in `config.precision`, and compare.
 
     Args:
-        config: What `predict` would do; its output directory is an empty one, for work in progress.
-        num_records: To draw; all of an input that has fewer.
-        seed: Of the drawing.
+        config: The sample, and what `predict` would do. The output directory is an empty one, for
+            work in progress.
 
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
@@ -140,7 +139,7 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
             models = open_frame_models(run, config)
             check_models(config, classifier, models)
         with run.stage("draw records"):
-            store, num_input_records = _draw_records(config, classifier.rule, num_records, seed)
+            store, num_input_records = _draw_records(config, classifier.rule)
 
         def embed(settings: PredictConfig, precision: str) -> list[Pass]:
             # A directory for each precision: parts of two precisions must never be mixed.
@@ -159,7 +158,7 @@ def check_precision(config: PredictConfig, *, num_records: int, seed: int = 0) -
         device=device,
         num_records=store.num_records,
         num_input_records=num_input_records,
-        seed=seed,
+        seed=config.seed,
         embeddings=list(map(_compare_embeddings, reference, checked)),
         scores=_compare_scores(
             config,
@@ -178,12 +177,10 @@ class _Calls(NamedTuple):
     is_viral: BoolArray
 
 
-def _draw_records(
-    config: PredictConfig, rule: FrameRule, num_records: int, seed: int
-) -> tuple[FrameStore, int]:
+def _draw_records(config: CheckPrecisionConfig, rule: FrameRule) -> tuple[FrameStore, int]:
     """Return the rows of the sample, and the number of records in the whole input."""
     directory = config.resolved_output_dir
-    records, num_input_records = sample_records(config.inputs, num_records, seed)
+    records, num_input_records = sample_records(config.inputs, config.num_records, config.seed)
     # Through a file, so that the sample is read and cut exactly as `predict` reads its input.
     path = directory / "sample.fasta"
     write_fasta(path, records)

@@ -32,7 +32,7 @@ from virnucpro.legacy.joining import (
 )
 from virnucpro.legacy.old_runs import feature_files, read_expected_length
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.legacy.verification import Verification, verify_rows
+from virnucpro.legacy.verification import verify_rows
 from virnucpro.runtime.locks import locked
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import check_state, read_state, save_classifier
@@ -66,7 +66,11 @@ def migrate_features(
         CheckpointError: Embeddings that were computed again differ.
         OutputError: The output cannot be written.
     """
-    verification = _make_verification(config)
+    has_weights = config.dna_weights is not None or config.protein_weights is not None
+    if (config.verify is not None) != has_weights:
+        raise UsageError(
+            "--verify needs --dna-weights or --protein-weights, and these need --verify"
+        )
     directory = None if config.dry_run else config.output_path
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     # Each file once, also if one source lies in another.
@@ -82,8 +86,8 @@ def migrate_features(
     choice = choose_rows(reports)
     excuse_joined(reports, choice)
     report = _describe(reports, choice, dims)
-    if verification is not None:
-        report["verified"] = verify_rows(verification, config.sources, reports, choice, dims)
+    if config.verify is not None:
+        report["verified"] = verify_rows(config, reports, choice, dims)
     if directory is None or not report["counts"]["ids"]:
         return report
     directory.mkdir(parents=True, exist_ok=True)
@@ -121,21 +125,6 @@ def migrate_classifier(
     check_state(source, state, metadata)
     if not dry_run:
         save_classifier(target, state, metadata)
-
-
-def _make_verification(config: MigrateConfig) -> Verification | None:
-    weights: dict[Alphabet, tuple[str, str]] = {}
-    if config.dna_weights is not None:
-        weights["dna"] = (config.dna_backend, config.dna_weights)
-    if config.protein_weights is not None:
-        weights["protein"] = (config.protein_backend, config.protein_weights)
-    if (config.verify is None) != (not weights):
-        raise UsageError(
-            "--verify needs --dna-weights or --protein-weights, and these need --verify"
-        )
-    if config.verify is None:
-        return None
-    return Verification(config.verify, weights, config.device)
 
 
 def _read_earlier(
