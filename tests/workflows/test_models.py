@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -153,6 +154,9 @@ def test_a_file_server_on_a_bad_day(models, server, faults, message):
     if "cut" in faults:
         start = int(server.ranges_of("500_model.pth")[-1].removeprefix("bytes=").rstrip("-"))
         assert 0 < start <= len(CLASSIFIER) // 3
+        # Its own handler would say again what ours has said.
+        assert "Trying to resume" in result.stderr
+        assert not logging.getLogger("huggingface_hub").handlers
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import threading
 import zipfile
@@ -106,6 +107,7 @@ def fetch_snapshot(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    drop_hub_handler()
     repository, _, revision = location.partition("@")
     obstacle = _find_obstacle_to_hub()
 
@@ -144,6 +146,11 @@ def fetch_snapshot(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
             f"({on_one_line(error)}); give a local path, or check the id and the network"
         ) from error
+
+
+def drop_hub_handler() -> None:
+    """Leave the messages of the hub's package to our handlers; its own would say them again."""
+    logging.getLogger("huggingface_hub").handlers.clear()
 
 
 def _find_obstacle_to_hub() -> str | None:

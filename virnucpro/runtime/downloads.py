@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from virnucpro.backend.weights import drop_hub_handler
 from virnucpro.errors import WeightsError, on_one_line
 
 
@@ -84,6 +85,7 @@ def _fetch(source: str, part: Path) -> None:
             return
         from huggingface_hub.file_download import http_get
 
+        drop_hub_handler()
         with part.open("ab") as file:
             http_get(source, file, resume_size=file.tell(), displayed_filename=part.stem)
     # The releases of huggingface_hub raise errors of three HTTP libraries.
