@@ -50,6 +50,16 @@ def test_a_part_that_vanishes_is_explained(tmp_path):
         reader.gather(np.array([1]))
 
 
+def test_a_part_that_is_cut_off_is_explained(tmp_path):
+    path = write(tmp_path, [1, 5])
+    reader = EmbeddingReader([path])
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    assert reader.gather(np.array([1])).shape == (1, 4)
+    with pytest.raises(CheckpointError, match=f"{path}: ends before the embedding at line 1"):
+        reader.gather(np.array([1, 5]))
+
+
 def test_parts_of_different_sizes_do_not_mix(tmp_path):
     other = replace(IDENTITY, embedding_dim=2)
     parts = [

@@ -54,7 +54,7 @@ class EmbeddingReader:
         """
         embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
         for part, places, lines in self._locate(rows):
-            embeddings_NE[places] = part.map_embeddings()[lines]
+            part.read_embeddings(lines, embeddings_NE, places)
         return embeddings_NE
 
     def gather_ids(self, rows: Int64Array) -> list[str]:

@@ -214,9 +214,20 @@ class Part(NamedTuple):
         """Return the embeddings, float32 (N, E), as a memory map; N must not be 0."""
         shape = (self.num_rows, self.identity.embedding_dim)
         with hdf5.explaining(self.path):
-            # Mapped: a score needs some rows of a part, and the system reads only the pages of
-            # these.
+            # Mapped: the memory need not hold all of a part at once.
             return np.memmap(self.path, "<f4", "r", offset=self.embeddings_offset, shape=shape)
+
+    def read_embeddings(self, lines: Int64Array, into: Float32Array, places: Int64Array) -> None:
+        """Read the embeddings at `lines` of the part into `into` (n, E), at `places`.
+
+        Few of many lines are read faster so than through a map, which costs as much as ten reads.
+        """
+        with hdf5.explaining(self.path), self.path.open("rb", buffering=0) as file:
+            num_bytes = into[0].nbytes
+            for line, place in zip(lines.tolist(), places.tolist(), strict=True):
+                file.seek(self.embeddings_offset + line * num_bytes)
+                if file.readinto(into[place]) != num_bytes:
+                    raise CheckpointError(f"{self.path}: ends before the embedding at line {line}")
 
     def read_ids(self, start: int, stop: int) -> list[str]:
         """Return the ids of the embeddings `start` to `stop - 1`."""
