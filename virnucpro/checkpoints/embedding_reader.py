@@ -53,9 +53,17 @@ class EmbeddingReader:
             CheckpointError: A row is in no part, or a part has disappeared.
         """
         embeddings_NE = np.empty((len(rows), self.embedding_dim), np.float32)
-        for part, places, lines in self._locate(rows):
-            part.read_embeddings(lines, embeddings_NE, places)
+        self.gather_into(embeddings_NE, rows)
         return embeddings_NE
+
+    def gather_into(self, into: Float32Array | Sequence[Float32Array], rows: Int64Array) -> None:
+        """Read the embeddings of `rows` into the arrays (E,) of `into`, one for each row.
+
+        Raises:
+            CheckpointError: As `gather`.
+        """
+        for part, places, lines in self._locate(rows):
+            part.read_embeddings(lines, [into[place] for place in places.tolist()])
 
     def gather_ids(self, rows: Int64Array) -> list[str]:
         """Return the ids of `rows` in their order.

@@ -217,16 +217,15 @@ class Part(NamedTuple):
             # Mapped: the memory need not hold all of a part at once.
             return np.memmap(self.path, "<f4", "r", offset=self.embeddings_offset, shape=shape)
 
-    def read_embeddings(self, lines: Int64Array, into: Float32Array, places: Int64Array) -> None:
-        """Read the embeddings at `lines` of the part into `into` (n, E), at `places`.
+    def read_embeddings(self, lines: Int64Array, into: Sequence[Float32Array]) -> None:
+        """Read the embeddings at `lines` into the arrays (E,) of `into`, one for each line.
 
-        Few of many lines are read faster so than through a map, which costs as much as ten reads.
+        For some lines of a part this is faster than a map, which costs as much as ten reads.
         """
         with hdf5.explaining(self.path), self.path.open("rb", buffering=0) as file:
-            num_bytes = into[0].nbytes
-            for line, place in zip(lines.tolist(), places.tolist(), strict=True):
-                file.seek(self.embeddings_offset + line * num_bytes)
-                if file.readinto(into[place]) != num_bytes:
+            for line, embedding_E in zip(lines.tolist(), into, strict=True):
+                file.seek(self.embeddings_offset + line * embedding_E.nbytes)
+                if file.readinto(embedding_E.data) != embedding_E.nbytes:
                     raise CheckpointError(f"{self.path}: ends before the embedding at line {line}")
 
     def read_ids(self, start: int, stop: int) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array, split_rows
+from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array
 from virnucpro.backend.interface import Encoder
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.finished_work import collect_parts
@@ -78,6 +78,14 @@ class Pass:
         """
         return self.embeddings.gather(self.job.source.representatives[rows])
 
+    def gather_into(self, into: Float32Array | Sequence[Float32Array], rows: Int64Array) -> None:
+        """Read the embeddings of `rows` into the arrays float32 (E,) of `into`, one for each row.
+
+        Raises:
+            CheckpointError: As `gather`.
+        """
+        self.embeddings.gather_into(into, self.job.source.representatives[rows])
+
     @cached_property
     def embeddings(self) -> EmbeddingReader:
         """The reader of the finished parts."""
@@ -93,10 +101,8 @@ def gather_features(passes: Sequence[Pass], rows: Int64Array) -> Float32Array:
     dims = [each.embeddings.embedding_dim for each in passes]
     features_ND = np.empty((len(rows), sum(dims)), np.float32)
     columns_of_passes = np.split(features_ND, np.cumsum(dims)[:-1], axis=1)
-    # In blocks, so that only one copy of all features is in memory at a time.
-    for block in split_rows(0, len(rows)):
-        for each, columns_NE in zip(passes, columns_of_passes, strict=True):
-            columns_NE[block] = each.gather(rows[block])
+    for each, columns_NE in zip(passes, columns_of_passes, strict=True):
+        each.gather_into(columns_NE, rows)
     return features_ND
 
 

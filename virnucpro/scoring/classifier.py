@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array
+from virnucpro.backend.arrays import BoolArray, Float32Array
 from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
@@ -243,8 +243,7 @@ class FrameClassifier(Classifier):
             )
         scores_NC = np.empty((len(features_ND), len(CLASS_NAMES)), np.float32)
         shapes = [(_BLOCK_ROWS, self.input_dim)]
-        for rows, (block_BD,) in _split_blocks([features_ND], shapes):
-            features_BD = torch.from_numpy(block_BD)
+        for rows, (features_BD,) in _split_blocks([features_ND], shapes):
             hidden_BH = (features_BD @ self._hidden_weight_DH + self._hidden_bias_H).relu()
             logits_BC = hidden_BH @ self._output_weight_HC + self._output_bias_C
             scores_NC[rows] = logits_BC.softmax(dim=1).numpy()[: len(scores_NC[rows])]
@@ -310,7 +309,7 @@ class ChunkClassifier(Classifier):
             (_BLOCK_CHUNKS, max_stretches),
         ]
         for chunks, blocks in _split_blocks(arrays, shapes):
-            dna_BQ, protein_BSP, features_BSK, is_stretch_BS = map(torch.from_numpy, blocks)
+            dna_BQ, protein_BSP, features_BSK, is_stretch_BS = blocks
             is_stretch_BS = is_stretch_BS.bool()
             # Zeros where there is no stretch: a weight of 0 does not remove NaN.
             for block in (protein_BSP, features_BSK):
@@ -323,8 +322,8 @@ class ChunkClassifier(Classifier):
 
 def _split_blocks(
     arrays: Sequence[npt.NDArray[Any]], shapes: Sequence[tuple[int, ...]]
-) -> Iterator[tuple[slice, list[Float64Array]]]:
-    """Yield N rows block by block: which rows, and float64 arrays of exactly these shapes.
+) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+    """Yield N rows block by block: which rows, and float64 tensors of exactly these shapes.
 
     Zeros fill up what the arrays do not.
     """
@@ -333,9 +332,12 @@ def _split_blocks(
     # number of threads still makes.
     for start in range(0, len(arrays[0]), shapes[0][0]):
         rows = slice(start, start + shapes[0][0])
-        blocks = [np.zeros(shape) for shape in shapes]
-        for array, block in zip(arrays, blocks, strict=True):
-            block[tuple(map(slice, array[rows].shape))] = array[rows]
+        # By torch, because it converts with all threads.
+        blocks = [torch.from_numpy(array[rows]).double() for array in arrays]
+        for number, (given, shape) in enumerate(zip(blocks, shapes, strict=True)):
+            if given.shape != shape:
+                blocks[number] = torch.zeros(shape, dtype=torch.float64)
+                blocks[number][tuple(map(slice, given.shape))] = given
         yield rows, blocks
 
 

@@ -244,7 +244,8 @@ def _score_chunks(
         protein_CSP = np.zeros((*shape, classifier.sizes.protein_dim), np.float32)
         features_CSK = np.zeros((*shape, NUM_FEATURES), np.float32)
         is_stretch_CS = np.zeros(shape, np.bool_)
-        protein_CSP[index, place] = protein.gather(rows)
+        places = zip(index.tolist(), place.tolist(), strict=True)
+        protein.gather_into([protein_CSP[one] for one in places], rows)
         features_CSK[index, place] = store.stretch_features(rows)
         is_stretch_CS[index, place] = True
         logits[scored] = classifier.score(
