@@ -333,7 +333,7 @@ def _split_blocks(
     for start in range(0, len(arrays[0]), shapes[0][0]):
         rows = slice(start, start + shapes[0][0])
         # By torch, because it converts with all threads.
-        blocks = [torch.from_numpy(array[rows]).double() for array in arrays]
+        blocks = [torch.tensor(array[rows], dtype=torch.float64) for array in arrays]
         for number, (given, shape) in enumerate(zip(blocks, shapes, strict=True)):
             if given.shape != shape:
                 blocks[number] = torch.zeros(shape, dtype=torch.float64)
