@@ -124,18 +124,21 @@ def embed_by_fair_esm(path: Path, sequences: list[str]) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "dtype_on_disk"),
+    ("config", "dtype_on_disk", "lengths"),
     [
-        (make_config(6, 40, 2), torch.float32),
-        (make_config(6, 40, 2), torch.float16),
-        (make_config(36, 64, 4), torch.float16),
+        (make_config(6, 40, 2), torch.float32, MIXED_LENGTHS),
+        (make_config(6, 40, 2), torch.float16, MIXED_LENGTHS),
+        # As many layers as the 3B model. Long proteins would take ten times as long here.
+        (make_config(36, 64, 4), torch.float16, (166, 1, 2, 33)),
     ],
     ids=["6 layers, fp32", "6 layers, fp16", "36 layers, fp16"],
 )
-def test_equals_fair_esm(config: Esm2Config, dtype_on_disk: torch.dtype, tmp_path: Path) -> None:
+def test_equals_fair_esm(
+    config: Esm2Config, dtype_on_disk: torch.dtype, lengths: tuple[int, ...], tmp_path: Path
+) -> None:
     path = tmp_path / "esm2_test.pt"
     write_fair_esm(path, config, dtype=dtype_on_disk, contact_regression=True)
-    sequences = make_proteins(MIXED_LENGTHS)
+    sequences = make_proteins(lengths)
     wanted_BE = embed_by_fair_esm(path, sequences)
     together_BE = embed(path, sequences)
     alone_BE = torch.cat([embed(path, [sequence]) for sequence in sequences])
