@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python -m tools.compare_calls $(DEMO_DIR) examples/labels.tsv
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses=auto
+	$(BIN)/pytest --numprocesses=auto --dist=loadgroup
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest --numprocesses=auto -m "not slow and not launch"

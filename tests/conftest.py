@@ -42,6 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # The fixture `published` lets another process write a classifier.
         if item.name in _SLOW_CONTRACTS or "published" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
+        # What a module prepares once, only one of several processes of pytest-xdist prepares.
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        is_grouped = item.get_closest_marker("xdist_group")
+        if not is_grouped and any(each[-1].scope == "module" for each in fixtures):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
@@ -90,6 +95,23 @@ def shared() -> Path:
     path = REPOSITORY.parent / "shared"
     if not path.is_dir():
         pytest.skip("no shared test material beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this checkout, built without a network; its tests are of one `xdist_group`."""
+    from tests.runs import run
+
+    why = "is missing, which builds wheels here: pip install '.[dev]'"
+    for name in ("hatchling", "pip"):
+        pytest.importorskip(name, reason=f"{name} {why}")
+    directory = tmp_path_factory.mktemp("wheel")
+    # What pip downloads for a build of its own is installed here.
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "-w", directory)
+    done = run(sys.executable, "-m", "pip", "wheel", *options, REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    (path,) = directory.iterdir()
     return path
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.runs import REPOSITORY, read_table, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
 # Everything is read-only but the working directory. `exec "$@"` is the command.
 CONTAINER = """
@@ -32,21 +32,17 @@ NO_PRIVILEGES = ("--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--
 
 
 @pytest.fixture(scope="module")
-def directory() -> Iterator[Path]:
+def directory(wheel: Path) -> Iterator[Path]:
     """A directory that any user may enter, with the example and an installed wheel."""
     directory = Path(tempfile.mkdtemp(prefix="virnucpro_", dir="/var/tmp"))
     directory.chmod(0o755)
-    wheels, programs, home = (directory / name for name in ("wheels", "programs", "home"))
-    offline = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet")
-    done = run(sys.executable, "-m", "pip", "wheel", *offline, "-w", wheels, REPOSITORY)
-    assert done.returncode == 0, done.stderr
+    programs, home = directory / "programs", directory / "home"
     # Without a network: what the wheel depends on is found where it is installed already.
     packages = programs / f"lib/python3.{sys.version_info.minor}/site-packages"
     packages.mkdir(parents=True)
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
     home.mkdir()
     shutil.copytree(REPOSITORY / "examples", home / "examples")
-    (wheel,) = wheels.iterdir()
     done = subprocess.run(
         [str(REPOSITORY / "containers/install.sh"), str(wheel), str(programs)],
         env={
@@ -113,6 +109,9 @@ def test_the_first_screen_of_readme_works(directory: Path) -> None:
         printed += done.stdout
         assert done.returncode == 0, printed
     assert "10.1093/bib/bbaf224" in printed
+    # What the doctor finds out, who starts two processes for it.
+    assert "launch of two processes: the example is called as it should be" in printed
+    assert "computing on cpu" in printed
     # The small model is the installed one.
     assert f"{directory}/programs/" in (home / "example_predictions/run.json").read_text()
     # What the first screen shows of the table.

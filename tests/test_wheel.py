@@ -14,26 +14,11 @@ import pytest
 import virnucpro
 from tests.runs import REPOSITORY, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
 BACKENDS = ("dnabert_s", "esm2", "fair_esm", "transformers")
 PACKAGES = ("virnucpro", *(f"backends/virnucpro_{name}" for name in BACKENDS))
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """A wheel of this checkout, built without a network."""
-    why = "is missing, which builds wheels here: pip install '.[dev]'"
-    for name in ("hatchling", "pip"):
-        pytest.importorskip(name, reason=f"{name} {why}")
-    directory = tmp_path_factory.mktemp("wheel")
-    # What pip downloads for a build of its own is installed here.
-    offline = ("--no-build-isolation", "--no-deps", "--no-index")
-    done = run(*PIP, "wheel", *offline, "--wheel-dir", directory, REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    (path,) = directory.iterdir()
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -366,9 +366,8 @@ def _change(kind: Kind, path: Path, seed: int) -> None:
 
 def break_files(
     names: Sequence[str], seeds: Sequence[int], report: Callable[[str, Attempt], None]
-) -> dict[str, list[Attempt]]:
-    """Return every attempt by kind, and hand each to `report` as soon as it is done."""
-    found: dict[str, list[Attempt]] = {}
+) -> Iterator[tuple[str, list[Attempt]]]:
+    """Yield each kind with its attempts, and hand each to `report` as soon as it is done."""
     # Nothing here has to survive a crash of the machine, so that memory is as good as a disk.
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
@@ -376,14 +375,14 @@ def break_files(
         prepared.mkdir()
         prepare(prepared)
         for name in names:
-            found[name] = []
+            found = []
             undamaged = attempt(KINDS[name], prepared, Path(scratch), None)
             assert undamaged.verdict == "right", undamaged
             for seed in seeds:
                 done = attempt(KINDS[name], prepared, Path(scratch), seed)
-                found[name].append(done)
+                found.append(done)
                 report(name, done)
-    return found
+            yield name, found
 
 
 def main() -> None:
@@ -405,8 +404,7 @@ def main() -> None:
     seeds = range(args.first_seed, args.first_seed + args.attempts)
     print(f"{'kind':12}", *(f"{verdict:>8}" for verdict in VERDICTS), "slowest s", "most MiB")  # noqa: T201
     num_faults = 0
-    for name in args.kinds:
-        ((_, attempts),) = break_files([name], seeds, report).items()
+    for name, attempts in break_files(args.kinds, seeds, report):
         counts = Counter(done.verdict for done in attempts)
         slowest = max(done.ending.seconds for done in attempts)
         peak = max(done.ending.peak_bytes for done in attempts) >> 20

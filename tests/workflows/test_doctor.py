@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.plugins import write_metadata
-from tests.runs import REPOSITORY, VIRNUCPRO, run
+from tests.runs import REPOSITORY
 from virnucpro.cli.main import main
 from virnucpro.workflows.doctor import compare_calls, is_supported
 
@@ -77,11 +77,3 @@ def test_calls_that_differ_are_named(tmp_path: Path, column: int, value: str):
     changed.write_text("".join("\t".join(line) + "\n" for line in lines))
     (wrong,) = compare_calls(changed, CALLS)
     assert wrong.startswith(name)
-
-
-@pytest.mark.launch
-def test_the_example_is_run_in_two_processes(tmp_path):
-    done = run(*VIRNUCPRO, "doctor", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert "launch of two processes: the example is called as it should be" in done.stdout
-    assert "computing on cpu" in done.stderr
