@@ -84,6 +84,7 @@ def save_model(
     if safetensors:
         save_file(dict(tensors), directory / "model.safetensors", metadata={"format": "pt"})
     else:
+        # As the published model.
         torch.save(dict(tensors), directory / "pytorch_model.bin")
     return directory
 

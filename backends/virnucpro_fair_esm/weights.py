@@ -43,6 +43,7 @@ def open_weights(location: str) -> Weights:
     Raises:
         WeightsError: It cannot be used.
     """
+    # fair-esm publishes its files on a server of its own, so there is no hub id to look for.
     path = Path(location).expanduser()
     if not path.is_file():
         raise WeightsError(

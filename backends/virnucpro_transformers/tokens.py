@@ -37,8 +37,10 @@ class AutoCollator:
             letters = [" ".join(one) for one in letters]
         encoded = self._tokenizer(
             letters,
+            # The tokenizer cuts before it adds its special tokens, so the last one is not lost.
             truncation=self._max_tokens is not None,
             max_length=self._max_tokens,
+            # The tokens are packed, so there is nothing to mask.
             return_attention_mask=False,
         )
         return pack_tokens(rows, [np.array(ids, np.int64) for ids in encoded["input_ids"]])

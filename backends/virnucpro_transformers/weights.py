@@ -81,6 +81,7 @@ def guarded(path: Path) -> Iterator[None]:
     """
     logging = import_transformers().utils.logging
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    # It would warn of tensors of a head, which an embedding does not need.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -52,8 +52,10 @@ class BackendInfo:
     embedding_dim: int | None
     max_tokens: int | None
     pooling: str
+    # For backends that come with this version. Others state the number (docs/backends.md).
     interface_version: int = INTERFACE_VERSION
     supports_fp8: bool = False
+    # Last, and with a default: backends from before this field existed do not state it.
     max_letters: int | None = None
     min_fp8_tokens: int = 0
 

@@ -24,11 +24,13 @@ def explaining_panics(path: Path) -> Iterator[None]:
     """
     try:
         kept, said = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115
-    except OSError:  # no standard error, or no place for a file
+    # There may be no standard error, or no place for a file.
+    except OSError:
         yield
         return
     is_panic = False
     sys.stderr.flush()
+    # The descriptor itself, because Rust knows nothing of Python's sys.stderr.
     os.dup2(said.fileno(), 2)
     try:
         yield

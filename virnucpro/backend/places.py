@@ -19,6 +19,7 @@ def user_cache_dir() -> Path:
     Raises:
         RuntimeError: The user has no home directory.
     """
+    # As the XDG Base Directory Specification wants it.
     cache = os.environ.get("XDG_CACHE_HOME")
     return Path(cache or Path.home() / ".cache") / "virnucpro"
 
@@ -39,8 +40,10 @@ def find_model(name: str) -> Path | None:
     Args:
         name: Of a file, or `owner/name@revision` of a model on the hub.
     """
+    # Without a home directory, no model can be there.
     with suppress(RuntimeError):
         path = models_dir() / name
+        # A directory without it is a download that broke off.
         if path.is_file() or (path / CHECKSUMS).is_file():
             return path
     return None

@@ -84,25 +84,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
         for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
             os.environ.setdefault(name, "1")
     with _without_training_variables():
-        if wanted is not None and wanted.index is not None and num_processes() == 1:
-            # Accelerate's way to name one device. Only a process's first Accelerator reads it.
-            os.environ["ACCELERATE_TORCH_DEVICE"] = device
-            # Our kernels run on torch's current GPU (`can_fuse`).
-            torch.cuda.set_device(wanted)
-        try:
-            accelerator = Accelerator(
-                # True also for `auto` without a GPU: otherwise Accelerate takes several processes
-                # for several runs of one process.
-                cpu=not num_gpus if wanted is None else wanted.type == "cpu",
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
-            )
-        except ValueError as error:
-            names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_")]
-            raise UsageError(
-                f"Accelerate does not start here ({first_line(error)}); it reads environment "
-                f"variables, of which these are set: {', '.join(names) or 'none of its own'}; "
-                "unset what you do not need"
-            ) from error
+        accelerator = _start_accelerator(wanted, num_gpus)
     # Kept until here: Accelerate has joined it by now.
     del store
     if wanted is not None and wanted.type != accelerator.device.type:
@@ -113,6 +95,28 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def _start_accelerator(wanted: torch.device | None, num_gpus: int) -> Accelerator:
+    if wanted is not None and wanted.index is not None and num_processes() == 1:
+        # Accelerate's way to name one device. Only a process's first Accelerator reads it.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)
+        # Our kernels run on torch's current GPU (`can_fuse`).
+        torch.cuda.set_device(wanted)
+    try:
+        return Accelerator(
+            # True also for `auto` without a GPU: otherwise Accelerate takes several processes for
+            # several runs of one process.
+            cpu=not num_gpus if wanted is None else wanted.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
+        )
+    except ValueError as error:
+        names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_")]
+        raise UsageError(
+            f"Accelerate does not start here ({first_line(error)}); it reads environment "
+            f"variables, of which these are set: {', '.join(names) or 'none of its own'}; "
+            "unset what you do not need"
+        ) from error
 
 
 @contextmanager

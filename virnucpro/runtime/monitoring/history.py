@@ -83,6 +83,7 @@ class ProcessHistory:
         means over the time in which the process embedded; memory and temperature are maxima.
         """
         last = self.last
+        # A process that got no batch has shares of 0, and no division by 0.
         seconds = last.loop_seconds or 1.0
         means = {name: round(total / seen, 1) for name, (total, seen, _) in self._gpu.items()}
         maxima = {name: highest for name, (_, _, highest) in self._gpu.items()}
@@ -170,6 +171,7 @@ class History:
     def is_done(self, num_processes: int) -> bool:
         """Return whether all processes have ended the pass."""
         states = [process.last.state for process in self.processes.values()]
+        # A process may have published nothing yet.
         return len(states) == num_processes and set(states) == {"done"}
 
     @property
