@@ -198,11 +198,14 @@ def test_two_launches_at_once_of_a_file_and_of_standard_input(
 def test_embed(reads, demo_weights, tmp_path):
     settings = {"backend": "dnabert-s", "weights": demo_weights["dna_weights"], "device": "cpu"}
     options = [f"--{name}={value}" for name, value in settings.items()]
-    several = start("embed", reads, "-o", tmp_path / "several.h5", *options, "--num-processes=2")
-    embed(EmbedConfig(input=reads, output_path=tmp_path / "one.h5", **settings))
+    # So few tokens that there are several batches.
+    options += ["--batch-tokens=300", "--num-processes=2"]
+    several = start("embed", reads, "-o", tmp_path / "several.h5", *options)
+    embed(EmbedConfig(input=reads, output_path=tmp_path / "one.h5", batch_tokens=300, **settings))
     _, messages = several.communicate()
     assert several.returncode == 0, messages
     assert (tmp_path / "several.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
 
 
 @launch

@@ -13,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tests.runs import accelerate_launch, run
 from virnucpro import EmbedConfig, embed
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.parts import check_part
@@ -324,18 +323,6 @@ def test_not_even_force_disturbs_a_run_at_work(config: EmbedConfig) -> None:
         embed(replace(config, force=True))
     assert (work_dir / "part-00000-000000.h5").exists()
     embed(replace(config, force=True))
-
-
-@pytest.mark.launch
-def test_two_processes_write_the_same(config: EmbedConfig, tmp_path: Path) -> None:
-    embed(config)
-    options = [f"--backend={config.backend}", f"--weights={config.weights}", "--device=cpu"]
-    options += [f"--batch-tokens={config.batch_tokens}", f"--output={tmp_path / 'two.h5'}"]
-    program = accelerate_launch(2, "-m", "virnucpro", "embed", config.input, *options)
-    result = run(*program)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "two.h5").read_bytes() == config.output_path.read_bytes()
-    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_a_finished_file_is_left_alone_by_resume(config: EmbedConfig) -> None:
