@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
-        "break_files --kinds yaml inputs metrics --attempts 25",
+        "break_files --kinds yaml inputs metrics zstd bam cram --attempts 14",
         "break_files --kinds parts store weights safetensors configs classifier --attempts 1",
         "kill_runs --kills 1 --stories predict,2",
     ],

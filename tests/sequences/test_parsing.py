@@ -149,6 +149,29 @@ def test_damaged_bam_is_refused_or_read(tmp_path: Path) -> None:
     assert num_refused > len(cut) // 2
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (-32, b"\1\0\0\0"),  # its reference is the second of one
+        (-8 - 4, b"\xfe\xff\xff\xff"),  # the mate's reference is -2
+        (-16, b"\xff\xff\xff\xff"),  # the number of letters is -1
+        (-16, b"\x40\0\0\0"),  # more letters than it has room for
+        (0, b"\xff"),  # the name is no text
+        (3, b"x"),  # the name has no end
+    ],
+)
+def test_bam_that_contradicts_itself_is_refused(tmp_path: Path, place: int, value: bytes) -> None:
+    path = write_reads(tmp_path / "reads.bam", READS)
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    start = data.index(b"one\0") + place
+    data[start : start + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(
+        InputError, match=r"damaged BAM behind unmapped read 0 \(a read contradicts"
+    ):
+        list(RecordReader(path, "dna"))
+
+
 def test_the_unmapped_reads_of_cram_are_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,9 +16,10 @@ from virnucpro.sequences.records import Record
 
 LINES_OF_FASTQ = 4
 
-# Of the 32 bytes before a read's name: the name's length, operations, flag and number of letters.
-_BAM_FIELDS = struct.Struct("<8xB3xHHi")
-_BAM_MORE = 12
+# Of the 32 bytes before a read's name: its reference, the name's length, the operations, the flag,
+# the number of letters, and the mate's reference.
+_BAM_FIELDS = struct.Struct("<i4xB3xHHii8x")
+_BAM_NAME = re.compile(rb"[!-~]+\0")  # as the specification has it
 _BAM_LETTERS = str.maketrans("0123456789abcdef", "=ACMGRSVTWYHKDBN")
 _UNMAPPED, _REVERSE, _NOT_PRIMARY = 0x4, 0x10, 0x900
 # Far above any read, and any header; a damaged file must not fill the memory.
@@ -162,25 +164,30 @@ def read_bam(blocks: Iterable[bytes]) -> Iterator[Record]:
     file: io.BufferedReader[Any] = io.BufferedReader(BlockReader(blocks))
     _skip(file, 4)  # the magic number
     _skip(file, _read_size(file))
-    for _ in range(_read_size(file)):
+    num_references = _read_size(file)
+    for _ in range(num_references):
         _skip(file, _read_size(file) + 4)
     while file.peek(1):
         data = file.read(size := _read_size(file))
         if len(data) < max(size, _BAM_FIELDS.size):
             raise ValueError("a read is cut off")
-        name_length, num_cigar, flag, num_letters = _BAM_FIELDS.unpack_from(data)
-        start = _BAM_FIELDS.size + _BAM_MORE + name_length + 4 * num_cigar
-        packed = data[start : start + (num_letters + 1) // 2]
-        if 2 * len(packed) < num_letters:
-            raise ValueError("a read is shorter than it says")
+        reference, name_length, num_cigar, flag, num_letters, mate = _BAM_FIELDS.unpack_from(data)
+        name = data[_BAM_FIELDS.size :][:name_length]
+        start = _BAM_FIELDS.size + name_length + 4 * num_cigar
+        stop = start + (num_letters + 1) // 2
+        # A file without compression has no checksum, so what a read says of itself is compared.
+        if not (
+            _BAM_NAME.fullmatch(name)
+            and -1 <= min(reference, mate) <= max(reference, mate) < num_references
+            and num_letters >= 0
+            and stop + num_letters <= size  # each letter has a quality
+        ):
+            raise ValueError("a read contradicts itself")
         if flag & _UNMAPPED and not flag & _NOT_PRIMARY:
-            # BAM has 4 bits for a letter, so each hexadecimal digit is one.
-            letters = packed.hex().translate(_BAM_LETTERS)[:num_letters]
-            # Aligners store a read as it lies on the reference, so this one is turned back.
+            letters = data[start:stop].hex().translate(_BAM_LETTERS)[:num_letters]
             if flag & _REVERSE:
                 letters = str(reverse_complement(letters))  # type: ignore[no-untyped-call]
-            name = data[start - name_length - 4 * num_cigar :][: max(0, name_length - 1)]
-            yield Record(name.decode("utf-8", "surrogateescape"), letters)
+            yield Record(name[:-1].decode("ascii"), letters)
 
 
 def _read_size(file: io.BufferedReader[Any]) -> int:
