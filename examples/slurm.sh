@@ -31,6 +31,7 @@ export PYTHONSAFEPATH=1
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --multi_gpu \
     --num_machines "$SLURM_NNODES" --num_processes '$ours' --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$MEETING_NODE" --main_process_port "$MEETING_PORT" \
+    --rdzv_backend virnucpro --rdzv_conf "rank=$SLURM_NODEID" \
     --mixed_precision no --dynamo_backend no \
     -m virnucpro predict --resume "$@"' launcher "$@" &
 step=$!

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,7 @@ def launch_on(
         start(
             *("ip", "netns", "exec", host, *(second_host if rank else ())),
             *(sys.executable, "-m", "accelerate.commands.launch", f"--machine_rank={rank}"),
+            *("--rdzv_backend=virnucpro", f"--rdzv_conf=rank={rank}"),
             *options,
             GLOO_SOCKET_IFNAME=f"{host}0",
         )
@@ -122,9 +124,27 @@ def launch_on(
     ]
 
 
+def listening(launcher: subprocess.Popen[str]) -> set[str]:
+    """Return the addresses on which a launcher listens, as soon as it does."""
+    found: set[str] = set()
+    while not found:
+        assert launcher.poll() is None, launcher.communicate()[1]
+        # Its sockets are in another network namespace, where psutil does not look.
+        table = Path(f"/proc/{launcher.pid}/net/tcp").read_text().splitlines()[1:]
+        entries = [line.split() for line in table]
+        # 0A is the state LISTEN; the address is a number in the machine's order of bytes.
+        found = {
+            socket.inet_ntoa(bytes.fromhex(entry[1][:8])[::-1])
+            for entry in entries
+            if entry[3] == "0A"
+        }
+    return found
+
+
 def test_two_hosts_give_what_one_process_gives(hosts, reads, demo_weights, one_process, tmp_path):
     options = ["-o", tmp_path / "out", *SMALL_BATCHES, *predict_options(demo_weights)]
     launchers = launch_on(hosts, "predict", reads, *options)
+    assert listening(launchers[0]) == {ADDRESSES[0]}
     messages = [launcher.communicate()[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], messages
     assert_complete(tmp_path / "out", one_process, kept={})

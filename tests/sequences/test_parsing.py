@@ -166,9 +166,7 @@ def test_bam_that_contradicts_itself_is_refused(tmp_path: Path, place: int, valu
     start = data.index(b"one\0") + place
     data[start : start + len(value)] = value
     path.write_bytes(data)
-    with pytest.raises(
-        InputError, match=r"damaged BAM behind unmapped read 0 \(a read contradicts"
-    ):
+    with pytest.raises(InputError, match=r"behind unmapped read 0 \(a read contradicts"):
         list(RecordReader(path, "dna"))
 
 

@@ -58,7 +58,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
             wait_for_workers=False,
             multi_tenant=not has_agent,
             timeout=timedelta(seconds=_SECONDS_OF_A_TRY),
-            master_listen_fd=_listen(*place) if is_host else None,
+            master_listen_fd=listen(*place) if is_host else None,
         )
     except torch.distributed.DistError as error:
         raise VirnucproError(f"{meeting.describe()}; {first_line(error)}") from error
@@ -79,7 +79,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
     return store
 
 
-def _listen(host: str, port: int) -> int | None:
+def listen(host: str, port: int) -> int | None:
     """Listen on the address that the launch names; return None where torch must listen on all."""
     inherited = os.environ.pop(LISTENER, None)
     # Our own launcher listens there already.
