@@ -129,7 +129,10 @@ def listening(launcher: subprocess.Popen[str]) -> set[str]:
     found: set[str] = set()
     while not found:
         assert launcher.poll() is None, launcher.communicate()[1]
-        # Its sockets are in another network namespace, where psutil does not look.
+        # Its sockets are in another network namespace, where psutil does not look, and which `ip`
+        # enters after its start.
+        if Path(f"/proc/{launcher.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
+            continue
         table = Path(f"/proc/{launcher.pid}/net/tcp").read_text().splitlines()[1:]
         entries = [line.split() for line in table]
         # 0A is the state LISTEN; the address is a number in the machine's order of bytes.
