@@ -123,7 +123,7 @@ class VerifyCheckpointsConfig(DimsConfig):
 class ValidateCheckpointsConfig(DimsConfig):
     """The settings of `utils validate-checkpoints`."""
 
-    # The same holds here.
+    # As above: a missing directory has an exit code of its own.
     directory: Path = argument(help="A directory of checkpoints.", path="new")
     skip_load: bool = option(
         False, help="Check headers and archives only; do not read the embeddings."
