@@ -43,8 +43,8 @@ Attended values are about 2^9 times smaller than their bound, so this ratio leav
 NUM_EXACT_LAYERS = 2
 """The first layers never multiply in 8 bits.
 
-Outlier channels make their errors the largest, and all later layers attend by what they see then.
-docs/notes/performance.md has the figures ("What fp8 loses with trained weights").
+In 8 bits they turn the attention of some proteins to other tokens (docs/notes/performance.md, "What
+fp8 loses with trained weights").
 """
 
 
@@ -286,7 +286,7 @@ class Esm2(nn.Module):
             hidden_TD = hidden_TD * TOKEN_DROPOUT_SCALE
         between, between_8 = self._choose_between(packing, len(hidden_TD))
         layers: Iterable[nn.Module] = self.layers
-        # Errors of 8 bits cancel in the mean over many tokens, and not in the mean over a few.
+        # The mean over a few tokens keeps most of the errors of 8 bits.
         if self.exact_layers is not None and packing.max_length < MIN_FP8_TOKENS:
             layers = self.exact_layers
         # The first layer has nothing to add: no layer came before it.
