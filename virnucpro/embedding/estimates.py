@@ -22,13 +22,16 @@ from virnucpro.backend.weights import find_download, find_weight_files
 from virnucpro.config import PUBLISHED
 from virnucpro.embedding.batches import Batches
 from virnucpro.embedding.jobs import Job
-from virnucpro.embedding.measuring import measure_ceilings
+from virnucpro.embedding.measuring import measure_product
 from virnucpro.embedding.models import Model
 from virnucpro.errors import WeightsError
 from virnucpro.runtime.run import Run
 from virnucpro.sequences.frame_store import SequenceSource
 
 logger = logging.getLogger(__name__)
+
+# Once for both models of a run.
+_measure_product = functools.cache(measure_product)
 
 SMALL_MODEL_BYTES = 1 << 28
 """Weights up to this size are loaded for an estimate, which takes a second."""
@@ -118,12 +121,7 @@ def has_room(model: Model, precision: str, device: torch.device, spare_bytes: fl
 
 def estimate_speed(num_parameters: int, device: torch.device, precision: str) -> float:
     """Return tokens/s of a large model, from the best product of matrices on this device."""
-    return _SHARE_OF_CEILING * _measure_flop_per_s(device, precision) / (2 * num_parameters)
-
-
-@functools.cache
-def _measure_flop_per_s(device: torch.device, precision: str) -> float:
-    return measure_ceilings(device, [precision]).flop_per_s[precision]
+    return _SHARE_OF_CEILING * _measure_product(device, precision) / (2 * num_parameters)
 
 
 def measure_speed(run: Run, model: Model, source: SequenceSource, batches: Batches) -> float:

@@ -66,25 +66,27 @@ class Speed:
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, precisions: Iterable[str]) -> Ceilings:
     """Return the best speeds of `device` in each of `precisions`, and in copying."""
-    size = _MATRIX_SIZE[device.type]
-
-    def measure_product(precision: str) -> float:
-        dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
-        layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
-        input_XK = torch.randn(size, size, device=device, dtype=dtype)
-        product: Callable[[], object] = functools.partial(torch.mm, input_XK, layer.weight.t())
-        if precision == "fp8":
-            product = functools.partial(Float8Linear(layer), quantize(input_XK))
-        # size**2 numbers come out, each from `size` multiplications and as many additions.
-        return 2 * size**3 / measure_seconds(product, device, _CEILING_SECONDS)
-
     source = torch.empty(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     copy = functools.partial(torch.empty_like(source).copy_, source)
     return Ceilings(
-        flop_per_s={precision: measure_product(precision) for precision in precisions},
+        flop_per_s={precision: measure_product(device, precision) for precision in precisions},
         # Each byte is read once and written once.
         copy_bytes_per_s=2 * source.numel() / measure_seconds(copy, device, _CEILING_SECONDS),
     )
+
+
+@torch.inference_mode()
+def measure_product(device: torch.device, precision: str) -> float:
+    """Return the FLOP/s of `device` in a product of two large matrices."""
+    size = _MATRIX_SIZE[device.type]
+    dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
+    layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
+    input_XK = torch.randn(size, size, device=device, dtype=dtype)
+    product: Callable[[], object] = functools.partial(torch.mm, input_XK, layer.weight.t())
+    if precision == "fp8":
+        product = functools.partial(Float8Linear(layer), quantize(input_XK))
+    # size**2 numbers come out, each from `size` multiplications and as many additions.
+    return 2 * size**3 / measure_seconds(product, device, _CEILING_SECONDS)
 
 
 def measure_seconds(call: Callable[[], object], device: torch.device, min_seconds: float) -> float:
