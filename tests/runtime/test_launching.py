@@ -94,7 +94,7 @@ def test_gpus_that_are_not_there(monkeypatch, num_gpus, device, num_processes, g
 )
 def test_gpus_are_counted_without_torch(monkeypatch, visible, cuda, expected):
     """No machine of the tests has a driver, so its number stands here."""
-    monkeypatch.setattr(launching, "_ask_driver", lambda: 4)
+    monkeypatch.setattr(launching, "ask_driver", lambda: 4)
     monkeypatch.setattr(launching, "read_torch_build", lambda: {"cuda": cuda})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -151,6 +151,7 @@ def leave_to_launch(
                 "leave the option out"
             )
         check_launch()
+        _start_workers_early(config)
         return
     check_launch()
     # Not above: a command that starts no processes needs none of it.
@@ -158,10 +159,27 @@ def leave_to_launch(
 
     num_wanted = launching.choose_num_processes(config.device, wanted, launch.gpus)
     if num_wanted == 1:
+        _start_workers_early(config)
         return
     before, own = ctx.meta[ARGUMENTS]
     forced = ["--force"] if force else []
     ctx.exit(launching.launch(num_wanted, [*before, *forced, *own]))
+
+
+def _start_workers_early(config: ComputeConfig) -> None:
+    """Let the process of the loader's workers import torch at the same time as this one.
+
+    Otherwise it would begin when this one has done, and the first batch would wait for it.
+    """
+    if config.device == "cpu" or config.dataloader_workers == 0:
+        return
+    from virnucpro.runtime.launching import ask_driver
+
+    # Without a GPU there are no workers, unless the user wants some.
+    if config.dataloader_workers or ask_driver():
+        from virnucpro.runtime.forkserver import start_forkserver
+
+        start_forkserver()
 
 
 def wants_progress(ctx: click.Context, config: ProgressConfig) -> bool:

@@ -10,7 +10,7 @@ from virnucpro.runtime.orphans import end_with_parent
 # And the kernel takes the end of the thread that started it for the end of the parent.
 end_with_parent(signal.SIGKILL)
 
-import accelerate.data_loader  # noqa: E402, F401
+import virnucpro.embedding.loader  # noqa: E402, F401
 
 end_with_parent(0)
 # Taking torch apart takes seconds, and there is nothing to clean up.

@@ -1,6 +1,6 @@
 """The loader's worker processes: how many, how they start, what they send, and how they end.
 
-They need little of the machine: no shared memory but for semaphores, and a short path for sockets.
+They need little of the machine: no shared memory but for semaphores.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import multiprocessing.forkserver
-import multiprocessing.util
+import multiprocessing
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,30 +21,22 @@ import torch
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import VirnucproError, first_line
-from virnucpro.runtime.environment import num_local_processes, off_the_working_directory
+from virnucpro.runtime.environment import num_local_processes
+from virnucpro.runtime.forkserver import start_forkserver
 
 logger = logging.getLogger(__name__)
 
-# A socket's path has at most 107 bytes, and multiprocessing adds 32 to the directory.
-_MAX_DIRECTORY_BYTES = 70
 _LACKS = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
-_SHORT_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def prepare_workers(compute: ComputeConfig, device: torch.device) -> None:
     """Start the process from which the loader's workers will be forked, if there are workers.
 
-    It imports the slow modules once for all workers, while this process opens the models. It never
-    touches CUDA, which does not survive a fork; this process does, so workers cannot be forked from
-    it.
+    It never touches CUDA, which does not survive a fork; this process does, so workers cannot be
+    forked from it.
     """
     if count_workers(compute, device):
-        _shorten_socket_paths()
-        # Not "spawn": each worker would import torch by itself, which takes seconds.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["virnucpro.embedding.preload"])
-        with off_the_working_directory():
-            multiprocessing.forkserver.ensure_running()
+        start_forkserver()
 
 
 def count_workers(compute: ComputeConfig, device: torch.device) -> int:
@@ -80,22 +70,6 @@ def _have_semaphores(num_workers: int) -> bool:
     for queue in queues:
         queue.close()
     return True
-
-
-def _shorten_socket_paths() -> None:
-    """Let multiprocessing put its sockets elsewhere if TMPDIR is too long for their paths."""
-    if len(os.fsencode(tempfile.gettempdir())) <= _MAX_DIRECTORY_BYTES:
-        return
-    before = tempfile.tempdir
-    try:
-        # multiprocessing asks `tempfile`, and that reads this variable.
-        tempfile.tempdir = next(path for path in _SHORT_DIRECTORIES if os.access(path, os.W_OK))
-        # It chooses once for this process and all that it starts.
-        multiprocessing.util.get_temp_dir()
-    except (StopIteration, OSError):
-        pass
-    finally:
-        tempfile.tempdir = before
 
 
 @contextmanager

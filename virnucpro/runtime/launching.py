@@ -78,7 +78,7 @@ def _count_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     if read_torch_build().get("cuda") and re.fullmatch(r"\d+(,\d+)*", visible):
         numbers = [int(number) for number in visible.split(",")]
-        num_gpus = _ask_driver()
+        num_gpus = ask_driver()
         if len(set(numbers)) == len(numbers) and max(numbers) < num_gpus:
             return len(numbers) if "CUDA_VISIBLE_DEVICES" in os.environ else num_gpus
     import torch
@@ -86,7 +86,7 @@ def _count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _ask_driver() -> int:
+def ask_driver() -> int:
     """Return how many GPUs NVIDIA's driver has; 0 if it does not tell."""
     try:
         import pynvml
