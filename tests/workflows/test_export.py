@@ -295,7 +295,7 @@ def test_the_command(migrated, tmp_path):
     options = ["export", str(migrated), "--to", "npz", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 0
-    assert "20 rows in 1 files" in result.output
+    assert "20 rows in 1 file in" in result.output
     assert "one embedding only: 10 rows" in result.output
     result = CliRunner().invoke(main, ["export", str(tmp_path / "out"), *options[2:-1], "x"])
     assert result.exit_code == 1

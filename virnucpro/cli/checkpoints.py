@@ -13,7 +13,7 @@ import click
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import OPEN_RULE, FrameRule, ShowCheckpointsConfig, VerifyCheckpointsConfig
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, count
 from virnucpro.sequences.records import NAMES_OF_ROWS
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _echo_run(path: Path, run: RunSummary) -> None:
 def _echo_file(summary: FileSummary) -> None:
     echo(str(summary.path))
     version = "unknown version" if summary.version is None else f"version {summary.version}"
-    rows = "" if summary.num_rows is None else f"{summary.num_rows:,} rows, "
+    rows = "" if summary.num_rows is None else f"{count(summary.num_rows, 'row')}, "
     dims = ", ".join(f"{name} {dim}" for name, dim in summary.dims.items())
     echo(
         f"  {version} ({summary.what}): {rows}{dims or 'unknown dimensions'}, precision "

@@ -7,6 +7,7 @@ import click
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import counting_bars, echo
 from virnucpro.config import ExportConfig
+from virnucpro.errors import count
 
 
 @config_command("export", short_help="Write embeddings in the formats of other programs.")
@@ -24,8 +25,7 @@ def export_command(ctx: click.Context, config: ExportConfig) -> None:
 
     with counting_bars() as show:
         summary = export_embeddings(config, show)
-    echo(
-        f"Written: {summary.num_rows:,} rows in {len(summary.paths):,} files in {config.output_dir}"
-    )
+    rows, files = count(summary.num_rows, "row"), count(len(summary.paths), "file")
+    echo(f"Written: {rows} in {files} in {config.output_dir}")
     if summary.num_partial:
-        echo(f"Left out, with one embedding only: {summary.num_partial:,} rows")
+        echo(f"Left out, with one embedding only: {count(summary.num_partial, 'row')}")

@@ -12,7 +12,7 @@ import click
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import counting_bars, echo
 from virnucpro.config import MigrateConfig
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, count
 
 _CLASSIFIER_SUFFIX = ".safetensors"
 
@@ -87,7 +87,7 @@ def _echo_report(report: dict[str, Any], *, dry_run: bool) -> None:
             dims = " + ".join(str(dim) for dim in entry["dims"].values()) or "-"
             echo(
                 f"  version {entry['version']} ({entry['generation']}); {entry['kind']}, "
-                f"{entry['rows']:,} rows of {dims} numbers, precision {entry['precision']}"
+                f"{count(entry['rows'], 'row')} of {dims} numbers, precision {entry['precision']}"
             )
         taken = ", ".join(f"{num:,} {alphabet}" for alphabet, num in entry["taken"].items())
         if taken:

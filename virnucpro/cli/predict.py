@@ -21,7 +21,7 @@ from virnucpro.cli.starting import (
 )
 from virnucpro.cli.terminal import echo, echo_summary
 from virnucpro.config import STDIN, LaunchConfig, PredictConfig, SummaryConfig
-from virnucpro.errors import IncompleteError, format_seconds
+from virnucpro.errors import IncompleteError, count, format_seconds
 from virnucpro.legacy.options import FORK_OPTIONS, ForkOption
 from virnucpro.runtime.environment import is_main_process, reads_settings_first
 from virnucpro.runtime.logs import set_console_level
@@ -110,12 +110,13 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
         echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
     echo(
-        f"input        {found.num_records:,} records, {found.num_chunks:,} chunks, "
+        f"input        {count(found.num_records, 'record')}, {count(found.num_chunks, 'chunk')}, "
         f"{found.num_rows:,} {found.names_of_rows}"
     )
     for one in found.passes:
         echo(
-            f"{one.name:12} {one.num_distinct:,} distinct sequences, {one.num_tokens:,} tokens, "
+            f"{one.name:12} {count(one.num_distinct, 'distinct sequence')}, "
+            f"{count(one.num_tokens, 'token')}, "
             f"{one.tokens_per_s:,.0f} tokens/s ({one.speed_source}): "
             f"{format_seconds(one.seconds)}, {one.device_bytes / 2**30:.1f} GiB on the device"
         )
