@@ -116,10 +116,15 @@ def assert_tables_equal_but_for_rounding(found: Path, wanted: Path) -> None:
     others = read_tables(wanted)
     for name, table in read_tables(found).items():
         bound = 1e-6 if name.startswith("prediction") else ROUNDED
-        words = [re.split(r"[\t\n =]", text.decode()) for text in (table, others[name])]
-        for one, other in zip(*words, strict=True):
-            if one != other:
-                assert float(one) == pytest.approx(float(other), abs=bound)
+        lines = [text.decode().splitlines() for text in (table, others[name])]
+        for line, other_line in zip(*lines, strict=True):
+            words = [re.split(r"[\t =]", each) for each in (line, other_line)]
+            for place, (one, other) in enumerate(zip(*words, strict=True)):
+                if one != other:
+                    # A logit changes by more than the score that it is of.
+                    is_evidence = name == "chunks.tsv" and place == len(words[0]) - 1
+                    wanted = pytest.approx(float(other), abs=20 * bound if is_evidence else bound)
+                    assert float(one) == wanted
 
 
 def parts_of(directory: Path) -> dict[str, float]:

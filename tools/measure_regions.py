@@ -4,6 +4,8 @@
     virnucpro predict planted/contigs.fasta -m mini -o planted/run
     python -m tools.measure_regions planted/run planted/truth.tsv
 
+`--bed` measures the regions that another program found in the same contigs.
+
 A phage is found if the overlap of a region with it, divided by what both cover together, is at
 least 0.5. The intervals (95 %) resample the phages' genomes, because pieces of one genome resemble
 each other. The error of a boundary is that of the found phages: the distance of the start of the
@@ -50,6 +52,15 @@ def read_regions(path: Path) -> dict[str, list[Span]]:
     regions: dict[str, list[Span]] = defaultdict(list)
     for _, line in read_table(path, ("record_id", "start", "end")):
         regions[line["record_id"]].append((int(line["start"]), int(line["end"])))
+    return regions
+
+
+def read_bed(path: Path) -> dict[str, list[Span]]:
+    """Return the regions of each record, from the first three columns of a BED file."""
+    regions: dict[str, list[Span]] = defaultdict(list)
+    for line in path.read_text().splitlines():
+        name, start, end = line.split("\t")[:3]
+        regions[name].append((int(start), int(end)))
     return regions
 
 
@@ -121,12 +132,14 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="output directory of virnucpro predict")
     parser.add_argument("truth", type=Path, help="truth.tsv that tools.plant_phages wrote")
+    parser.add_argument("--bed", type=Path, help="regions that another program found")
     args = parser.parse_args()
     lengths = {
         line["record_id"]: int(line["length"])
         for _, line in read_table(args.run / "records.tsv", ("record_id", "length"))
     }
-    print(measure(read_regions(args.run / "viral_regions.tsv"), args.truth, lengths))
+    found = read_bed(args.bed) if args.bed else read_regions(args.run / "viral_regions.tsv")
+    print(measure(found, args.truth, lengths))
 
 
 if __name__ == "__main__":

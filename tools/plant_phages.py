@@ -15,6 +15,9 @@ Windows start at multiples of 500 bp, and phages at the same remainder as the pl
 So most chunks of 500 bp of different contigs are the same, and `virnucpro predict` embeds each
 once: 600 contigs of 150 kb take as long as the genomes that they come from. Where a phage begins
 in a chunk is still random.
+
+With `--whole`, nothing is planted: `bacteria.fasta` and `phages.fasta` have whole genomes, in turns
+from each group. `tools.fit_regions` reads runs over them.
 """
 
 from __future__ import annotations
@@ -117,12 +120,14 @@ def _draw_step(rng: random.Random, least: int, most: int) -> int:
     return CHUNK_BP * rng.randint(-(-least // CHUNK_BP), most // CHUNK_BP)
 
 
-def draw_bacteria(rng: random.Random, groups: Groups, total_bp: int) -> Iterator[Genome]:
-    """Yield chromosomes of at least 100 kb, by turns from each group, until there are enough."""
+def draw_whole(
+    rng: random.Random, groups: Groups, min_length_bp: int, total_bp: int
+) -> Iterator[Genome]:
+    """Yield genomes of at least this length, by turns from each group, until there are enough."""
     queues = [
         rng.sample(long_enough, len(long_enough))
         for group in groups.values()
-        if (long_enough := [genome for genome in group if len(genome.sequence) >= CONTIG_BP[0]])
+        if (long_enough := [genome for genome in group if len(genome.sequence) >= min_length_bp])
     ]
     num_bp = 0
     while any(queues) and num_bp < total_bp:
@@ -157,10 +162,23 @@ def write_planted(args: argparse.Namespace) -> None:
                 fasta.write(f">{name}\n{planted.sequence}\n")
                 line = (name, planted.start, planted.end, *planted.source)
                 truth.write("\t".join(map(str, line)) + "\n")
-        for genome in draw_bacteria(rng, bacteria, int(args.bacteria_mb * 1e6)):
+        for genome in draw_whole(rng, bacteria, CONTIG_BP[0], int(args.bacteria_mb * 1e6)):
             num_bp = len(genome.sequence) // CHUNK_BP * CHUNK_BP
             fasta.write(f">{genome.id}\n{genome.sequence[:num_bp]}\n")
             truth.write(f"{genome.id}\t-\t-\t{genome.id}\t-\n")
+
+
+def write_whole(args: argparse.Namespace) -> None:
+    """Write bacteria.fasta and phages.fasta."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, kind, min_length_bp, num_mb in (
+        ("bacteria", ("bacteria", "chromosome"), CONTIG_BP[0], args.bacteria_mb),
+        ("phages", ("viral", "phage"), PHAGE_LENGTHS_BP[0], args.phages_mb),
+    ):
+        groups = read_groups(args.indexes, args.split, kind)
+        drawn = draw_whole(random.Random(args.seed), groups, min_length_bp, int(num_mb * 1e6))
+        with (args.output / f"{name}.fasta").open("w") as fasta:
+            fasta.writelines(f">{genome.id}\n{genome.sequence}\n" for genome in drawn)
 
 
 def main() -> None:
@@ -172,9 +190,12 @@ def main() -> None:
     parser.add_argument("--split", default="valid")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--num", type=int, default=200, help="planted contigs of each length")
-    parser.add_argument("--bacteria-mb", type=float, default=5, help="of bacteria.fasta")
+    parser.add_argument("--bacteria-mb", type=float, default=5, help="of whole bacteria")
+    parser.add_argument("--phages-mb", type=float, default=5, help="of whole phages")
+    parser.add_argument("--whole", action="store_true", help="plant nothing")
     parser.add_argument("--seed", type=int, default=0)
-    write_planted(parser.parse_args())
+    args = parser.parse_args()
+    (write_whole if args.whole else write_planted)(args)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.region_model import RegionModel
 from virnucpro.scoring.regions import (
-    RegionModel,
+    ChunkEvidence,
     describe_chunks,
     find_spans,
     find_viral_chunks,
@@ -70,18 +71,26 @@ def test_a_region_does_not_go_on_into_the_next_record() -> None:
 
 def test_scores_of_chunks_become_probabilities() -> None:
     calibration = Calibration(slope=2.0, slope_growth=1.0, offset=0.5, most_chunks=9)
-    chunks = describe_chunks(np.array([0.5, 0.87654321, np.nan]), calibration, 0.5)
+    known = ChunkEvidence(np.array([0.5, 0.87654321, np.nan]), calibration)
+    chunks = describe_chunks(known, 0.5)
     assert chunks.score.tolist()[:2] == [0.5, 0.8765]
-    assert chunks.log_odds[0] == pytest.approx(0.5)
+    assert chunks.evidence[0] == pytest.approx(0.5)
     assert chunks.probability[0] == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-4)
-    assert np.isnan([chunks.probability[2], chunks.log_odds[2]]).all()
-    rare = describe_chunks(chunks.score, calibration, 0.01)
+    assert np.isnan([chunks.probability[2], chunks.evidence[2]]).all()
+    rare = describe_chunks(known._replace(score=chunks.score), 0.01)
     assert rare.probability[0] < 0.03
-    np.testing.assert_array_equal(rare.log_odds, chunks.log_odds)
+    np.testing.assert_array_equal(rare.evidence, chunks.evidence)
 
 
 def test_without_a_calibration_the_score_decides() -> None:
-    chunks = describe_chunks(np.array([0.0, 0.5, 0.9, 1.0]), None, None)
+    chunks = describe_chunks(ChunkEvidence(np.array([0.0, 0.5, 0.9, 1.0]), None), None)
     assert np.isnan(chunks.probability).all()
-    assert chunks.log_odds[1:3] == pytest.approx([0, np.log(9)])
-    assert np.isfinite(chunks.log_odds).all()
+    assert chunks.evidence[1:3] == pytest.approx([0, np.log(9)], abs=1e-4)
+    assert np.isfinite(chunks.evidence).all()
+
+
+def test_weights_make_the_evidence() -> None:
+    weighed = np.array([1.23456, np.nan])
+    chunks = describe_chunks(ChunkEvidence(np.array([0.5, np.nan]), None, weighed=weighed), None)
+    assert chunks.evidence[0] == 1.2346
+    assert np.isnan(chunks.evidence[1])

@@ -11,10 +11,18 @@ import pytest
 
 from tests.runs import read_table
 from tools import plant_phages
-from tools.fit_regions import Contig, join_chunks
-from tools.fit_regions import measure as measure_model
-from tools.measure_regions import match, measure, read_regions
-from virnucpro.scoring.regions import REGION_MODEL
+from tools.fit_regions import (
+    Contig,
+    ContigSet,
+    Genome,
+    add_logit,
+    fit_weights,
+    join_chunks,
+    weigh,
+)
+from tools.measure_finer_windows import place_end
+from tools.measure_regions import match, measure, read_bed, read_regions
+from virnucpro.scoring.region_model import REGION_MODEL
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frames import reverse_complement
 
@@ -82,6 +90,28 @@ def test_found_phages_and_false_regions_are_counted(planted: Path, tmp_path: Pat
     assert text[4] == "false regions: 1 in 0.12 Mb of 1 contigs, 8.33 per Mb"
 
 
+def test_whole_genomes_are_written_by_turns(planted: Path, monkeypatch) -> None:
+    words = f"plant_phages {planted}/index.tsv --split test --whole"
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--output", str(planted / "whole")])
+    plant_phages.main()
+    genomes = {record.id: record.sequence for record in RecordReader(planted / "all.fa", "dna")}
+    for kind, name in (("bacteria", "bacterium"), ("phages", "phage")):
+        (record,) = RecordReader(planted / "whole" / f"{kind}.fasta", "dna")
+        assert (record.id, record.sequence) == (name, genomes[name])
+
+
+def test_regions_of_other_programs_are_read(tmp_path: Path) -> None:
+    (tmp_path / "other.bed").write_text("a\t0\t10\tone\nb\t5\t9\na\t20\t30\n")
+    assert read_bed(tmp_path / "other.bed") == {"a": [(0, 10), (20, 30)], "b": [(5, 9)]}
+
+
+def test_an_end_is_put_between_viral_windows_and_others() -> None:
+    starts = np.arange(8_500, 11_001, 100)
+    logits = np.where(starts + 250 >= 9_700, 3.0, -3.0)
+    assert place_end(starts, logits, 10_000, is_first=True) == pytest.approx(9_700, abs=50)
+    assert place_end(starts, -logits, 10_000, is_first=False) == pytest.approx(9_700, abs=50)
+
+
 def test_the_best_region_is_matched() -> None:
     assert match((100, 200), [(0, 90), (120, 220), (190, 400)]) == (80 / 120, (20, 20))
     assert match((100, 200), [(300, 400)])[0] == 0
@@ -91,10 +121,30 @@ def test_a_model_is_measured_on_chunks() -> None:
     bacteria, phages = [np.full(240, -2.0), np.full(200, -1.0)], [np.full(90, 2.0)]
     contigs = join_chunks(bacteria, phages, num_contigs=20, seed=0)
     assert len(contigs) == 62
-    found, num_false = measure_model(contigs, REGION_MODEL)
+    found, num_false = ContigSet(contigs).measure(REGION_MODEL)
     assert found == [1.0, 1.0, 1.0]
     assert num_false == 0
     lysogen = np.full(200, -2.0)
     lysogen[50:70] = 2.0
-    _, num_false = measure_model([*contigs, Contig(lysogen, None)], REGION_MODEL)
+    _, num_false = ContigSet([*contigs, Contig(lysogen, None)]).measure(REGION_MODEL)
     assert num_false == pytest.approx(1 / 0.32)
+
+
+def test_weights_tell_phages_from_bacteria_by_means_of_chunks() -> None:
+    """Single chunks overlap, and windows of them do not."""
+    generator = np.random.default_rng(0)
+    genomes = {
+        kind: [Genome(np.zeros(100), generator.normal(middle, 2, (100, 4))) for _ in range(9)]
+        for kind, middle in (("bacteria", -0.5), ("phages", 0.5))
+    }
+    weights = tuple(fit_weights(genomes, penalty=0.01))
+    low, high = ([weigh(each, weights) for each in genomes[kind]] for kind in genomes)
+    assert max(each.mean() for each in low) < min(each.mean() for each in high)
+    assert max(each.max() for each in low) > min(each.min() for each in high)
+
+
+def test_a_share_of_the_logit_is_added_and_the_spread_stays() -> None:
+    genome = Genome(np.zeros(3), np.array([[1.0, 2.0], [3.0, -4.0], [5.0, 0.0]]))
+    evidence = weigh(genome, (0.5, 0.0, 1.0))
+    added = weigh(genome, add_logit((0.5, 0.0, 1.0), 0.5))
+    assert added == pytest.approx((evidence + 0.5 * genome.features[:, -1]) / 1.3, rel=1e-5)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float64Array
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
@@ -37,10 +36,9 @@ from virnucpro.reports.tables import (
     write_records,
 )
 from virnucpro.reports.viral_reads import write_viral_fastq
-from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.calls import RecordCalls
 from virnucpro.scoring.decisions import Decision
-from virnucpro.scoring.regions import Regions, describe_chunks, find_regions
+from virnucpro.scoring.regions import ChunkEvidence, Regions, describe_chunks, find_regions
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -90,8 +88,7 @@ def write_decision(
     store: FrameStore,
     decision: Decision,
     config: CallsConfig,
-    chunk_score: Float64Array,
-    calibration: Calibration | None,
+    evidence: ChunkEvidence,
 ) -> None:
     """Write all that the calls decide, log the rule, and mark a report that is out of date.
 
@@ -100,8 +97,7 @@ def write_decision(
         store: The records.
         decision: Their calls.
         config: Which files are wanted. Other files of an earlier run are removed.
-        chunk_score: float64 (C,), the score of each chunk, rounded or not; NaN without a score.
-        calibration: Of the classifier; None if it has none.
+        evidence: What is known of the chunks.
 
     Raises:
         OutputError: A file cannot be written.
@@ -115,10 +111,11 @@ def write_decision(
         length=store.record_lengths,
         **records._asdict(),
     )
-    chunks = describe_chunks(chunk_score, calibration, decision.rule.viral_share)
+    share = decision.rule.viral_share
+    chunks = describe_chunks(evidence, share)
     write_chunks(directory.chunks_tsv, store, chunks)
     write_bedgraph(directory.scores_bedgraph, store, chunks)
-    regions = find_regions(store, chunks, records, calibration, decision.rule.viral_share)
+    regions = find_regions(store, chunks, records, evidence.calibration, share, evidence.model)
     write_regions(directory, store, regions)
     write_fasta(directory.viral_fasta, _head_viral_records(store, records, regions))
     if config.regions == "provirus":

@@ -86,7 +86,9 @@ def write_chunks(path: Path, store: FrameStore, chunks: ChunkScores) -> None:
         OutputError: The file cannot be written.
     """
     with open_whole(path) as file:
-        file.write("record_id\tchunk\tstart\tend\tnum_frames\tscore\tprobability\tscored\n")
+        file.write(
+            "record_id\tchunk\tstart\tend\tnum_frames\tscore\tprobability\tscored\tevidence\n"
+        )
         for block in split_rows(0, store.num_chunks):
             index = np.arange(block.start, block.stop)
             rows = iterate_rows(
@@ -95,12 +97,14 @@ def write_chunks(path: Path, store: FrameStore, chunks: ChunkScores) -> None:
                 np.diff(store.chunk_first_frame[block.start : block.stop + 1]),
                 chunks.score[block],
                 chunks.probability[block],
+                chunks.evidence[block],
             )
             file.writelines(
                 f"{record_id}\t{number}\t{start}\t{end}\t{frames}\t{format_number(score)}"
-                f"\t{format_number(chance)}\t{'true' if score == score else 'false'}\n"
+                f"\t{format_number(chance)}\t{'true' if score == score else 'false'}"
+                f"\t{format_number(evidence)}\n"
                 # A score that is not equal to itself is NaN.
-                for record_id, (number, start, end, frames, score, chance) in zip(
+                for record_id, (number, start, end, frames, score, chance, evidence) in zip(
                     _name_records(store, block), rows, strict=True
                 )
             )

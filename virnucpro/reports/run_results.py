@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from virnucpro.runtime.run import Run
 from virnucpro.scoring.calls import score_chunks
 from virnucpro.scoring.decisions import Decision
 from virnucpro.scoring.frame_scores import Embedded, Scores, decide_records
+from virnucpro.scoring.regions import ChunkEvidence
 from virnucpro.sequences.frame_store import FrameStore
 
 RUN_SCHEMA_VERSION = 1
@@ -84,7 +84,10 @@ def write_tables(
     chunk_ids = in_blocks(store.chunk_ids, store.num_chunks)
     write_highest_scores(directory.highest_scores, chunk_ids, chunks)
     decision = decide_records(config, store, chunks, classifier, screened)
-    write_decision(directory, store, decision, config, score_chunks(chunks), classifier.calibration)
+    evidence = ChunkEvidence(
+        score_chunks(chunks), classifier.calibration, classifier.region_model, scores.weighed
+    )
+    write_decision(directory, store, decision, config, evidence)
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)
     return Calls(decision, int(chunks.num_unscored.sum()))
@@ -181,7 +184,7 @@ def _describe_run(run: Run, config: PredictConfig, embedded: Embedded) -> dict[s
         "classifier": {
             "path": str(config.resolved_model_path),
             "identity": classifier.identity,
-            "made_for": classifier.metadata and dataclasses.asdict(classifier.metadata),
+            "made_for": classifier.metadata and classifier.metadata.describe(),
         },
         # Counted in the passes, because `merge` itself is one process.
         "num_processes": len(passes[0].summaries),

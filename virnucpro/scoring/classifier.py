@@ -10,7 +10,7 @@ P numbers of a protein embedding, Q numbers of a DNA embedding, K features of a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHead, ChunkHeadSizes
+from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 
 CLASS_NAMES = ("others", "virus")
 """The columns of the scores, in the order of the published models."""
@@ -52,6 +53,7 @@ class ClassifierMetadata:
             nothing; None for 0.5.
         frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
         chunk_head: The sizes of the head over chunks; None for the MLP over frames.
+        regions: What finds viral regions; None for the defaults. Only a head over chunks has it.
     """
 
     dna_backend: str
@@ -66,6 +68,14 @@ class ClassifierMetadata:
     threshold: float | None = None
     frame_rule: str = str(OPEN_RULE)
     chunk_head: ChunkHeadSizes | None = None
+    regions: RegionModel | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return it in words of JSON for run.json, but for the weights of the region model."""
+        document = asdict(self)
+        if self.regions is not None:
+            del document["regions"]["weights"]
+        return document
 
 
 def wanted_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -111,6 +121,11 @@ class Classifier:
     def threshold(self) -> float | None:
         """The probability from which records are viral by default; None if the file says none."""
         return None if self.metadata is None else self.metadata.threshold
+
+    @property
+    def region_model(self) -> RegionModel:
+        """What finds viral regions."""
+        return (self.metadata and self.metadata.regions) or REGION_MODEL
 
     def check_fits(
         self,

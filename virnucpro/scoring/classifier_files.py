@@ -33,11 +33,12 @@ from virnucpro.scoring.classifier import (
     FrameClassifier,
     wanted_shapes,
 )
+from virnucpro.scoring.region_model import RegionModel
 
 FORMAT_VERSION = 3
 """Version 2 adds the identities of the weights, the calibration and the origin to version 1.
 Version 3 adds the frame rule, the kind of head and the threshold; a file of version 2 means `open`
-and `frame`, without a threshold."""
+and `frame`, without a threshold. `regions` came later and may be left out."""
 
 # Of the frame rule in a file: each chunk takes memory for so many.
 _MAX_STRETCHES = 256
@@ -116,6 +117,9 @@ def save_classifier(
         "class_names": list(CLASS_NAMES),
         **asdict(metadata),
     }
+    if metadata.regions is None:
+        # The same bytes as ever.
+        del document["regions"]
     sizes = document.pop("chunk_head")
     document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
     if sizes is None and metadata.frame_rule == str(OPEN_RULE) and metadata.threshold is None:
@@ -248,7 +252,22 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
         )
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
+    if values.get("regions") is not None:
+        values["regions"] = _parse_regions(path, values["regions"], values["chunk_head"])
     return ClassifierMetadata(**values)
+
+
+def _parse_regions(
+    path: Path, document: Mapping[str, Any], sizes: ChunkHeadSizes | None
+) -> RegionModel:
+    model = RegionModel(**document)
+    wanted = 0 if sizes is None else sizes.dna_dim + sizes.protein_dim + 2
+    if len(model.weights) not in (0, wanted):
+        raise ClassifierError(
+            f"{path}: {len(model.weights)} weights for regions, wanted {wanted} or none; the file "
+            "is damaged"
+        )
+    return model
 
 
 def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | None:

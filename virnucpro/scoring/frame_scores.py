@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Float32Array, split_rows
+from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, split_rows
 from virnucpro.backend.weights import find_download
 from virnucpro.config import FramesConfig, PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
@@ -47,10 +47,13 @@ class Scores(NamedTuple):
         chunks: The calls of all chunks.
         frames: float32 (F, 2), P(others) and P(virus) of every open frame, in row order; a frame
             without an embedding has NaN. None if the classifier scores chunks as a whole.
+        weighed: float64 (C,), the evidence for regions, NaN without a score; None if the
+            classifier has no weights for it.
     """
 
     chunks: ChunkCalls
     frames: Float32Array | None
+    weighed: Float64Array | None = None
 
 
 class Embedded(NamedTuple):
@@ -130,7 +133,7 @@ def score_passes(store: FrameStore, passes: Sequence[Pass], classifier: Classifi
         CheckpointError: An embedding is missing.
     """
     if isinstance(classifier, ChunkClassifier):
-        return Scores(_score_chunks(store, passes, classifier), None)
+        return _score_chunks(store, passes, classifier)
     assert isinstance(classifier, FrameClassifier), "there are two kinds"
     frames = score_frames(store, passes, classifier)
     return Scores(call_chunks(frames, store.chunk_first_frame), frames)
@@ -148,7 +151,7 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
         is_cellular: bool (R,), the records that the screen has judged.
     """
     is_out = np.repeat(is_cellular, np.diff(store.record_first_chunk))
-    chunks, frames = scores
+    chunks, frames, weighed = scores
     unscored = ChunkCalls(
         is_open=chunks.is_open & ~is_out,
         num_frames=chunks.num_frames,
@@ -160,7 +163,9 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
     )
     if frames is not None:
         frames[np.repeat(is_out, np.diff(store.chunk_first_frame))] = np.nan
-    return Scores(unscored, frames)
+    if weighed is not None:
+        weighed[is_out] = np.nan
+    return Scores(unscored, frames, weighed)
 
 
 def decide_records(
@@ -215,16 +220,16 @@ def score_frames(
     return scores
 
 
-def _score_chunks(
-    store: FrameStore, passes: Sequence[Pass], classifier: ChunkClassifier
-) -> ChunkCalls:
-    """Return the calls of all chunks by the head over their stretches.
+def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkClassifier) -> Scores:
+    """Return the calls of all chunks by the head over their stretches, and their evidence.
 
     A stretch without an embedding is left out. A chunk without any embedded stretch has no score.
     """
     dna, protein = passes
     first_row = store.chunk_first_frame
     logits = np.full(store.num_chunks, np.nan, np.float32)
+    model = classifier.region_model
+    weighed = np.full(store.num_chunks, np.nan) if model.weights else None
     num_unscored = np.zeros(store.num_chunks, np.int64)
     for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
         stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
@@ -248,7 +253,8 @@ def _score_chunks(
         protein.gather_into([protein_CSP[one] for one in places], rows)
         features_CSK[index, place] = store.stretch_features(rows)
         is_stretch_CS[index, place] = True
-        logits[scored] = classifier.score(
-            dna.gather(rows[first]), protein_CSP, features_CSK, is_stretch_CS
-        )
-    return call_chunk_logits(logits, np.diff(first_row), num_unscored)
+        dna_CQ = dna.gather(rows[first])
+        logits[scored] = classifier.score(dna_CQ, protein_CSP, features_CSK, is_stretch_CS)
+        if weighed is not None:
+            weighed[scored] = model.weigh(dna_CQ, protein_CSP, is_stretch_CS, logits[scored])
+    return Scores(call_chunk_logits(logits, np.diff(first_row), num_unscored), None, weighed)

@@ -5,7 +5,6 @@ Shapes: R records, C chunks, G regions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,33 +14,28 @@ from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.calls import RecordCalls, sigmoid
 from virnucpro.scoring.decisions import round_shares
+from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 from virnucpro.sequences.frame_store import FrameStore
 
 # Logits of scores of 0 and 1 would not be finite.
 _MIN_SCORE = 1e-15
+_EVIDENCE_DIGITS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class RegionModel:
-    """The numbers of the hidden Markov model; tools/fit_regions.py finds them.
+class ChunkEvidence(NamedTuple):
+    """What the tables of chunks and regions are made of.
 
     Attributes:
-        least: The log-odds that a chunk must exceed to count for "viral".
-        most: The largest count of a chunk for or against "viral".
-        switch: What it costs to enter a region or to leave it.
-        contrast: How far the mean log-odds of a region must exceed that of the other chunks of its
-            record: all chunks of some bacteria look rather viral.
-        min_length_bp: Shorter regions inside a record are left out.
+        score: float64 (C,), rounded or not; NaN for chunks without a score.
+        calibration: Of the classifier; None if it has none.
+        model: What finds the regions.
+        weighed: float64 (C,), the evidence that its weights make; None if it has no weights.
     """
 
-    least: float = -0.2
-    most: float = 2.0
-    switch: float = 4.0
-    contrast: float = 1.9
-    min_length_bp: int = 3000
-
-
-REGION_MODEL = RegionModel()
+    score: Float64Array
+    calibration: Calibration | None
+    model: RegionModel = REGION_MODEL
+    weighed: Float64Array | None = None
 
 
 class ChunkScores(NamedTuple):
@@ -51,13 +45,14 @@ class ChunkScores(NamedTuple):
         score: float64 (C,), rounded as in `chunks.tsv`; NaN without a score.
         probability: float64 (C,), the probability that a record of this one chunk is viral; NaN
             without a score or a calibration.
-        log_odds: float64 (C,), its log-odds if half of all records are viral; the log-odds of the
-            score without a calibration.
+        evidence: float64 (C,), by which regions are found: what the weights of the region model
+            make, or else the log-odds of the probability if half of all records are viral, or
+            without a calibration those of the score.
     """
 
     score: Float64Array
     probability: Float64Array
-    log_odds: Float64Array
+    evidence: Float64Array
 
 
 class Regions(NamedTuple):
@@ -84,39 +79,40 @@ class Regions(NamedTuple):
     probability: Float64Array
 
 
-def describe_chunks(
-    score: Float64Array, calibration: Calibration | None, viral_share: float | None
-) -> ChunkScores:
+def describe_chunks(chunks: ChunkEvidence, viral_share: float | None) -> ChunkScores:
     """Return the rounded scores of C chunks, and what follows from them.
 
     Args:
-        score: float64 (C,), NaN for chunks without a score; rounded scores stay as they are.
-        calibration: Of the classifier; None if it has none.
+        chunks: What is known of them; rounded scores stay as they are.
         viral_share: The share of viral records that probabilities assume.
     """
-    score = round_shares(score)
-    if calibration is None:
-        return ChunkScores(score, np.full(len(score), np.nan), _logit(score))
+    score, calibration = round_shares(chunks.score), chunks.calibration
     one = np.ones(len(score), np.int64)
-    probability = round_shares(calibration.probabilities(score, one, viral_share))
-    return ChunkScores(score, probability, _logit(calibration.probabilities(score, one, 0.5)))
+    if calibration is None:
+        probability, log_odds = np.full(len(score), np.nan), _logit(score)
+    else:
+        probability = round_shares(calibration.probabilities(score, one, viral_share))
+        log_odds = _logit(calibration.probabilities(score, one, 0.5))
+    evidence = log_odds if chunks.weighed is None else chunks.weighed
+    # The digits of `chunks.tsv`, so that `call` finds the regions that `predict` found.
+    return ChunkScores(score, probability, np.round(evidence, _EVIDENCE_DIGITS))
 
 
 def find_viral_chunks(
-    log_odds: Float64Array, record_first_chunk: Int64Array, model: RegionModel = REGION_MODEL
+    evidence: Float64Array, record_first_chunk: Int64Array, model: RegionModel = REGION_MODEL
 ) -> BoolArray:
     """Return which chunks are viral on the likeliest path of the hidden Markov model: bool (C,).
 
     A chunk without a score says nothing, and goes with its neighbours.
 
     Args:
-        log_odds: float64 (C,), the log-odds of "viral" of each chunk; NaN without a score.
+        evidence: float64 (C,), for "viral" in each chunk; NaN without a score.
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
         model: The numbers of the model.
     """
     # How much better the best path that is viral in a chunk is than the best that is not.
     # Clipped, so that a single chunk can neither make nor break a region.
-    lead = np.clip(log_odds - model.least, -model.most, model.most)
+    lead = np.clip(evidence - model.least, -model.most, model.most)
     lead[np.isnan(lead)] = 0
     # Records side by side, those with most chunks first: step i works on the i-th chunk of each.
     num_chunks = np.diff(record_first_chunk)
@@ -138,20 +134,20 @@ def find_viral_chunks(
 
 
 def find_spans(
-    log_odds: Float64Array, record_first_chunk: Int64Array, model: RegionModel = REGION_MODEL
+    evidence: Float64Array, record_first_chunk: Int64Array, model: RegionModel = REGION_MODEL
 ) -> tuple[Int64Array, Int64Array]:
     """Return the viral stretches: the first chunk of each and the chunk behind it, int64 (n,).
 
     Args:
-        log_odds: float64 (C,), the log-odds of "viral" of each chunk; NaN without a score.
+        evidence: float64 (C,), for "viral" in each chunk; NaN without a score.
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
         model: The numbers of the model.
     """
-    is_viral = find_viral_chunks(log_odds, record_first_chunk, model)
+    is_viral = find_viral_chunks(evidence, record_first_chunk, model)
     first, stop = _find_runs(is_viral, record_first_chunk)
-    is_scored = ~np.isnan(log_odds)
+    is_scored = ~np.isnan(evidence)
     # Zeros, because a sum with NaN is NaN. They are not counted in the means.
-    known = np.where(is_scored, log_odds, 0)
+    known = np.where(is_scored, evidence, 0)
     means = []
     for counts, spans in (
         (is_scored, (first, stop)),
@@ -174,6 +170,7 @@ def find_regions(
     records: RecordCalls,
     calibration: Calibration | None,
     viral_share: float | None,
+    model: RegionModel = REGION_MODEL,
 ) -> Regions:
     """Return the viral regions of all records.
 
@@ -186,12 +183,13 @@ def find_regions(
         records: The calls of the records.
         calibration: Of the classifier; None if it has none.
         viral_share: The share of viral records that probabilities assume.
+        model: What finds the regions.
     """
-    first, stop = find_spans(chunks.log_odds, store.record_first_chunk)
+    first, stop = find_spans(chunks.evidence, store.record_first_chunk, model)
     record = store.find_records(first)
     length = store.locate_cells(stop - 1)[1] - store.locate_cells(first)[0]
     is_part = (
-        (length >= REGION_MODEL.min_length_bp)
+        (length >= model.min_length_bp)
         & (length < store.record_lengths[record])
         & (records.call != "none")[record]
     )

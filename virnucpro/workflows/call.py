@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float64Array
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
@@ -33,6 +32,8 @@ from virnucpro.runtime.logs import log_to_file
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.calls import RecordCalls, make_calls, share_scored
 from virnucpro.scoring.decisions import check_calibrated, decide_calls
+from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
+from virnucpro.scoring.regions import ChunkEvidence
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 
 _COUNTS = ("num_chunks", "num_open_chunks", "num_frames", "num_viral_chunks")
@@ -60,7 +61,7 @@ def call(config: CallConfig) -> PredictResult:
         config = _fill_in(config, document)
         store = _open_store(directory)
         records = _read_records(directory.records_tsv, store.num_records)
-        chunk_score = _read_chunk_scores(directory.chunks_tsv, store.num_chunks)
+        chunks = _read_chunks(directory, store.num_chunks, made_for)
         screen = document.get("screen")
         decision = decide_calls(
             records,
@@ -69,7 +70,7 @@ def call(config: CallConfig) -> PredictResult:
             made_for.get("threshold"),
             screen and Calibration(**screen["calibration"]),
         )
-        write_decision(directory, store, decision, config, chunk_score, calibration or None)
+        write_decision(directory, store, decision, config, chunks)
         counts = decision.counts()
         # `settings` stays as it is: it says what `predict` was asked for.
         document["counts"] |= counts
@@ -119,7 +120,7 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
         with explaining_numbers(path, number):
             for name in _COUNTS:
                 columns[name].append(int(line[name]))
-            columns["score"].append(_parse_score(line))
+            columns["score"].append(_parse(line["score"]))
         columns["reason"].append(line["reason"])
         columns["judged_by"].append(line["judged_by"])
     _check_number(path, "records", len(columns["score"]), num_records)
@@ -139,23 +140,35 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
     )
 
 
-def _read_chunk_scores(path: Path, num_chunks: int) -> Float64Array:
-    """Return the scores of a run's chunks: float64 (C,), NaN without a score.
+def _read_chunks(
+    directory: RunDirectory, num_chunks: int, made_for: Mapping[str, Any]
+) -> ChunkEvidence:
+    """Return what a run knows of its chunks.
 
     Raises:
         InputError: The table is not there or not the run's, or has a wrong number.
     """
+    path = directory.chunks_tsv
     # 8 bytes a chunk: a list of Python's numbers would take four times as much.
-    scores = array("d")
-    for number, line in read_table(path, ["score"]):
+    score, evidence = array("d"), array("d")
+    for number, line in read_table(path, ["score"], ["evidence"]):
         with explaining_numbers(path, number):
-            scores.append(_parse_score(line))
-    _check_number(path, "chunks", len(scores), num_chunks)
-    return np.array(scores)
+            score.append(_parse(line["score"]))
+            # Runs of earlier states do not have this column.
+            if "evidence" in line:
+                evidence.append(_parse(line["evidence"]))
+    _check_number(path, "chunks", len(score), num_chunks)
+    calibration, regions = made_for.get("calibration"), made_for.get("regions")
+    return ChunkEvidence(
+        np.array(score),
+        Calibration(**calibration) if calibration else None,
+        RegionModel(**regions) if regions else REGION_MODEL,
+        np.array(evidence) if evidence else None,
+    )
 
 
-def _parse_score(line: Mapping[str, str]) -> float:
-    return float(line["score"].replace("NA", "nan"))
+def _parse(word: str) -> float:
+    return float(word.replace("NA", "nan"))
 
 
 def _check_number(path: Path, name: str, found: int, wanted: int) -> None:
