@@ -124,8 +124,14 @@ def estimate_speed(num_parameters: int, device: torch.device, precision: str) ->
     return _SHARE_OF_CEILING * _measure_product(device, precision) / (2 * num_parameters)
 
 
-def measure_speed(run: Run, model: Model, source: SequenceSource, batches: Batches) -> float:
-    """Return tokens/s of a small model: it is loaded, and embeds batches from the whole plan."""
+def measure_speed(
+    run: Run, model: Model, source: SequenceSource, batches: Batches
+) -> tuple[float, float]:
+    """Load a small model, and embed batches from the whole plan; return tokens/s.
+
+    Also return the seconds that it takes to load the model and to embed its first batch.
+    """
+    began = time.perf_counter()
     encoder = model.load_encoder(run.device, run.precision, run.config.attention)
     collator = model.load_collator()
     count = min(_SAMPLED_BATCHES, len(batches))
@@ -142,6 +148,7 @@ def measure_speed(run: Run, model: Model, source: SequenceSource, batches: Batch
 
     # The first call compiles and allocates.
     embed(indices[-1])
+    start_seconds = time.perf_counter() - began
     began, num_tokens, seconds = time.perf_counter(), 0, 0.0
     # Whole rounds: long and short sequences differ in speed.
     for index in itertools.chain.from_iterable(itertools.repeat(indices)):
@@ -149,7 +156,7 @@ def measure_speed(run: Run, model: Model, source: SequenceSource, batches: Batch
         seconds = time.perf_counter() - began
         if index == indices[-1] and seconds >= _MIN_SECONDS:
             break
-    return num_tokens / seconds
+    return num_tokens / seconds, start_seconds
 
 
 def warn_of_slow_cpu(run: Run, jobs: list[Job]) -> None:

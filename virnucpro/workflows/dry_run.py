@@ -205,10 +205,11 @@ def _estimate_pass(
     # A share has its part of the batches.
     num_shards = 1 if config.shard_numbers is None else config.shard_numbers[1]
     speed, speed_source = read_speed(key), "virnucpro profile"
+    start_seconds = 4 * size.num_parameters / _DIGEST_BYTES_PER_S
     # Small models only, as the help says: a large one would have to be read for this.
     if speed is None and size.is_small and len(rows):
         batches = plan_batches(rows, costs, budget)
-        speed = measure_speed(run, open_model(name, location), source, batches)
+        speed, start_seconds = measure_speed(run, open_model(name, location), source, batches)
         speed_source = "measured on some batches"
     elif speed is None:
         speed = estimate_speed(size.num_parameters, run.device, precision)
@@ -223,9 +224,8 @@ def _estimate_pass(
         device_bytes=estimate_bytes(size.num_parameters, dim, budget, precision),
         # float32 numbers, and an int64 for each row.
         disk_bytes=len(rows) * (4 * dim + 8),
-        seconds=num_tokens / speed / num_processes / num_shards
-        + 4 * size.num_parameters / _DIGEST_BYTES_PER_S,
-        h100_seconds=None if on_h100 is None else num_tokens / on_h100,
+        seconds=num_tokens / speed / num_processes / num_shards + start_seconds,
+        h100_seconds=None if on_h100 is None else num_tokens / on_h100 / num_shards,
     )
 
 
