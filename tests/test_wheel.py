@@ -75,6 +75,7 @@ def test_an_installed_wheel_declares_its_entry_points(installed: Path) -> None:
         ("virnucpro.backends", "fair-esm"): "virnucpro_fair_esm:backend",
         ("virnucpro.backends", "transformers"): "virnucpro_transformers:backend",
         ("virnucpro.backends", "transformers-dna"): "virnucpro_transformers:dna_backend",
+        ("torchrun.handlers", "virnucpro"): "virnucpro.runtime.launchers:find_rendezvous",
         ("multiqc.modules.v1", "virnucpro"): "virnucpro.reports.multiqc:MultiqcModule",
         ("multiqc.hooks.v1", "before_config"): "virnucpro.reports.multiqc:add_search_pattern",
         ("virnucpro.benchmarks", "esm2"): "virnucpro_esm2.benchmarking",
