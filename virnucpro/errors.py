@@ -5,6 +5,7 @@ A message says what was found, what was wanted and what to do, with the path and
 
 from __future__ import annotations
 
+import errno
 import reprlib
 
 # Values in messages come from files, also from hostile ones, and a message must stay readable.
@@ -34,6 +35,13 @@ class OutputExistsError(UsageError):
 
 class OutputError(VirnucproError):
     """A file cannot be written: the disk is full, or a directory or permission is missing."""
+
+
+def writing_remedy(error: OSError) -> str:
+    """Return what a user can do about output that cannot be written."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files (`ulimit -n`)"
+    return "make room, or choose another output"
 
 
 class InputError(VirnucproError):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 
 import pytest
@@ -119,3 +120,18 @@ def test_nothing_is_appended_through_a_link(tmp_path):
     with open_to_append(victim) as file:
         file.write(", more")
     assert victim.read_text() == "mine, more"
+
+
+def test_too_many_open_files_are_no_full_disk(tmp_path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_number = os.dup(0)
+    os.close(next_number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_number, hard))
+    try:
+        with (
+            pytest.raises(OutputError, match=r"Too many open files\); allow more open files"),
+            replace_when_whole(tmp_path / "file"),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

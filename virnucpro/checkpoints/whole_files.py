@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from virnucpro.errors import OutputError
+from virnucpro.errors import OutputError, writing_remedy
 
 # For what a format adds to its content.
 _SPARE_BYTES = 1 << 16
@@ -67,8 +67,8 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     except OSError as error:
         needed = f"; {num_bytes:,} bytes are needed" if num_bytes else ""
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}{needed}); make room or choose "
-            "another output, then start again, with --resume if the command has it"
+            f"{path}: cannot be written ({error.strerror or error}{needed}); "
+            f"{writing_remedy(error)}, then start again, with --resume if the command has it"
         ) from error
     finally:
         with suppress(OSError):

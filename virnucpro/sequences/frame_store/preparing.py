@@ -18,7 +18,7 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import staged_dir
 from virnucpro.config import OPEN_RULE, STDIN, FrameRule
-from virnucpro.errors import CheckpointError, OutputError
+from virnucpro.errors import CheckpointError, OutputError, writing_remedy
 from virnucpro.sequences.frame_store.reading import FrameStore, RecordStore, open_frame_store
 from virnucpro.sequences.frame_store.writing import build_frame_store, build_record_store
 from virnucpro.sequences.records import NAMES_OF_ROWS
@@ -145,8 +145,7 @@ def _build_beside(
         staged.replace(directory)
     except OSError as error:
         raise OutputError(
-            f"{directory}: cannot be replaced ({error.strerror}); make room, or choose another "
-            "output directory"
+            f"{directory}: cannot be replaced ({error.strerror}); {writing_remedy(error)}"
         ) from error
     finally:
         with suppress(OSError):

@@ -17,7 +17,7 @@ from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.whole_files import create_file, write_json
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
-from virnucpro.errors import OutputError, count
+from virnucpro.errors import OutputError, count, writing_remedy
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store.files import (
@@ -166,8 +166,8 @@ def _open_writer(directory: Path, names: Sequence[str]) -> Iterator[_StoreWriter
             yield _StoreWriter(directory, files)
     except OSError as error:
         raise OutputError(
-            f"{directory}: the frame store cannot be written ({error.strerror}); make room, or "
-            "choose another output directory"
+            f"{directory}: the frame store cannot be written ({error.strerror}); "
+            f"{writing_remedy(error)}"
         ) from error
 
 
