@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,20 @@ def test_what_is_no_panic_stays_as_it_is(capfd: pytest.CaptureFixture[str]) -> N
     with pytest.raises(ZeroDivisionError), explaining_panics(Path("x")):
         _ = os.write(2, b"two\n") // 0
     assert capfd.readouterr().err == "one\ntwo\n"
+
+
+def test_several_threads_leave_standard_error_in_its_place(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def write(number: int) -> None:
+        with explaining_panics(Path("x")):
+            time.sleep(0.001 * (number % 3))
+            os.write(2, b"in\n")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(40)))
+    os.write(2, b"end\n")
+    assert capfd.readouterr().err == "in\n" * 40 + "end\n"
 
 
 @pytest.mark.slow

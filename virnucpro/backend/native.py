@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from virnucpro.errors import WeightsError, first_line
+
+# The descriptor belongs to the whole process: of two threads, one would restore the wrong one.
+_LOCK = threading.RLock()
 
 
 @contextmanager
@@ -22,32 +26,33 @@ def explaining_panics(path: Path) -> Iterator[None]:
     Raises:
         WeightsError: Native code panicked.
     """
-    try:
-        kept, said = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115
-    # There may be no standard error, or no place for a file.
-    except OSError:
-        yield
-        return
-    is_panic = False
-    sys.stderr.flush()
-    # The descriptor itself, because Rust knows nothing of Python's sys.stderr.
-    os.dup2(said.fileno(), 2)
-    try:
-        yield
-    except BaseException as error:
-        # pyo3 makes this class, which is no Exception, and has no module from which to import it.
-        is_panic = type(error).__name__ == "PanicException"
-        if not is_panic:
-            raise
-        raise WeightsError(
-            f"{path}: breaks the library that reads it ({first_line(error)}); the file is damaged, "
-            "or of another kind"
-        ) from error
-    finally:
+    with _LOCK:
+        try:
+            kept, said = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115
+        # There may be no standard error, or no place for a file.
+        except OSError:
+            yield
+            return
+        is_panic = False
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        with said:
-            said.seek(0)
+        # The descriptor itself, because Rust knows nothing of Python's sys.stderr.
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            # pyo3 makes this class, which is no Exception, and no module has it.
+            is_panic = type(error).__name__ == "PanicException"
             if not is_panic:
-                os.write(2, said.read())
+                raise
+            raise WeightsError(
+                f"{path}: breaks the library that reads it ({first_line(error)}); the file is "
+                "damaged, or of another kind"
+            ) from error
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            with said:
+                said.seek(0)
+                if not is_panic:
+                    os.write(2, said.read())
