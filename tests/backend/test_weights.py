@@ -397,6 +397,14 @@ def test_other_files_are_named(
         read(path)
 
 
+def test_a_file_that_holds_no_weights_is_named_before_a_backend_looks(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"model\.bin: is a Git LFS pointer, .*`git lfs pull`"):
+        locate_weights(str(write_pointer(tmp_path / "model.bin")), [])
+    # What torch writes is a zip archive too, and no mistake.
+    torch.save(TENSORS, tmp_path / "weights.bin")
+    assert locate_weights(str(tmp_path / "weights.bin"), []) == tmp_path / "weights.bin"
+
+
 def test_a_zip_archive_of_something_else_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("esm2.pt", b"")

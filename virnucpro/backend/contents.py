@@ -67,6 +67,19 @@ def explain_file(path: Path) -> str:
     return f"; it is {kind}" if kind else ""
 
 
+def explain_no_weights(path: Path) -> str | None:
+    """Return what a file is if its first bytes tell that it holds no weights; None otherwise."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    # It is a directory, or whoever reads it will say what is wrong.
+    except OSError:
+        return None
+    # torch writes zip archives.
+    kind = None if head.startswith(b"PK\3\4") else identify(head)
+    return f"is {kind}" if kind else None
+
+
 def explain_no_zip(path: Path) -> str:
     """Return what a file is that is no whole zip archive, to end a message with."""
     with suppress(OSError), path.open("rb") as file:

@@ -21,6 +21,7 @@ from virnucpro.backend.contents import (
     explain_directory,
     explain_file,
     explain_hub_cache,
+    explain_no_weights,
     explain_no_zip,
 )
 from virnucpro.backend.digests import digest_files as digest_files
@@ -48,7 +49,8 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
         patterns: The files to fetch from the hub, as globs.
 
     Raises:
-        WeightsError: `location` does not exist and cannot be downloaded.
+        WeightsError: `location` does not exist and cannot be downloaded, or is a file that holds no
+            weights.
     """
     path = Path(location)
     # `~name` of an unknown user is an ordinary name.
@@ -56,7 +58,7 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
         path = path.expanduser()
     # A path that exists wins over a hub id of the same spelling.
     if path.exists():
-        mistake = explain_hub_cache(path)
+        mistake = explain_hub_cache(path) or explain_no_weights(path)
         if mistake is not None:
             raise WeightsError(f"{path}: {mistake}")
         return path
