@@ -111,7 +111,7 @@ def test_a_share_calls_nothing_and_is_no_whole_run(
     assert not (shares[0] / "records.tsv").exists()
     whole = dataclasses.replace(config, output_dir=tmp_path / "whole")
     predict(whole)
-    with pytest.raises(InputError, match=r"run\.json: lacks shard"):
+    with pytest.raises(InputError, match=r"run\.json: lacks shard; wanted .* predict --shard"):
         merge(MergeConfig(runs=(tmp_path / "whole",), output_dir=tmp_path / "m"))
     with pytest.raises(UsageError, match="calls need all shares"):
         predict(dataclasses.replace(config, shard="1/2"))

@@ -214,13 +214,15 @@ def _cut_proviruses(store: FrameStore, regions: Regions) -> Iterator[tuple[str, 
             )
 
 
-def read_run_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the run.json of a finished run, which has these keys.
+def read_run_json(
+    path: Path, keys: Sequence[str], command: str = "virnucpro predict"
+) -> dict[str, Any]:
+    """Return the run.json of a finished run of a command, which has these keys.
 
     Raises:
         InputError: It cannot be read, or lacks one of the keys.
     """
-    wanted = "wanted the output directory of a finished virnucpro predict"
+    wanted = f"wanted the output directory of a finished {command}"
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:

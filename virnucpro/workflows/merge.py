@@ -47,7 +47,10 @@ def merge(config: MergeConfig) -> PredictResult:
             are missing.
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
-    documents = [read_run_json(find_run(run).run_json, _KEYS) for run in config.runs]
+    documents = [
+        read_run_json(find_run(run).run_json, _KEYS, "virnucpro predict --shard")
+        for run in config.runs
+    ]
     # Before the directory is made: shares of two commands must leave nothing behind.
     _check_shares(config.runs, documents)
     first = documents[0]
