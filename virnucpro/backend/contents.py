@@ -15,6 +15,7 @@ ADAPTER = (
     "peft), save the result, and give its directory"
 )
 
+_ZIP = b"PK\3\4"
 _UNPACK = "unpack it, and give a file in it"
 _POINTER = (
     "a Git LFS pointer, which only stands for the real file; fetch that with `git lfs pull`, or "
@@ -51,12 +52,17 @@ def identify(head: bytes) -> str | None:
     return next((text for pattern, text in _KINDS if pattern.match(head)), None)
 
 
+def _read_head(path: Path) -> bytes | None:
+    """Return the first bytes of a file; None if it is a directory or cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+    return None
+
+
 def explain_file(path: Path) -> str:
     """Return what a file is that is no model, to end a message with; empty if unknown."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
+    head = _read_head(path)
+    if head is None:
         return ""
     if not head:
         return "; the file is empty"
@@ -69,22 +75,16 @@ def explain_file(path: Path) -> str:
 
 def explain_no_weights(path: Path) -> str | None:
     """Return what a file is if its first bytes tell that it holds no weights; None otherwise."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    # It is a directory, or whoever reads it will say what is wrong.
-    except OSError:
-        return None
+    head = _read_head(path) or b""
     # torch writes zip archives.
-    kind = None if head.startswith(b"PK\3\4") else identify(head)
+    kind = None if head.startswith(_ZIP) else identify(head)
     return f"is {kind}" if kind else None
 
 
 def explain_no_zip(path: Path) -> str:
     """Return what a file is that is no whole zip archive, to end a message with."""
-    with suppress(OSError), path.open("rb") as file:
-        if file.read(4) == b"PK\3\4":
-            return ", but begins like one, so it was probably cut off; copy or download it again"
+    if (_read_head(path) or b"").startswith(_ZIP):
+        return ", but begins like one, so it was probably cut off; copy or download it again"
     return explain_file(path) or (
         "; if it is older and you trust it, load it with torch and save it again"
     )

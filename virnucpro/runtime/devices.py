@@ -79,7 +79,8 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             "choose another, or the device cpu"
         )
     store = wait_for_all(compute.rendezvous_timeout)
-    if not check_cuda_p2p_ib_support():
+    # In a run of one process nothing is sent, and this would start nvidia-smi.
+    if num_processes() > 1 and not check_cuda_p2p_ib_support():
         # These GPUs cannot send to each other directly, and Accelerate wants this to be said.
         for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
             os.environ.setdefault(name, "1")

@@ -5,6 +5,7 @@ The launcher does without torch, whose import takes seconds. The processes impor
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -86,6 +87,7 @@ def _count_gpus() -> int:
     return torch.cuda.device_count()
 
 
+@functools.cache
 def ask_driver() -> int:
     """Return how many GPUs NVIDIA's driver has; 0 if it does not tell."""
     try:

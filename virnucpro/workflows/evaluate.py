@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     directory = config.resolved_output_dir
     stale = directory / STALE_NAME
-    # A report that measures former calls is of no use, and may be replaced without a question.
+    # The run was called again after that report, so the report may be replaced without --force.
     if directory.exists() and not config.force and not stale.exists():
         raise OutputExistsError(
             f"{directory}: exists already; overwrite the report there with --force, or choose "
