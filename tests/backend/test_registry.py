@@ -14,6 +14,7 @@ from virnucpro.backend.registry import BackendListing, describe_backends, load_b
 from virnucpro.errors import BackendError
 
 INFO = "BackendInfo('toy', 'dna', 4, None, 'mean', interface_version={version})"
+TRAINABLE = "BackendInfo('toy', 'dna', 4, None, 'mean', linear_layers={})"
 METHODS = "    token_cost = open_weights = load_collator = load_encoder = lambda self: None\n"
 PREAMBLE = "from virnucpro.backend.interface import BackendInfo\n"
 
@@ -42,6 +43,12 @@ BROKEN |= {
     backend_source(info="BackendInfo('toy', 'dna', 4, '9', 'mean')"): "max_tokens is '9'",
     backend_source(info="BackendInfo('toy', 'dna', 4, None, 'mean', 1, False, 0)"): "max_letters",
     backend_source(info="BackendInfo('toy', 'dna', 4, None, '')"): "`pooling`",
+    backend_source(info=TRAINABLE.format("'fc1'")): "linear_layers are 'fc1', a tuple of names",
+    backend_source(info=TRAINABLE.format("('a.b',)")): r"linear_layers are \('a.b',\)",
+    backend_source(info=TRAINABLE.format("('fc1',)")): "linear_layers, and lacks load_trainable",
+    backend_source(
+        info=TRAINABLE.format("('fc1',)"), methods=METHODS + "    load_trainable = len\n"
+    ): "its load_encoder does not take `changes`",
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from virnucpro.backend.arrays import Int64Array
+    from virnucpro.backend.changes import Changes
 
 INTERFACE_VERSION = 1
 """Raised when a change here breaks existing backends; the registry refuses other versions."""
@@ -45,6 +46,9 @@ class BackendInfo:
             any other backend gets bfloat16.
         min_fp8_tokens: In a run with fp8, sequences of lower `token_cost` are never in a batch with
             others, so that the encoder can compute them otherwise.
+        linear_layers: The kinds of linear layers that adapters can go to: the last part of the
+            module's name, for example `fc1`. A backend that states some can be fine-tuned, and is a
+            `TrainableBackend`.
     """
 
     name: str
@@ -58,6 +62,7 @@ class BackendInfo:
     # Last, and with a default: backends from before this field existed do not state it.
     max_letters: int | None = None
     min_fp8_tokens: int = 0
+    linear_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,5 +182,56 @@ class Backend(Protocol):
         Raises:
             WeightsError: The file does not hold what the model needs.
             UsageError: `attention` or `dtype` does not work here; the message says why.
+        """
+        ...
+
+
+class TrainableBackend(Backend, Protocol):
+    """A backend whose encoders can be fine-tuned; `info.linear_layers` says so."""
+
+    def load_encoder(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: Attention,
+        changes: Changes | None = None,
+    ) -> Encoder:
+        """Load the model with `changes` in its weights; they are given only if there are any.
+
+        They are merged in float32, before anything is rounded, quantized or packed.
+
+        Raises:
+            WeightsError: The file does not hold what the model needs, or the model does not have
+                what `changes` change.
+            UsageError: `attention` or `dtype` does not work here; the message says why.
+        """
+        ...
+
+    def load_trainable(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        gradient_checkpointing: bool = False,
+    ) -> torch.nn.Module:
+        """Load the model onto `device` to train it.
+
+        It is called as an encoder is, and its parameters have the names that the encoder's have.
+        They are in `dtype`, and none is trained: the caller switches on what is. Gradients reach
+        every parameter, also under `torch.autocast`. Linear layers are called as modules, because
+        the caller puts adapters in their places. There is no dropout.
+
+        Args:
+            weights: What `open_weights` returned.
+            dtype: Of the parameters.
+            device: Where the model is to be.
+            gradient_checkpointing: Whether the states inside a layer are computed again for the
+                gradients, and not kept. It takes a third more time and much less memory.
+
+        Raises:
+            WeightsError: The file does not hold what the model needs.
         """
         ...

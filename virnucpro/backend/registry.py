@@ -7,6 +7,7 @@ counts a distribution once, even if it is on `sys.path` twice (editable and inst
 from __future__ import annotations
 
 import difflib
+import inspect
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast, get_args
@@ -153,6 +154,23 @@ def _find_fault(backend: object, entry: EntryPoint) -> str | None:
             return f"its {field} is {value!r}, a positive number or None was expected"
     if not isinstance(info.pooling, str) or not info.pooling:
         return "its `pooling` does not say how token vectors become one vector"
+    return _find_fault_in_training(backend, info.linear_layers)
+
+
+def _find_fault_in_training(backend: object, linear_layers: object) -> str | None:
+    """Return why a backend cannot be fine-tuned although it says so, or None."""
+    if not isinstance(linear_layers, tuple) or not all(
+        isinstance(kind, str) and kind.isidentifier() for kind in linear_layers
+    ):
+        return f"its linear_layers are {linear_layers!r}, a tuple of names was expected"
+    if not linear_layers:
+        return None
+    if not callable(getattr(backend, "load_trainable", None)):
+        return "it states linear_layers, and lacks load_trainable"
+    # A classifier with adapters is used in later runs, which should not be the first to notice.
+    parameters = inspect.signature(getattr(backend, "load_encoder")).parameters.values()  # noqa: B009
+    if not any(one.name == "changes" or one.kind is one.VAR_KEYWORD for one in parameters):
+        return "it states linear_layers, and its load_encoder does not take `changes`"
     return None
 
 
