@@ -43,7 +43,7 @@ from virnucpro.backend.arrays import Float64Array
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.reports.tables import read_table
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.classifier_files import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 from virnucpro.scoring.region_model import RegionModel
 from virnucpro.scoring.regions import ChunkEvidence, describe_chunks, find_spans
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=150, help="contigs of each length of phage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    state, metadata = read_state(args.classifier)
+    state, metadata, changes = read_classifier(args.classifier)
     assert metadata is not None, "its runs have log-odds"
     if args.planted:
         assert metadata.regions is not None, "a first fit made its weights"
@@ -359,7 +359,8 @@ def main() -> None:
         model = rule.model
         print(rule.name, *figures, model.least, model.most, model.switch, model.contrast, sep="\t")
     if args.output:
-        save_classifier(args.output, state, replace(metadata, regions=rules[0].model))
+        finished = replace(metadata, regions=rules[0].model)
+        save_classifier(args.output, state, finished, changes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tests.legacy.test_pickles import Bomb
 from tools.make_classifier_weights import make_classifier
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli.main import main
-from virnucpro.scoring.classifier_files import load_classifier, read_state
+from virnucpro.scoring.classifier_files import load_classifier, read_classifier
 
 
 def migrate(*arguments):
@@ -87,7 +87,7 @@ def test_wrong_usage(run, options, message):
 def test_a_classifier(tmp_path):
     make_classifier(tmp_path / "made.safetensors", 6, 4, 300)
     source, target = tmp_path / "300_model.pth", tmp_path / "300.safetensors"
-    torch.save(read_state(tmp_path / "made.safetensors")[0], source)
+    torch.save(read_classifier(tmp_path / "made.safetensors").state, source)
     dims = ["--dna-dim", 6, "--protein-dim", 4]
     result = migrate(source, "-o", target, *dims)
     assert result.exit_code == 2

@@ -21,7 +21,7 @@ from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ChunkClassifier, ClassifierMetadata
-from virnucpro.scoring.classifier_files import load_classifier, read_state, save_classifier
+from virnucpro.scoring.classifier_files import load_classifier, read_classifier, save_classifier
 
 SIZES = ChunkHeadSizes(dna_dim=24, protein_dim=40, width=32, hidden=16)
 METADATA = ClassifierMetadata(
@@ -149,7 +149,7 @@ def test_the_file_says_what_it_is_for(classifier: ChunkClassifier, path: Path) -
 
 
 def test_the_same_head_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    save_classifier(tmp_path / "again", *read_state(path))
+    save_classifier(tmp_path / "again", *read_classifier(path))
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 

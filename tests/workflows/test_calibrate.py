@@ -14,7 +14,7 @@ from tests.runs import VIRNUCPRO, read_table, run, write_reads
 from virnucpro import CalibrateConfig, PredictConfig, calibrate, predict
 from virnucpro.errors import ClassifierError, InputError, OutputExistsError
 from virnucpro.scoring.calibration import fit_calibration
-from virnucpro.scoring.classifier_files import load_classifier, read_state, save_classifier
+from virnucpro.scoring.classifier_files import load_classifier, read_classifier, save_classifier
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_published_classifier_learns_what_it_is_for(labelled, tmp_path: Path) 
     """The run says it; afterwards the classifier refuses other models."""
     import torch
 
-    state, metadata = read_state(labelled.classifier)
+    state, metadata, _ = read_classifier(labelled.classifier)
     published = tmp_path / "500_model.pth"
     torch.save(state, published)
     inputs = json.loads((labelled.run / "run.json").read_text())["settings"]
@@ -146,7 +146,7 @@ def test_the_command_prints_the_error_and_the_file(labelled, tmp_path: Path) -> 
 def test_mistakes_are_explained(labelled: CalibrateConfig, tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="exists already"):
         calibrate(replace(labelled, output_path=labelled.truth, force=False))
-    state, metadata = read_state(labelled.classifier)
+    state, metadata, _ = read_classifier(labelled.classifier)
     other = tmp_path / "other.safetensors"
     save_classifier(other, state, replace(metadata, origin={"a": 1}))
     with pytest.raises(ClassifierError, match="did not make the run in"):

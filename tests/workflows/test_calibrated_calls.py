@@ -14,7 +14,7 @@ from tests.runs import VIRNUCPRO, predict_options, read_table, run, write_reads
 from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.classifier_files import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 from virnucpro.scoring.decisions import round_shares
 from virnucpro.sequences.fasta import RecordReader
 
@@ -25,7 +25,7 @@ CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks
 def calibrated(demo_weights: dict[str, str], tmp_path_factory) -> dict[str, str]:
     """The demonstration's settings, its classifier with a calibration."""
     path = tmp_path_factory.mktemp("classifier") / "calibrated.safetensors"
-    state, metadata = read_state(Path(demo_weights["model_path"]))
+    state, metadata, _ = read_classifier(Path(demo_weights["model_path"]))
     save_classifier(path, state, replace(metadata, calibration=CALIBRATION))
     return demo_weights | {"model_path": str(path)}
 

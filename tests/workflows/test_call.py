@@ -13,7 +13,7 @@ from tests.runs import VIRNUCPRO, read_table, read_tables, run, write_reads
 from virnucpro import CallConfig, PredictConfig, call, predict
 from virnucpro.errors import ClassifierError, InputError
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.classifier_files import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 
 CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks=20)
 
@@ -22,7 +22,7 @@ CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks
 def config(demo_weights: dict[str, str], tmp_path_factory) -> PredictConfig:
     directory = tmp_path_factory.mktemp("run")
     path = directory / "calibrated.safetensors"
-    state, metadata = read_state(Path(demo_weights["model_path"]))
+    state, metadata, _ = read_classifier(Path(demo_weights["model_path"]))
     save_classifier(path, state, replace(metadata, calibration=CALIBRATION))
     weights = demo_weights | {"model_path": str(path)}
     reads = write_reads(directory / "reads.fa", 60)

@@ -24,7 +24,7 @@ from virnucpro.config import MigrateConfig
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier import ClassifierMetadata
-from virnucpro.scoring.classifier_files import load_classifier, read_state
+from virnucpro.scoring.classifier_files import load_classifier, read_classifier
 from virnucpro.workflows.migrate import (
     REPORT_NAME,
     migrate_classifier,
@@ -270,7 +270,7 @@ METADATA = ClassifierMetadata("dnabert-s", "esm2", 6, 4, 500)
 def state_dict(tmp_path):
     """A classifier as a plain state dict, which tells nothing else."""
     make_classifier(tmp_path / "made.safetensors", 6, 4, 500)
-    state, _ = read_state(tmp_path / "made.safetensors")
+    state, _, _ = read_classifier(tmp_path / "made.safetensors")
     torch.save(state, tmp_path / "500_model.pth")
     return tmp_path / "500_model.pth"
 

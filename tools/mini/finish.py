@@ -35,7 +35,7 @@ from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_
 from tools.mini.teachers import SETTINGS_NAME, read_run
 from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
-from virnucpro.scoring.classifier_files import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 
 # The valid split has been drawn from with small seeds while the model was chosen.
 _SEED = 1_000_000
@@ -132,7 +132,7 @@ def main() -> None:
         probability = cross_fit(records, _SEED)
         threshold = args.threshold or choose_threshold(records, probability, args.exempt)
         errors = {bp: round(measure_error(records, probability, bp), 4) for bp in args.lengths}
-        state, metadata = read_state(path)
+        state, metadata, changes = read_classifier(path)
         assert metadata is not None, "export_model writes it"
         dna, protein = (backend["weights_identity"] for backend in run["backends"])
         finished = dataclasses.replace(
@@ -147,7 +147,7 @@ def main() -> None:
                 "threshold": describe_threshold(args.threshold, args.exempt),
             },
         )
-        save_classifier(path, state, finished)
+        save_classifier(path, state, finished, changes)
         print(f"{path}: {finished.calibration}, threshold {threshold}")
         print(f"  calibration error: {errors}")
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,16 @@ from typing import Any, cast
 
 import torch
 
-from virnucpro.backend.interface import Alphabet, Attention, Backend, Collator, Encoder, Weights
+from virnucpro.backend.changes import Changes, digest_changes
+from virnucpro.backend.interface import (
+    ALPHABETS,
+    Alphabet,
+    Attention,
+    Backend,
+    Collator,
+    Encoder,
+    Weights,
+)
 from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.backend.weights import find_download
 from virnucpro.checkpoints.parts import Identity
@@ -33,10 +43,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A backend and its weights, opened but not loaded."""
+    """A backend and its weights, opened but not loaded.
+
+    Attributes:
+        loaded: The backend.
+        weights: Its weights as their files have them.
+        changes: What a classifier changes in them when they are loaded; None if there is nothing.
+    """
 
     loaded: LoadedBackend
     weights: Weights
+    changes: Changes | None = None
 
     @property
     def backend(self) -> Backend:
@@ -52,6 +69,11 @@ class Model:
     def alphabet(self) -> Alphabet:
         """What the model reads: `dna` or `protein`."""
         return self.backend.info.alphabet
+
+    @cached_property
+    def changes_identity(self) -> str | None:
+        """The digest of what is changed in the weights; None if nothing is."""
+        return digest_changes(self.changes) if self.changes else None
 
     def compute_precision(self, precision: str) -> str:
         """Return what the model computes in when a run computes in `precision`.
@@ -106,11 +128,14 @@ class Model:
         return encoder
 
     def _load(self, device: torch.device, precision: str, attention: str) -> Encoder:
+        # Backends from before there were changes do not know the argument.
+        merged = {"changes": self.changes} if self.changes else {}
         return self.backend.load_encoder(
             self.weights,
             dtype=DTYPES[self.compute_precision(precision)],
             device=device,
             attention=cast("Attention", attention),
+            **merged,
         )
 
     def load_collator(self) -> Collator:
@@ -125,11 +150,12 @@ class Model:
         frame_rule: FrameRule = OPEN_RULE,
     ) -> Identity:
         """Return the identity of the parts that a run in `precision` makes of an input."""
+        weights = (self.weights.identity, self.changes_identity)
         return Identity(
             input_digest=input_digest,
             backend=self.name,
             backend_version=self.loaded.version,
-            weights_identity=self.weights.identity,
+            weights_identity="+".join(filter(None, weights)),
             # What was really computed in: in a run with fp8, this may be bf16.
             precision=self.compute_precision(precision),
             chunk_length_bp=chunk_length_bp,
@@ -141,7 +167,7 @@ class Model:
     def describe(self) -> dict[str, Any]:
         """Return what run.json says of the model."""
         info = self.backend.info
-        return {
+        about = {
             "name": self.name,
             "distribution": self.loaded.distribution,
             "version": self.loaded.version,
@@ -151,6 +177,7 @@ class Model:
             "weights_identity": self.weights.identity,
             "embedding_dim": self.weights.embedding_dim,
         }
+        return about | ({"changes_identity": self.changes_identity} if self.changes else {})
 
 
 class HeldModel(Model):
@@ -168,7 +195,9 @@ class HeldModel(Model):
         return self._encoders[key]
 
 
-def open_model(name: str, location: str, run: Run | None = None) -> Model:
+def open_model(
+    name: str, location: str, run: Run | None = None, changes: Changes | None = None
+) -> Model:
     """Return the backend called `name` with the weights at `location`.
 
     In a launch, every process calls this. One process of each machine downloads and digests the
@@ -178,15 +207,18 @@ def open_model(name: str, location: str, run: Run | None = None) -> Model:
         name: The backend's name.
         location: A file, a directory or a hub id.
         run: The run whose processes open the model together; None for this process alone.
+        changes: What a classifier changes in the weights.
 
     Raises:
         BackendError: The backend is not installed, or it is broken.
+        UsageError: The backend cannot change its weights.
         WeightsError: The weights cannot be used, or they differ between machines.
     """
     loaded = load_backend(name)
+    refuse_changes(loaded, changes)
     location = _prefer_cached(location)
     if run is None:
-        return Model(loaded, _open_weights(loaded, location))
+        return Model(loaded, _open_weights(loaded, location), changes)
     # Eight processes of a machine would read 12 GB eight times, only to find the same digest.
     mine = _open_weights(loaded, location) if run.is_first_on_machine else None
     # Every process must come here, also one that opened nothing: gathering waits for all.
@@ -200,7 +232,7 @@ def open_model(name: str, location: str, run: Run | None = None) -> Model:
             f"{location}: differs between the machines of this launch ({listing}); give all of "
             "them the same weights"
         )
-    return Model(loaded, weights_of[machine_name()])
+    return Model(loaded, weights_of[machine_name()], changes)
 
 
 def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
@@ -218,15 +250,31 @@ def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
         ) from error
 
 
-def check_backends(config: FramesConfig) -> None:
+def refuse_changes(loaded: LoadedBackend, changes: Changes | None) -> None:
+    """Make sure that a backend can load its weights with these changes.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if changes and not loaded.backend.info.linear_layers:
+        raise UsageError(
+            f"the classifier was trained together with the {loaded.backend.info.alphabet} encoder, "
+            f"and backend {loaded.name} cannot change its weights accordingly; `virnucpro backends` "
+            "lists the backends that can"
+        )
+
+
+def check_backends(config: FramesConfig, changes: Mapping[Alphabet, Changes] = {}) -> None:
     """Check that the backends of a run are there, which takes no weights.
 
     Raises:
         BackendError: A backend is not installed, or it is broken.
-        UsageError: A backend reads the other alphabet.
+        UsageError: A backend reads the other alphabet, or cannot change its weights.
     """
-    for name, alphabet in ((config.dna_backend, "dna"), (config.protein_backend, "protein")):
-        found = load_backend(name).backend.info.alphabet
+    for name, alphabet in zip((config.dna_backend, config.protein_backend), ALPHABETS, strict=True):
+        loaded = load_backend(name)
+        refuse_changes(loaded, changes.get(alphabet))
+        found = loaded.backend.info.alphabet
         if found != alphabet:
             raise UsageError(
                 f"backend {name} reads {found}, {alphabet} was wanted; `virnucpro backends` lists "
@@ -247,18 +295,25 @@ def _prefer_cached(location: str) -> str:
     return unpinned
 
 
-def open_frame_models(run: Run, config: FramesConfig) -> list[Model]:
+def open_frame_models(
+    run: Run, config: FramesConfig, changes: Mapping[Alphabet, Changes] = {}
+) -> list[Model]:
     """Return the DNA model and the protein model of a run.
+
+    Args:
+        run: The run whose processes open the models together.
+        config: Names the backends and the weights.
+        changes: What a classifier changes in the weights, by alphabet.
 
     Raises:
         BackendError: A backend is not installed, or it is broken.
         WeightsError: Weights cannot be used, or they differ between machines.
-        UsageError: A backend reads the other alphabet.
+        UsageError: A backend reads the other alphabet, or cannot change its weights.
     """
-    check_backends(config)
+    check_backends(config, changes)
     # Before the models are opened, so that torch is imported for the workers at the same time.
     prepare_workers(config, run.device)
     return [
-        open_model(config.dna_backend, config.dna_weights, run),
-        open_model(config.protein_backend, config.protein_weights, run),
+        open_model(config.dna_backend, config.dna_weights, run, changes.get("dna")),
+        open_model(config.protein_backend, config.protein_weights, run, changes.get("protein")),
     ]

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 
 from virnucpro.backend.arrays import BoolArray, Float32Array
+from virnucpro.backend.changes import Changes
+from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
@@ -54,6 +56,7 @@ class ClassifierMetadata:
         frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
         chunk_head: The sizes of the head over chunks; None for the MLP over frames.
         regions: What finds viral regions; None for the defaults. Only a head over chunks has it.
+        finetuned: How the encoders were trained with it, as JSON values; None if they were not.
     """
 
     dna_backend: str
@@ -69,6 +72,7 @@ class ClassifierMetadata:
     frame_rule: str = str(OPEN_RULE)
     chunk_head: ChunkHeadSizes | None = None
     regions: RegionModel | None = None
+    finetuned: Mapping[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return it in words of JSON for run.json, but for the weights of the region model."""
@@ -102,14 +106,22 @@ class Classifier:
         input_dim: The numbers that it expects of the two embeddings of a row.
         metadata: What it was trained for; None if its file does not say.
         identity: The digest of its file.
+        changes: What it changes in the weights of the encoders, by alphabet; empty if they were
+            not trained with it.
         rule: What of a chunk it reads.
     """
 
     input_dim: int
 
-    def __init__(self, metadata: ClassifierMetadata | None, identity: str) -> None:
+    def __init__(
+        self,
+        metadata: ClassifierMetadata | None,
+        identity: str,
+        changes: Mapping[Alphabet, Changes] = {},
+    ) -> None:
         self.metadata = metadata
         self.identity = identity
+        self.changes = changes
         self.rule = OPEN_RULE if metadata is None else FrameRule.parse(metadata.frame_rule)
 
     @property
@@ -180,26 +192,27 @@ class Classifier:
                 f"{trained.chunk_length_bp} (-e), or choose another classifier"
             )
         if weights_identities is not None:
-            self._check_weights(weights_identities)
+            for alphabet, identity in zip(ALPHABETS, weights_identities, strict=True):
+                self.check_weights(alphabet, identity)
 
-    def _check_weights(self, identities: tuple[str, str]) -> None:
-        """Compare the identities of the run's weights with those of the training, if known."""
+    def check_weights(self, alphabet: Alphabet, identity: str) -> None:
+        """Compare the identity of an encoder's weights with that of the training, if known.
+
+        Raises:
+            ClassifierError: It was trained on other weights.
+        """
         trained = self.metadata
         assert trained is not None, "only a file with metadata names its weights"
-        for name, wanted, found in zip(
-            (trained.dna_backend, trained.protein_backend),
-            (trained.dna_weights_identity, trained.protein_weights_identity),
-            identities,
-            strict=True,
-        ):
-            # A classifier of older files does not know its weights. Then nothing can be compared.
-            if wanted not in (None, found):
-                raise ClassifierError(
-                    f"the classifier was trained on {name} weights {wanted}, the run uses "
-                    f"{found}; use the same files as the training{self._describe_weights()} (the "
-                    "same model in another file format has another identity), or choose another "
-                    "classifier"
-                )
+        is_dna = alphabet == "dna"
+        name = trained.dna_backend if is_dna else trained.protein_backend
+        wanted = trained.dna_weights_identity if is_dna else trained.protein_weights_identity
+        # A classifier of older files does not know its weights. Then nothing can be compared.
+        if wanted not in (None, identity):
+            raise ClassifierError(
+                f"the classifier was trained on {name} weights {wanted}, the run uses {identity}; "
+                f"use the same files as the training{self._describe_weights()} (the same model in "
+                "another file format has another identity), or choose another classifier"
+            )
 
     def _describe_weights(self) -> str:
         """Return what the file says of the weights of the training; empty if it says nothing."""
@@ -229,8 +242,9 @@ class FrameClassifier(Classifier):
         state: Mapping[str, torch.Tensor],
         metadata: ClassifierMetadata | None,
         identity: str,
+        changes: Mapping[Alphabet, Changes] = {},
     ) -> None:
-        super().__init__(metadata, identity)
+        super().__init__(metadata, identity, changes)
         # float64, so that rounding to float32 at the end hides how a machine orders its sums.
         tensors = {name: tensor.double() for name, tensor in state.items()}
         # In eval mode, batch normalization is a scale and a shift, so the first layer absorbs it.
@@ -270,9 +284,13 @@ class ChunkClassifier(Classifier):
     """The `ChunkHead` over the stretches and the DNA of a chunk, in eval mode."""
 
     def __init__(
-        self, state: Mapping[str, torch.Tensor], metadata: ClassifierMetadata, identity: str
+        self,
+        state: Mapping[str, torch.Tensor],
+        metadata: ClassifierMetadata,
+        identity: str,
+        changes: Mapping[Alphabet, Changes] = {},
     ) -> None:
-        super().__init__(metadata, identity)
+        super().__init__(metadata, identity, changes)
         assert metadata.chunk_head is not None, "its file says it"
         self.sizes = metadata.chunk_head
         self.input_dim = self.sizes.dna_dim + self.sizes.protein_dim

@@ -13,16 +13,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from virnucpro.backend.changes import Changes
+from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.backend.tensors import check_sizes
 from virnucpro.backend.weights import digest_files, read_pickle
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError, WeightsError, brief
 from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.changes_file import name_tensors, take_changes
 from virnucpro.scoring.chunk_head import ChunkHeadSizes
 from virnucpro.scoring.classifier import (
     BATCH_NORM_EPS,
@@ -35,10 +38,11 @@ from virnucpro.scoring.classifier import (
 )
 from virnucpro.scoring.region_model import RegionModel
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version 2 adds the identities of the weights, the calibration and the origin to version 1.
 Version 3 adds the frame rule, the kind of head and the threshold; a file of version 2 means `open`
-and `frame`, without a threshold. `regions` came later and may be left out."""
+and `frame`, without a threshold. `regions` came later and may be left out.
+Version 4 adds tensors that change the encoders; a file without such tensors has a lower version."""
 
 # Of the frame rule in a file: each chunk takes memory for so many.
 _MAX_STRETCHES = 256
@@ -46,6 +50,20 @@ _MAX_STRETCHES = 256
 # One key that holds JSON: safetensors writes several keys in a random order, which would give the
 # same classifier another digest each time.
 _METADATA_KEY = "virnucpro_classifier"
+
+
+class ClassifierContent(NamedTuple):
+    """What the file of a classifier holds, in the order of the arguments of `save_classifier`.
+
+    Attributes:
+        state: The tensors of the classifier itself.
+        metadata: What it was trained for; None if the file does not say.
+        changes: What it changes in the weights of the encoders, by alphabet.
+    """
+
+    state: dict[str, torch.Tensor]
+    metadata: ClassifierMetadata | None
+    changes: Mapping[Alphabet, Changes]
 
 
 class _StandIn:
@@ -76,15 +94,15 @@ def load_classifier(path: Path) -> Classifier:
         ClassifierError: The file is missing, damaged or unsafe, or contains something else.
     """
     with _explaining(path):
-        state, metadata = _read(path)
+        state, metadata, changes = _read(path)
         identity = digest_files([path])
         if metadata is not None and metadata.chunk_head is not None:
-            return ChunkClassifier(state, metadata, identity)
-        return FrameClassifier(state, metadata, identity)
+            return ChunkClassifier(state, metadata, identity, changes)
+        return FrameClassifier(state, metadata, identity, changes)
 
 
-def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | None]:
-    """Return the tensors of the classifier in `path`, and its metadata if the file has any.
+def read_classifier(path: Path) -> ClassifierContent:
+    """Return what the file of a classifier holds, to write it again with other metadata.
 
     Raises:
         ClassifierError: As for `load_classifier`.
@@ -94,7 +112,10 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata 
 
 
 def save_classifier(
-    path: Path, state: Mapping[str, torch.Tensor], metadata: ClassifierMetadata
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    metadata: ClassifierMetadata,
+    changes: Mapping[Alphabet, Changes] = {},
 ) -> None:
     """Write a classifier as safetensors: its tensors in float32, and its metadata.
 
@@ -103,6 +124,7 @@ def save_classifier(
         state: The state dict of a `ChunkHead`, or of a module with `hidden_layer`, `bn1` and
             `output_layer`.
         metadata: What the classifier was trained for.
+        changes: What it changes in the weights of the encoders, by alphabet.
 
     Raises:
         ClassifierError: The tensors do not make a classifier, or do not fit the metadata.
@@ -112,21 +134,26 @@ def save_classifier(
 
     # Checked before writing too: a training that failed must not leave a file that looks well.
     tensors = check_state(path, state, metadata)
+    tensors_of_changes = name_tensors(changes)
+    _check_changes(path, metadata, take_changes(path, dict(tensors_of_changes)))
     document: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if tensors_of_changes else 3,
         "class_names": list(CLASS_NAMES),
         **asdict(metadata),
     }
-    if metadata.regions is None:
-        # The same bytes as ever.
-        del document["regions"]
+    # The same bytes as ever.
+    for name in ("regions", "finetuned"):
+        if document[name] is None:
+            del document[name]
     sizes = document.pop("chunk_head")
     document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
-    if sizes is None and metadata.frame_rule == str(OPEN_RULE) and metadata.threshold is None:
+    is_plain = sizes is None and metadata.frame_rule == str(OPEN_RULE) and not tensors_of_changes
+    if is_plain and metadata.threshold is None:
         # The same bytes as ever, which earlier versions read too.
         del document["frame_rule"], document["head"], document["threshold"]
         document["format_version"] = 2
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    contiguous |= tensors_of_changes
     with replace_when_whole(path) as temporary:
         temporary.write_bytes(save(contiguous, {_METADATA_KEY: json.dumps(document)}))
 
@@ -184,6 +211,19 @@ def _check_dims(
         )
 
 
+def _check_changes(
+    path: Path, metadata: ClassifierMetadata, changes: Mapping[Alphabet, Changes]
+) -> None:
+    identities = (metadata.dna_weights_identity, metadata.protein_weights_identity)
+    for alphabet, identity in zip(ALPHABETS, identities, strict=True):
+        # Otherwise they would be merged into any weights of these shapes.
+        if alphabet in changes and not isinstance(identity, str):
+            raise ClassifierError(
+                f"{path}: changes the {alphabet} encoder, but does not say which weights it had; "
+                "the file is damaged"
+            )
+
+
 @contextmanager
 def _explaining(path: Path) -> Iterator[None]:
     """Turn whatever reading a classifier raises into one error that names the file."""
@@ -199,14 +239,19 @@ def _explaining(path: Path) -> Iterator[None]:
         raise ClassifierError(f"{path}: cannot be read as a classifier ({reason})") from error
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], ClassifierMetadata | None]:
+def _read(path: Path) -> ClassifierContent:
     metadata = None
     if _is_safetensors(path):
         state, metadata = _read_safetensors(path)
     else:
         state = _read_pickled_state(path)
     check_sizes(path, {name: value for name, value in state.items() if torch.is_tensor(value)})
-    return check_state(path, state, metadata), metadata
+    changes: Mapping[Alphabet, Changes] = {}
+    if metadata is not None:
+        state = dict(state)
+        changes = take_changes(path, state)
+        _check_changes(path, metadata, changes)
+    return ClassifierContent(check_state(path, state, metadata), metadata, changes)
 
 
 def _is_safetensors(path: Path) -> bool:

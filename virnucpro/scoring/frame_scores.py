@@ -81,11 +81,13 @@ def open_classifier(config: PredictConfig) -> Classifier:
         BackendError: A backend is not installed, or it is broken.
         ClassifierError: The file cannot be read, the classifier was made for other models or
             chunks, or it has no calibration and the settings need one.
-        UsageError: A backend reads the other alphabet.
+        UsageError: A backend reads the other alphabet, or cannot change its weights as the
+            classifier wants.
     """
     # First what costs nothing: a name that is wrong must show before a file of gigabytes is read.
     check_backends(config)
     classifier = load_classifier(config.resolved_model_path)
+    check_backends(config, classifier.changes)
     dna = config.dna_backend, _expect_dim(config, "dna_weights", DNA_DIM)
     protein = config.protein_backend, _expect_dim(config, "protein_weights", PROTEIN_DIM)
     classifier.check_fits(dna, protein, config.chunk_length_bp, None)

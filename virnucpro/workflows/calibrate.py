@@ -25,7 +25,7 @@ from virnucpro.reports.report import Resampled, Section, measure_subsets
 from virnucpro.reports.tables import explaining_numbers, read_table
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.classifier import ClassifierMetadata
-from virnucpro.scoring.classifier_files import read_state, save_classifier
+from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
             "file (-o)"
         )
     # The tensors are written again as they are, so the scores stay the same.
-    state, found = read_state(config.classifier)
+    state, found, changes = read_classifier(config.classifier)
     directory = find_run(config.run)
     document = read_run_json(directory.run_json, ("backends", "classifier", "settings"))
     identity = digest_files([config.classifier])
@@ -110,7 +110,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     metadata = replace(metadata, calibration=calibration, origin=origin)
     # Only now, when nothing of the input can be wrong any more.
     config.output_path.parent.mkdir(parents=True, exist_ok=True)
-    save_classifier(config.output_path, state, metadata)
+    save_classifier(config.output_path, state, metadata, changes)
     return CalibrateResult(config.output_path, calibration, sections)
 
 

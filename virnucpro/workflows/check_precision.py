@@ -136,7 +136,7 @@ def check_precision(config: CheckPrecisionConfig) -> PrecisionCheck:
         with run.stage("open models"):
             classifier = open_classifier(config)
             run.once(lambda: check_beginnings(config.inputs, "dna"))
-            models = open_frame_models(run, config)
+            models = open_frame_models(run, config, classifier.changes)
             check_models(config, classifier, models)
         with run.stage("draw records"):
             store, num_input_records = _draw_records(config, classifier.rule)

@@ -28,6 +28,7 @@ from virnucpro.errors import InputError
 from virnucpro.reports.record_results import PredictResult, read_run_json
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import open_run
+from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import Embedded, check_models, open_classifier
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.workflows.predict import write_results
@@ -65,17 +66,17 @@ def merge(config: MergeConfig) -> PredictResult:
     directory = RunDirectory(config.output_dir, predict_config.stem, predict_config.prefix)
     shares = [find_run(run) for run in config.runs]
     with open_run(here, directory, predict_config.inputs) as run:
+        classifier = open_classifier(predict_config)
         with run.stage("collect the shares"):
             _link_files(shares[0].frame_store_dir, directory.frame_store_dir)
             # Read whole, because it comes from another directory, and perhaps from another machine.
             store = open_frame_store(directory.frame_store_dir, verify=True)
             passes = []
             for backend in first["backends"]:
-                model = _describe_model(backend)
+                model = _describe_model(backend, classifier)
                 job = make_frame_job(predict_config, directory, store, model, first["precision"])
                 link_parts([share.parts_dir(model.alphabet) for share in shares], job.parts_dir)
                 passes.append(_collect_pass(job, documents))
-        classifier = open_classifier(predict_config)
         check_models(predict_config, classifier, [each.job.model for each in passes])
         embedded = Embedded(classifier, store, passes)
         return write_results(run, directory, predict_config, embedded)
@@ -114,7 +115,7 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
         )
 
 
-def _describe_model(backend: Mapping[str, Any]) -> Model:
+def _describe_model(backend: Mapping[str, Any], classifier: Classifier) -> Model:
     """Return the model of a share as run.json describes it; its weights need not be here."""
     weights = Weights(
         location=backend["weights"],
@@ -122,7 +123,8 @@ def _describe_model(backend: Mapping[str, Any]) -> Model:
         identity=backend["weights_identity"],
         embedding_dim=backend["embedding_dim"],
     )
-    return Model(load_backend(backend["name"]), weights)
+    changes = classifier.changes.get(backend["alphabet"])
+    return Model(load_backend(backend["name"]), weights, changes)
 
 
 def _collect_pass(job: Job, documents: Sequence[Mapping[str, Any]]) -> Pass:

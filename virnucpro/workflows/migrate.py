@@ -35,7 +35,7 @@ from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import verify_rows
 from virnucpro.runtime.locks import locked
 from virnucpro.scoring.classifier import ClassifierMetadata
-from virnucpro.scoring.classifier_files import check_state, read_state, save_classifier
+from virnucpro.scoring.classifier_files import check_state, read_classifier, save_classifier
 from virnucpro.workflows import CountListener
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def migrate_classifier(
     """
     if target.exists():
         raise OutputExistsError(f"{target}: exists already; choose another name (-o)")
-    state, found = read_state(source)
+    state, found, _ = read_classifier(source)
     if found is not None:
         raise ClassifierError(f"{source}: is in the current format already ({found})")
     # In a dry run, too: it must find what the real one would refuse.

@@ -104,7 +104,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
     with run.stage("open models"):
         classifier = open_classifier(config)
         run.once(lambda: check_beginnings(config.inputs, "dna", allow_empty=config.allow_empty))
-        models = open_frame_models(run, config)
+        models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
         rule = classifier.rule
     if config.screen is None and not config.resume:
@@ -129,7 +129,8 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         for model in models
     ]
     warn_of_slow_cpu(run, jobs)
-    if config.resume and run.is_main:
+    # The models of older programs were never fine-tuned, so their features are of no use then.
+    if config.resume and run.is_main and not classifier.changes:
         with run.stage("take over an older run"):
             # Before the first pass looks for finished parts, so that it counts what was taken over.
             identities = {job.model.alphabet: job.identity for job in jobs}

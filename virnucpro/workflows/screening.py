@@ -58,7 +58,7 @@ def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> 
                 f"{config.resolved_model_path}: a screen needs probabilities, and this classifier "
                 "has no calibration; virnucpro calibrate makes one from a labelled run"
             )
-        models = open_frame_models(run, config)
+        models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
     with run.stage("screen: find frames"):
         store = find_frames(run, directory, config, models, classifier.rule, precision)
