@@ -22,11 +22,17 @@ from tests.scoring.test_classifier import (
     read_state,
 )
 from tools.make_classifier_weights import make_classifier
+from virnucpro.backend.changes import Changes, LowRank, digest_changes
+from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import digest_files
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ClassifierMetadata
-from virnucpro.scoring.classifier_files import load_classifier, save_classifier
+from virnucpro.scoring.classifier_files import (
+    load_classifier,
+    read_classifier,
+    save_classifier,
+)
 from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 
 
@@ -143,7 +149,7 @@ def test_metadata_must_agree_with_the_tensors(published: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ('{"format_version": 4}', "version 4, and this program reads versions 1 to 3"),
+        ('{"format_version": 5}', "version 5, and this program reads versions 1 to 4"),
         ('{"format_version": 1, "class_names": ["virus", "others"]}', "the classes are"),
         ('{"format_version": 1, "class_names": ["others", "virus"]}', "cannot be read"),
         ('{"format_version": 2, "origin": 1e999}', "cannot be read as a classifier .*JSON"),
@@ -226,3 +232,92 @@ def test_numbers_for_regions_are_kept_and_those_of_a_wrong_size_are_refused(tmp_
     save_classifier(path, head.state_dict(), wrong)
     with pytest.raises(ClassifierError, match=r"1 weights for regions, wanted 22 or none"):
         load_classifier(path)
+
+
+def make_changes(seed: int = 0) -> dict[Alphabet, Changes]:
+    """Return changes of both kinds, for layers of 6 inputs and 5 outputs."""
+    numbers = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=numbers)
+
+    return {
+        "dna": {"layers.0.out.weight": LowRank(draw(2, 6), draw(5, 2))},
+        "protein": {"layers.1.fc1.weight": draw(5, 6), "layers.1.fc1.bias": draw(5)},
+    }
+
+
+def test_what_changes_the_encoders_is_kept(published: Path, tmp_path: Path) -> None:
+    changes, path = make_changes(), tmp_path / "c"
+    finetuned = {"dna": {"rank": 2}}
+    about = replace(CALIBRATED, finetuned=finetuned)
+    # Parts of one tensor, as those of a fused layer are, and in half precision.
+    whole = changes["protein"]["layers.1.fc1.weight"]
+    views = changes | {"protein": {"a": whole[:, :3], "b": whole[:, 3:].bfloat16()}}
+    for each in (changes, views):
+        save_classifier(path, read_state(published), about, each)
+        found = load_classifier(path)
+        assert found.metadata == about
+        for alphabet, of_encoder in each.items():
+            assert digest_changes(found.changes[alphabet]) == digest_changes(
+                {
+                    name: LowRank(*change) if isinstance(change, LowRank) else change.float()
+                    for name, change in of_encoder.items()
+                }
+            )
+    content = read_classifier(path)
+    save_classifier(tmp_path / "again", *content)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["virnucpro_classifier"])["format_version"] == 4
+    # Without changes, the bytes are those of earlier versions.
+    save_classifier(path, read_state(published), CALIBRATED)
+    with safe_open(path, "pt") as file:
+        document = json.loads(file.metadata()["virnucpro_classifier"])
+    assert document["format_version"] == 2
+    assert "finetuned" not in document
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"adapter.rna.out.weight": torch.ones(2)}, "change no parameter of an encoder"),
+        ({"adapter.dna": torch.ones(2)}, "change no parameter of an encoder"),
+        ({"adapter.dna.w.up": torch.ones(2, 2)}, "wanted a whole one, or a pair"),
+        (
+            {"adapter.dna.w.up": torch.ones(4, 3), "adapter.dna.w.down": torch.ones(2, 5)},
+            r"w\.down': \(2, 5\), .*w\.up': \(4, 3\)",
+        ),
+        (
+            {"adapter.dna.w.up": torch.ones(4, 0), "adapter.dna.w.down": torch.ones(0, 5)},
+            "wanted a whole one, or a pair",
+        ),
+        (
+            {
+                "adapter.dna.w": torch.ones(4, 5),
+                "adapter.dna.w.up": torch.ones(4, 2),
+                "adapter.dna.w.down": torch.ones(2, 5),
+            },
+            "wanted a whole one, or a pair",
+        ),
+        ({"adapter.dna.w": torch.tensor([1, torch.nan])}, "'adapter.dna.w' holds NaN"),
+        ({"adapter.dna.w": torch.ones(2, dtype=torch.int64)}, "no floating-point numbers"),
+        ({"adaptor.dna.w": torch.ones(2)}, "not a VirNucPro classifier"),
+    ],
+)
+def test_changes_that_mean_nothing_are_refused(
+    published: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    path = tmp_path / "c"
+    save_classifier(path, read_state(published), CALIBRATED, make_changes())
+    with safe_open(path, "pt") as file:
+        written = file.metadata()
+    save_file(read_state(published) | tensors, path, written)
+    with pytest.raises(ClassifierError, match=message):
+        load_classifier(path)
+
+
+def test_changes_need_to_say_of_which_weights_they_are(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClassifierError, match="changes the dna encoder, but does not say which"):
+        save_classifier(tmp_path / "c", read_state(published), METADATA, make_changes())
+    assert not list(tmp_path.iterdir())

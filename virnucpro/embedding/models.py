@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,7 @@ from virnucpro.backend.interface import (
     Backend,
     Collator,
     Encoder,
+    TrainableBackend,
     Weights,
 )
 from virnucpro.backend.registry import LoadedBackend, load_backend
@@ -128,14 +129,17 @@ class Model:
         return encoder
 
     def _load(self, device: torch.device, precision: str, attention: str) -> Encoder:
-        # Backends from before there were changes do not know the argument.
-        merged = {"changes": self.changes} if self.changes else {}
-        return self.backend.load_encoder(
+        load = self.backend.load_encoder
+        if self.changes:
+            # Other backends do not know the argument.
+            load = partial(
+                cast("TrainableBackend", self.backend).load_encoder, changes=self.changes
+            )
+        return load(
             self.weights,
             dtype=DTYPES[self.compute_precision(precision)],
             device=device,
             attention=cast("Attention", attention),
-            **merged,
         )
 
     def load_collator(self) -> Collator:
@@ -258,9 +262,8 @@ def refuse_changes(loaded: LoadedBackend, changes: Changes | None) -> None:
     """
     if changes and not loaded.backend.info.linear_layers:
         raise UsageError(
-            f"the classifier was trained together with the {loaded.backend.info.alphabet} encoder, "
-            f"and backend {loaded.name} cannot change its weights accordingly; `virnucpro backends` "
-            "lists the backends that can"
+            f"the classifier changes the encoder's weights, and backend {loaded.name} cannot do "
+            "that; `virnucpro backends` lists the backends that can be fine-tuned"
         )
 
 

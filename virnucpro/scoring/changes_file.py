@@ -32,7 +32,9 @@ def name_tensors(changes: Mapping[Alphabet, Changes]) -> dict[str, torch.Tensor]
                 tensors[name] = change
     # Copies, because the caller's may be parts of one tensor, and safetensors writes no such thing.
     return {
-        name: torch.clone(tensors[name].detach().cpu().float(), memory_format=torch.contiguous_format)
+        name: torch.clone(
+            tensors[name].detach().cpu().float(), memory_format=torch.contiguous_format
+        )
         for name in sorted(tensors)
     }
 
