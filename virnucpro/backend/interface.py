@@ -105,19 +105,17 @@ class TokenBatch(NamedTuple):
         """Return the first and the second half of a batch of several sequences."""
         # By sequences and not by tokens: the sequences of a batch have similar lengths anyway.
         half = len(self.rows) // 2
-        num_tokens = int(self.lengths_B[:half].sum())
+        return self.take(slice(half)), self.take(slice(half, None))
 
-        def take(sequences: slice, tokens: slice) -> TokenBatch:
-            lengths_B = self.lengths_B[sequences]
-            # Not that of the whole batch: kernels start for the longest sequence, and padding
-            # follows it.
-            max_length = int(lengths_B.max())
-            return TokenBatch(self.token_ids_T[tokens], lengths_B, max_length, self.rows[sequences])
-
-        return (
-            take(slice(half), slice(num_tokens)),
-            take(slice(half, None), slice(num_tokens, None)),
-        )
+    def take(self, sequences: slice) -> TokenBatch:
+        """Return the batch of some neighbouring sequences, at least one."""
+        before = int(self.lengths_B[: sequences.start or 0].sum())
+        lengths_B = self.lengths_B[sequences]
+        tokens = slice(before, before + int(lengths_B.sum()))
+        # Not the longest of the whole batch: kernels start for the longest sequence, and padding
+        # follows it.
+        max_length = int(lengths_B.max())
+        return TokenBatch(self.token_ids_T[tokens], lengths_B, max_length, self.rows[sequences])
 
 
 class Collator(Protocol):

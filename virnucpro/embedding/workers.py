@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import logging
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,6 @@ from typing import Any
 
 import torch
 
-from virnucpro.backend.interface import TokenBatch
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import VirnucproError, first_line
 from virnucpro.runtime.environment import num_local_processes
@@ -119,20 +120,24 @@ def _end_with_main(lifeline: Connection, _number: int) -> None:
 
 
 class Parcel:
-    """A batch that crosses to another process as arrays, and comes out as a TokenBatch.
+    """What crosses to another process with its tensors as arrays, and comes out as it was.
 
     torch would send tensors through shared memory. A container has little of that, and where it is
-    full, the loader waits forever. A batch is small.
+    full, the loader waits forever. Batches are small.
     """
 
-    def __init__(self, batch: TokenBatch) -> None:
-        self._batch = batch
+    def __init__(self, content: object) -> None:
+        self._content = content
 
-    def __reduce__(self) -> tuple[Callable[..., TokenBatch], tuple[Any, ...]]:
-        token_ids_T, lengths_B, *rest = self._batch
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        buffer = io.BytesIO()
+        _TensorPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(self._content)
+        return pickle.loads, (buffer.getvalue(),)
+
+
+class _TensorPickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
         # Arrays of numpy travel through the pipe as bytes, without shared memory.
-        return _unpack, (token_ids_T.numpy(), lengths_B.numpy(), *rest)
-
-
-def _unpack(token_ids: Any, lengths: Any, *rest: Any) -> TokenBatch:
-    return TokenBatch(torch.from_numpy(token_ids), torch.from_numpy(lengths), *rest)
+        if isinstance(value, torch.Tensor):
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented

@@ -234,22 +234,28 @@ def _number_spans(start: Int64Array, length: Int64Array) -> Int64Array:
 
 
 @cache
-def _make_codes(genetic_code: int) -> tuple[bytes, bytes]:
-    """Return the amino acids of the codons' 256 numbers on the strand, and on the other strand."""
+def translate_codons(genetic_code: int) -> str:
+    """Return the amino acids of the 64 codons of A, C, G and T, in this order; `*` for a stop."""
     from Bio.Data import CodonTable
 
     table = CodonTable.unambiguous_dna_by_id[genetic_code]
     # A few codes have codons that are a stop in some places only: they count as amino acids.
-    amino_acids = [
+    return "".join(
         table.forward_table.get(f"{a}{b}{c}", "*") for a in "ACGT" for b in "ACGT" for c in "ACGT"
-    ]
+    )
+
+
+@cache
+def _make_codes(genetic_code: int) -> tuple[bytes, bytes]:
+    """Return the amino acids of the codons' 256 numbers on the strand, and on the other strand."""
+    amino_acids = translate_codons(genetic_code)
     # The number of a codon has 2 bits for a base, and 3 minus the bits is the complement.
-    reverse = [
+    reverse = "".join(
         amino_acids[16 * (3 - codon % 4) + 4 * (3 - codon // 4 % 4) + (3 - codon // 16)]
         for codon in range(64)
-    ]
+    )
     forward_code, reverse_code = (
-        "".join(letters).encode("ascii") + _UNTRANSLATED for letters in (amino_acids, reverse)
+        letters.encode("ascii") + _UNTRANSLATED for letters in (amino_acids, reverse)
     )
     return forward_code, reverse_code
 

@@ -109,11 +109,6 @@ class RecordStore(StoredRecords):
         """Return the records of `rows`, upper-case."""
         return self.read_spans(rows, np.zeros_like(rows), self.record_lengths[rows])
 
-    def read_spans(self, records: Int64Array, start: Int64Array, length: Int64Array) -> list[str]:
-        """Return as many letters of each of `records` from each start on, upper-case."""
-        letters = self._records.read_many(self._record_offsets[records] + start, length)
-        return [sequence.decode("ascii").upper() for sequence in letters]
-
 
 class FrameStore(StoredRecords):
     """Records, their chunks, and what the frame rule takes of the chunks, which are the rows.

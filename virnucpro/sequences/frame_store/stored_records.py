@@ -100,6 +100,11 @@ class StoredRecords(ABC):
             for begin, end in islice(pairwise(offsets), 0, None, step)
         ]
 
+    def read_spans(self, records: Int64Array, start: Int64Array, length: Int64Array) -> list[str]:
+        """Return as many letters of each of `records` from each start on, upper-case."""
+        letters = self._records.read_many(self._record_offsets[records] + start, length)
+        return [sequence.decode("ascii").upper() for sequence in letters]
+
     @property
     def num_duplicate_ids(self) -> int:
         """Number of ids that belong to more than one record."""

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import send_to_device
+
+from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.interface import TokenBatch
+from virnucpro.backend.tokens import pack_tokens
+from virnucpro.config import FrameRule
+from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frames import find_rows
+from virnucpro.training.chunk_source import (
+    ChunkSource,
+    Collators,
+    LabelledSequences,
+    TrainingBatch,
+    open_training_loader,
+)
+from virnucpro.training.corpus import make_corpus, name_classes
+
+RULE = FrameRule("stretches", 2, 10)
+LENGTHS = {"viral": [4000, 60, 900], "bacteria": [9000, 90, 20], "plant": [3000]}
+
+
+class LetterCollator:
+    """One token for each letter, between two others."""
+
+    def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
+        return pack_tokens(rows, [np.frombuffer(f"<{s}>".encode(), np.uint8) for s in sequences])
+
+
+LETTERS: Collators = (LetterCollator(), LetterCollator())
+
+
+def read(batch: TokenBatch) -> list[str]:
+    pieces = batch.token_ids_T.split(batch.lengths_B.tolist())
+    return [bytes(piece.tolist()).decode()[1:-1] for piece in pieces]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
+    directory = tmp_path_factory.mktemp("sequences")
+    random = np.random.default_rng(0)
+    for name, lengths in LENGTHS.items():
+        with (directory / f"{name}.fa").open("w") as file:
+            for number, length in enumerate(lengths):
+                letters = "".join(
+                    random.choice(list("ACGTacgtNR"), length, p=[0.124] * 8 + [0.004] * 2)
+                )
+                file.write(f">{name}_{number}\n{letters}\n")
+    paths = [str(directory / f"{name}.fa") for name in LENGTHS]
+    return build_frame_store(paths, directory / "store", chunk_length_bp=500, rule=RULE)
+
+
+def sequences(store: FrameStore) -> LabelledSequences:
+    classes = name_classes([store.inputs[0]["path"]], [file["path"] for file in store.inputs[1:]])
+    corpus = make_corpus(store, classes)
+    groups = [f"record {name}" for name in corpus.record_ids]
+    return LabelledSequences.of(store, corpus, groups, np.ones(store.num_records, np.bool_))
+
+
+def make_source(store: FrameStore, **settings) -> ChunkSource:
+    settings = {"max_mutation_rate": 0.7, "seed": 1, "collators": LETTERS, **settings}
+    settings = {"rule": RULE, "lengths_bp": (500, 500, 200), **settings}
+    return ChunkSource(sequences(store), **settings)
+
+
+def assert_equal(found: list[TrainingBatch], wanted: list[TrainingBatch]) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert read(one.dna) == read(other.dna)
+        assert read(one.protein) == read(other.protein)
+        for name in ("features_FK", "is_stretch_CN", "is_viral_C"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_batch_holds_chunks_and_their_stretches(store: FrameStore) -> None:
+    batches = make_source(store).draw(5, 0, 200, 3000)
+    assert len(batches) > 10
+    lengths = []
+    for batch in batches:
+        chunks = read(batch.dna)
+        length = np.array([len(chunk) for chunk in chunks])
+        lengths += length.tolist()
+        rows = find_rows("".join(chunks).encode(), np.cumsum(length) - length, length, RULE)
+        assert "".join(read(batch.protein)) == rows.proteins.decode()
+        assert torch.equal(batch.is_stretch_CN.nonzero()[:, 0], torch.from_numpy(rows.chunk))
+        assert batch.is_stretch_CN[:, 0].all()
+        share = 3 * rows.protein_length / length[rows.chunk]
+        np.testing.assert_allclose(batch.features_FK[:, 3], share, rtol=1e-6)
+        most = max(len(batch.dna.token_ids_T), len(batch.protein.token_ids_T))
+        assert most <= 3000
+        assert batch.teacher_dna is None
+    assert lengths == sorted(lengths, reverse=True)
+    assert set(lengths) == {500, 200, 90, 60}
+
+
+def test_steps_can_be_repeated_and_differ(store: FrameStore) -> None:
+    source = make_source(store)
+    wanted = source.draw(3, 1, 50, 5000)
+    assert_equal(make_source(store).draw(3, 1, 50, 5000), wanted)
+    others = [source.draw(3, 0, 50, 5000), source.draw(4, 1, 50, 5000)]
+    others.append(make_source(store, seed=2).draw(3, 1, 50, 5000))
+    texts = {"".join(read(batches[0].dna)) for batches in [wanted, *others]}
+    assert len(texts) == 4
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_batches(store: FrameStore) -> None:
+    source = make_source(store)
+    wanted = [source.draw(step, 0, 50, 5000) for step in range(7, 10)]
+    before = torch.get_rng_state()
+    for num_workers in (0, 2):
+        loader = open_training_loader(source, 7, 0, 50, 5000, num_workers)
+        for step in wanted:
+            assert_equal(next(loader), step)
+        loader.close()
+    # Otherwise a resumed training would have another dropout.
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_accelerate_moves_a_batch_whole(store: FrameStore) -> None:
+    batch = make_source(store, teacher_collators=LETTERS).draw(0, 0, 20, 10**6)[0]
+    moved = send_to_device(batch, torch.device("meta"))
+    assert isinstance(moved, TrainingBatch)
+    for tokens in (moved.dna, moved.protein, moved.teacher_dna, moved.teacher_protein):
+        assert tokens.token_ids_T.device.type == tokens.lengths_B.device.type == "meta"
+    assert {moved[index].device.type for index in (2, 3, 4)} == {"meta"}

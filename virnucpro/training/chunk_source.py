@@ -1,0 +1,432 @@
+"""Draws the chunks of each training step anew from labelled sequences, and tokenizes them.
+
+The process that trains draws where chunks lie. Worker processes read the chunks, put errors and
+mutations into them, find their stretches and tokenize.
+
+Shapes: S sequences, C chunks, N places for stretches of a chunk, F stretches of all chunks, K
+features of a stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
+from virnucpro.backend.interface import Collator, TokenBatch
+from virnucpro.config.frame_rule import FrameRule
+from virnucpro.embedding.workers import Parcel, begin_worker, explaining_workers
+from virnucpro.runtime.forkserver import start_forkserver
+from virnucpro.scoring.chunk_head import stretch_features
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store
+from virnucpro.sequences.frames import count_codons, find_rows, reverse_complement
+from virnucpro.sequences.records import FRAME_NAMES
+from virnucpro.training.corpus import Corpus
+from virnucpro.training.drawing import read_with_errors, weigh_sequences
+from virnucpro.training.mutation import Mutator
+from virnucpro.training.stretches import AMBIGUOUS, CODE_OF_BYTE
+
+Collators = tuple[Collator | None, Collator | None]
+"""Of DNA and of proteins."""
+
+_CODES = np.frombuffer(CODE_OF_BYTE, np.uint8)
+_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
+_BLOCK_CHUNKS = 64
+_NO_SEQUENCES = TokenBatch(
+    torch.empty(0, dtype=torch.int64),
+    torch.empty(0, dtype=torch.int64),
+    0,
+    np.empty(0, np.int64),
+)
+
+
+class TrainingBatch(NamedTuple):
+    """Chunks that are computed at once. It is a NamedTuple, so that Accelerate moves it whole.
+
+    Attributes:
+        dna: The DNA of each chunk, C sequences; none without a collator of DNA.
+        protein: The F stretches, chunk after chunk; none without a collator of proteins.
+        features_FK: float32, what the head is told of the stretches.
+        is_stretch_CN: bool; its F True places are the stretches, row by row.
+        is_viral_C: float32, 1 for viral chunks and 0 for others.
+        teacher_dna: The same DNA in the teacher's tokens; None without a teacher.
+        teacher_protein: The same stretches in the teacher's tokens; None without a teacher.
+    """
+
+    dna: TokenBatch
+    protein: TokenBatch
+    features_FK: Tensor
+    is_stretch_CN: Tensor
+    is_viral_C: Tensor
+    teacher_dna: TokenBatch | None = None
+    teacher_protein: TokenBatch | None = None
+
+
+class LabelledSequences(NamedTuple):
+    """The records from which chunks are drawn.
+
+    Attributes:
+        directory: The frame store that holds the records.
+        record_S: int64, the record of each sequence.
+        length_S: int64, in bases.
+        is_viral_S: bool.
+        weight_S: float64, how often each sequence is drawn; 1 in all.
+    """
+
+    directory: Path
+    record_S: Int64Array
+    length_S: Int64Array
+    is_viral_S: BoolArray
+    weight_S: Float64Array
+
+    @classmethod
+    def of(
+        cls, store: FrameStore, corpus: Corpus, groups: Sequence[str], is_chosen_R: BoolArray
+    ) -> LabelledSequences:
+        """Return the chosen records, half of the draws viral, and other classes alike.
+
+        Records that are too short for a stretch are left out.
+
+        Args:
+            store: The records.
+            corpus: Their labels.
+            groups: The group of each record.
+            is_chosen_R: bool (R,), which records are chosen: those of the train split.
+        """
+        min_codons = store.rule.min_codons if store.rule.kind == "stretches" else 1
+        record_S = np.flatnonzero(is_chosen_R & (store.record_lengths >= 3 * min_codons))
+        length_S = store.record_lengths[record_S]
+        class_S = corpus.record_class[record_S]
+        is_viral_S = corpus.is_viral[class_S]
+        # All viral classes are one kind, as where `balance` weighs chunks.
+        _, kind_S = np.unique(np.where(is_viral_S, -1, class_S), return_inverse=True)
+        share_J = np.full(kind_S.max() + 1, 0.5 / max(1, kind_S.max()))
+        share_J[0] = 0.5
+        _, group_S = np.unique(np.array(groups)[record_S], return_inverse=True)
+        tensors = (torch.from_numpy(each) for each in (length_S, kind_S, group_S, share_J))
+        weight_S = weigh_sequences(*tensors).numpy()
+        return cls(store.directory, record_S, length_S, is_viral_S, weight_S)
+
+
+class _Places(NamedTuple):
+    """Where the chunks of a step lie.
+
+    Attributes:
+        record_C: int64, the record of each chunk.
+        start_C: int64, its first base in the record.
+        length_C: int64, its bases.
+        record_length_C: int64, the bases of its record.
+        is_viral_C: bool.
+    """
+
+    record_C: Int64Array
+    start_C: Int64Array
+    length_C: Int64Array
+    record_length_C: Int64Array
+    is_viral_C: BoolArray
+
+    def take(self, chunks: Int64Array | slice) -> _Places:
+        """Return the places of some of the chunks."""
+        return _Places(*(column[chunks] for column in self))  # type: ignore[arg-type]
+
+
+class _Task(NamedTuple):
+    """What a worker gets to make the batches of one step."""
+
+    places: _Places
+    seed: int
+    max_tokens: int
+
+
+class ChunkSource:
+    """Draws the chunks of training steps; the same seed, step and rank give the same chunks."""
+
+    def __init__(
+        self,
+        sequences: LabelledSequences,
+        rule: FrameRule,
+        lengths_bp: tuple[int, ...],
+        collators: Collators,
+        *,
+        max_mutation_rate: float,
+        seed: int,
+        teacher_collators: Collators | None = None,
+    ) -> None:
+        """Prepare to draw.
+
+        Args:
+            sequences: The labelled sequences.
+            rule: What of a chunk is read.
+            lengths_bp: The lengths of chunks; one that stands here twice is drawn twice as often.
+            collators: Those of DNA and of proteins; None where no tokens are wanted.
+            max_mutation_rate: The largest share of the codons of a stretch that is drawn anew.
+            seed: The seed of everything that is drawn.
+            teacher_collators: Those of a teacher.
+        """
+        self.sequences = sequences
+        self.reader = ChunkReader(
+            sequences.directory,
+            rule,
+            collators,
+            teacher_collators or (None, None),
+            max_mutation_rate,
+        )
+        self._lengths_bp = np.array(lengths_bp)
+        self._seed = seed
+        self._cumulative_S = np.cumsum(sequences.weight_S)
+
+    def draw(self, step: int, rank: int, num_chunks: int, max_tokens: int) -> list[TrainingBatch]:
+        """Return the batches of a step of one process.
+
+        Chunks without a stretch are left out, so there may be fewer chunks than asked for.
+
+        Args:
+            step: The number of the step.
+            rank: The number of the process.
+            num_chunks: How many chunks this process draws.
+            max_tokens: How many tokens a batch has at most, of the alphabet that has more; a single
+                chunk may have more.
+        """
+        return self.reader(self.choose(step, rank, num_chunks, max_tokens))
+
+    def choose(self, step: int, rank: int, num_chunks: int, max_tokens: int) -> _Task:
+        """Return what a worker needs to make the batches that `draw` returns."""
+        random = np.random.default_rng([self._seed, step, rank])
+        sequences = self.sequences
+        # Not beyond the last one: the sum of all weights may be 1 but for rounding.
+        drawn_C = random.random(num_chunks) * self._cumulative_S[-1]
+        drawn_C = np.searchsorted(self._cumulative_S, drawn_C, "right")
+        record_length_C = sequences.length_S[drawn_C]
+        length_C = np.minimum(random.choice(self._lengths_bp, num_chunks), record_length_C)
+        room_C = record_length_C - length_C + 1
+        start_C = (random.random(num_chunks) * room_C).astype(np.int64)
+        places = _Places(
+            sequences.record_S[drawn_C],
+            start_C,
+            length_C,
+            record_length_C,
+            sequences.is_viral_S[drawn_C],
+        )
+        # The longest first, so that the sequences of a batch need little padding.
+        order = np.argsort(-length_C, kind="stable")
+        return _Task(places.take(order), int(random.integers(1 << 63)), max_tokens)
+
+
+class ChunkReader:
+    """Makes batches of the chunks at given places. It is small when it is pickled for a worker."""
+
+    def __init__(
+        self,
+        directory: Path,
+        rule: FrameRule,
+        collators: Collators,
+        teacher_collators: Collators,
+        max_mutation_rate: float,
+    ) -> None:
+        self._settings = (directory, rule, collators, teacher_collators, max_mutation_rate)
+        self._directory = directory
+        self._rule = rule
+        self._collators = collators
+        self._teacher_collators = teacher_collators
+        self._max_mutation_rate = max_mutation_rate
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Open files cannot travel to a worker.
+        return ChunkReader, self._settings
+
+    def __call__(self, task: _Task) -> list[TrainingBatch]:
+        """Return the batches of a step."""
+        places, rule = task.places, self._rule
+        letters = self.read_chunks(places, torch.Generator().manual_seed(task.seed))
+        length_C = places.length_C
+        rows = find_rows(b"".join(letters), np.cumsum(length_C) - length_C, length_C, rule)
+        num_rows_C = np.bincount(rows.chunk, minlength=len(letters))
+        kept = np.flatnonzero(num_rows_C)
+        is_whole_F = rows.protein_length == count_codons(length_C[rows.chunk], rows.code)
+        features_FK = stretch_features(
+            torch.from_numpy(rows.protein_length),
+            torch.from_numpy(is_whole_F),
+            torch.from_numpy(length_C[rows.chunk]),
+        )
+        num_places = rule.max_stretches if rule.kind == "stretches" else len(FRAME_NAMES)
+        is_stretch_CN = np.arange(num_places) < num_rows_C[kept, None]
+        is_viral_C = torch.from_numpy(places.is_viral_C[kept].astype(np.float32))
+        ends_F = np.cumsum(rows.protein_length)
+        proteins = rows.proteins.decode("ascii")
+        sequences = (
+            [letters[index].decode("ascii") for index in kept.tolist()],
+            [
+                proteins[end - length : end]
+                for end, length in zip(ends_F.tolist(), rows.protein_length.tolist(), strict=True)
+            ],
+        )
+        dna, protein = _collate(self._collators, sequences)
+        teacher_dna, teacher_protein = _collate(self._teacher_collators, sequences)
+        ends_C = np.cumsum(num_rows_C[kept])
+        return [
+            TrainingBatch(
+                _take(dna, chunks) or _NO_SEQUENCES,
+                _take(protein, stretches) or _NO_SEQUENCES,
+                features_FK[stretches],
+                torch.from_numpy(is_stretch_CN[chunks]),
+                is_viral_C[chunks],
+                _take(teacher_dna, chunks),
+                _take(teacher_protein, stretches),
+            )
+            for chunks, stretches in _cut(dna, protein, ends_C, task.max_tokens)
+        ]
+
+    def read_chunks(self, places: _Places, generator: torch.Generator) -> list[bytes]:
+        """Return the letters of chunks of either strand, with errors and mutations."""
+        letters: list[bytes] = []
+        # The chunks are sorted by length, so those of a block need little padding.
+        for first in range(0, len(places.length_C), _BLOCK_CHUNKS):
+            block = places.take(slice(first, first + _BLOCK_CHUNKS))
+            rows = _LETTERS[self._read_codes(block, generator).numpy()]
+            pairs = zip(rows, block.length_C.tolist(), strict=True)
+            letters += [row[:length].tobytes() for row, length in pairs]
+        is_reverse_C = torch.rand(len(letters), generator=generator) < 0.5
+        return [
+            reverse_complement(chunk) if is_reverse else chunk
+            for chunk, is_reverse in zip(letters, is_reverse_C.tolist(), strict=True)
+        ]
+
+    def _read_codes(self, places: _Places, generator: torch.Generator) -> Tensor:
+        """Return uint8 (C, L): the codes of chunks, padded to the longest."""
+
+        def read(index_CL: Tensor) -> Tensor:
+            low, high = index_CL[:, 0].numpy(), index_CL[:, -1].numpy() + 1
+            spans = self._store.read_spans(places.record_C, low, high - low)
+            text = np.frombuffer("".join(spans).encode("ascii"), np.uint8)
+            before = np.cumsum(high - low) - (high - low)
+            return torch.from_numpy(_CODES[text[index_CL.numpy() + (before - low)[:, None]]])
+
+        start_C, end_C, length_C = map(
+            torch.from_numpy, (places.start_C, places.record_length_C, places.length_C)
+        )
+        codes_CL = read_with_errors(read, start_C, end_C, max(3, int(length_C.max())), generator)
+        is_padding_CL = torch.arange(codes_CL.shape[1]) >= length_C[:, None]
+        codes_CL = codes_CL.masked_fill(is_padding_CL, AMBIGUOUS)
+        if not self._max_mutation_rate:
+            return codes_CL
+        rule = self._rule
+        if rule.kind == "open":
+            # The longest stretches are mutated then, as most genes are among them.
+            rule = FrameRule("stretches", genetic_code=rule.genetic_code)
+        mutator = Mutator(self._max_mutation_rate, generator, rule.genetic_code)
+        return mutator.mutate_chunks(codes_CL, rule)
+
+    @cached_property
+    def _store(self) -> FrameStore:
+        return open_frame_store(self._directory)
+
+
+def open_training_loader(
+    source: ChunkSource,
+    first_step: int,
+    rank: int,
+    num_chunks: int,
+    max_tokens: int,
+    num_workers: int,
+    *,
+    pin_memory: bool = False,
+) -> Iterator[list[TrainingBatch]]:
+    """Yield the batches of each step from `first_step` on, without end; see `ChunkSource.draw`.
+
+    Args:
+        source: What is drawn.
+        first_step: The number of the first step.
+        rank: The number of this process.
+        num_chunks: How many chunks this process draws in a step.
+        max_tokens: How many tokens a batch has at most.
+        num_workers: How many processes read and tokenize ahead; with 0, this process does so.
+        pin_memory: Whether batches lie in memory from which a GPU copies while it computes.
+
+    Raises:
+        VirnucproError: The worker processes do not work.
+    """
+    if num_workers:
+        start_forkserver()
+    loader: DataLoader[list[TrainingBatch]] = DataLoader(
+        _Steps(source.reader),  # type: ignore[arg-type]
+        batch_sampler=_choose_steps(source, first_step, rank, num_chunks, max_tokens),  # type: ignore[arg-type]
+        collate_fn=Parcel if num_workers else _unchanged,
+        num_workers=num_workers,
+        worker_init_fn=begin_worker() if num_workers else None,
+        multiprocessing_context="forkserver" if num_workers else None,
+        pin_memory=pin_memory,
+        # Otherwise the loader draws a number from the generator of the dropout.
+        generator=torch.Generator(),
+    )
+    with explaining_workers():
+        yield from loader
+
+
+def _choose_steps(
+    source: ChunkSource, first_step: int, rank: int, num_chunks: int, max_tokens: int
+) -> Iterator[_Task]:
+    step = first_step
+    while True:
+        yield source.choose(step, rank, num_chunks, max_tokens)
+        step += 1
+
+
+class _Steps:
+    """A dataset whose items are whole steps."""
+
+    def __init__(self, reader: ChunkReader) -> None:
+        self._reader = reader
+
+    # torch looks for this method, and gives it what the sampler yields.
+    def __getitems__(self, task: _Task) -> list[TrainingBatch]:
+        return self._reader(task)
+
+
+def _unchanged(batches: list[TrainingBatch]) -> list[TrainingBatch]:
+    return batches
+
+
+def _collate(
+    collators: Collators, sequences: tuple[list[str], list[str]]
+) -> tuple[TokenBatch | None, TokenBatch | None]:
+    dna, protein = (
+        None if collator is None or not texts else collator(np.arange(len(texts)), texts)
+        for collator, texts in zip(collators, sequences, strict=True)
+    )
+    return dna, protein
+
+
+def _take(batch: TokenBatch | None, part: slice) -> TokenBatch | None:
+    return None if batch is None else batch.take(part)
+
+
+def _cut(
+    dna: TokenBatch | None, protein: TokenBatch | None, ends_C: Int64Array, max_tokens: int
+) -> Iterator[tuple[slice, slice]]:
+    """Yield the chunks and the stretches of each batch.
+
+    Args:
+        dna: The DNA of the chunks.
+        protein: Their stretches.
+        ends_C: int64, where the stretches of each chunk end.
+        max_tokens: How many tokens a batch has at most, unless it is of one chunk.
+    """
+    cost_C = np.ones(len(ends_C), np.int64)
+    if dna is not None:
+        cost_C = np.maximum(cost_C, dna.lengths_B.numpy())
+    if protein is not None and len(ends_C):
+        starts_C = np.concatenate([[0], ends_C[:-1]])
+        cost_C = np.maximum(cost_C, np.add.reduceat(protein.lengths_B.numpy(), starts_C))
+    total_C = np.cumsum(cost_C)
+    first, first_row, before = 0, 0, 0
+    while first < len(ends_C):
+        stop = max(first + 1, int(np.searchsorted(total_C, before + max_tokens, "right")))
+        yield slice(first, stop), slice(first_row, int(ends_C[stop - 1]))
+        first, first_row, before = stop, int(ends_C[stop - 1]), int(total_C[stop - 1])
