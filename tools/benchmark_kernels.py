@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triton.testing import do_bench
 from virnucpro_dnabert_s.attention import alibi_slopes
 from virnucpro_esm2.attention import Packing, attend_varlen
-from virnucpro_esm2.model import default_frequencies, make_rotary, rotate
+from virnucpro_esm2.rotary import default_frequencies, make_rotary, rotate
 
 from virnucpro.embedding.measuring import measure_ceilings
 from virnucpro.kernels import float8, fused, plain

@@ -22,7 +22,8 @@ from virnucpro_esm2.benchmarking import (
     name_parts,
     save_fair_esm,
 )
-from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies, make_empty_model
+from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
+from virnucpro_esm2.rotary import default_frequencies
 from virnucpro_esm2.tokens import TOKENS
 from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS
 

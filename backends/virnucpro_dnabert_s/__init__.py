@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virnucpro.backend.interface import Attention, Backend, BackendInfo, Collator, Encoder, Weights
+from virnucpro.backend.interface import (
+    Attention,
+    BackendInfo,
+    Collator,
+    Encoder,
+    TrainableBackend,
+    Weights,
+)
 
 if TYPE_CHECKING:
     import torch
+
+    from virnucpro.backend.changes import Changes
 
 TOKENS_PER_BASE = 109 / 500
 """Measured on random DNA with the published tokenizer."""
@@ -30,6 +39,7 @@ class DnabertSBackend:
         # It stands in the identity of every part: with another wording, finished parts count as
         # those of another run.
         pooling="mean over all tokens, CLS and SEP included",
+        linear_layers=("qkv", "attention_out", "gate_and_value", "mlp_out"),
     )
 
     def token_cost(self, sequence: str) -> int:
@@ -62,11 +72,27 @@ class DnabertSBackend:
         dtype: torch.dtype,
         device: torch.device,
         attention: Attention,
+        changes: Changes | None = None,
     ) -> Encoder:
         """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`."""
         from virnucpro_dnabert_s.weights import load_model
 
-        return load_model(weights.path, dtype=dtype, device=device, attention=attention)
+        return load_model(
+            weights.path, dtype=dtype, device=device, attention=attention, changes=changes
+        )
+
+    def load_trainable(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        gradient_checkpointing: bool = False,
+    ) -> torch.nn.Module:
+        """Load the model onto `device` to train it, in padded batches."""
+        from virnucpro_dnabert_s.weights import load_trainable
+
+        return load_trainable(weights.path, dtype, device, gradient_checkpointing)
 
 
-backend: Backend = DnabertSBackend()
+backend: TrainableBackend = DnabertSBackend()

@@ -124,6 +124,9 @@ class DnabertS(nn.Module):
     def _embed_padded(self, kernels: ModuleType, batch: TokenBatch) -> Tensor:
         index_BL, is_token_BL = padded_index(batch)
         dtype = self.word_embeddings.weight.dtype
+        if torch.is_autocast_enabled(index_BL.device.type):
+            # What products compute in: otherwise every layer would cast the bias.
+            dtype = torch.get_autocast_dtype(index_BL.device.type)
         # At the most, the states of a layer, its queries, keys and values, contexts and gates.
         width = 8 * self.word_embeddings.embedding_dim + 3 * self.inner_width
         # Asked before anything is taken: on a CPU the system would kill the process.

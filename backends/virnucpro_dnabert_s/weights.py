@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import torch
 
+from virnucpro.backend.changes import Changes, apply_change, check_changes
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.model_settings import check_settings
 from virnucpro.backend.tensors import check_stated_sizes, check_tensors
+from virnucpro.backend.trainable import checkpoint_layers
 from virnucpro.backend.weights import (
     digest_files,
     find_weight_files,
@@ -74,12 +76,17 @@ def open_weights(location: str) -> Weights:
 
 
 def load_model(
-    path: Path, *, dtype: torch.dtype, device: torch.device, attention: Attention
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: Attention,
+    changes: Changes | None = None,
 ) -> DnabertS:
     """Return the model in `path` on `device`, its parameters in `dtype`, ready for inference.
 
     Raises:
-        WeightsError: The files do not hold what the model needs.
+        WeightsError: The files do not hold what the model needs, or `changes` do not fit it.
         UsageError: `flash` does not work in `dtype` on `device`, or flash-attn is missing.
     """
     files = find_files(path)
@@ -87,6 +94,9 @@ def load_model(
     head_dim = config.hidden_size // config.num_attention_heads
     kernel = choose_attention(attention, head_dim=head_dim, dtype=dtype, device=device)
     tensors = read_state_dict(files, config)
+    check_changes(changes or {}, {name: tensor.shape for name, tensor in tensors.items()})
+    for name, change in (changes or {}).items():
+        tensors[name] = apply_change(tensors[name].to(device), change)
     model = make_meta_model(config, kernel)
     # Always a copy: otherwise the model would read the mapped file, which somebody may replace.
     model.load_state_dict(
@@ -96,6 +106,21 @@ def load_model(
     model.requires_grad_(False)
     onednn.pack_where_it_pays(model, attention, dtype, device)
     return model.eval()
+
+
+def load_trainable(
+    path: Path, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool
+) -> DnabertS:
+    """Return the model to train; see `virnucpro.backend.interface.TrainableBackend`.
+
+    Raises:
+        WeightsError: The files do not hold what the model needs.
+    """
+    # With `sdpa`, nothing is packed or fused: every operation has gradients.
+    model = load_model(path, dtype=dtype, device=device, attention="sdpa")
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
 
 
 def find_files(path: Path) -> WeightFiles:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virnucpro.backend.interface import Attention, Backend, BackendInfo, Collator, Encoder, Weights
+from virnucpro.backend.interface import (
+    Attention,
+    BackendInfo,
+    Collator,
+    Encoder,
+    TrainableBackend,
+    Weights,
+)
 
 if TYPE_CHECKING:
     import torch
+
+    from virnucpro.backend.changes import Changes
 
 MAX_RESIDUES = 1024
 """Longer proteins are cut to their first 1,024 residues, as in ESM-2's training."""
@@ -34,6 +43,7 @@ class Esm2Backend:
         supports_fp8=True,
         min_fp8_tokens=MIN_FP8_TOKENS,
         max_letters=MAX_RESIDUES,
+        linear_layers=("qkv", "out", "fc1", "fc2"),
     )
 
     def token_cost(self, sequence: str) -> int:
@@ -60,11 +70,27 @@ class Esm2Backend:
         dtype: torch.dtype,
         device: torch.device,
         attention: Attention,
+        changes: Changes | None = None,
     ) -> Encoder:
         """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`."""
         from virnucpro_esm2.weights import load_model
 
-        return load_model(weights.path, dtype=dtype, device=device, attention=attention)
+        return load_model(
+            weights.path, dtype=dtype, device=device, attention=attention, changes=changes
+        )
+
+    def load_trainable(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        gradient_checkpointing: bool = False,
+    ) -> torch.nn.Module:
+        """Load the model onto `device` to train it, in packed batches, too."""
+        from virnucpro_esm2.weights import load_trainable
+
+        return load_trainable(weights.path, dtype, device, gradient_checkpointing)
 
 
-backend: Backend = Esm2Backend()
+backend: TrainableBackend = Esm2Backend()

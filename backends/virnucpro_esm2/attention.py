@@ -111,6 +111,12 @@ def attend_flash(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) 
     return flash.attend(q_THK, k_THK, v_THK, packing.offsets, packing.max_length)
 
 
+def attend_with_gradients(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:
+    """Return torch's attention for what the queries are in, which autocast may change."""
+    attend = choose_attend("sdpa", head_dim=q_THK.shape[-1], dtype=q_THK.dtype, device=q_THK.device)
+    return attend(q_THK, k_THK, v_THK, packing)
+
+
 def choose_attend(
     kernel: str, *, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> Attend:

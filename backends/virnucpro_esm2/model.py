@@ -27,6 +27,7 @@ from virnucpro.kernels.float8 import Float8Linear
 from virnucpro.kernels.halves import embed_halves
 from virnucpro_esm2 import MAX_RESIDUES, MIN_FP8_TOKENS, NUM_SPECIAL_TOKENS
 from virnucpro_esm2.attention import Attend, Packing, attend_onednn, attend_sdpa, choose_attend
+from virnucpro_esm2.rotary import Rotary, default_frequencies, make_rotary, rotate
 from virnucpro_esm2.tokens import TOKENS
 
 MAX_TOKENS = MAX_RESIDUES + NUM_SPECIAL_TOKENS
@@ -76,16 +77,6 @@ class Esm2Config:
         return self.embed_dim // self.num_heads
 
 
-class Rotary(NamedTuple):
-    """Cosines and sines of the rotary angles of every token, float32, for both halves of a head.
-
-    The sines of the first half are negative, so that `x * cos + swapped x * sin` rotates x.
-    """
-
-    cos_T11K: Tensor
-    sin_T11K: Tensor
-
-
 class Between(NamedTuple):
     """The operations between the matrix products of a layer, chosen once for each batch.
 
@@ -103,33 +94,6 @@ class Between(NamedTuple):
     add_norm: Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Any]]
     linear_gelu: Callable[[Any, Any], Any]
     norm_sum: Callable[[Tensor, Any, Any], Tensor]
-
-
-def make_rotary(cos_TR: Tensor, sin_TR: Tensor) -> Rotary:
-    """Return the angles of every token in the form that `rotate` needs."""
-    cos_TK, sin_TK = torch.cat((cos_TR, cos_TR), 1), torch.cat((-sin_TR, sin_TR), 1)
-    return Rotary(cos_TK[:, None, None], sin_TK[:, None, None])
-
-
-def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
-    """Return queries and keys rotated by their positions (RoFormer, arXiv:2104.09864).
-
-    Computes in float32. The operations for CPUs pass over a float32 copy of all numbers. On a GPU
-    that takes long unless torch.compile joins them, so there the result is rounded at once.
-    """
-    if x_T2HK.device.type == "cuda" and not torch.compiler.is_compiling():
-        first, second = x_T2HK.chunk(2, -1)
-        # Each angle is stored twice with the sines of opposite sign. This way needs one copy: the
-        # positive one.
-        cos, sin = rotary.cos_T11K.chunk(2, -1)[0], rotary.sin_T11K.chunk(2, -1)[1]
-        rotated_T2HK = torch.empty_like(x_T2HK)
-        rotated_first, rotated_second = rotated_T2HK.chunk(2, -1)
-        torch.addcmul(first * cos, second, sin, value=-1, out=rotated_first)
-        torch.addcmul(second * cos, first, sin, out=rotated_second)
-        return rotated_T2HK
-    # Rolling by half a head swaps its two halves.
-    swapped_T2HK = x_T2HK.roll(x_T2HK.shape[-1] // 2, -1)
-    return torch.addcmul(x_T2HK * rotary.cos_T11K, swapped_T2HK, rotary.sin_T11K)
 
 
 class Esm2Layer(nn.Module):
@@ -348,11 +312,6 @@ class Esm2(nn.Module):
         starts_T = starts_B.repeat_interleave(lengths_B, output_size=num_tokens)
         position_T = torch.arange(num_tokens, device=starts_T.device) - starts_T
         return make_rotary(self.cos_PR[position_T], self.sin_PR[position_T])
-
-
-def default_frequencies(head_dim: int, rope_theta: float = DEFAULT_ROPE_THETA) -> Tensor:
-    """Return float32 (R,): the rotary frequencies of ESM-2."""
-    return 1.0 / rope_theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
 
 
 def make_empty_model(

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from virnucpro.backend.changes import Changes, apply_change, check_changes
 from virnucpro.backend.interface import Attention, Weights
 from virnucpro.backend.model_settings import check_settings, get_rope_theta, get_switch
 from virnucpro.backend.tensors import check_state_dict, check_stated_sizes, check_tensors
+from virnucpro.backend.trainable import checkpoint_layers
 from virnucpro.backend.weights import (
     digest_files,
     find_weight_files,
@@ -30,7 +32,9 @@ from virnucpro.backend.weights import (
 )
 from virnucpro.errors import WeightsError, brief
 from virnucpro.kernels import float8, onednn
-from virnucpro_esm2.model import Esm2, Esm2Config, default_frequencies, make_empty_model
+from virnucpro_esm2.attention import attend_with_gradients
+from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
+from virnucpro_esm2.rotary import default_frequencies
 from virnucpro_esm2.tokens import TOKENS
 
 HUB_FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*")
@@ -138,18 +142,29 @@ def open_weights(location: str) -> Weights:
 
 
 def load_model(
-    path: Path, *, dtype: torch.dtype, device: torch.device, attention: Attention
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: Attention,
+    changes: Changes | None = None,
 ) -> Esm2:
     """Return the model with the weights at `path`, cast tensor by tensor on the way to `device`.
 
     Raises:
-        WeightsError: The file does not hold an ESM-2.
+        WeightsError: The file does not hold an ESM-2, or `changes` do not fit it.
         UsageError: `attention`, or a model of these sizes, does not work in `dtype` on `device`.
     """
+    changes = changes or {}
     checkpoint = read_checkpoint(path)
     model = make_empty_model(checkpoint.config, dtype=dtype, device=device, attention=attention)
+    check_changes(changes, {name: tensor.shape for name, tensor in model.named_parameters()})
     for name, parameter in model.named_parameters():
         sources = checkpoint.sources[name]
+        if name in changes:
+            stacked = torch.cat([source.to(device) for source in sources])
+            parameter.copy_(apply_change(stacked, changes[name]))
+            continue
         # Part by part: stacking queries, keys and values first would need a copy of them on the
         # host.
         for part, source in zip(parameter.chunk(len(sources)), sources, strict=True):
@@ -163,6 +178,22 @@ def load_model(
     else:
         onednn.pack_where_it_pays(model, attention, dtype, device)
     return model.eval()
+
+
+def load_trainable(
+    path: Path, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool
+) -> Esm2:
+    """Return the model to train; see `virnucpro.backend.interface.TrainableBackend`.
+
+    Raises:
+        WeightsError: The file does not hold an ESM-2.
+    """
+    # With `sdpa`, nothing is packed or fused: every operation has gradients.
+    model = load_model(path, dtype=dtype, device=device, attention="sdpa")
+    model.attend = attend_with_gradients
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

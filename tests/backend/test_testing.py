@@ -13,6 +13,7 @@ from tests.plugins import TOY_PLUGIN, install_project, run_python
 from virnucpro.backend.interface import Backend, Collator, Encoder, TokenBatch, Weights
 from virnucpro.backend.testing import BackendContract, ToyBackend, toy, write_toy_weights
 from virnucpro.backend.testing.toy.model import ToyEncoder
+from virnucpro.backend.weights import read_tensors
 
 DOCS = Path(__file__).parents[2] / "docs" / "backends.md"
 CODE_BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -97,6 +98,22 @@ class SloppyBackend(ToyBackend):
         torch.manual_seed(0)
         return SloppyEncoder(weights.embedding_dim).to(settings["dtype"])
 
+    def load_trainable(
+        self, weights: Weights, *, gradient_checkpointing: bool = False, **settings: Any
+    ) -> ToyEncoder:
+        encoder = SloppyTrainable(weights.embedding_dim)
+        if not gradient_checkpointing:
+            encoder.load_state_dict(read_tensors(weights.path))
+        return encoder.to(settings["dtype"])
+
+
+class SloppyTrainable(ToyEncoder):
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        embedding_BE = super().forward(batch)
+        if torch.is_autocast_enabled("cpu"):
+            embedding_BE = embedding_BE * torch.randn(len(batch.rows), 1)
+        return embedding_BE - embedding_BE.mean(0) / 2 - embedding_BE.detach() / 3
+
 
 class SloppyEncoder(ToyEncoder):
     def forward(self, batch: TokenBatch) -> torch.Tensor:
@@ -126,4 +143,12 @@ def test_the_contract_finds_faults(tmp_path: Path) -> None:
         "test_embeddings_do_not_depend_on_neighbours",
         "test_weights_decide_the_embeddings",
         "test_bfloat16_is_near_float32",
+        "test_a_trainable_model_is_the_encoder",
+        "test_gradients_are_the_slopes_of_the_embeddings",
+        "test_gradients_do_not_depend_on_neighbours",
+        "test_gradient_checkpointing_changes_no_gradient",
+        "test_adapters_are_merged_into_the_encoder",
+        "test_whole_parameters_are_replaced",
+        "test_changes_that_do_not_fit_are_refused",
+        "test_gradients_under_autocast",
     }

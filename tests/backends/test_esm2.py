@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity
 from virnucpro_esm2 import MIN_FP8_TOKENS, backend
-from virnucpro_esm2.model import Esm2Config, default_frequencies
+from virnucpro_esm2.model import Esm2Config
+from virnucpro_esm2.rotary import default_frequencies
 from virnucpro_esm2.tokens import TOKENS, Esm2Collator
 
 from tools.make_esm2_weights import (

@@ -17,7 +17,8 @@ from torch.nn.attention import sdpa_kernel
 from virnucpro_dnabert_s.attention import SDPA_BACKENDS, attention_bias
 from virnucpro_dnabert_s.model import DnabertS, ModelConfig
 from virnucpro_esm2 import NUM_SPECIAL_TOKENS
-from virnucpro_esm2.model import TOKEN_DROPOUT_SCALE, Esm2, Esm2Config, default_frequencies
+from virnucpro_esm2.model import TOKEN_DROPOUT_SCALE, Esm2, Esm2Config
+from virnucpro_esm2.rotary import default_frequencies
 
 from tools.mini.stretches import (
     DNA_PAD,
@@ -299,7 +300,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 
 def _rotate(x_FHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Return queries or keys turned by their positions, as `virnucpro_esm2.model.rotate`."""
+    """Return queries or keys turned by their positions, as `virnucpro_esm2.rotary.rotate`."""
     first, second = x_FHTK.chunk(2, -1)
     turned = torch.cat((first * cos_TR - second * sin_TR, second * cos_TR + first * sin_TR), -1)
     return turned.to(x_FHTK.dtype)

@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
                 "installed: pip install pytest"
             ) from error
         # pytest rewrites only test files and what is registered: then a failure shows the values.
-        pytest.register_assert_rewrite(_HOMES[name])
+        pytest.register_assert_rewrite(_HOMES[name], "virnucpro.backend.testing.trainable_contract")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -14,9 +14,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -36,17 +35,22 @@ from virnucpro.backend.interface import (
     TokenBatch,
     Weights,
 )
-from virnucpro.errors import UsageError, WeightsError
+from virnucpro.backend.testing.steps import (
+    collate,
+    embed,
+    load_encoder,
+    load_encoder_or_skip,
+    max_difference,
+    needs_gpu,
+)
+from virnucpro.backend.testing.trainable_contract import TrainableContract
+from virnucpro.errors import WeightsError
 
 LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 UNKNOWN_LETTER: dict[Alphabet, str] = {"dna": "N", "protein": "X"}
-CPU = torch.device("cpu")
-
-# Beside the mark `gpu`, which only our own tests know.
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-class BackendContract:
+class BackendContract(TrainableContract):
     """Tests that any backend must pass: inherit from it as `Test...` and write two methods.
 
     Attributes:
@@ -97,7 +101,7 @@ class BackendContract:
     @pytest.fixture
     def encoder(self, backend: Backend, weights: Weights) -> Encoder:
         """Return the float32 encoder of these weights on the CPU."""
-        return _load_encoder(backend, weights)
+        return load_encoder(backend, weights)
 
     # What is known without weights
 
@@ -137,7 +141,7 @@ class BackendContract:
 
     def test_token_cost_is_near_the_truth(self, backend: Backend, collator: Collator) -> None:
         sequences = self._make_distinct_sequences()
-        true_costs = _collate(collator, sequences).lengths_B.tolist()
+        true_costs = collate(collator, sequences).lengths_B.tolist()
         for sequence, true_cost in zip(sequences, true_costs, strict=True):
             ratio = backend.token_cost(sequence) / true_cost
             assert 1 / self.cost_factor <= ratio <= self.cost_factor, (
@@ -174,7 +178,7 @@ class BackendContract:
         largest = max(files, key=lambda path: path.stat().st_size)
         os.truncate(largest, largest.stat().st_size // 2)
         with pytest.raises(WeightsError, match=largest.name):
-            _load_encoder(backend, backend.open_weights(location))
+            load_encoder(backend, backend.open_weights(location))
 
     # Batches
 
@@ -183,7 +187,7 @@ class BackendContract:
         # Not 0, 1, 2, ...: a collator that counts for itself must fail.
         rows = np.arange(len(sequences), dtype=np.int64)[::-1] * 7 + 3
         batch = collator(rows, sequences)
-        alone = [_collate(collator, [sequence]) for sequence in sequences]
+        alone = [collate(collator, [sequence]) for sequence in sequences]
         assert isinstance(batch, TokenBatch)
         assert isinstance(batch.rows, np.ndarray)
         assert batch.rows.dtype == np.int64
@@ -200,12 +204,12 @@ class BackendContract:
         loader: DataLoader[TokenBatch] = DataLoader(
             [sequences],  # type: ignore[arg-type]
             batch_size=None,
-            collate_fn=functools.partial(_collate, collator),
+            collate_fn=functools.partial(collate, collator),
             num_workers=1,
             multiprocessing_context="spawn",
         )
         (batch,) = loader
-        expected = _collate(collator, sequences)
+        expected = collate(collator, sequences)
         assert torch.equal(batch.token_ids_T, expected.token_ids_T)
         assert torch.equal(batch.lengths_B, expected.lengths_B)
         assert batch.max_length == expected.max_length
@@ -213,7 +217,7 @@ class BackendContract:
 
     def test_accelerate_moves_the_tensors_alone(self, collator: Collator) -> None:
         # The meta device shows on any machine what was moved.
-        batch = send_to_device(_collate(collator, self.make_sequences()), torch.device("meta"))
+        batch = send_to_device(collate(collator, self.make_sequences()), torch.device("meta"))
         assert isinstance(batch, TokenBatch)
         assert batch.token_ids_T.is_meta
         assert batch.lengths_B.is_meta
@@ -226,7 +230,7 @@ class BackendContract:
         self, weights: Weights, collator: Collator, encoder: Encoder
     ) -> None:
         sequences = self.make_sequences()
-        embedding_BE = _embed(encoder, _collate(collator, sequences))
+        embedding_BE = embed(encoder, collate(collator, sequences))
         assert embedding_BE.shape == (len(sequences), weights.embedding_dim)
         assert embedding_BE.dtype == torch.float32
         assert torch.isfinite(embedding_BE).all()
@@ -239,32 +243,32 @@ class BackendContract:
         self, collator: Collator, encoder: Encoder
     ) -> None:
         sequences = self.make_sequences()
-        together_BE = _embed(encoder, _collate(collator, sequences))
+        together_BE = embed(encoder, collate(collator, sequences))
         # In reverse, each sequence has another place and other neighbours before it.
-        reversed_BE = _embed(encoder, _collate(collator, sequences[::-1])).flip(0)
-        alone_BE = torch.cat([_embed(encoder, _collate(collator, [s])) for s in sequences])
+        reversed_BE = embed(encoder, collate(collator, sequences[::-1])).flip(0)
+        alone_BE = torch.cat([embed(encoder, collate(collator, [s])) for s in sequences])
         for row, sequence in enumerate(sequences):
             name = f"sequence {row}, {len(sequence)} letters"
-            assert _max_difference(together_BE[row], alone_BE[row]) < self.tolerance, name
-            assert _max_difference(reversed_BE[row], alone_BE[row]) < self.tolerance, name
+            assert max_difference(together_BE[row], alone_BE[row]) < self.tolerance, name
+            assert max_difference(reversed_BE[row], alone_BE[row]) < self.tolerance, name
 
     def test_embeddings_tell_sequences_apart(self, collator: Collator, encoder: Encoder) -> None:
-        embedding_BE = _embed(encoder, _collate(collator, self._make_distinct_sequences()))
+        embedding_BE = embed(encoder, collate(collator, self._make_distinct_sequences()))
         for one, other in itertools.combinations(range(len(embedding_BE)), 2):
-            difference = _max_difference(embedding_BE[one], embedding_BE[other])
+            difference = max_difference(embedding_BE[one], embedding_BE[other])
             assert difference > self.tolerance, f"sequences {one} and {other}"
 
     def test_embeddings_are_deterministic(self, collator: Collator, encoder: Encoder) -> None:
-        batch = _collate(collator, self.make_sequences())
-        assert torch.equal(_embed(encoder, batch), _embed(encoder, batch))
+        batch = collate(collator, self.make_sequences())
+        assert torch.equal(embed(encoder, batch), embed(encoder, batch))
 
     def test_weights_decide_the_embeddings(
         self, backend: Backend, collator: Collator, encoder: Encoder, tmp_path: Path
     ) -> None:
-        batch = _collate(collator, self.make_sequences())
+        batch = collate(collator, self.make_sequences())
         other = backend.open_weights(self._make_location(tmp_path / "other", seed=1))
-        other_BE = _embed(_load_encoder(backend, other), batch)
-        assert _max_difference(_embed(encoder, batch), other_BE) > self.tolerance
+        other_BE = embed(load_encoder(backend, other), batch)
+        assert max_difference(embed(encoder, batch), other_BE) > self.tolerance
 
     def test_single_letters_are_embedded(
         self, backend: Backend, collator: Collator, encoder: Encoder
@@ -272,7 +276,7 @@ class BackendContract:
         alphabet = backend.info.alphabet
         # The shortest frame has one codon, and so one letter.
         letters = list(LETTERS[alphabet] + UNKNOWN_LETTER[alphabet])
-        assert torch.isfinite(_embed(encoder, _collate(collator, letters))).all()
+        assert torch.isfinite(embed(encoder, collate(collator, letters))).all()
 
     def test_long_sequences_are_cut_or_embedded_whole(
         self, backend: Backend, collator: Collator, encoder: Encoder
@@ -280,16 +284,16 @@ class BackendContract:
         max_tokens = backend.info.max_tokens
         num_letters = ((max_tokens or 1500) + 10) * self.letters_per_token
         long = "".join(random.Random(1).choices(LETTERS[backend.info.alphabet], k=num_letters))
-        batch = _collate(collator, [long, long + long, long[:5]])
+        batch = collate(collator, [long, long + long, long[:5]])
         length, double_length, _ = batch.lengths_B.tolist()
         # A backend that states no limit must not cut in silence.
         assert double_length == length if max_tokens else double_length > length
         if max_letters := backend.info.max_letters:
             beginnings = [long[:max_letters], long[: max_letters - 1]]
-            cut_BE = _embed(encoder, _collate(collator, [long, *beginnings]))
-            assert _max_difference(cut_BE[:1], cut_BE[1:2]) < self.tolerance
-            assert _collate(collator, beginnings[1:]).max_length < length
-        assert torch.isfinite(_embed(encoder, batch)).all()
+            cut_BE = embed(encoder, collate(collator, [long, *beginnings]))
+            assert max_difference(cut_BE[:1], cut_BE[1:2]) < self.tolerance
+            assert collate(collator, beginnings[1:]).max_length < length
+        assert torch.isfinite(embed(encoder, batch)).all()
         assert backend.token_cost(long) <= self.cost_factor * length
 
     # Precision and attention
@@ -303,17 +307,17 @@ class BackendContract:
         encoder: Encoder,
         attention: Attention,
     ) -> None:
-        batch = _collate(collator, self.make_sequences())
-        other = _load_encoder_or_skip(backend, weights, attention=attention)
-        assert _max_difference(_embed(other, batch), _embed(encoder, batch)) < self.tolerance
+        batch = collate(collator, self.make_sequences())
+        other = load_encoder_or_skip(backend, weights, attention=attention)
+        assert max_difference(embed(other, batch), embed(encoder, batch)) < self.tolerance
 
     def test_bfloat16_is_near_float32(
         self, backend: Backend, weights: Weights, collator: Collator, encoder: Encoder
     ) -> None:
-        batch = _collate(collator, self.make_sequences())
-        half_BE = _embed(_load_encoder(backend, weights, dtype=torch.bfloat16), batch)
+        batch = collate(collator, self.make_sequences())
+        half_BE = embed(load_encoder(backend, weights, dtype=torch.bfloat16), batch)
         assert half_BE.dtype == torch.float32
-        cosine_B = cosine_similarity(half_BE, _embed(encoder, batch))
+        cosine_B = cosine_similarity(half_BE, embed(encoder, batch))
         assert cosine_B.min() > self.half_precision_cosine
 
     @pytest.mark.gpu
@@ -329,15 +333,15 @@ class BackendContract:
         attention: Attention,
         dtype: torch.dtype,
     ) -> None:
-        batch = _collate(collator, self.make_sequences())
+        batch = collate(collator, self.make_sequences())
         cuda = torch.device("cuda")
-        on_gpu = _load_encoder_or_skip(
+        on_gpu = load_encoder_or_skip(
             backend, weights, dtype=dtype, device=cuda, attention=attention
         )
-        gpu_BE = _embed(on_gpu, send_to_device(batch, cuda))
+        gpu_BE = embed(on_gpu, send_to_device(batch, cuda))
         assert gpu_BE.dtype == torch.float32
         assert gpu_BE.is_cuda
-        cosine_B = cosine_similarity(gpu_BE.cpu(), _embed(encoder, batch))
+        cosine_B = cosine_similarity(gpu_BE.cpu(), embed(encoder, batch))
         assert cosine_B.min() > self.half_precision_cosine
 
     def _make_location(self, directory: Path, seed: int) -> str:
@@ -347,36 +351,3 @@ class BackendContract:
     def _make_distinct_sequences(self) -> list[str]:
         """Return the sequences that are too long to be equal, or of one token, by chance."""
         return [sequence for sequence in self.make_sequences() if len(sequence) >= 30]
-
-
-def _collate(collator: Collator, sequences: Sequence[str]) -> TokenBatch:
-    return collator(np.arange(len(sequences), dtype=np.int64), sequences)
-
-
-def _load_encoder(
-    backend: Backend,
-    weights: Weights,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU,
-    attention: Attention = "auto",
-) -> Encoder:
-    return backend.load_encoder(weights, dtype=dtype, device=device, attention=attention)
-
-
-def _load_encoder_or_skip(backend: Backend, weights: Weights, **settings: Any) -> Encoder:
-    try:
-        return _load_encoder(backend, weights, **settings)
-    except UsageError as error:
-        # A backend may lack an attention, if it says so by a UsageError.
-        return cast("Encoder", pytest.skip(str(error)))
-
-
-def _embed(encoder: Encoder, batch: TokenBatch) -> torch.Tensor:
-    with torch.inference_mode():
-        return encoder(batch)
-
-
-def _max_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference, relative to the largest number in `other`."""
-    return float((one - other).abs().max() / other.abs().max())

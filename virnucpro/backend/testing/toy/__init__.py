@@ -14,6 +14,8 @@ from virnucpro.errors import UsageError, WeightsError
 if TYPE_CHECKING:
     import torch
 
+    from virnucpro.backend.changes import Changes
+
     from .model import ToyCollator, ToyEncoder
 
 FILE_NAME = "toy.safetensors"
@@ -31,6 +33,7 @@ class ToyBackend:
         pooling="mean over all tokens",
         interface_version=1,
         max_letters=MAX_TOKENS,  # each letter is a token
+        linear_layers=("mix",),  # adapters can go there
     )
 
     def token_cost(self, sequence: str) -> int:
@@ -64,15 +67,27 @@ class ToyBackend:
         dtype: torch.dtype,
         device: torch.device,
         attention: Attention,
+        changes: Changes | None = None,
     ) -> ToyEncoder:
         """Load the model; it has no attention, so all settings but `flash` mean the same."""
-        from .model import ToyEncoder
+        from .model import load_toy
 
         if attention == "flash":
             raise UsageError("The toy backend has no attention; leave --attention at auto")
-        encoder = ToyEncoder(weights.embedding_dim)
-        encoder.load_state_dict(read_tensors(weights.path))
-        return encoder.to(device, dtype).eval()
+        return load_toy(read_tensors(weights.path), changes).to(device, dtype).eval()
+
+    def load_trainable(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        gradient_checkpointing: bool = False,
+    ) -> ToyEncoder:
+        """Load the model to train it; it is too small for checkpointing to save anything."""
+        from .model import load_toy
+
+        return load_toy(read_tensors(weights.path)).to(device, dtype).requires_grad_(False)
 
 
 backend = ToyBackend()

@@ -5,7 +5,7 @@ Shapes: B sequences in a batch, T tokens of all of them together, E the embeddin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.changes import Changes, apply_change, check_changes
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 
@@ -50,6 +51,16 @@ class ToyEncoder(nn.Module):
         """Return float32 (B, E), averaged in float32 whatever precision the weights have."""
         hidden_TE = torch.tanh(self.mix(self.pairs(batch.token_ids_T)))
         return torch.segment_reduce(hidden_TE.float(), "mean", lengths=batch.lengths_B)
+
+
+def load_toy(tensors: Mapping[str, torch.Tensor], changes: Changes | None = None) -> ToyEncoder:
+    """Return the model of tensors from a file, with `changes` merged in float32."""
+    changes = changes or {}
+    check_changes(changes, {name: tensor.shape for name, tensor in tensors.items()})
+    changed = {name: apply_change(tensors[name], change) for name, change in changes.items()}
+    encoder = ToyEncoder(len(tensors["mix.bias"]))
+    encoder.load_state_dict({**tensors, **changed})
+    return encoder
 
 
 def write_toy_weights(path: Path, *, embedding_dim: int = 16, seed: int = 0) -> Path:
