@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.errors import InputError
 from virnucpro.reports.pages.plots import draw_bars, draw_columns
-from virnucpro.reports.pages.records import show_text
+from virnucpro.reports.pages.records import MAX_LISTED, read_share, show_text
 from virnucpro.reports.pages.render import write_page
 from virnucpro.reports.pages.run_page import RUN_KEYS, name_inputs
 from virnucpro.reports.record_results import CALLS, read_run_json
-from virnucpro.reports.tables import read_table
+from virnucpro.reports.tables import explaining_numbers, read_table
 
-MAX_DIFFERENCES = 1_000
-"""Records with different calls that the page lists for each pair of runs."""
+# Rows that a reader without JavaScript sees.
+_NUM_STATIC = 100
 
 
 class Pair(NamedTuple):
@@ -26,12 +26,17 @@ class Pair(NamedTuple):
     Attributes:
         names: Of the two runs.
         counts: How many records have each pair of calls.
-        differences: Records with different calls: id, then call and probability in both runs.
+        table_data: The first records with different calls, and what both runs say of them.
     """
 
     names: tuple[str, str]
-    counts: dict[tuple[str, str], int]
-    differences: list[tuple[str, ...]]
+    counts: dict[tuple[str, ...], int]
+    table_data: dict[str, Any]
+
+    @property
+    def num_listed(self) -> int:
+        """Records in the table."""
+        return len(self.table_data["values"]["record_id"])
 
     @property
     def num_different(self) -> int:
@@ -80,7 +85,7 @@ def write_comparison_page(run_dirs: Sequence[Path], path: Path) -> None:
             for name, (by, found) in zip(names, histograms, strict=True)
         ],
         pairs=_compare(directories, names, runs),
-        max_differences=MAX_DIFFERENCES,
+        num_static=_NUM_STATIC,
         calls=CALLS,
     )
 
@@ -111,19 +116,28 @@ def _compare(
 
 
 def _compare_tables(paths: tuple[Path, Path], names: tuple[str, str]) -> Pair:
-    counts: Counter[tuple[str, str]] = Counter()
-    differences: list[tuple[str, ...]] = []
+    counts: Counter[tuple[str, ...]] = Counter()
+    columns = [("record_id", "record", False)]
+    for run, name in enumerate(names):
+        columns.append((f"call_{run}", name, False))
+        columns.append((f"probability_{run}", "probability", True))
+    values: dict[str, list[Any]] = {name: [] for name, _, _ in columns}
     tables = (read_table(path, ("record_id", "call", "probability")) for path in paths)
     try:
         # Line by line: tables of one input have the same records in the same order.
-        for (_, one), (_, other) in zip(*tables, strict=True):
-            counts[one["call"], other["call"]] += 1
-            if one["call"] != other["call"] and len(differences) < MAX_DIFFERENCES:
-                shown = (line[name] for line in (one, other) for name in ("call", "probability"))
-                differences.append((show_text(one["record_id"]), *shown))
+        for both in zip(*tables, strict=True):
+            calls = tuple(line["call"] for _, line in both)
+            counts[calls] += 1
+            if calls[0] == calls[1] or len(values["record_id"]) == MAX_LISTED:
+                continue
+            values["record_id"].append(show_text(both[0][1]["record_id"]))
+            for run, (path, (number, line)) in enumerate(zip(paths, both, strict=True)):
+                values[f"call_{run}"].append(line["call"])
+                with explaining_numbers(path, number):
+                    values[f"probability_{run}"].append(read_share(line["probability"]))
     except ValueError as error:
         raise InputError(
             f"{paths[1]}: not as many records as in {paths[0]}, although both runs had the same "
             "input; run virnucpro predict again with --resume"
         ) from error
-    return Pair(names, dict(counts), differences)
+    return Pair(names, dict(counts), {"columns": columns, "values": values})

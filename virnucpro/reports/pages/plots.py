@@ -1,7 +1,7 @@
 """Places bars, dots and lines in small SVG plots, which a template draws.
 
 matplotlib draws the figures for papers. Here it would cost each `predict` half a second, and a page
-may hold a thousand tracks. Its colours could not follow the reader's theme either.
+holds a hundred tracks. Its colours could not follow the reader's theme either.
 """
 
 from __future__ import annotations
@@ -14,9 +14,18 @@ WIDTH, HEIGHT = 480, 260
 """Of a plot. It is narrow, so that its letters are still large on a telephone."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 42
+_TRACK_HEIGHT = 120
 _BAR_HEIGHT, _BAR_STEP = 18, 26
 _LABEL_WIDTH, _VALUE_WIDTH = 150, 70
 _NUM_STEPS = 4
+
+TRACK_FRAME = {
+    "left": _LEFT,
+    "right": WIDTH - _RIGHT,
+    "top": _TOP,
+    "bottom": _TRACK_HEIGHT - _BOTTOM,
+}
+"""Where the axes of a track are: the page's script draws tracks, too."""
 
 Tick = tuple[float, str]
 
@@ -195,8 +204,7 @@ def draw_track(
         regions: Start and end of each viral region.
         middle: Where a line is drawn.
     """
-    height = 120
-    bottom = height - _BOTTOM
+    bottom = _TRACK_HEIGHT - _BOTTOM
     place = _scale(0, max(1, length), _LEFT, WIDTH - _RIGHT)
     rise = _scale(0, 1, bottom, _TOP)
     shapes = [
@@ -223,7 +231,7 @@ def draw_track(
         shapes.append(Shape("rect", f"chunk {kind}", box, f"{start:,} to {end:,}: {score:.3f}"))
     x_ticks = [(place(value), _short(value)) for value in _nice(length)]
     y_ticks = [(rise(share), f"{share:g}") for share in (0, 0.5, 1)]
-    return Plot(title, shapes, x_ticks, y_ticks, "position (bp)", "score", height, bottom)
+    return Plot(title, shapes, x_ticks, y_ticks, "position (bp)", "score", _TRACK_HEIGHT, bottom)
 
 
 def _level(y: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.reports.tables import explaining_numbers, read_table
 
 MAX_LISTED = 100_000
-"""Records in the table of a page; a browser stays quick with so many."""
+"""Rows in a table of a page; a browser stays quick with so many."""
 
 # Letters of an id that a page shows.
 _MAX_ID = 200
@@ -76,7 +76,9 @@ class Records(NamedTuple):
 
     Attributes:
         total: How many records the table has.
-        listed: The most viral of them, the most viral first.
+        num_with_virus: How many of them are viral or have a viral region.
+        listed: Some of them, the most viral first: all that are viral or have a viral region if
+            there is room, and then the most viral others.
         cells: For `score` and `probability` how many records have about the same call, length and
             share.
         confidence: How many records have each confidence and call.
@@ -86,11 +88,16 @@ class Records(NamedTuple):
     """
 
     total: int
+    num_with_virus: int
     listed: list[Record]
     cells: dict[str, dict[tuple[str, float, float], int]]
     confidence: dict[tuple[str, str], int]
     num_chunks: array[int]
     regions: dict[int, list[tuple[int, int]]]
+
+    def has_virus(self, record: Record) -> bool:
+        """Say whether a record is viral or, as a provirus, has a viral region."""
+        return record.call == "virus" or record.place in self.regions
 
 
 def read_records(directory: RunDirectory) -> Records:
@@ -104,7 +111,8 @@ def read_records(directory: RunDirectory) -> Records:
     # Counted in cells, because a dot for each record would be too much for a page.
     counted: dict[str, Counter[tuple[str, int, int]]] = {name: Counter() for name in _SHARES}
     confidence: Counter[tuple[str, str]] = Counter()
-    best: list[tuple[float, int, Record]] = []
+    num_with_virus = 0
+    best: list[tuple[bool, float, int, Record]] = []
     # 8 bytes a record, because a table may have millions.
     num_chunks = array("q")
     regions: dict[int, list[tuple[int, int]]] = {}
@@ -130,13 +138,15 @@ def read_records(directory: RunDirectory) -> Records:
                 # A share of 1 belongs to the last cell.
                 height = min(_CELLS_OF_SHARES - 1, math.floor(share * _CELLS_OF_SHARES))
                 counted[name][record.call, decade, height] += 1
+        has_virus = record.call == "virus" or record.place in regions
+        num_with_virus += has_virus
         # Of equal records the earlier one is kept, and no record is ever compared.
-        entry = (record.rank, -record.place, record)
+        entry = (has_virus, record.rank, -record.place, record)
         if len(best) < MAX_LISTED:
             heapq.heappush(best, entry)
         elif entry > best[0]:
             heapq.heapreplace(best, entry)
-    best.sort(reverse=True)
+    best.sort(key=lambda entry: entry[1:], reverse=True)
     cells = {
         name: {
             (call, 10 ** ((x + 0.5) / _CELLS_A_DECADE), (y + 0.5) / _CELLS_OF_SHARES): count
@@ -146,7 +156,7 @@ def read_records(directory: RunDirectory) -> Records:
         if found
     }
     listed = [record for *_, record in best]
-    return Records(len(num_chunks), listed, cells, confidence, num_chunks, regions)
+    return Records(len(num_chunks), num_with_virus, listed, cells, confidence, num_chunks, regions)
 
 
 def read_chunks(
@@ -209,5 +219,10 @@ def _read_record(path: Path, number: int, place: int, line: dict[str, str]) -> R
     values: dict[str, Any] = dict(line)
     with explaining_numbers(path, number):
         values |= {name: kind(line[name]) for name, kind in _NUMBERS.items()}
-        values |= {name: None if line[name] == "NA" else float(line[name]) for name in _SHARES}
+        values |= {name: read_share(line[name]) for name in _SHARES}
     return Record(place, **values | {"record_id": show_text(line["record_id"])})
+
+
+def read_share(word: str) -> float | None:
+    """Return a score or a probability of a table; None for `NA`."""
+    return None if word == "NA" else float(word)

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.reports.pages.plots import (
+    TRACK_FRAME,
     Plot,
     draw_bars,
     draw_cells,
     draw_columns,
-    draw_track,
 )
-from virnucpro.reports.pages.records import (
-    Record,
-    Records,
-    read_chunks,
-    read_records,
-    show_text,
-)
+from virnucpro.reports.pages.records import Records, read_records, show_text
 from virnucpro.reports.pages.render import write_page
+from virnucpro.reports.pages.tracks import MIDDLE, Tracks, read_tracks
 from virnucpro.reports.record_results import CALLS, read_run_json
 from virnucpro.scoring.decisions import CONFIDENCE_TIERS
 
 RUN_KEYS = ("calls", "counts", "histograms", "inputs", "reasons", "seconds", "settings")
 """What run.json must have for a page."""
 
-MAX_TRACKS = 1_000
-"""Records whose chunks are drawn; each takes up to some kilobytes."""
-
-# About as many as a plot is wide.
-_MAX_CHUNKS = 400
+# Rows and tracks that a reader without JavaScript sees.
 _NUM_STATIC = 100
-_MIDDLE = 0.5
 
 _COLUMNS = (
     ("record_id", "record", False),
@@ -64,7 +53,7 @@ def write_run_page(directory: RunDirectory, path: Path) -> None:
     """
     run = read_run_json(directory.run_json, RUN_KEYS)
     records = read_records(directory)
-    drawable, tracks = _draw_tracks(directory, records)
+    tracks = read_tracks(directory, records, _NUM_STATIC)
     rule = run["calls"]
     write_page(
         path,
@@ -77,8 +66,8 @@ def write_run_page(directory: RunDirectory, path: Path) -> None:
         devices=", ".join(_name_devices(run)),
         records=records,
         num_static=_NUM_STATIC,
-        columns=_COLUMNS,
-        table=_make_table(records.listed, list(tracks)),
+        table_data=_make_table(records, tracks),
+        calls=CALLS,
         calls_plot=draw_bars(
             "Records by call", [(name, {name: run["counts"][name]}) for name in CALLS]
         ),
@@ -100,8 +89,7 @@ def write_run_page(directory: RunDirectory, path: Path) -> None:
             " s",
         ),
         tracks=tracks,
-        num_drawable=drawable,
-        middle=_MIDDLE,
+        middle=MIDDLE,
     )
 
 
@@ -155,50 +143,12 @@ def _name_devices(run: Mapping[str, Any]) -> list[str]:
     return sorted({name for name in found if name}) or ["unknown device"]
 
 
-def _make_table(listed: Sequence[Record], tracks: Sequence[int]) -> dict[str, Any]:
+def _make_table(records: Records, tracks: Tracks) -> dict[str, Any]:
     """Return the records as columns, which are smaller than objects."""
     names = ("place", *(name for name, _, _ in _COLUMNS))
     return {
         "columns": _COLUMNS,
-        "tracks": tracks,
-        "values": {name: [getattr(record, name) for record in listed] for name in names},
+        "tracks": tracks.packed,
+        "frame": TRACK_FRAME | {"middle": MIDDLE},
+        "values": {name: [getattr(one, name) for one in records.listed] for name in names},
     }
-
-
-def _draw_tracks(directory: RunDirectory, records: Records) -> tuple[int, dict[int, Plot]]:
-    """Return how many records have a track, and the tracks of the first of them by index."""
-    if not directory.chunks_tsv.is_file():
-        return 0, {}
-    regions = records.regions
-    # A record that is called `others` may still have a region: a provirus.
-    drawable = [one for one in records.listed if one.call == "virus" or one.place in regions]
-    drawn = {record.place: record for record in drawable[:MAX_TRACKS]}
-    tracks = {
-        index: draw_track(
-            drawn[index].record_id,
-            drawn[index].length,
-            _thin(chunks),
-            regions.get(index, ()),
-            _MIDDLE,
-        )
-        for index, chunks in read_chunks(directory, records, drawn)
-    }
-    # In the order of the table. The chunks came in the order of the input.
-    return len(drawable), {index: tracks[index] for index in drawn if index in tracks}
-
-
-def _thin(chunks: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
-    """Return means of neighbours where there are more chunks than a plot can show."""
-    # Rounded up, so that no more points remain than wanted.
-    step = -(-len(chunks) // _MAX_CHUNKS)
-    if step <= 1:
-        return chunks
-    places = [*range(0, len(chunks), step), len(chunks)]
-    return [
-        (
-            chunks[first][0],
-            chunks[last - 1][1],
-            sum(score for *_, score in chunks[first:last]) / (last - first),
-        )
-        for first, last in pairwise(places)
-    ]

@@ -61,91 +61,193 @@
     if (button) save(button.closest("figure").querySelector("svg, img"), button.dataset.save);
   });
 
-  const holder = byId("data");
-  if (!holder) return;
-  const { columns, values, tracks } = JSON.parse(holder.textContent);
-  const drawn = new Set(tracks);
-  const ROW_HEIGHT = 30, SPARE = 10;
-  const scroll = byId("scroll"), body = byId("records").tBodies[0];
-  const ids = values.record_id.map((id) => id.toLowerCase());
-  let order = ids.map((_, row) => row), shown = order, sorted = { name: "", rising: false };
-
-  // Only the rows in sight exist, so that 100,000 records stay quick.
-  function draw() {
-    const first = Math.max(0, Math.floor(scroll.scrollTop / ROW_HEIGHT) - SPARE);
-    const last = Math.min(shown.length, first + Math.ceil(scroll.clientHeight / ROW_HEIGHT) + 2 * SPARE);
-    const rows = [spacer(first)];
-    for (const row of shown.slice(first, last)) rows.push(makeRow(row));
-    rows.push(spacer(shown.length - last));
-    body.replaceChildren(...rows);
-  }
-  function spacer(count) {
-    const row = document.createElement("tr");
-    row.style.height = `${count * ROW_HEIGHT}px`;
-    row.setAttribute("aria-hidden", "true");
-    return row;
-  }
-  function makeRow(row) {
-    const line = document.createElement("tr");
-    for (const [name, , isNumber] of columns) {
-      const cell = document.createElement("td");
-      const value = values[name][row];
-      const text = value === null ? "NA" : isNumber && Number.isInteger(value) ? value.toLocaleString("en") : String(value);
-      if (name === "record_id") {
-        const isolated = document.createElement("bdi");
-        isolated.textContent = text;
-        const parent = drawn.has(values.place[row]) ? document.createElement("a") : cell;
-        if (parent !== cell) {
-          parent.href = `#track-${values.place[row]}`;
-          cell.append(parent);
-        }
-        parent.append(isolated);
-        cell.title = text;
-      } else {
-        cell.textContent = text;
-        cell.className = isNumber ? "number" : name === "call" ? value : "";
-      }
-      line.append(cell);
-    }
-    return line;
-  }
-  function filter() {
-    const wanted = byId("search").value.trim().toLowerCase(), call = byId("call").value;
-    shown = order.filter((row) => (!wanted || ids[row].includes(wanted)) && (!call || values.call[row] === call));
-    byId("shown").textContent = `${shown.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")} records`;
-    scroll.scrollTop = 0;
-    draw();
-  }
-  function sort(name, isNumber) {
-    const rising = sorted.name === name ? !sorted.rising : !isNumber;
-    sorted = { name, rising };
-    const column = name === "record_id" ? ids : values[name];
-    const sign = rising ? 1 : -1;
-    // What is not known stands last in both directions.
-    order.sort((a, b) => {
-      const x = column[a], y = column[b];
-      if (x === null || y === null) return (x === null) - (y === null) || a - b;
-      return (x < y ? -sign : x > y ? sign : 0) || a - b;
-    });
-    for (const head of document.querySelectorAll("#records th")) {
-      head.toggleAttribute("aria-sort", false);
-      if (head.dataset.name === name) head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      head.querySelector("span").textContent = head.dataset.name === name ? (rising ? " ▲" : " ▼") : "";
-    }
-    filter();
-  }
-  columns.forEach(([name, label, isNumber]) => {
-    const head = document.querySelector(`#records th[data-name="${name}"]`);
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(label, document.createElement("span"));
-    button.addEventListener("click", () => sort(name, isNumber));
-    head.replaceChildren(button);
-  });
+  for (const block of document.querySelectorAll(".records")) showTable(block);
   for (const note of document.querySelectorAll(".no-script")) note.remove();
-  byId("search").addEventListener("input", filter);
-  byId("call").addEventListener("change", filter);
-  scroll.addEventListener("scroll", () => requestAnimationFrame(draw));
-  addEventListener("resize", draw);
-  filter();
+
+  function showTable(block) {
+    const find = (selector) => block.querySelector(selector);
+    const data = JSON.parse(find(".data").textContent);
+    const { columns, values, tracks } = data;
+    const ROW_HEIGHT = 30, SPARE = 10;
+    const scroll = find(".scroll"), body = find("tbody"), heads = [...block.querySelectorAll("th")];
+    const search = find("input"), call = find("select");
+    const ids = values.record_id.map((id) => id.toLowerCase());
+    let order = ids.map((_, row) => row), shown = order, sorted = { name: "", rising: false };
+
+    // Only the rows in sight exist, so that 100,000 records stay quick.
+    function draw() {
+      const first = Math.max(0, Math.floor(scroll.scrollTop / ROW_HEIGHT) - SPARE);
+      const last = Math.min(shown.length, first + Math.ceil(scroll.clientHeight / ROW_HEIGHT) + 2 * SPARE);
+      const rows = [spacer(first)];
+      for (const row of shown.slice(first, last)) rows.push(makeRow(row));
+      rows.push(spacer(shown.length - last));
+      body.replaceChildren(...rows);
+    }
+    function spacer(count) {
+      const row = document.createElement("tr");
+      row.style.height = `${count * ROW_HEIGHT}px`;
+      row.setAttribute("aria-hidden", "true");
+      return row;
+    }
+    function makeRow(row) {
+      const line = document.createElement("tr");
+      for (const [name, , isNumber] of columns) {
+        const cell = document.createElement("td");
+        const value = values[name][row];
+        const text = value === null ? "NA" : isNumber && Number.isInteger(value) ? value.toLocaleString("en") : String(value);
+        if (name === "record_id") {
+          const isolated = document.createElement("bdi");
+          isolated.textContent = text;
+          const parent = tracks && values.place[row] in tracks ? document.createElement("a") : cell;
+          if (parent !== cell) {
+            parent.href = `#track-${values.place[row]}`;
+            cell.append(parent);
+          }
+          parent.append(isolated);
+          cell.title = text;
+        } else {
+          cell.textContent = text;
+          cell.className = isNumber ? "number" : name.startsWith("call") ? value : "";
+        }
+        line.append(cell);
+      }
+      return line;
+    }
+    function filter() {
+      const wanted = search.value.trim().toLowerCase();
+      shown = order.filter((row) => (!wanted || ids[row].includes(wanted)) && (!call?.value || values.call[row] === call.value));
+      find(".shown").textContent = `${shown.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")} records`;
+      scroll.scrollTop = 0;
+      draw();
+    }
+    function sort(name, isNumber) {
+      const rising = sorted.name === name ? !sorted.rising : !isNumber;
+      sorted = { name, rising };
+      const column = name === "record_id" ? ids : values[name];
+      const sign = rising ? 1 : -1;
+      // What is not known stands last in both directions.
+      order.sort((a, b) => {
+        const x = column[a], y = column[b];
+        if (x === null || y === null) return (x === null) - (y === null) || a - b;
+        return (x < y ? -sign : x > y ? sign : 0) || a - b;
+      });
+      for (const head of heads) {
+        head.toggleAttribute("aria-sort", false);
+        if (head.dataset.name === name) head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+        head.querySelector("span").textContent = head.dataset.name === name ? (rising ? " ▲" : " ▼") : "";
+      }
+      filter();
+    }
+    columns.forEach(([name, label, isNumber], index) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(label, document.createElement("span"));
+      button.addEventListener("click", () => sort(name, isNumber));
+      heads[index].replaceChildren(button);
+    });
+    search.addEventListener("input", filter);
+    call?.addEventListener("change", filter);
+    scroll.addEventListener("scroll", () => requestAnimationFrame(draw));
+    addEventListener("resize", draw);
+    filter();
+    if (tracks) showTracks(data);
+  }
+
+  // The page has the first tracks as figures. The script draws the others from numbers when a reader
+  // asks for them: 100,000 figures would be too much.
+  function showTracks({ values, tracks, frame }) {
+    const model = document.querySelector("figure.track"), more = byId("more");
+    if (!model) return;
+    const NUM_MORE = 100;
+    const nameOf = (place) => `track-${place}`;
+    const rows = new Map(values.place.map((place, row) => [place, row]));
+    // In the order of the table: keys of an object would come by number.
+    const undrawn = values.place.filter((place) => place in tracks && !byId(nameOf(place)));
+    let next = 0;
+
+    function makeSvgElement(tag, attributes, ...content) {
+      const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, typeof value === "number" ? +value.toFixed(1) : value);
+      element.append(...content);
+      return element;
+    }
+    const makeBox = (kind, box, title) => makeSvgElement("rect", { class: kind, ...box }, makeSvgElement("title", {}, title));
+    const show = (start, end) => `${start.toLocaleString("en")} to ${end.toLocaleString("en")}`;
+    // As `draw_track` of plots.py draws it.
+    function drawTrack(place) {
+      const row = rows.get(place), title = values.record_id[row], length = values.length[row];
+      const [scores, runs, regions] = tracks[place];
+      const figure = model.cloneNode(true), svg = figure.querySelector("svg");
+      figure.id = nameOf(place);
+      figure.querySelector("bdi").textContent = title;
+      for (const button of figure.querySelectorAll("[data-save]")) button.setAttribute("aria-label", `Save ${title} as ${button.textContent}`);
+      svg.setAttribute("aria-label", title);
+      svg.dataset.name = title;
+      for (const old of svg.querySelectorAll("rect, .tick[text-anchor=middle]")) old.remove();
+      const { left, right, top, bottom, middle } = frame;
+      const x = (position) => left + position / Math.max(1, length) * (right - left);
+      const y = (score) => bottom - score * (bottom - top);
+      const line = svg.querySelector(".threshold");
+      for (let i = 0; i < regions.length; i += 2) {
+        const [start, end] = regions.slice(i, i + 2);
+        const box = { x: x(start), y: top, width: Math.max(1, x(end) - x(start)), height: bottom - top };
+        line.before(makeBox("region", box, `viral region ${show(start, end)}`));
+      }
+      const bytes = atob(scores), chunks = [];
+      let start = 0;
+      for (let i = 0; i < runs.length; i += 3) {
+        const [count, step, size] = runs.slice(i, i + 3);
+        for (let n = 0; n < count; n++) {
+          start += step;
+          const score = bytes.charCodeAt(chunks.length) / 255, end = start + size;
+          const box = { x: x(start), width: Math.max(0.6, x(end) - x(start)) };
+          box.y = Math.min(y(score), y(middle));
+          box.height = Math.max(0.8, Math.abs(y(score) - y(middle)));
+          chunks.push(makeBox(`chunk ${score >= middle ? "virus" : "others"}`, box, `${show(start, end)}: ${score.toFixed(2)}`));
+        }
+      }
+      line.after(...chunks);
+      for (const [value, label] of listTicks(length)) {
+        svg.append(makeSvgElement("text", { class: "tick", x: x(value), y: bottom + 16, "text-anchor": "middle" }, label));
+      }
+      return figure;
+    }
+    function listTicks(highest) {
+      const NUM_STEPS = 4;
+      let step = Math.max(1, 10 ** Math.floor(Math.log10(Math.max(1, highest / NUM_STEPS))));
+      step *= [1, 2, 5].find((factor) => highest / (step * factor) <= NUM_STEPS) || 10;
+      const values = Array.from({ length: Math.floor(highest / step) + 1 }, (_, number) => number * step);
+      const shorten = (value) => {
+        const [size, letter] = [[1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([size]) => value >= size) || [1, ""];
+        return value / size + letter;
+      };
+      return values.map((value) => [value, shorten(value)]);
+    }
+    // A link of the table leads to a figure, so the figure must be there first.
+    function open(hash) {
+      const place = Number(hash.slice("#track-".length));
+      if (hash === `#${nameOf(place)}` && place in tracks && !byId(nameOf(place))) model.parentNode.prepend(drawTrack(place));
+    }
+    function showRest() {
+      const rest = undrawn.slice(next).filter((place) => !byId(nameOf(place))).length;
+      more.textContent = `Draw ${Math.min(NUM_MORE, rest)} more of ${rest.toLocaleString("en")}`;
+      more.hidden = !rest;
+    }
+    more.addEventListener("click", () => {
+      const figures = [];
+      for (; next < undrawn.length && figures.length < NUM_MORE; next++) {
+        if (!byId(nameOf(undrawn[next]))) figures.push(drawTrack(undrawn[next]));
+      }
+      model.parentNode.append(...figures);
+      showRest();
+    });
+    document.addEventListener("click", (event) => {
+      const link = event.target.closest('.records a[href^="#track-"]');
+      if (link) open(link.hash), showRest();
+    });
+    open(location.hash);
+    showRest();
+    // The browser looked for the figure before it was drawn.
+    if (byId(location.hash.slice(1))) location.replace(location.hash);
+  }
 })();
