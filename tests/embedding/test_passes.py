@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.models import open_model
 from virnucpro.embedding.passes import gather_features, run_pass, run_passes
 from virnucpro.errors import IdentityMismatchError
+from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.sequences.frame_store import build_record_store
 
@@ -119,6 +121,23 @@ def test_the_next_model_is_loaded_while_the_first_embeds(
     assert threads == ["MainThread", "MainThread" if is_finished else "loading"]
     rows = np.arange(4)
     assert np.array_equal(first.gather(rows), second.gather(rows))
+
+
+@pytest.mark.slow
+def test_passes_share_their_workers(job: Job, tmp_path: Path) -> None:
+    then = replace(job, name="again", parts_dir=tmp_path / "others", batch_tokens=1)
+    workers = []
+
+    def look(update: PassStatus) -> None:
+        workers.append((update.name, {child.pid for child in multiprocessing.active_children()}))
+
+    with open_run(ComputeConfig(device="cpu", dataloader_workers=2), on_progress=look) as run:
+        passes = run_passes(run, [job, then])
+    assert [name for name, _ in workers] == ["DNA embeddings", *["again"] * 3]
+    assert all(pids == workers[0][1] for _, pids in workers)
+    assert len(workers[0][1]) == 2
+    assert not multiprocessing.active_children()
+    assert np.array_equal(*(each.gather(np.arange(4)) for each in passes))
 
 
 @pytest.mark.parametrize(

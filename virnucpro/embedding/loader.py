@@ -1,12 +1,14 @@
 """The loader: fetches claimed rows, tokenizes them in workers, and moves them to the device.
 
-One process has one loader; its workers are processes of their own (`virnucpro.embedding.workers`).
+One process has one loader for all passes of a run; its workers are processes of their own
+(`virnucpro.embedding.workers`).
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -15,66 +17,112 @@ from torch.utils.data import DataLoader
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
-from virnucpro.embedding.workers import Parcel, begin_worker, count_workers
+from virnucpro.embedding.workers import Parcel, begin_worker, count_workers, explaining_workers
 from virnucpro.sequences.frame_store import SequenceSource
 
-
-def make_loader(
-    source: SequenceSource,
-    collator: Collator,
-    claims: Iterable[Int64Array],
-    compute: ComputeConfig,
-    device: torch.device,
-) -> DataLoader[TokenBatch]:
-    """Return the loader of the batches that `claims` yields, on the device."""
-    on_gpu = device.type == "cuda"
-    num_workers = count_workers(compute, device)
-    loader: DataLoader[TokenBatch] = DataLoader(
-        _Rows(source),  # type: ignore[arg-type]
-        batch_sampler=claims,  # type: ignore[arg-type]
-        # Not a lambda, because it is pickled into the workers.
-        # Only batches that cross to another process need to be packed.
-        collate_fn=functools.partial(_pack if num_workers else _collate, collator),
-        num_workers=num_workers,
-        worker_init_fn=begin_worker() if num_workers else None,
-        multiprocessing_context="forkserver" if num_workers else None,
-        # Prefetch one batch per worker; claiming more would delay the end of the pass.
-        prefetch_factor=1 if num_workers else None,
-        # Only pinned memory can be copied while the GPU computes. Without a GPU it is a needless
-        # copy.
-        pin_memory=on_gpu if compute.pin_memory is None else compute.pin_memory and on_gpu,
-    )
-    # The claims share out the batches. Accelerate must not share them out again, so we tell it of
-    # one process only. `even_batches` would let it repeat rows.
-    prepared: DataLoader[TokenBatch] = prepare_data_loader(
-        loader,
-        device,
-        num_processes=1,
-        process_index=0,
-        # Accelerate moves named tuples to the device by itself, so `TokenBatch` is one.
-        put_on_device=True,
-        even_batches=False,
-        non_blocking=True,
-    )
-    return prepared
+if TYPE_CHECKING:
+    # The workers import this module, and need no models.
+    from virnucpro.embedding.jobs import Job
 
 
-class _Rows:
-    """A dataset that fetches a whole batch of rows at once: torch looks for `__getitems__`."""
+class Loader:
+    """Loads the batches of one pass after the other, always with the same workers.
 
-    def __init__(self, source: SequenceSource) -> None:
-        self.source = source
+    Args:
+        jobs: All passes whose batches may be wanted; each has a name of its own.
+        compute: How to compute.
+        device: Where the batches go.
+    """
+
+    def __init__(self, jobs: Sequence[Job], compute: ComputeConfig, device: torch.device) -> None:
+        self._jobs, self._compute, self._device = jobs, compute, device
+        self.sampler = _Sampler()
+
+    @cached_property
+    def _num_workers(self) -> int:
+        return count_workers(self._compute, self._device)
+
+    @cached_property
+    def _loader(self) -> DataLoader[TokenBatch]:
+        """What all passes iterate over; made when the first of them has work."""
+        on_gpu = self._device.type == "cuda"
+        pinned = self._compute.pin_memory
+        has_workers = self._num_workers > 0
+        loader: DataLoader[TokenBatch] = DataLoader(
+            _Batches({job.name: (job.source, job.model.load_collator()) for job in self._jobs}),  # type: ignore[arg-type]
+            batch_sampler=self.sampler,  # type: ignore[arg-type]
+            # Not a lambda, because it is pickled into the workers.
+            # Only batches that cross to another process need to be packed.
+            collate_fn=Parcel if has_workers else _keep,  # type: ignore[arg-type]
+            num_workers=self._num_workers,
+            worker_init_fn=begin_worker() if has_workers else None,
+            multiprocessing_context="forkserver" if has_workers else None,
+            # Prefetch one batch per worker; claiming more would delay the end of the pass.
+            prefetch_factor=1 if has_workers else None,
+            # Otherwise each pass would start its own, which takes a quarter of a second.
+            persistent_workers=has_workers,
+            # Only pinned memory can be copied while the GPU computes. Without a GPU it is a
+            # needless copy.
+            pin_memory=on_gpu if pinned is None else pinned and on_gpu,
+        )
+        # The claims share out the batches. Accelerate must not share them out again, so we tell it
+        # of one process only. `even_batches` would let it repeat rows.
+        prepared: DataLoader[TokenBatch] = prepare_data_loader(
+            loader,
+            self._device,
+            num_processes=1,
+            process_index=0,
+            # Accelerate moves named tuples to the device by itself, so `TokenBatch` is one.
+            put_on_device=True,
+            even_batches=False,
+            non_blocking=True,
+        )
+        return prepared
+
+    def start_workers(self) -> None:
+        """Let the workers start, so that they are there when the first batch is wanted."""
+        if self._num_workers:
+            self.sampler.claims = ()
+            # Torch starts them when it is asked for a batch, even if there is none.
+            with explaining_workers():
+                list(self._loader)
+
+    def load(self, job: Job, claims: Iterable[Int64Array]) -> Iterator[TokenBatch]:
+        """Return the batches of the job that `claims` yields, on the device."""
+        self.sampler.name, self.sampler.claims = job.name, claims
+        return iter(self._loader)
+
+
+class _Claim(NamedTuple):
+    """The name of a pass, and the rows of one of its batches."""
+
+    name: str
+    rows: Int64Array
+
+
+class _Sampler:
+    """Passes the claims of the current pass on. It has no `batch_size`; see `ClaimedBatches`."""
+
+    name = ""
+    claims: Iterable[Int64Array] = ()
+
+    def __iter__(self) -> Iterator[_Claim]:
+        return (_Claim(self.name, rows) for rows in self.claims)
+
+
+class _Batches:
+    """A dataset that makes a whole batch at once: torch looks for `__getitems__`."""
+
+    def __init__(self, passes: dict[str, tuple[SequenceSource, Collator]]) -> None:
+        self._passes = passes
 
     def __len__(self) -> int:
-        return len(self.source)
+        return sum(len(source) for source, _ in self._passes.values())
 
-    def __getitems__(self, rows: Int64Array) -> tuple[Int64Array, list[str]]:
-        return rows, self.source.get_many(rows)
-
-
-def _collate(collator: Collator, fetched: tuple[Int64Array, list[str]]) -> TokenBatch:
-    return collator(*fetched)
+    def __getitems__(self, claim: _Claim) -> TokenBatch:
+        source, collator = self._passes[claim.name]
+        return collator(claim.rows, source.get_many(claim.rows))
 
 
-def _pack(collator: Collator, fetched: tuple[Int64Array, list[str]]) -> Parcel:
-    return Parcel(_collate(collator, fetched))
+def _keep(batch: TokenBatch) -> TokenBatch:
+    return batch

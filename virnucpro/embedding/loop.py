@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from virnucpro.backend.arrays import Float32Array
 from virnucpro.backend.interface import Encoder, TokenBatch
@@ -49,7 +48,7 @@ class Loop:
         self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
         self.download = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
 
-    def run(self, loader: DataLoader[TokenBatch], encoder: Encoder) -> None:
+    def run(self, batches: Iterator[TokenBatch], encoder: Encoder) -> None:
         """Embed every batch that the loader yields, and count it."""
         status = self.status
         # A second loop of the pass: there are batches that nobody claimed.
@@ -62,7 +61,7 @@ class Loop:
         # batch.
         writer = PartWriter(self.job.parts_dir, self.rank, self.job.identity, status)
         with writer:
-            for batch in self._receive(loader):
+            for batch in self._receive(batches):
                 if status.state == "loading":
                     status.begin_loop()
                 for piece, embeddings, began in self._embed(encoder, batch):
@@ -82,10 +81,8 @@ class Loop:
         if self.on_gpu:
             status.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device)
 
-    def _receive(self, loader: DataLoader[TokenBatch]) -> Iterator[TokenBatch]:
+    def _receive(self, batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
         """Yield batches on the device, their copies issued on a stream of their own."""
-        with explaining_workers():
-            batches = iter(loader)
         while True:
             began = time.monotonic()
             # Accelerate copies the batch to the GPU here. On its own stream, the copy runs beside

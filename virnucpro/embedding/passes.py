@@ -25,7 +25,7 @@ from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
 from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.estimates import has_room
 from virnucpro.embedding.jobs import Job
-from virnucpro.embedding.loader import make_loader
+from virnucpro.embedding.loader import Loader
 from virnucpro.embedding.loop import Loop
 from virnucpro.errors import MemoryExhaustedError, count
 from virnucpro.runtime.devices import (
@@ -109,23 +109,20 @@ def gather_features(passes: Sequence[Pass], rows: Int64Array) -> Float32Array:
 def run_passes(run: Run, jobs: Sequence[Job]) -> list[Pass]:
     """Run the passes of the jobs one after the other; see `run_pass`.
 
-    While one computes, the weights of the next one are loaded if there is room for both.
+    While one computes, the weights of the next one are loaded if there is room for both. The same
+    workers tokenize for all of them.
 
     Raises:
         VirnucproError: As `run_pass`.
     """
-    return [run_pass(run, job, then) for job, then in zip_longest(jobs, jobs[1:])]
+    loader = Loader(jobs, run.config, run.device)
+    return [_run_pass(run, job, then, loader) for job, then in zip_longest(jobs, jobs[1:])]
 
 
-def run_pass(run: Run, job: Job, then: Job | None = None) -> Pass:
+def run_pass(run: Run, job: Job) -> Pass:
     """Embed every row of the job that is in no finished part yet, and return the pass.
 
     Every process of the launch calls this, and all return when all rows are done.
-
-    Args:
-        run: The run.
-        job: What to embed.
-        then: The next job, whose weights may be loaded meanwhile.
 
     Raises:
         IdentityMismatchError: The directory holds parts of another run.
@@ -133,6 +130,10 @@ def run_pass(run: Run, job: Job, then: Job | None = None) -> Pass:
         NonFiniteEmbeddingError: The encoder returned NaN or infinity.
         UsageError: `--compile on` was given, and compiling fails.
     """
+    return run_passes(run, [job])[0]
+
+
+def _run_pass(run: Run, job: Job, then: Job | None, loader: Loader) -> Pass:
     with run.stage(job.name):
         # Only one process may set damaged parts aside: two would rename the same file.
         run.once(lambda: collect_parts(job.parts_dir, job.identity, full=not job.trust_parts))
@@ -142,7 +143,7 @@ def run_pass(run: Run, job: Job, then: Job | None = None) -> Pass:
         status = PassStatus(job.name)
         # A pass that is finished loads no weights, so a resumed run comes here in moments.
         if len(np.setdiff1d(job.rows, finished)):
-            _embed_rest(run, job, finished, status, then)
+            _embed_rest(run, job, finished, status, then, loader)
         done = Pass(job, run.gather(status))
         # A pass that an earlier run has finished has no speed.
         if any(summary.loop_seconds for summary in done.summaries):
@@ -156,13 +157,20 @@ def run_pass(run: Run, job: Job, then: Job | None = None) -> Pass:
 
 
 def _embed_rest(
-    run: Run, job: Job, finished: Int64Array, status: PassStatus, then: Job | None
+    run: Run,
+    job: Job,
+    finished: Int64Array,
+    status: PassStatus,
+    then: Job | None,
+    loader: Loader,
 ) -> None:
     """Embed the rows that are not in `finished`, and count them in `status`."""
     # Before loading, which may take minutes, so that the monitor shows what this process does.
     run.monitor.begin_pass(status)
     # Of all rows, finished ones too: the plan must be that of the undisturbed run.
     costs = measure_costs(job.model.backend.token_cost, job.source, job.rows)
+    # They start while the weights are loaded.
+    loader.start_workers()
     encoder = _load_encoder(run, job)
     status.compiled = compile_layers(
         encoder, run.config.compile, num_tokens=int(costs.sum()), device=run.device
@@ -176,7 +184,7 @@ def _embed_rest(
         and has_room(then.model, then.precision, run.device, spare_bytes)
     ):
         then.model.load_ahead(run.device, then.precision, then.attention)
-    _embed_batches(run, job, batches, encoder, status)
+    _embed_batches(run, job, batches, encoder, status, loader)
     # Before the barrier, so that the main process sees the final counts of all processes.
     run.monitor.publish()
     run.wait()
@@ -184,7 +192,7 @@ def _embed_rest(
 
 
 def _embed_batches(
-    run: Run, job: Job, batches: Batches, encoder: Encoder, status: PassStatus
+    run: Run, job: Job, batches: Batches, encoder: Encoder, status: PassStatus, loader: Loader
 ) -> None:
     """Embed every batch in one of the processes."""
     # Every process comes here equally often, so all of them get the same counter.
@@ -192,9 +200,8 @@ def _embed_batches(
     is_done = np.zeros(len(batches), np.bool_)
     while not is_done.all():
         claims = ClaimedBatches(batches, claim)
-        loader = make_loader(job.source, job.model.load_collator(), claims, run.config, run.device)
         with torch.inference_mode():
-            Loop(run, job, batches, claims, status).run(loader, encoder)
+            Loop(run, job, batches, claims, status).run(loader.load(job, claims), encoder)
         # A collective, so it comes after the loop: processes have different numbers of batches.
         for taken in run.gather(claims.taken):
             is_done[taken] = True

@@ -18,7 +18,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import EmbedConfig, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import HeldModel, open_frame_models
-from virnucpro.embedding.passes import run_pass
+from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import InputError, UsageError
 from virnucpro.runtime.run import open_run
 from virnucpro.scoring.calls import RecordCalls
@@ -126,7 +126,7 @@ class Scorer:
                 make_frame_job(config, directory, store, model, self._run.precision)
                 for model in self._models
             ]
-            passes = [run_pass(self._run, job) for job in jobs]
+            passes = run_passes(self._run, jobs)
             chunks = score_passes(store, passes, self._classifier).chunks
             decision = decide_records(config, store, chunks, self._classifier)
             return ScoredRecords(ids, store.record_lengths, decision.records)
