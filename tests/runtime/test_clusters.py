@@ -118,7 +118,6 @@ def launch_on(
             *(sys.executable, "-m", "accelerate.commands.launch", f"--machine_rank={rank}"),
             *("--rdzv_backend=virnucpro", f"--rdzv_conf=rank={rank}"),
             *options,
-            GLOO_SOCKET_IFNAME=f"{host}0",
         )
         for rank, host in enumerate(hosts)
     ]

@@ -79,9 +79,9 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             "choose another, or the device cpu"
         )
     store = wait_for_all(compute.rendezvous_timeout)
-    # In a run of one process nothing is sent, and this would start nvidia-smi.
+    # This starts nvidia-smi, which a run of one process can do without.
     if num_processes() > 1 and not check_cuda_p2p_ib_support():
-        # These GPUs cannot send to each other directly, and Accelerate wants this to be said.
+        # Of NCCL on these GPUs. We do not use it, but Accelerate wants this to be said.
         for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
             os.environ.setdefault(name, "1")
     with _without_training_variables():
@@ -104,12 +104,17 @@ def _start_accelerator(wanted: torch.device | None, num_gpus: int) -> Accelerato
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)
         # Our kernels run on torch's current GPU (`can_fuse`).
         torch.cuda.set_device(wanted)
+    group = InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)
+    if num_processes() > 1:
+        # Also between GPUs: processes send each other a few small objects, and NCCL would take
+        # seconds to start for them.
+        group.backend = "gloo"
     try:
         return Accelerator(
             # True also for `auto` without a GPU: otherwise Accelerate takes several processes for
             # several runs of one process.
             cpu=not num_gpus if wanted is None else wanted.type == "cpu",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)],
+            kwargs_handlers=[group],
         )
     except ValueError as error:
         names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_")]

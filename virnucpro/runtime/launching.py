@@ -144,18 +144,12 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
 
 def _make_environment(listener: socket.socket, rank: int, num_processes: int) -> dict[str, str]:
     """Return the variables of one process: those that torch and Accelerate read, and ours."""
-    # Sockets of the processes, too, stay within this machine.
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
     # By default each process would start a thread for every core, and slow the others down.
     num_cores = psutil.cpu_count(logical=False) or 1
     # macOS does not have this function.
     if hasattr(os, "sched_getaffinity"):
         num_cores = min(num_cores, len(os.sched_getaffinity(0)))
-    defaults = {
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
-        "OMP_NUM_THREADS": str(max(1, num_cores // num_processes)),
-    }
+    defaults = {"OMP_NUM_THREADS": str(max(1, num_cores // num_processes))}
     place = {
         "RANK": rank,
         "LOCAL_RANK": rank,

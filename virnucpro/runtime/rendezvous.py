@@ -7,8 +7,10 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import timedelta
 
+import psutil
 import torch.distributed
 from torch._C._distributed_c10d import Store, TCPStore
 
@@ -17,6 +19,7 @@ from virnucpro.runtime.environment import (
     LAUNCH_VARIABLES,
     LISTENER,
     describe_ways_out,
+    num_local_processes,
     num_processes,
 )
 
@@ -40,6 +43,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
         return None
     meeting = _Meeting(time.monotonic() + timeout_seconds)
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    _choose_network(place[0])
     # As torch decides it (`torch.distributed.rendezvous`).
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     is_host = not has_agent and os.environ["RANK"] == "0"
@@ -77,6 +81,27 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
                 f"the process that held the launch together has ended ({first_line(error)})"
             ) from error
     return store
+
+
+def _choose_network(host: str) -> None:
+    """Let gloo use the network of this machine that leads to `host`, unless the user chose one.
+
+    By itself it takes that of the machine's own name, which often leads nowhere else.
+    """
+    # A machine may know itself by a name of the loopback. The last address, of no machine, tells
+    # through which network most others are reached.
+    for name in (host, "192.0.2.1"):
+        with suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+            # This sends nothing.
+            probe.connect((name, 9))
+            own = probe.getsockname()[0]
+            is_enough = num_local_processes() == num_processes()
+            if ipaddress.ip_address(own).is_loopback and not is_enough:
+                continue
+            for interface, addresses in psutil.net_if_addrs().items():
+                if own in (address.address for address in addresses):
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+                    return
 
 
 def listen(host: str, port: int) -> int | None:

@@ -39,7 +39,6 @@ from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
 from virnucpro.runtime.monitoring.gpu import open_gpu
 
 _VISIBILITY_SECONDS = 15.0
-_LEAVING_SECONDS = 5.0
 
 Value = TypeVar("Value")
 
@@ -120,7 +119,7 @@ class Run:
 
     def wait(self) -> None:
         """Return when every process of the launch has called this."""
-        self._accelerator.wait_for_everyone()
+        wait_for_others()
 
     def once(self, work: Callable[[], object]) -> None:
         """Let the main process alone do `work`, and return in every process when it is done."""
@@ -146,6 +145,12 @@ class Run:
         Every process must make its counters in the same order.
         """
         return make_counter(self._accelerator)
+
+
+def wait_for_others() -> None:
+    """Return when every process of the launch has called this."""
+    # An exchange of nothing. Accelerate's own barrier names a GPU, of which gloo knows nothing.
+    gather_object([])
 
 
 @contextmanager
@@ -182,7 +187,7 @@ def open_run(
         # launch.
         hold = _hold(directory, config, inputs) if accelerator.is_main_process else nullcontext()
         with hold:
-            accelerator.wait_for_everyone()
+            wait_for_others()
             _check_shared_directory(accelerator, directory.path)
             with _open_monitor(accelerator, directory.metrics_path) as monitor:
                 yield Run(config, accelerator, monitor, on_progress)
@@ -225,34 +230,21 @@ def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # Gloo has no error class of its own; with NCCL the launcher ends this process.
+        # Gloo has no error class of its own.
         if "gloo" not in str(error) and not isinstance(error, torch.distributed.DistError):
             raise
         raise VirnucproError(
             "another process of this launch has ended, and its own message says why"
         ) from error
     # If threads of a process group are alive when Python exits, one process in four aborts. We wait
-    # until exit because another run may follow, and skip it after an error because NCCL would wait.
+    # until exit because another run may follow.
     atexit.register(_leave, accelerator)
 
 
 def _leave(accelerator: Accelerator) -> None:
-    store = launch_store(accelerator) if torch.distributed.is_initialized() else None
     accelerator.end_training()
     # A cycle of references may keep parts of the process group.
     gc.collect()
-    if store is None:
-        return
-    # The first process may host the store, and threads of NCCL in the others complain if it goes
-    # while they still run. So it goes last, unless another process hangs.
-    deadline = time.monotonic() + _LEAVING_SECONDS
-    with suppress(RuntimeError):
-        num_left = store.add("virnucpro/left", 1)
-        while accelerator.is_main_process and num_left < accelerator.num_processes:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.01)
-            num_left = store.add("virnucpro/left", 0)
 
 
 def _open_monitor(accelerator: Accelerator, metrics_path: Path) -> Monitor:
@@ -280,7 +272,7 @@ def _check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
     if accelerator.is_main_process:
         with open_whole(path) as file:
             file.write(token)
-    accelerator.wait_for_everyone()
+    wait_for_others()
     # Every process answers, so that all of them end with the same error.
     found = gather_object([(machine_name(), _appears(path, token))])
     blind = sorted({machine for machine, sees in found if not sees})
