@@ -15,13 +15,13 @@ from virnucpro_esm2.tokens import TOKENS
 from virnucpro_esm2.weights import TRANSFORMERS, source_names
 
 from tools.mini.model import MiniModel
-from tools.mini.stretches import DNA_SPECIAL, StretchRule
+from tools.mini.stretches import DNA_SPECIAL
 from virnucpro.config import MINI_LENGTHS_BP, FrameRule
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import save_classifier
 
 
-def export_model(directory: Path, model: MiniModel, rule: StretchRule) -> None:
+def export_model(directory: Path, model: MiniModel, rule: FrameRule) -> None:
     """Write `dnabert_s/` and `esm2/` in fp16, and classifiers with the head in float32.
 
     The classifiers for different chunk lengths hold the same head, without a calibration.
@@ -41,7 +41,7 @@ def export_model(directory: Path, model: MiniModel, rule: StretchRule) -> None:
             sizes.dna_dim,
             sizes.protein_dim,
             length_bp,
-            frame_rule=str(FrameRule("stretches", rule.num_stretches, rule.min_codons)),
+            frame_rule=str(rule),
             chunk_head=sizes,
         )
         path = directory / f"{length_bp}_model.safetensors"

@@ -14,12 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-AMBIGUOUS = 4
-"""The code of every letter but A, C, G and T, whose codes are 0 to 3."""
+from virnucpro.training.stretches import AMBIGUOUS, CODE_OF_BYTE
 
-CODE_OF_BYTE = bytes(
-    "ACGT".index(chr(byte).upper()) if chr(byte) in "ACGTacgt" else AMBIGUOUS for byte in range(256)
-)
 LABELS = ("split", "class", "sub", "group")
 """What is known of a sequence; in an index.tsv these are columns."""
 

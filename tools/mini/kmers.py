@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tools.mini.genomes import AMBIGUOUS
+from virnucpro.training.stretches import AMBIGUOUS
 
 K = 6
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)

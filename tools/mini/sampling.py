@@ -1,7 +1,6 @@
 """Draws labelled chunks, balanced and with simulated sequencing errors, on any device.
 
-Shapes: S sequences, U units (a group within a kind), J kinds (a sub-class within a class), C
-chunks of L bases.
+Shapes: S sequences, J kinds (a sub-class within a class), C chunks of L bases.
 """
 
 from __future__ import annotations
@@ -9,14 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tools.mini.genomes import AMBIGUOUS, Genomes
-from tools.mini.stretches import reverse_complement
+from tools.mini.genomes import Genomes
+from virnucpro.training.drawing import read_with_errors, share_out, weigh_sequences
+from virnucpro.training.stretches import reverse_complement
 
 SHARES = {"viral": 0.5, "bacteria": 0.25, "archaea": 0.06, "eukaryote": 0.19}
 """Of the chunks drawn: half viral, and the cellular half as it is met in samples."""
-
-MAX_ERROR_RATE = 0.02
-INDEL_SHARE = 0.1
 
 
 class Sampler:
@@ -71,21 +68,12 @@ class Sampler:
         uniform_C = torch.rand(num_chunks, dtype=torch.float64, device=device, generator=generator)
         start_C = self._genomes.start_S[sequence_C]
         first_C = start_C + (uniform_C * self._room_S[sequence_C]).long()
-        index_CL = first_C[:, None] + torch.arange(self.length_bp, device=device)
         if not has_errors:
+            index_CL = first_C[:, None] + torch.arange(self.length_bp, device=device)
             return self._genomes.codes_N[index_CL], sequence_C
-        # Half of the chunks are exact; the others have all rates up to the largest.
-        rate_C1 = MAX_ERROR_RATE * (self._uniform(num_chunks, 1) * 2 - 1).clamp(min=0)
-        event_CL = self._uniform(*index_CL.shape)
-        # An inserted base repeats the one before it, as in runs of one base; a deletion skips one.
-        indel_C1 = rate_C1 * INDEL_SHARE / 2
-        steps_CL = (event_CL < indel_C1).long() - (event_CL > 1 - indel_C1).long()
-        end_C1 = (start_C + self._genomes.length_S[sequence_C])[:, None]
-        index_CL = torch.minimum(index_CL + steps_CL.cumsum(1), end_C1 - 1)
-        codes_CL = self._genomes.codes_N[torch.maximum(index_CL, first_C[:, None])]
-        other_CL = torch.randint(1, 4, codes_CL.shape, device=device, generator=generator)
-        is_wrong_CL = (self._uniform(*codes_CL.shape) < rate_C1) & (codes_CL != AMBIGUOUS)
-        return torch.where(is_wrong_CL, (codes_CL + other_CL) % 4, codes_CL).byte(), sequence_C
+        end_C = start_C + self._genomes.length_S[sequence_C]
+        read = self._genomes.codes_N.__getitem__
+        return read_with_errors(read, first_C, end_C, self.length_bp, generator), sequence_C
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, device=self.weight_S.device, generator=self._generator)
@@ -100,21 +88,7 @@ class Sampler:
         share_J = torch.tensor(
             [SHARES[names[klass]] for klass in self._class_J.tolist()], dtype=torch.float64
         ).to(self._class_J.device)
-        units_U2, unit_S = torch.unique(
-            torch.stack((self.kind_S, self._genomes.labels["group"]), 1),
-            dim=0,
-            return_inverse=True,
+        share_J = share_J * share_out(
+            torch.bincount(self.kind_S, self._room_S.double()).sqrt(), self._class_J
         )
-        kind_U = units_U2[:, 0]
-        room_S = self._room_S.double()
-        room_U = torch.bincount(unit_S, room_S)
-        room_J = torch.bincount(self.kind_S, room_S)
-        share_J = share_J * _shares(room_J.sqrt(), self._class_J)
-        share_U = share_J[kind_U] * _shares(room_U.sqrt(), kind_U)
-        weight_S = share_U[unit_S] * _shares(room_S, unit_S)
-        return weight_S / weight_S.sum()
-
-
-def _shares(size: Tensor, parent: Tensor) -> Tensor:
-    """Return each size as a share of all those with the same parent."""
-    return size / torch.bincount(parent, size).clamp(min=1e-300)[parent]
+        return weigh_sequences(self._room_S, self.kind_S, self._genomes.labels["group"], share_J)

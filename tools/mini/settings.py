@@ -8,11 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from tools.mini.model import Sizes
-from tools.mini.stretches import StretchRule
 from tools.mini.teachers import read_protein_sizes, read_run
+from virnucpro.config import FrameRule
 
 CHUNK_LENGTHS_BP = (500, 500, 500, 300, 300, 200, 150, 700, 1000)
-_RULE = StretchRule()
+_RULE = FrameRule("stretches")
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-chunks", type=int, default=1024, help="of 500 bp in a step, or as many bases"
     )
-    parser.add_argument("--num-stretches", type=int, default=_RULE.num_stretches)
+    parser.add_argument("--num-stretches", type=int, default=_RULE.max_stretches)
     parser.add_argument("--min-codons", type=int, default=_RULE.min_codons, help="of a stretch")
     parser.add_argument("--num-valid", type=int, default=8192, help="valid chunks of each length")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -16,21 +16,22 @@ from torch.nn import functional
 from virnucpro_esm2.weights import HUB_FILES, read_checkpoint
 
 from tools.mini.model import MiniModel, Sizes
-from tools.mini.stretches import ChunkTokens, StretchRule
+from tools.mini.stretches import ChunkTokens
 from virnucpro.backend.weights import locate_weights
+from virnucpro.config import FrameRule
 
 SETTINGS_NAME = "settings.json"
 WEIGHTS_NAME = "weights.safetensors"
 
 
-def read_run(run: Path) -> tuple[MiniModel, StretchRule]:
+def read_run(run: Path) -> tuple[MiniModel, FrameRule]:
     """Return the best model of a run of `tools.mini.train`, and the rule that it learned with."""
     settings = json.loads((run / SETTINGS_NAME).read_text())
     sizes = Sizes(**{field.name: settings[field.name] for field in fields(Sizes)})
     model = MiniModel(sizes).eval().requires_grad_(False)
     state = load_file(run / WEIGHTS_NAME)
     model.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher_maps.")})
-    return model, StretchRule(settings["num_stretches"], settings["min_codons"])
+    return model, FrameRule("stretches", settings["num_stretches"], settings["min_codons"])
 
 
 def read_teacher(run: Path, word_bp: int) -> MiniModel:

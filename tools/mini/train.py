@@ -31,7 +31,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tools.mini.export import export_model
 from tools.mini.genomes import keep_groups, read_genomes
 from tools.mini.model import MiniModel
-from tools.mini.mutation import Mutator
 from tools.mini.sampling import Sampler
 from tools.mini.settings import parse_arguments, write_settings
 from tools.mini.stretches import (
@@ -39,7 +38,6 @@ from tools.mini.stretches import (
     DNA_SPECIAL,
     PROTEIN_MASK,
     ChunkTokens,
-    StretchRule,
     read_chunks,
 )
 from tools.mini.teachers import (
@@ -58,6 +56,8 @@ from tools.mini.validation import (
     measure_records,
     score_chunks,
 )
+from virnucpro.config import FrameRule
+from virnucpro.training.mutation import Mutator
 
 WARM_UP_SHARE = 0.02
 EMA_DECAY = 0.998
@@ -93,7 +93,7 @@ class Training:
         self.accelerator = Accelerator(cpu=not has_gpu, mixed_precision="bf16" if has_gpu else "no")
         set_seed(args.seed)
         device = self.accelerator.device
-        self.rule = StretchRule(args.num_stretches, args.min_codons)
+        self.rule = FrameRule("stretches", args.num_stretches, args.min_codons)
         teachers = [read_teacher(run, args.sizes.word_bp).to(device) for run in args.teachers]
         self.teachers = nn.ModuleList(teachers)
         widths = [teacher.sizes.protein_width for teacher in teachers]

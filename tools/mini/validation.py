@@ -17,7 +17,8 @@ from tools.mini.figures import balanced_predictions, figures_by_kind
 from tools.mini.genomes import Genomes
 from tools.mini.model import MiniModel
 from tools.mini.sampling import Sampler
-from tools.mini.stretches import StretchRule, read_chunks
+from tools.mini.stretches import read_chunks
+from virnucpro.config import FrameRule
 
 CHUNK_BP = 500
 """Longer records are cut into chunks of so many bases."""
@@ -56,7 +57,7 @@ def make_valid_set(genomes: Genomes, record_bp: int, num_chunks: int) -> ValidSe
 
 
 @torch.no_grad()
-def score_chunks(models: Sequence[MiniModel], codes_CL: Tensor, rule: StretchRule) -> Tensor:
+def score_chunks(models: Sequence[MiniModel], codes_CL: Tensor, rule: FrameRule) -> Tensor:
     """Return float32 (C,): the mean of the models' logits, NaN for chunks without a stretch."""
     logits = []
     for part_CL in codes_CL.split(_CHUNKS_PER_PASS):

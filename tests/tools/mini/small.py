@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tools.mini.genomes import CODE_OF_BYTE
 from tools.mini.model import Sizes
+from virnucpro.training.stretches import CODE_OF_BYTE
 
 SIZES = Sizes(
     word_bp=3,

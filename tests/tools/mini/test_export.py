@@ -12,10 +12,11 @@ from virnucpro_esm2.tokens import TOKENS
 from tests.tools.mini.small import SIZES, as_codes, random_chunks
 from tools.mini.export import export_model
 from tools.mini.model import MiniModel, join_proteins, pool_dna
-from tools.mini.stretches import StretchRule, read_chunks
+from tools.mini.stretches import read_chunks
+from virnucpro.config import FrameRule
 from virnucpro.scoring.classifier_files import load_classifier
 
-RULE = StretchRule(2, 8)
+RULE = FrameRule("stretches", 2, 8)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tools.mini.kmers import KmerBaseline, count_kmers
 from tools.mini.model import MiniModel
 from tools.mini.sampling import SHARES, Sampler
 from tools.mini.settings import parse_arguments, write_settings
-from tools.mini.stretches import PROTEIN_PAD, StretchRule, reverse_complement
+from tools.mini.stretches import PROTEIN_PAD
 from tools.mini.teachers import (
     SETTINGS_NAME,
     embedding_loss,
@@ -33,7 +33,9 @@ from tools.mini.teachers import (
 )
 from tools.mini.train import Training, chunk_loss
 from tools.mini.unpack_genomes import cut_records
+from virnucpro.config import FrameRule
 from virnucpro.scoring.classifier_files import load_classifier
+from virnucpro.training.stretches import reverse_complement
 
 pytestmark = pytest.mark.slow
 
@@ -212,7 +214,7 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     second.evaluate(losses)
     learned, rule = read_run(tmp_path / "run")
     assert learned.sizes.protein_width == 32
-    assert rule == (2, 20)
+    assert rule == FrameRule("stretches")
 
 
 def test_a_run_begins_with_the_weights_of_another(genomes_path: Path, tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_published_weights_are_begun_with(genomes_path: Path, tmp_path: Path) ->
     published = MiniModel(sizes).requires_grad_(False)
     for parameter in published.protein.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    export_model(tmp_path, published, StretchRule())
+    export_model(tmp_path, published, FrameRule("stretches"))
     options = (f"--protein-init={tmp_path / 'esm2'}", "--encoder-learning-rate=0.0001")
     args = arguments(genomes_path, tmp_path / "run", *SMALL, *options)
     assert args.sizes.protein_width == 24

@@ -2,21 +2,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from virnucpro_esm2.tokens import TOKENS
 
-from tools.mini.genomes import AMBIGUOUS
-from tools.mini.mutation import Mutator
-from tools.mini.stretches import (
+from virnucpro.config import FrameRule
+from virnucpro.sequences.frames import translate_codons
+from virnucpro.training.mutation import Mutator
+from virnucpro.training.stretches import (
+    AMBIGUOUS,
     NO_CODON,
-    NO_RESIDUE,
-    TOKEN_OF_CODON,
-    StretchRule,
     bases_of_codons,
     find_stretches,
     put_bases,
 )
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+AMINO_ACIDS = translate_codons(1)
 
 
 def mutator(rate: float) -> Mutator:
@@ -29,7 +28,7 @@ def random_codes(num: int, length: int) -> torch.Tensor:
     return torch.randint(0, 4, (num, length), generator=generator).byte()
 
 
-RULE = StretchRule(2, 15)
+RULE = FrameRule("stretches", 2, 15)
 
 
 @pytest.mark.parametrize("length", [150, 151, 152])
@@ -44,7 +43,7 @@ def test_mutated_stretches_stay_open_and_nothing_else_changes(
     mutated_CL = mutator(1.0).mutate_chunks(codes_CL, RULE)
     assert torch.equal(mutated_CL == AMBIGUOUS, codes_CL == AMBIGUOUS)
     is_in_CL = torch.zeros_like(codes_CL, dtype=torch.bool)
-    for number in range(RULE.num_stretches):
+    for number in range(RULE.max_stretches):
         index_CX = bases_of_codons(codes_CL, before, number)
         is_codon_CK = before.codons_CNK[:, number] != NO_CODON
         is_in_CL = put_bases(is_in_CL, index_CX, is_codon_CK, torch.ones_like(index_CX))
@@ -57,7 +56,7 @@ def test_mutated_stretches_stay_open_and_nothing_else_changes(
     bases_CK3 = torch.where(is_reverse_C1, 3 - bases_CX, bases_CX).unflatten(1, (-1, 3))
     codons_CK = (bases_CK3 * torch.tensor([16, 4, 1])).sum(2)
     is_codon_CK = before.codons_CNK[:, 0] != NO_CODON
-    assert (TOKEN_OF_CODON[codons_CK[is_codon_CK]] != NO_RESIDUE).all()
+    assert "*" not in {AMINO_ACIDS[codon] for codon in codons_CK[is_codon_CK].tolist()}
     assert (find_stretches(mutated_CL, RULE).length_CN[:, 0] >= before.length_CN[:, 0]).all()
 
 
@@ -68,15 +67,13 @@ def test_nothing_is_mutated_at_a_rate_of_0() -> None:
 
 def test_similar_residues_and_codons_of_the_stretch_are_preferred() -> None:
     def codon(letter: str) -> int:
-        return int((TOKENS.index(letter) == TOKEN_OF_CODON).nonzero()[0])
+        return AMINO_ACIDS.index(letter)
 
     # Leucine in a frame that has all residues alike, over and over.
     frame_K = torch.tensor([codon("L")] * 200 + [codon(letter) for letter in RESIDUES] * 10)
     drawn_FK = mutator(1.0)(frame_K.expand(400, -1))[:, :200]
-    residues = TOKEN_OF_CODON[drawn_FK]
-    share = {
-        letter: float((residues == TOKENS.index(letter)).float().mean()) for letter in RESIDUES
-    }
+    residues = "".join(AMINO_ACIDS[codon] for codon in drawn_FK.flatten().tolist())
+    share = {letter: residues.count(letter) / len(residues) for letter in RESIDUES}
     # BLOSUM62: isoleucine 2, methionine 2, aspartate -4; all are as frequent here.
     assert share["I"] == pytest.approx(share["M"], rel=0.2)
     assert share["I"] == pytest.approx(8 * share["D"], rel=0.4)
