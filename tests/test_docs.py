@@ -92,7 +92,7 @@ def test_a_tutorial_shows_what_its_commands_print(tmp_path: Path, page: str) -> 
     environment = {
         **os.environ,
         "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/backends",
         "CUDA_VISIBLE_DEVICES": "",
     }
     tutorial = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")

@@ -132,7 +132,7 @@ def benchmark(record_length_bp: int, num_letters: int, directory: Path) -> Path:
             build_frame_store([str(fasta)], target, chunk_length_bp=CHUNK_LENGTH_BP)
         ),
     )
-    print(f"  {stores[0].num_frames} open frames")
+    print(f"  {stores[0].num_rows} open frames")
     report("reading every frame back", size, lambda: read_frames(stores[0]))
     return fasta
 
@@ -176,7 +176,7 @@ def benchmark_rows(store: FrameStore, rows_per_part: int, directory: Path) -> No
         job = make_frame_job(config, RunDirectory(directory, "contigs"), store, model, "fp32")
         benchmark_pass(job, rows_per_part)
         passes.append(Pass(job, []))
-    rows = np.arange(store.num_frames)
+    rows = np.arange(store.num_rows)
     print(f"both passes: {len(rows)} rows")
     report("gathering", len(rows), lambda: gather_blocks(passes, rows), ROWS)
     classifier = load_classifier(config.resolved_model_path)

@@ -111,7 +111,7 @@ def _gather(run: Path, store: FrameStore, kind: str) -> Float64Array:
     rows = reader.gather(np.asarray(store.sequences(kind).representatives))  # type: ignore[arg-type]
     num_rows = np.diff(store.chunk_first_frame)
     sums = np.zeros((store.num_chunks, reader.embedding_dim))
-    np.add.at(sums, store.find_chunks(np.arange(store.num_frames)), rows)
+    np.add.at(sums, store.find_chunks(np.arange(store.num_rows)), rows)
     return sums / np.maximum(num_rows, 1)[:, None]
 
 

@@ -54,11 +54,11 @@ def write_reads(path: Path, reads: Iterator[bytes]) -> None:
 
 def describe(store: FrameStore) -> str:
     """Return a line with the number of open frames, and for each kind the share that is saved."""
-    text = f"{store.num_records:,} records, {store.num_frames:,} open frames"
+    text = f"{store.num_records:,} records, {store.num_rows:,} open frames"
     for kind in ("dna", "protein"):
         num_distinct = store.num_distinct(kind)
         text += (
-            f"; {kind}: {num_distinct:,} distinct, {1 - num_distinct / store.num_frames:.2%} saved"
+            f"; {kind}: {num_distinct:,} distinct, {1 - num_distinct / store.num_rows:.2%} saved"
         )
     return text
 

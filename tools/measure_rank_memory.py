@@ -41,7 +41,7 @@ def build(path: Path, directory: Path) -> str:
     from virnucpro.sequences.frame_store import build_frame_store
 
     store = build_frame_store([str(path)], directory, chunk_length_bp=CHUNK_LENGTH_BP)
-    return f"{store.num_records} records, {store.num_frames} open frames"
+    return f"{store.num_records} records, {store.num_rows} open frames"
 
 
 def plan(path: Path, directory: Path) -> str:

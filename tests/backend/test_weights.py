@@ -341,9 +341,10 @@ def test_a_tensor_for_which_the_file_has_no_room_is_refused(tmp_path: Path) -> N
         read_tensors(path)
 
 
-def test_names_of_wrappers_are_left_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrappers", ["module.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_of_wrappers_are_left_off(tmp_path: Path, wrappers: str) -> None:
     path = tmp_path / "weights.bin"
-    torch.save({f"module._orig_mod.{name}": tensor for name, tensor in TENSORS.items()}, path)
+    torch.save({wrappers + name: tensor for name, tensor in TENSORS.items()}, path)
     assert set(read_tensors(path)) == set(TENSORS)
     torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, path)
     assert set(read_tensors(path)) == {"module.a", "b"}

@@ -215,7 +215,7 @@ def test_any_other_mark_is_refused(tmp_path, document):
 
 def read_store(manifest: Path) -> list[str]:
     store = open_frame_store(manifest.parent)
-    return [store.input_digest, *store.frame_ids(0, store.num_frames)]
+    return [store.input_digest, *store.frame_ids(0, store.num_rows)]
 
 
 def read_all_of_store(path: Path) -> list[object]:
@@ -225,7 +225,7 @@ def read_all_of_store(path: Path) -> list[object]:
     sequences = [store.sequences(kind) for kind in ("dna", "protein")]
     texts = [source.get_many(np.arange(store.num_rows)) for source in sequences]
     tables = [source.representatives.tolist() for source in sequences]
-    ids = store.frame_ids(0, store.num_frames)
+    ids = store.frame_ids(0, store.num_rows)
     return [store.inputs, store.digest_for_parts, store.rule, records, texts, tables, ids]
 
 

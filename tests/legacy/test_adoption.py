@@ -61,16 +61,16 @@ def undisturbed(reads, demo_weights, tmp_path_factory):
 def known(undisturbed):
     """What that run knows, as an old program would have written it."""
     store = open_frame_store(undisturbed / "checkpoints/frames")
-    ids = store.frame_ids(0, store.num_frames)
+    ids = store.frame_ids(0, store.num_rows)
     columns = []
     for alphabet in ("dna", "protein"):
         source = store.sequences(alphabet)
         reader = EmbeddingReader(finished_parts(undisturbed / "checkpoints" / alphabet))
         columns.append(dict(zip(ids, reader.gather(source.representatives), strict=True)))
     for alphabet in ("dna", "protein"):
-        sequences = store.sequences(alphabet).get_many(np.arange(store.num_frames))
+        sequences = store.sequences(alphabet).get_many(np.arange(store.num_rows))
         columns.append(dict(zip(ids, sequences, strict=True)))
-    assert store.num_frames > 2 * FRAMES_PER_FILE
+    assert store.num_rows > 2 * FRAMES_PER_FILE
     return Old(*columns)
 
 
@@ -268,7 +268,7 @@ def test_ids_of_several_records_are_computed(demo_weights, known, reads, tmp_pat
     write_v1(tmp_path / "old", known)
     embedded = resume(twice, tmp_path / "old", demo_weights)
     store = open_frame_store(tmp_path / "new/checkpoints/frames")
-    new_names = store.frame_ids(len(known.dna), store.num_frames)
+    new_names = store.frame_ids(len(known.dna), store.num_rows)
     in_both = set(names) & set(new_names)
     assert in_both
     assert embedded["DNA embeddings"] == len(new_names) + len(in_both)

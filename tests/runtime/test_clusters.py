@@ -213,7 +213,7 @@ def test_a_batch_job_that_is_stopped_goes_back_into_the_queue(
         "SLURM_JOB_NODELIST": "here",
         "SLURM_NNODES": "2",
         "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/backends",
     }
     command = ["bash", REPOSITORY / "examples/slurm.sh", reads, "-o", tmp_path / "out"]
     command += [*SMALL_BATCHES, *predict_options(demo_weights)]

@@ -121,7 +121,7 @@ def test_runs_with_less_work_than_processes(
     }
     runs.append(vectors | {"output_path": str(tmp_path / "launched.h5")})
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{REPOSITORY}/backends")
     done = run(*accelerate_launch(3), "tests/launched_runs.py", tmp_path / "runs.json")
     assert done.returncode == 0, done.stderr
     for name in ("few", "none", "many"):

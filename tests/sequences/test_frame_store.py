@@ -85,9 +85,9 @@ def test_rows_chunks_and_records_fit_together(build: BuildFrames) -> None:
     assert store.record_first_chunk.tolist() == [0, 2, 5, 5, 7, 8, 11, 12, 12]
     assert store.chunk_ids(0, 3) == ["a_chunk_1", "a_chunk_2", "closed_chunk_1"]
     assert store.chunk_sequences(5, 8) == ["ACGTTGCAACGN", "CGNCATGCAAC", "ACG"]
-    assert store.chunk_first_frame[-1] == store.num_frames == len(store.frame_codes)
+    assert store.chunk_first_frame[-1] == store.num_rows == len(store.frame_codes)
     assert store.num_chunks == 12
-    ids = store.frame_ids(0, store.num_frames)
+    ids = store.frame_ids(0, store.num_rows)
     of_short = slice(*store.chunk_first_frame[[7, 8]])
     assert ids[of_short] == ["short_chunk_1F1", "short_chunk_1R1"]
     assert store.sequences("dna").get_many(range(*of_short.indices(len(ids)))) == ["ACG", "CGT"]
@@ -96,7 +96,7 @@ def test_rows_chunks_and_records_fit_together(build: BuildFrames) -> None:
 
 def test_dna_reads_as_its_protein(build: BuildFrames) -> None:
     store = build([Record("r", "GCTGCAGCC" * 9)])
-    assert store.num_frames == 6 * store.num_chunks
+    assert store.num_rows == 6 * store.num_chunks
     for dna, protein in zip(*map(read_all, map(store.sequences, ("dna", "protein"))), strict=True):
         assert (len(dna) - 1) // 3 <= len(protein) <= len(dna) // 3
 
@@ -134,7 +134,7 @@ def test_short_records_are_kept_without_chunks(build: BuildFrames) -> None:
 @pytest.mark.parametrize("sequence", ["", "CTAGCTAGCTAG", "NNNN", "A"])
 def test_a_store_may_have_no_frames(sequence: str, build: BuildFrames) -> None:
     store = build([Record("a", sequence)])
-    assert (store.num_records, store.num_frames) == (1, 0)
+    assert (store.num_records, store.num_rows) == (1, 0)
     for kind in ("dna", "protein"):
         assert read_all(store.sequences(kind)) == []
         assert store.sequences(kind).representatives.tolist() == []

@@ -167,8 +167,8 @@ def test_the_originals_files_are_reproduced(shared: Path, tmp_path: Path) -> Non
         [str(legacy / "test_with_orfs.fa")], tmp_path / "store", chunk_length_bp=500
     )
     chunks = zip(store.chunk_ids(0, store.num_chunks), store.chunk_sequences(0, 2), strict=True)
-    ids = store.frame_ids(0, store.num_frames)
-    rows = np.arange(store.num_frames)
+    ids = store.frame_ids(0, store.num_rows)
+    rows = np.arange(store.num_rows)
     dna = zip(ids, store.sequences("dna").get_many(rows), strict=True)
     protein = zip(ids, store.sequences("protein").get_many(rows), strict=True)
     assert list(chunks) == read_pairs(legacy / "test_with_orfs_chunked500.fa")

@@ -38,7 +38,7 @@ def test_rows_are_those_of_the_chunks(tmp_path: Path) -> None:
     corpus = make_corpus(store, name_classes([path], []))
     chosen = np.array([0, 2])
     names = [store.frame_ids(row, row + 1)[0] for row in corpus.rows(chosen).tolist()]
-    wanted = [name for name in store.frame_ids(0, store.num_frames) if "_chunk_2" not in name]
+    wanted = [name for name in store.frame_ids(0, store.num_rows) if "_chunk_2" not in name]
     assert names == wanted
 
 

@@ -57,7 +57,7 @@ def run(tmp_path) -> Path:
     store = build_frame_store(
         [str(reads)], tmp_path / "run/checkpoints/frames", chunk_length_bp=300
     )
-    assert store.num_frames == 6
+    assert store.num_rows == 6
     write(tmp_path / "run/checkpoints/dna", range(6), identity=identity_over(store))
     write(tmp_path / "run/checkpoints/protein", [0, 1], identity=identity_over(store))
     return tmp_path / "run"
@@ -106,7 +106,7 @@ def test_show_and_verify_a_run_of_stretches(tmp_path):
         chunk_length_bp=300,
         rule=FrameRule("stretches"),
     )
-    assert store.num_frames == 2
+    assert store.num_rows == 2
     identity = identity_over(store)
     write(tmp_path / "run/checkpoints/dna", [0], identity=identity)
     document = show(tmp_path / "run")

@@ -78,7 +78,7 @@ def read_run(run: Path) -> tuple[list[str], dict[str, np.ndarray]]:
         )
         for name in ("dna", "protein")
     }
-    return store.frame_ids(0, store.num_frames), features
+    return store.frame_ids(0, store.num_rows), features
 
 
 def read_numbers(run: Path) -> list[list[str]]:
@@ -197,9 +197,9 @@ def test_stretches_have_the_scores_of_their_chunks(tmp_path, caplog):
         embeddings = rng.normal(size=(len(rows), 4)).astype(np.float32)
         identity = identity_over(store)
         write_part(run / "checkpoints" / alphabet, part_name(0, 0), rows, embeddings, identity)
-    chunks = store.find_chunks(np.arange(store.num_frames))
+    chunks = store.find_chunks(np.arange(store.num_rows))
     scored = np.unique(chunks)
-    assert len(scored) < store.num_frames
+    assert len(scored) < store.num_rows
     scores = dict(zip(scored.tolist(), rng.random(len(scored), np.float32), strict=True))
     names = store.chunk_ids(0, store.num_chunks)
     lines = [f"{names[chunk]}\tvirus\t{1 - score}\t{score}" for chunk, score in scores.items()]

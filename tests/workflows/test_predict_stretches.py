@@ -190,7 +190,7 @@ def test_intermediate_files_hold_the_stretches(finished) -> None:
             (result.directory.protein_fasta, "protein"),
         )
     )
-    assert list(dna) == list(proteins) == store.frame_ids(0, store.num_frames)
+    assert list(dna) == list(proteins) == store.frame_ids(0, store.num_rows)
     assert min(map(len, proteins.values())) >= 15
     for name, letters in dna.items():
         assert letters == chunks[name[: name.rindex("_")][:-2]]
@@ -245,7 +245,7 @@ def test_a_stretch_that_does_not_fit_is_left_out(finished, tmp_path, monkeypatch
     config, whole = finished
     result = predict(dataclasses.replace(config, output_dir=tmp_path / "out"))
     store = open_frame_store(result.directory.frame_store_dir)
-    proteins = store.sequences("protein").get_many(np.arange(store.num_frames))
+    proteins = store.sequences("protein").get_many(np.arange(store.num_rows))
     fits = np.array([len(protein) <= 60 for protein in proteins])
     assert result.num_unscored_frames == np.count_nonzero(~fits)
     first = store.chunk_first_frame

@@ -249,6 +249,7 @@ def test_resuming_a_finished_run_computes_nothing(reads, demo_weights, undisturb
     assert rows_embedded(finished) == 0
     assert parts_of(finished) == before
     assert read_tables(finished) == tables
+    assert "take over an older run" not in (finished / "run.log").read_text()
 
 
 def test_resuming_what_does_not_exist_begins_it(reads, demo_weights, undisturbed, tmp_path):

@@ -15,8 +15,9 @@ _NEW_NAMES = {"gamma": "weight", "beta": "bias"}
 
 def without_wrappers(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict without the names of the modules that wrapped the whole model."""
-    # DistributedDataParallel puts the first before all names, and torch.compile the second.
-    for prefix in ("module.", "_orig_mod."):
+    # DistributedDataParallel puts the one before all names, and torch.compile the other. Each may
+    # wrap the other.
+    for prefix in ("module.", "_orig_mod.", "module."):
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return dict(tensors)

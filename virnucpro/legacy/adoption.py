@@ -54,6 +54,12 @@ _MAX_PROCESSES = 4
 _NAMES = {"dna": "DNA", "protein": "protein"}
 
 
+def find_old_features(directory: RunDirectory) -> list[Path]:
+    """Return the files of embeddings that an old run has left in the run's directory."""
+    places = run_parts(directory.path, directory.stem)
+    return [path for place in places for path in feature_files(place)]
+
+
 def adopt_legacy_run(
     directory: RunDirectory, store: FrameStore, identities: Mapping[Alphabet, Identity]
 ) -> dict[Alphabet, int]:
@@ -76,8 +82,7 @@ def adopt_legacy_run(
         CheckpointError: An old file has changed meanwhile.
         OutputError: A part cannot be written.
     """
-    places = run_parts(directory.path, directory.stem)
-    paths = [path for place in places for path in feature_files(place)]
+    paths = find_old_features(directory)
     if not paths:
         return {}
     if store.rule != OPEN_RULE:
@@ -97,6 +102,7 @@ def adopt_legacy_run(
     reports = list(run_parallel(partial(inspect_file, dims=_dims(identities)), paths, jobs))
     choice = choose_rows(reports)
     rows_of_ids = _FrameIds(store)
+    places = run_parts(directory.path, directory.stem)
     targets = {
         name: _Target(store, name, missing[name], _trusted_rows(places, store, name, rows_of_ids))
         for name in identities
@@ -152,7 +158,7 @@ def _dims(identities: Mapping[Alphabet, Identity]) -> EmbeddingDims:
 def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:
     """Return which rows this run still has to embed: bool (num_frames,)."""
     representatives = store.sequences(alphabet).representatives
-    missing: BoolArray = representatives == np.arange(store.num_frames)
+    missing: BoolArray = representatives == np.arange(store.num_rows)
     for part in finished_parts(directory.parts_dir(alphabet)):
         # A damaged part does not count: its rows are missing, and may come from the old files.
         with suppress(CheckpointError):
@@ -166,7 +172,7 @@ class _FrameIds:
     def __init__(self, store: FrameStore) -> None:
         blocks = [
             digest_ids(store.frame_ids(block.start, block.stop))
-            for block in split_rows(0, store.num_frames)
+            for block in split_rows(0, store.num_rows)
         ]
         # The empty array stands for a store without rows, which has no blocks.
         digests = np.concatenate([np.empty(0, np.uint64), *blocks])
@@ -188,7 +194,7 @@ def _trusted_rows(
 
     If the old run left no sequences, all rows are trusted by their ids.
     """
-    trusted = np.zeros(store.num_frames, np.bool_)
+    trusted = np.zeros(store.num_rows, np.bool_)
     paths = [path for place in places for path, kind in fasta_files(place) if kind == alphabet]
     for path in paths:
         for records in read_fasta(path, alphabet):

@@ -78,7 +78,7 @@ def write_tables(
         listed = np.stack([chunks.max_others, chunks.max_virus], axis=1)[chunks.is_open]
     else:
         is_scored = ~np.isnan(scores.frames[:, 0])
-        names = compress(in_blocks(store.frame_ids, store.num_frames), is_scored)
+        names = compress(in_blocks(store.frame_ids, store.num_rows), is_scored)
         listed = scores.frames[is_scored]
     write_prediction_results(directory.prediction_results, names, listed)
     chunk_ids = in_blocks(store.chunk_ids, store.num_chunks)
@@ -114,7 +114,7 @@ def write_summary(
         directory=directory,
         num_records=store.num_records,
         **{f"num_{name}": number for name, number in counts.items()},
-        num_frames=store.num_frames,
+        num_frames=store.num_rows,
         num_unscored_frames=calls.num_unscored_frames,
         seconds=document["seconds"]["total"],
     )
@@ -146,11 +146,11 @@ def _write_intermediate(directory: RunDirectory, config: PredictConfig, store: F
     ]
     # The fork has both kinds twice: whole, without line breaks, and split into files.
     for kind, path, make_split_path in files:
-        write_fasta(path, _name_sequences(store, kind, 0, store.num_frames), width=None)
+        write_fasta(path, _name_sequences(store, kind, 0, store.num_rows), width=None)
         make_split_path(1).parent.mkdir(exist_ok=True)
-        starts = range(0, store.num_frames, config.sequences_per_file)
+        starts = range(0, store.num_rows, config.sequences_per_file)
         for number, start in enumerate(starts, start=1):
-            stop = min(start + config.sequences_per_file, store.num_frames)
+            stop = min(start + config.sequences_per_file, store.num_rows)
             frames = _name_sequences(store, kind, start, stop)
             write_fasta(make_split_path(number), frames, _INTERMEDIATE_WIDTH)
 
@@ -192,7 +192,7 @@ def _describe_run(run: Run, config: PredictConfig, embedded: Embedded) -> dict[s
             "records": store.num_records,
             "duplicate_ids": store.num_duplicate_ids,
             "chunks": store.num_chunks,
-            "frames": store.num_frames,
+            "frames": store.num_rows,
             "distinct_dna": store.num_distinct("dna"),
             "distinct_proteins": store.num_distinct("protein"),
         },

@@ -211,9 +211,9 @@ def score_frames(
         CheckpointError: An embedding is missing.
     """
     # NaN, so that a frame without an embedding cannot be taken for one with a score.
-    scores = np.full((store.num_frames, 2), np.nan, dtype=np.float32)
+    scores = np.full((store.num_rows, 2), np.nan, dtype=np.float32)
     # In blocks, because the features of all frames may be larger than the memory.
-    for block in split_rows(0, store.num_frames):
+    for block in split_rows(0, store.num_rows):
         rows = np.arange(block.start, block.stop)
         for each in passes:
             # A frame needs both embeddings, because the classifier reads them side by side.

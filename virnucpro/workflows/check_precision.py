@@ -191,7 +191,7 @@ def _draw_records(config: CheckPrecisionConfig, rule: FrameRule) -> tuple[FrameS
         min_length_bp=config.min_length_bp,
         rule=rule,
     )
-    if not store.num_frames:
+    if not store.num_rows:
         wanted = "an open frame" if rule.kind == "open" else "a stretch"
         raise InputError(
             f"{', '.join(config.inputs)}: none of the {len(records)} records drawn has {wanted}, "

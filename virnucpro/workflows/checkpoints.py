@@ -180,7 +180,7 @@ def summarize_run(directory: Path, *, digests: bool) -> RunSummary | None:
     if not layout.frame_store_dir.is_dir():
         return None
     store = open_frame_store(layout.frame_store_dir, verify=digests)
-    summary = RunSummary(store.num_frames, str(store.rule), store.chunk_length_bp, {}, {}, [])
+    summary = RunSummary(store.num_rows, str(store.rule), store.chunk_length_bp, {}, {}, [])
     for alphabet in ALPHABETS:
         # Identical sequences are embedded once, so fewer rows are wanted than there are frames.
         wanted = np.unique(store.sequences(alphabet).representatives)
@@ -199,7 +199,7 @@ def _count_finished(
     rows = finished_rows(parts)
     if not np.isin(rows, wanted).all():
         raise CheckpointError(
-            f"{layout.parts_dir(alphabet)}: has rows that are not among the {store.num_frames} "
+            f"{layout.parts_dir(alphabet)}: has rows that are not among the {store.num_rows} "
             f"{NAMES_OF_ROWS[store.rule.kind]} of the run"
         )
     # Parts of two runs may lie here if somebody has copied them together.

@@ -144,7 +144,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
             for alphabet in ("dna", "protein")
         ]
         seconds += sum(one.seconds for one in passes)
-        seconds += _SCORE_SECONDS_PER_ROW * store.num_frames + _END_SECONDS
+        seconds += _SCORE_SECONDS_PER_ROW * store.num_rows + _END_SECONDS
         store_bytes = sum(file.stat().st_size for file in Path(directory).rglob("*"))
         on_cpu = run.device.type == "cpu"
         # On a CPU the weights are in the memory of the machine; on a GPU they are on the device.
@@ -155,13 +155,13 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
             names_of_rows=NAMES_OF_ROWS[classifier.rule.kind],
             num_records=len(store.record_lengths),
             num_chunks=store.num_chunks,
-            num_rows=store.num_frames,
+            num_rows=store.num_rows,
             passes=passes,
             num_processes=num_processes,
             host_bytes=num_processes * host_bytes,
             disk_bytes=store_bytes
             + sum(one.disk_bytes for one in passes)
-            + _TABLE_BYTES_PER_ROW * store.num_frames,
+            + _TABLE_BYTES_PER_ROW * store.num_rows,
             seconds=seconds,
             card_seconds=_scale_to_cards(passes),
         )

@@ -50,13 +50,13 @@ def find_frames(
     store = open_frame_store(directory.frame_store_dir)
     note_short_records(store)
     warn_of_cuts(store, models)
-    num_frames = store.num_frames
+    num_rows = store.num_rows
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
-    if min(num_dna, num_proteins) < num_frames:
+    if min(num_dna, num_proteins) < num_rows:
         logger.info(
             "identical sequences are embedded once: %s DNA and %s proteins of %s",
             f"{num_dna:,}",
             f"{num_proteins:,}",
-            count(num_frames, NAME_OF_ROW[rule.kind]),
+            count(num_rows, NAME_OF_ROW[rule.kind]),
         )
     return store

@@ -57,7 +57,7 @@ def write_frames(config: FrameTableConfig) -> None:
 def _write_table(store: FrameStore, stream: BinaryIO) -> None:
     stream.write(b"frame_id\tdna\tprotein\n")
     dna, protein = store.sequences("dna"), store.sequences("protein")
-    for block in split_rows(0, store.num_frames):
+    for block in split_rows(0, store.num_rows):
         rows = range(block.start, block.stop)
         columns = store.frame_ids(rows.start, rows.stop), dna.get_many(rows), protein.get_many(rows)
         lines = ["\t".join(row) + "\n" for row in zip(*columns, strict=True)]

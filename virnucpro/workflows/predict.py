@@ -9,7 +9,7 @@ from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import UsageError
-from virnucpro.legacy.adoption import adopt_legacy_run
+from virnucpro.legacy.adoption import adopt_legacy_run, find_old_features
 from virnucpro.reports.pages.run_page import write_run_page
 from virnucpro.reports.record_results import PredictResult
 from virnucpro.reports.run_results import write_shard_summary, write_summary, write_tables
@@ -130,7 +130,8 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
     ]
     warn_of_slow_cpu(run, jobs)
     # The models of older programs were never fine-tuned, so their features are of no use then.
-    if config.resume and run.is_main and not classifier.changes:
+    may_adopt = config.resume and run.is_main and not classifier.changes
+    if may_adopt and find_old_features(directory):
         with run.stage("take over an older run"):
             # Before the first pass looks for finished parts, so that it counts what was taken over.
             identities = {job.model.alphabet: job.identity for job in jobs}

@@ -123,8 +123,8 @@ class FrameStore(StoredRecords):
         min_length_bp: Shorter records have no chunks.
         record_first_chunk: int64 (num_records + 1,), the first chunk of each record.
         chunk_first_frame: int64 (num_chunks + 1,), the first row of each chunk.
-        frame_codes: uint8 (num_frames,), indices into `records.FRAME_NAMES`.
-        first_codons: int32 (num_frames,), the place of each stretch's first codon in its frame,
+        frame_codes: uint8 (num_rows,), indices into `records.FRAME_NAMES`.
+        first_codons: int32 (num_rows,), the place of each stretch's first codon in its frame,
             from 0; empty under the rule `open`.
     """
 
@@ -177,14 +177,9 @@ class FrameStore(StoredRecords):
         return len(self.chunk_first_frame) - 1
 
     @property
-    def num_frames(self) -> int:
+    def num_rows(self) -> int:
         """Number of rows: open frames or stretches."""
         return len(self.frame_codes)
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-        return self.num_frames
 
     def sequences(self, kind: Literal["dna", "protein"]) -> SequenceSource:
         """Return the DNA or the proteins by row."""
@@ -194,7 +189,7 @@ class FrameStore(StoredRecords):
         """Return the number of distinct sequences of the rows; each is embedded once."""
         # The first of its equals points to itself, so these are counted.
         representatives = self.sequences(kind).representatives
-        return int(np.count_nonzero(representatives == np.arange(self.num_frames)))
+        return int(np.count_nonzero(representatives == np.arange(self.num_rows)))
 
     def chunk_ids(self, start: int, stop: int) -> list[str]:
         """Return the names of the chunks `start` to `stop - 1`."""

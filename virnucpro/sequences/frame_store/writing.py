@@ -121,7 +121,7 @@ def build_frame_store(
         ", ".join(inputs),
         count(store.num_records, "record"),
         count(store.num_chunks, "chunk"),
-        count(store.num_frames, NAME_OF_ROW[rule.kind]),
+        count(store.num_rows, NAME_OF_ROW[rule.kind]),
     )
     return store
 
