@@ -12,7 +12,7 @@ from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro.config import FrameRule
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
-from virnucpro.sequences.frames import find_rows
+from virnucpro.sequences.frames import find_rows, reverse_complement
 from virnucpro.training.chunk_source import (
     ChunkSource,
     Collators,
@@ -97,6 +97,63 @@ def test_a_batch_holds_chunks_and_their_stretches(store: FrameStore) -> None:
         assert batch.teacher_dna is None
     assert lengths == sorted(lengths, reverse=True)
     assert set(lengths) == {500, 200, 90, 60}
+
+
+def plain_records(store: FrameStore, sequences: LabelledSequences, is_viral: bool) -> str:
+    """Return both strands of the records, with N for what is not a base."""
+    chosen = sequences.record_S[sequences.is_viral_S == is_viral]
+    letters = store.read_spans(chosen, np.zeros_like(chosen), store.record_lengths[chosen])
+    text = "|".join(letters).replace("R", "N").encode()
+    return (text + b"|" + reverse_complement(text)).decode()
+
+
+def test_half_of_the_chunks_are_exact_and_the_others_have_errors(store: FrameStore) -> None:
+    source = make_source(store, max_mutation_rate=0, lengths_bp=(200,))
+    batches = source.draw(0, 0, 600, 10**6)
+    chunks = read(batches[0].dna)
+    texts = [plain_records(store, source.sequences, is_viral) for is_viral in (False, True)]
+    is_viral = batches[0].is_viral_C.int().tolist()
+    is_exact = [chunk in texts[index] for chunk, index in zip(chunks, is_viral, strict=True)]
+    # Chunks with a low rate may have no error either: a tenth of all.
+    assert 0.5 < np.mean(is_exact) < 0.7
+    is_elsewhere = [
+        chunk in texts[1 - index] for chunk, index in zip(chunks, is_viral, strict=True)
+    ]
+    assert not any(is_elsewhere)
+    # The first half of each text is the forward strand.
+    is_forward = [chunk in text[: len(text) // 2] for text in texts for chunk in chunks]
+    assert 0.2 < sum(is_forward) / len(chunks) < 0.4
+    mutated = read(make_source(store, lengths_bp=(200,)).draw(0, 0, 600, 10**6)[0].dna)
+    assert sum(chunk in text for chunk in mutated for text in texts) < 0.1 * len(mutated)
+
+
+def test_classes_and_groups_are_balanced(store: FrameStore) -> None:
+    chosen = sequences(store)
+    # Too short for a stretch of 10 codons.
+    assert 20 not in chosen.length_S
+    roots = np.sqrt(chosen.length_S)
+    members = [slice(0, 3), slice(3, 5), slice(5, 6)]
+    for places, share in zip(members, (0.5, 0.25, 0.25), strict=True):
+        wanted = share * roots[places] / roots[places].sum()
+        np.testing.assert_allclose(chosen.weight_S[places], wanted)
+    places = make_source(store).choose(0, 0, 4000, 0).places
+    drawn = np.bincount(places.record_C, minlength=7) / 4000
+    np.testing.assert_allclose(drawn[chosen.record_S], chosen.weight_S, atol=0.03)
+    is_long = places.record_C == 0
+    assert places.start_C[is_long].min() < 20
+    assert (places.start_C + places.length_C)[is_long].max() > 3980
+    assert (places.start_C + places.length_C <= places.record_length_C).all()
+
+
+@pytest.mark.parametrize("rule", ["open", "open:code=11", "stretches:3:10:code=4"])
+def test_any_frame_rule_and_one_alphabet(store: FrameStore, rule: str) -> None:
+    source = make_source(store, rule=FrameRule.parse(rule), collators=(None, LetterCollator()))
+    batches = source.draw(0, 0, 300, 2000)
+    stretches = [text for batch in batches for text in read(batch.protein)]
+    assert len(stretches) == sum(int(batch.is_stretch_CN.sum()) for batch in batches) > 20
+    assert not any("*" in text for text in stretches)
+    assert all(len(batch.dna.lengths_B) == 0 for batch in batches)
+    assert all(batch.is_stretch_CN.any(1).all() for batch in batches)
 
 
 def test_steps_can_be_repeated_and_differ(store: FrameStore) -> None:

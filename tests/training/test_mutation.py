@@ -18,8 +18,8 @@ RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 AMINO_ACIDS = translate_codons(1)
 
 
-def mutator(rate: float) -> Mutator:
-    return Mutator(rate, torch.Generator().manual_seed(0))
+def mutator(rate: float, genetic_code: int = 1) -> Mutator:
+    return Mutator(rate, torch.Generator().manual_seed(0), genetic_code)
 
 
 def random_codes(num: int, length: int) -> torch.Tensor:
@@ -28,22 +28,23 @@ def random_codes(num: int, length: int) -> torch.Tensor:
     return torch.randint(0, 4, (num, length), generator=generator).byte()
 
 
-RULE = FrameRule("stretches", 2, 15)
+RULES = [FrameRule("stretches", 2, 15), FrameRule("stretches", 2, 15, 4)]
 
 
 @pytest.mark.parametrize("length", [150, 151, 152])
 @pytest.mark.parametrize("is_ambiguous", [False, True])
+@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_mutated_stretches_stay_open_and_nothing_else_changes(
-    is_ambiguous: bool, length: int
+    rule: FrameRule, is_ambiguous: bool, length: int
 ) -> None:
     codes_CL = random_codes(50, length)
     if is_ambiguous:
         codes_CL[:, ::75] = AMBIGUOUS
-    before = find_stretches(codes_CL, RULE)
-    mutated_CL = mutator(1.0).mutate_chunks(codes_CL, RULE)
+    before = find_stretches(codes_CL, rule)
+    mutated_CL = mutator(1.0, rule.genetic_code).mutate_chunks(codes_CL, rule)
     assert torch.equal(mutated_CL == AMBIGUOUS, codes_CL == AMBIGUOUS)
     is_in_CL = torch.zeros_like(codes_CL, dtype=torch.bool)
-    for number in range(RULE.max_stretches):
+    for number in range(rule.max_stretches):
         index_CX = bases_of_codons(codes_CL, before, number)
         is_codon_CK = before.codons_CNK[:, number] != NO_CODON
         is_in_CL = put_bases(is_in_CL, index_CX, is_codon_CK, torch.ones_like(index_CX))
@@ -56,13 +57,14 @@ def test_mutated_stretches_stay_open_and_nothing_else_changes(
     bases_CK3 = torch.where(is_reverse_C1, 3 - bases_CX, bases_CX).unflatten(1, (-1, 3))
     codons_CK = (bases_CK3 * torch.tensor([16, 4, 1])).sum(2)
     is_codon_CK = before.codons_CNK[:, 0] != NO_CODON
-    assert "*" not in {AMINO_ACIDS[codon] for codon in codons_CK[is_codon_CK].tolist()}
-    assert (find_stretches(mutated_CL, RULE).length_CN[:, 0] >= before.length_CN[:, 0]).all()
+    amino_acids = translate_codons(rule.genetic_code)
+    assert "*" not in {amino_acids[codon] for codon in codons_CK[is_codon_CK].tolist()}
+    assert (find_stretches(mutated_CL, rule).length_CN[:, 0] >= before.length_CN[:, 0]).all()
 
 
 def test_nothing_is_mutated_at_a_rate_of_0() -> None:
     codes_CL = random_codes(20, 150)
-    assert torch.equal(mutator(0.0).mutate_chunks(codes_CL, RULE), codes_CL)
+    assert torch.equal(mutator(0.0).mutate_chunks(codes_CL, RULES[0]), codes_CL)
 
 
 def test_similar_residues_and_codons_of_the_stretch_are_preferred() -> None:
