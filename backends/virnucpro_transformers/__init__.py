@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 from virnucpro.backend.interface import (
     Alphabet,
     Attention,
-    Backend,
     BackendInfo,
     Collator,
     Encoder,
+    TrainableBackend,
     Weights,
 )
 
 if TYPE_CHECKING:
     import torch
+
+    from virnucpro.backend.changes import Changes
 
 MAX_LETTERS: dict[Alphabet, int] = {"protein": 1024, "dna": 5969}
 """Longer sequences are cut. 5,969 bases are 994 words of 6 and 5 single bases: with the one before
@@ -25,6 +27,15 @@ NUM_SPECIAL_TOKENS = 2
 
 _LETTERS_OF_TOKEN: dict[Alphabet, int] = {"protein": 1, "dna": 6}
 """How many letters a token is assumed to have, before the tokenizer is known."""
+
+
+LINEAR_LAYERS = (
+    *("query", "key", "value", "dense"),  # BERT, ESM, RoBERTa
+    *("q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "fc1", "fc2"),
+    *("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),  # DistilBERT
+    *("Wqkv", "Wi", "Wo"),  # ModernBERT
+)
+"""What transformers' encoders call the linear layers of their attention and feed-forward."""
 
 
 class TransformersBackend:
@@ -43,6 +54,7 @@ class TransformersBackend:
             pooling="mean over tokens, without special tokens",
             interface_version=1,
             max_letters=most,
+            linear_layers=LINEAR_LAYERS,
         )
 
     def token_cost(self, sequence: str) -> int:
@@ -71,12 +83,28 @@ class TransformersBackend:
         dtype: torch.dtype,
         device: torch.device,
         attention: Attention,
+        changes: Changes | None = None,
     ) -> Encoder:
         """Load the model onto `device`; `auto` is transformers' own choice."""
         from virnucpro_transformers.model import load_model
 
-        return load_model(weights.path, dtype=dtype, device=device, attention=attention)
+        return load_model(
+            weights.path, dtype=dtype, device=device, attention=attention, changes=changes
+        )
+
+    def load_trainable(
+        self,
+        weights: Weights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        gradient_checkpointing: bool = False,
+    ) -> torch.nn.Module:
+        """Load the model onto `device` to train it, without what embeddings do not need."""
+        from virnucpro_transformers.model import load_trainable
+
+        return load_trainable(weights.path, dtype, device, gradient_checkpointing)
 
 
-backend: Backend = TransformersBackend("transformers", "protein")
-dna_backend: Backend = TransformersBackend("transformers-dna", "dna")
+backend: TrainableBackend = TransformersBackend("transformers", "protein")
+dna_backend: TrainableBackend = TransformersBackend("transformers-dna", "dna")

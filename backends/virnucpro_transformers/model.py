@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from virnucpro.backend.changes import Changes, apply_change, check_changes
 from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.backend.tokens import mark_tokens, mean_where, pad_tokens
+from virnucpro.backend.trainable import checkpoint_layers
 from virnucpro.backend.weights import find_weight_files
 from virnucpro.errors import UsageError, WeightsError, first_line
 from virnucpro_transformers.tokens import load_tokenizer
@@ -21,7 +23,7 @@ from virnucpro_transformers.weights import guarded, import_transformers
 _IMPLEMENTATIONS = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
 
 # Parts above the last layer, which masked models often lack.
-_UNUSED = ("pooler.", "contact_head.")
+_UNUSED = ("pooler", "contact_head")
 
 
 class AutoEncoder(nn.Module):
@@ -35,6 +37,12 @@ class AutoEncoder(nn.Module):
         self.pad_id = pad_id
         self.register_buffer("special_ids_S", special_ids_S, persistent=False)
 
+    def train(self, mode: bool = True) -> AutoEncoder:
+        """Set the mode of this module alone: in training, the model would drop numbers."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return float32 (B, D): each sequence's mean over its tokens without special ones."""
         # AutoModel knows no packed sequences, so they are padded again on the device.
@@ -47,12 +55,17 @@ class AutoEncoder(nn.Module):
 
 
 def load_model(
-    path: Path, *, dtype: torch.dtype, device: torch.device, attention: Attention
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: Attention,
+    changes: Changes | None = None,
 ) -> AutoEncoder:
     """Return the model in a directory, without the head on top of its last layer.
 
     Raises:
-        WeightsError: The files do not hold what the model needs.
+        WeightsError: The files do not hold what the model needs, or `changes` do not fit it.
         UsageError: The model does not have this attention.
     """
     tokenizer = load_tokenizer(path)
@@ -64,7 +77,34 @@ def load_model(
     with guarded(path):
         model = _load(path, dtype, attention).to(device).eval().requires_grad_(False)
     special_ids_S = torch.tensor(special_ids, device=device)
-    return AutoEncoder(model, tokenizer.pad_token_id, special_ids_S).eval()
+    encoder = AutoEncoder(model, tokenizer.pad_token_id, special_ids_S).eval()
+    if changes:
+        parameters = dict(encoder.named_parameters())
+        check_changes(changes, {name: tensor.shape for name, tensor in parameters.items()})
+        with guarded(path):
+            # What is in the files: `model` may have been rounded already.
+            exact = dict(_load(path, torch.float32, attention).named_parameters())
+        for name, change in changes.items():
+            parameters[name].copy_(apply_change(exact[name.removeprefix("model.")], change))
+    return encoder
+
+
+def load_trainable(
+    path: Path, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool
+) -> AutoEncoder:
+    """Return the model to train; see `virnucpro.backend.interface.TrainableBackend`.
+
+    Raises:
+        WeightsError: The files do not hold what the model needs.
+    """
+    encoder = load_model(path, dtype=dtype, device=device, attention="auto")
+    for name in _UNUSED:
+        # Processes that train together wait for the gradients of every parameter.
+        if getattr(encoder.model, name, None) is not None:
+            setattr(encoder.model, name, None)
+    if gradient_checkpointing:
+        checkpoint_layers(encoder)
+    return encoder
 
 
 def _load(path: Path, dtype: torch.dtype, attention: Attention) -> Any:
@@ -87,7 +127,7 @@ def _load(path: Path, dtype: torch.dtype, attention: Attention) -> Any:
             f"attention {attention}: {path} does not load with it ({first_line(error)}); use auto"
         ) from error
     # What a file lacks would be random numbers; buffers, such as rotary frequencies, are computed.
-    learned = {name for name, _ in model.named_parameters() if not name.startswith(_UNUSED)}
+    learned = {name for name, _ in model.named_parameters() if name.split(".")[0] not in _UNUSED}
     missing = sorted(learned.intersection(found["missing_keys"]))
     if missing or found["mismatched_keys"]:
         raise WeightsError(

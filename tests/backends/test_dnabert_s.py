@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from virnucpro_dnabert_s import backend
 from virnucpro_dnabert_s.attention import alibi_slopes, attention_bias
 from virnucpro_dnabert_s.benchmarking import SIZES
 from virnucpro_dnabert_s.model import DnabertS
 from virnucpro_dnabert_s.tokens import BpeCollator
-from virnucpro_dnabert_s.weights import make_meta_model
+from virnucpro_dnabert_s.weights import make_meta_model, published_name
 
 from tools.make_dnabert_s_weights import make_config, make_random_tensors, write_weights
+from virnucpro.backend.changes import Change, LowRank, apply_change
 from virnucpro.backend.interface import Attention, Backend, TokenBatch
 from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError
@@ -60,18 +62,20 @@ def load(
     return model
 
 
-def embed(model: DnabertS, sequences: list[torch.Tensor]) -> torch.Tensor:
-    """Embed tokenized sequences as one batch."""
-    device = model.word_embeddings.weight.device
+def make_batch(sequences: list[torch.Tensor], device: torch.device = CPU) -> TokenBatch:
     lengths = torch.tensor([len(ids) for ids in sequences])
-    batch = TokenBatch(
+    return TokenBatch(
         token_ids_T=torch.cat(sequences).to(device),
         lengths_B=lengths.to(device),
         max_length=int(lengths.max()),
         rows=np.arange(len(sequences)),
     )
+
+
+def embed(model: DnabertS, sequences: list[torch.Tensor]) -> torch.Tensor:
+    """Embed tokenized sequences as one batch."""
     with torch.inference_mode():
-        return model(batch).cpu()
+        return model(make_batch(sequences, model.word_embeddings.weight.device)).cpu()
 
 
 def random_tokens(lengths: list[int], vocab_size: int = 256) -> list[torch.Tensor]:
@@ -218,6 +222,59 @@ def test_equals_the_reference_over_3000_tokens(tmp_path: Path, attention: Attent
         [reference_embedding(tensors, 1, config.num_attention_heads, ids) for ids in sequences]
     )
     assert relative_deviation(embed(model, sequences), expected) < 2e-5
+
+
+def test_the_gradients_of_every_parameter_equal_the_reference(tmp_path: Path) -> None:
+    config = make_config(2, 40, 5, feed_forward=80)
+    directory = write_weights(tmp_path, config)
+    weights = backend.open_weights(str(directory))
+    model = backend.load_trainable(weights, dtype=torch.float32, device=CPU).requires_grad_(True)
+    tensors = {name: x.requires_grad_() for name, x in make_random_tensors(config).items()}
+    # A large batch norms the vocabulary, and a small one its tokens.
+    for lengths in (MIXED_LENGTHS, [9, 4]):
+        sequences = random_tokens(lengths)
+        probe_E = torch.arange(config.hidden_size)
+        model.zero_grad()
+        (model(make_batch(sequences)) * probe_E).sum().backward()
+        expected = [reference_embedding(tensors, 2, 5, ids) for ids in sequences]
+        loss = (torch.stack(expected) * probe_E).sum()
+        names = [published_name(name) for name, _ in model.named_parameters()]
+        gradients = torch.autograd.grad(loss, [tensors[name] for name in names])
+        for (name, parameter), wanted in zip(model.named_parameters(), gradients, strict=True):
+            assert parameter.grad is not None
+            # The gradients of keys' biases are zero: softmax does not see what all keys share.
+            scale = max(float(wanted.abs().max()), 1e-2)
+            assert float((parameter.grad - wanted).abs().max()) < 2e-5 * scale, name
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_changes_are_merged_before_anything_is_rounded(
+    dtype: torch.dtype, attention: Attention, tmp_path: Path
+) -> None:
+    config = make_config(2, 48, 12, feed_forward=96)
+    directory = write_weights(tmp_path / "weights", config, safetensors=True)
+    generator = torch.Generator().manual_seed(3)
+    tensors = load_file(directory / "model.safetensors")
+    changes: dict[str, Change] = {"embedding_norm.bias": torch.linspace(-1, 1, 48)}
+    for name in ("qkv", "attention_out", "gate_and_value", "mlp_out"):
+        num_outputs, num_inputs = tensors[published_name(f"layers.1.{name}.weight")].shape
+        changes[f"layers.1.{name}.weight"] = LowRank(
+            torch.randn(4, num_inputs, generator=generator),
+            torch.randn(num_outputs, 4, generator=generator) / 100,
+        )
+    weights = backend.open_weights(str(directory))
+    model = backend.load_encoder(
+        weights, dtype=dtype, device=CPU, attention=attention, changes=changes
+    )
+    sequences = random_tokens(MIXED_LENGTHS)
+    before = embed(load(directory, attention, dtype), sequences)
+    for name, change in changes.items():
+        tensors[published_name(name)] = apply_change(tensors[published_name(name)], change)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    found = embed(model, sequences)
+    assert torch.equal(found, embed(load(directory, attention, dtype), sequences))
+    assert relative_deviation(found, before) > 0.1
 
 
 def test_a_broken_neighbour_changes_nothing(published: Path) -> None:

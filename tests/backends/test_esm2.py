@@ -19,9 +19,11 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity
 from virnucpro_esm2 import MIN_FP8_TOKENS, backend
+from virnucpro_esm2.benchmarking import name_parts
 from virnucpro_esm2.model import Esm2Config
 from virnucpro_esm2.rotary import default_frequencies
 from virnucpro_esm2.tokens import TOKENS, Esm2Collator
+from virnucpro_esm2.weights import FAIR_ESM, TRANSFORMERS, source_names
 
 from tools.make_esm2_weights import (
     make_config,
@@ -29,6 +31,7 @@ from tools.make_esm2_weights import (
     write_fair_esm,
     write_transformers,
 )
+from virnucpro.backend.changes import Change, LowRank, apply_change
 from virnucpro.backend.interface import Attention, Backend, TokenBatch
 from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError, WeightsError
@@ -201,6 +204,86 @@ def test_float16_rotary_frequencies_of_a_transformers_directory_are_kept(tmp_pat
     torch.save(tensors, directory / "pytorch_model.bin")
     sequences = make_proteins((600,))
     assert torch.equal(embed(path, sequences), embed(directory, sequences))
+
+
+# Training
+
+
+def load_trainable(
+    path: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> torch.nn.Module:
+    weights = backend.open_weights(str(path))
+    return backend.load_trainable(weights, dtype=dtype, device=device)
+
+
+def weigh(embedding_BE: torch.Tensor) -> torch.Tensor:
+    """Return a sum in which each number has a weight of its own, the same in any batch."""
+    return (embedding_BE * torch.arange(embedding_BE.shape[1], device=embedding_BE.device)).sum()
+
+
+@pytest.mark.slow
+def test_the_gradients_of_every_parameter_equal_those_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = make_config()
+    directory = write_transformers(tmp_path / "model", config)
+    sequences = make_proteins((1, 33, 300, 33))
+    model = load_trainable(directory).requires_grad_(True)
+    weigh(model(collate(sequences))).backward()
+    theirs = transformers.EsmModel.from_pretrained(directory, add_pooling_layer=False).eval()
+    # One sequence at a time: padding is what transformers has got wrong.
+    for sequence in sequences:
+        hidden_TD = theirs(collate([sequence]).token_ids_T[None]).last_hidden_state[0]
+        weigh(hidden_TD[1:-1].mean(0, keepdim=True)).backward()
+    names = source_names(config, TRANSFORMERS)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        wanted = torch.cat([theirs.get_parameter(part).grad for part in names[name]])
+        # The gradients of keys' biases are zero: softmax does not see what all keys share.
+        scale = max(float(wanted.abs().max()), 1e-2)
+        assert float((parameter.grad - wanted).abs().max()) < 2e-5 * scale, name
+
+
+def make_changes(model: nn.Module) -> dict[str, Change]:
+    """Return a change of low rank for every linear layer, and another norm at the end."""
+    changes: dict[str, Change] = {"final_norm.bias": torch.linspace(-1, 1, 64)}
+    generator = torch.Generator().manual_seed(3)
+    for name, linear in model.named_modules():
+        if isinstance(linear, nn.Linear):
+            down_RI = torch.randn(4, linear.in_features, generator=generator)
+            up_OR = torch.randn(linear.out_features, 4, generator=generator)
+            changes[f"{name}.weight"] = LowRank(down_RI, up_OR / 100)
+    return changes
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, float8.DTYPE])
+def test_changes_are_merged_before_anything_is_rounded(
+    dtype: torch.dtype, attention: Attention, tmp_path: Path
+) -> None:
+    config = make_config(4, 64, 4)
+    path = write_fair_esm(tmp_path / "esm2_test.pt", config, dtype=torch.float32)
+    weights = backend.open_weights(str(path))
+    model = load_trainable(path)
+    changes = make_changes(model)
+    assert len(changes) == 1 + 4 * len(backend.info.linear_layers)
+    # The same numbers in a file of weights.
+    tensors = {
+        name: apply_change(parameter.data, changes[name]) if name in changes else parameter.data
+        for name, parameter in model.named_parameters()
+    }
+    stored = torch.load(path, weights_only=False)
+    prefix = "encoder.sentence_encoder."
+    parts = name_parts(config, tensors, FAIR_ESM)
+    stored["model"] |= {prefix + name: tensor.clone() for name, tensor in parts.items()}
+    torch.save(stored, tmp_path / "esm2_merged.pt")
+    encoder = backend.load_encoder(
+        weights, dtype=dtype, device=CPU, attention=attention, changes=changes
+    )
+    sequences = make_proteins((60, 5, 200))
+    with torch.inference_mode():
+        found_BE = encoder(collate(sequences))
+    assert torch.equal(found_BE, embed(tmp_path / "esm2_merged.pt", sequences, attention, dtype))
+    assert not torch.allclose(found_BE, embed(path, sequences, attention, dtype), rtol=0.1)
 
 
 # Files
@@ -548,6 +631,32 @@ def test_half_precision_is_near_float32_on_a_gpu(dtype: torch.dtype, attention: 
     half_BE, full_BE = embed_on_gpu(dtype, attention), embed_on_gpu(torch.float32, "sdpa")
     assert cosine_similarity(half_BE, full_BE).min() > 0.999
     assert largest_difference(half_BE, full_BE) < HALF_PRECISION_BOUNDS[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_without_padding_on_a_gpu(
+    dtype: torch.dtype, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of 64, which torch's attention of packed sequences wants, unlike the contract's."""
+    cuda = torch.device("cuda")
+    path = write_fair_esm(tmp_path / "esm2_test.pt", GPU_CONFIG, dtype=torch.float32)
+    weights = backend.open_weights(str(path))
+    batch = collate(make_proteins(MIXED_LENGTHS))
+    wanted = load_trainable(path).requires_grad_(True)
+    weigh(wanted(batch)).backward()
+    model = backend.load_trainable(
+        weights, dtype=dtype, device=cuda, gradient_checkpointing=checkpointing
+    ).requires_grad_(True)
+    # Attention by length would wait for the GPU in every layer.
+    monkeypatch.setattr("virnucpro_esm2.attention._attend_by_length", None)
+    with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
+        loss = weigh(model(send_to_device(batch, cuda)))
+    loss.backward()
+    for (name, one), other in zip(model.named_parameters(), wanted.parameters(), strict=True):
+        found_N, wanted_N = one.grad.float().cpu().flatten(), other.grad.flatten()
+        assert cosine_similarity(found_N, wanted_N, dim=0) > 0.95, name
 
 
 @pytest.mark.gpu

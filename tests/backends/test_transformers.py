@@ -18,6 +18,7 @@ from virnucpro_transformers import backend, dna_backend
 
 from tests.backends.test_esm2 import largest_difference, make_proteins
 from tools.make_esm2_weights import make_config, write_transformers
+from virnucpro.backend.changes import LowRank, apply_change
 from virnucpro.backend.interface import Backend
 from virnucpro.backend.testing import BackendContract
 from virnucpro.errors import UsageError, WeightsError
@@ -169,6 +170,38 @@ def test_a_model_with_few_positions_cuts_earlier(tmp_path: Path) -> None:
     first_BE = embed(backend, tmp_path, [long, long[:60]])
     assert torch.equal(first_BE[0], first_BE[1])
     assert not torch.equal(embed(backend, tmp_path, [long[:59]])[0], first_BE[0])
+
+
+# Training
+
+
+def test_a_model_with_a_pooler_and_dropout_is_trained_without_both(tmp_path: Path) -> None:
+    weights = backend.open_weights(write_prot_bert(tmp_path))
+    model = backend.load_trainable(weights, dtype=torch.float32, device=torch.device("cpu"))
+    proteins = ["MKTAYIAKQRX", "MK"]
+    batch = backend.load_collator(weights)(np.arange(2), proteins)
+    embedding_BE = model.requires_grad_(True).train()(batch)
+    assert torch.equal(embedding_BE, embed(backend, tmp_path, proteins))
+    embedding_BE.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    linears = {name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    assert {name.rpartition(".")[2] for name in linears} <= set(backend.info.linear_layers)
+
+
+def test_changes_are_merged_before_rounding(tmp_path: Path) -> None:
+    weights = backend.open_weights(write_prot_bert(tmp_path))
+    half = {"dtype": torch.bfloat16, "device": torch.device("cpu"), "attention": "auto"}
+    name = "model.encoder.layer.1.attention.self.key.weight"
+    plain = backend.load_encoder(weights, **half)
+    exact = backend.load_trainable(weights, dtype=torch.float32, device=torch.device("cpu"))
+    change = LowRank(torch.full((1, 32), 0.01), torch.full((32, 1), 0.01))
+    changed = backend.load_encoder(weights, **half, changes={name: change})
+    wanted = apply_change(exact.get_parameter(name), change).bfloat16()
+    assert torch.equal(changed.get_parameter(name), wanted)
+    assert not torch.equal(changed.get_parameter(name), plain.get_parameter(name))
+    assert not torch.equal(apply_change(plain.get_parameter(name), change).bfloat16(), wanted)
+    norm = "model.embeddings.LayerNorm.weight"
+    assert torch.equal(changed.get_parameter(norm), plain.get_parameter(norm))
 
 
 # What is refused

@@ -514,7 +514,7 @@ def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
 
 
 def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
-    esm2 = BackendInfo("esm2", "protein", None, 1026, "mean")
+    esm2 = BackendInfo("esm2", "protein", None, 1026, "mean", linear_layers=("fc1", "fc2"))
     toy = BackendInfo("toy", "dna", 4, None, "sum")
     reason = "ModuleNotFoundError: no module named 'torch_of_another_kind', which it imports " * 2
     listings = [
@@ -527,10 +527,10 @@ def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.split() for line in (lines[0], lines[1], lines[-2], lines[-1])] == [
-        ["name", "molecule", "dimension", "package", "version", "status"],
-        ["bad", "-", "-", "bad-plugin", "0.1", "broken"],
-        ["esm2", "protein", "by", "weights", "virnucpro", "1.0", "ok"],
-        ["toy", "DNA", "4", "toy-plugin", "2.0", "ok"],
+        ["name", "molecule", "dimension", "package", "version", "status", "trainable"],
+        ["bad", "-", "-", "bad-plugin", "0.1", "broken", "-"],
+        ["esm2", "protein", "by", "weights", "virnucpro", "1.0", "ok", "yes"],
+        ["toy", "DNA", "4", "toy-plugin", "2.0", "ok", "no"],
     ]
     assert " ".join(" ".join(lines[2:-2]).split()) == reason.strip()
     assert max(map(len, lines)) <= 80
@@ -538,6 +538,8 @@ def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
     assert [entry["status"] for entry in described] == ["broken", "ok", "ok"]
     assert described[1]["dimension"] is None
     assert described[2]["dimension"] == 4
+    assert [entry["trainable"] for entry in described] == [None, True, False]
+    assert [entry["linear_layers"] for entry in described] == [None, ["fc1", "fc2"], []]
 
 
 def test_the_built_in_backends_are_listed(run):

@@ -15,7 +15,7 @@ from virnucpro.config import BackendsConfig
 if TYPE_CHECKING:
     from virnucpro.backend.registry import BackendListing
 
-_COLUMNS = ("name", "molecule", "dimension", "package", "version", "status")
+_COLUMNS = ("name", "molecule", "dimension", "package", "version", "status", "trainable")
 _MOLECULES = {"dna": "DNA", "protein": "protein"}
 
 
@@ -24,7 +24,8 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
     """List the installed backends.
 
     A backend computes vectors from DNA or proteins. Other packages can add backends;
-    docs/backends.md explains how.
+    docs/backends.md explains how. `trainable` says whether `train --finetune` can fine-tune its
+    models.
 
     \b
     Examples:
@@ -58,6 +59,8 @@ def _describe(listing: BackendListing) -> dict[str, Any]:
         "version": listing.version,
         "status": "ok" if listing.reason is None else "broken",
         "reason": listing.reason,
+        "trainable": bool(info.linear_layers) if info else None,
+        "linear_layers": info.linear_layers if info else None,
     }
 
 
@@ -66,4 +69,6 @@ def _make_row(listing: BackendListing) -> tuple[str, ...]:
     # JSON has null here. A person is told why there is no number.
     if listing.info is not None and listing.info.embedding_dim is None:
         described["dimension"] = "by weights"
+    if listing.info is not None:
+        described["trainable"] = "yes" if listing.info.linear_layers else "no"
     return tuple(str(described[column] or "-") for column in _COLUMNS)

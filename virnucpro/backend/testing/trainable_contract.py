@@ -46,7 +46,7 @@ class TrainableContract:
 
     tolerance: float = 2e-5
     slope_tolerance: float = 0.02
-    half_gradient_cosine: float = 0.98
+    half_gradient_cosine: float = 0.95
 
     def make_sequences(self) -> list[str]:
         """Return typical sequences of several lengths."""
@@ -99,7 +99,9 @@ class TrainableContract:
                 for name in names:
                     model.get_parameter(name).data.sub_(gradients[name], alpha=step / size)
             slope = (losses[1] - losses[0]) / 0.006
-            assert slope == pytest.approx(size, rel=self.slope_tolerance), kind
+            rounding = 1e-6 * sum(map(abs, losses)) / 0.006
+            wanted = pytest.approx(size, rel=self.slope_tolerance, abs=rounding)
+            assert slope == wanted, kind
 
     def test_gradients_do_not_depend_on_neighbours(
         self, trainable: TrainableBackend, weights: Weights, collator: Collator
