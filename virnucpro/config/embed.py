@@ -22,6 +22,13 @@ class EmbedConfig(RunConfig, group="Embedding models"):
         help="Weights of the backend: a file, a directory or a hub id (owner/name@revision).",
         metavar="WEIGHTS",
     )
+    classifier: Path | None = option(
+        None,
+        help="Classifier that was fine-tuned together with the model: embed as predict does with "
+        "it.",
+        details="What its file changes in the weights is merged into them.",
+        path="file",
+    )
     output_path: Path = option(
         REQUIRED,
         "-o",

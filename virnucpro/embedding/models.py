@@ -154,12 +154,11 @@ class Model:
         frame_rule: FrameRule = OPEN_RULE,
     ) -> Identity:
         """Return the identity of the parts that a run in `precision` makes of an input."""
-        weights = (self.weights.identity, self.changes_identity)
         return Identity(
             input_digest=input_digest,
             backend=self.name,
             backend_version=self.loaded.version,
-            weights_identity="+".join(filter(None, weights)),
+            weights_identity=_join_identities(self.weights.identity, self.changes_identity),
             # What was really computed in: in a run with fp8, this may be bf16.
             precision=self.compute_precision(precision),
             chunk_length_bp=chunk_length_bp,
@@ -182,6 +181,10 @@ class Model:
             "embedding_dim": self.weights.embedding_dim,
         }
         return about | ({"changes_identity": self.changes_identity} if self.changes else {})
+
+
+def _join_identities(weights: str, changes: str | None) -> str:
+    return weights if changes is None else f"{weights}+{changes}"
 
 
 class HeldModel(Model):
@@ -226,15 +229,18 @@ def open_model(
     # Eight processes of a machine would read 12 GB eight times, only to find the same digest.
     mine = _open_weights(loaded, location) if run.is_first_on_machine else None
     # Every process must come here, also one that opened nothing: gathering waits for all.
-    found = run.gather((machine_name(), mine))
+    found = run.gather((machine_name(), mine, digest_changes(changes) if changes else None))
     # Machines may hold other files under the same name. Their embeddings must never be mixed.
-    weights_of = {machine: weights for machine, weights in found if weights is not None}
-    identities = {machine: weights.identity for machine, weights in weights_of.items()}
+    weights_of = {machine: weights for machine, weights, _ in found if weights is not None}
+    identities = {
+        machine: _join_identities(weights_of[machine].identity, changed)
+        for machine, _, changed in found
+    }
     if len(set(identities.values())) > 1:
         listing = ", ".join(f"{machine} has {identity}" for machine, identity in identities.items())
         raise WeightsError(
             f"{location}: differs between the machines of this launch ({listing}); give all of "
-            "them the same weights"
+            "them the same weights, and the same classifier"
         )
     return Model(loaded, weights_of[machine_name()], changes)
 

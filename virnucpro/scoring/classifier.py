@@ -192,14 +192,16 @@ class Classifier:
                 f"{trained.chunk_length_bp} (-e), or choose another classifier"
             )
         if weights_identities is not None:
-            for alphabet, identity in zip(ALPHABETS, weights_identities, strict=True):
-                self.check_weights(alphabet, identity)
+            for alphabet, (name, _), identity in zip(
+                ALPHABETS, (dna, protein), weights_identities, strict=True
+            ):
+                self.check_weights(alphabet, name, identity)
 
-    def check_weights(self, alphabet: Alphabet, identity: str) -> None:
-        """Compare the identity of an encoder's weights with that of the training, if known.
+    def check_weights(self, alphabet: Alphabet, backend: str, identity: str) -> None:
+        """Compare a backend and the identity of its weights with those of the training, if known.
 
         Raises:
-            ClassifierError: It was trained on other weights.
+            ClassifierError: It was trained on others.
         """
         trained = self.metadata
         assert trained is not None, "only a file with metadata names its weights"
@@ -207,11 +209,12 @@ class Classifier:
         name = trained.dna_backend if is_dna else trained.protein_backend
         wanted = trained.dna_weights_identity if is_dna else trained.protein_weights_identity
         # A classifier of older files does not know its weights. Then nothing can be compared.
-        if wanted not in (None, identity):
+        if backend != name or wanted not in (None, identity):
             raise ClassifierError(
-                f"the classifier was trained on {name} weights {wanted}, the run uses {identity}; "
-                f"use the same files as the training{self._describe_weights()} (the same model in "
-                "another file format has another identity), or choose another classifier"
+                f"the classifier was trained on {name} weights {wanted}, the run uses {backend} "
+                f"weights {identity}; use the same files as the training{self._describe_weights()} "
+                "(the same model in another file format has another identity), or choose another "
+                "classifier"
             )
 
     def _describe_weights(self) -> str:

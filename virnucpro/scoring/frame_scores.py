@@ -87,10 +87,10 @@ def open_classifier(config: PredictConfig) -> Classifier:
     # First what costs nothing: a name that is wrong must show before a file of gigabytes is read.
     check_backends(config)
     classifier = load_classifier(config.resolved_model_path)
-    check_backends(config, classifier.changes)
     dna = config.dna_backend, _expect_dim(config, "dna_weights", DNA_DIM)
     protein = config.protein_backend, _expect_dim(config, "protein_weights", PROTEIN_DIM)
     classifier.check_fits(dna, protein, config.chunk_length_bp, None)
+    check_backends(config, classifier.changes)
     # A screen has probabilities of its own, which depend on the share of viral records.
     needed = config if config.screen is None else replace(config, viral_share=None)
     check_calibrated(needed, classifier.calibration, config.resolved_model_path)

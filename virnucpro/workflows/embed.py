@@ -20,9 +20,10 @@ from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.embedding.workers import prepare_workers
-from virnucpro.errors import IncompleteError, InputError
+from virnucpro.errors import ClassifierError, IncompleteError, InputError
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
+from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import RecordStore, open_record_store, prepare_record_store
 from virnucpro.sequences.windows import WindowSource
@@ -55,11 +56,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
     directory = EmbedDirectory(config.output_path)
     with open_run(config, directory, [config.input], on_progress) as run:
         with run.stage("open model"):
-            alphabet = load_backend(config.backend).backend.info.alphabet
-            run.once(lambda: check_beginnings([config.input], alphabet))
-            # The workers import their modules while this process opens the weights.
-            prepare_workers(config, run.device)
-            model = open_model(config.backend, config.weights, run)
+            model = _open_model(run, config)
         with run.stage("read records"):
             store = _read_records(run, config, directory, model)
             _check_lengths(config, store, model)
@@ -84,6 +81,31 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
         # The output holds everything now, and its mark says so.
         shutil.rmtree(directory.path)
     return config.output_path
+
+
+def _open_model(run: Run, config: EmbedConfig) -> Model:
+    """Return the model, with what the classifier of the settings changes in its weights.
+
+    Raises:
+        ClassifierError: The classifier cannot be read, was trained on another model, or changes
+            nothing in this one.
+        VirnucproError: The input or the weights cannot be used.
+    """
+    alphabet = load_backend(config.backend).backend.info.alphabet
+    classifier = config.classifier and load_classifier(config.classifier)
+    changes = classifier and classifier.changes.get(alphabet)
+    if classifier and not changes:
+        raise ClassifierError(
+            f"{config.classifier}: changes no {alphabet} model, and {config.backend} is one; leave "
+            "--classifier away, or give a classifier that was fine-tuned together with the model"
+        )
+    run.once(lambda: check_beginnings([config.input], alphabet))
+    # The workers import their modules while this process opens the weights.
+    prepare_workers(config, run.device)
+    model = open_model(config.backend, config.weights, run, changes)
+    if classifier:
+        classifier.check_weights(alphabet, model.name, model.weights.identity)
+    return model
 
 
 def _read_records(
