@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import shutil
 import weakref
@@ -13,9 +14,13 @@ import torch
 from accelerate.utils import send_to_device
 from huggingface_hub import constants
 
+from tests.finetuned import make_changes
+from virnucpro.backend.changes import digest_changes
+from virnucpro.backend.registry import LoadedBackend
+from virnucpro.backend.testing import ToyBackend
 from virnucpro.config import MINI_DIRECTORY, FrameRule
 from virnucpro.config.published import ESM2_3B
-from virnucpro.embedding.models import Model, open_model
+from virnucpro.embedding.models import Model, open_model, refuse_changes
 from virnucpro.errors import BackendError, UsageError, WeightsError
 
 
@@ -128,3 +133,26 @@ def test_an_unpinned_default_in_the_hubs_cache_is_used_where_there_is_no_other(
     assert "its newest revision there is used" in caplog.text
     shutil.copytree(MINI_DIRECTORY / "esm2", cache / "snapshots" / revision)
     assert open_model("esm2", ESM2_3B.location).weights.location == ESM2_3B.location
+
+
+def test_changes_are_part_of_what_a_model_is(demo_weights) -> None:
+    location = demo_weights["dna_weights"]
+    changes = make_changes(0)["dna"]
+    plain, changed = (open_model("dnabert-s", location, None, each) for each in (None, changes))
+    assert "changes_identity" not in plain.describe()
+    assert changed.describe() == plain.describe() | {"changes_identity": digest_changes(changes)}
+    identities = [one.make_identity("sha256:11", "fp32", 300) for one in (plain, changed)]
+    assert identities[0].weights_identity == plain.weights.identity
+    assert identities[1].weights_identity == f"{plain.weights.identity}+{digest_changes(changes)}"
+
+
+def test_a_backend_that_cannot_change_its_weights_is_named() -> None:
+    class OlderBackend(ToyBackend):
+        info = dataclasses.replace(ToyBackend.info, linear_layers=())
+
+    changes = {"mix.bias": torch.ones(16)}
+    refuse_changes(LoadedBackend(ToyBackend(), "toy", "virnucpro", "0"), changes)
+    older = LoadedBackend(OlderBackend(), "toy", "virnucpro", "0")
+    refuse_changes(older, None)
+    with pytest.raises(UsageError, match="backend toy cannot do that; `virnucpro backends` lists"):
+        refuse_changes(older, changes)

@@ -34,7 +34,6 @@ from virnucpro.errors import ClassifierError, IdentityMismatchError, WeightsErro
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.workflows.check_precision import check_precision
-from virnucpro.workflows.dry_run import estimate_run
 from virnucpro.workflows.export import export_embeddings
 from virnucpro.workflows.merge import merge
 from virnucpro.workflows.predict import predict_shard
@@ -287,7 +286,3 @@ def test_embed_refuses_a_classifier_of_another_model(
         assert done.exit_code == 1
         assert message in done.output
     assert not (tmp_path / "out.h5").exists()
-
-
-def test_a_dry_run_reads_the_changes(make: Make) -> None:
-    assert estimate_run(make()).num_records == 40

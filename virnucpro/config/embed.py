@@ -24,9 +24,8 @@ class EmbedConfig(RunConfig, group="Embedding models"):
     )
     classifier: Path | None = option(
         None,
-        help="Classifier that was fine-tuned together with the model: embed as predict does with "
-        "it.",
-        details="What its file changes in the weights is merged into them.",
+        help="Classifier that was fine-tuned together with the model. The embeddings are then those "
+        "that predict makes for it.",
         path="file",
     )
     output_path: Path = option(

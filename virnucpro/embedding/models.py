@@ -233,11 +233,11 @@ def open_model(
     # Machines may hold other files under the same name. Their embeddings must never be mixed.
     weights_of = {machine: weights for machine, weights, _ in found if weights is not None}
     identities = {
-        machine: _join_identities(weights_of[machine].identity, changed)
+        (machine, _join_identities(weights_of[machine].identity, changed))
         for machine, _, changed in found
     }
-    if len(set(identities.values())) > 1:
-        listing = ", ".join(f"{machine} has {identity}" for machine, identity in identities.items())
+    if len({identity for _, identity in identities}) > 1:
+        listing = ", ".join(f"{machine} has {identity}" for machine, identity in sorted(identities))
         raise WeightsError(
             f"{location}: differs between the machines of this launch ({listing}); give all of "
             "them the same weights, and the same classifier"

@@ -92,9 +92,9 @@ def _open_model(run: Run, config: EmbedConfig) -> Model:
         VirnucproError: The input or the weights cannot be used.
     """
     alphabet = load_backend(config.backend).backend.info.alphabet
-    classifier = config.classifier and load_classifier(config.classifier)
-    changes = classifier and classifier.changes.get(alphabet)
-    if classifier and not changes:
+    classifier = None if config.classifier is None else load_classifier(config.classifier)
+    changes = None if classifier is None else classifier.changes.get(alphabet)
+    if classifier is not None and not changes:
         raise ClassifierError(
             f"{config.classifier}: changes no {alphabet} model, and {config.backend} is one; leave "
             "--classifier away, or give a classifier that was fine-tuned together with the model"
@@ -103,7 +103,7 @@ def _open_model(run: Run, config: EmbedConfig) -> Model:
     # The workers import their modules while this process opens the weights.
     prepare_workers(config, run.device)
     model = open_model(config.backend, config.weights, run, changes)
-    if classifier:
+    if classifier is not None:
         classifier.check_weights(alphabet, model.name, model.weights.identity)
     return model
 
