@@ -12,9 +12,18 @@ import pytest
 
 from tests.runs import REPOSITORY, VIRNUCPRO, predict_options, run
 from tools.make_demo_weights import make_demo_weights
-from virnucpro import CallConfig, PredictConfig, PredictResult, call, predict
+from virnucpro import (
+    CallConfig,
+    MergeConfig,
+    PredictConfig,
+    PredictResult,
+    call,
+    merge,
+    predict,
+    predict_shard,
+)
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
-from virnucpro.errors import ClassifierError, UsageError
+from virnucpro.errors import ClassifierError, InputError
 
 pytestmark = pytest.mark.slow
 
@@ -172,8 +181,42 @@ def test_a_screen_needs_probabilities(
         predict(uncalibrated)
 
 
-def test_what_cannot_be_screened_is_refused(config: PredictConfig) -> None:
-    with pytest.raises(UsageError, match="standard input"):
-        dataclasses.replace(config, inputs=("-",))
-    with pytest.raises(UsageError, match="a share cannot be screened"):
-        dataclasses.replace(config, shard="1/2")
+def test_standard_input_is_screened_alike(
+    config: PredictConfig,
+    screened: PredictResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Path(EXAMPLE).open() as piped:
+        monkeypatch.setattr("sys.stdin", piped)
+        result = predict(dataclasses.replace(config, inputs=("-",), output_dir=tmp_path / "run"))
+    assert records_of(result.output_dir) == records_of(screened.output_dir)
+    ours, theirs = (
+        json.loads((one.directory.screen.frame_store_dir / "manifest.json").read_text())
+        for one in (result, screened)
+    )
+    assert ours["files"] == theirs["files"]
+
+
+def test_shares_of_a_screened_run_become_that_run(
+    config: PredictConfig, screened: PredictResult, tmp_path: Path
+) -> None:
+    shares = [tmp_path / "1", tmp_path / "2"]
+    for path in shares:
+        predict_shard(dataclasses.replace(config, output_dir=path, shard=f"{path.name}/2"))
+    merged = merge(MergeConfig(runs=tuple(shares), output_dir=tmp_path / "merged"))
+    for name in ("records.tsv", "chunks.tsv", "viral_regions.tsv"):
+        ours, theirs = (one.output_dir / name for one in (merged, screened))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    documents = [json.loads(one.directory.run_json.read_text()) for one in (merged, screened)]
+    assert documents[0]["screen"] == documents[1]["screen"]
+    assert documents[0]["counts"] == documents[1]["counts"]
+    call(CallConfig(run_dir=merged.output_dir))
+    assert records_of(merged.output_dir) == records_of(screened.output_dir)
+    # A share that left out other records.
+    run_json = shares[1] / "run.json"
+    document = json.loads(run_json.read_text())
+    document["screen"]["num_records"] += 1
+    run_json.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="screen differ"):
+        merge(MergeConfig(runs=tuple(shares), output_dir=tmp_path / "none"))

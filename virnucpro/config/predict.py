@@ -217,13 +217,6 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             raise UsageError(
                 "several inputs or standard input need an output directory; name one (-o)"
             )
-        if self.screen is not None and STDIN in self.inputs:
-            raise UsageError(
-                "screen: reads the input twice, and standard input (-) can be read once; give a "
-                "file"
-            )
-        if self.screen is not None and self.shard is not None:
-            raise UsageError("screen and shard: a share cannot be screened; leave out one of them")
         if self.paired and len(self.inputs) > 1 and len(self.inputs) % 2:
             raise UsageError(
                 f"paired: found {len(self.inputs)} inputs, wanted the files of first and second "

@@ -25,10 +25,12 @@ def find_frames(
     models: Sequence[Model],
     rule: FrameRule,
     precision: str,
+    read_before: FrameStore | None = None,
 ) -> FrameStore:
     """Return the store of the frames or stretches of a run, built or found again.
 
-    Every process of a launch calls this, and the main process builds.
+    Every process of a launch calls this, and the main process builds. If `read_before` is a store
+    of the same input, its records are taken, and the input is not read again.
 
     Raises:
         VirnucproError: The input cannot be read, the store cannot be written, or the directory
@@ -44,6 +46,7 @@ def find_frames(
             rule=rule,
             paired=config.paired,
             allow_empty=config.allow_empty,
+            read_before=read_before,
         )
     )
     # Every process opens it for itself. Only the first reader compared the digests.

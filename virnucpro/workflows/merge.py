@@ -27,11 +27,18 @@ from virnucpro.embedding.passes import Pass
 from virnucpro.errors import InputError
 from virnucpro.reports.record_results import PredictResult, read_run_json
 from virnucpro.runtime.monitoring import PassStatus
-from virnucpro.runtime.run import open_run
+from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import Embedded, check_models, open_classifier
+from virnucpro.scoring.screened import Screened
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.workflows.predict import write_results
+from virnucpro.workflows.screening import (
+    choose_screen_precision,
+    judge_records,
+    make_screen_jobs,
+    open_screen,
+)
 
 # Shares that differ in one of these did not embed parts of one plan.
 _EQUAL = ("inputs", "backends", "precision", "frame_rule")
@@ -71,15 +78,43 @@ def merge(config: MergeConfig) -> PredictResult:
             _link_files(shares[0].frame_store_dir, directory.frame_store_dir)
             # Read whole, because it comes from another directory, and perhaps from another machine.
             store = open_frame_store(directory.frame_store_dir, verify=True)
-            passes = []
-            for backend in first["backends"]:
-                model = _describe_model(backend, classifier)
-                job = make_frame_job(predict_config, directory, store, model, first["precision"])
-                link_parts([share.parts_dir(model.alphabet) for share in shares], job.parts_dir)
-                passes.append(_collect_pass(job, documents))
-        check_models(predict_config, classifier, [each.job.model for each in passes])
-        embedded = Embedded(classifier, store, passes)
+            screened = None
+            if predict_config.screen is not None:
+                # Every share has screened the whole input, and all of them found the same.
+                screened = _judge_again(run, predict_config, directory, shares[0], first)
+            rows = None if screened is None else screened.rows_to_judge(store)
+            models = [_describe_model(backend, classifier) for backend in first["backends"]]
+            jobs = [
+                make_frame_job(predict_config, directory, store, model, first["precision"], rows)
+                for model in models
+            ]
+            passes = [_collect_pass(job, shares, documents) for job in jobs]
+        check_models(predict_config, classifier, models)
+        embedded = Embedded(classifier, store, passes, screened)
         return write_results(run, directory, predict_config, embedded)
+
+
+def _judge_again(
+    run: Run,
+    config: PredictConfig,
+    directory: RunDirectory,
+    share: RunDirectory,
+    document: Mapping[str, Any],
+) -> Screened:
+    """Return what the screen of a share found, and take its files over.
+
+    Raises:
+        VirnucproError: They are damaged, or the screen's classifier is not here.
+    """
+    config, classifier = open_screen(config)
+    ours, theirs = directory.screen, share.screen
+    _link_files(theirs.frame_store_dir, ours.frame_store_dir)
+    store = open_frame_store(ours.frame_store_dir, verify=True)
+    models = [_describe_model(each, classifier) for each in document["screen"]["backends"]]
+    precision = choose_screen_precision(document["precision"])
+    jobs = make_screen_jobs(config, directory, store, models, precision)
+    passes = [_collect_pass(job, [theirs], [document]) for job in jobs]
+    return judge_records(run, config, store, passes, classifier)
 
 
 def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) -> None:
@@ -92,6 +127,7 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
     calls = options_of(CallsConfig)
     for run, document in zip(runs, documents, strict=True):
         same = {name: document[name] == first[name] for name in _EQUAL}
+        same["screen"] = _summarize_screen(document) == _summarize_screen(first)
         same["classifier"] = document["classifier"]["identity"] == first["classifier"]["identity"]
         # The rule of the calls must be one for all, because it is applied to all.
         same |= {name: document["settings"][name] == first["settings"][name] for name in calls}
@@ -115,6 +151,12 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
         )
 
 
+def _summarize_screen(document: Mapping[str, Any]) -> list[Any]:
+    found = document.get("screen", {})
+    # Paths may differ between machines.
+    return [found.get(name) for name in ("bound", "max_loss", "expected_loss", "num_records")]
+
+
 def _describe_model(backend: Mapping[str, Any], classifier: Classifier) -> Model:
     """Return the model of a share as run.json describes it; its weights need not be here."""
     weights = Weights(
@@ -127,13 +169,17 @@ def _describe_model(backend: Mapping[str, Any], classifier: Classifier) -> Model
     return Model(load_backend(backend["name"]), weights, changes)
 
 
-def _collect_pass(job: Job, documents: Sequence[Mapping[str, Any]]) -> Pass:
-    """Return the pass that the shares did together.
+def _collect_pass(
+    job: Job, shares: Sequence[RunDirectory], documents: Sequence[Mapping[str, Any]]
+) -> Pass:
+    """Take the parts of a pass over from the shares, and return what they did together.
 
     Raises:
         InputError: A row is in no share.
         IdentityMismatchError: A part was made by another version of a backend.
     """
+    alphabet = job.model.alphabet
+    link_parts([share.parts_dir(alphabet) for share in shares], job.parts_dir)
     # run.json says more than the counters, such as the host. The name is the key above.
     known = {field.name for field in dataclasses.fields(PassStatus)} - {"name"}
     summaries = [

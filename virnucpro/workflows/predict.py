@@ -113,7 +113,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
     with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
         store = find_frames(run, directory, config, models, rule, run.precision)
     # After the store of the run: a directory of another input is refused before any work.
-    screened = screen_records(run, directory, config) if config.screen is not None else None
+    screened = screen_records(run, directory, config, store) if config.screen else None
     rows = None if screened is None else screened.rows_to_judge(store)
     jobs = [
         make_frame_job(

@@ -18,13 +18,14 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import DEFAULT_THRESHOLD, MINI_DIRECTORY, PredictConfig
-from virnucpro.embedding.jobs import make_frame_job
-from virnucpro.embedding.models import open_frame_models
-from virnucpro.embedding.passes import run_passes
+from virnucpro.embedding.jobs import Job, make_frame_job
+from virnucpro.embedding.models import Model, open_frame_models
+from virnucpro.embedding.passes import Pass, run_passes
 from virnucpro.errors import ClassifierError
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.calls import RecordCalls
+from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import (
     check_models,
     decide_records,
@@ -32,6 +33,7 @@ from virnucpro.scoring.frame_scores import (
     score_passes,
 )
 from virnucpro.scoring.screened import Screened, choose_bound, expect_loss
+from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.workflows.finding import find_frames
 
 MINI = "mini"
@@ -39,33 +41,55 @@ MINI = "mini"
 logger = logging.getLogger(__name__)
 
 
-def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> Screened:
+def screen_records(
+    run: Run, directory: RunDirectory, config: PredictConfig, read_before: FrameStore
+) -> Screened:
     """Return which records are cellular beyond doubt; every process of a launch calls this.
+
+    Args:
+        run: The run.
+        directory: The run's directory.
+        config: The run's settings.
+        read_before: The run's own store, which has read the input.
 
     Raises:
         ClassifierError: The screen's classifier cannot be used, or has no calibration.
         VirnucproError: Every other error of a prediction.
     """
-    config = _configure(config)
-    directory = directory.screen
-    # fp8 saves nothing in a small model, and its probabilities must be good.
-    precision = "bf16" if run.precision == "fp8" else run.precision
+    precision = choose_screen_precision(run.precision)
     with run.stage("screen: open models"):
-        classifier = open_classifier(config)
-        calibration = classifier.calibration
-        if calibration is None:
-            raise ClassifierError(
-                f"{config.resolved_model_path}: a screen needs probabilities, and this classifier "
-                "has no calibration; virnucpro calibrate makes one from a labelled run"
-            )
+        config, classifier = open_screen(config)
         models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
     with run.stage("screen: find frames"):
-        store = find_frames(run, directory, config, models, classifier.rule, precision)
-    jobs = [make_frame_job(config, directory, store, model, precision) for model in models]
-    # Named apart, because run.json and the monitor tell passes by their names.
-    jobs = [dataclasses.replace(job, name=f"screen: {job.name}") for job in jobs]
-    passes = run_passes(run, jobs)
+        store = find_frames(
+            run, directory.screen, config, models, classifier.rule, precision, read_before
+        )
+    jobs = make_screen_jobs(config, directory, store, models, precision)
+    return judge_records(run, config, store, run_passes(run, jobs), classifier)
+
+
+def judge_records(
+    run: Run,
+    config: PredictConfig,
+    store: FrameStore,
+    passes: list[Pass],
+    classifier: Classifier,
+) -> Screened:
+    """Return what the passes of a screen say of the records.
+
+    Args:
+        run: The run.
+        config: Of the screen, as `open_screen` returns it.
+        store: The screen's own.
+        passes: The finished passes of the screen.
+        classifier: The screen's own.
+
+    Raises:
+        CheckpointError: An embedding is missing.
+    """
+    calibration = classifier.calibration
+    assert calibration is not None, "open_screen has looked"
     records, is_cellular, about = None, None, None
     if run.is_main:
         with run.stage("screen: scores"):
@@ -78,6 +102,7 @@ def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> 
         # A record without a probability is NaN here, which is below nothing: the large models judge
         # it.
         is_cellular = records.probability < bound
+        models = [each.job.model for each in passes]
         about = _describe(config, models, records, calibration, bound, is_cellular)
         logger.info(
             "screen: %s of %s records have a probability below %.4g and are cellular; %.2g of the "
@@ -88,6 +113,41 @@ def screen_records(run: Run, directory: RunDirectory, config: PredictConfig) -> 
             about["expected_loss"],
         )
     return Screened(run.share(is_cellular), records, calibration, passes, run.share(about))
+
+
+def make_screen_jobs(
+    config: PredictConfig,
+    directory: RunDirectory,
+    store: FrameStore,
+    models: Sequence[Model],
+    precision: str,
+) -> list[Job]:
+    """Return the jobs of the screen of the run in `directory`."""
+    jobs = [make_frame_job(config, directory.screen, store, model, precision) for model in models]
+    # Named apart, because run.json and the monitor tell passes by their names.
+    return [dataclasses.replace(job, name=f"screen: {job.name}") for job in jobs]
+
+
+def choose_screen_precision(precision: str) -> str:
+    """Return what the screen of a run in `precision` computes in."""
+    # fp8 saves nothing in a small model, and its probabilities must be good.
+    return "bf16" if precision == "fp8" else precision
+
+
+def open_screen(config: PredictConfig) -> tuple[PredictConfig, Classifier]:
+    """Return the settings of the screen of a run with the settings `config`, and its classifier.
+
+    Raises:
+        ClassifierError: The classifier cannot be used, or has no calibration.
+    """
+    config = _configure(config)
+    classifier = open_classifier(config)
+    if classifier.calibration is None:
+        raise ClassifierError(
+            f"{config.resolved_model_path}: a screen needs probabilities, and this classifier "
+            "has no calibration; virnucpro calibrate makes one from a labelled run"
+        )
+    return config, classifier
 
 
 def _configure(config: PredictConfig) -> PredictConfig:
@@ -109,6 +169,7 @@ def _configure(config: PredictConfig) -> PredictConfig:
         max_fdr=None,
         preset=None,
         screen=None,
+        shard=None,
     )
 
 

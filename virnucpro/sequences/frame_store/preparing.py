@@ -38,6 +38,7 @@ def prepare_frame_store(
     rule: FrameRule = OPEN_RULE,
     paired: bool = False,
     allow_empty: bool = False,
+    read_before: FrameStore | None = None,
 ) -> None:
     """Build the frame store, unless a resumed run finds the whole store of the same input.
 
@@ -50,6 +51,7 @@ def prepare_frame_store(
         rule: What of a chunk becomes a row.
         paired: Whether a record is a pair of reads.
         allow_empty: Whether files without records are in order.
+        read_before: A store of the same files, whose records are taken instead.
 
     Raises:
         InputError: An input cannot be read.
@@ -59,7 +61,7 @@ def prepare_frame_store(
     old = _open_whole_store(directory)
     # The number of reads of a record too, because pairs are cut otherwise.
     settings = (chunk_length_bp, min_length_bp, rule, 1 + paired)
-    if old and _is_of_input(old, inputs, settings):
+    if old and _is_of_input(old, inputs, settings, read_before):
         # Also when nothing is built: the parts may be of another model.
         check(old)
         logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[rule.kind])
@@ -73,6 +75,7 @@ def prepare_frame_store(
         rule=rule,
         paired=paired,
         allow_empty=allow_empty,
+        read_before=read_before,
     )
     _build_beside(directory, build, check)
     store = open_frame_store(directory)
@@ -117,11 +120,16 @@ def _open_whole_store(directory: Path) -> FrameStore | None:
 
 
 def _is_of_input(
-    store: FrameStore, inputs: Sequence[str], settings: tuple[int, int, FrameRule, int]
+    store: FrameStore,
+    inputs: Sequence[str],
+    settings: tuple[int, int, FrameRule, int],
+    read_before: FrameStore | None,
 ) -> bool:
     found = (store.chunk_length_bp, store.min_length_bp, store.rule, store.reads_per_record)
     if settings != found:
         return False
+    if read_before is not None:
+        return store.input_digest == read_before.input_digest
     paths = [Path(name) for name in inputs]
     # Standard input can be read once only. It is read for the new store, not for a comparison.
     if STDIN in inputs or not all(path.is_file() for path in paths):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
@@ -77,6 +78,10 @@ class StoredRecords(ABC):
         """Return a record as it was read: one sequence, or both mates of a pair."""
         first = index * self.reads_per_record
         return [self._read(read) for read in range(first, first + self.reads_per_record)]
+
+    def all_reads(self) -> Iterator[Record]:
+        """Yield everything that was read, in its order."""
+        return (self._read(index) for index in range(len(self._read_offsets) - 1))
 
     def _read(self, index: int) -> Record:
         header = self._headers.read(*self._header_offsets[index : index + 2].tolist())

@@ -76,6 +76,7 @@ def build_frame_store(
     rule: FrameRule = OPEN_RULE,
     paired: bool = False,
     allow_empty: bool = False,
+    read_before: FrameStore | None = None,
 ) -> FrameStore:
     """Write the open frames or stretches of files to `directory`, and return the opened store.
 
@@ -87,6 +88,7 @@ def build_frame_store(
         rule: What of a chunk becomes a row.
         paired: Whether a record is a pair of reads; see `read_pairs`.
         allow_empty: Whether files without records are in order.
+        read_before: A store of the same files, whose records are taken instead.
 
     Raises:
         InputError: An input cannot be read.
@@ -107,13 +109,18 @@ def build_frame_store(
         readers = [RecordReader(path, "dna", allow_empty=allow_empty) for path in inputs]
         # Both mates of a pair must be in one block, because they are cut together.
         step = 2 if paired else 1
-        for records in [read_pairs(readers)] if paired else readers:
+        sources: Iterable[Iterable[Record]] = [read_pairs(readers)] if paired else readers
+        if read_before is not None:
+            # Mates of a pair follow each other there as well.
+            sources = [read_before.all_reads()]
+        for records in sources:
             # One block of records is in memory at a time, so a file may be larger than the memory.
             for letters, length in _write_records(writer, records, step):
                 chunks = frames.cut_records(length, chunk_length_bp, min_length_bp, step)
                 _write_rows(writer, letters, chunks, rule)
         # Only now: the digest of an input is known when all of it was read.
-        manifest["inputs"] = [_describe_input(reader) for reader in readers]
+        described = (_describe_input(reader) for reader in readers)
+        manifest["inputs"] = read_before.inputs if read_before is not None else list(described)
         writer.finish(FrameStore, manifest, ("dna", "protein"))
     store = open_frame_store(directory)
     logger.info(
