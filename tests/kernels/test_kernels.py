@@ -362,6 +362,20 @@ def test_attention_on_a_cpu(packable: torch.dtype) -> None:
         assert deviation(found_BHLK, wanted_BHLK) < 4 * BOUNDS[packable]
 
 
+def test_a_norm_under_autocast_rounds_once_and_copies_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.LayerNorm(32, dtype=torch.bfloat16)
+    nn.init.normal_(norm.weight, generator=generator)
+    hidden_TD, delta_TD = torch.randn(2, 9, 32, generator=generator).bfloat16().unbind()
+    wanted_TD = norm(hidden_TD + delta_TD)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(hidden_TD).dtype == torch.float32
+        found_TD = plain.norm_sum(hidden_TD, delta_TD, norm)
+        assert plain.norm_sum(hidden_TD, delta_TD, norm.float()).dtype == torch.float32
+    assert found_TD.dtype == torch.bfloat16
+    assert torch.equal(found_TD, wanted_TD)
+
+
 def test_where_nothing_is_packed() -> None:
     assert not onednn.can_pack(torch.float32, CUDA)
     assert not onednn.can_pack(torch.float64, CPU)  # which oneDNN does not know

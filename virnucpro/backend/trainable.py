@@ -18,4 +18,10 @@ def checkpoint_layers(module: nn.Module) -> None:
             for layer in part:
                 # Not `use_reentrant`: it would want an input with gradients, and where only
                 # adapters are trained, the first layer has none.
-                layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+                layer.forward = functools.partial(
+                    # Nothing is random in a layer, so no state of random numbers is kept.
+                    checkpoint,
+                    layer.forward,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )

@@ -6,6 +6,7 @@ feed-forward.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,10 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return the sum (X, D) and its layer norm (X, D); a `delta_XD` of None adds nothing."""
     sum_XD = hidden_XD if delta_XD is None else hidden_XD + delta_XD
+    # Autocast would compute the norm of a copy in float32. The norm does so inside, without a copy.
+    if sum_XD.dtype == norm.weight.dtype and torch.is_autocast_enabled(sum_XD.device.type):
+        with torch.autocast(sum_XD.device.type, enabled=False):
+            return sum_XD, norm(sum_XD)
     return sum_XD, norm(sum_XD)
 
 
