@@ -362,16 +362,17 @@ def test_attention_on_a_cpu(packable: torch.dtype) -> None:
         assert deviation(found_BHLK, wanted_BHLK) < 4 * BOUNDS[packable]
 
 
-def test_a_norm_under_autocast_rounds_once_and_copies_nothing() -> None:
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=str)
+def test_a_norm_under_autocast_rounds_once(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     norm = nn.LayerNorm(32, dtype=torch.bfloat16)
     nn.init.normal_(norm.weight, generator=generator)
-    hidden_TD, delta_TD = torch.randn(2, 9, 32, generator=generator).bfloat16().unbind()
+    norm.to(device)
+    x_2TD = torch.randn(2, 9, 32, generator=generator).bfloat16().to(device)
+    hidden_TD, delta_TD = x_2TD.unbind()
     wanted_TD = norm(hidden_TD + delta_TD)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert norm(hidden_TD).dtype == torch.float32
+    with torch.autocast(device.type, torch.bfloat16):
         found_TD = plain.norm_sum(hidden_TD, delta_TD, norm)
-        assert plain.norm_sum(hidden_TD, delta_TD, norm.float()).dtype == torch.float32
     assert found_TD.dtype == torch.bfloat16
     assert torch.equal(found_TD, wanted_TD)
 
