@@ -24,8 +24,8 @@ class EmbedConfig(RunConfig, group="Embedding models"):
     )
     classifier: Path | None = option(
         None,
-        help="Classifier that was fine-tuned together with the model. The embeddings are then those "
-        "that predict makes for it.",
+        help="Classifier that was fine-tuned together with the model. The embeddings are then "
+        "those that predict makes for it.",
         path="file",
     )
     output_path: Path = option(
