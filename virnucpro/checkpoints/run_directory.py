@@ -158,6 +158,11 @@ class RunDirectory:
         """The directory of the frame store; everything in it is the run's."""
         return self.checkpoints_dir / "frames"
 
+    @property
+    def finetuning_dir(self) -> Path:
+        """The directory of a fine-tuning's state and sequences; everything in it is the run's."""
+        return self.checkpoints_dir / "finetuning"
+
     def parts_dir(self, alphabet: Alphabet) -> Path:
         """Return the directory of the parts with the embeddings of one alphabet."""
         return self.checkpoints_dir / alphabet
@@ -231,7 +236,7 @@ class RunDirectory:
             path.unlink(missing_ok=True)
         for store in self._stores():
             if store.is_dir():
-                # Only the two stores are removed as wholes: nobody but a run writes into them.
+                # Only these are removed as wholes: nobody but a run writes into them.
                 shutil.rmtree(store)
         for directory in (
             self.merged_dir,
@@ -246,8 +251,8 @@ class RunDirectory:
             with suppress(OSError):
                 directory.rmdir()
 
-    def _stores(self) -> tuple[Path, Path]:
-        return self.frame_store_dir, staged_dir(self.frame_store_dir)
+    def _stores(self) -> tuple[Path, ...]:
+        return self.frame_store_dir, staged_dir(self.frame_store_dir), self.finetuning_dir
 
     def _run_files(self) -> Iterator[Path]:
         yield from (self.prediction_results, self.highest_scores)

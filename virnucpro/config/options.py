@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
@@ -22,6 +23,7 @@ GROUPS = (
     "Classifier and calls",
     "Screening",
     "Training",
+    "Fine-tuning",
     "Measuring",
     "Older files",
     "Embedding models",
@@ -48,6 +50,7 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "score": (lambda value: 0 <= value <= 1, "a score from 0 to 1"),
     # Without the ends: log-odds would be infinite, and a split would be empty.
     "share": (lambda value: 0 < value < 1, "a share between 0 and 1"),
+    "positive": (lambda value: 0 < value < math.inf, "a number above 0"),
     # A model may take time and memory by the square of the length.
     "chunk": (lambda value: 1 <= value <= 100_000, "a length from 1 to 100,000 bp"),
 }
@@ -84,7 +87,7 @@ class Option:
     unset: str = ""
     choices: tuple[str, ...] = ()
     minimum: int | None = None
-    within: Literal["score", "share", "chunk"] | None = None
+    within: Literal["score", "share", "positive", "chunk"] | None = None
     path: PathKind | None = None
     is_argument: bool = False
     shorthands: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from virnucpro.config.finetuning import FineTuningConfig
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.options import REQUIRED, option
-from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, STDIN, FramesConfig, chunk_length_option
+from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, STDIN, chunk_length_option
 from virnucpro.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FramesConfig, group="Training"):
+class TrainConfig(FineTuningConfig, group="Training"):
     """The settings of `train`."""
 
     # None of the three is required alone: labelled features stand for both kinds of sequences.
@@ -111,6 +112,11 @@ class TrainConfig(FramesConfig, group="Training"):
             raise UsageError(
                 f"frame rule {self.frame_rule}: labelled features (--merged) are of open frames; "
                 "leave the rule out, or give sequences (--viral and --other)"
+            )
+        if self.finetune != "none" and FrameRule.parse(self.frame_rule).kind == "open":
+            raise UsageError(
+                f"frame rule {self.frame_rule}: encoders are fine-tuned over stretches; leave the "
+                "rule out, and give sequences (--viral and --other)"
             )
         if self.valid_share + self.test_share >= 1:
             raise UsageError(

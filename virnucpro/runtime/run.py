@@ -139,6 +139,11 @@ class Run:
         values: list[Value] = broadcast_object_list([value])
         return values[0]
 
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of every process's `tensor`, which is on the run's device."""
+        summed: torch.Tensor = self._accelerator.reduce(tensor, "sum")
+        return summed
+
     def make_counter(self) -> Callable[[], int]:
         """Return a function that counts 0, 1, 2, ... over all processes of the launch.
 

@@ -168,8 +168,7 @@ def fit_head(
     # The caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        made = _MLP(train.features) if isinstance(train, Examples) else _make_chunk_head(train)
-        module = made.to(device)
+        module = _make_network(train).to(device)
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
         )
@@ -189,19 +188,29 @@ def fit_head(
     return FittedHead(_fold_scaling(state) if is_mlp else state, losses, best_epoch)
 
 
-def _make_chunk_head(train: ChunkExamples) -> ChunkHead:
+def _make_network(train: Examples | ChunkExamples) -> nn.Module:
+    if isinstance(train, Examples):
+        return _MLP(train.features)
+    sizes = ChunkHeadSizes(train.dna.shape[1], train.protein.shape[2])
+    # Without the zeros that stand where there is no stretch.
+    return make_chunk_head(sizes, train.dna, train.protein[train.is_stretch])
+
+
+def make_chunk_head(
+    sizes: ChunkHeadSizes, dna_NQ: Float32Array, protein_FP: Float32Array
+) -> ChunkHead:
     """Return a head whose first layers give each number of an embedding a like scale.
 
     Some numbers of an embedding vary a hundred times more than others. The weights of a layer
     normalization can take the scaling in, so that the head needs no other tensors.
+
+    Args:
+        sizes: The sizes of the head.
+        dna_NQ: Embeddings of chunks for the training.
+        protein_FP: Embeddings of their stretches.
     """
-    sizes = ChunkHeadSizes(train.dna.shape[1], train.protein.shape[2])
     head = ChunkHead(sizes, _CHUNK_DROPOUT)
-    for layers, embeddings_ND in (
-        (head.dna, train.dna),
-        # Without the zeros that stand where there is no stretch.
-        (head.protein, train.protein[train.is_stretch]),
-    ):
+    for layers, embeddings_ND in ((head.dna, dna_NQ), (head.protein, protein_FP)):
         norm = layers[0]
         assert isinstance(norm, nn.LayerNorm), "ChunkHead begins with it"
         _scale_outputs(norm, embeddings_ND)

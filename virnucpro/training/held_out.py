@@ -1,0 +1,130 @@
+"""Held-out chunks, which tell again and again how good a network in training is.
+
+Shapes: C chunks, B of them in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from virnucpro.backend.arrays import Float64Array, Int64Array
+from virnucpro.backend.interface import Collator
+from virnucpro.config import DEFAULT_THRESHOLD
+from virnucpro.reports.metrics import measure_metrics
+from virnucpro.runtime.run import Run
+from virnucpro.scoring.calls import sigmoid
+from virnucpro.sequences.frame_store import FrameStore
+from virnucpro.training.chunk_source import TrainingBatch, make_batch
+from virnucpro.training.corpus import Corpus
+from virnucpro.training.fragments import join_chunks, make_predictions
+from virnucpro.training.splits import HELD_OUT_RUN, balance
+
+MAX_CHUNKS = 8192
+"""More held-out chunks than this would take longer than they tell."""
+
+
+class Measured(NamedTuple):
+    """How good a network is.
+
+    Attributes:
+        loss: The cross-entropy of chunks, weighted by class.
+        auroc: The area under the ROC curve over fragments of all lengths, weighted by class.
+    """
+
+    loss: float
+    auroc: float
+
+
+class HeldOut:
+    """This process's share of the held-out chunks, tokenized once."""
+
+    def __init__(
+        self,
+        run: Run,
+        corpus: Corpus,
+        store: FrameStore,
+        chunks: Int64Array,
+        collators: tuple[Collator, Collator],
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        self._run = run
+        self._corpus = corpus
+        self.chunks = _take(corpus, chunks, seed)
+        mine = np.arange(run.rank, len(self.chunks), run.num_processes)
+        rows = corpus.rows(self.chunks[mine])
+        first_rows = rows[_first(corpus.num_frames[self.chunks[mine]])]
+        # The second feature grows with the length of a stretch.
+        length = store.stretch_features(first_rows)[:, 1]
+        # By length, so that the sequences of a batch are alike.
+        order = mine[np.argsort(length, kind="stable")]
+        size = max(1, max_tokens // store.chunk_length_bp)
+        self._batches = [
+            (places, _read_batch(corpus, store, self.chunks[places], collators))
+            for places in np.array_split(order, -(-len(order) // size))
+        ]
+
+    @torch.no_grad()
+    def measure(self, score: Callable[[TrainingBatch], Tensor]) -> Measured:
+        """Return how good the network is that gives these logits; alike in every process."""
+        logits_C = torch.zeros(len(self.chunks), dtype=torch.float64, device=self._run.device)
+        for places, batch in self._batches:
+            logits_C[torch.from_numpy(places).to(logits_C.device)] = score(batch).double()
+        logits = self._run.sum(logits_C).cpu().numpy()
+        return Measured(self._measure_loss(logits), self._measure_auroc(logits))
+
+    def _measure_loss(self, logits: Float64Array) -> float:
+        class_C = self._corpus.chunk_class[self.chunks]
+        is_viral_C = torch.from_numpy(self._corpus.is_viral[class_C].astype(np.float64))
+        weight_C = torch.from_numpy(balance(class_C, self._corpus.is_viral))
+        loss = functional.binary_cross_entropy_with_logits(
+            torch.from_numpy(logits), is_viral_C, weight_C, reduction="sum"
+        )
+        return loss.item()
+
+    def _measure_auroc(self, logits: Float64Array) -> float:
+        fragments = join_chunks(self._corpus, self.chunks, logits)
+        cluster_of_record = np.arange(len(self._corpus.record_ids))
+        found = make_predictions(
+            self._corpus, fragments, sigmoid(fragments.score), cluster_of_record, DEFAULT_THRESHOLD
+        )
+        return measure_metrics(found.select(found.weight > 0))["auroc"]
+
+
+def _take(corpus: Corpus, chunks: Int64Array, seed: int) -> Int64Array:
+    """Return at most `MAX_CHUNKS` of the chunks, in whole runs of neighbours."""
+    if len(chunks) <= MAX_CHUNKS:
+        return chunks
+    keys = corpus.chunk_record[chunks] << 32 | corpus.chunk_number[chunks] // HELD_OUT_RUN
+    _, run_of_chunk = np.unique(keys, return_inverse=True)
+    rank_of_run = np.random.default_rng(seed).permutation(run_of_chunk.max() + 1)
+    order = np.argsort(rank_of_run[run_of_chunk], kind="stable")
+    return np.sort(chunks[order[:MAX_CHUNKS]])
+
+
+def _read_batch(
+    corpus: Corpus, store: FrameStore, chunks: Int64Array, collators: tuple[Collator, Collator]
+) -> TrainingBatch:
+    rows = corpus.rows(chunks)
+    num_stretches = corpus.num_frames[chunks]
+    # All stretches of a chunk have its DNA.
+    first_rows = rows[_first(num_stretches)]
+    return make_batch(
+        collators,
+        store.read_sequences("dna", first_rows),
+        store.read_sequences("protein", rows),
+        store.stretch_features(rows),
+        np.arange(store.rule.max_stretches) < num_stretches[:, None],
+        corpus.is_viral[corpus.chunk_class[chunks]],
+    )
+
+
+def _first(num_stretches: Int64Array) -> Int64Array:
+    """Return the place of each chunk's first stretch among those of all chunks."""
+    return np.cumsum(num_stretches) - num_stretches
