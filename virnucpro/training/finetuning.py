@@ -6,7 +6,6 @@ processes and kind of device give the same weights, also after a kill and a resu
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -30,6 +29,7 @@ from virnucpro.errors import MemoryExhaustedError, VirnucproError
 from virnucpro.runtime.devices import DTYPES, is_out_of_memory
 from virnucpro.runtime.run import Run
 from virnucpro.training.chunk_source import TrainingBatch
+from virnucpro.training.head import FittedHead
 from virnucpro.training.held_out import HeldOut
 from virnucpro.training.lora import read_changes
 from virnucpro.training.network import Network
@@ -55,16 +55,12 @@ class FineTuned(NamedTuple):
     """What a fine-tuning made.
 
     Attributes:
-        state: The tensors of the head.
+        head: The head over chunks. Its losses have the step of each evaluation, and the AUROC.
         changes: What has changed in each encoder that was trained.
-        losses: What each evaluation found.
-        best: Which of the evaluations has the weights that are kept, from 1.
     """
 
-    state: dict[str, Tensor]
+    head: FittedHead
     changes: dict[Alphabet, Changes]
-    losses: list[dict[str, float]]
-    best: int
 
 
 class FineTuning:
@@ -139,11 +135,12 @@ class FineTuning:
             with explaining_workers(), _explaining_memory(), torch.random.fork_rng(devices):
                 self._train(open_steps(progress.step))
         _put(self._trained, self._best)
+        state = {
+            name: _copy(value).cpu() for name, value in self._network.head.state_dict().items()
+        }
         return FineTuned(
-            {name: _copy(value).cpu() for name, value in self._network.head.state_dict().items()},
+            FittedHead({name: _copy(value).cpu() for name, value in state.items()}, progress.losses, progress.best),
             {name: read_changes(self._network.get_submodule(name)) for name in config.finetuned},
-            progress.losses,
-            progress.best,
         )
 
     def _train(self, steps: Iterator[list[TrainingBatch]]) -> None:

@@ -7,7 +7,6 @@ embedding, Q numbers of a DNA embedding.
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -45,9 +44,12 @@ class Network(nn.Module):
         return self._embed("dna", batch.dna), self._embed("protein", batch.protein)
 
     def _embed(self, alphabet: Alphabet, batch: TokenBatch) -> Tensor:
-        # A frozen encoder keeps nothing for a backward pass.
-        with nullcontext() if alphabet in self._trained else torch.no_grad():
-            return cast(Tensor, self.get_submodule(alphabet)(batch)).float()
+        encoder = self.get_submodule(alphabet)
+        if alphabet in self._trained:
+            return cast(Tensor, encoder(batch))
+        # A frozen encoder keeps nothing for a backward pass. Its kernels know no autocast.
+        with torch.no_grad(), torch.autocast(batch.token_ids_T.device.type, enabled=False):
+            return cast(Tensor, encoder(batch))
 
     def judge(self, dna_CQ: Tensor, protein_FP: Tensor, batch: TrainingBatch) -> Tensor:
         """Return float32 (C,): the logits, given the embeddings."""

@@ -1,0 +1,299 @@
+"""Fine-tuning of the encoders, which `train` does before it embeds held-out records."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from virnucpro.backend.arrays import BoolArray, Int64Array
+from virnucpro.backend.interface import Collator, TrainableBackend
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import make_output_dir
+from virnucpro.config import FrameRule, TrainConfig
+from virnucpro.embedding.models import Model, open_model
+from virnucpro.embedding.workers import count_workers
+from virnucpro.errors import ClassifierError, UsageError
+from virnucpro.runtime.devices import DTYPES
+from virnucpro.runtime.environment import num_local_processes
+from virnucpro.runtime.run import Run
+from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
+from virnucpro.scoring.classifier import ChunkClassifier
+from virnucpro.scoring.classifier_files import load_classifier, read_state
+from virnucpro.sequences.frame_store import FrameStore
+from virnucpro.training.chunk_source import (
+    ChunkSource,
+    LabelledSequences,
+    TrainingBatch,
+    open_training_loader,
+)
+from virnucpro.training.corpus import Corpus
+from virnucpro.training.finetuning import FineTuned, FineTuning, Teacher
+from virnucpro.training.head import make_chunk_head
+from virnucpro.training.held_out import HeldOut
+from virnucpro.training.lora import train_adapters
+from virnucpro.training.network import Network
+
+logger = logging.getLogger(__name__)
+
+_SHORTER = (1.0, 1.0, 0.6, 0.4)
+"""The lengths of drawn chunks, as shares of the classifier's: reads are shorter than it."""
+
+_MAX_WORKERS = 12
+
+
+def check_finetuning(config: TrainConfig, models: Sequence[Model]) -> None:
+    """Check what can be checked before anything is read.
+
+    Raises:
+        UsageError: A backend cannot be fine-tuned, or has no such linear layers.
+    """
+    trained = [model for model in models if model.alphabet in config.finetuned]
+    for model in trained:
+        kinds = model.backend.info.linear_layers
+        if not kinds:
+            raise UsageError(
+                f"backend {model.name} cannot be fine-tuned; `virnucpro backends` lists which can"
+            )
+        if not _choose_kinds(config, model):
+            raise UsageError(
+                f"lora_targets {config.lora_targets}: {model.name} has no such linear layers, but "
+                f"{', '.join(kinds)}"
+            )
+    known = {kind for model in trained for kind in model.backend.info.linear_layers}
+    unknown = set((config.lora_targets or "").split(",")) - known - {""}
+    if unknown:
+        raise UsageError(
+            f"lora_targets {config.lora_targets}: no backend has {', '.join(sorted(unknown))}; "
+            f"wanted some of {', '.join(sorted(known))}"
+        )
+
+
+def _choose_kinds(config: TrainConfig, model: Model) -> list[str]:
+    """Return the kinds of the model's linear layers that get adapters."""
+    kinds = model.backend.info.linear_layers
+    wanted = kinds if config.lora_targets is None else config.lora_targets.split(",")
+    return [kind for kind in kinds if kind in wanted]
+
+
+def finetune(
+    run: Run,
+    config: TrainConfig,
+    directory: RunDirectory,
+    models: Sequence[Model],
+    store: FrameStore,
+    corpus: Corpus,
+    groups: Sequence[str],
+    is_train: BoolArray,
+    valid_chunks: Int64Array,
+) -> FineTuned:
+    """Train encoders and the head over chunks together, in all processes of the launch.
+
+    Args:
+        run: The run.
+        config: What to do.
+        directory: Where the state goes, from which `--resume` goes on.
+        models: The DNA model and the protein model.
+        store: The chunks and stretches of all records.
+        corpus: The labels of the records.
+        groups: The group of each record.
+        is_train: bool (R,), the records that are learned from.
+        valid_chunks: The held-out chunks.
+
+    Raises:
+        VirnucproError: Whatever goes wrong that a user can mend.
+    """
+    if run.precision not in ("bf16", "fp32"):
+        raise UsageError(
+            f"fine-tuning computes in bf16 or fp32, and this device would compute in "
+            f"{run.precision}; choose --precision fp32"
+        )
+    run.once(lambda: make_output_dir(directory.finetuning_dir))
+    with run.stage("load encoders"):
+        teacher_models, teacher = _load_teacher(run, config, store.rule)
+        collators = _load_collators(models)
+        source = ChunkSource(
+            LabelledSequences.of(store, corpus, groups, is_train),
+            store.rule,
+            tuple(round(share * config.chunk_length_bp) for share in _SHORTER),
+            collators,
+            max_mutation_rate=config.max_mutation_rate,
+            seed=config.seed,
+            teacher_collators=_load_collators(teacher_models) if teacher_models else None,
+        )
+        network = _make_network(run, config, models, source)
+    held_out = HeldOut(
+        run, corpus, store, valid_chunks, collators, config.micro_batch_tokens, config.seed
+    )
+    tuning = FineTuning(
+        run,
+        config,
+        network,
+        held_out,
+        directory.finetuning_dir / "state.safetensors",
+        _describe(run, config, store, models, groups),
+        teacher,
+    )
+    with run.stage("fine-tuning"):
+        tuned = tuning.fit(partial(_open_steps, run, config, source))
+    # The next stage loads the encoders again, with what has changed.
+    del tuning, network, teacher
+    gc.collect()
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return tuned
+
+
+def describe_finetuning(config: TrainConfig) -> dict[str, Any] | None:
+    """Return what the classifier's file says of a fine-tuning; None without one."""
+    if not config.finetuned:
+        return None
+    how: dict[str, Any] = {"weights": "all"}
+    if not config.finetune_all:
+        how = {"rank": config.lora_rank, "targets": config.lora_targets or "all"}
+    return {"encoders": list(config.finetuned), **how}
+
+
+def _describe(
+    run: Run,
+    config: TrainConfig,
+    store: FrameStore,
+    models: Sequence[Model],
+    groups: Sequence[str],
+) -> Mapping[str, Any]:
+    """Return everything that decides the weights."""
+    names = (
+        *("finetune", "finetune_all", "lora_rank", "lora_targets", "learning_rate", "steps"),
+        *("step_chunks", "micro_batch_tokens", "max_mutation_rate", "evaluate_steps", "seed"),
+        *("teacher_weight", "valid_share", "test_share"),
+    )
+    return {
+        "input": store.digest_for_parts,
+        "models": [(model.name, model.weights.identity) for model in models],
+        "teacher": config.teacher and load_classifier(config.teacher).identity,
+        "groups": list(groups),
+        "precision": run.precision,
+        # Each process draws chunks of its own.
+        "num_processes": run.num_processes,
+        "settings": {name: getattr(config, name) for name in names},
+    }
+
+
+def _load_collators(models: Sequence[Model]) -> tuple[Collator, Collator]:
+    dna, protein = (model.load_collator() for model in models)
+    return dna, protein
+
+
+def _open_steps(
+    run: Run, config: TrainConfig, source: ChunkSource, first_step: int
+) -> Iterator[list[TrainingBatch]]:
+    num_chunks, rest = divmod(config.step_chunks, run.num_processes)
+    num_workers = count_workers(config, run.device)
+    if num_workers and config.dataloader_workers is None:
+        # Drawing and tokenizing take longer than the loader of a pass has to do.
+        num_workers = min(_MAX_WORKERS, max(1, (os.cpu_count() or 1) // num_local_processes() - 2))
+    return open_training_loader(
+        source,
+        first_step,
+        run.rank,
+        num_chunks + (run.rank < rest),
+        config.micro_batch_tokens,
+        num_workers,
+        pin_memory=run.device.type == "cuda" and config.pin_memory is not False,
+    )
+
+
+def _make_network(
+    run: Run, config: TrainConfig, models: Sequence[Model], source: ChunkSource
+) -> Network:
+    """Return the network with trained encoders as they are at first, alike in every process."""
+    torch.manual_seed(config.seed)
+    dna, protein = (_load_encoder(run, config, model) for model in models)
+    # Every process draws the first process's first chunks here, so that all heads begin alike.
+    batches = source.draw(0, 0, config.step_chunks, config.micro_batch_tokens)
+    sizes = ChunkHeadSizes(*(model.weights.embedding_dim for model in models))
+    network = Network(dna, protein, ChunkHead(sizes), config.finetuned)
+    with torch.no_grad():
+        found = [network.embed(send_to_device(batch, run.device)) for batch in batches]
+    embeddings = [torch.cat(one).float().cpu().numpy() for one in zip(*found, strict=True)]
+    torch.manual_seed(config.seed)
+    network.head = make_chunk_head(sizes, *embeddings).to(run.device)
+    return network
+
+
+def _load_encoder(run: Run, config: TrainConfig, model: Model) -> nn.Module:
+    if model.alphabet not in config.finetuned:
+        frozen = model.load_encoder(run.device, run.precision, config.attention)
+        assert isinstance(frozen, nn.Module), "the interface says so"
+        return frozen
+    backend = cast(TrainableBackend, model.backend)
+    # Frozen weights may be in half precision. Those that are trained take too small steps for it.
+    dtype = torch.float32 if config.finetune_all else DTYPES[run.precision]
+    encoder = backend.load_trainable(
+        model.weights,
+        dtype=dtype,
+        device=run.device,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    if config.finetune_all:
+        return encoder.requires_grad_(True)
+    train_adapters(encoder, _choose_kinds(config, model), config.lora_rank)
+    return encoder
+
+
+def _load_teacher(
+    run: Run, config: TrainConfig, rule: FrameRule
+) -> tuple[list[Model], Teacher | None]:
+    """Return the models of the teacher, and what it says of chunks; nothing without a teacher."""
+    if config.teacher is None:
+        return [], None
+    classifier = load_classifier(config.teacher)
+    metadata = classifier.metadata
+    if not isinstance(classifier, ChunkClassifier) or metadata is None or classifier.rule != rule:
+        raise ClassifierError(
+            f"{config.teacher}: reads {classifier.rule}, and this training {rule}; give a teacher "
+            "with the same frame rule"
+        )
+    models = []
+    told = (metadata.origin or {}).get("weights") or (None, None)
+    for alphabet, backend, given, trained_with in (
+        ("dna", metadata.dna_backend, config.teacher_dna_weights, told[0]),
+        ("protein", metadata.protein_backend, config.teacher_protein_weights, told[1]),
+    ):
+        location = given or trained_with
+        if location is None:
+            raise UsageError(
+                f"{config.teacher}: does not say where its {alphabet} weights are; name them with "
+                f"--teacher-{alphabet}-weights"
+            )
+        model = open_model(backend, location, run)
+        models.append(dataclasses.replace(model, changes=classifier.changes.get(alphabet)))
+    classifier.check_fits(
+        (models[0].name, models[0].weights.embedding_dim),
+        (models[1].name, models[1].weights.embedding_dim),
+        metadata.chunk_length_bp,
+        (models[0].weights.identity, models[1].weights.identity),
+    )
+    dna, protein = (
+        model.load_encoder(run.device, run.precision, config.attention) for model in models
+    )
+    head = ChunkHead(classifier.sizes)
+    head.load_state_dict(read_state(config.teacher)[0])
+    network = Network(dna, protein, head.to(run.device), ()).eval()
+
+    @torch.inference_mode()
+    def ask(batch: TrainingBatch) -> Tensor:
+        logits_C: Tensor = network(
+            batch._replace(dna=batch.teacher_dna, protein=batch.teacher_protein)
+        )
+        return logits_C
+
+    return models, ask
