@@ -16,7 +16,7 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.reports.metrics import Estimate, Predictions, bin_equally, trace_curves
-from virnucpro.reports.report import Section
+from virnucpro.reports.report import Section, name_moment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -251,11 +251,18 @@ def _draw_subsets(axes: Axes, sections: Sequence[Section]) -> None:
 
 
 def _draw_losses(axes: Axes, losses: Sequence[Mapping[str, float]], best_epoch: int) -> None:
-    epochs = range(1, len(losses) + 1)
-    for name in losses[0]:
-        axes.plot(epochs, [loss[name] for loss in losses], label=name)
-    axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"kept: epoch {best_epoch}")
-    axes.set(title="losses", xlabel="epoch", ylabel="weighted cross-entropy")
+    is_tuned = "step" in losses[0]
+    moments = [loss.get("step", number) for number, loss in enumerate(losses, start=1)]
+    for name in ("train", "valid"):
+        axes.plot(moments, [loss[name] for loss in losses], label=name)
+    if is_tuned:
+        beside = axes.twinx()
+        beside.plot(moments, [loss["auroc"] for loss in losses], color=_GREY, label="AUROC")
+        beside.set(ylabel="AUROC of held-out records")
+    kept = f"kept: {name_moment(losses, best_epoch)}"
+    axes.axvline(moments[best_epoch - 1], color=_GREY, linestyle=":", label=kept)
+    label = "step" if is_tuned else "epoch"
+    axes.set(title="losses", xlabel=label, ylabel="weighted cross-entropy")
     axes.legend(fontsize="x-small")
 
 

@@ -107,16 +107,23 @@ def against_the_rest(name: str, is_member: BoolArray, is_viral: BoolArray) -> tu
     return name, is_member
 
 
+def name_moment(losses: Sequence[Mapping[str, float]], epoch: int) -> str:
+    """Return when losses were measured: `epoch 3`, or `step 300` of a fine-tuning."""
+    step = losses[epoch - 1].get("step")
+    return f"epoch {epoch}" if step is None else f"step {step:.0f}"
+
+
 def find_overfit(losses: Sequence[Mapping[str, float]], best_epoch: int) -> list[str]:
     """Return a warning if the loss of the held-out records rose after the epoch that was kept."""
     best, last = losses[best_epoch - 1], losses[-1]
     # If both losses rise, the training diverged, which is another trouble.
     if last["valid"] <= best["valid"] * (1 + _OVERFIT_RISE) or last["train"] >= best["train"]:
         return []
+    when = name_moment(losses, best_epoch)
     return [
-        f"the training overfitted: after epoch {best_epoch} the loss of the held-out records rose "
+        f"the training overfitted: after {when} the loss of the held-out records rose "
         f"from {best['valid']:.3g} to {last['valid']:.3g}, and that of the training records fell. "
-        f"The classifier is that of epoch {best_epoch}; more records, or more groups, would help"
+        f"The classifier is that of {when}; more records, or more groups, would help"
     ]
 
 

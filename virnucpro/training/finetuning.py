@@ -139,7 +139,11 @@ class FineTuning:
             name: _copy(value).cpu() for name, value in self._network.head.state_dict().items()
         }
         return FineTuned(
-            FittedHead({name: _copy(value).cpu() for name, value in state.items()}, progress.losses, progress.best),
+            FittedHead(
+                {name: _copy(value).cpu() for name, value in state.items()},
+                progress.losses,
+                progress.best,
+            ),
             {name: read_changes(self._network.get_submodule(name)) for name in config.finetuned},
         )
 
