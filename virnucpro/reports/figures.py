@@ -117,7 +117,9 @@ def draw_report(
     # `Figure` and not pyplot, which keeps every figure and may ask for a display.
     num_columns = 4 if of_classes else 3
     figure = Figure(figsize=(13 / 3 * num_columns, 8.5), layout="constrained")
-    panels = iter(figure.subplots(2, num_columns).flat)
+    # A list, because a panel may get further axes.
+    drawn = list(figure.subplots(2, num_columns).flat)
+    panels = iter(drawn)
     _draw_curves(next(panels), next(panels), curves)
     _draw_calibration(next(panels), curves[0])
     _draw_scores(next(panels), curves[0])
@@ -128,8 +130,8 @@ def draw_report(
         _draw_losses(next(panels), losses, best_epoch)
     for empty in panels:
         empty.remove()
-    # Not strict: some panels are left out.
-    for letter, axes in zip("abcdefgh", figure.axes, strict=False):
+    # Not strict: some panels were removed.
+    for letter, axes in zip("abcdefgh", drawn, strict=False):
         axes.set_title(letter, loc="left", fontweight="bold")
     figure.suptitle(title)
     _save(figure, directory)

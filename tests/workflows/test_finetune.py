@@ -1,0 +1,171 @@
+"""`virnucpro train --finetune`, with small random encoders, as users run it."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tests.runs import VIRNUCPRO, read_table, run
+from virnucpro import PredictConfig, TrainConfig, predict, train
+from virnucpro.cli.main import main
+from virnucpro.errors import IdentityMismatchError, UsageError
+from virnucpro.scoring.classifier_files import load_classifier, read_state
+
+pytestmark = pytest.mark.slow
+
+CHUNK_BP = 120
+
+
+def write_genomes(path: Path, gc: float, seed: int) -> Path:
+    generator = random.Random(seed)
+    weights = [(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]
+    with path.open("w") as file:
+        for number in range(24):
+            sequence = "".join(generator.choices("ACGT", weights, k=600))
+            file.write(f">{path.stem}_{number}\n{sequence}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, demo_weights) -> dict[str, object]:
+    """The settings of a small fine-tuning, but for its output and what it trains."""
+    directory = tmp_path_factory.mktemp("genomes")
+    viral = write_genomes(directory / "phages.fa", 0.35, 1)
+    other = write_genomes(directory / "bacteria.fa", 0.6, 2)
+    weights = {name: value for name, value in demo_weights.items() if name != "model_path"}
+    return weights | {
+        "viral": (str(viral),),
+        "other": (str(other),),
+        "chunk_length_bp": CHUNK_BP,
+        "frame_rule": "stretches:2:10",
+        "test_share": 0.2,
+        "device": "cpu",
+        "steps": 20,
+        "evaluate_steps": 10,
+        "step_chunks": 24,
+        "micro_batch_tokens": 400,
+    }
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, settings) -> Path:
+    """A classifier with adapters in both encoders."""
+    path = tmp_path_factory.mktemp("tuned") / "tuned.safetensors"
+    train(TrainConfig(**settings, output_path=path, finetune="both", lora_rank=4))
+    return path
+
+
+def test_the_file_holds_adapters_and_predict_merges_them(tuned, settings, tmp_path):
+    classifier = load_classifier(tuned)
+    assert set(classifier.changes) == {"dna", "protein"}
+    assert classifier.metadata is not None
+    assert classifier.metadata.finetuned == {
+        "encoders": ["dna", "protein"],
+        "rank": 4,
+        "targets": "all",
+    }
+    weights = {name: settings[name] for name in settings if name.endswith(("backend", "weights"))}
+    for name, path in (("tuned", tuned), ("again", tuned)):
+        predict(
+            PredictConfig(
+                inputs=(str(settings["viral"][0]),),
+                output_dir=tmp_path / name,
+                model_type="custom",
+                model_path=path,
+                chunk_length_bp=CHUNK_BP,
+                device="cpu",
+                **weights,
+            )
+        )
+    records = read_table(tmp_path / "tuned" / "records.tsv")
+    assert len(records) == 24
+    assert records == read_table(tmp_path / "again" / "records.tsv")
+    about = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert "changes_identity" in json.dumps(about)
+
+
+def test_the_report_has_the_curve_of_the_steps(tuned):
+    report = json.loads((tuned.with_name("tuned_training") / "report.json").read_text())
+    assert [one["step"] for one in report["losses"]] == [10, 20]
+    assert all(0 <= one["auroc"] <= 1 for one in report["losses"])
+
+
+def test_composition_is_learned(settings, tmp_path):
+    path = tmp_path / "all.safetensors"
+    more = {"steps": 60, "evaluate_steps": 20, "max_mutation_rate": 0.0}
+    train(
+        TrainConfig(
+            **settings | more, output_path=path, finetune="protein", finetune_all=True, seed=3
+        )
+    )
+    report = json.loads((tmp_path / "all_training" / "report.json").read_text())
+    assert report["losses"][-1]["auroc"] > 0.95
+    changes = load_classifier(path).changes
+    assert set(changes) == {"protein"}
+    # All weights of the encoder, and not only matrices.
+    assert any(name.endswith("norm.bias") for name in changes["protein"])
+
+
+def test_a_killed_training_resumes_to_the_same_file(settings, tuned, tmp_path):
+    path = tmp_path / "tuned.safetensors"
+    given = {**settings, "finetune": "both", "lora_rank": 4}
+    options = []
+    for name, value in given.items():
+        words = value if isinstance(value, tuple) else (value,)
+        options += [f"--{name.replace('_', '-')}", *map(str, words)]
+    command = [*VIRNUCPRO, "train", *options, "-o", str(path)]
+    state = tmp_path / "tuned_training" / "checkpoints" / "finetuning" / "state.safetensors"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not path.exists()
+    run(*command, "--resume")
+    state_of = {name: read_state(one) for name, one in (("killed", path), ("whole", tuned))}
+    for found, wanted in zip(state_of["killed"][:1], state_of["whole"][:1], strict=True):
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert path.read_bytes() == tuned.read_bytes()
+
+
+def test_a_state_of_other_settings_is_refused(settings, tmp_path):
+    path = tmp_path / "one.safetensors"
+    few = {**settings, "steps": 2, "evaluate_steps": 1, "output_path": path, "finetune": "protein"}
+    train(TrainConfig(**few))
+    path.unlink()
+    with pytest.raises(IdentityMismatchError, match="other sequences, weights or settings"):
+        train(TrainConfig(**few | {"lora_rank": 2, "resume": True}))
+
+
+def test_a_teacher_is_learned_from(settings, tuned, tmp_path):
+    path = tmp_path / "student.safetensors"
+    few = {"steps": 4, "evaluate_steps": 2, "output_path": path, "finetune": "protein"}
+    train(TrainConfig(**settings | few | {"teacher": tuned, "teacher_weight": 0.9}))
+    report = json.loads((tmp_path / "student_training" / "report.json").read_text())
+    assert len(report["losses"]) == 2
+
+
+def test_open_frames_cannot_be_finetuned(settings, tmp_path):
+    with pytest.raises(UsageError, match="over stretches"):
+        TrainConfig(
+            **settings | {"frame_rule": "open"}, output_path=tmp_path / "a", finetune="dna"
+        )
+
+
+def test_layers_that_no_backend_has_are_named(settings, tmp_path):
+    options = ["--viral", settings["viral"][0], "--other", settings["other"][0]]
+    for name in ("dna_backend", "protein_backend", "dna_weights", "protein_weights"):
+        if name in settings:
+            options += [f"--{name.replace('_', '-')}", str(settings[name])]
+    options += ["-o", str(tmp_path / "a.safetensors"), "--finetune", "protein"]
+    result = CliRunner().invoke(main, ["train", *options, "--lora-targets", "nothing"])
+    assert result.exit_code == 2
+    assert "has no such linear layers, but qkv" in " ".join(result.output.split())
