@@ -155,9 +155,7 @@ def test_a_teacher_is_learned_from(settings, tuned, tmp_path):
 
 def test_open_frames_cannot_be_finetuned(settings, tmp_path):
     with pytest.raises(UsageError, match="over stretches"):
-        TrainConfig(
-            **settings | {"frame_rule": "open"}, output_path=tmp_path / "a", finetune="dna"
-        )
+        TrainConfig(**settings | {"frame_rule": "open"}, output_path=tmp_path / "a", finetune="dna")
 
 
 def test_layers_that_no_backend_has_are_named(settings, tmp_path):

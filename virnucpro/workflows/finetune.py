@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import os
@@ -27,7 +26,7 @@ from virnucpro.runtime.environment import num_local_processes
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ChunkClassifier
-from virnucpro.scoring.classifier_files import load_classifier, read_state
+from virnucpro.scoring.classifier_files import load_classifier, read_classifier
 from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.training.chunk_source import (
     ChunkSource,
@@ -274,8 +273,7 @@ def _load_teacher(
                 f"{config.teacher}: does not say where its {alphabet} weights are; name them with "
                 f"--teacher-{alphabet}-weights"
             )
-        model = open_model(backend, location, run)
-        models.append(dataclasses.replace(model, changes=classifier.changes.get(alphabet)))
+        models.append(open_model(backend, location, run, classifier.changes.get(alphabet)))
     classifier.check_fits(
         (models[0].name, models[0].weights.embedding_dim),
         (models[1].name, models[1].weights.embedding_dim),
@@ -286,7 +284,7 @@ def _load_teacher(
         model.load_encoder(run.device, run.precision, config.attention) for model in models
     )
     head = ChunkHead(classifier.sizes)
-    head.load_state_dict(read_state(config.teacher)[0])
+    head.load_state_dict(dict(read_classifier(config.teacher).state))
     network = Network(dna, protein, head.to(run.device), ()).eval()
 
     @torch.inference_mode()
