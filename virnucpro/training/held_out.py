@@ -20,7 +20,7 @@ from virnucpro.reports.metrics import measure_metrics
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calls import sigmoid
 from virnucpro.sequences.frame_store import FrameStore
-from virnucpro.training.chunk_source import TrainingBatch, make_batch
+from virnucpro.training.chunk_source import TrainingBatch
 from virnucpro.training.corpus import Corpus
 from virnucpro.training.fragments import join_chunks, make_predictions
 from virnucpro.training.splits import HELD_OUT_RUN, balance
@@ -115,13 +115,22 @@ def _read_batch(
     num_stretches = corpus.num_frames[chunks]
     # All stretches of a chunk have its DNA.
     first_rows = rows[_first(num_stretches)]
-    return make_batch(
-        collators,
-        store.read_sequences("dna", first_rows),
-        store.read_sequences("protein", rows),
-        store.stretch_features(rows),
-        np.arange(store.rule.max_stretches) < num_stretches[:, None],
-        corpus.is_viral[corpus.chunk_class[chunks]],
+    dna, proteins = (
+        collator(np.arange(len(texts)), texts)
+        for collator, texts in zip(
+            collators,
+            (store.read_sequences("dna", first_rows), store.read_sequences("protein", rows)),
+            strict=True,
+        )
+    )
+    is_stretch_CN = np.arange(store.rule.max_stretches) < num_stretches[:, None]
+    is_viral_C = corpus.is_viral[corpus.chunk_class[chunks]]
+    return TrainingBatch(
+        dna,
+        proteins,
+        torch.from_numpy(store.stretch_features(rows)),
+        torch.from_numpy(is_stretch_CN),
+        torch.from_numpy(is_viral_C.astype(np.float32)),
     )
 
 
