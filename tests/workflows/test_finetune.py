@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from tests.runs import VIRNUCPRO, read_table, run
 from virnucpro import PredictConfig, TrainConfig, predict, train
 from virnucpro.cli.main import main
 from virnucpro.errors import IdentityMismatchError, UsageError
-from virnucpro.scoring.classifier_files import load_classifier, read_state
+from virnucpro.scoring.classifier_files import load_classifier
 
 pytestmark = pytest.mark.slow
 
@@ -129,10 +128,6 @@ def test_a_killed_training_resumes_to_the_same_file(settings, tuned, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert not path.exists()
     run(*command, "--resume")
-    state_of = {name: read_state(one) for name, one in (("killed", path), ("whole", tuned))}
-    for found, wanted in zip(state_of["killed"][:1], state_of["whole"][:1], strict=True):
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert path.read_bytes() == tuned.read_bytes()
 
 
