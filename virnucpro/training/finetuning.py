@@ -229,11 +229,12 @@ class FineTuning:
             return told_2
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         summed = self._run.sum(torch.cat([one.flatten() for one in (*gradients, told_2)]))
-        sizes = [one.numel() for one in parameters]
-        *pieces, told_2 = summed.split([*sizes, 2])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-        return told_2
+        first = 0
+        for parameter in parameters:
+            last = first + parameter.numel()
+            parameter.grad = summed[first:last].view_as(parameter)
+            first = last
+        return summed[first:]
 
     def _evaluate(self, tokens_per_second: float) -> None:
         """Measure the running average on held-out chunks, and keep it if it is the best yet."""
@@ -279,7 +280,8 @@ class FineTuning:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES[self._run.precision]
-        if dtype == torch.float32:
+        # Frozen weights are in the precision of the run already.
+        if dtype == torch.float32 or not self._config.finetune_all:
             return nullcontext()
         return torch.autocast(self._run.device.type, dtype)
 

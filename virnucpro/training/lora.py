@@ -37,7 +37,9 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """Return the layer's output (X, O)."""
-        added_XO = nn.functional.linear(nn.functional.linear(x_XI, self.down_RI), self.up_OR)
+        # Computed as the layer is: norms of half precision stay so, and nothing is cast in between.
+        down_RI, up_OR = self.down_RI.to(x_XI.dtype), self.up_OR.to(x_XI.dtype)
+        added_XO = nn.functional.linear(nn.functional.linear(x_XI, down_RI), up_OR)
         output_XO: Tensor = self.base(x_XI) + SCALE * added_XO
         return output_XO
 

@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from virnucpro.backend.arrays import BoolArray, Int64Array
-from virnucpro.backend.interface import Collator, TrainableBackend
+from virnucpro.backend.interface import ALPHABETS, Collator, TrainableBackend
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir
 from virnucpro.config import FrameRule, TrainConfig
@@ -230,9 +230,7 @@ def _make_network(
 
 def _load_encoder(run: Run, config: TrainConfig, model: Model) -> nn.Module:
     if model.alphabet not in config.finetuned:
-        frozen = model.load_encoder(run.device, run.precision, config.attention)
-        assert isinstance(frozen, nn.Module), "the interface says so"
-        return frozen
+        return _load_frozen(run, config, model)
     backend = cast(TrainableBackend, model.backend)
     # Frozen weights may be in half precision. Those that are trained take too small steps for it.
     dtype = torch.float32 if config.finetune_all else DTYPES[run.precision]
@@ -248,6 +246,11 @@ def _load_encoder(run: Run, config: TrainConfig, model: Model) -> nn.Module:
     return encoder
 
 
+def _load_frozen(run: Run, config: TrainConfig, model: Model) -> nn.Module:
+    # The interface says that it is a module.
+    return cast(nn.Module, model.load_encoder(run.device, run.precision, config.attention))
+
+
 def _load_teacher(
     run: Run, config: TrainConfig, rule: FrameRule
 ) -> tuple[list[Model], Teacher | None]:
@@ -261,34 +264,34 @@ def _load_teacher(
             f"{config.teacher}: reads {classifier.rule}, and this training {rule}; give a teacher "
             "with the same frame rule"
         )
-    models = []
     told = (metadata.origin or {}).get("weights") or (None, None)
-    for alphabet, backend, given, trained_with in (
-        ("dna", metadata.dna_backend, config.teacher_dna_weights, told[0]),
-        ("protein", metadata.protein_backend, config.teacher_protein_weights, told[1]),
-    ):
-        location = given or trained_with
+    backends = metadata.dna_backend, metadata.protein_backend
+    given = config.teacher_dna_weights, config.teacher_protein_weights
+    models = []
+    for number, alphabet in enumerate(ALPHABETS):
+        location = given[number] or told[number]
         if location is None:
             raise UsageError(
                 f"{config.teacher}: does not say where its {alphabet} weights are; name them with "
                 f"--teacher-{alphabet}-weights"
             )
-        models.append(open_model(backend, location, run, classifier.changes.get(alphabet)))
+        changes = classifier.changes.get(alphabet)
+        models.append(open_model(backends[number], location, run, changes))
     classifier.check_fits(
         (models[0].name, models[0].weights.embedding_dim),
         (models[1].name, models[1].weights.embedding_dim),
         metadata.chunk_length_bp,
         (models[0].weights.identity, models[1].weights.identity),
     )
-    dna, protein = (
-        model.load_encoder(run.device, run.precision, config.attention) for model in models
-    )
+    dna, protein = (_load_frozen(run, config, model) for model in models)
     head = ChunkHead(classifier.sizes)
     head.load_state_dict(dict(read_classifier(config.teacher).state))
     network = Network(dna, protein, head.to(run.device), ()).eval()
 
     @torch.inference_mode()
     def ask(batch: TrainingBatch) -> Tensor:
+        assert batch.teacher_dna is not None, "the source has the teacher's collators"
+        assert batch.teacher_protein is not None, "the source has the teacher's collators"
         logits_C: Tensor = network(
             batch._replace(dna=batch.teacher_dna, protein=batch.teacher_protein)
         )

@@ -154,7 +154,8 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
         warn_of_cuts(store, models)
         corpus = make_corpus(store, name_classes(config.viral, config.other))
         groups, split, chosen = _choose(config, corpus)
-    tuned, embedded = None, SPLITS
+    tuned = None
+    embedded: Sequence[str] = SPLITS
     if config.finetuned:
         tuned = finetune(
             run, config, directory, models, store, corpus, groups, split == 0, chosen["valid"]
@@ -202,7 +203,8 @@ def _describe_models(
         dna.embedding_dim,
         protein.embedding_dim,
         config.chunk_length_bp,
-        *(each.job.model.weights.identity for each in passes),
+        passes[0].job.model.weights.identity,
+        passes[1].job.model.weights.identity,
         origin={
             "inputs": [{"path": file["path"], "sha256": file["sha256"]} for file in store.inputs],
             "precision": [dna.precision, protein.precision],
