@@ -128,10 +128,11 @@ def draw_report(
         _draw_curves(next(panels), next(panels), of_classes[:_MAX_CLASSES], " by class")
     if losses:
         _draw_losses(next(panels), losses, best_epoch)
-    for empty in panels:
+    unused = list(panels)
+    for empty in unused:
         empty.remove()
-    # Not strict: some panels were removed.
-    for letter, axes in zip("abcdefgh", drawn, strict=False):
+    # Not strict: there may be fewer panels than letters.
+    for letter, axes in zip("abcdefgh", drawn[: len(drawn) - len(unused)], strict=False):
         axes.set_title(letter, loc="left", fontweight="bold")
     figure.suptitle(title)
     _save(figure, directory)
