@@ -17,11 +17,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.finetuned import make_changes, write_finetuned
 from tests.robustness.children import Ending, limit_memory, start, wait
 from tests.robustness.inputs import INPUTS, parse_plainly, write_inputs
 from tests.robustness.mutations import mutate
@@ -66,7 +68,9 @@ def prepare(directory: Path) -> None:
     _write_published_classifier(Path(weights["model_path"]), directory / "w/500_model.pth")
     write_inputs(directory / "inputs")
     (directory / "settings.yaml").write_text(SETTINGS)
+    tuned = write_finetuned(weights, directory / "w/tuned.safetensors", make_changes(0))
     _run(directory, _predict(directory, "out"))
+    _run(directory, _predict(directory, "tuned", **tuned))
 
 
 SETTINGS = """\
@@ -122,11 +126,11 @@ def _judge_tables(directory: Path, wanted: Path, ending: Ending) -> str:
     return "right" if same else "silent"
 
 
-def _judge_other_models(directory: Path, wanted: Path, ending: Ending) -> str:
+def _judge_other_models(directory: Path, wanted: Path, ending: Ending, output: str = "out") -> str:
     """A file without a checksum may be another model, and then run.json names another identity."""
-    if read_tables(directory / "out") == read_tables(wanted / "out"):
+    if read_tables(directory / output) == read_tables(wanted / output):
         return "right"
-    identities = [_identities(each / "out/run.json") for each in (directory, wanted)]
+    identities = [_identities(each / output / "run.json") for each in (directory, wanted)]
     return "silent" if identities[0] == identities[1] else "told"
 
 
@@ -281,6 +285,11 @@ KINDS = {
         _below("w/500_model.pth", "w/500_model.safetensors"),
         lambda path, directory: [*_predict(directory, "out", model_path=str(path)), "--resume"],
         _judge_other_models,
+    ),
+    "adapters": Kind(
+        _below("w/tuned.safetensors"),
+        lambda path, directory: [*_predict(directory, "tuned", model_path=str(path)), "--force"],
+        partial(_judge_other_models, output="tuned"),
     ),
     "yaml": Kind(
         _below("settings.yaml"),

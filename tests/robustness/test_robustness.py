@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
     "arguments",
     [
         "break_files --kinds yaml inputs metrics zstd bam cram --attempts 14",
-        "break_files --kinds parts store weights safetensors configs classifier --attempts 1",
+        "break_files --kinds parts store weights safetensors configs classifier adapters "
+        "--attempts 1",
         "kill_runs --kills 1 --stories predict,2",
     ],
 )
