@@ -17,7 +17,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,8 @@ def prepare(directory: Path) -> None:
     write_inputs(directory / "inputs")
     (directory / "settings.yaml").write_text(SETTINGS)
     tuned = write_finetuned(weights, directory / "w/tuned.safetensors", make_changes(0))
-    _run(directory, _predict(directory, "out"))
-    _run(directory, _predict(directory, "tuned", **tuned))
+    for output, settings in (("out", {}), ("tuned", tuned)):
+        _run(directory, _predict(directory, output, **settings))
 
 
 SETTINGS = """\
@@ -126,11 +125,11 @@ def _judge_tables(directory: Path, wanted: Path, ending: Ending) -> str:
     return "right" if same else "silent"
 
 
-def _judge_other_models(directory: Path, wanted: Path, ending: Ending, output: str = "out") -> str:
+def _judge_other_models(directory: Path, wanted: Path, ending: Ending, run: str = "out") -> str:
     """A file without a checksum may be another model, and then run.json names another identity."""
-    if read_tables(directory / output) == read_tables(wanted / output):
+    if read_tables(directory / run) == read_tables(wanted / run):
         return "right"
-    identities = [_identities(each / output / "run.json") for each in (directory, wanted)]
+    identities = [_identities(each / run / "run.json") for each in (directory, wanted)]
     return "silent" if identities[0] == identities[1] else "told"
 
 
@@ -289,7 +288,7 @@ KINDS = {
     "adapters": Kind(
         _below("w/tuned.safetensors"),
         lambda path, directory: [*_predict(directory, "tuned", model_path=str(path)), "--force"],
-        partial(_judge_other_models, output="tuned"),
+        lambda *told: _judge_other_models(*told, run="tuned"),
     ),
     "yaml": Kind(
         _below("settings.yaml"),
@@ -300,9 +299,6 @@ KINDS = {
     "metrics": Kind(_below("out/metrics.jsonl"), _monitor, _judge_monitor, lambda path: "lines"),
     **{name: _inputs(pattern) for name, pattern in INPUTS.items()},
 }
-
-
-# The attempts
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from virnucpro.backend.changes import LowRank
 from virnucpro.checkpoints.parts import finished_parts, read_identity
 from virnucpro.cli.main import main
 from virnucpro.config import CheckPrecisionConfig, ExportConfig, MergeConfig
+from virnucpro.embedding.models import open_model
 from virnucpro.errors import ClassifierError, IdentityMismatchError, WeightsError
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.fasta import RecordReader
@@ -174,6 +175,10 @@ def test_a_screen_may_have_changes(
             assert row["score"] == alone[row["record_id"]]["score"]
     backends = json.loads((output / "run.json").read_text())["screen"]["backends"]
     assert all(one["changes_identity"].startswith("sha256:") for one in backends)
+    share = make("by hand", output_dir=tmp_path / "share", shard="1/1", **screen)
+    predict_shard(share)
+    merged = merge(MergeConfig(runs=(share.output_dir,), output_dir=tmp_path / "merged"))
+    assert read_tables(merged.output_dir) == read_tables(output)
 
 
 def test_embed_and_export_give_the_changed_embeddings(
@@ -246,11 +251,15 @@ def test_calls_and_calibrations_keep_the_changes(
     ],
 )
 def test_changes_of_another_encoder_are_refused(
-    make: Make, demo_weights, tmp_path: Path, alphabet, name: str, change, message: str
+    demo_weights, tmp_path: Path, alphabet, name: str, change, message: str
 ) -> None:
-    weights = write_finetuned(demo_weights, tmp_path / "c", {alphabet: {name: change}})
+    path = tmp_path / "c"
+    write_finetuned(demo_weights, path, {alphabet: {name: change}})
+    backend = {"dna": "dnabert-s", "protein": "esm2"}[alphabet]
+    changes = load_classifier(path).changes[alphabet]
+    model = open_model(backend, demo_weights[f"{alphabet}_weights"], None, changes)
     with pytest.raises(WeightsError, match=rf"'{name}' .*{message}"):
-        predict(make(output_dir=tmp_path / "out", **weights))
+        model.load_encoder(torch.device("cpu"), "fp32", "auto")
 
 
 def test_other_weights_are_refused(make: Make, settings, tmp_path: Path) -> None:
