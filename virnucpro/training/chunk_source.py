@@ -10,9 +10,8 @@ features of a stretch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,20 +24,16 @@ from virnucpro.config.frame_rule import FrameRule
 from virnucpro.embedding.workers import Parcel, begin_worker, explaining_workers
 from virnucpro.runtime.forkserver import start_forkserver
 from virnucpro.scoring.chunk_head import stretch_features
-from virnucpro.sequences.frame_store import FrameStore, open_frame_store
-from virnucpro.sequences.frames import count_codons, find_rows, reverse_complement
+from virnucpro.sequences.frame_store import FrameStore
+from virnucpro.sequences.frames import count_codons, find_rows
 from virnucpro.sequences.records import FRAME_NAMES
+from virnucpro.training.chunk_reader import ChunkReader, Places
 from virnucpro.training.corpus import Corpus
-from virnucpro.training.drawing import read_with_errors, weigh_sequences
-from virnucpro.training.mutation import Mutator
-from virnucpro.training.stretches import AMBIGUOUS, CODE_OF_BYTE
+from virnucpro.training.drawing import weigh_sequences
 
 Collators = tuple[Collator | None, Collator | None]
 """Of DNA and of proteins."""
 
-_CODES = np.frombuffer(CODE_OF_BYTE, np.uint8)
-_LETTERS = np.frombuffer(b"ACGTN", np.uint8)
-_BLOCK_CHUNKS = 64
 _NO_SEQUENCES = TokenBatch(
     torch.empty(0, dtype=torch.int64),
     torch.empty(0, dtype=torch.int64),
@@ -115,32 +110,10 @@ class LabelledSequences(NamedTuple):
         return cls(store.directory, record_S, length_S, is_viral_S, weight_S)
 
 
-class _Places(NamedTuple):
-    """Where the chunks of a step lie.
-
-    Attributes:
-        record_C: int64, the record of each chunk.
-        start_C: int64, its first base in the record.
-        length_C: int64, its bases.
-        record_length_C: int64, the bases of its record.
-        is_viral_C: bool.
-    """
-
-    record_C: Int64Array
-    start_C: Int64Array
-    length_C: Int64Array
-    record_length_C: Int64Array
-    is_viral_C: BoolArray
-
-    def take(self, chunks: Int64Array | slice) -> _Places:
-        """Return the places of some of the chunks."""
-        return _Places(*(column[chunks] for column in self))  # type: ignore[arg-type]
-
-
 class _Task(NamedTuple):
     """What a worker gets to make the batches of one step."""
 
-    places: _Places
+    places: Places
     seed: int
     max_tokens: int
 
@@ -171,13 +144,8 @@ class ChunkSource:
             teacher_collators: Those of a teacher.
         """
         self.sequences = sequences
-        self.reader = ChunkReader(
-            sequences.directory,
-            rule,
-            collators,
-            teacher_collators or (None, None),
-            max_mutation_rate,
-        )
+        reader = ChunkReader(sequences.directory, rule, max_mutation_rate)
+        self.steps = _Steps(reader, rule, collators, teacher_collators or (None, None))
         self._lengths_bp = np.array(lengths_bp)
         self._seed = seed
         self._cumulative_S = np.cumsum(sequences.weight_S)
@@ -194,20 +162,20 @@ class ChunkSource:
             max_tokens: How many tokens a batch has at most, of the alphabet that has more; a single
                 chunk may have more.
         """
-        return self.reader(self.choose(step, rank, num_chunks, max_tokens))
+        return self.steps.__getitems__(self.choose(step, rank, num_chunks, max_tokens))
 
     def choose(self, step: int, rank: int, num_chunks: int, max_tokens: int) -> _Task:
         """Return what a worker needs to make the batches that `draw` returns."""
         random = np.random.default_rng([self._seed, step, rank])
         sequences = self.sequences
-        # Not beyond the last one: the sum of all weights may be 1 but for rounding.
+        # Times the sum of all weights, which is 1 but for rounding.
         drawn_C = random.random(num_chunks) * self._cumulative_S[-1]
         drawn_C = np.searchsorted(self._cumulative_S, drawn_C, "right")
         record_length_C = sequences.length_S[drawn_C]
         length_C = np.minimum(random.choice(self._lengths_bp, num_chunks), record_length_C)
         room_C = record_length_C - length_C + 1
         start_C = (random.random(num_chunks) * room_C).astype(np.int64)
-        places = _Places(
+        places = Places(
             sequences.record_S[drawn_C],
             start_C,
             length_C,
@@ -219,32 +187,22 @@ class ChunkSource:
         return _Task(places.take(order), int(random.integers(1 << 63)), max_tokens)
 
 
-class ChunkReader:
-    """Makes batches of the chunks at given places. It is small when it is pickled for a worker."""
+class _Steps:
+    """A dataset whose items are steps; it is small when it is pickled for a worker."""
 
     def __init__(
-        self,
-        directory: Path,
-        rule: FrameRule,
-        collators: Collators,
-        teacher_collators: Collators,
-        max_mutation_rate: float,
+        self, reader: ChunkReader, rule: FrameRule, collators: Collators, teachers: Collators
     ) -> None:
-        self._settings = (directory, rule, collators, teacher_collators, max_mutation_rate)
-        self._directory = directory
+        self._reader = reader
         self._rule = rule
         self._collators = collators
-        self._teacher_collators = teacher_collators
-        self._max_mutation_rate = max_mutation_rate
+        self._teacher_collators = teachers
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Open files cannot travel to a worker.
-        return ChunkReader, self._settings
-
-    def __call__(self, task: _Task) -> list[TrainingBatch]:
+    # torch looks for this method, and gives it what the sampler yields.
+    def __getitems__(self, task: _Task) -> list[TrainingBatch]:
         """Return the batches of a step."""
         places, rule = task.places, self._rule
-        letters = self.read_chunks(places, torch.Generator().manual_seed(task.seed))
+        letters = self._reader.read(places, task.seed)
         length_C = places.length_C
         rows = find_rows(b"".join(letters), np.cumsum(length_C) - length_C, length_C, rule)
         num_rows_C = np.bincount(rows.chunk, minlength=len(letters))
@@ -283,50 +241,6 @@ class ChunkReader:
             for chunks, stretches in _cut(dna, protein, ends_C, task.max_tokens)
         ]
 
-    def read_chunks(self, places: _Places, generator: torch.Generator) -> list[bytes]:
-        """Return the letters of chunks of either strand, with errors and mutations."""
-        letters: list[bytes] = []
-        # The chunks are sorted by length, so those of a block need little padding.
-        for first in range(0, len(places.length_C), _BLOCK_CHUNKS):
-            block = places.take(slice(first, first + _BLOCK_CHUNKS))
-            rows = _LETTERS[self._read_codes(block, generator).numpy()]
-            pairs = zip(rows, block.length_C.tolist(), strict=True)
-            letters += [row[:length].tobytes() for row, length in pairs]
-        is_reverse_C = torch.rand(len(letters), generator=generator) < 0.5
-        return [
-            reverse_complement(chunk) if is_reverse else chunk
-            for chunk, is_reverse in zip(letters, is_reverse_C.tolist(), strict=True)
-        ]
-
-    def _read_codes(self, places: _Places, generator: torch.Generator) -> Tensor:
-        """Return uint8 (C, L): the codes of chunks, padded to the longest."""
-
-        def read(index_CL: Tensor) -> Tensor:
-            low, high = index_CL[:, 0].numpy(), index_CL[:, -1].numpy() + 1
-            spans = self._store.read_spans(places.record_C, low, high - low)
-            text = np.frombuffer("".join(spans).encode("ascii"), np.uint8)
-            before = np.cumsum(high - low) - (high - low)
-            return torch.from_numpy(_CODES[text[index_CL.numpy() + (before - low)[:, None]]])
-
-        start_C, end_C, length_C = map(
-            torch.from_numpy, (places.start_C, places.record_length_C, places.length_C)
-        )
-        codes_CL = read_with_errors(read, start_C, end_C, max(3, int(length_C.max())), generator)
-        is_padding_CL = torch.arange(codes_CL.shape[1]) >= length_C[:, None]
-        codes_CL = codes_CL.masked_fill(is_padding_CL, AMBIGUOUS)
-        if not self._max_mutation_rate:
-            return codes_CL
-        rule = self._rule
-        if rule.kind == "open":
-            # The longest stretches are mutated then, as most genes are among them.
-            rule = FrameRule("stretches", genetic_code=rule.genetic_code)
-        mutator = Mutator(self._max_mutation_rate, generator, rule.genetic_code)
-        return mutator.mutate_chunks(codes_CL, rule)
-
-    @cached_property
-    def _store(self) -> FrameStore:
-        return open_frame_store(self._directory)
-
 
 def open_training_loader(
     source: ChunkSource,
@@ -355,7 +269,7 @@ def open_training_loader(
     if num_workers:
         start_forkserver()
     loader: DataLoader[list[TrainingBatch]] = DataLoader(
-        _Steps(source.reader),  # type: ignore[arg-type]
+        source.steps,  # type: ignore[arg-type]
         batch_sampler=_choose_steps(source, first_step, rank, num_chunks, max_tokens),  # type: ignore[arg-type]
         collate_fn=Parcel if num_workers else _unchanged,
         num_workers=num_workers,
@@ -376,17 +290,6 @@ def _choose_steps(
     while True:
         yield source.choose(step, rank, num_chunks, max_tokens)
         step += 1
-
-
-class _Steps:
-    """A dataset whose items are whole steps."""
-
-    def __init__(self, reader: ChunkReader) -> None:
-        self._reader = reader
-
-    # torch looks for this method, and gives it what the sampler yields.
-    def __getitems__(self, task: _Task) -> list[TrainingBatch]:
-        return self._reader(task)
 
 
 def _unchanged(batches: list[TrainingBatch]) -> list[TrainingBatch]:

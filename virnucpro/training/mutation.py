@@ -49,13 +49,14 @@ class Mutator:
         """
         is_codon_FK = codon_FK != NO_CODON
         known_FK = codon_FK.clamp(max=NO_CODON - 1)
-        usage_F64 = torch.full((len(codon_FK), NO_CODON), _PRIOR_CODONS / NO_CODON).to(
-            codon_FK.device
+        usage_F64 = torch.full(
+            (len(codon_FK), NO_CODON), _PRIOR_CODONS / NO_CODON, device=codon_FK.device
         )
         usage_F64.scatter_add_(1, known_FK, is_codon_FK.float())
         summed_FK64 = (self._odds[known_FK] * usage_F64[:, None]).cumsum(2)
         drawn_FK1 = self._uniform(*codon_FK.shape, 1) * summed_FK64[..., -1:]
-        other_FK = (summed_FK64 <= drawn_FK1).sum(2).clamp(max=NO_CODON - 1)
+        other_FK = torch.searchsorted(summed_FK64, drawn_FK1, right=True).squeeze(2)
+        other_FK = other_FK.clamp(max=NO_CODON - 1)
         # Sums that a GPU makes in parallel may let a codon without odds in by a rounding error.
         other_FK = torch.where(self._odds[known_FK, other_FK] > 0, other_FK, known_FK)
         rate_F1 = self._max_rate * self._uniform(len(codon_FK), 1)
