@@ -270,6 +270,9 @@ def test_what_changes_the_encoders_is_kept(published: Path, tmp_path: Path) -> N
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["virnucpro_classifier"])["format_version"] == 4
+        names = {name for name in file.keys() if name.startswith("adapter.")}  # noqa: SIM118
+    pair = {f"adapter.dna.layers.0.out.weight.{part}" for part in ("down", "up")}
+    assert names == pair | {"adapter.protein.a", "adapter.protein.b"}
     # Without changes, the bytes are those of earlier versions.
     save_classifier(path, read_state(published), CALIBRATED)
     with safe_open(path, "pt") as file:
