@@ -350,6 +350,30 @@ def test_half_precision_on_a_gpu_stays_near_float32(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_on_a_gpu_stay_near_float32(
+    dtype: torch.dtype, checkpointing: bool, cuda: torch.device, tmp_path: Path
+) -> None:
+    # Heads of the real width, for which the GPU has other kernels than for the contract's.
+    directory = write_weights(tmp_path, make_config(width=768, feed_forward=1536))
+    weights = backend.open_weights(str(directory))
+    sequences = random_tokens(MIXED_LENGTHS)
+    probe_E = torch.arange(768)
+    exact = backend.load_trainable(weights, dtype=torch.float32, device=CPU).requires_grad_(True)
+    (exact(make_batch(sequences)) * probe_E).sum().backward()
+    model = backend.load_trainable(
+        weights, dtype=dtype, device=cuda, gradient_checkpointing=checkpointing
+    ).requires_grad_(True)
+    with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
+        loss = (model(make_batch(sequences, cuda)) * probe_E.to(cuda)).sum()
+    loss.backward()
+    for (name, one), other in zip(model.named_parameters(), exact.parameters(), strict=True):
+        found_N, wanted_N = one.grad.float().cpu().flatten(), other.grad.flatten()
+        assert torch.cosine_similarity(found_N, wanted_N, dim=0) > 0.95, name
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 def test_forward_never_waits_for_the_gpu(
     published: Path, attention: Attention, cuda: torch.device
