@@ -1,9 +1,8 @@
-"""`virnucpro benchmark` and `virnucpro profile`, run as a user runs them, on a CPU."""
+"""`virnucpro benchmark` and `virnucpro profile`, on a CPU."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 from tests.plugins import install_module, run_python
-from tests.runs import REPOSITORY, VIRNUCPRO, accelerate_launch, run, write_reads
+from tests.runs import REPOSITORY, accelerate_launch, run, write_reads
+from virnucpro.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +25,10 @@ from virnucpro.backend.testing.toy import ToyBackend
 class Backend(ToyBackend):
     info = dataclasses.replace(ToyBackend.info, name="faulty")
 
-    def load_encoder(self, weights, *, dtype, device, attention):
-        encoder = super().load_encoder(weights, dtype=dtype, device=device, attention=attention)
+    def load_encoder(self, weights, *, dtype, device, attention, changes=None):
+        encoder = super().load_encoder(
+            weights, dtype=dtype, device=device, attention=attention, changes=changes
+        )
         if dtype == torch.float16:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if dtype == torch.bfloat16:
@@ -36,12 +39,16 @@ backend = Backend()
 """
 
 
-def benchmark(*options: object) -> subprocess.CompletedProcess[str]:
-    return run(*VIRNUCPRO, "benchmark", "--device=cpu", "--quick", *options)
+def benchmark(*options: object) -> Result:
+    return invoke("benchmark", "--quick", *options)
 
 
-def profile(*options: object) -> subprocess.CompletedProcess[str]:
-    return run(*VIRNUCPRO, "profile", "--device=cpu", *options)
+def profile(*options: object) -> Result:
+    return invoke("profile", *options)
+
+
+def invoke(command: str, *options: object) -> Result:
+    return CliRunner().invoke(main, [command, "--device=cpu", *map(str, options)])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a benchmark of everything writes."""
     directory = tmp_path_factory.mktemp("benchmark") / "out"
     done = benchmark("--json", "-o", directory)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((directory / "benchmark.json").read_text())
     return directory
 
@@ -94,7 +101,7 @@ def test_one_model_is_compared_with_an_earlier_report(
     (tmp_path / "earlier.json").write_text(json.dumps(first))
     # The fork's users say scaling.
     done = benchmark(*options, "--suite=scaling", f"--compare-to={tmp_path / 'earlier.json'}")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "--suite scaling: measured as throughput" in done.stderr
     found = json.loads(done.stdout)["lines"]
     assert len(found) == 2
@@ -103,7 +110,7 @@ def test_one_model_is_compared_with_an_earlier_report(
         assert line["change"] == pytest.approx(line["tokens_per_s"] / before["tokens_per_s"] - 1)
     (tmp_path / "earlier.json").write_text('{"lines": [{}]}')
     done = benchmark(*options, f"--compare-to={tmp_path / 'earlier.json'}")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "earlier.json: is not a benchmark.json (KeyError: " in done.stderr
 
 
@@ -148,9 +155,9 @@ def test_a_launch_of_several_is_refused() -> None:
 
 def embed(output: Path, weights: str, reads: Path) -> tuple[str, np.ndarray[Any, Any]]:
     """Return what a run says and the embeddings that it writes."""
-    options = ("--backend=dnabert-s", f"--weights={weights}", "-o", output, "--device=cpu")
-    done = run(*VIRNUCPRO, "embed", reads, *options)
-    assert done.returncode == 0, done.stderr
+    options = ("--backend=dnabert-s", f"--weights={weights}", "-o", output)
+    done = invoke("embed", reads, *options)
+    assert done.exit_code == 0, done.stderr
     with h5py.File(output) as file:
         return done.stderr, file["embeddings"][:]
 
@@ -174,7 +181,7 @@ def test_a_run_takes_the_budget_that_profile_stored(
         f"--test-file={reads}",
         f"--output={tmp_path / 'profile.json'}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     document = json.loads((tmp_path / "profile.json").read_text())
     assert [each["batch_tokens"] for each in document["measurements"]] == [100, 200, 300]
     assert all(each["tokens_per_s"] > 0 for each in document["measurements"])
@@ -194,5 +201,5 @@ def test_a_run_takes_the_budget_that_profile_stored(
 
 def test_a_backend_without_weights_of_its_own_asks_for_some() -> None:
     done = profile("--model=transformers")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "which weights?" in done.stderr

@@ -163,13 +163,15 @@ def fill_batch(model: Model, sequences: Iterable[str], budget_tokens: int) -> To
 
 
 @torch.inference_mode()
-def embed_mixed(model: Model, encoder: Encoder, device: torch.device) -> Tensor:
-    """Return float32 (B, E) on the host: the embeddings of 32 random sequences, always the same.
+def embed_mixed(
+    model: Model, encoder: Encoder, device: torch.device, num_sequences: int = 32
+) -> Tensor:
+    """Return float32 (B, E) on the host: the embeddings of random sequences, always the same.
 
     The sequences stand for 12 to 1,500 bp.
     """
     # From very short to very long: how a model rounds may depend on the length.
-    lengths_bp = np.geomspace(12, 1500, 32).astype(int).tolist()
+    lengths_bp = np.geomspace(12, 1500, num_sequences).astype(int).tolist()
     sequences = [next(make_sequences(model.alphabet, length_bp)) for length_bp in lengths_bp]
     costs = np.array([model.backend.token_cost(sequence) for sequence in sequences])
     # All in one batch, except those that a run in fp8 keeps apart.
