@@ -59,15 +59,17 @@ class HeldOut:
         self.chunks = _take(corpus, chunks, seed)
         mine = np.arange(run.rank, len(self.chunks), run.num_processes)
         rows = corpus.rows(self.chunks[mine])
-        first_rows = rows[_first(corpus.num_frames[self.chunks[mine]])]
-        # The second feature grows with the length of a stretch.
-        length = store.stretch_features(first_rows)[:, 1]
+        num_stretches = corpus.num_frames[self.chunks[mine]]
+        # The second feature is the logarithm of the length of a stretch, in hundreds of residues.
+        length = np.exp(store.stretch_features(rows)[:, 1]) * 100
+        num_tokens = np.add.reduceat(length, _first(num_stretches)) if len(mine) else length
         # By length, so that the sequences of a batch are alike.
-        order = mine[np.argsort(length, kind="stable")]
-        size = max(1, max_tokens // store.chunk_length_bp)
+        order = np.argsort(num_tokens, kind="stable")
+        batch = np.cumsum(num_tokens[order]).astype(np.int64) // max_tokens
         self._batches = [
             (places, _read_batch(corpus, store, self.chunks[places], collators))
-            for places in np.array_split(order, -(-len(order) // size))
+            for places in np.split(mine[order], np.flatnonzero(np.diff(batch)) + 1)
+            if len(places)
         ]
 
     @torch.no_grad()

@@ -220,6 +220,11 @@ def _make_network(
     batches = source.draw(0, 0, config.step_chunks, config.micro_batch_tokens)
     sizes = ChunkHeadSizes(*(model.weights.embedding_dim for model in models))
     network = Network(dna, protein, ChunkHead(sizes), config.finetuned)
+    if not batches:
+        raise UsageError(
+            f"none of {config.step_chunks} drawn chunks has a stretch of the frame rule "
+            f"{config.frame_rule}; choose a rule with shorter stretches, or more --step-chunks"
+        )
     with torch.no_grad():
         found = [network.embed(send_to_device(batch, run.device)) for batch in batches]
     embeddings = [torch.cat(one).float().cpu().numpy() for one in zip(*found, strict=True)]
