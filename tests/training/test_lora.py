@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from virnucpro.backend.changes import LowRank, apply_change
+from virnucpro.errors import UsageError
 from virnucpro.training.lora import AdaptedLinear, read_changes, train_adapters
 
 
@@ -59,3 +61,8 @@ def test_without_adapters_every_trained_parameter_is_a_change():
     changes = read_changes(encoder)
     assert set(changes) == {"layers.0.fc1.weight", "layers.0.fc1.bias"}
     assert torch.equal(changes["layers.0.fc1.bias"], encoder.get_submodule("layers.0.fc1").bias)
+
+
+def test_an_encoder_without_such_layers_is_refused():
+    with pytest.raises(UsageError, match="no linear layers of the kinds query"):
+        train_adapters(make_encoder(), ["query"], rank=3)

@@ -267,11 +267,17 @@ class FineTuning:
             self._best = {name: _copy(value) for name, value in self._average.items()}
         if self._run.is_main:
             logger.info(
-                "step %d of %d: loss %.4f, held out %.4f, AUROC %.4f%s; %.0f tokens/s a process",
+                "step %d of %d: loss %.4f, held out %.4f, AUROC %.4f%s; %s tokens/s a process%s",
                 *(progress.step, self._config.steps, train_loss, *found),
                 " (best)" if found.auroc > best else "",
-                tokens_per_second,
+                f"{tokens_per_second:,.0f}",
+                self._describe_memory(),
             )
+
+    def _describe_memory(self) -> str:
+        if self._run.device.type != "cuda":
+            return ""
+        return f", {torch.cuda.max_memory_allocated(self._run.device) / 2**30:.1f} GiB at most"
 
     def _score(self, batch: TrainingBatch) -> Tensor:
         with self._autocast():

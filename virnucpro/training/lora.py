@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from virnucpro.backend.changes import Change, Changes, LowRank
+from virnucpro.errors import UsageError
 
 SCALE = 2.0
 """By what an adapter's product is multiplied: the usual choice, an alpha of twice the rank."""
@@ -51,13 +52,25 @@ def train_adapters(encoder: nn.Module, kinds: Collection[str], rank: int) -> Non
         encoder: From `load_trainable`.
         kinds: The last parts of the layers' names.
         rank: R.
+
+    Raises:
+        UsageError: The encoder has no such layer.
     """
     encoder.requires_grad_(False)
     # A list first, because the loop replaces modules.
-    for name, layer in list(encoder.named_modules()):
+    chosen = [
+        (name, layer)
+        for name, layer in encoder.named_modules()
+        if name.rpartition(".")[2] in kinds and isinstance(layer, nn.Linear)
+    ]
+    if not chosen:
+        raise UsageError(
+            f"this encoder has no linear layers of the kinds {', '.join(kinds)}; choose others "
+            "(--lora-targets), or --finetune-all"
+        )
+    for name, layer in chosen:
         parent, _, kind = name.rpartition(".")
-        if kind in kinds and isinstance(layer, nn.Linear):
-            setattr(encoder.get_submodule(parent), kind, AdaptedLinear(layer, rank))
+        setattr(encoder.get_submodule(parent), kind, AdaptedLinear(layer, rank))
 
 
 def read_changes(encoder: nn.Module) -> Changes:
