@@ -123,6 +123,17 @@ def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return make_demo_weights(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.fixture(scope="session")
+def example_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of the example with the small model, which no test changes."""
+    from virnucpro import PredictConfig, predict
+
+    output_dir = tmp_path_factory.mktemp("example") / "run"
+    example = REPOSITORY / "examples" / "example.fasta"
+    predict(PredictConfig(inputs=example, output_dir=output_dir, model_type="mini", device="cpu"))
+    return output_dir
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let reports travel between processes: bytes of files that are no text stay in some logs."""

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
+from virnucpro.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VIRNUCPRO = (sys.executable, "-m", "virnucpro")
@@ -49,6 +51,12 @@ def run(*command: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess
     return subprocess.run(
         list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False
     )
+
+
+def invoke(*command: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process. Another one would import torch, which takes seconds."""
+    done = CliRunner().invoke(main, list(map(str, command)))
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
 
 
 def let_compute(process: subprocess.Popen[str], cpu_seconds: float) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro import CallConfig, PredictConfig, call, predict
+from virnucpro import CallConfig, call
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +20,11 @@ pytest.importorskip("multiqc", reason="MultiQC is not installed")
 
 
 @pytest.fixture(scope="module")
-def runs(repository: Path, tmp_path_factory) -> Path:
+def runs(example_run: Path, tmp_path_factory) -> Path:
     """Three runs of the example, called in three ways; the files of one have a prefix."""
     directory = tmp_path_factory.mktemp("multiqc")
-    example = str(repository / "examples" / "example.fasta")
     first = directory / "runs" / "gut_predictions"
-    predict(PredictConfig(inputs=(example,), output_dir=first, model_type="mini"))
+    shutil.copytree(example_run, first)
     for name, threshold in (("soil_predictions", 0.1), ("sea", 0.99)):
         shutil.copytree(first, directory / "runs" / name)
         call(CallConfig(run_dir=directory / "runs" / name, threshold=threshold))

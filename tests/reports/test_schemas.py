@@ -14,7 +14,7 @@ from frictionless.formats import CsvControl
 
 from tests.runs import write_reads
 from virnucpro import PredictConfig, predict
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 
 TABLES = pytest.mark.parametrize("name", ["records", "chunks", "viral_regions"])
 
@@ -37,18 +37,16 @@ def find_errors(path: Path, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(demo_weights, repository: Path, tmp_path_factory) -> list[RunDirectory]:
+def runs(demo_weights, example_run: Path, tmp_path_factory) -> list[RunDirectory]:
     """A run with a calibration, and one without."""
     directory = tmp_path_factory.mktemp("schemas")
     reads = write_reads(directory / "reads.fa", 60)
     with reads.open("a") as file:
         file.write('>NA\nACGT\n>empty\n>"quoted\n' + "ATG" * 100 + "\n")
-    example = str(repository / "examples" / "example.fasta")
-    mini = PredictConfig(inputs=(example,), output_dir=directory / "mini", model_type="mini")
     plain = PredictConfig(
         inputs=(str(reads),), output_dir=directory / "plain", device="cpu", **demo_weights
     )
-    return [predict(config).directory for config in (mini, plain)]
+    return [find_run(example_run), predict(plain).directory]
 
 
 @TABLES

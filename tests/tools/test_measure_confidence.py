@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, VIRNUCPRO, run
+from tests.runs import REPOSITORY, run
 from tools.measure_confidence import measure
 
 
@@ -37,13 +37,9 @@ def test_tiers_are_counted_by_length_and_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_reads_a_run(tmp_path: Path) -> None:
-    examples = REPOSITORY / "examples"
-    predict = ("predict", examples / "example.fasta", "-m", "mini", "--device=cpu", "-o", tmp_path)
-    done = run(*VIRNUCPRO, *predict, "--force")
-    assert done.returncode == 0, done.stderr
-    program = (sys.executable, "-m", "tools.measure_confidence", tmp_path)
-    done = run(*program, examples / "labels.tsv", "--lengths", 5000)
+def test_it_reads_a_run(example_run: Path) -> None:
+    program = (sys.executable, "-m", "tools.measure_confidence", example_run)
+    done = run(*program, REPOSITORY / "examples" / "labels.tsv", "--lengths", 5000)
     assert done.returncode == 0, done.stderr
     heading, *lines = done.stdout.splitlines()
     assert heading.split()[:3] == ["length", "confidence", "called"]

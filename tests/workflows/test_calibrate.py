@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import VIRNUCPRO, read_table, run, write_reads
+from tests.runs import invoke, read_table, write_reads
 from virnucpro import CalibrateConfig, PredictConfig, calibrate, predict
 from virnucpro.errors import ClassifierError, InputError, OutputExistsError
 from virnucpro.scoring.calibration import fit_calibration
@@ -133,12 +133,12 @@ def test_two_groups_cannot_tell_the_error(labelled, tmp_path: Path, caplog) -> N
 def test_the_command_prints_the_error_and_the_file(labelled, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     options = ("--run", labelled.run, "--truth", labelled.truth, "-o", out)
-    done = run(*VIRNUCPRO, "calibrate", labelled.classifier, *options)
+    done = invoke("calibrate", labelled.classifier, *options)
     assert done.returncode == 0, done.stderr
     assert "cross-fitted, all: " in done.stdout
     assert "  calibration error  0." in done.stdout
     assert done.stdout.endswith(f"classifier: {out}\n")
-    again = run(*VIRNUCPRO, "calibrate", labelled.classifier, *options)
+    again = invoke("calibrate", labelled.classifier, *options)
     assert again.returncode == 2
     assert "exists already; overwrite it with --force" in again.stderr
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import VIRNUCPRO, predict_options, read_table, run, write_reads
+from tests.runs import invoke, predict_options, read_table, write_reads
 from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
@@ -190,14 +190,14 @@ def test_without_a_calibration_a_score_is_no_probability(
 @pytest.mark.slow
 def test_presets_have_flags(calibrated, tmp_path: Path) -> None:
     reads = write_reads(tmp_path / "reads.fa", 10)
-    command = [*VIRNUCPRO, "predict", reads, "-o", tmp_path / "out", *predict_options(calibrated)]
-    done = run(*command, "--conservative")
+    command = ["predict", reads, "-o", tmp_path / "out", *predict_options(calibrated)]
+    done = invoke(*command, "--conservative")
     assert done.returncode == 0
     settings = json.loads((tmp_path / "out/run.json").read_text())["settings"]
     assert settings["preset"] == "conservative"
-    done = run(*command, "--relaxed", "--max-fdr=0.2")
+    done = invoke(*command, "--relaxed", "--max-fdr=0.2")
     assert done.returncode == 2
     assert "--max-fdr and --relaxed both decide what is called viral" in done.stderr
-    done = run(*command, "--relaxed", "--conservative")
+    done = invoke(*command, "--relaxed", "--conservative")
     assert done.returncode == 2
     assert "--relaxed and --conservative contradict each other" in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import VIRNUCPRO, read_table, read_tables, run, write_reads
+from tests.runs import VIRNUCPRO, invoke, read_table, read_tables, run, write_reads
 from virnucpro import CallConfig, PredictConfig, call, predict
 from virnucpro.errors import ClassifierError, InputError
 from virnucpro.scoring.calibration import Calibration
@@ -78,19 +78,19 @@ def test_a_report_that_measures_former_calls_is_marked(config: PredictConfig, tm
         "id\tlabel\n"
         + "".join(f"{row['record_id']}\t{index % 2}\n" for index, row in enumerate(rows))
     )
-    evaluate = (*VIRNUCPRO, "evaluate", output, "--truth", labels)
+    evaluate = ("evaluate", output, "--truth", labels)
     mark = output / "evaluation" / "STALE.txt"
-    assert run(*evaluate).returncode == 0
+    assert invoke(*evaluate).returncode == 0
     predict(config)
     assert not mark.exists()
-    assert run(*evaluate).returncode == 2
-    done = run(*VIRNUCPRO, "call", output, "--threshold", 0.9)
+    assert invoke(*evaluate).returncode == 2
+    done = invoke("call", output, "--threshold", 0.9)
     assert done.returncode == 0
     assert "this report measures the former calls" in done.stderr
     assert done.stdout.endswith(f"results: {output}\n")
     assert "have changed since" in mark.read_text()
     # A report that is out of date may be overwritten.
-    assert run(*evaluate).returncode == 0
+    assert invoke(*evaluate).returncode == 0
     assert not mark.exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 from Bio import SeqIO
 
 from tests.runs import REPOSITORY, read_table
-from virnucpro import PredictConfig, ScoredRecords, Scorer, embed_sequences, predict, read_run
+from virnucpro import ScoredRecords, Scorer, embed_sequences, read_run
 from virnucpro.config import MINI_DIRECTORY
 from virnucpro.errors import InputError, UsageError
 
@@ -28,15 +28,6 @@ def sequences() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("run") / "predicted"
-    predict(
-        PredictConfig(inputs=str(EXAMPLE), output_dir=directory, model_type="mini", device="cpu")
-    )
-    return directory
-
-
-@pytest.fixture(scope="module")
 def scorer() -> Scorer:
     return Scorer("mini", device="cpu")
 
@@ -47,11 +38,11 @@ def scored(scorer: Scorer, sequences: dict[str, str]) -> ScoredRecords:
 
 
 def test_the_numbers_are_those_of_predict(
-    scored: ScoredRecords, run_dir: Path, tmp_path: Path
+    scored: ScoredRecords, example_run: Path, tmp_path: Path
 ) -> None:
     found = scored.to_frame()
     found.to_csv(tmp_path / "found.tsv", sep="\t", na_rep="NA", quoting=csv.QUOTE_NONE)
-    assert read_table(tmp_path / "found.tsv") == read_table(run_dir / "records.tsv")
+    assert read_table(tmp_path / "found.tsv") == read_table(example_run / "records.tsv")
     assert {"virus", "others"} == set(found["call"])
 
 
@@ -144,8 +135,8 @@ def test_embeddings_are_those_of_embed(scorer: Scorer) -> None:
 # Finished runs
 
 
-def test_a_finished_run_is_read(run_dir: Path, scored: ScoredRecords) -> None:
-    run = read_run(run_dir)
+def test_a_finished_run_is_read(example_run: Path, scored: ScoredRecords) -> None:
+    run = read_run(example_run)
     pd.testing.assert_frame_equal(
         run.records, scored.to_frame(), check_dtype=False, check_index_type=False
     )
