@@ -11,6 +11,7 @@ import threading
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,13 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub: str, tmp_path: Path) ->
     wanted = locate_elsewhere("owner/toy", hub, tmp_path)
     with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert locate_elsewhere("owner/toy", endpoint, tmp_path) == wanted
-        message = locate_elsewhere("owner/other", endpoint, tmp_path)
+        # Both at once, because they wait for seconds.
+        with ThreadPoolExecutor() as pool:
+            found, message = pool.map(
+                lambda name: locate_elsewhere(name, endpoint, tmp_path),
+                ("owner/toy", "owner/other"),
+            )
+        assert found == wanted
         assert "the Hugging Face hub cannot be reached (" in message
 
 

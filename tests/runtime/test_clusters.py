@@ -36,7 +36,7 @@ SMALL_BATCHES = ("--dnabert-batch-size=100", "--esm-batch-size=100")
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory) -> Path:
-    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 4000)
+    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 3000)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +107,12 @@ def ip(*arguments: str) -> None:
 
 
 def launch_on(
-    hosts: list[str], *arguments: object, second_host: tuple[str, ...] = ()
+    hosts: list[str], *arguments: object, port: int, second_host: tuple[str, ...] = ()
 ) -> list[subprocess.Popen[str]]:
     """Start a launcher on each host; `second_host` goes before the command of the second one."""
     options = ["--config_file", "accelerate_configs/multi_node.yaml", "--num_processes=2"]
-    options += [f"--main_process_ip={ADDRESSES[0]}", "-m", "virnucpro", *map(str, arguments)]
+    options += [f"--main_process_ip={ADDRESSES[0]}", f"--main_process_port={port}"]
+    options += ["-m", "virnucpro", *map(str, arguments)]
     return [
         start(
             *("ip", "netns", "exec", host, *(second_host if rank else ())),
@@ -143,9 +144,28 @@ def listening(launcher: subprocess.Popen[str]) -> set[str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def blind_launch(
+    hosts, reads, demo_weights, tmp_path_factory
+) -> tuple[Path, list[subprocess.Popen[str]]]:
+    """An output, and launchers of which the second has another file system there.
+
+    It also has a name of its own. They wait for 15 s, in which other tests run.
+    """
+    if subprocess.run(["unshare", "--mount", "--uts", "true"], check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    directory = tmp_path_factory.mktemp("blind")
+    hide = 'hostname blind && mount -t tmpfs none "$0" && exec "$@"'
+    second_host = ("unshare", "--mount", "--uts", "sh", "-c", hide, str(directory))
+    options = ["-o", directory / "out", *predict_options(demo_weights)]
+    launchers = launch_on(hosts, "predict", reads, *options, port=29600, second_host=second_host)
+    return directory / "out", launchers
+
+
+@pytest.mark.usefixtures("blind_launch")
 def test_two_hosts_give_what_one_process_gives(hosts, reads, demo_weights, one_process, tmp_path):
     options = ["-o", tmp_path / "out", *SMALL_BATCHES, *predict_options(demo_weights)]
-    launchers = launch_on(hosts, "predict", reads, *options)
+    launchers = launch_on(hosts, "predict", reads, *options, port=29500)
     assert listening(launchers[0]) == {ADDRESSES[0]}
     messages = [launcher.communicate()[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], messages
@@ -154,18 +174,12 @@ def test_two_hosts_give_what_one_process_gives(hosts, reads, demo_weights, one_p
     assert ranks == {"00000", "00001"}
 
 
-def test_a_host_that_does_not_see_the_output_is_named(hosts, reads, demo_weights, tmp_path):
-    """The second host has a name of its own and, where the output goes, another file system."""
-    if subprocess.run(["unshare", "--mount", "--uts", "true"], check=False).returncode:
-        pytest.skip("no mount namespaces here")
-    hide = 'hostname blind && mount -t tmpfs none "$0" && exec "$@"'
-    second_host = ("unshare", "--mount", "--uts", "sh", "-c", hide, str(tmp_path))
-    options = ["-o", tmp_path / "out", *predict_options(demo_weights)]
-    launchers = launch_on(hosts, "predict", reads, *options, second_host=second_host)
+def test_a_host_that_does_not_see_the_output_is_named(blind_launch):
+    output, launchers = blind_launch
     for launcher in launchers:
         _, messages = launcher.communicate()
         assert launcher.returncode != 0
-        assert f"Error: {tmp_path}/out: blind (machine 1) cannot see this directory" in messages
+        assert f"Error: {output}: blind (machine 1) cannot see this directory" in messages
 
 
 # Restarts
