@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def write_genomes(path: Path, gc: float, seed: int) -> Path:
             sequence = "".join(generator.choices("ACGT", weights, k=600))
             file.write(f">{path.stem}_{number}\n{sequence}\n")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_figures() -> Iterator[None]:
+    """Draw nothing: tests of training in general do, and it takes longer than these trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virnucpro.reports.figures.can_draw", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,7 @@ def test_the_report_has_the_curve_of_the_steps(tuned):
 
 def test_composition_is_learned(settings, tmp_path):
     path = tmp_path / "all.safetensors"
-    more = {"steps": 60, "evaluate_steps": 20, "max_mutation_rate": 0.0}
+    more = {"steps": 40, "max_mutation_rate": 0.0}
     train(
         TrainConfig(
             **settings | more, output_path=path, finetune="protein", finetune_all=True, seed=3
