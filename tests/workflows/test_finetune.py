@@ -122,13 +122,26 @@ def test_composition_is_learned(settings, tmp_path):
     assert any(name.endswith("norm.bias") for name in changes["protein"])
 
 
-def test_a_killed_training_resumes_to_the_same_file(settings, tuned, tmp_path):
-    path = tmp_path / "tuned.safetensors"
-    given = {**settings, "finetune": "both", "lora_rank": 4}
+def list_options(given: dict[str, object]) -> list[str]:
     options = []
     for name, value in given.items():
         words = value if isinstance(value, tuple) else (value,)
         options += [f"--{name.replace('_', '-')}", *map(str, words)]
+    return options
+
+
+def test_two_processes_learn_together(settings, tmp_path):
+    path = tmp_path / "two.safetensors"
+    few = {**settings, "steps": 4, "evaluate_steps": 2, "finetune": "dna", "num_processes": 2}
+    run(*VIRNUCPRO, "train", *list_options(few), "-o", path)
+    report = json.loads((tmp_path / "two_training" / "report.json").read_text())
+    assert [one["step"] for one in report["losses"]] == [2, 4]
+    assert set(load_classifier(path).changes) == {"dna"}
+
+
+def test_a_killed_training_resumes_to_the_same_file(settings, tuned, tmp_path):
+    path = tmp_path / "tuned.safetensors"
+    options = list_options({**settings, "finetune": "both", "lora_rank": 4})
     command = [*VIRNUCPRO, "train", *options, "-o", str(path)]
     state = tmp_path / "tuned_training" / "checkpoints" / "finetuning" / "state.safetensors"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

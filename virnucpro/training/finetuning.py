@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
@@ -89,6 +90,7 @@ class FineTuning:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
+        self._begin_alike()
         self._optimizer = self._make_optimizer()
         # The running average is what is measured and kept: it is better than the last weights.
         self._average = {name: _copy(value) for name, value in self._trained.items()}
@@ -96,6 +98,14 @@ class FineTuning:
         self.progress = Progress()
         if state_path.exists():
             self._restore()
+
+    @torch.no_grad()
+    def _begin_alike(self) -> None:
+        """Give every process the main process's numbers: kinds of GPUs round differently."""
+        if self._run.num_processes > 1:
+            for parameter in self._trained.values():
+                mine = parameter if self._run.is_main else torch.zeros_like(parameter)
+                parameter.copy_(self._run.sum(mine.clone()))
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         """Return AdamW, with a learning rate of its own for the encoders; only matrices decay."""
@@ -182,7 +192,8 @@ class FineTuning:
         """Learn from the chunks of one step; return their mean loss, and the seconds, (2,)."""
         run, step = self._run, self.progress.step
         # What dropout draws depends on the step alone, so a resumed training draws the same.
-        torch.manual_seed((self._config.seed << 40) + (step << 12) + run.rank)
+        seeds = np.random.SeedSequence([self._config.seed, step, run.rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         share = max(step / self._config.steps, self._share_of_time())
         rate = min(1.0, (step + 1) / _WARM_UP_STEPS) * (1 + math.cos(math.pi * min(share, 1))) / 2
         for group in self._optimizer.param_groups:

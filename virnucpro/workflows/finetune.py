@@ -214,22 +214,22 @@ def _make_network(
     run: Run, config: TrainConfig, models: Sequence[Model], source: ChunkSource
 ) -> Network:
     """Return the network with trained encoders as they are at first, alike in every process."""
-    torch.manual_seed(config.seed)
-    dna, protein = (_load_encoder(run, config, model) for model in models)
-    # Every process draws the first process's first chunks here, so that all heads begin alike.
     batches = source.draw(0, 0, config.step_chunks, config.micro_batch_tokens)
-    sizes = ChunkHeadSizes(*(model.weights.embedding_dim for model in models))
-    network = Network(dna, protein, ChunkHead(sizes), config.finetuned)
     if not batches:
         raise UsageError(
             f"none of {config.step_chunks} drawn chunks has a stretch of the frame rule "
             f"{config.frame_rule}; choose a rule with shorter stretches, or more --step-chunks"
         )
-    with torch.no_grad():
-        found = [network.embed(send_to_device(batch, run.device)) for batch in batches]
-    embeddings = [torch.cat(one).float().cpu().numpy() for one in zip(*found, strict=True)]
-    torch.manual_seed(config.seed)
-    network.head = make_chunk_head(sizes, *embeddings).to(run.device)
+    sizes = ChunkHeadSizes(*(model.weights.embedding_dim for model in models))
+    # The caller's random numbers stay as they were. All numbers are drawn on the CPU.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        dna, protein = (_load_encoder(run, config, model) for model in models)
+        network = Network(dna, protein, ChunkHead(sizes), config.finetuned)
+        with torch.no_grad():
+            found = [network.embed(send_to_device(batch, run.device)) for batch in batches]
+        embeddings = [torch.cat(one).float().cpu().numpy() for one in zip(*found, strict=True)]
+        network.head = make_chunk_head(sizes, *embeddings).to(run.device)
     return network
 
 
