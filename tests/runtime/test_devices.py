@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.runs import VIRNUCPRO, run, write_reads
-from virnucpro.runtime.devices import keep_compiled
+from virnucpro.runtime.devices import few_threads, keep_compiled
 
 # In a process of its own: what a heap that others have used looks like is chance.
 PROGRAM = """
@@ -68,6 +70,19 @@ def test_a_variable_that_accelerate_cannot_read_is_named(
     assert done.returncode == 2
     assert "invalid truth value perhaps" in done.stderr
     assert "ACCELERATE_USE_CPU; unset what you do not need" in done.stderr
+
+
+def test_few_threads_compute_small_products() -> None:
+    before = torch.get_num_threads()
+    try:
+        for num_threads, num_inside in ((64, 8), (2, 2)):
+            torch.set_num_threads(num_threads)
+            with suppress(KeyError), few_threads():
+                assert torch.get_num_threads() == num_inside
+                raise KeyError
+            assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_triton_has_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

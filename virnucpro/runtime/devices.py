@@ -46,6 +46,8 @@ _TRAINING_VARIABLE = re.compile(
     r"|PMI_(RANK|SIZE)|MPI_LOCAL.*|(OMPI|MV2)_COMM_WORLD_.*"
 )
 
+_FEW_THREADS = 8
+
 # From glibc's malloc.h. malloc asks the system anew for each block over M_MMAP_THRESHOLD, which can
 # be at most 32 MiB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -178,6 +180,21 @@ def keep_freed_memory() -> None:
         # malloc gives memory back only when 1 GiB at the top of the heap is free.
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+
+
+@contextmanager
+def few_threads() -> Iterator[None]:
+    """Let torch compute on a CPU in few threads, for as long as the body lasts.
+
+    Small products gain nothing by more. Their threads wait for the slowest one in every operation,
+    and on a machine that others use too, this takes many times as long as the products.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, _FEW_THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_precision(precision: str, accelerator: Accelerator) -> str:

@@ -79,8 +79,9 @@ class Run:
         self._accelerator = accelerator
         # The clock of the system may be set while the run lasts; this one is not.
         self._began = time.monotonic()
+        # In every process, because this runs the first kernel, which takes a second.
+        what = describe_computing(self.device, self.precision, config.attention)
         if self.is_main:
-            what = describe_computing(self.device, self.precision, config.attention)
             logger.info("virnucpro %s, computing on %s", __version__, what)
 
     @property

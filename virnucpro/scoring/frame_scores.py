@@ -19,6 +19,7 @@ from virnucpro.config import FramesConfig, PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.embedding.models import Model, check_backends
 from virnucpro.embedding.passes import Pass, gather_features
+from virnucpro.runtime.devices import few_threads
 from virnucpro.scoring.calls import (
     ChunkCalls,
     call_by_mean_logit,
@@ -123,6 +124,7 @@ def check_models(config: PredictConfig, classifier: Classifier, models: Sequence
     classifier.check_fits(dna, protein, config.chunk_length_bp, identities)
 
 
+@few_threads()
 def score_passes(store: FrameStore, passes: Sequence[Pass], classifier: Classifier) -> Scores:
     """Return the scores of all chunks, made as the kind of the classifier says.
 

@@ -26,6 +26,7 @@ from virnucpro.reports.report import (
     Section,
     write_report,
 )
+from virnucpro.runtime.devices import few_threads
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.calls import call_chunks, score_chunks, sigmoid
@@ -240,7 +241,7 @@ def _make_classifier(
     corpus, chosen = material.corpus, material.chosen
     with run.stage("training"):
         fitted, head = _fit(run, config, material)
-    with run.stage("calibration and report"):
+    with run.stage("calibration and report"), few_threads():
         # Calibrated on one part and measured on another, or the figures would be too good.
         valid = _score(material, head, "valid")
         calibration = calibrate_fragments(corpus, valid)

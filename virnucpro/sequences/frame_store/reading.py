@@ -299,8 +299,12 @@ class FrameStore(StoredRecords):
         return read_start + start, length
 
     def _name_chunks(self, chunks: Int64Array) -> list[str]:
+        if not len(chunks):
+            return []
         records = self.find_records(chunks)
         numbers = (chunks - self.record_first_chunk[records] + 1).tolist()
-        # A record has many chunks, so its id is read once and not for each of them.
-        ids = {index: self.record_id(index) for index in set(records.tolist())}
-        return [chunk_id(ids[r], n) for r, n in zip(records.tolist(), numbers, strict=True)]
+        # The chunks are neighbours, so one reading gets the ids of all their records.
+        first = int(records[0])
+        ids = self.record_ids(first, int(records[-1]) + 1)
+        places = (records - first).tolist()
+        return [chunk_id(ids[place], n) for place, n in zip(places, numbers, strict=True)]
