@@ -254,13 +254,17 @@ def _draw_subsets(axes: Axes, sections: Sequence[Section]) -> None:
 
 
 def _draw_losses(axes: Axes, losses: Sequence[Mapping[str, float]], best_epoch: int) -> None:
+    from matplotlib.lines import Line2D
+
     is_tuned = "step" in losses[0]
     moments = [loss.get("step", number) for number, loss in enumerate(losses, start=1)]
     for name in ("train", "valid"):
         axes.plot(moments, [loss[name] for loss in losses], label=name)
     if is_tuned:
         beside = axes.twinx()
-        beside.plot(moments, [loss["auroc"] for loss in losses], color=_GREY, label="AUROC")
+        curve = beside.plot(moments, [loss["auroc"] for loss in losses], color=_GREY)
+        # Of two pairs of axes, only the first one has a legend.
+        axes.add_line(Line2D([], [], color=curve[0].get_color(), label="AUROC, on the right"))
         beside.set(ylabel="AUROC of held-out records")
     kept = f"kept: {name_moment(losses, best_epoch)}"
     axes.axvline(moments[best_epoch - 1], color=_GREY, linestyle=":", label=kept)
