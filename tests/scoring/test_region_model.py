@@ -26,7 +26,14 @@ def test_the_evidence_of_a_chunk_is_that_of_its_embeddings_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"most": -1.0}, {"switch": -1.0}, {"least": np.nan}, {"weights": [np.inf]}]
+    "numbers",
+    [
+        {"most": -1.0},
+        {"switch": -1.0},
+        {"background": -1.0},
+        {"least": np.nan},
+        {"weights": [np.inf]},
+    ],
 )
 def test_impossible_numbers_are_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="a region model"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -19,7 +20,7 @@ from virnucpro.scoring.regions import (
     find_viral_chunks,
 )
 
-MODEL = RegionModel(least=0.25, most=2.0, switch=3.0, contrast=1.5)
+MODEL = RegionModel(least=0.25, most=2.0, switch=3.0, background=0.5)
 
 
 def value_path(log_odds: list[float], path: Sequence[bool]) -> float:
@@ -50,17 +51,40 @@ def test_a_prophage_is_found_and_a_single_high_chunk_is_not() -> None:
 
 def test_a_region_stands_out_from_its_record() -> None:
     """The same stretch is a region in a record of low chunks, and none among higher ones."""
-    stretch = [1.0] * 30
-    low, high, whole = [-2.0] * 60 + stretch, [-0.5] * 60 + stretch, stretch
+    stretch = [0.48] * 30
+    low, high, whole = [-2.0] * 60 + stretch, [0.25] * 60 + stretch, stretch
     first = np.array([0, 90, 180, 210])
     log_odds = np.array([*low, *high, *whole])
-    assert np.count_nonzero(find_viral_chunks(log_odds, first)) == 90
-    found = [each.tolist() for each in find_spans(log_odds, first, MODEL)]
-    assert found == [[60, 150, 180], [90, 180, 210]]
-    found = [each.tolist() for each in find_spans(log_odds, first)]
-    assert found == [[60, 180], [90, 210]]
+    model = RegionModel(least=0.4, most=2.0, switch=3.0, background=0.5)
+    found = [each.tolist() for each in find_spans(log_odds, first, model)]
+    assert found == [[60], [90]]
+    found = [each.tolist() for each in find_spans(log_odds, first, replace(model, background=0))]
+    assert found == [[180], [210]]
+    # Chunks without a score are no background.
     log_odds[:60] = np.nan
-    assert find_spans(log_odds, first)[0].tolist() == [0, 180]
+    assert find_spans(log_odds, first, model)[0].tolist() == []
+
+
+@given(st.lists(st.lists(odds, max_size=9), min_size=1, max_size=4))
+def test_the_background_is_the_median_of_each_record(records: list[list[float]]) -> None:
+    """Records are told apart: each is what it would be alone, after its median is subtracted."""
+    first = np.cumsum([0, *map(len, records)])
+    found = find_spans(np.array([one for each in records for one in each]), first, MODEL)
+    expected = []
+    for start, record in zip(first, records, strict=False):
+        values = np.array(record)
+        known = values[~np.isnan(values)]
+        if len(known):
+            values = values - 0.5 * min(np.median(known), MODEL.least)
+        no_background = replace(MODEL, background=0)
+        spans = find_spans(values, np.array([0, len(values)]), no_background)
+        expected += [(start + begin, start + end) for begin, end in zip(*spans, strict=True)]
+    assert list(zip(*found, strict=True)) == expected
+
+
+def test_a_record_that_is_viral_throughout_stays_whole() -> None:
+    log_odds = np.array([1.0] * 40)
+    assert [each.tolist() for each in find_spans(log_odds, np.array([0, 40]))] == [[0], [40]]
 
 
 def test_a_region_does_not_go_on_into_the_next_record() -> None:

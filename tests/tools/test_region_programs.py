@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from tests.runs import read_table
-from tools import plant_phages
+from tools import fit_regions, plant_phages
 from tools.fit_regions import (
     Contig,
     ContigSet,
     Genome,
     add_logit,
+    divide,
+    fit_rules,
     fit_weights,
     join_chunks,
+    pool,
     weigh,
 )
 from tools.measure_finer_windows import place_end
@@ -121,13 +124,60 @@ def test_a_model_is_measured_on_chunks() -> None:
     bacteria, phages = [np.full(240, -2.0), np.full(200, -1.0)], [np.full(90, 2.0)]
     contigs = join_chunks(bacteria, phages, num_contigs=20, seed=0)
     assert len(contigs) == 62
-    found, num_false = ContigSet(contigs).measure(REGION_MODEL)
-    assert found == [1.0, 1.0, 1.0]
-    assert num_false == 0
+    clean = ContigSet(contigs).measure(REGION_MODEL)
+    assert clean.found == [1.0, 1.0, 1.0]
+    assert clean.false_per_mb == 0
     lysogen = np.full(200, -2.0)
     lysogen[50:70] = 2.0
-    _, num_false = ContigSet([*contigs, Contig(lysogen, None)]).measure(REGION_MODEL)
-    assert num_false == pytest.approx(1 / 0.32)
+    found = ContigSet([*contigs, Contig(lysogen, None)]).measure(REGION_MODEL)
+    assert found.false_per_mb == pytest.approx(1 / 0.32)
+    both = pool([clean, found])
+    assert both.false_per_mb == pytest.approx(1 / 0.54)
+    assert both.num_phages == 120
+
+
+def make_genomes(generator: np.random.Generator) -> dict[str, list[Genome]]:
+    """Return genomes of which a chunk says little, and many chunks say much."""
+    return {
+        kind: [
+            Genome(
+                generator.normal(middle, 1.5, 220),
+                generator.normal(middle, 2, (220, 4)) * [1, 1, 1, 0.1],
+            )
+            for _ in range(6)
+        ]
+        for kind, middle in (("bacteria", -1.2), ("phages", 1.2))
+    }
+
+
+def test_a_rule_is_fitted_to_genomes(monkeypatch) -> None:
+    monkeypatch.setattr(fit_regions, "_PENALTIES", (1.0,))
+    monkeypatch.setattr(fit_regions, "_SHARES", (0.3,))
+    every_rule = fit_regions.list_rules
+    monkeypatch.setattr(fit_regions, "list_rules", lambda weights: [*every_rule(weights)][::9])
+    generator = np.random.default_rng(0)
+    train, valid = make_genomes(generator), make_genomes(generator)
+    for use_weights in (True, False):
+        best, *others = fit_rules(train, valid, use_weights, num=2, seed=0)
+        assert len(best.model.weights) == (5 if use_weights else 0)
+        assert pool(best.found).worth >= max(pool(one.found).worth for one in others)
+        assert min(min(one.found) for one in best.found) > 0.7
+
+
+def test_the_weights_of_a_fold_do_not_know_its_genomes() -> None:
+    train = make_genomes(np.random.default_rng(0))
+    folds = divide(train, 1.0)
+    for kind, genomes in train.items():
+        held = [one for fold in folds for one in fold.genomes[kind]]
+        assert sorted(map(id, held)) == sorted(map(id, genomes))
+    # Other genomes in the fold, and the same weights.
+    changed = {kind: list(genomes) for kind, genomes in train.items()}
+    changed["phages"][0] = Genome(np.ones(220), np.full((220, 4), 99.0))
+    again = divide(changed, 1.0)
+    assert [one.weights == other.weights for one, other in zip(folds, again, strict=True)] == [
+        True,
+        *[False] * 4,
+    ]
 
 
 def test_weights_tell_phages_from_bacteria_by_means_of_chunks() -> None:

@@ -22,8 +22,8 @@ class RegionModel:
         least: The evidence that a chunk must exceed to count for "viral".
         most: The largest count of a chunk for or against "viral".
         switch: What it costs to enter a region or to leave it.
-        contrast: How far the mean evidence of a region must exceed that of the other chunks of its
-            record: all chunks of some bacteria look rather viral.
+        background: The share of the median evidence of a record that is subtracted from its
+            chunks: all chunks of some bacteria look rather viral.
         min_length_bp: Shorter regions inside a record are left out.
         weights: What makes the evidence of a chunk: the Q + P weights of its DNA embedding and of
             the mean of its protein embeddings, that of its logit, and a constant. If empty, the
@@ -33,20 +33,20 @@ class RegionModel:
         ValueError: A number is impossible.
     """
 
-    least: float = 0.0
-    most: float = 3.0
-    switch: float = 4.0
-    contrast: float = 2.2
+    least: float = 0.5
+    most: float = 2.0
+    switch: float = 8.0
+    background: float = 0.5
     min_length_bp: int = 3000
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # A file has a list.
         object.__setattr__(self, "weights", tuple(self.weights))
-        numbers = (self.least, self.most, self.switch, self.contrast, *self.weights)
+        numbers = (self.least, self.most, self.switch, self.background, *self.weights)
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError("a region model with numbers that are not finite")
-        if min(self.most, self.switch, self.min_length_bp) < 0:
+        if min(self.most, self.switch, self.background, self.min_length_bp) < 0:
             raise ValueError("a region model with numbers out of range")
 
     def weigh(

@@ -143,25 +143,27 @@ def find_spans(
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
         model: The numbers of the model.
     """
-    is_viral = find_viral_chunks(evidence, record_first_chunk, model)
-    first, stop = _find_runs(is_viral, record_first_chunk)
-    is_scored = ~np.isnan(evidence)
-    # Zeros, because a sum with NaN is NaN. They are not counted in the means.
-    known = np.where(is_scored, evidence, 0)
-    means = []
-    for counts, spans in (
-        (is_scored, (first, stop)),
-        (is_scored & ~is_viral, (record_first_chunk[:-1], record_first_chunk[1:])),
-    ):
-        number = _sum_spans(counts.astype(np.int64), *spans)
-        # Nothing is below a record that is viral from end to end.
-        mean = np.full(len(number), -np.inf)
-        np.divide(_sum_spans(known * counts, *spans), number, out=mean, where=number > 0)
-        means.append(mean)
-    inside, outside = means
-    record = np.searchsorted(record_first_chunk, first, "right") - 1
-    is_clear = inside >= outside[record] + model.contrast
-    return first[is_clear], stop[is_clear]
+    relative = evidence - _find_background(evidence, record_first_chunk, model)
+    return _find_runs(find_viral_chunks(relative, record_first_chunk, model), record_first_chunk)
+
+
+def _find_background(
+    evidence: Float64Array, record_first_chunk: Int64Array, model: RegionModel
+) -> Float64Array:
+    """Return what is subtracted from the evidence of each chunk: float64 (C,)."""
+    num_chunks = np.diff(record_first_chunk)
+    record = np.repeat(np.arange(len(num_chunks)), num_chunks)
+    # NaN goes to the end of each record.
+    ordered = evidence[np.lexsort((evidence, record))]
+    num_scored = np.bincount(record[~np.isnan(evidence)], minlength=len(num_chunks))
+    # Zero where no chunk has a score: there is nothing to subtract from.
+    middle = np.zeros(len(num_chunks))
+    known = np.flatnonzero(num_scored)
+    low = record_first_chunk[known] + (num_scored[known] - 1) // 2
+    high = record_first_chunk[known] + num_scored[known] // 2
+    middle[known] = (ordered[low] + ordered[high]) / 2
+    # A record whose median counts for "viral" is mostly virus, and has no such background.
+    return model.background * np.minimum(middle, model.least)[record]
 
 
 def find_regions(
