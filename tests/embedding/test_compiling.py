@@ -25,7 +25,8 @@ from virnucpro.config import PredictConfig
 from virnucpro.embedding.compiling import compile_layers, pays
 from virnucpro.workflows.predict import predict
 
-pytestmark = pytest.mark.slow
+# In one process of pytest-xdist: what torch tries out before it compiles takes 16 s, once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiling")]
 
 CPU = torch.device("cpu")
 
