@@ -60,12 +60,16 @@ def classifier(path: Path) -> ChunkClassifier:
 
 @pytest.fixture(scope="module")
 def chunks() -> Chunks:
-    random = np.random.default_rng(0)
+    return make_chunks(NUM_CHUNKS, 3)
+
+
+def make_chunks(num_chunks: int, num_stretches: int) -> Chunks:
+    random, shape = np.random.default_rng(0), (num_chunks, num_stretches)
     return (
-        random.standard_normal((NUM_CHUNKS, 24), np.float32),
-        random.standard_normal((NUM_CHUNKS, 3, 40), np.float32),
-        random.standard_normal((NUM_CHUNKS, 3, NUM_FEATURES), np.float32),
-        random.random((NUM_CHUNKS, 3)) < 0.7,
+        random.standard_normal((num_chunks, 24), np.float32),
+        random.standard_normal((*shape, 40), np.float32),
+        random.standard_normal((*shape, NUM_FEATURES), np.float32),
+        random.random(shape) < 0.7,
     )
 
 
@@ -165,7 +169,6 @@ def rewrite(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) 
 @pytest.mark.parametrize(
     ("sizes", "rule", "message"),
     [
-        ({}, "open", "a head of the kind 'chunk' with the frame rule open"),
         ({"kind": "frame"}, "stretches", "a head of the kind 'frame' with the frame rule stretch"),
         ({"kind": "tree"}, "stretches", "a head of the kind 'tree'"),
         ({}, "words", "cannot be read as a classifier .*words"),
@@ -190,6 +193,21 @@ def test_impossible_heads_and_rules_are_refused(
     with pytest.raises(ClassifierError, match=message) as caught:
         load_classifier(rewrite(path, tmp_path / "c", change))
     assert str(tmp_path / "c") in str(caught.value)
+
+
+def test_a_head_may_read_the_open_frames_of_a_chunk(head: ChunkHead, tmp_path: Path) -> None:
+    metadata = replace(METADATA, frame_rule="open")
+    save_classifier(tmp_path / "c", head.state_dict(), metadata)
+    found = load_classifier(tmp_path / "c")
+    assert isinstance(found, ChunkClassifier)
+    assert found.metadata == metadata
+    chunks = make_chunks(20, 6)
+    with torch.inference_mode():
+        wanted = head(*map(torch.from_numpy, chunks))
+    np.testing.assert_allclose(found.score(*chunks), wanted, atol=1e-5)
+    # There is no seventh frame.
+    with pytest.raises(ClassifierError, match="at most 6 stretches"):
+        found.score(*make_chunks(20, 7))
 
 
 @pytest.mark.parametrize("name", ["head", "dna_dim"])

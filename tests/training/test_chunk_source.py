@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
-from virnucpro.config import FrameRule
+from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 from virnucpro.sequences.frames import find_rows, reverse_complement
 from virnucpro.training.chunk_source import (
@@ -148,12 +148,33 @@ def test_classes_and_groups_are_balanced(store: FrameStore) -> None:
 @pytest.mark.parametrize("rule", ["open", "open:code=11", "stretches:3:10:code=4"])
 def test_any_frame_rule_and_one_alphabet(store: FrameStore, rule: str) -> None:
     source = make_source(store, rule=FrameRule.parse(rule), collators=(None, LetterCollator()))
-    batches = source.draw(0, 0, 300, 2000)
+    batches = source.draw(0, 0, 100, 2000)
     stretches = [text for batch in batches for text in read(batch.protein)]
     assert len(stretches) == sum(int(batch.is_stretch_CN.sum()) for batch in batches) > 20
     assert not any("*" in text for text in stretches)
     assert all(len(batch.dna.lengths_B) == 0 for batch in batches)
     assert all(batch.is_stretch_CN.any(1).all() for batch in batches)
+
+
+def test_chunks_with_open_frames_have_the_dna_of_the_first(store: FrameStore) -> None:
+    source = make_source(store, rule=OPEN_RULE, lengths_bp=(150,))
+    batches = source.draw(0, 0, 300, 2000)
+    is_viral_C = torch.cat([batch.is_viral_C for batch in batches])
+    # Of random chunks of this length, about a third has an open frame.
+    assert len(is_viral_C) > 280
+    assert abs(is_viral_C.mean() - 0.5) < 0.1
+    for batch in batches:
+        assert batch.is_stretch_CN.shape[1] == 6
+        num_frames_C = batch.is_stretch_CN.sum(1).tolist()
+        ends = np.cumsum(num_frames_C)
+        proteins = read(batch.protein)
+        for dna, end, num_frames in zip(read(batch.dna), ends, num_frames_C, strict=True):
+            rows = find_rows(dna.encode(), np.array([0]), np.array([len(dna)]), OPEN_RULE)
+            first = rows.proteins[: rows.protein_length[0]].decode()
+            if "N" not in dna:
+                assert (rows.code[0], first) == (0, proteins[end - num_frames])
+                # One base more than the codons have, as the original takes it.
+                assert len(dna) - 3 * len(first) in (0, 1)
 
 
 def test_steps_can_be_repeated_and_differ(store: FrameStore) -> None:

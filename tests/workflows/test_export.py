@@ -185,11 +185,15 @@ def test_anndata_reads_it(run, tmp_path):
     np.testing.assert_array_equal(table[:, table.var.backend == "dnabert-s"].X, features["dna"])
 
 
-def test_stretches_have_the_scores_of_their_chunks(tmp_path, caplog):
+@pytest.mark.parametrize("rule", ["stretches:2:20", "open:code=11"])
+def test_rows_have_the_scores_of_their_chunks(tmp_path, caplog, rule):
     reads = write_reads(tmp_path / "reads.fa", 12)
     run = tmp_path / "run"
     store = build_frame_store(
-        [str(reads)], run / "checkpoints/frames", chunk_length_bp=300, rule=FrameRule("stretches")
+        [str(reads)],
+        run / "checkpoints/frames",
+        chunk_length_bp=300,
+        rule=FrameRule.parse(rule),
     )
     rng = np.random.default_rng(0)
     for alphabet in ("dna", "protein"):
@@ -215,7 +219,7 @@ def test_stretches_have_the_scores_of_their_chunks(tmp_path, caplog):
         assert obs["chunk"].asstr()[:].tolist() == [names[chunk] for chunk in chunks]
         np.testing.assert_array_equal(obs["score_virus"], [scores[chunk] for chunk in chunks])
         np.testing.assert_array_equal(file["X"], np.concatenate(list(features.values()), axis=1))
-        assert file["uns/virnucpro/dna/frame_rule"].asstr()[()] == "stretches:2:20"
+        assert file["uns/virnucpro/dna/frame_rule"].asstr()[()] == rule
     table.write_text("\n".join(["Sequence_ID\tPrediction\tscore1\tscore2", *lines[1:], ""]))
     (path,) = export_embeddings(ExportConfig(run, tmp_path / "again", "anndata")).paths
     assert "has other frames than the embeddings" in caplog.text

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from click.testing import CliRunner
 from tests.runs import VIRNUCPRO, read_table, run
 from virnucpro import PredictConfig, TrainConfig, predict, train
 from virnucpro.cli.main import main
-from virnucpro.errors import IdentityMismatchError, UsageError
+from virnucpro.errors import ClassifierError, IdentityMismatchError, UsageError
+from virnucpro.scoring.classifier import ChunkClassifier
 from virnucpro.scoring.classifier_files import load_classifier
 
 pytestmark = pytest.mark.slow
@@ -71,6 +73,21 @@ def tuned(tmp_path_factory, settings) -> Path:
     return path
 
 
+def predict_with(settings, path: Path, output_dir: Path, kind: str) -> None:
+    weights = {name: settings[name] for name in settings if name.endswith(("backend", "weights"))}
+    predict(
+        PredictConfig(
+            inputs=settings[kind],
+            output_dir=output_dir,
+            model_type="custom",
+            model_path=path,
+            chunk_length_bp=CHUNK_BP,
+            device="cpu",
+            **weights,
+        )
+    )
+
+
 def test_the_file_holds_adapters_and_predict_merges_them(tuned, settings, tmp_path):
     classifier = load_classifier(tuned)
     assert set(classifier.changes) == {"dna", "protein"}
@@ -80,19 +97,8 @@ def test_the_file_holds_adapters_and_predict_merges_them(tuned, settings, tmp_pa
         "rank": 4,
         "targets": "all",
     }
-    weights = {name: settings[name] for name in settings if name.endswith(("backend", "weights"))}
-    for name, path in (("tuned", tuned), ("again", tuned)):
-        predict(
-            PredictConfig(
-                inputs=(str(settings["viral"][0]),),
-                output_dir=tmp_path / name,
-                model_type="custom",
-                model_path=path,
-                chunk_length_bp=CHUNK_BP,
-                device="cpu",
-                **weights,
-            )
-        )
+    for name in ("tuned", "again"):
+        predict_with(settings, tuned, tmp_path / name, "viral")
     records = read_table(tmp_path / "tuned" / "records.tsv")
     assert len(records) == 24
     assert records == read_table(tmp_path / "again" / "records.tsv")
@@ -106,20 +112,30 @@ def test_the_report_has_the_curve_of_the_steps(tuned):
     assert all(0 <= one["auroc"] <= 1 for one in report["losses"])
 
 
-def test_composition_is_learned(settings, tmp_path):
+def test_composition_is_learned_from_open_frames(settings, demo_weights, tmp_path):
     path = tmp_path / "all.safetensors"
-    more = {"steps": 40, "max_mutation_rate": 0.0}
-    train(
-        TrainConfig(
-            **settings | more, output_path=path, finetune="protein", finetune_all=True, seed=3
-        )
+    more = {"steps": 40, "max_mutation_rate": 0.0, "frame_rule": "open"}
+    config = TrainConfig(
+        **settings | more, output_path=path, finetune="protein", finetune_all=True, seed=3
     )
+    with pytest.raises(ClassifierError, match="scores single frames; give a teacher"):
+        train(replace(config, teacher=Path(demo_weights["model_path"])))
+    train(replace(config, resume=True))
     report = json.loads((tmp_path / "all_training" / "report.json").read_text())
     assert report["losses"][-1]["auroc"] > 0.95
-    changes = load_classifier(path).changes
-    assert set(changes) == {"protein"}
+    classifier = load_classifier(path)
+    assert isinstance(classifier, ChunkClassifier)
+    assert str(classifier.rule) == "open"
+    assert set(classifier.changes) == {"protein"}
     # All weights of the encoder, and not only matrices.
-    assert any(name.endswith("norm.bias") for name in changes["protein"])
+    assert any(name.endswith("norm.bias") for name in classifier.changes["protein"])
+    records = []
+    for name in ("viral", "other"):
+        run_dir = tmp_path / name
+        predict_with(settings, path, run_dir, name)
+        records.append(read_table(run_dir / "records.tsv"))
+    calls = [[row["call"] for row in table] for table in records]
+    assert calls[0].count("virus") > 18 > 6 > calls[1].count("virus")
 
 
 def list_options(given: dict[str, object]) -> list[str]:
@@ -159,7 +175,7 @@ def test_a_state_of_other_settings_is_refused(settings, tmp_path):
     train(TrainConfig(**few))
     path.unlink()
     with pytest.raises(IdentityMismatchError, match="other sequences, weights or settings"):
-        train(TrainConfig(**few | {"lora_rank": 2, "resume": True}))
+        train(TrainConfig(**few | {"frame_rule": "open", "resume": True}))
 
 
 def test_a_teacher_is_learned_from(settings, tuned, tmp_path):
@@ -170,9 +186,9 @@ def test_a_teacher_is_learned_from(settings, tuned, tmp_path):
     assert len(report["losses"]) == 2
 
 
-def test_open_frames_cannot_be_finetuned(settings, tmp_path):
-    with pytest.raises(UsageError, match="over stretches"):
-        TrainConfig(**settings | {"frame_rule": "open"}, output_path=tmp_path / "a", finetune="dna")
+def test_features_without_sequences_cannot_be_finetuned(tmp_path):
+    with pytest.raises(UsageError, match="hold no sequences"):
+        TrainConfig(merged=("a.pt",), output_path=tmp_path / "a", finetune="dna")
 
 
 def test_layers_that_no_backend_has_are_named(settings, tmp_path):

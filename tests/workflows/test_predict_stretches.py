@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from tests.runs import predict_options, read_table, read_tables
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
-from virnucpro import PredictConfig, PredictResult, predict
+from virnucpro import CallConfig, PredictConfig, PredictResult, call, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.cli.main import main
@@ -23,7 +23,7 @@ from virnucpro.errors import IdentityMismatchError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ClassifierMetadata
-from virnucpro.scoring.classifier_files import save_classifier
+from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store import open_frame_store
 
@@ -96,8 +96,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def test_every_chunk_with_a_stretch_has_the_score_of_the_plain_head(finished, head) -> None:
-    _, result = finished
+def plain_logits(result: PredictResult, head: ChunkHead) -> dict[str, float]:
+    """Return the logits of the chunks that have any, one by one by the head alone."""
     store = open_frame_store(result.directory.frame_store_dir)
     first = store.chunk_first_frame
     readers = {
@@ -113,10 +113,16 @@ def test_every_chunk_with_a_stretch_has_the_score_of_the_plain_head(finished, he
             readers[kind].gather(store.sequences(kind).representatives[rows])
             for kind in ("dna", "protein")
         )
-        assert (dna == dna[0]).all()
+        assert store.rule.kind == "open" or (dna == dna[0]).all()
         arrays = (dna[:1], protein[None], store.stretch_features(rows)[None])
         logit = head(*map(torch.from_numpy, arrays), torch.ones(1, len(rows), dtype=torch.bool))
         wanted[name] = logit.item()
+    return wanted
+
+
+def test_every_chunk_with_a_stretch_has_the_score_of_the_plain_head(finished, head) -> None:
+    _, result = finished
+    wanted = plain_logits(result, head)
     table = read_table(result.directory.prediction_results)
     assert [row["Sequence_ID"] for row in table] == list(wanted)
     logits = np.array(list(wanted.values()))
@@ -162,6 +168,44 @@ def test_the_score_of_a_record_is_that_of_its_mean_logit(finished) -> None:
     }
     assert (rows["half"]["num_chunks"], rows["half"]["num_open_chunks"]) == ("2", "1")
     assert rows["repeated"]["score"] == rows["contig_3"]["score"]
+
+
+def test_the_open_frames_of_a_chunk_are_scored_together(weights, head, tmp_path) -> None:
+    generator = random.Random(1)
+    # Some chunks have no open frame, and most have several.
+    contigs = {
+        f"contig_{number}": "".join(generator.choices("ACGT", (50, 30, 30, number), k=2600))
+        for number in range(9)
+    }
+    path = tmp_path / "contigs.fa"
+    contigs["unknown"] = "N" * 700
+    path.write_text("".join(f">{name}\n{letters}\n" for name, letters in contigs.items()))
+    state, metadata, _ = read_classifier(Path(weights["model_path"]))
+    model = tmp_path / "open.safetensors"
+    save_classifier(model, state, dataclasses.replace(metadata, frame_rule="open"))
+    settings = {"output_dir": tmp_path / "out", "device": "cpu", **weights, "model_path": model}
+    result = predict(PredictConfig(inputs=(str(path),), **settings))
+    wanted = plain_logits(result, head)
+    store = open_frame_store(result.directory.frame_store_dir)
+    assert len(wanted) < store.num_chunks
+    assert len(wanted) < store.num_rows / 2
+    found = {
+        row["Sequence_ID"]: float(row["score2"])
+        for row in read_table(result.directory.prediction_results)
+    }
+    assert list(found) == list(wanted)
+    np.testing.assert_allclose(
+        list(found.values()), sigmoid(np.array(list(wanted.values()))), atol=1e-6
+    )
+    for row in read_table(result.directory.records_tsv):
+        logits = [wanted[name] for name in wanted if name.startswith(row["record_id"] + "_")]
+        if row["record_id"] == "unknown":
+            assert (row["call"], row["reason"]) == ("none", "no_open_frame")
+        else:
+            assert float(row["score"]) == pytest.approx(sigmoid(np.mean(logits)), abs=_STEP)
+    tables = read_tables(result.output_dir)
+    call(CallConfig(run_dir=result.output_dir))
+    assert read_tables(result.output_dir) == tables
 
 
 def test_run_json_and_the_log_name_the_rule(finished, weights) -> None:

@@ -19,6 +19,7 @@ _RULE = re.compile(
 )
 _DEFAULT_MAX_STRETCHES = 2
 _DEFAULT_MIN_CODONS = 20
+_NUM_FRAMES = 6
 # A larger number in a damaged file would overflow the arithmetic on chunks.
 _MAX_NUMBER = 1 << 31
 
@@ -64,6 +65,11 @@ class FrameRule:
             )
         if self.genetic_code != STANDARD_CODE:
             _check_genetic_code(self.genetic_code)
+
+    @property
+    def max_rows(self) -> int:
+        """How many open frames or stretches of a chunk are taken at most."""
+        return self.max_stretches if self.kind == "stretches" else _NUM_FRAMES
 
     @classmethod
     def parse(cls, text: str) -> FrameRule:

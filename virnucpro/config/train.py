@@ -113,10 +113,10 @@ class TrainConfig(FineTuningConfig, group="Training"):
                 f"frame rule {self.frame_rule}: labelled features (--merged) are of open frames; "
                 "leave the rule out, or give sequences (--viral and --other)"
             )
-        if self.finetune != "none" and FrameRule.parse(self.frame_rule).kind == "open":
+        if self.merged and self.finetuned:
             raise UsageError(
-                f"frame rule {self.frame_rule}: encoders are fine-tuned over stretches; leave the "
-                "rule out, and give sequences (--viral and --other)"
+                f"finetune {self.finetune}: labelled features (--merged) hold no sequences to "
+                "learn from; give sequences (--viral and --other)"
             )
         if self.valid_share + self.test_share >= 1:
             raise UsageError(

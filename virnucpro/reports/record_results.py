@@ -115,7 +115,7 @@ def write_decision(
     chunks = describe_chunks(evidence, share)
     write_chunks(directory.chunks_tsv, store, chunks)
     write_bedgraph(directory.scores_bedgraph, store, chunks)
-    regions = find_regions(store, chunks, records, evidence.calibration, share, evidence.model)
+    regions = find_regions(store, chunks, records, evidence, share)
     write_regions(directory, store, regions)
     write_fasta(directory.viral_fasta, _head_viral_records(store, records, regions))
     if config.regions == "provirus":

@@ -85,7 +85,11 @@ def write_tables(
     write_highest_scores(directory.highest_scores, chunk_ids, chunks)
     decision = decide_records(config, store, chunks, classifier, screened)
     evidence = ChunkEvidence(
-        score_chunks(chunks), classifier.calibration, classifier.region_model, scores.weighed
+        score_chunks(chunks),
+        classifier.calibration,
+        classifier.region_model,
+        scores.weighed,
+        by_logit=scores.frames is None,
     )
     write_decision(directory, store, decision, config, evidence)
     if config.keep_intermediate:

@@ -23,7 +23,7 @@ _REASONS: Words = np.array(
 )
 SCREEN = "screen"
 _JUDGES: Words = np.array(["-", "classifier"], dtype=object)
-_NO_STRETCH = np.array("no_stretch", dtype=object)
+NO_STRETCH = np.array("no_stretch", dtype=object)
 
 # The smallest normal float32, which keeps the logarithm of a probability of 0 finite.
 _MIN_PROBABILITY = np.finfo(np.float32).tiny
@@ -210,8 +210,7 @@ def call_by_mean_logit(
 ) -> RecordCalls:
     """Return the records with the scores that a classifier over chunks gives them.
 
-    The score is the sigmoid of the mean logit of the scored chunks. A record without a stretch has
-    the reason `no_stretch`.
+    The score is the sigmoid of the mean logit of the scored chunks.
 
     Args:
         records: What `call_records` says of the chunks.
@@ -231,11 +230,7 @@ def call_by_mean_logit(
     score = np.full(num_records, np.nan)
     np.divide(total, records.num_open_chunks, out=score, where=has_call)
     score = sigmoid(score)
-    return records._replace(
-        score=score,
-        call=make_calls(score, 0.5),
-        reason=np.where(records.reason == "no_open_frame", _NO_STRETCH, records.reason),
-    )
+    return records._replace(score=score, call=make_calls(score, 0.5))
 
 
 def make_calls(value: Float64Array, threshold: float | None) -> Words:

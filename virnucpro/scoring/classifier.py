@@ -284,7 +284,7 @@ class FrameClassifier(Classifier):
 
 
 class ChunkClassifier(Classifier):
-    """The `ChunkHead` over the stretches and the DNA of a chunk, in eval mode."""
+    """The `ChunkHead` over the stretches (or open frames) and the DNA of a chunk, in eval mode."""
 
     def __init__(
         self,
@@ -315,8 +315,9 @@ class ChunkClassifier(Classifier):
         The logit of a chunk does not depend on which other chunks are scored with it.
 
         Args:
-            dna_NQ: float32, the embedding of each chunk's DNA.
-            protein_NSP: float32, the embeddings of its stretches, at most as many as the rule says.
+            dna_NQ: float32, the embedding of each chunk's DNA, or of its first open frame's.
+            protein_NSP: float32, the embeddings of its stretches or open frames, at most as many
+                as the rule says.
             features_NSK: float32, what the frame store says of the stretches.
             is_stretch_NS: Where there is a stretch; other entries do not count.
 
@@ -324,7 +325,7 @@ class ChunkClassifier(Classifier):
             ClassifierError: The arrays have other shapes, or give a logit that is not finite.
         """
         num_chunks, num_stretches = is_stretch_NS.shape
-        max_stretches = self.rule.max_stretches
+        max_stretches = self.rule.max_rows
         wanted = {
             "DNA embeddings": (dna_NQ, (num_chunks, self.sizes.dna_dim)),
             "protein embeddings": (protein_NSP, (*is_stretch_NS.shape, self.sizes.protein_dim)),

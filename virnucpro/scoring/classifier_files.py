@@ -320,10 +320,10 @@ def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | Non
     rule = FrameRule.parse(document.get("frame_rule", str(OPEN_RULE)))
     sizes = dict(document.get("head", {"kind": "frame"}))
     kind = sizes.pop("kind")
-    if (kind, rule.kind) not in (("frame", "open"), ("chunk", "stretches")):
+    if kind != "chunk" and (kind, rule.kind) != ("frame", "open"):
         raise ClassifierError(
-            f"{path}: a head of the kind {brief(kind)} with the frame rule {rule}; wanted frame "
-            "with open, or chunk with stretches"
+            f"{path}: a head of the kind {brief(kind)} with the frame rule {rule}; wanted chunk, "
+            "or frame with open"
         )
     if kind == "frame":
         return None

@@ -21,6 +21,7 @@ from virnucpro.embedding.models import Model, check_backends
 from virnucpro.embedding.passes import Pass, gather_features
 from virnucpro.runtime.devices import few_threads
 from virnucpro.scoring.calls import (
+    NO_STRETCH,
     ChunkCalls,
     call_by_mean_logit,
     call_chunk_logits,
@@ -184,8 +185,11 @@ def decide_records(
         chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
     )
     # A head over chunks gives logits, so its records are scored by the mean of logits.
-    if classifier.rule.kind == "stretches":
+    if isinstance(classifier, ChunkClassifier):
         records = call_by_mean_logit(records, chunks, store.record_first_chunk)
+    if classifier.rule.kind == "stretches":
+        reason = np.where(records.reason == "no_open_frame", NO_STRETCH, records.reason)
+        records = records._replace(reason=reason)
     if screened is not None and screened.records is not None:
         records = take_screened(records, screened.records, screened.is_cellular)
     return decide_calls(
@@ -225,9 +229,9 @@ def score_frames(
 
 
 def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkClassifier) -> Scores:
-    """Return the calls of all chunks by the head over their stretches, and their evidence.
+    """Return the calls of all chunks by the head over their rows, and their evidence.
 
-    A stretch without an embedding is left out. A chunk without any embedded stretch has no score.
+    A row without an embedding is left out. A chunk without any embedded row has no score.
     """
     dna, protein = passes
     first_row = store.chunk_first_frame
@@ -245,11 +249,11 @@ def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkCl
         if not len(rows):
             continue
         chunk = store.find_chunks(rows)
-        # All rows of a chunk have its DNA, so the first row's embedding stands for all.
+        # All stretches of a chunk have its DNA. Of open frames the head reads the first one's.
         scored, first, index = np.unique(chunk, return_index=True, return_inverse=True)
         # The place of a stretch in its chunk, also if stretches before it have no embedding.
         place = rows - first_row[chunk]
-        shape = (len(scored), classifier.rule.max_stretches)
+        shape = (len(scored), classifier.rule.max_rows)
         protein_CSP = np.zeros((*shape, classifier.sizes.protein_dim), np.float32)
         features_CSK = np.zeros((*shape, NUM_FEATURES), np.float32)
         is_stretch_CS = np.zeros(shape, np.bool_)

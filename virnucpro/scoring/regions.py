@@ -30,12 +30,14 @@ class ChunkEvidence(NamedTuple):
         calibration: Of the classifier; None if it has none.
         model: What finds the regions.
         weighed: float64 (C,), the evidence that its weights make; None if it has no weights.
+        by_logit: Whether a head over chunks made the scores, so that means are those of logits.
     """
 
     score: Float64Array
     calibration: Calibration | None
     model: RegionModel = REGION_MODEL
     weighed: Float64Array | None = None
+    by_logit: bool = False
 
 
 class ChunkScores(NamedTuple):
@@ -170,9 +172,8 @@ def find_regions(
     store: FrameStore,
     chunks: ChunkScores,
     records: RecordCalls,
-    calibration: Calibration | None,
+    known: ChunkEvidence,
     viral_share: float | None,
-    model: RegionModel = REGION_MODEL,
 ) -> Regions:
     """Return the viral regions of all records.
 
@@ -183,15 +184,14 @@ def find_regions(
         store: The records and their chunks.
         chunks: The scores of the chunks.
         records: The calls of the records.
-        calibration: Of the classifier; None if it has none.
+        known: What the scores were made of.
         viral_share: The share of viral records that probabilities assume.
-        model: What finds the regions.
     """
-    first, stop = find_spans(chunks.evidence, store.record_first_chunk, model)
+    first, stop = find_spans(chunks.evidence, store.record_first_chunk, known.model)
     record = store.find_records(first)
     length = store.locate_cells(stop - 1)[1] - store.locate_cells(first)[0]
     is_part = (
-        (length >= model.min_length_bp)
+        (length >= known.model.min_length_bp)
         & (length < store.record_lengths[record])
         & (records.call != "none")[record]
     )
@@ -207,9 +207,7 @@ def find_regions(
     stop = np.concatenate([stop[is_part], store.record_first_chunk[whole + 1]])
     # Chunks are numbered over all records, so this is the order of records and of places in them.
     order = np.argsort(first)
-    return _measure_regions(
-        store, chunks, records, (first[order], stop[order]), calibration, viral_share
-    )
+    return _measure_regions(store, chunks, records, (first[order], stop[order]), known, viral_share)
 
 
 def _find_runs(
@@ -230,7 +228,7 @@ def _measure_regions(
     chunks: ChunkScores,
     records: RecordCalls,
     spans: tuple[Int64Array, Int64Array],
-    calibration: Calibration | None,
+    known: ChunkEvidence,
     viral_share: float | None,
 ) -> Regions:
     """Return the regions between a first chunk and the chunk behind the last one each."""
@@ -238,20 +236,18 @@ def _measure_regions(
     record = store.find_records(first)
     start, end = store.locate_cells(first)[0], store.locate_cells(stop - 1)[1]
     is_scored = ~np.isnan(chunks.score)
-    # As the score of a record is made: the mean of logits under `stretches`, else the mean of
-    # scores.
-    by_logit = store.rule.kind == "stretches"
-    value = np.where(is_scored, _logit(chunks.score) if by_logit else chunks.score, 0)
+    # As the score of a record is made.
+    value = np.where(is_scored, _logit(chunks.score) if known.by_logit else chunks.score, 0)
     num_scored = _sum_spans(is_scored.astype(np.int64), first, stop)
     mean = _sum_spans(value, first, stop) / num_scored
     # The whole of a record has the score of the record to the last digit.
     is_whole = end - start == store.record_lengths[record]
-    score = np.where(
-        is_whole, records.score[record], round_shares(sigmoid(mean) if by_logit else mean)
-    )
+    mean = round_shares(sigmoid(mean) if known.by_logit else mean)
+    score = np.where(is_whole, records.score[record], mean)
     probability = np.full(len(record), np.nan)
-    if calibration is not None:
-        probability = round_shares(calibration.probabilities(score, num_scored, viral_share))
+    if known.calibration is not None:
+        found = known.calibration.probabilities(score, num_scored, viral_share)
+        probability = round_shares(found)
     is_first = np.diff(record, prepend=-1) != 0
     place = np.arange(len(record))
     return Regions(

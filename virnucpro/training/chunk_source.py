@@ -25,14 +25,23 @@ from virnucpro.embedding.workers import Parcel, begin_worker, explaining_workers
 from virnucpro.runtime.forkserver import start_forkserver
 from virnucpro.scoring.chunk_head import stretch_features
 from virnucpro.sequences.frame_store import FrameStore
-from virnucpro.sequences.frames import count_codons, find_rows
-from virnucpro.sequences.records import FRAME_NAMES
+from virnucpro.sequences.frames import (
+    Rows,
+    count_codons,
+    find_rows,
+    is_reverse,
+    locate_frame_dna,
+    reverse_complement,
+)
 from virnucpro.training.chunk_reader import ChunkReader, Places
 from virnucpro.training.corpus import Corpus
 from virnucpro.training.drawing import weigh_sequences
 
 Collators = tuple[Collator | None, Collator | None]
 """Of DNA and of proteins."""
+
+_MAX_DRAWS = 10
+"""How often a chunk is drawn until it has an open frame: most of a genome may have none."""
 
 _NO_SEQUENCES = TokenBatch(
     torch.empty(0, dtype=torch.int64),
@@ -46,8 +55,10 @@ class TrainingBatch(NamedTuple):
     """Chunks that are computed at once. It is a NamedTuple, so that Accelerate moves it whole.
 
     Attributes:
-        dna: The DNA of each chunk, C sequences; none without a collator of DNA.
-        protein: The F stretches, chunk after chunk; none without a collator of proteins.
+        dna: The DNA of each chunk, C sequences; under the rule `open` that of its first open frame.
+            None without a collator of DNA.
+        protein: The F stretches or open frames, chunk after chunk; none without a collator of
+            proteins.
         features_FK: float32, what the head is told of the stretches.
         is_stretch_CN: bool; its F True places are the stretches, row by row.
         is_viral_C: float32, 1 for viral chunks and 0 for others.
@@ -201,10 +212,9 @@ class _Steps:
     # torch looks for this method, and gives it what the sampler yields.
     def __getitems__(self, task: _Task) -> list[TrainingBatch]:
         """Return the batches of a step."""
-        places, rule = task.places, self._rule
-        letters = self._reader.read(places, task.seed)
+        places, letters = task.places, self._read(task)
         length_C = places.length_C
-        rows = find_rows(b"".join(letters), np.cumsum(length_C) - length_C, length_C, rule)
+        rows = _find_rows(letters, length_C, self._rule)
         num_rows_C = np.bincount(rows.chunk, minlength=len(letters))
         kept = np.flatnonzero(num_rows_C)
         is_whole_F = rows.protein_length == count_codons(length_C[rows.chunk], rows.code)
@@ -213,9 +223,11 @@ class _Steps:
             torch.from_numpy(is_whole_F),
             torch.from_numpy(length_C[rows.chunk]),
         )
-        num_places = rule.max_stretches if rule.kind == "stretches" else len(FRAME_NAMES)
-        is_stretch_CN = np.arange(num_places) < num_rows_C[kept, None]
+        is_stretch_CN = np.arange(self._rule.max_rows) < num_rows_C[kept, None]
         is_viral_C = torch.from_numpy(places.is_viral_C[kept].astype(np.float32))
+        ends_C = np.cumsum(num_rows_C[kept])
+        if self._rule.kind == "open":
+            _cut_frames(letters, length_C, rows, ends_C - num_rows_C[kept])
         ends_F = np.cumsum(rows.protein_length)
         proteins = rows.proteins.decode("ascii")
         sequences = (
@@ -227,7 +239,6 @@ class _Steps:
         )
         dna, protein = _collate(self._collators, sequences)
         teacher_dna, teacher_protein = _collate(self._teacher_collators, sequences)
-        ends_C = np.cumsum(num_rows_C[kept])
         return [
             TrainingBatch(
                 _take(dna, chunks) or _NO_SEQUENCES,
@@ -240,6 +251,48 @@ class _Steps:
             )
             for chunks, stretches in _cut(dna, protein, ends_C, task.max_tokens)
         ]
+
+    def _read(self, task: _Task) -> list[bytes]:
+        """Return the letters of chunks.
+
+        Under the rule `open`, a chunk without an open frame is drawn again from its record. So
+        classes and groups stay balanced, whatever share of their chunks has an open frame.
+        """
+        letters = self._reader.read(task.places, task.seed)
+        if self._rule.kind != "open":
+            return letters
+        random, missing = np.random.default_rng(task.seed), np.arange(len(letters))
+        for _ in range(_MAX_DRAWS - 1):
+            length_C = task.places.length_C[missing]
+            rows = _find_rows([letters[index] for index in missing], length_C, self._rule)
+            missing = np.delete(missing, np.unique(rows.chunk))
+            if not len(missing):
+                break
+            places = task.places.take(missing)
+            room_C = places.record_length_C - places.length_C + 1
+            start_C = (random.random(len(missing)) * room_C).astype(np.int64)
+            chunks = self._reader.read(
+                places._replace(start_C=start_C), int(random.integers(1 << 63))
+            )
+            for index, chunk in zip(missing.tolist(), chunks, strict=True):
+                letters[index] = chunk
+        return letters
+
+
+def _find_rows(letters: Sequence[bytes], length_C: Int64Array, rule: FrameRule) -> Rows:
+    return find_rows(b"".join(letters), np.cumsum(length_C) - length_C, length_C, rule)
+
+
+def _cut_frames(
+    letters: list[bytes], length_C: Int64Array, rows: Rows, first_rows: Int64Array
+) -> None:
+    """Put the DNA of each chunk's first open frame in the place of the chunk's letters."""
+    chunk, code = rows.chunk[first_rows], rows.code[first_rows]
+    start, length = locate_frame_dna(length_C[chunk], code, rows.protein_length[first_rows])
+    columns = (chunk, start, start + length, is_reverse(code))
+    for index, begin, end, reverse in zip(*(column.tolist() for column in columns), strict=True):
+        dna = letters[index][begin:end]
+        letters[index] = reverse_complement(dna) if reverse else dna
 
 
 def open_training_loader(

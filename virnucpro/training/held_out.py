@@ -115,7 +115,7 @@ def _read_batch(
 ) -> TrainingBatch:
     rows = corpus.rows(chunks)
     num_stretches = corpus.num_frames[chunks]
-    # All stretches of a chunk have its DNA.
+    # All stretches of a chunk have its DNA. Of open frames the head reads the first one's.
     first_rows = rows[_first(num_stretches)]
     dna, proteins = (
         collator(np.arange(len(texts)), texts)
@@ -125,7 +125,7 @@ def _read_batch(
             strict=True,
         )
     )
-    is_stretch_CN = np.arange(store.rule.max_stretches) < num_stretches[:, None]
+    is_stretch_CN = np.arange(store.rule.max_rows) < num_stretches[:, None]
     is_viral_C = corpus.is_viral[corpus.chunk_class[chunks]]
     return TrainingBatch(
         dna,

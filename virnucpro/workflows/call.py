@@ -164,6 +164,7 @@ def _read_chunks(
         Calibration(**calibration) if calibration else None,
         RegionModel(**regions) if regions else REGION_MODEL,
         np.array(evidence) if evidence else None,
+        by_logit=made_for.get("chunk_head") is not None,
     )
 
 

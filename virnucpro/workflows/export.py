@@ -180,18 +180,19 @@ class _Source:
         tables = list(self._directory.glob("*_merged/prediction_results.txt"))
         if self._store is None or len(tables) != 1:
             return None
-        # Open frames have scores of their own. Stretches have the scores of their chunks.
         units, unit_of_row = self.rows, np.arange(len(self.rows))
-        # Frame by frame or chunk by chunk: the table has what the classifier scored.
         read_ids = self._store.frame_ids
-        if self._store.rule.kind == "stretches":
-            chunks = self._store.find_chunks(self.rows)
-            units, unit_of_row = np.unique(chunks, return_inverse=True)
-            read_ids = self._store.chunk_ids
         with tables[0].open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             next(file, None)
             # A frame with both embeddings has scores, so that the table has the same rows.
-            lines = (line.split("\t") for line in file)
+            table = (line.split("\t") for line in file)
+            first = next(table, [""])
+            lines = itertools.chain([first], table)
+            # Frame by frame or chunk by chunk: the table has what the classifier scored.
+            if first[0] != self.ids(self.rows[:1])[0]:
+                chunks = self._store.find_chunks(self.rows)
+                units, unit_of_row = np.unique(chunks, return_inverse=True)
+                read_ids = self._store.chunk_ids
             try:
                 blocks = [
                     _match_scores(_pick_ids(read_ids, units[block]), lines)

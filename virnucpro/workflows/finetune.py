@@ -172,7 +172,7 @@ def _describe(
     names = (
         *("finetune", "finetune_all", "lora_rank", "lora_targets", "learning_rate", "steps"),
         *("step_chunks", "micro_batch_tokens", "max_mutation_rate", "evaluate_steps", "seed"),
-        *("teacher_weight", "valid_share", "test_share"),
+        *("teacher_weight", "valid_share", "test_share", "frame_rule", "chunk_length_bp"),
     )
     return {
         "input": store.digest_for_parts,
@@ -217,8 +217,8 @@ def _make_network(
     batches = source.draw(0, 0, config.step_chunks, config.micro_batch_tokens)
     if not batches:
         raise UsageError(
-            f"none of {config.step_chunks} drawn chunks has a stretch of the frame rule "
-            f"{config.frame_rule}; choose a rule with shorter stretches, or more --step-chunks"
+            f"none of {config.step_chunks} drawn chunks has anything that the frame rule "
+            f"{config.frame_rule} takes; choose another rule (--frames), or more --step-chunks"
         )
     sizes = ChunkHeadSizes(*(model.weights.embedding_dim for model in models))
     # The caller's random numbers stay as they were. All numbers are drawn on the CPU.
@@ -264,7 +264,12 @@ def _load_teacher(
         return [], None
     classifier = load_classifier(config.teacher)
     metadata = classifier.metadata
-    if not isinstance(classifier, ChunkClassifier) or metadata is None or classifier.rule != rule:
+    if not isinstance(classifier, ChunkClassifier) or metadata is None:
+        raise ClassifierError(
+            f"{config.teacher}: scores single frames; give a teacher that scores whole chunks, "
+            "such as one made with --finetune"
+        )
+    if classifier.rule != rule:
         raise ClassifierError(
             f"{config.teacher}: reads {classifier.rule}, and this training {rule}; give a teacher "
             "with the same frame rule"

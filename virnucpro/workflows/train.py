@@ -178,8 +178,8 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
         )
     metadata = _describe_models(config, store, passes)
     gather = partial(gather_features, passes)
-    is_open = rule.kind == "open"
-    return Material(corpus, groups, chosen, gather, metadata, None if is_open else store, tuned)
+    is_frame = metadata.chunk_head is None
+    return Material(corpus, groups, chosen, gather, metadata, None if is_frame else store, tuned)
 
 
 def _refuse_other_parts(
@@ -214,7 +214,7 @@ def _describe_models(
         },
         frame_rule=config.frame_rule,
         chunk_head=None
-        if store.rule.kind == "open"
+        if store.rule.kind == "open" and not config.finetuned
         else ChunkHeadSizes(dna.embedding_dim, protein.embedding_dim),
         finetuned=describe_finetuning(config),
     )
@@ -269,14 +269,14 @@ def _fit(
     run: Run, config: TrainConfig, material: Material
 ) -> tuple[FittedHead, FrameClassifier | ChunkClassifier]:
     """Fit the network that reads what the frame rule takes, and return it as a classifier, too."""
-    is_open = material.store is None
+    is_frame = material.store is None
     if material.tuned is not None:
         fitted = material.tuned.head
     else:
-        make = _make_examples if is_open else _make_chunk_examples
+        make = _make_examples if is_frame else _make_chunk_examples
         train, valid = (make(material, name) for name in ("train", "valid"))
         fitted = fit_head(train, valid, epochs=config.epochs, seed=config.seed, device=run.device)
-    kind = FrameClassifier if is_open else ChunkClassifier
+    kind = FrameClassifier if is_frame else ChunkClassifier
     return fitted, kind(fitted.state, material.metadata, identity="")
 
 
@@ -284,7 +284,7 @@ def _make_chunk_examples(material: Material, split: str) -> ChunkExamples:
     corpus, chunks, store = material.corpus, material.chosen[split], material.store
     assert store is not None, "it holds the stretches"
     dims = material.metadata.dna_dim, material.metadata.protein_dim
-    shape = (len(chunks), store.rule.max_stretches)
+    shape = (len(chunks), store.rule.max_rows)
     dna = np.empty((len(chunks), dims[0]), np.float32)
     protein = np.zeros((*shape, dims[1]), np.float32)
     features = np.zeros((*shape, NUM_FEATURES), np.float32)
@@ -294,8 +294,9 @@ def _make_chunk_examples(material: Material, split: str) -> ChunkExamples:
     for block in split_rows(0, len(chunks)):
         rows = corpus.rows(chunks[block])
         both = material.gather(rows)
-        # All stretches of a chunk have its DNA.
-        dna[block] = both[np.cumsum(is_stretch[block].sum(1)) - 1, : dims[0]]
+        # All stretches of a chunk have its DNA. Of open frames the head reads the first one's.
+        num_stretches = is_stretch[block].sum(1)
+        dna[block] = both[np.cumsum(num_stretches) - num_stretches, : dims[0]]
         protein[block][is_stretch[block]] = both[:, dims[0] :]
         features[block][is_stretch[block]] = store.stretch_features(rows)
     class_of_chunk = corpus.chunk_class[chunks]

@@ -41,7 +41,7 @@ class Material(NamedTuple):
         chosen: The chunks of each split.
         gather: Returns the features of rows, float32 (n, D).
         metadata: Of the classifier, but for its calibration.
-        store: The stretches of chunks; None for a classifier of open frames.
+        store: What the frame rule takes of chunks; None for a classifier of single frames.
         tuned: What a fine-tuning made; None without one.
     """
 

@@ -209,14 +209,14 @@ class FrameStore(StoredRecords):
         return [stretch_id(name, begin, end) for name, begin, end in spans]
 
     def stretch_features(self, rows: Int64Array) -> Float32Array:
-        """Return what is known of stretches besides their sequences: float32 (n, 4).
+        """Return what is known of rows besides their sequences: float32 (n, 4).
 
-        The columns are whether the stretch is all of its frame (1 or 0), ln(L / 100), L / 100, and
-        3 L / B. L is the number of amino acids of the stretch. B is the number of bases of its
+        The columns are whether the row is all of its frame (1 or 0), ln(L / 100), L / 100, and
+        3 L / B. L is the number of amino acids of the row. B is the number of bases of its
         chunk.
 
         Args:
-            rows: int64 (n,); the rows of a store under the rule `stretches`.
+            rows: int64 (n,), stretches or open frames.
         """
         length = self._protein_offsets[rows + 1] - self._protein_offsets[rows]
         _, chunk_length = self._locate_chunks(self.find_chunks(rows))
