@@ -14,7 +14,13 @@ SHAPES = {name: tensor.shape for name, tensor in TENSORS.items()}
 
 @pytest.fixture
 def path(tmp_path):
-    progress = Progress(20, 1.5, 0.25, [{"step": 10, "train": 0.5, "valid": 0.6, "auroc": 0.9}], 1)
+    progress = Progress(
+        step=20,
+        seconds=1.5,
+        loss=0.25,
+        losses=[{"step": 10, "train": 0.5, "valid": 0.6, "auroc": 0.9}],
+        best=1,
+    )
     save_state(tmp_path / "state.safetensors", "one", progress, TENSORS)
     return tmp_path / "state.safetensors"
 

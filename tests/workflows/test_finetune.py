@@ -197,6 +197,20 @@ def test_features_without_sequences_cannot_be_finetuned(tmp_path):
         TrainConfig(merged=("a.pt",), output_path=tmp_path / "a", finetune="dna")
 
 
+@pytest.mark.parametrize(
+    "ignored", [{"finetune_all": True}, {"minutes": 1.0}, {"lora_targets": "qkv"}]
+)
+def test_settings_of_a_finetuning_need_one(settings, tmp_path, ignored):
+    with pytest.raises(UsageError, match="only for a fine-tuning"):
+        TrainConfig(**settings | ignored, output_path=tmp_path / "a")
+
+
+def test_a_teacher_of_other_chunks_is_refused(settings, tuned, tmp_path):
+    other = {"chunk_length_bp": 150, "teacher": tuned, "finetune": "dna"}
+    with pytest.raises(ClassifierError, match="chunks of 120 bp"):
+        train(TrainConfig(**settings | other, output_path=tmp_path / "a"))
+
+
 def test_layers_that_no_backend_has_are_named(settings, tmp_path):
     options = ["--viral", settings["viral"][0], "--other", settings["other"][0]]
     for name in ("dna_backend", "protein_backend", "dna_weights", "protein_weights"):

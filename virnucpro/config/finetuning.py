@@ -56,7 +56,8 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
     minutes: float | None = option(
         None,
         help="Minutes after which fine-tuning ends with the best weights so far.",
-        details="The learning rate then follows the clock, so a second run gives other weights.",
+        details="The calibration and the report come after them. The learning rate then follows "
+        "the clock, so a second run gives other weights.",
         metavar="MINUTES",
         within="positive",
     )
@@ -65,19 +66,19 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
     )
     micro_batch_tokens: int = option(
         16384,
-        help="Tokens that a process computes at once; gradients of a step are summed.",
-        details="Fewer tokens take less memory, and do not change the result but for rounding.",
+        help="Tokens that a process computes at once. The gradients of a step are summed.",
+        details="Fewer tokens take less memory. Only rounding changes with them.",
         metavar="TOKENS",
         minimum=1,
     )
     gradient_checkpointing: bool = option(
         False,
         help="Compute hidden states twice instead of keeping them, to save memory.",
-        details="For large models. A step takes about a third longer.",
+        details="For large models. A step then computes the encoders' forward pass twice.",
     )
     max_mutation_rate: float = option(
         0.6,
-        help="Share of codons that may be replaced by those of similar residues.",
+        help="Largest share of codons that is redrawn, each by one of a similar residue.",
         details="Each stretch has a share of its own, from 0 to this.",
         metavar="SHARE",
         within="score",
@@ -88,33 +89,44 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
     teacher: Path | None = option(
         None,
         help="Classifier of any size to learn from, besides the truth (distillation).",
-        details="It needs the same frame rule. Its own weights are loaded beside those that are "
-        "trained.",
+        details="It needs the same frame rule and length of chunks. Its own weights are loaded "
+        "beside those that are trained.",
         metavar="FILE",
         path="file",
     )
     teacher_weight: float = option(
         0.8,
-        help="Share of what the teacher says in what is learned.",
+        help="Share of the teacher's answer in what is learned; the rest is the label.",
         metavar="SHARE",
         within="share",
     )
     teacher_dna_weights: str | None = option(
         None,
         help="Weights of the teacher's DNA backend.",
-        unset="where it was trained with",
+        unset="where they were in its training",
         metavar="WEIGHTS",
     )
     teacher_protein_weights: str | None = option(
         None,
         help="Weights of the teacher's protein backend.",
-        unset="where it was trained with",
+        unset="where they were in its training",
         metavar="WEIGHTS",
     )
 
     def __post_init__(self) -> None:
         self._set_default("learning_rate", _WHOLE_RATE if self.finetune_all else _ADAPTER_RATE)
         super().__post_init__()
+        # Silently ignored, they would let somebody wait for what never happens.
+        ignored = [
+            f"--{name.replace('_', '-')}"
+            for name in ("finetune_all", "lora_targets", "minutes", "teacher")
+            if getattr(self, name)
+        ]
+        if ignored and not self.finetuned:
+            raise UsageError(
+                f"{', '.join(ignored)}: only for a fine-tuning; say what to fine-tune, for "
+                "example --finetune protein"
+            )
         if self.finetune_all and self.lora_targets is not None:
             raise UsageError(
                 "lora_targets: --finetune-all trains all weights and has no adapters; leave one out"

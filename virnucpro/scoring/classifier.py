@@ -139,6 +139,15 @@ class Classifier:
         """What finds viral regions."""
         return (self.metadata and self.metadata.regions) or REGION_MODEL
 
+    @property
+    def weights_locations(self) -> tuple[str, str]:
+        """Where the DNA weights and the protein weights were in the training; empty if unknown."""
+        told = ((self.metadata and self.metadata.origin) or {}).get("weights")
+        # A file from elsewhere may have anything in this place.
+        if isinstance(told, list) and len(told) == 2 and all(isinstance(one, str) for one in told):
+            return told[0], told[1]
+        return "", ""
+
     def check_fits(
         self,
         dna: tuple[str, int | None],
@@ -221,14 +230,11 @@ class Classifier:
         """Return what the file says of the weights of the training; empty if it says nothing."""
         trained = self.metadata
         assert trained is not None, "only a file with metadata says it"
-        told = (trained.origin or {}).get("weights")
-        # A file from elsewhere may have anything in this place.
-        locations = told if isinstance(told, list) and len(told) == 2 else ["", ""]
         described = [
             f"{option} {location} {identity or ''}".replace("  ", " ").strip()
             for option, location, identity in zip(
                 ("--dna-weights", "--protein-weights"),
-                locations,
+                self.weights_locations,
                 (trained.dna_weights_identity, trained.protein_weights_identity),
                 strict=True,
             )

@@ -37,18 +37,11 @@ from virnucpro.training.chunk_reader import ChunkReader, Places
 from virnucpro.training.corpus import Corpus
 from virnucpro.training.drawing import weigh_sequences
 
-Collators = tuple[Collator | None, Collator | None]
+Collators = tuple[Collator, Collator]
 """Of DNA and of proteins."""
 
 _MAX_DRAWS = 10
 """How often a chunk is drawn until it has an open frame: most of a genome may have none."""
-
-_NO_SEQUENCES = TokenBatch(
-    torch.empty(0, dtype=torch.int64),
-    torch.empty(0, dtype=torch.int64),
-    0,
-    np.empty(0, np.int64),
-)
 
 
 class TrainingBatch(NamedTuple):
@@ -56,9 +49,7 @@ class TrainingBatch(NamedTuple):
 
     Attributes:
         dna: The DNA of each chunk, C sequences; under the rule `open` that of its first open frame.
-            None without a collator of DNA.
-        protein: The F stretches or open frames, chunk after chunk; none without a collator of
-            proteins.
+        protein: The F stretches or open frames, chunk after chunk.
         features_FK: float32, what the head is told of the stretches.
         is_stretch_CN: bool; its F True places are the stretches, row by row.
         is_viral_C: float32, 1 for viral chunks and 0 for others.
@@ -73,6 +64,37 @@ class TrainingBatch(NamedTuple):
     is_viral_C: Tensor
     teacher_dna: TokenBatch | None = None
     teacher_protein: TokenBatch | None = None
+
+    def cut(self, max_tokens: int) -> list[TrainingBatch]:
+        """Return the chunks in batches of their order.
+
+        Args:
+            max_tokens: How many tokens of either alphabet a batch has at most, unless it is of one
+                chunk.
+        """
+        ends_C = self.is_stretch_CN.sum(1).cumsum(0).numpy()
+        starts_C = np.concatenate([[0], ends_C[:-1]])
+        protein_cost_C = np.add.reduceat(self.protein.lengths_B.numpy(), starts_C)
+        total_C = np.cumsum(np.maximum(self.dna.lengths_B.numpy(), protein_cost_C))
+        batches = []
+        first, before = 0, 0
+        while first < len(ends_C):
+            last = max(first + 1, int(np.searchsorted(total_C, before + max_tokens, "right")))
+            chunks = slice(first, last)
+            stretches = slice(int(starts_C[first]), int(ends_C[last - 1]))
+            batches.append(
+                TrainingBatch(
+                    self.dna.take(chunks),
+                    self.protein.take(stretches),
+                    self.features_FK[stretches],
+                    self.is_stretch_CN[chunks],
+                    self.is_viral_C[chunks],
+                    None if self.teacher_dna is None else self.teacher_dna.take(chunks),
+                    None if self.teacher_protein is None else self.teacher_protein.take(stretches),
+                )
+            )
+            first, before = last, int(total_C[last - 1])
+        return batches
 
 
 class LabelledSequences(NamedTuple):
@@ -149,14 +171,14 @@ class ChunkSource:
             sequences: The labelled sequences.
             rule: What of a chunk is read.
             lengths_bp: The lengths of chunks; one that stands here twice is drawn twice as often.
-            collators: Those of DNA and of proteins; None where no tokens are wanted.
+            collators: Those of DNA and of proteins.
             max_mutation_rate: The largest share of the codons of a stretch that is drawn anew.
             seed: The seed of everything that is drawn.
             teacher_collators: Those of a teacher.
         """
         self.sequences = sequences
         reader = ChunkReader(sequences.directory, rule, max_mutation_rate)
-        self.steps = _Steps(reader, rule, collators, teacher_collators or (None, None))
+        self.steps = _Steps(reader, rule, collators, teacher_collators)
         self._lengths_bp = np.array(lengths_bp)
         self._seed = seed
         self._cumulative_S = np.cumsum(sequences.weight_S)
@@ -202,12 +224,16 @@ class _Steps:
     """A dataset whose items are steps; it is small when it is pickled for a worker."""
 
     def __init__(
-        self, reader: ChunkReader, rule: FrameRule, collators: Collators, teachers: Collators
+        self,
+        reader: ChunkReader,
+        rule: FrameRule,
+        collators: Collators,
+        teacher_collators: Collators | None,
     ) -> None:
         self._reader = reader
         self._rule = rule
         self._collators = collators
-        self._teacher_collators = teachers
+        self._teacher_collators = teacher_collators
 
     # torch looks for this method, and gives it what the sampler yields.
     def __getitems__(self, task: _Task) -> list[TrainingBatch]:
@@ -217,6 +243,8 @@ class _Steps:
         rows = _find_rows(letters, length_C, self._rule)
         num_rows_C = np.bincount(rows.chunk, minlength=len(letters))
         kept = np.flatnonzero(num_rows_C)
+        if not len(kept):
+            return []
         is_whole_F = rows.protein_length == count_codons(length_C[rows.chunk], rows.code)
         features_FK = stretch_features(
             torch.from_numpy(rows.protein_length),
@@ -237,20 +265,13 @@ class _Steps:
                 for end, length in zip(ends_F.tolist(), rows.protein_length.tolist(), strict=True)
             ],
         )
-        dna, protein = _collate(self._collators, sequences)
-        teacher_dna, teacher_protein = _collate(self._teacher_collators, sequences)
-        return [
-            TrainingBatch(
-                _take(dna, chunks) or _NO_SEQUENCES,
-                _take(protein, stretches) or _NO_SEQUENCES,
-                features_FK[stretches],
-                torch.from_numpy(is_stretch_CN[chunks]),
-                is_viral_C[chunks],
-                _take(teacher_dna, chunks),
-                _take(teacher_protein, stretches),
-            )
-            for chunks, stretches in _cut(dna, protein, ends_C, task.max_tokens)
-        ]
+        return TrainingBatch(
+            *_collate(self._collators, sequences),
+            features_FK,
+            torch.from_numpy(is_stretch_CN),
+            is_viral_C,
+            *(_collate(self._teacher_collators, sequences) if self._teacher_collators else ()),
+        ).cut(task.max_tokens)
 
     def _read(self, task: _Task) -> list[bytes]:
         """Return the letters of chunks.
@@ -351,38 +372,9 @@ def _unchanged(batches: list[TrainingBatch]) -> list[TrainingBatch]:
 
 def _collate(
     collators: Collators, sequences: tuple[list[str], list[str]]
-) -> tuple[TokenBatch | None, TokenBatch | None]:
+) -> tuple[TokenBatch, TokenBatch]:
     dna, protein = (
-        None if collator is None or not texts else collator(np.arange(len(texts)), texts)
+        collator(np.arange(len(texts)), texts)
         for collator, texts in zip(collators, sequences, strict=True)
     )
     return dna, protein
-
-
-def _take(batch: TokenBatch | None, part: slice) -> TokenBatch | None:
-    return None if batch is None else batch.take(part)
-
-
-def _cut(
-    dna: TokenBatch | None, protein: TokenBatch | None, ends_C: Int64Array, max_tokens: int
-) -> Iterator[tuple[slice, slice]]:
-    """Yield the chunks and the stretches of each batch.
-
-    Args:
-        dna: The DNA of the chunks.
-        protein: Their stretches.
-        ends_C: int64, where the stretches of each chunk end.
-        max_tokens: How many tokens a batch has at most, unless it is of one chunk.
-    """
-    cost_C = np.ones(len(ends_C), np.int64)
-    if dna is not None:
-        cost_C = np.maximum(cost_C, dna.lengths_B.numpy())
-    if protein is not None and len(ends_C):
-        starts_C = np.concatenate([[0], ends_C[:-1]])
-        cost_C = np.maximum(cost_C, np.add.reduceat(protein.lengths_B.numpy(), starts_C))
-    total_C = np.cumsum(cost_C)
-    first, first_row, before = 0, 0, 0
-    while first < len(ends_C):
-        stop = max(first + 1, int(np.searchsorted(total_C, before + max_tokens, "right")))
-        yield slice(first, stop), slice(first_row, int(ends_C[stop - 1]))
-        first, first_row, before = stop, int(ends_C[stop - 1]), int(total_C[stop - 1])

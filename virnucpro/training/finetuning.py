@@ -1,7 +1,8 @@
 """The loop of a fine-tuning: steps over drawn chunks, held-out figures, the best weights so far.
 
-All processes of a launch draw chunks of their own and step alike. The same settings, number of
-processes and kind of device give the same weights, also after a kill and a resume.
+All processes of a launch draw chunks of their own and step alike. On CPUs, the same settings and
+number of processes give the same weights, also after a kill and a resume. A GPU does not sum in a
+fixed order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from torch.nn import functional
 from virnucpro.backend.changes import Changes
 from virnucpro.backend.interface import Alphabet
 from virnucpro.config import TrainConfig
-from virnucpro.embedding.workers import explaining_workers
 from virnucpro.errors import MemoryExhaustedError, VirnucproError
 from virnucpro.runtime.devices import DTYPES, is_out_of_memory
 from virnucpro.runtime.run import Run
@@ -96,6 +96,7 @@ class FineTuning:
         self._average = {name: _copy(value) for name, value in self._trained.items()}
         self._best = {name: _copy(value) for name, value in self._trained.items()}
         self.progress = Progress()
+        self._saved = time.monotonic()
         if state_path.exists():
             self._restore()
 
@@ -142,26 +143,25 @@ class FineTuning:
             self._start = time.monotonic() - progress.seconds
             devices = [self._run.device] if self._run.device.type == "cuda" else []
             # The caller's random numbers stay as they were.
-            with explaining_workers(), _explaining_memory(), torch.random.fork_rng(devices):
+            with explaining_memory(), torch.random.fork_rng(devices):
                 self._train(open_steps(progress.step))
         _put(self._trained, self._best)
-        state = {
-            name: _copy(value).cpu() for name, value in self._network.head.state_dict().items()
-        }
-        return FineTuned(
+        head = self._network.head.state_dict()
+        tuned = FineTuned(
             FittedHead(
-                {name: _copy(value).cpu() for name, value in state.items()},
+                {name: _copy(value).cpu() for name, value in head.items()},
                 progress.losses,
                 progress.best,
             ),
             {name: read_changes(self._network.get_submodule(name)) for name in config.finetuned},
         )
+        # Kinds of GPUs round differently, and all processes must embed with the same weights.
+        return self._run.share(tuned if self._run.is_main else None)
 
     def _train(self, steps: Iterator[list[TrainingBatch]]) -> None:
         progress, config = self.progress, self._config
         sums: list[Tensor] = []
         num_tokens, began = 0, time.monotonic()
-        saved = began
         while not progress.is_done:
             sums.append(self._step(next(steps)))
             num_tokens += self._num_tokens
@@ -169,9 +169,10 @@ class FineTuning:
             is_over = progress.step >= config.steps
             is_due = progress.step % config.evaluate_steps == 0
             if progress.step % _STEPS_PER_LOOK == 0 or is_due or is_over:
-                losses, seconds = torch.stack(sums).T.tolist()
+                losses, num_chunks, seconds = torch.stack(sums).T.tolist()
                 sums = []
                 progress.loss += sum(losses)
+                progress.num_chunks += round(sum(num_chunks))
                 # The main process's clock counts in all: their learning rates must be equal.
                 progress.seconds = seconds[-1]
                 is_over |= self._share_of_time() >= 1
@@ -179,9 +180,9 @@ class FineTuning:
                     self._evaluate(num_tokens / (time.monotonic() - began))
                     is_stale = len(progress.losses) - progress.best >= _PATIENCE
                     progress.is_done = is_over or is_stale
-                if progress.is_done or time.monotonic() - saved > _SAVE_SECONDS:
+                    num_tokens, began = 0, time.monotonic()
+                if is_due or is_over or time.monotonic() - self._saved > _SAVE_SECONDS:
                     self._save()
-                    saved = time.monotonic()
 
     def _share_of_time(self) -> float:
         """Return how much of `minutes` is over; 0 without a limit."""
@@ -189,7 +190,11 @@ class FineTuning:
         return 0.0 if minutes is None else self.progress.seconds / (60 * minutes)
 
     def _step(self, batches: list[TrainingBatch]) -> Tensor:
-        """Learn from the chunks of one step; return their mean loss, and the seconds, (2,)."""
+        """Learn from the chunks of one step.
+
+        Returns:
+            float32 (3,): the sum of their losses, how many they are, and the seconds so far.
+        """
         run, step = self._run, self.progress.step
         # What dropout draws depends on the step alone, so a resumed training draws the same.
         seeds = np.random.SeedSequence([self._config.seed, step, run.rank])
@@ -200,11 +205,12 @@ class FineTuning:
             group["lr"] = group["peak"] * rate
         self._optimizer.zero_grad()
         loss = torch.zeros((), device=run.device)
-        self._num_tokens = 0
+        self._num_tokens = num_chunks = 0
         for batch in batches:
+            num_chunks += len(batch.is_viral_C)
             self._num_tokens += len(batch.dna.token_ids_T) + len(batch.protein.token_ids_T)
             loss += self._learn(send_to_device(batch, run.device, non_blocking=True))
-        sums_2 = self._add_gradients(loss)
+        sums_3 = self._add_gradients(loss, num_chunks)
         torch.nn.utils.clip_grad_norm_(self._trained.values(), _MAX_GRADIENT_NORM)
         self._optimizer.step()
         # A short memory at first, or the average would long be that of the beginning.
@@ -212,10 +218,10 @@ class FineTuning:
         torch._foreach_lerp_(
             list(self._average.values()), [p.detach() for p in self._trained.values()], 1 - decay
         )
-        return sums_2
+        return sums_3
 
     def _learn(self, batch: TrainingBatch) -> Tensor:
-        """Add the gradients of a batch, and return its part of the step's mean loss."""
+        """Add the gradients of a batch, and return the sum of its losses."""
         wanted_C = batch.is_viral_C
         if self._teacher is not None:
             taught_C = self._teacher(batch).sigmoid()
@@ -223,23 +229,23 @@ class FineTuning:
         with self._autocast():
             logits_C = self._network(batch)
         loss = functional.binary_cross_entropy_with_logits(logits_C, wanted_C, reduction="sum")
-        loss = loss / self._config.step_chunks
-        loss.backward()  # type: ignore[no-untyped-call]
+        # So that the size of a step does not depend on how it is cut into batches.
+        (loss / self._config.step_chunks).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _add_gradients(self, loss: Tensor) -> Tensor:
-        """Give every process the sum of all gradients; return the sum of the losses, and seconds.
+    def _add_gradients(self, loss: Tensor, num_chunks: int) -> Tensor:
+        """Give every process the sum of all gradients; return what `_step` does.
 
         Processes may have different numbers of batches in a step, so nothing is sent before the
         last one is done.
         """
         parameters = list(self._trained.values())
         seconds = time.monotonic() - self._start if self._run.is_main else 0.0
-        told_2 = torch.stack((loss, torch.tensor(seconds, device=loss.device)))
+        told_3 = torch.cat((loss[None], loss.new_tensor([num_chunks, seconds])))
         if self._run.num_processes == 1:
-            return told_2
+            return told_3
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        summed = self._run.sum(torch.cat([one.flatten() for one in (*gradients, told_2)]))
+        summed = self._run.sum(torch.cat([one.flatten() for one in (*gradients, told_3)]))
         first = 0
         for parameter in parameters:
             last = first + parameter.numel()
@@ -250,9 +256,8 @@ class FineTuning:
     def _evaluate(self, tokens_per_second: float) -> None:
         """Measure the running average on held-out chunks, and keep it if it is the best yet."""
         progress = self.progress
-        since = progress.losses[-1]["step"] if progress.losses else 0
-        train_loss = progress.loss / (progress.step - since)
-        progress.loss = 0.0
+        train_loss = progress.loss / max(progress.num_chunks, 1)
+        progress.loss, progress.num_chunks = 0.0, 0
         if not math.isfinite(train_loss):
             raise VirnucproError(
                 f"the fine-tuning diverged: the loss before step {progress.step} is not finite; "
@@ -261,7 +266,8 @@ class FineTuning:
         last = {name: _copy(value) for name, value in self._trained.items()}
         _put(self._trained, self._average)
         self._network.eval()
-        found = self._held_out.measure(self._score)
+        # Machines may round differently, and all must decide alike what is best.
+        found = self._run.share(self._held_out.measure(self._score))
         self._network.train()
         _put(self._trained, last)
         best = max((one["auroc"] for one in progress.losses), default=-math.inf)
@@ -316,6 +322,7 @@ class FineTuning:
         return tensors
 
     def _save(self) -> None:
+        self._saved = time.monotonic()
         if self._run.is_main:
             save_state(self._state_path, self._fingerprint, self.progress, self._tensors())
 
@@ -340,8 +347,8 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _explaining_memory() -> Iterator[None]:
-    """Say what helps where a batch exceeds the memory.
+def explaining_memory() -> Iterator[None]:
+    """Say what helps where the encoders or a batch exceed the memory.
 
     Raises:
         MemoryExhaustedError: It does.

@@ -26,7 +26,10 @@ from virnucpro.training.fragments import join_chunks, make_predictions
 from virnucpro.training.splits import HELD_OUT_RUN, balance
 
 MAX_CHUNKS = 8192
-"""More held-out chunks than this would take longer than they tell."""
+"""More held-out chunks would cost time, and hardly make the figures more exact."""
+
+
+_CHUNKS_AT_ONCE = 1024
 
 
 class Measured(NamedTuple):
@@ -59,18 +62,16 @@ class HeldOut:
         self.chunks = _take(corpus, chunks, seed)
         mine = np.arange(run.rank, len(self.chunks), run.num_processes)
         rows = corpus.rows(self.chunks[mine])
-        num_stretches = corpus.num_frames[self.chunks[mine]]
-        # The second feature is the logarithm of the length of a stretch, in hundreds of residues.
-        length = np.exp(store.stretch_features(rows)[:, 1]) * 100
-        num_tokens = np.add.reduceat(length, _first(num_stretches)) if len(mine) else length
+        # The second feature grows with the length of a stretch, and the first one is the longest.
+        length = store.stretch_features(rows)[_first(corpus.num_frames[self.chunks[mine]]), 1]
         # By length, so that the sequences of a batch are alike.
-        order = np.argsort(num_tokens, kind="stable")
-        batch = np.cumsum(num_tokens[order]).astype(np.int64) // max_tokens
-        self._batches = [
-            (places, _read_batch(corpus, store, self.chunks[places], collators))
-            for places in np.split(mine[order], np.flatnonzero(np.diff(batch)) + 1)
-            if len(places)
-        ]
+        mine = mine[np.argsort(length, kind="stable")]
+        self._batches: list[tuple[Int64Array, TrainingBatch]] = []
+        for start in range(0, len(mine), _CHUNKS_AT_ONCE):
+            places = mine[start : start + _CHUNKS_AT_ONCE]
+            batches = _read_batch(corpus, store, self.chunks[places], collators).cut(max_tokens)
+            ends = np.cumsum([len(batch.is_viral_C) for batch in batches])
+            self._batches += zip(np.split(places, ends[:-1]), batches, strict=True)
 
     @torch.no_grad()
     def measure(self, score: Callable[[TrainingBatch], Tensor]) -> Measured:

@@ -26,7 +26,8 @@ class Progress:
     Attributes:
         step: The steps that are done.
         seconds: How long they took, over all runs.
-        loss: The sum of the losses of the steps since the last evaluation.
+        loss: The sum of the losses of the chunks since the last evaluation.
+        num_chunks: How many chunks these were.
         losses: What each evaluation found: step, mean loss of the steps before it, held-out loss
             and AUROC.
         best: Which of the evaluations was the best one, from 1; 0 before the first.
@@ -36,6 +37,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     loss: float = 0.0
+    num_chunks: int = 0
     losses: list[dict[str, float]] = field(default_factory=list)
     best: int = 0
     is_done: bool = False
@@ -86,14 +88,14 @@ def load_state(
             found = document.pop("fingerprint")
             progress = Progress(**document)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: is damaged ({first_line(error)}); remove it, and the fine-tuning begins anew"
         ) from error
     if found != fingerprint:
         raise IdentityMismatchError(
-            f"{path}: is of a fine-tuning with other sequences, weights or settings; repeat those, "
-            "or begin anew with --force and without --resume"
+            f"{path}: belongs to a fine-tuning with other sequences, weights or settings, or with "
+            "another number of processes; repeat those, or begin anew with --force"
         )
     if {name: tensor.shape for name, tensor in tensors.items()} != dict(shapes):
         raise CheckpointError(

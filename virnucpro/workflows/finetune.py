@@ -7,7 +7,8 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -17,10 +18,10 @@ from virnucpro.backend.arrays import BoolArray, Int64Array
 from virnucpro.backend.interface import ALPHABETS, Collator, TrainableBackend
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir
-from virnucpro.config import FrameRule, TrainConfig
+from virnucpro.config import TrainConfig
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.workers import count_workers
-from virnucpro.errors import ClassifierError, UsageError
+from virnucpro.errors import ClassifierError, UsageError, brief
 from virnucpro.runtime.devices import DTYPES
 from virnucpro.runtime.environment import num_local_processes
 from virnucpro.runtime.run import Run
@@ -35,7 +36,7 @@ from virnucpro.training.chunk_source import (
     open_training_loader,
 )
 from virnucpro.training.corpus import Corpus
-from virnucpro.training.finetuning import FineTuned, FineTuning, Teacher
+from virnucpro.training.finetuning import FineTuned, FineTuning, Teacher, explaining_memory
 from virnucpro.training.head import make_chunk_head
 from virnucpro.training.held_out import HeldOut
 from virnucpro.training.lora import train_adapters
@@ -49,12 +50,40 @@ _SHORTER = (1.0, 1.0, 0.6, 0.4)
 _MAX_WORKERS = 12
 
 
-def check_finetuning(config: TrainConfig, models: Sequence[Model]) -> None:
-    """Check what can be checked before anything is read.
+class TeacherModels(NamedTuple):
+    """A teacher, opened but not loaded.
+
+    Attributes:
+        classifier: Its head over chunks.
+        models: Its DNA model and its protein model.
+    """
+
+    classifier: ChunkClassifier
+    models: list[Model]
+
+
+def check_finetuning(
+    run: Run, config: TrainConfig, models: Sequence[Model]
+) -> TeacherModels | None:
+    """Check what can be checked before anything is read, and return the opened teacher.
 
     Raises:
-        UsageError: A backend cannot be fine-tuned, or has no such linear layers.
+        ClassifierError: The teacher does not fit this training or its own weights.
+        UsageError: A backend cannot be fine-tuned, or has no such linear layers; or the precision
+            is not for a training.
     """
+    if not config.finetuned:
+        return None
+    if run.precision not in ("bf16", "fp32"):
+        raise UsageError(
+            f"fine-tuning computes in bf16 or fp32, and this device would compute in "
+            f"{run.precision}; choose --precision fp32"
+        )
+    _check_layers(config, models)
+    return _open_teacher(run, config)
+
+
+def _check_layers(config: TrainConfig, models: Sequence[Model]) -> None:
     trained = [model for model in models if model.alphabet in config.finetuned]
     for model in trained:
         kinds = model.backend.info.linear_layers
@@ -88,6 +117,7 @@ def finetune(
     config: TrainConfig,
     directory: RunDirectory,
     models: Sequence[Model],
+    teacher: TeacherModels | None,
     store: FrameStore,
     corpus: Corpus,
     groups: Sequence[str],
@@ -101,6 +131,7 @@ def finetune(
         config: What to do.
         directory: Where the state goes, from which `--resume` goes on.
         models: The DNA model and the protein model.
+        teacher: What `check_finetuning` returned.
         store: The chunks and stretches of all records.
         corpus: The labels of the records.
         groups: The group of each record.
@@ -110,14 +141,9 @@ def finetune(
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend.
     """
-    if run.precision not in ("bf16", "fp32"):
-        raise UsageError(
-            f"fine-tuning computes in bf16 or fp32, and this device would compute in "
-            f"{run.precision}; choose --precision fp32"
-        )
     run.once(lambda: make_output_dir(directory.finetuning_dir))
-    with run.stage("load encoders"):
-        teacher_models, teacher = _load_teacher(run, config, store.rule)
+    with run.stage("load encoders"), explaining_memory():
+        teach = None if teacher is None else _load_teacher(run, config, teacher)
         collators = _load_collators(models)
         source = ChunkSource(
             LabelledSequences.of(store, corpus, groups, is_train),
@@ -126,7 +152,7 @@ def finetune(
             collators,
             max_mutation_rate=config.max_mutation_rate,
             seed=config.seed,
-            teacher_collators=_load_collators(teacher_models) if teacher_models else None,
+            teacher_collators=None if teacher is None else _load_collators(teacher.models),
         )
         network = _make_network(run, config, models, source)
     held_out = HeldOut(
@@ -138,13 +164,13 @@ def finetune(
         network,
         held_out,
         directory.finetuning_dir / "state.safetensors",
-        _describe(run, config, store, models, groups),
-        teacher,
+        _describe(run, config, store, models, corpus, groups, teacher),
+        teach,
     )
     with run.stage("fine-tuning"):
         tuned = tuning.fit(partial(_open_steps, run, config, source))
     # The next stage loads the encoders again, with what has changed.
-    del tuning, network, teacher
+    del tuning, network, teach
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -166,24 +192,33 @@ def _describe(
     config: TrainConfig,
     store: FrameStore,
     models: Sequence[Model],
+    corpus: Corpus,
     groups: Sequence[str],
+    teacher: TeacherModels | None,
 ) -> Mapping[str, Any]:
-    """Return everything that decides the weights."""
-    names = (
-        *("finetune", "finetune_all", "lora_rank", "lora_targets", "learning_rate", "steps"),
-        *("step_chunks", "micro_batch_tokens", "max_mutation_rate", "evaluate_steps", "seed"),
-        *("teacher_weight", "valid_share", "test_share", "frame_rule", "chunk_length_bp"),
-    )
+    """Return what tells this training from others; batches of other sizes only round otherwise."""
     return {
         "input": store.digest_for_parts,
-        "models": [(model.name, model.weights.identity) for model in models],
-        "teacher": config.teacher and load_classifier(config.teacher).identity,
+        "classes": corpus.classes,
+        "models": [(one.name, one.loaded.version, one.weights.identity) for one in models],
+        "teacher": None if teacher is None else teacher.classifier.identity,
         "groups": list(groups),
+        "device": run.device.type,
         "precision": run.precision,
         # Each process draws chunks of its own.
         "num_processes": run.num_processes,
-        "settings": {name: getattr(config, name) for name in names},
+        "settings": describe_settings(config),
     }
+
+
+def describe_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that decide the weights, but for files."""
+    names = (
+        *("frame_rule", "chunk_length_bp", "valid_share", "test_share", "seed", "finetune"),
+        *("finetune_all", "lora_rank", "lora_targets", "learning_rate", "steps", "step_chunks"),
+        *("max_mutation_rate", "evaluate_steps", "teacher_weight"),
+    )
+    return {name: getattr(config, name) for name in names}
 
 
 def _load_collators(models: Sequence[Model]) -> tuple[Collator, Collator]:
@@ -256,12 +291,9 @@ def _load_frozen(run: Run, config: TrainConfig, model: Model) -> nn.Module:
     return cast(nn.Module, model.load_encoder(run.device, run.precision, config.attention))
 
 
-def _load_teacher(
-    run: Run, config: TrainConfig, rule: FrameRule
-) -> tuple[list[Model], Teacher | None]:
-    """Return the models of the teacher, and what it says of chunks; nothing without a teacher."""
+def _open_teacher(run: Run, config: TrainConfig) -> TeacherModels | None:
     if config.teacher is None:
-        return [], None
+        return None
     classifier = load_classifier(config.teacher)
     metadata = classifier.metadata
     if not isinstance(classifier, ChunkClassifier) or metadata is None:
@@ -269,20 +301,22 @@ def _load_teacher(
             f"{config.teacher}: scores single frames; give a teacher that scores whole chunks, "
             "such as one made with --finetune"
         )
-    if classifier.rule != rule:
+    if str(classifier.rule) != config.frame_rule:
         raise ClassifierError(
-            f"{config.teacher}: reads {classifier.rule}, and this training {rule}; give a teacher "
-            "with the same frame rule"
+            f"{config.teacher}: reads chunks by the rule {classifier.rule}, and this training by "
+            f"{config.frame_rule}; give a teacher with the same rule, or choose its rule (--frames)"
         )
-    told = (metadata.origin or {}).get("weights") or (None, None)
     backends = metadata.dna_backend, metadata.protein_backend
     given = config.teacher_dna_weights, config.teacher_protein_weights
     models = []
     for number, alphabet in enumerate(ALPHABETS):
-        location = given[number] or told[number]
+        told = classifier.weights_locations[number]
+        # A file of others must not decide what is downloaded.
+        location = given[number] or (told if told and Path(told).exists() else None)
         if location is None:
             raise UsageError(
-                f"{config.teacher}: does not say where its {alphabet} weights are; name them with "
+                f"{config.teacher}: its {alphabet} weights are not where they were in its training "
+                f"({brief(told) if told else 'unknown'}); name them with "
                 f"--teacher-{alphabet}-weights"
             )
         changes = classifier.changes.get(alphabet)
@@ -290,12 +324,17 @@ def _load_teacher(
     classifier.check_fits(
         (models[0].name, models[0].weights.embedding_dim),
         (models[1].name, models[1].weights.embedding_dim),
-        metadata.chunk_length_bp,
+        config.chunk_length_bp,
         (models[0].weights.identity, models[1].weights.identity),
     )
-    dna, protein = (_load_frozen(run, config, model) for model in models)
-    head = ChunkHead(classifier.sizes)
-    head.load_state_dict(dict(read_classifier(config.teacher).state))
+    return TeacherModels(classifier, models)
+
+
+def _load_teacher(run: Run, config: TrainConfig, teacher: TeacherModels) -> Teacher:
+    """Return what tells the teacher's logits of chunks."""
+    dna, protein = (_load_frozen(run, config, model) for model in teacher.models)
+    head = ChunkHead(teacher.classifier.sizes)
+    head.load_state_dict(dict(read_classifier(cast(Path, config.teacher)).state))
     network = Network(dna, protein, head.to(run.device), ()).eval()
 
     @torch.inference_mode()
@@ -307,4 +346,4 @@ def _load_teacher(
         )
         return logits_C
 
-    return models, ask
+    return ask

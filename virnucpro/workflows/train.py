@@ -139,7 +139,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
     run.once(lambda: check_beginnings(config.inputs, "dna"))
     with run.stage("open models"):
         models = open_frame_models(run, config)
-        check_finetuning(config, models)
+        teacher = check_finetuning(run, config, models)
     rule = FrameRule.parse(config.frame_rule)
     with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
         run.once(
@@ -159,7 +159,9 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
     embedded: Sequence[str] = SPLITS
     if config.finetuned:
         tuned = finetune(
-            run, config, directory, models, store, corpus, groups, split == 0, chosen["valid"]
+            *(run, config, directory, models, teacher, store, corpus, groups),
+            split == 0,
+            chosen["valid"],
         )
         models = [replace(one, changes=tuned.changes.get(one.alphabet)) for one in models]
         run.once(lambda: refuse_other_parts(directory, store, models, run.precision))
@@ -261,7 +263,8 @@ def _make_classifier(
             logger.warning("%s", warning)
         write_report(directory.path, sections, about)
         write_evaluation_page(directory.path, directory.path / PAGE_NAME)
-    logger.info("%s: trained on %d chunks", config.output_path, len(chosen["train"]))
+    if material.tuned is None:
+        logger.info("%s: trained on %d chunks", config.output_path, len(chosen["train"]))
     return TrainResult(config.output_path, directory.path, sections)
 
 

@@ -30,6 +30,7 @@ from virnucpro.training.finetuning import FineTuned
 from virnucpro.training.fragments import SIZES, Fragments, make_predictions, name_size
 from virnucpro.training.head import FittedHead
 from virnucpro.training.splits import SPLITS
+from virnucpro.workflows.finetune import describe_settings
 
 
 class Material(NamedTuple):
@@ -99,10 +100,16 @@ def describe_choice(config: TrainConfig, material: Material) -> dict[str, Any]:
         "num_frames": {
             name: int(corpus.num_frames[material.chosen[name]].sum()) for name in SPLITS
         },
-        "settings": {
-            name: getattr(config, name) for name in ("seed", "epochs", "valid_share", "test_share")
-        },
+        "settings": _describe_settings(config),
     }
+
+
+def _describe_settings(config: TrainConfig) -> dict[str, Any]:
+    if not config.finetuned:
+        names = ("seed", "epochs", "valid_share", "test_share")
+        return {name: getattr(config, name) for name in names}
+    teacher = None if config.teacher is None else describe_file(config.teacher)
+    return describe_settings(config) | {"minutes": config.minutes, "teacher": teacher}
 
 
 def describe_training(
@@ -121,10 +128,6 @@ def describe_training(
         "losses": fitted.losses,
         "warnings": find_overfit(fitted.losses, fitted.best_epoch),
     }
-
-
-def _describe_file(path: str | Path) -> dict[str, Any]:
-    return {"path": str(path), "sha256": digest_files([Path(path)]).removeprefix("sha256:")}
 
 
 def describe_file(path: str | Path) -> dict[str, Any]:
