@@ -3,30 +3,28 @@
     accelerate launch -m tools.mini.train train_1.npz train_2.npz run --minutes 60
 
 It writes three things. `run/model` is the model that was best on the valid split so far, in the
-files that the backends and the classifier read. `run/log.jsonl` has the figures. From `run/state`
-the same command continues. The learning rate follows the clock and reaches 0 after `--minutes`,
-over all legs. Some tokens are masked, and the encoders learn to guess them. `--teachers` takes the
-directories of earlier runs, and the model also learns what these teachers say (Hinton et al. 2015,
-arXiv:1503.02531) and how they embed proteins. `--protein-init` takes published weights of ESM-2,
-with which the protein encoder begins. `--init` takes an earlier run, whose weights all begin with.
+files that the backends and the classifier read. `run/log.jsonl` has the figures. From
+`run/state.safetensors` the same command continues. The learning rate follows the clock and reaches
+0 after `--minutes`, over all legs. Some tokens are masked, and the encoders learn to guess them.
+`--teachers` takes the directories of earlier runs, and the model also learns what these teachers
+say (Hinton et al. 2015, arXiv:1503.02531) and how they embed proteins. `--protein-init` takes
+published weights of ESM-2, with which the protein encoder begins. `--init` takes an earlier run,
+whose weights all begin with.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from argparse import Namespace
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tools.mini.export import export_model
 from tools.mini.genomes import keep_groups, read_genomes
@@ -56,122 +54,108 @@ from tools.mini.validation import (
     measure_records,
     score_chunks,
 )
-from virnucpro.config import FrameRule
+from virnucpro.config import ComputeConfig, FrameRule
+from virnucpro.runtime.run import Run
+from virnucpro.training.loop import STEPS_PER_LOOK, TrainingLoop
 from virnucpro.training.mutation import Mutator
 
 WARM_UP_SHARE = 0.02
-EMA_DECAY = 0.998
-STEPS_PER_CLOCK = 20
 _FIRST_RESIDUE = 4
 
 
-@dataclass
-class Clock:
-    """How far the training has come, over all legs."""
+class Training(TrainingLoop):
+    """The training of a small model: what is drawn, learned and measured.
 
-    seconds: float = 0.0
-    step: int = 0
-    best: float = 0.0
-    evaluated: float = 0.0
+    Attributes:
+        losses: Those of the last step, by name, as this process sees them.
+    """
 
-    def state_dict(self) -> dict[str, float]:
-        """Return what a checkpoint keeps."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint."""
-        vars(self).update(state)
-
-
-class Training:
-    """The state of one training, and its loop."""
+    figure = "mean"
+    network: MiniModel
 
     def __init__(self, args: Namespace) -> None:
         self.args = args
         has_gpu = torch.cuda.is_available()
         # Said even where there is no GPU: Accelerate otherwise makes each process a run of its own.
-        self.accelerator = Accelerator(cpu=not has_gpu, mixed_precision="bf16" if has_gpu else "no")
+        # Between GPUs this one sends by NCCL, as every step sends all gradients.
+        self.accelerator = Accelerator(cpu=not has_gpu)
+        run = Run(ComputeConfig(precision="bf16" if has_gpu else "fp32"), self.accelerator)
         set_seed(args.seed)
-        device = self.accelerator.device
         self.rule = FrameRule("stretches", args.num_stretches, args.min_codons)
-        teachers = [read_teacher(run, args.sizes.word_bp).to(device) for run in args.teachers]
+        teachers = [read_teacher(path, args.sizes.word_bp).to(run.device) for path in args.teachers]
         self.teachers = nn.ModuleList(teachers)
-        widths = [teacher.sizes.protein_width for teacher in teachers]
-        model = MiniModel(args.sizes, args.dropout, widths if args.embedding_weight else [])
-        if args.protein_init is not None:
-            load_protein(model, args.protein_init)
-        if args.init is not None:
-            # The maps to teachers' embeddings are not kept with a run: they start anew.
-            model.load_state_dict(read_run(args.init)[0].state_dict(), strict=False)
-        model = model.to(device)
-        self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.ema.requires_grad_(False)
-        optimizer = make_optimizer(model, args)
+        model = make_model(args, [teacher.sizes.protein_width for teacher in teachers])
+        rates = {True: args.encoder_learning_rate or args.learning_rate, False: args.learning_rate}
+        super().__init__(
+            run,
+            model.to(run.device),
+            lambda name: rates[name.startswith("protein.")],
+            args.output / "state.safetensors",
+            seed=args.seed,
+            weight_decay=args.weight_decay,
+            betas=(0.9, 0.98),
+        )
         if args.compile:
             for one in (model, *teachers):
                 one.compile_layers()
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.clock = Clock()
-        self.accelerator.register_for_checkpointing(self.ema, self.clock)
-        self.state_path = args.output / "state"
-        if self.state_path.is_dir():
-            self.accelerator.load_state(str(self.state_path))
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(
-            args.seed + 1000 * self.clock.step + self.accelerator.process_index
-        )
-        genomes = keep_groups(read_genomes(args.genomes, "train"), args.group_share).to(device)
+        self.generator = torch.Generator(run.device)
+        self.generator.manual_seed(args.seed + 1000 * self.progress.step + run.rank)
+        genomes = keep_groups(read_genomes(args.genomes, "train"), args.group_share).to(run.device)
         self.samplers = {
             length_bp: Sampler(genomes, length_bp, self.generator)
             for length_bp in set(args.chunk_lengths)
         }
         self.mutator = Mutator(args.max_mutation_rate, self.generator)
-        valid = read_genomes(args.genomes, "valid").to(device)
+        valid = read_genomes(args.genomes, "valid").to(run.device)
         self.valid_sets = {
             length_bp: make_valid_set(valid, length_bp, args.num_valid)
             for length_bp in VALID_LENGTHS_BP
         }
+        self.losses: dict[str, Tensor] = {}
+        self.valid: dict[int, dict[str, float]] = {}
         self.seconds: dict[str, float] = {}
+        self.seconds_at_end = min(self.progress.seconds + 60 * args.leg_minutes, 60 * args.minutes)
+        # The end of a leg is not that of the training.
+        self.progress.is_done = self.is_over()
 
-    def run(self) -> None:
-        """Train until the leg or the whole time is over, and keep the state."""
-        args, clock = self.args, self.clock
-        leg_start, start_seconds = time.monotonic(), clock.seconds
-        losses: dict[str, Tensor] = {}
-        while clock.seconds < min(start_seconds + 60 * args.leg_minutes, 60 * args.minutes):
-            losses = self.step()
-            if clock.step % STEPS_PER_CLOCK == 0:
-                # Every process goes by the first one's clock: their learning rates must be equal.
-                elapsed = start_seconds + time.monotonic() - leg_start
-                clock.seconds = broadcast(
-                    torch.tensor(elapsed, device=self.accelerator.device)
-                ).item()
-                if clock.seconds - clock.evaluated > args.evaluate_seconds:
-                    self.evaluate(losses)
-        if clock.evaluated != clock.seconds:
-            self.evaluate(losses)
-        self.accelerator.save_state(str(self.state_path))
+    def schedule(self) -> tuple[float, float]:
+        """Follow the clock, over all legs."""
+        share = self.progress.seconds / (60 * self.args.minutes)
+        return share / WARM_UP_SHARE + 0.001, share
 
-    def step(self) -> dict[str, Tensor]:
-        """Learn from one batch of each of the step's lengths, and return the losses."""
-        args, clock = self.args, self.clock
-        progress = clock.seconds / (60 * args.minutes)
-        warm = min(1.0, progress / WARM_UP_SHARE + 0.001)
-        share = warm * (1 + math.cos(math.pi * min(progress, 1))) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+    def is_due(self) -> bool:
+        """Measure after so many seconds each."""
+        losses = self.progress.losses
+        measured = losses[-1]["seconds"] if losses else 0.0
+        return self.progress.seconds - measured > self.args.evaluate_seconds
+
+    def is_over(self) -> bool:
+        """End with the leg or the whole time."""
+        return self.progress.seconds >= self.seconds_at_end
+
+    def step(self) -> None:
+        """Learn from one batch of each of the step's lengths."""
+        # Of one step of many, as it waits for the GPU.
+        self._is_timed = self.progress.step % STEPS_PER_LOOK == STEPS_PER_LOOK - 1
         self._lap("")
+        super().step()
+        self._lap("model")
+
+    def learn(self) -> tuple[Tensor, int]:
+        """Learn from whole and masked tokens of the same chunks, and from what teachers say."""
+        args = self.args
         whole, is_viral_C = self._draw()
         seen = [self._mask(tokens) for tokens in whole]
         self._lap("draw")
         wanted_C = is_viral_C.float()
         taught: list[Tensor] = []
         if self.teachers:
-            with self.accelerator.autocast():
+            with self._autocast():
                 taught_C, taught = ask_teachers(self.teachers, whole)
             wanted_C = torch.lerp(wanted_C, taught_C.sigmoid(), args.teacher_weight)
         self._lap("teachers")
-        logits_C, guess, mapped = self.model(whole, seen)
+        with self._autocast():
+            logits_C, guess, mapped = self.network(whole, seen)
         is_scored_C = torch.cat([tokens.is_stretch_CN.any(1) for tokens in whole])
         losses = {"chunk": chunk_loss(logits_C.float(), wanted_C, is_scored_C), "guess": guess}
         loss = losses["chunk"] + args.guess_weight * guess
@@ -181,14 +165,10 @@ class Training:
             distances = [embedding_loss(ours, theirs, is_stretch_F) for ours, theirs in pairs]
             losses["embedding"] = torch.stack(distances).mean()
             loss = loss + args.embedding_weight * losses["embedding"]
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
-        self._lap("model")
-        clock.step += 1
-        return losses
+        self.losses = {name: value.detach() for name, value in losses.items()}
+        # Summed over all processes, this is the gradient of their mean loss.
+        (loss / self._run.num_processes).backward()
+        return loss.detach() * len(wanted_C), len(wanted_C)
 
     def _draw(self) -> tuple[list[ChunkTokens], Tensor]:
         """Return chunks of the step's lengths, and whether each is viral.
@@ -199,8 +179,8 @@ class Training:
         lengths = [
             args.chunk_lengths[number % len(args.chunk_lengths)]
             for number in range(
-                self.clock.step * args.lengths_per_step,
-                (self.clock.step + 1) * args.lengths_per_step,
+                self.progress.step * args.lengths_per_step,
+                (self.progress.step + 1) * args.lengths_per_step,
             )
         ]
         tokens, labels = [], []
@@ -228,51 +208,49 @@ class Training:
         )
 
     def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, device=self.accelerator.device, generator=self.generator)
+        return torch.rand(shape, device=self._run.device, generator=self.generator)
+
+    def _autocast(self) -> torch.autocast:
+        device = self._run.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._run.precision == "bf16")
 
     def _lap(self, name: str) -> None:
-        """Note how long a part of the step took; measured in one step of many, as it waits."""
-        if self.clock.step % STEPS_PER_CLOCK != STEPS_PER_CLOCK - 1:
+        """Note how long a part of a timed step took."""
+        if not self._is_timed:
             return
-        if self.accelerator.device.type == "cuda":
+        if self._run.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.monotonic()
         if name:
             self.seconds[name] = now - self._lap_start
         self._lap_start = now
 
-    def evaluate(self, losses: dict[str, Tensor]) -> None:
-        """Log the figures on the valid split, and keep the model if it is the best yet."""
-        clock, accelerator = self.clock, self.accelerator
-        clock.evaluated = clock.seconds
-        model = self.ema.module.eval()
-        found = {}
+    def measure(self) -> dict[str, float]:
+        """Return the mean AUROC over the lengths of the valid split; every process scores some."""
+        mine = slice(self._run.rank, None, self._run.num_processes)
         for length_bp, valid_set in self.valid_sets.items():
-            # Every process scores some of the chunks; the sum has those of all.
-            num = accelerator.num_processes
-            mine = slice(accelerator.process_index, None, num)
             codes_CL = valid_set.codes_CL
             logits_C = torch.zeros(len(codes_CL), device=codes_CL.device)
-            with accelerator.autocast():
-                logits_C[mine] = score_chunks([model], codes_CL[mine], self.rule)
-            logits_C = accelerator.reduce(logits_C, "sum")
-            if accelerator.is_main_process:
-                found[length_bp] = measure_records(logits_C, valid_set)
-        if not accelerator.is_main_process:
-            return
-        mean = sum(figures["all"] for figures in found.values()) / len(found)
-        is_best = mean > clock.best
+            # Compiling for so few passes would take longer than they do.
+            with self._autocast(), torch.compiler.set_stance("force_eager"):
+                logits_C[mine] = score_chunks([self.network], codes_CL[mine], self.rule)
+            self.valid[length_bp] = measure_records(self._run.sum(logits_C), valid_set)
+        mean = sum(figures["all"] for figures in self.valid.values()) / len(self.valid)
+        return {"mean": mean, "seconds": self.progress.seconds}
+
+    def report(self, *, is_best: bool) -> None:
+        """Log the figures, and write the model if it is the best yet."""
         if is_best:
-            clock.best = mean
-            export_model(self.args.output / "model", model, self.rule)
-            save_file(model.state_dict(), self.args.output / WEIGHTS_NAME)
+            export_model(self.args.output / "model", self.network, self.rule)
+            save_file(self.network.state_dict(), self.args.output / WEIGHTS_NAME)
+        last = self.progress.losses[-1]
         document: dict[str, Any] = {
-            "seconds": round(clock.seconds, 1),
-            "step": clock.step,
+            "seconds": round(last["seconds"], 1),
+            "step": last["step"],
             "best": is_best,
-            "mean": round(mean, 4),
-            "valid": found,
-            "loss": {name: round(value.item(), 4) for name, value in losses.items()},
+            "mean": round(last["mean"], 4),
+            "valid": self.valid,
+            "loss": {name: round(value.item(), 4) for name, value in self.losses.items()},
             "step_seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
         line = json.dumps(document)
@@ -281,32 +259,15 @@ class Training:
             file.write(line + "\n")
 
 
-def make_optimizer(model: MiniModel, args: Namespace) -> torch.optim.AdamW:
-    """Return AdamW, with a learning rate of its own for the protein encoder.
-
-    Matrices decay, other parameters do not.
-    """
-    encoder = {id(value) for value in model.protein.parameters()}
-    rates = {True: args.encoder_learning_rate or args.learning_rate, False: args.learning_rate}
-    groups = []
-    for in_encoder, peak in rates.items():
-        for decay in (args.weight_decay, 0.0):
-            chosen = [
-                value
-                for value in model.parameters()
-                if (id(value) in encoder) == in_encoder and (value.ndim > 1) == (decay > 0)
-            ]
-            groups.append({"params": chosen, "weight_decay": decay, "peak": peak})
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
-
-
-def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-    """Move the running averages towards the weights: far at first, less and less, at last a little.
-
-    With a constant decay the first of a short training would outweigh all that follow.
-    """
-    seen = int(num_averaged)
-    get_ema_multi_avg_fn(min(EMA_DECAY, (1 + seen) / (10 + seen)))(averaged, current, num_averaged)
+def make_model(args: Namespace, teacher_widths: list[int]) -> MiniModel:
+    """Return the model as it is at first."""
+    model = MiniModel(args.sizes, args.dropout, teacher_widths if args.embedding_weight else [])
+    if args.protein_init is not None:
+        load_protein(model, args.protein_init)
+    if args.init is not None:
+        # The maps to teachers' embeddings are not kept with a run: they start anew.
+        model.load_state_dict(read_run(args.init)[0].state_dict(), strict=False)
+    return model
 
 
 def chunk_loss(logits_C: Tensor, wanted_C: Tensor, is_scored_C: Tensor) -> Tensor:
@@ -322,7 +283,7 @@ def main() -> None:
     training = Training(args)
     if training.accelerator.is_main_process:
         write_settings(args.output / SETTINGS_NAME, args, training.accelerator.num_processes)
-    training.run()
+    training.train()
     training.accelerator.end_training()
 
 

@@ -195,23 +195,24 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     first = Training(args)
     for _ in range(3):
         first.step()
-    first.evaluate({})
+    first.evaluate()
     with pytest.raises(ValueError, match=r"learned words of 3 bases, wanted .* those of 6"):
         read_teacher(tmp_path / "teacher", word_bp=6)
     teacher = read_teacher(tmp_path / "teacher", word_bp=3)
-    for name, value in first.ema.module.state_dict().items():
-        torch.testing.assert_close(teacher.state_dict()[name], value)
+    with first.averaged():
+        for name, value in first.network.state_dict().items():
+            torch.testing.assert_close(teacher.state_dict()[name], value)
     options = ("--protein-width=32", "--teachers", *[str(tmp_path / "teacher")] * 2)
     args = arguments(genomes_path, tmp_path / "run", *SMALL, *options)
     write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
     second = Training(args)
-    second.clock.seconds = 0.02 * 3600  # past the warm-up
-    losses = second.step()
-    before = losses["embedding"].item()
+    second.progress.seconds = 0.02 * 3600  # past the warm-up
+    second.step()
+    before = second.losses["embedding"].item()
     for _ in range(30):
-        losses = second.step()
-    assert losses["embedding"].item() < 0.9 * before
-    second.evaluate(losses)
+        second.step()
+    assert second.losses["embedding"].item() < 0.9 * before
+    second.evaluate()
     learned, rule = read_run(tmp_path / "run")
     assert learned.sizes.protein_width == 32
     assert rule == FrameRule("stretches")
@@ -222,10 +223,10 @@ def test_a_run_begins_with_the_weights_of_another(genomes_path: Path, tmp_path: 
     write_settings(tmp_path / "first" / SETTINGS_NAME, args, 1)
     first = Training(args)
     first.step()
-    first.evaluate({})
+    first.evaluate()
     args = arguments(genomes_path, tmp_path / "run", *SMALL, f"--init={tmp_path / 'first'}")
     assert args.sizes.protein_width == 32
-    begun = Training(args).ema.module.state_dict()
+    begun = Training(args).network.state_dict()
     for name, value in read_run(tmp_path / "first")[0].state_dict().items():
         torch.testing.assert_close(begun[name], value)
 
@@ -233,12 +234,15 @@ def test_a_run_begins_with_the_weights_of_another(genomes_path: Path, tmp_path: 
 def test_what_teachers_say_is_mixed_with_the_truth(genomes_path: Path, tmp_path: Path) -> None:
     args = arguments(genomes_path, tmp_path / "teacher", *SMALL)
     write_settings(tmp_path / "teacher" / SETTINGS_NAME, args, 1)
-    Training(args).evaluate({})
+    teacher = Training(args)
+    teacher.step()
+    teacher.evaluate()
     found = {}
     for weight in (0.0, 0.5, 1.0):
         options = ("--teachers", str(tmp_path / "teacher"), f"--teacher-weight={weight}")
         training = Training(arguments(genomes_path, tmp_path / "run", *SMALL, *options))
-        found[weight] = training.step()["chunk"].item()
+        training.step()
+        found[weight] = training.losses["chunk"].item()
     assert found[0.5] == pytest.approx((found[0.0] + found[1.0]) / 2, rel=1e-5)
     assert found[0.0] != found[1.0]
 
@@ -264,12 +268,13 @@ def test_published_weights_are_begun_with(genomes_path: Path, tmp_path: Path) ->
     tokens_FT = torch.nn.utils.rnn.pad_sequence(
         batch.token_ids_T.split(batch.lengths_B.tolist()), True, PROTEIN_PAD
     )
-    model = training.ema.module.eval()
+    model = training.network.eval()
     with torch.no_grad():
         found_FD, _ = model.embed_proteins(tokens_FT)
     torch.testing.assert_close(found_FD, encoder(batch), rtol=1e-3, atol=1e-3)
     assert {group["peak"] for group in training.optimizer.param_groups} == {0.0001, 0.01}
-    training.evaluate(training.step())
+    training.step()
+    training.evaluate()
     again, _ = read_run(tmp_path / "run")
     assert again.protein.config == model.protein.config
 
@@ -351,14 +356,15 @@ def test_a_model_learns_what_tells_its_genomes_apart(
     args = arguments(genomes_path, tmp_path / "run", *SMALL)
     write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
     training = Training(args)
-    training.clock.seconds = 0.02 * 3600  # past the warm-up
-    untrained = training.step()
+    training.progress.seconds = 0.02 * 3600  # past the warm-up
+    training.step()
+    untrained = training.losses["chunk"].item()
     for _ in range(60):
-        losses = training.step()
-    training.evaluate(losses)
+        training.step()
+    training.evaluate()
     (after,) = read_log(tmp_path / "run")
     assert [after["valid"][length]["all"] > 0.9 for length in ("300", "500", "1000")] == [True] * 3
-    assert untrained["chunk"] > 0.6
+    assert untrained > 0.6
     assert after["loss"]["chunk"] < 0.4
     assert after["step_seconds"]["draw"] < after["step_seconds"]["model"]
     words = ("--runs", tmp_path / "run", "--lengths", 500, "--num-chunks", 256)
@@ -377,8 +383,8 @@ def test_a_model_is_finished_and_evaluated(
     training = Training(arguments(genomes_path, trained, *SMALL))
     write_settings(trained / SETTINGS_NAME, training.args, 1)
     for _ in range(60):
-        losses = training.step()
-    training.evaluate(losses)
+        training.step()
+    training.evaluate()
     words = (trained, finished, tmp_path / "work", "--num-of-kind=12", "--genomes", genomes_path)
     lengths = ("--lengths", 500, 1000)
     run_tool(monkeypatch, finish.main, *words, "--chunk-lengths", 500, *lengths)
@@ -419,7 +425,7 @@ def test_two_processes_train_and_one_goes_on(genomes_path: Path, tmp_path: Path)
         done = run(*command)
         assert done.returncode == 0, done.stderr
     log = read_log(tmp_path / "run")
-    assert [line["step"] for line in log] == [20, 40]
+    assert [line["step"] for line in log] == [10, 20]
     assert log[1]["seconds"] > log[0]["seconds"]
     config = json.loads((tmp_path / "run" / "model" / "esm2" / "config.json").read_text())
     assert config["hidden_size"] == 16
