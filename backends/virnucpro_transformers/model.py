@@ -99,7 +99,7 @@ def load_trainable(
     """
     encoder = load_model(path, dtype=dtype, device=device, attention="auto")
     for name in _UNUSED:
-        # Processes that train together wait for the gradients of every parameter.
+        # No embedding depends on it, so it would have no gradient.
         if getattr(encoder.model, name, None) is not None:
             setattr(encoder.model, name, None)
     if gradient_checkpointing:

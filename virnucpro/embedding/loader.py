@@ -17,7 +17,13 @@ from torch.utils.data import DataLoader
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
-from virnucpro.embedding.workers import Parcel, begin_worker, count_workers, explaining_workers
+from virnucpro.embedding.workers import (
+    Parcel,
+    begin_worker,
+    count_workers,
+    explaining_workers,
+    pins_memory,
+)
 from virnucpro.sequences.frame_store import SequenceSource
 
 if TYPE_CHECKING:
@@ -45,8 +51,6 @@ class Loader:
     @cached_property
     def _loader(self) -> DataLoader[TokenBatch]:
         """What all passes iterate over; made when the first of them has work."""
-        on_gpu = self._device.type == "cuda"
-        pinned = self._compute.pin_memory
         has_workers = self._num_workers > 0
         loader: DataLoader[TokenBatch] = DataLoader(
             _Batches({job.name: (job.source, job.model.load_collator()) for job in self._jobs}),  # type: ignore[arg-type]
@@ -61,9 +65,7 @@ class Loader:
             prefetch_factor=1 if has_workers else None,
             # Otherwise each pass would start its own, which takes a quarter of a second.
             persistent_workers=has_workers,
-            # Only pinned memory can be copied while the GPU computes. Without a GPU it is a
-            # needless copy.
-            pin_memory=on_gpu if pinned is None else pinned and on_gpu,
+            pin_memory=pins_memory(self._compute, self._device),
         )
         # The claims share out the batches. Accelerate must not share them out again, so we tell it
         # of one process only. `even_batches` would let it repeat rows.

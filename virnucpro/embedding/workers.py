@@ -40,17 +40,28 @@ def prepare_workers(compute: ComputeConfig, device: torch.device) -> None:
         start_forkserver()
 
 
-def count_workers(compute: ComputeConfig, device: torch.device) -> int:
+def count_workers(compute: ComputeConfig, device: torch.device, most: int = 4) -> int:
     """Return how many worker processes tokenize for this process; 0 if it tokenizes itself.
 
     On a CPU, the model needs all cores. On a GPU, tokenizing must be faster than the model.
+
+    Args:
+        compute: How to compute; it may say how many.
+        device: Where the model computes.
+        most: No more than so many by default. Each worker of a pass claims a batch ahead, which
+            delays the end of the pass: so four.
     """
     wanted = compute.dataloader_workers
     if wanted is None and device.type == "cuda":
         # One core of each process's share is for the process itself.
-        # Each worker claims a batch ahead, which delays the end of the pass: so no more than four.
-        wanted = min(4, max(1, (os.cpu_count() or 1) // num_local_processes() - 1))
+        wanted = min(most, max(1, (os.cpu_count() or 1) // num_local_processes() - 1))
     return wanted if wanted and _have_semaphores(wanted) else 0
+
+
+def pins_memory(compute: ComputeConfig, device: torch.device) -> bool:
+    """Tell whether batches wait in pinned memory, from which a GPU copies while it computes."""
+    # Without a GPU it would be a needless copy.
+    return device.type == "cuda" and compute.pin_memory is not False
 
 
 @functools.cache

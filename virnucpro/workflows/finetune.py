@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,10 +18,9 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir
 from virnucpro.config import TrainConfig
 from virnucpro.embedding.models import Model, open_model
-from virnucpro.embedding.workers import count_workers
+from virnucpro.embedding.workers import count_workers, pins_memory
 from virnucpro.errors import ClassifierError, UsageError, brief
 from virnucpro.runtime.devices import DTYPES
-from virnucpro.runtime.environment import num_local_processes
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ChunkClassifier
@@ -41,8 +38,6 @@ from virnucpro.training.head import make_chunk_head
 from virnucpro.training.held_out import HeldOut
 from virnucpro.training.lora import train_adapters
 from virnucpro.training.network import Network
-
-logger = logging.getLogger(__name__)
 
 _SHORTER = (1.0, 1.0, 0.6, 0.4)
 """The lengths of drawn chunks, as shares of the classifier's: reads are shorter than it."""
@@ -230,18 +225,15 @@ def _open_steps(
     run: Run, config: TrainConfig, source: ChunkSource, first_step: int
 ) -> Iterator[list[TrainingBatch]]:
     num_chunks, rest = divmod(config.step_chunks, run.num_processes)
-    num_workers = count_workers(config, run.device)
-    if num_workers and config.dataloader_workers is None:
-        # Drawing and tokenizing take longer than the loader of a pass has to do.
-        num_workers = min(_MAX_WORKERS, max(1, (os.cpu_count() or 1) // num_local_processes() - 2))
     return open_training_loader(
         source,
         first_step,
         run.rank,
         num_chunks + (run.rank < rest),
         config.micro_batch_tokens,
-        num_workers,
-        pin_memory=run.device.type == "cuda" and config.pin_memory is not False,
+        # Drawing takes longer than tokenizing, which is all that the workers of a pass do.
+        count_workers(config, run.device, most=_MAX_WORKERS),
+        pin_memory=pins_memory(config, run.device),
     )
 
 
