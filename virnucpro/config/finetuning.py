@@ -37,7 +37,7 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
         None,
         help="Kinds of linear layers that get adapters, for example qkv,out.",
         unset="all",
-        details="virnucpro backends names the kinds of each backend.",
+        details="virnucpro backends --json names the kinds of each backend.",
         metavar="KIND[,KIND...]",
     )
     learning_rate: float = option(
