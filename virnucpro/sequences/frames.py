@@ -146,10 +146,9 @@ def find_open_frames(
     amino_acids = _translate_everywhere(letters, genetic_code)
     num_codons = count_codons(chunk_length[:, None], _ALL_FRAMES)
     first = _locate_frames(chunk_start, chunk_length, num_codons, len(amino_acids))
-    # The difference of two running counts is the number of stops in a frame of any length.
-    num_stops = np.zeros(len(amino_acids) + 1, np.int32)
-    np.cumsum(amino_acids == _STOP, out=num_stops[1:])
-    is_open = (num_codons > 0) & (num_stops[first + num_codons] == num_stops[first])
+    # A frame is open if the next stop lies behind its end. The last entry is behind every frame.
+    stops = np.append(np.flatnonzero(amino_acids == _STOP), len(amino_acids))
+    is_open = (num_codons > 0) & (stops[np.searchsorted(stops, first)] >= first + num_codons)
     chunk, code = np.nonzero(is_open)
     first, num_codons = first[is_open], num_codons[is_open]
     begin = np.cumsum(num_codons) - num_codons
