@@ -7,13 +7,14 @@ embedding, Q numbers of a DNA embedding, K features of a stretch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, split_rows
+from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array, split_rows
 from virnucpro.backend.weights import find_download
 from virnucpro.config import FramesConfig, PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
@@ -35,6 +36,8 @@ from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.scoring.decisions import Decision, check_calibrated, decide_calls
 from virnucpro.scoring.screened import Screened
 from virnucpro.sequences.frame_store import FrameStore
+
+Block = TypeVar("Block")
 
 logger = logging.getLogger(__name__)
 
@@ -218,14 +221,30 @@ def score_frames(
     """
     # NaN, so that a frame without an embedding cannot be taken for one with a score.
     scores = np.full((store.num_rows, 2), np.nan, dtype=np.float32)
+    for rows, features_ND in _one_ahead(_gather_frames(store, passes)):
+        scores[rows] = classifier.score(features_ND)
+    return scores
+
+
+def _gather_frames(
+    store: FrameStore, passes: Sequence[Pass]
+) -> Iterator[tuple[Int64Array, Float32Array]]:
     # In blocks, because the features of all frames may be larger than the memory.
     for block in split_rows(0, store.num_rows):
         rows = np.arange(block.start, block.stop)
         for each in passes:
             # A frame needs both embeddings, because the classifier reads them side by side.
             rows = rows[each.has(rows)]
-        scores[rows] = classifier.score(gather_features(passes, rows))
-    return scores
+        yield rows, gather_features(passes, rows)
+
+
+def _one_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks; while the caller works on one, a thread makes the next."""
+    with ThreadPoolExecutor(1, "gathering") as pool:
+        following = pool.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = pool.submit(next, blocks, None)
+            yield block
 
 
 def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkClassifier) -> Scores:
@@ -233,12 +252,31 @@ def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkCl
 
     A row without an embedding is left out. A chunk without any embedded row has no score.
     """
-    dna, protein = passes
-    first_row = store.chunk_first_frame
+    num_unscored = np.zeros(store.num_chunks, np.int64)
     logits = np.full(store.num_chunks, np.nan, np.float32)
     model = classifier.region_model
     weighed = np.full(store.num_chunks, np.nan) if model.weights else None
-    num_unscored = np.zeros(store.num_chunks, np.int64)
+    for scored, arrays in _one_ahead(_gather_chunks(store, passes, classifier, num_unscored)):
+        logits[scored] = classifier.score(*arrays)
+        if weighed is not None:
+            dna_CQ, protein_CSP, _, is_stretch_CS = arrays
+            weighed[scored] = model.weigh(dna_CQ, protein_CSP, is_stretch_CS, logits[scored])
+    num_rows = np.diff(store.chunk_first_frame)
+    return Scores(call_chunk_logits(logits, num_rows, num_unscored), None, weighed)
+
+
+def _gather_chunks(
+    store: FrameStore,
+    passes: Sequence[Pass],
+    classifier: ChunkClassifier,
+    num_unscored: Int64Array,
+) -> Iterator[tuple[Int64Array, tuple[Float32Array, Float32Array, Float32Array, BoolArray]]]:
+    """Yield chunks with an embedded row, block by block, and what the classifier reads of them.
+
+    Rows that lack an embedding are counted in `num_unscored`, int64 (C,).
+    """
+    dna, protein = passes
+    first_row = store.chunk_first_frame
     for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
         stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
         rows = np.arange(first_row[start], first_row[stop])
@@ -261,8 +299,4 @@ def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkCl
         protein.gather_into([protein_CSP[one] for one in places], rows)
         features_CSK[index, place] = store.stretch_features(rows)
         is_stretch_CS[index, place] = True
-        dna_CQ = dna.gather(rows[first])
-        logits[scored] = classifier.score(dna_CQ, protein_CSP, features_CSK, is_stretch_CS)
-        if weighed is not None:
-            weighed[scored] = model.weigh(dna_CQ, protein_CSP, is_stretch_CS, logits[scored])
-    return Scores(call_chunk_logits(logits, np.diff(first_row), num_unscored), None, weighed)
+        yield scored, (dna.gather(rows[first]), protein_CSP, features_CSK, is_stretch_CS)
