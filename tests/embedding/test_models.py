@@ -18,10 +18,12 @@ from tests.finetuned import make_changes
 from virnucpro.backend.changes import digest_changes
 from virnucpro.backend.registry import LoadedBackend
 from virnucpro.backend.testing import ToyBackend
-from virnucpro.config import MINI_DIRECTORY, FrameRule
+from virnucpro.config import MINI_DIRECTORY, ComputeConfig, FrameRule
 from virnucpro.config.published import ESM2_3B
-from virnucpro.embedding.models import Model, open_model, refuse_changes
+from virnucpro.embedding import models
+from virnucpro.embedding.models import HeldModel, Model, open_model, refuse_changes
 from virnucpro.errors import BackendError, UsageError, WeightsError
+from virnucpro.runtime.run import open_run
 
 
 @pytest.fixture
@@ -144,6 +146,18 @@ def test_changes_are_part_of_what_a_model_is(demo_weights) -> None:
     identities = [one.make_identity("sha256:11", "fp32", 300) for one in (plain, changed)]
     assert identities[0].weights_identity == plain.weights.identity
     assert identities[1].weights_identity == f"{plain.weights.identity}+{digest_changes(changes)}"
+
+
+def test_changes_are_digested_once(demo_weights, monkeypatch) -> None:
+    changes, digested = make_changes(0)["dna"], []
+    monkeypatch.setattr(
+        models, "digest_changes", lambda one: digested.append(one) or digest_changes(one)
+    )
+    with open_run(ComputeConfig(device="cpu")) as run:
+        model = open_model("dnabert-s", demo_weights["dna_weights"], run, changes)
+    held = HeldModel.of(model)
+    assert held.identity == model.identity == f"{model.weights.identity}+{digest_changes(changes)}"
+    assert digested == [changes]
 
 
 def test_a_backend_that_cannot_change_its_weights_is_named() -> None:

@@ -76,6 +76,12 @@ class Model:
         """The digest of what is changed in the weights; None if nothing is."""
         return digest_changes(self.changes) if self.changes else None
 
+    @property
+    def identity(self) -> str:
+        """What tells the weights as they are loaded, with all changes, from any others."""
+        changed = self.changes_identity
+        return self.weights.identity + ("" if changed is None else f"+{changed}")
+
     def compute_precision(self, precision: str) -> str:
         """Return what the model computes in when a run computes in `precision`.
 
@@ -158,7 +164,7 @@ class Model:
             input_digest=input_digest,
             backend=self.name,
             backend_version=self.loaded.version,
-            weights_identity=_join_identities(self.weights.identity, self.changes_identity),
+            weights_identity=self.identity,
             # What was really computed in: in a run with fp8, this may be bf16.
             precision=self.compute_precision(precision),
             chunk_length_bp=chunk_length_bp,
@@ -183,12 +189,16 @@ class Model:
         return about | ({"changes_identity": self.changes_identity} if self.changes else {})
 
 
-def _join_identities(weights: str, changes: str | None) -> str:
-    return weights if changes is None else f"{weights}+{changes}"
-
-
 class HeldModel(Model):
     """A model whose encoder stays loaded, for many passes in one process."""
+
+    @classmethod
+    def of(cls, model: Model) -> HeldModel:
+        """Return `model` as one whose encoder stays loaded."""
+        held = cls(model.loaded, model.weights, model.changes)
+        # With what is known of it: the digest of all weights of a large model takes seconds.
+        vars(held).update(vars(model))
+        return held
 
     @cached_property
     def _encoders(self) -> dict[tuple[torch.device, str, str], Encoder]:
@@ -229,20 +239,18 @@ def open_model(
     # Eight processes of a machine would read 12 GB eight times, only to find the same digest.
     mine = _open_weights(loaded, location) if run.is_first_on_machine else None
     # Every process must come here, also one that opened nothing: gathering waits for all.
-    found = run.gather((machine_name(), mine, digest_changes(changes) if changes else None))
+    found = run.gather((machine_name(), mine))
+    weights_of = {machine: weights for machine, weights in found if weights is not None}
+    model = Model(loaded, weights_of[machine_name()], changes)
     # Machines may hold other files under the same name. Their embeddings must never be mixed.
-    weights_of = {machine: weights for machine, weights, _ in found if weights is not None}
-    identities = {
-        (machine, _join_identities(weights_of[machine].identity, changed))
-        for machine, _, changed in found
-    }
+    identities = set(run.gather((machine_name(), model.identity)))
     if len({identity for _, identity in identities}) > 1:
         listing = ", ".join(f"{machine} has {identity}" for machine, identity in sorted(identities))
         raise WeightsError(
             f"{location}: differs between the machines of this launch ({listing}); give all of "
             "them the same weights, and the same classifier"
         )
-    return Model(loaded, weights_of[machine_name()], changes)
+    return model
 
 
 def _open_weights(loaded: LoadedBackend, location: str) -> Weights:

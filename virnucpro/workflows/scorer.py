@@ -92,7 +92,7 @@ class Scorer:
             opened = open_frame_models(run, self._config, self._classifier.changes)
             check_models(self._config, self._classifier, opened)
             self._run = run
-        self._models = [HeldModel(one.loaded, one.weights, one.changes) for one in opened]
+        self._models = [HeldModel.of(one) for one in opened]
         for one in self._models:
             # Now, so that a lack of memory shows here and not at the first sequence.
             one.load_encoder(run.device, run.precision, self._config.attention)
