@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.samples import GPU, make_sample, read_state, watch_all, write_run
 from virnucpro.cli.run_view import render
 from virnucpro.errors import format_seconds
-from virnucpro.runtime.monitoring import RunState
+from virnucpro.runtime.monitoring import RunState, TrainingStatus
 
 
 def draw(state: RunState, width: int = 80, height: int = 24) -> list[str]:
@@ -44,6 +44,28 @@ def test_the_bar_goes_by_cost_and_the_time_too(tmp_path: Path):
     values = {"total_cost": 400_000, "total_rows": 1_000_000}
     state = write_run(tmp_path, *watch_all(2, **values), num_processes=2)
     assert draw(state)[0].endswith(" 45.0 %  1 min 50 s left")
+
+
+def test_a_fine_tuning_shows_its_step_and_its_last_evaluation(tmp_path: Path):
+    state = write_run(tmp_path)
+    assert draw(state) == ["no embedding yet: going on"]
+    trainings = (
+        TrainingStatus(10, 2000, 0.005, 0.6931),
+        TrainingStatus(110, 2000, 0.055, 0.5, 0.4, 0.9),
+    )
+    for training, text in zip(
+        trainings,
+        (
+            "step 10 of 2,000: loss 0.6931",
+            "step 110 of 2,000: loss 0.5000; held out: loss 0.4000, AUROC 0.9000",
+        ),
+        strict=True,
+    ):
+        state.training = training
+        head, about = draw(state)
+        assert head.startswith("fine-tuning ")
+        assert head.endswith(f" {100 * training.share_done:.1f} %  going on")
+        assert about == text
 
 
 def test_before_the_first_batch_a_pass_is_loading(tmp_path: Path):

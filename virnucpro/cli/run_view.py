@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from virnucpro.errors import format_seconds
-from virnucpro.runtime.monitoring import RunState, describe_speed
+from virnucpro.runtime.monitoring import RunState, TrainingStatus, describe_speed
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import ProcessHistory
 
@@ -31,16 +31,11 @@ def render(state: RunState, width: int, height: int) -> RenderableType:
     history = state.history
     # Weights are opened and input is read before the first pass.
     if history.pass_name is None:
-        return Text(f"no embedding yet: {_outcome(state)}")
-    head = Table.grid(padding=(0, 1), expand=True)
-    head.add_column(no_wrap=True)
-    head.add_column(ratio=1)
-    head.add_column(no_wrap=True, justify="right")
-    head.add_row(
-        Text(history.pass_name, style="bold"),
-        ProgressBar(total=1.0, completed=history.share_done),
-        f"{100 * history.share_done:.1f} %  {_time_left(state)}",
-    )
+        if state.training is None:
+            return Text(f"no embedding yet: {_outcome(state)}")
+        head = _make_head("fine-tuning", state.training.share_done, _outcome(state))
+        return Group(head, Text(_describe_training(state.training)))
+    head = _make_head(history.pass_name, history.share_done, _time_left(state))
     shown, hidden = _choose(state, max(1, height - _LINES_BESIDE_PROCESSES))
     totals = Text(_describe_totals(state), no_wrap=True, overflow="ellipsis")
     lines: list[RenderableType] = [head, totals, _make_table(state, shown, width)]
@@ -50,6 +45,26 @@ def render(state: RunState, width: int, height: int) -> RenderableType:
             Text(f"... and {len(hidden):,} more, {speeds[0]:,.0f} to {speeds[-1]:,.0f} tokens/s")
         )
     return Group(*lines)
+
+
+def _make_head(name: str, share_done: float, text: str) -> Table:
+    head = Table.grid(padding=(0, 1), expand=True)
+    head.add_column(no_wrap=True)
+    head.add_column(ratio=1)
+    head.add_column(no_wrap=True, justify="right")
+    head.add_row(
+        Text(name, style="bold"),
+        ProgressBar(total=1.0, completed=share_done),
+        f"{100 * share_done:.1f} %  {text}",
+    )
+    return head
+
+
+def _describe_training(training: TrainingStatus) -> str:
+    text = f"step {training.step:,} of {training.num_steps:,}: loss {training.loss:.4f}"
+    if training.valid is None or training.auroc is None:
+        return text
+    return f"{text}; held out: loss {training.valid:.4f}, AUROC {training.auroc:.4f}"
 
 
 def describe_pass(state: RunState) -> str:

@@ -23,6 +23,7 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.config import TrainConfig
 from virnucpro.errors import MemoryExhaustedError
 from virnucpro.runtime.devices import DTYPES, is_out_of_memory
+from virnucpro.runtime.monitoring import TrainingStatus
 from virnucpro.runtime.run import Run
 from virnucpro.training.chunk_source import TrainingBatch
 from virnucpro.training.head import FittedHead
@@ -157,6 +158,23 @@ class FineTuning(TrainingLoop):
             " (best)" if is_best else "",
             f"{self._tokens_per_second:,.0f}",
             self._describe_memory(),
+        )
+
+    def _look(self) -> None:
+        if not self._sums:
+            return
+        super()._look()
+        progress = self.progress
+        last = progress.losses[-1] if progress.losses else {}
+        self._run.monitor.tell_training(
+            TrainingStatus(
+                progress.step,
+                self._config.steps,
+                min(1.0, self.schedule()[1]),
+                progress.loss / max(progress.num_chunks, 1),
+                last.get("valid"),
+                last.get("auroc"),
+            )
         )
 
     def _share_of_time(self) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from tests.samples import do_pass, make_sample, read_state
-from virnucpro.runtime.monitoring import Monitor, RunState
+from virnucpro.runtime.monitoring import Monitor, RunState, TrainingStatus
 
 
 def test_a_run_is_read_while_it_is_written(tmp_path: Path):
@@ -24,6 +25,21 @@ def test_a_run_is_read_while_it_is_written(tmp_path: Path):
     assert len(list(state.read())) == 1
     assert (state.num_processes, state.history.num_rows) == (2, make_sample(50).num_rows)
     assert list(state.read()) == []
+
+
+def test_a_training_is_read_back(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    state = RunState(path)
+    first = TrainingStatus(10, 40, 0.25, 0.69)
+    for training in (first, replace(first, step=20, share_done=0.5, valid=0.6, auroc=0.75)):
+        with Monitor(path) as monitor:
+            monitor.tell_training(training)
+            list(state.read())
+            assert state.training == training
+            assert state.to_json()["training"] == asdict(training)
+    with path.open("a") as file:
+        file.write('{"time": 1.0, "kind": "training", "step": "many"}\n')
+    assert [now.training for now in state.read()] == [training]
 
 
 def test_what_others_have_written_does_not_matter(tmp_path: Path):

@@ -12,6 +12,7 @@ from virnucpro.runtime.monitoring.status import (
     Place,
     ProgressListener,
     Sample,
+    TrainingStatus,
     describe_speed,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "ProgressListener",
     "RunState",
     "Sample",
+    "TrainingStatus",
     "describe_speed",
 ]

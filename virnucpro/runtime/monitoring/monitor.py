@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -17,7 +18,13 @@ from virnucpro.checkpoints.whole_files import open_to_append
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import History
 from virnucpro.runtime.monitoring.judge import Limits, Trouble, find_trouble
-from virnucpro.runtime.monitoring.status import UNREADABLE, PassStatus, Place, Sample
+from virnucpro.runtime.monitoring.status import (
+    UNREADABLE,
+    PassStatus,
+    Place,
+    Sample,
+    TrainingStatus,
+)
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -119,6 +126,11 @@ class Monitor:
                 self._status.state = "done"
                 self._tick()
                 self._status = None
+
+    def tell_training(self, training: TrainingStatus) -> None:
+        """Record how far the training of all processes is."""
+        with self._lock:
+            self._write({"kind": "training"} | asdict(training))
 
     def summary(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Return by pass and rank what each process did; only the main process knows it."""

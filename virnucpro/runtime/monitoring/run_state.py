@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from virnucpro.runtime.monitoring.history import History
 from virnucpro.runtime.monitoring.status import (
     UNREADABLE,
     Sample,
+    TrainingStatus,
     read_number,
     read_text,
 )
@@ -22,6 +24,7 @@ class RunState:
 
     Attributes:
         num_processes: The processes of the run; 0 before its first line.
+        training: How far the encoders are trained; None if they are not. It comes before any pass.
         history: What the processes do in the present pass, and did before.
         outcome: None while the run goes on; `finished`, or the name of the error that ended it.
         warnings: All warnings of the run.
@@ -41,6 +44,7 @@ class RunState:
         self.num_processes: int = read_number(line["num_processes"])
         self.began_at: float = line["time"]
         self.last_time = self.began_at
+        self.training: TrainingStatus | None = None
         self.history = History()
         self.outcome: str | None = None
         self.warnings: list[str] = []
@@ -79,6 +83,8 @@ class RunState:
                 self._begin(line)
             case "sample":
                 self.history.add(Sample.from_json(line))
+            case "training":
+                self.training = TrainingStatus.from_json(line)
             case "warning":
                 self.warnings.append(read_text(line["message"]))
             case "end":
@@ -93,6 +99,7 @@ class RunState:
             "num_processes": self.num_processes,
             "began_at": self.began_at,
             "last_time": now,
+            "training": None if self.training is None else asdict(self.training),
             "pass": history.pass_name,
             "num_rows": history.num_rows,
             "total_rows": history.total_rows,

@@ -230,6 +230,40 @@ class Sample(PassStatus):
         return cls(read_text(line["pass_name"]), **values, gpu=gpu)
 
 
+@dataclass(frozen=True)
+class TrainingStatus:
+    """How far a fine-tuning is, and how good.
+
+    Attributes:
+        step: The steps that are done.
+        num_steps: The steps that are wanted.
+        share_done: How much of them, or of the minutes that are wanted, is over.
+        loss: The mean loss of the chunks since the last evaluation.
+        valid: The held-out loss at the last evaluation; None before the first one.
+        auroc: The held-out AUROC then.
+    """
+
+    step: int
+    num_steps: int
+    share_done: float
+    loss: float
+    valid: float | None = None
+    auroc: float | None = None
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> TrainingStatus:
+        """Return what a line of metrics.jsonl says.
+
+        Raises:
+            Exception: One of `UNREADABLE`: the line is not what a process writes.
+        """
+        later = (line[name] for name in ("valid", "auroc"))
+        return cls(
+            *(read_number(line[name]) for name in ("step", "num_steps", "share_done", "loss")),
+            *(None if value is None else read_number(value) for value in later),
+        )
+
+
 def read_number(value: Any) -> Any:
     """Return a number that somebody else has written.
 
