@@ -24,6 +24,7 @@ from virnucpro import (
 )
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.errors import ClassifierError, InputError
+from virnucpro.reports.pages.run_page import write_run_page
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +97,7 @@ def test_cellular_records_keep_the_word_of_the_screen(
 
 
 def test_the_large_models_see_the_other_records_only(
-    config: PredictConfig, screened: PredictResult
+    config: PredictConfig, screened: PredictResult, tmp_path: Path
 ) -> None:
     directory = screened.directory
     document = json.loads(directory.run_json.read_text())
@@ -104,6 +105,8 @@ def test_the_large_models_see_the_other_records_only(
     assert 0 < len(rows) < document["counts"]["distinct_dna"]
     assert document["counts"]["unscored_frames"] == 0
     assert next(iter(document["passes"])) == "screen: DNA embeddings"
+    write_run_page(directory, tmp_path / "page.html")
+    assert "A small model judged all records first." in (tmp_path / "page.html").read_text()
     with directory.chunks_tsv.open(newline="") as file:
         chunks = list(csv.DictReader(file, delimiter="\t"))
     judged = {one["record_id"]: one["judged_by"] for one in records_of(screened.output_dir)}
