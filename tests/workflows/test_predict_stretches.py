@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from tests.runs import predict_options, read_table, read_tables
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import CallConfig, PredictConfig, PredictResult, call, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import finished_parts
+from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.cli.main import main
 from virnucpro.errors import IdentityMismatchError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
-from virnucpro.scoring.classifier import ClassifierMetadata
+from virnucpro.scoring.classifier import ChunkClassifier, ClassifierMetadata
 from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store import open_frame_store
@@ -110,11 +111,10 @@ def plain_logits(result: PredictResult, head: ChunkHead) -> dict[str, float]:
         if not len(rows):
             continue
         dna, protein = (
-            readers[kind].gather(store.sequences(kind).representatives[rows])
-            for kind in ("dna", "protein")
+            readers[kind].gather(store.sequences(kind).representatives[chosen])
+            for kind, chosen in (("dna", rows[:1]), ("protein", rows))
         )
-        assert store.rule.kind == "open" or (dna == dna[0]).all()
-        arrays = (dna[:1], protein[None], store.stretch_features(rows)[None])
+        arrays = (dna, protein[None], store.stretch_features(rows)[None])
         logit = head(*map(torch.from_numpy, arrays), torch.ones(1, len(rows), dtype=torch.bool))
         wanted[name] = logit.item()
     return wanted
@@ -170,7 +170,9 @@ def test_the_score_of_a_record_is_that_of_its_mean_logit(finished) -> None:
     assert rows["repeated"]["score"] == rows["contig_3"]["score"]
 
 
-def test_the_open_frames_of_a_chunk_are_scored_together(weights, head, tmp_path) -> None:
+def test_the_open_frames_of_a_chunk_are_scored_together(
+    weights, head, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = random.Random(1)
     # Some chunks have no open frame, and most have several.
     contigs = {
@@ -182,11 +184,22 @@ def test_the_open_frames_of_a_chunk_are_scored_together(weights, head, tmp_path)
     path.write_text("".join(f">{name}\n{letters}\n" for name, letters in contigs.items()))
     state, metadata, _ = read_classifier(Path(weights["model_path"]))
     model = tmp_path / "open.safetensors"
-    save_classifier(model, state, dataclasses.replace(metadata, frame_rule="open"))
+    save_classifier(model, state, replace(metadata, frame_rule="open"))
     settings = {"output_dir": tmp_path / "out", "device": "cpu", **weights, "model_path": model}
-    result = predict(PredictConfig(inputs=(str(path),), **settings))
+    config = PredictConfig(inputs=(str(path),), **settings)
+    result = predict(config)
     wanted = plain_logits(result, head)
     store = open_frame_store(result.directory.frame_store_dir)
+    # Of the DNA, only that of the first frames is embedded. The rest would change nothing.
+    num_chunks = np.count_nonzero(np.diff(store.chunk_first_frame))
+    assert len(finished_rows(finished_parts(result.directory.parts_dir("dna")))) == num_chunks
+    assert num_chunks < store.num_distinct("dna")
+    tables = read_tables(result.output_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkClassifier, "reads_chunks", False)
+        assert read_tables(predict(replace(config, resume=True)).output_dir) == tables
+        whole = predict(replace(config, output_dir=tmp_path / "all"))
+        assert read_tables(whole.output_dir) == tables
     assert len(wanted) < store.num_chunks
     assert len(wanted) < store.num_rows / 2
     found = {
@@ -203,7 +216,6 @@ def test_the_open_frames_of_a_chunk_are_scored_together(weights, head, tmp_path)
             assert (row["call"], row["reason"]) == ("none", "no_open_frame")
         else:
             assert float(row["score"]) == pytest.approx(sigmoid(np.mean(logits)), abs=_STEP)
-    tables = read_tables(result.output_dir)
     call(CallConfig(run_dir=result.output_dir))
     assert read_tables(result.output_dir) == tables
 
@@ -244,13 +256,13 @@ def test_a_resumed_run_writes_the_same_tables(finished, tmp_path) -> None:
     config, result = finished
     shutil.copytree(result.output_dir, tmp_path / "out")
     finished_parts(tmp_path / "out/checkpoints/protein")[0].unlink()
-    again = predict(dataclasses.replace(config, output_dir=tmp_path / "out", resume=True))
+    again = predict(replace(config, output_dir=tmp_path / "out", resume=True))
     assert read_tables(again.output_dir) == read_tables(result.output_dir)
 
 
 def test_a_run_is_not_resumed_by_another_rule(finished, demo_weights) -> None:
     config, _ = finished
-    other = dataclasses.replace(config, resume=True, model_path=Path(demo_weights["model_path"]))
+    other = replace(config, resume=True, model_path=Path(demo_weights["model_path"]))
     with pytest.raises(IdentityMismatchError, match=f"rule is open now and was {RULE} there"):
         predict(other)
 
@@ -260,9 +272,7 @@ def test_scores_do_not_depend_on_the_other_records(finished, contigs, tmp_path) 
     record = next(record for record in RecordReader(contigs, "dna") if record.id == "contig_5")
     (tmp_path / "one.fa").write_text(f">{record.header}\n{record.sequence}\n")
     alone = predict(
-        dataclasses.replace(
-            config, inputs=(str(tmp_path / "one.fa"),), output_dir=tmp_path / "alone"
-        )
+        replace(config, inputs=(str(tmp_path / "one.fa"),), output_dir=tmp_path / "alone")
     )
     (found,) = read_table(alone.directory.records_tsv)
     wanted = {row["record_id"]: row for row in read_table(result.directory.records_tsv)}
@@ -287,7 +297,7 @@ def test_a_stretch_that_does_not_fit_is_left_out(finished, tmp_path, monkeypatch
 
     monkeypatch.setattr(type(backend), "load_encoder", load_small_device)
     config, whole = finished
-    result = predict(dataclasses.replace(config, output_dir=tmp_path / "out"))
+    result = predict(replace(config, output_dir=tmp_path / "out"))
     store = open_frame_store(result.directory.frame_store_dir)
     proteins = store.sequences("protein").get_many(np.arange(store.num_rows))
     fits = np.array([len(protein) <= 60 for protein in proteins])

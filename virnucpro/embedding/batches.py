@@ -13,10 +13,10 @@ from virnucpro.sequences.frame_store import SequenceSource
 
 
 def unique_rows(source: SequenceSource) -> Int64Array:
-    """Return the first row of each distinct sequence, in ascending order."""
-    # Identical sequences point to the first of them, so only this first one points to itself.
-    representatives = np.asarray(source.representatives)
-    return np.flatnonzero(representatives == np.arange(len(representatives)))
+    """Return the rows that stand for others or for themselves, in ascending order."""
+    stands = np.zeros(len(source.representatives), np.bool_)
+    stands[source.representatives] = True
+    return np.flatnonzero(stands)
 
 
 def measure_costs(

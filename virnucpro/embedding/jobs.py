@@ -108,12 +108,16 @@ def make_frame_job(
     precision: str,
     rows: Int64Array | None = None,
     *,
+    reads_chunks: bool = False,
     trust_parts: bool = False,
     shard: tuple[int, int] | None = None,
 ) -> Job:
-    """Return the job of one model over the frame store's `rows`; None for all rows."""
+    """Return the job of one model over the frame store's `rows`; None for all rows.
+
+    With `reads_chunks`, it embeds one DNA of each chunk: a head over chunks reads no other.
+    """
     is_dna = model.alphabet == "dna"
-    source = store.sequences(model.alphabet)
+    source = store.chunk_dna() if is_dna and reads_chunks else store.sequences(model.alphabet)
     return Job(
         name="DNA embeddings" if is_dna else "protein embeddings",
         model=model,

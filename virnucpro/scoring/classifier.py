@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -109,9 +109,11 @@ class Classifier:
         changes: What it changes in the weights of the encoders, by alphabet; empty if they were
             not trained with it.
         rule: What of a chunk it reads.
+        reads_chunks: Whether it scores a chunk as a whole, by one DNA; otherwise each frame alone.
     """
 
     input_dim: int
+    reads_chunks: ClassVar[bool]
 
     def __init__(
         self,
@@ -246,6 +248,8 @@ class Classifier:
 class FrameClassifier(Classifier):
     """The MLP over a frame: `Linear -> BatchNorm1d -> ReLU -> Linear -> softmax`, in eval mode."""
 
+    reads_chunks = False
+
     def __init__(
         self,
         state: Mapping[str, torch.Tensor],
@@ -291,6 +295,8 @@ class FrameClassifier(Classifier):
 
 class ChunkClassifier(Classifier):
     """The `ChunkHead` over the stretches (or open frames) and the DNA of a chunk, in eval mode."""
+
+    reads_chunks = True
 
     def __init__(
         self,

@@ -144,7 +144,12 @@ def check_precision(config: CheckPrecisionConfig) -> PrecisionCheck:
         def embed(settings: PredictConfig, precision: str) -> list[Pass]:
             # A directory for each precision: parts of two precisions must never be mixed.
             own = RunDirectory(work.path / precision, work.stem)
-            jobs = [make_frame_job(settings, own, store, model, precision) for model in models]
+            jobs = [
+                make_frame_job(
+                    *(settings, own, store, model, precision), reads_chunks=classifier.reads_chunks
+                )
+                for model in models
+            ]
             return [
                 run_pass(run, replace(job, name=f"{job.name} in {job.identity.precision}"))
                 for job in jobs

@@ -195,7 +195,8 @@ def _estimate_pass(
     # As `Model.compute_precision` decides, but the weights are not opened here.
     supports = run.precision != "fp8" or loaded.backend.info.supports_fp8
     precision = run.precision if supports else "bf16"
-    source = store.sequences(alphabet)
+    one_dna = is_dna and classifier.reads_chunks
+    source = store.chunk_dna() if one_dna else store.sequences(alphabet)
     rows = unique_rows(source)
     costs = measure_costs(loaded.backend.token_cost, source, rows)
     key = BudgetKey(device_name(run.device), name, dim, precision, config.attention)

@@ -85,7 +85,10 @@ def merge(config: MergeConfig) -> PredictResult:
             rows = None if screened is None else screened.rows_to_judge(store)
             models = [_describe_model(backend, classifier) for backend in first["backends"]]
             jobs = [
-                make_frame_job(predict_config, directory, store, model, first["precision"], rows)
+                make_frame_job(
+                    *(predict_config, directory, store, model, first["precision"], rows),
+                    reads_chunks=classifier.reads_chunks,
+                )
                 for model in models
             ]
             passes = [_collect_pass(job, shares, documents) for job in jobs]

@@ -123,6 +123,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
             model,
             run.precision,
             rows,
+            reads_chunks=classifier.reads_chunks,
             trust_parts=config.skip_checkpoint_validation,
             shard=config.shard_numbers,
         )

@@ -123,7 +123,10 @@ class Scorer:
             # Its parts go with the temporary directory when the call ends.
             directory = RunDirectory(fasta.parent, fasta.stem)
             jobs = [
-                make_frame_job(config, directory, store, model, self._run.precision)
+                make_frame_job(
+                    *(config, directory, store, model, self._run.precision),
+                    reads_chunks=self._classifier.reads_chunks,
+                )
                 for model in self._models
             ]
             passes = run_passes(self._run, jobs)

@@ -169,7 +169,12 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
         embedded = SPLITS[1:]
     # Sorted, as a job wants its rows. The splits share no chunk, so no row comes twice.
     rows = corpus.rows(np.sort(np.concatenate([chosen[name] for name in embedded])))
-    jobs = [make_frame_job(config, directory, store, one, run.precision, rows) for one in models]
+    jobs = [
+        make_frame_job(
+            *(config, directory, store, one, run.precision, rows), reads_chunks=tuned is not None
+        )
+        for one in models
+    ]
     passes = run_passes(run, jobs)
     # A classifier that lacks the longest sequences would be worse on them, and nobody would know.
     num_failed = sum(len(each.failed_rows) for each in passes)

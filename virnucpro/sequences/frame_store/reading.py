@@ -93,6 +93,18 @@ class SequenceSource:
         return open_frame_store(self.directory)
 
 
+class ChunkDna(SequenceSource):
+    """The DNA that a head over chunks reads: all rows of a chunk have that of the first one."""
+
+    @cached_property
+    def representatives(self) -> Int64Array:
+        """For each row the first row with the DNA of its chunk: int64 (num_rows,)."""
+        first_rows = open_frame_store(self.directory).chunk_first_frame
+        first_of_row = np.repeat(first_rows[:-1], np.diff(first_rows))
+        representatives: Int64Array = np.asarray(super().representatives)[first_of_row]
+        return representatives
+
+
 class RecordStore(StoredRecords):
     """Records on disk; a row is a record."""
 
@@ -184,6 +196,13 @@ class FrameStore(StoredRecords):
     def sequences(self, kind: Literal["dna", "protein"]) -> SequenceSource:
         """Return the DNA or the proteins by row."""
         return SequenceSource(self.directory, kind)
+
+    def chunk_dna(self) -> SequenceSource:
+        """Return the DNA by row, of each chunk only that of its first row."""
+        # All stretches of a chunk have the whole chunk's DNA anyway.
+        return (
+            ChunkDna(self.directory, "dna") if self.rule.kind == "open" else self.sequences("dna")
+        )
 
     def num_distinct(self, kind: Literal["dna", "protein"]) -> int:
         """Return the number of distinct sequences of the rows; each is embedded once."""
