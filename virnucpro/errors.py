@@ -41,6 +41,8 @@ def writing_remedy(error: OSError) -> str:
     """Return what a user can do about output that cannot be written."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "allow more open files (`ulimit -n`)"
+    if error.errno in (errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS):
+        return "choose another output, where you may write"
     return "make room, or choose another output"
 
 

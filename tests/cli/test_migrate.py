@@ -64,7 +64,7 @@ def test_refused_files_give_exit_code_1(run, tmp_path):
     old.save(run / "s_protein/output_1_ESM.pt", Bomb(tmp_path / "ran"))
     result = migrate(run, "-o", tmp_path / "new", "--jobs", 1)
     assert result.exit_code == 1
-    assert "  refused: refused, because it names posix.system" in result.stdout
+    assert "  refused: it names posix.system" in result.stdout
     assert "files refused: 1" in result.stdout
     assert finished_parts(tmp_path / "new/dna")
     assert not (tmp_path / "ran").exists()
@@ -82,6 +82,13 @@ def test_wrong_usage(run, options, message):
     result = migrate(run, *options)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_directory_without_features_is_no_success(tmp_path):
+    (tmp_path / "features").mkdir()
+    result = migrate(tmp_path / "features", "--dry-run")
+    assert result.exit_code == 2
+    assert "features: holds no file of features (.h5, .pt, .pth)" in result.stderr
 
 
 def test_a_classifier(tmp_path):

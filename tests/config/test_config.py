@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.config import EmbedConfig, PredictConfig, input_stem
+from virnucpro.config import EmbedConfig, PredictConfig, TrainConfig, input_stem
 from virnucpro.errors import UsageError
 
 
@@ -74,7 +74,7 @@ def test_devices(given, device):
         ({"inputs": ("a.fa", "b.fa")}, "need an output directory"),
         ({"inputs": "-"}, "need an output directory"),
         ({"model_type": "400"}, "model_type '400': wanted one of 300, 500, mini, custom"),
-        ({"model_type": "custom"}, "custom needs a model"),
+        ({"model_type": "custom"}, "custom needs a classifier"),
         ({"model_type": "mini", "chunk_length_bp": 400}, "chunk length 400: model type mini"),
         ({"device": "gpu"}, "device 'gpu': wanted auto"),
         ({"precision": "int8"}, "precision 'int8': wanted one of auto, fp32"),
@@ -89,11 +89,20 @@ def test_devices(given, device):
         ({"max_fdr": 0}, "max_fdr 0: wanted a share between 0 and 1"),
         ({"viral_share": 1.0}, "viral_share 1.0: wanted a share between 0 and 1"),
         ({"max_fdr": 0.1, "threshold": 0.7}, "--max-fdr and --threshold both decide"),
+        (
+            {"inputs": ("1.fq", "./1.fq"), "output_dir": "out", "paired": True},
+            "paired: one file was given for the first and for the second mates",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings, message):
     with pytest.raises(UsageError, match=message):
         PredictConfig(**{"inputs": "a.fa"} | settings)
+
+
+def test_a_file_is_not_viral_and_other_at_once():
+    with pytest.raises(UsageError, match=r"b\.fa: was given 2 times; give each file once"):
+        TrainConfig(viral=("a.fa", "b.fa"), other="./b.fa", output_path="head.safetensors")
 
 
 def test_embed_settings():

@@ -69,6 +69,13 @@ def test_generation_d(tmp_path):
     assert read(path)[2].notes == ()
 
 
+def test_hdf5_of_another_program_is_named(tmp_path):
+    with h5py.File(tmp_path / "cells.h5", "w") as file:
+        file["embeddings"] = np.zeros((2, 3))
+    with pytest.raises(CheckpointError, match=r"another program: it lacks sequence_ids$"):
+        read(tmp_path / "cells.h5")
+
+
 def test_shards_of_v2_come_with_a_warning(tmp_path):
     for options in ({}, {"chunks": True}):
         path = old.write_shard(tmp_path / "shard_0.h5", PROTEIN, **options)

@@ -158,5 +158,5 @@ def test_what_the_file_says_of_its_weights_is_told(published: Path, tmp_path: Pa
     save_classifier(tmp_path / "c", read_state(published), replace(CALIBRATED, origin=origin))
     classifier = load_classifier(tmp_path / "c")
     classifier.check_fits(("dnabert-s", None), ("esm2", None), 500, None)
-    with pytest.raises(ClassifierError, match=r"--protein-weights facebook/esm2_t6 sha256:p\)"):
+    with pytest.raises(ClassifierError, match=r"esm2_t6 with the digest sha256:p\)"):
         classifier.check_fits(("dnabert-s", None), ("esm2", 2560), 500, None)

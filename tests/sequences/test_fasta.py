@@ -176,7 +176,7 @@ PROTEIN = "MSKTAYDRSVKTWHYAGMKNDSVHGR"
 @pytest.mark.parametrize(
     ("alphabet", "sequence", "found"),
     [
-        ("protein", DNA * 3, "looks like DNA, and proteins are read here: 100%"),
+        ("protein", DNA * 3, "looks like DNA, and proteins are read here: 100 %"),
         ("protein", DNA.replace("T", "U").lower() * 800, "looks like DNA"),
         ("dna", PROTEIN, "looks like proteins, and DNA"),
     ],
@@ -246,7 +246,10 @@ BAD_INPUTS = {
     "FASTQ in FASTA": (b">a\nA\n@b\nACGT\n+\nIIII\n", "line 1: record 'a' has '@'"),
     "protein": (b">a\nACGT\n>p x\nMK\nTAYIE\n", "line 3: record 'p' has 'I' .*esm2"),
     "stop": (b">p\nMKTA*\n", r"'\*' at position 5.*esm2"),
-    "digits": (b">a\n1 ACGT\n", "has '1' at position 1, which is not a nucleotide letter$"),
+    "digits": (
+        b">a\n1 ACGT\n",
+        "has '1' at position 1, which is not a nucleotide letter; remove it, or write N",
+    ),
     "not ascii": (">a\nACéGT\n".encode(), "has 'é' at position 3"),
     "not text": (b">a\nAC\xff\n", r"has '\\udcff' at position 3"),
 }

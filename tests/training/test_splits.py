@@ -89,7 +89,7 @@ def test_other_classes_are_sampled_to_balance() -> None:
 
 def test_a_split_without_a_kind_is_refused() -> None:
     corpus = make_corpus([3, 3, 3])
-    with pytest.raises(UsageError, match="the test split has no open frame of other sequences"):
+    with pytest.raises(UsageError, match="the test split has no usable chunk of other sequences"):
         choose_chunks(corpus, np.array([0, 1, 2, 0, 1, 1, 0, 1, 1]), seed=0)
 
 

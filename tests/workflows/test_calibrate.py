@@ -135,7 +135,7 @@ def test_the_command_prints_the_error_and_the_file(labelled, tmp_path: Path) -> 
     options = ("--run", labelled.run, "--truth", labelled.truth, "-o", out)
     done = invoke("calibrate", labelled.classifier, *options)
     assert done.returncode == 0, done.stderr
-    assert "cross-fitted, all: " in done.stdout
+    assert "cross-fitted: " in done.stdout
     assert "  calibration error  0." in done.stdout
     assert done.stdout.endswith(f"classifier: {out}\n")
     again = invoke("calibrate", labelled.classifier, *options)

@@ -92,7 +92,7 @@ def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path
     assert "without a call, virus: 1 no_open_frame\n" in result.output
     assert "without a call, others: 1 empty, 1 no_open_frame\n" in result.output
     few = "3 viral, 3 others; 3 viral and 3 other records are too few for intervals\n"
-    assert f"with a call, all: {few}  auroc              0.778\n" in result.output
+    assert f"with a call: {few}  auroc              0.778\n" in result.output
     document = json.loads((tmp_path / "out/report.json").read_text())
     assert document["without_call"]["others"] == {"empty": 1, "no_open_frame": 1}
     assert document["num_labels"] == 10
@@ -245,6 +245,13 @@ def test_labels_that_cannot_be_used(tables, tmp_path: Path, text: str, message: 
     assert result.exit_code == 1
     assert message in result.output
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_directory_that_is_no_run_is_named(tables, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = evaluate(tmp_path / "empty", "--truth", tables[1])
+    assert result.exit_code == 1
+    assert "empty/records.tsv: no such file; wanted the output directory" in result.output
 
 
 @pytest.mark.slow

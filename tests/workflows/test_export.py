@@ -249,12 +249,13 @@ def test_rows_without_partner_are_counted(migrated, tmp_path):
     assert (summary.num_rows, summary.num_partial) == (20, 10)
 
 
-def test_one_kind_of_embeddings(unfinished, tmp_path):
+def test_one_kind_of_embeddings(unfinished, tmp_path, caplog):
     with pytest.raises(CheckpointError, match=r"unfinished: holds dna embeddings only.*npz"):
         export_embeddings(ExportConfig(unfinished, tmp_path / "pt", "pt"))
     (path,) = export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz")).paths
     with np.load(path) as arrays:
         assert set(arrays) == {"ids", "dna"}
+    assert "unfinished: holds dna embeddings only, and nothing else is written" in caplog.text
 
 
 def test_damaged_parts_are_not_exported(unfinished, tmp_path):

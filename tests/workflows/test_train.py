@@ -225,7 +225,7 @@ def test_a_group_is_never_on_two_sides(configure, genomes, tmp_path) -> None:
 def test_a_training_is_refused_before_anything_is_embedded(configure, tmp_path: Path) -> None:
     (tmp_path / "one.fa").write_text(">a\n" + "ATGGCC" * 60 + "\n")
     few = configure(tmp_path / "head.safetensors", viral=str(tmp_path / "one.fa"))
-    with pytest.raises(UsageError, match="the valid split has no open frame of viral sequences"):
+    with pytest.raises(UsageError, match="the valid split has no usable chunk of viral sequences"):
         train(few)
     (tmp_path / "groups.tsv").write_text("id\tgroup\nnobody\tx\n")
     with pytest.raises(InputError, match="none of its 1 ids is among the 150 records"):
@@ -292,7 +292,7 @@ def test_options_of_files_take_several(genomes: Path, weights, tmp_path: Path) -
         ],
     )
     assert result.exit_code == 0, result.output
-    assert "test, all: " in result.output
+    assert "test: " in result.output
     report = json.loads((tmp_path / "head_training/report.json").read_text())
     assert [one["class"] for one in report["classes"]] == ["phages", "bacteria", "fungi"]
 

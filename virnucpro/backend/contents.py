@@ -85,9 +85,9 @@ def explain_no_zip(path: Path) -> str:
     """Return what a file is that is no whole zip archive, to end a message with."""
     if (_read_head(path) or b"").startswith(_ZIP):
         return ", but begins like one, so it was probably cut off; copy or download it again"
-    return explain_file(path) or (
-        "; if it is older and you trust it, load it with torch and save it again"
-    )
+    if kind := explain_file(path):
+        return f"{kind}; wanted a .safetensors file, or one that torch.save wrote"
+    return "; if it is older and you trust it, load it with torch and save it again"
 
 
 def explain_directory(directory: Path) -> str:

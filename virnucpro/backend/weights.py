@@ -60,7 +60,7 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     if path.exists():
         mistake = explain_hub_cache(path) or explain_no_weights(path)
         if mistake is not None:
-            raise WeightsError(f"{path}: {mistake}")
+            raise WeightsError(f"{path}: {mistake}; wanted the weights of a model")
         return path
     if HUB_ID.fullmatch(location) is None:
         raise WeightsError(

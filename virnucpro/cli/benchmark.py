@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from virnucpro.checkpoints.whole_files import make_output_dir, open_whole
 from virnucpro.cli.options import config_command
 from virnucpro.cli.starting import hide_other_gpus, make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
@@ -58,9 +59,10 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
     document = json.dumps(report, indent=2)
     echo(document if config.json else text)
     if config.output_dir is not None:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        (config.output_dir / "benchmark.json").write_text(document + "\n", encoding="utf-8")
-        (config.output_dir / "benchmark.txt").write_text(text + "\n", encoding="utf-8")
+        make_output_dir(config.output_dir)
+        for name, content in (("benchmark.json", document), ("benchmark.txt", text)):
+            with open_whole(config.output_dir / name) as file:
+                file.write(content + "\n")
     # Last, so that measurements are shown and kept before an error ends the command.
     _judge(report)
 

@@ -95,7 +95,7 @@ def _echo_report(report: dict[str, Any], *, dry_run: bool) -> None:
         for note in entry["notes"]:
             echo(f"  note: {note}")
         if entry["error"] is not None:
-            echo(f"  refused: {entry['error']}")
+            echo(f"  refused: {entry['error'].removeprefix('refused, because ')}")
     for name, value in (report["counts"] | report.get("verified", {})).items():
         echo(f"{name}: {_show(value)}")
 

@@ -32,7 +32,8 @@ def render(state: RunState, width: int, height: int) -> RenderableType:
     # Weights are opened and input is read before the first pass.
     if history.pass_name is None:
         if state.training is None:
-            return Text(f"no embedding yet: {_outcome(state)}")
+            yet = " yet" if state.outcome is None else ""
+            return Text(f"no embedding{yet}: {_outcome(state)}")
         head = _make_head("fine-tuning", state.training.share_done, _outcome(state))
         return Group(head, Text(_describe_training(state.training)))
     head = _make_head(history.pass_name, history.share_done, _time_left(state))

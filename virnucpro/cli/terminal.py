@@ -124,8 +124,8 @@ def echo_sections(sections: Sequence[Section]) -> None:
     """Print for each section of a report its records, and the figures with their intervals."""
     for section in sections:
         echo(
-            f"{section.records}, {section.subset}: {section.num_viral:,} viral, "
-            f"{section.num_others:,} others; {_describe_intervals(section)}"
+            f"{section.records}: {section.num_viral:,} viral, {section.num_others:,} others; "
+            f"{_describe_intervals(section)}"
         )
         for name in _SHOWN:
             value, low, high = section.estimates[name]

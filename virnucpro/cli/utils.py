@@ -6,6 +6,7 @@ import os
 
 import click
 
+from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.cli.checkpoints import NO_SUCH_PLACE, echo_run_errors, echo_verdicts
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
@@ -47,7 +48,8 @@ def generate_config_command(ctx: click.Context, config: GenerateConfigConfig) ->
     output = config.output_path
     if output.exists() and not config.force:
         raise OutputExistsError(f"{output} exists; give --force to overwrite it, or another name")
-    output.write_text(make_template(), encoding="utf-8")
+    with open_whole(output) as file:
+        file.write(make_template())
     echo(f"Written: {output}")
 
 

@@ -58,7 +58,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         None,
         help="all: write the tables of viral regions. provirus: also write proviruses.fasta, with "
         "the viral regions of records that are not called viral.",
-        unset="all; for call, as in the run",
+        unset="all; call keeps that of the run",
         choices=("all", "provirus"),
         group="Output",
     )
@@ -66,7 +66,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         None,
         help="Also write viral.fastq: the viral reads of FASTQ inputs, with their qualities.",
         details="The inputs are read again for that.",
-        unset="off; for call, as in the run",
+        unset="off; call keeps that of the run",
         group="Output",
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +224,12 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
                 f"paired: found {len(self.inputs)} inputs, wanted the files of first and second "
                 "mates in turn, or one file with both"
             )
+        files = [os.path.realpath(path) for path in self.inputs]
+        # Each read would be its own mate.
+        if self.paired and any(map(operator.eq, files[::2], files[1::2])):
+            raise UsageError(
+                "paired: one file was given for the first and for the second mates; give both files"
+            )
         # In bytes, as file systems count. A name may have bytes that are no UTF-8.
         if len(self.stem.encode("utf-8", "surrogateescape")) > _MAX_STEM_BYTES:
             raise UsageError(
@@ -230,7 +238,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
                 "shorter name, or link to it"
             )
         if self.model_type == "custom" and self.model_path is None:
-            raise UsageError("model type custom needs a model; give its path (-p)")
+            raise UsageError("model type custom needs a classifier; give its file (-p)")
         # With a path, the classifier's own file says its length, and the models are compared with
         # it.
         if (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +130,11 @@ class TrainConfig(FineTuningConfig, group="Training"):
             raise UsageError(
                 "wanted either viral and other sequences (--viral and --other), or labelled "
                 "features (--merged)"
+            )
+        path, times = Counter(map(os.path.realpath, self.inputs)).most_common(1)[0]
+        if times > 1:
+            raise UsageError(
+                f"{path}: was given {times} times; give each file once, as viral or as other"
             )
         # The second time, standard input is empty.
         if STDIN in self.inputs:

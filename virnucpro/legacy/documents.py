@@ -116,6 +116,11 @@ def _read_hdf5(path: Path) -> Iterator[tuple[Generation, Document]]:
         found = hdf5.read_attribute(file, "format")
         # The shards of v2.0 do not name their format.
         if found is None:
+            names = ("embeddings", "sequence_ids")
+            if missing := [name for name in names if file.get(name, getlink=True) is None]:
+                raise CheckpointError(
+                    f"is an HDF5 file of another program: it lacks {' and '.join(missing)}"
+                )
             generation = Generation(2, "v2.0, shard", (MIXED_IDS,))
             for ids, embeddings in _read_blocks(file, "sequence_ids"):
                 yield generation, {"sequence_ids": ids, "embeddings": embeddings}

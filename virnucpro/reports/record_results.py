@@ -242,13 +242,16 @@ def note_short_records(store: FrameStore) -> None:
     if store.reads_per_record > 1:
         return
     length = store.record_lengths
-    num_short = int(np.count_nonzero((length > 0) & (length < store.chunk_length_bp)))
+    # Records below --min-length-bp have no chunk, and get no call.
+    has_chunks = np.diff(store.record_first_chunk) > 0
+    num_short = int(np.count_nonzero(has_chunks & (length < store.chunk_length_bp)))
     if num_short:
         logger.info(
-            "%s of %s records are shorter than a chunk of %d bp: each is one chunk, so its call "
+            "%s of %s records %s shorter than a chunk of %d bp: each is one chunk, so its call "
             "rests on one score and is less sure; see docs/results.md, Short records",
             f"{num_short:,}",
             f"{store.num_records:,}",
+            "is" if num_short == 1 else "are",
             store.chunk_length_bp,
         )
 

@@ -181,4 +181,5 @@ def read_table(
                     )
                 yield lines.line_num, {name: words[place] for name, place in places.items()}
     except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read as a table ({reason})") from error

@@ -199,8 +199,8 @@ class Classifier:
         if trained.chunk_length_bp != chunk_length_bp:
             raise ClassifierError(
                 f"the classifier was trained on chunks of {trained.chunk_length_bp} bp, the run "
-                f"cuts chunks of {chunk_length_bp} bp; set the expected length to "
-                f"{trained.chunk_length_bp} (-e), or choose another classifier"
+                f"cuts chunks of {chunk_length_bp} bp; give -e "
+                f"{trained.chunk_length_bp}, or choose another classifier"
             )
         if weights_identities is not None:
             for alphabet, (name, _), identity in zip(
@@ -233,9 +233,10 @@ class Classifier:
         trained = self.metadata
         assert trained is not None, "only a file with metadata says it"
         described = [
-            f"{option} {location} {identity or ''}".replace("  ", " ").strip()
-            for option, location, identity in zip(
-                ("--dna-weights", "--protein-weights"),
+            (f"--{name}-weights {location}" if location else f"{name} weights")
+            + (f" with the digest {identity}" if identity else "")
+            for name, location, identity in zip(
+                ALPHABETS,
                 self.weights_locations,
                 (trained.dna_weights_identity, trained.protein_weights_identity),
                 strict=True,

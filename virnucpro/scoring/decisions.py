@@ -71,10 +71,14 @@ class CallRule:
                 f"calls by score: {threshold}{bound}. The classifier has no calibration, so a "
                 "score is not a probability; `virnucpro calibrate` makes one from a labelled run"
             )
-        expected = "none is" if self.expected_fdr is None else f"{self.expected_fdr:.2g}"
+        expected = "; no record is called viral"
+        if self.expected_fdr is not None:
+            expected = (
+                f"; expected false discovery rate of the viral records: {self.expected_fdr:.2g}"
+            )
         return (
             f"calls by probability: {threshold}{bound}; assumed share of viral records "
-            f"{self.viral_share:g}; expected false discovery rate of the viral records: {expected}"
+            f"{self.viral_share:g}{expected}"
         )
 
 

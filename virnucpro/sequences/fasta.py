@@ -374,8 +374,8 @@ class RecordReader:
             f"position {position + 1}, which is not {wanted} letter"
         )
         if self._alphabet == "dna" and letter in _ONLY_IN_PROTEINS:
-            text += "; it looks like a protein: `virnucpro embed --backend esm2` reads those"
-        return text
+            return f"{text}; it looks like a protein: `virnucpro embed --backend esm2` reads those"
+        return f"{text}; remove it, or write {'N' if self._alphabet == 'dna' else 'X'} in its place"
 
 
 def check_beginnings(

@@ -16,6 +16,7 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import find_run
+from virnucpro.checkpoints.whole_files import make_output_dir
 from virnucpro.config import DEFAULT_THRESHOLD, CalibrateConfig
 from virnucpro.errors import ClassifierError, InputError, OutputExistsError
 from virnucpro.reports.labels import number_groups, read_truth
@@ -109,7 +110,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     origin = {**(metadata.origin or {}), "calibrated_on": {"truth": truth, **counts}}
     metadata = replace(metadata, calibration=calibration, origin=origin)
     # Only now, when nothing of the input can be wrong any more.
-    config.output_path.parent.mkdir(parents=True, exist_ok=True)
+    make_output_dir(config.output_path.parent)
     save_classifier(config.output_path, state, metadata, changes)
     return CalibrateResult(config.output_path, calibration, sections)
 

@@ -241,14 +241,14 @@ def _check_models() -> Iterator[Check]:
     from huggingface_hub import constants
 
     here = [name for name, model in PUBLISHED.items() if find_published(model) is not None]
-    places = [f"cache of the hub {constants.HF_HUB_CACHE}", f"hub {constants.ENDPOINT}"]
+    places = [f"the hub's cache {constants.HF_HUB_CACHE}", f"the hub is {constants.ENDPOINT}"]
     if constants.HF_HUB_OFFLINE:
         places.append("HF_HUB_OFFLINE is set")
     try:
-        places.insert(0, f"models {models_dir()}")
+        places.insert(0, f"looked in {models_dir()}")
     except RuntimeError:
         places.insert(0, "no directory for models")
-    found = f"here: {', '.join(here)}; {'; '.join(places)}"
+    found = f"here are {', '.join(here)}; {'; '.join(places)}"
     missing = [name for name in _LARGE_MODELS if name not in here]
     if missing:
         remedy = f"for the large models: `virnucpro models download {' '.join(missing)}`"

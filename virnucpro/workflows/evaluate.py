@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray
+from virnucpro.checkpoints.whole_files import make_output_dir
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, OutputExistsError, brief
 from virnucpro.reports.figures import Curve, draw_report
@@ -79,6 +80,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             f"{directory}: exists already; overwrite the report there with --force, or choose "
             "another directory (-o)"
         )
+    if not config.records_tsv.is_file():
+        raise InputError(
+            f"{config.records_tsv}: no such file; wanted the output directory of a finished "
+            "virnucpro predict, or its records.tsv"
+        )
     truth = read_truth(config.truth)
     records = _read_records(config, truth)
     without_call = {
@@ -105,7 +111,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         *measure_subsets("all", predictions, subsets, resampled),
     ]
     # Nothing is written before both tables are read and measured.
-    directory.mkdir(parents=True, exist_ok=True)
+    make_output_dir(directory)
     about = {
         "predictions": str(config.records_tsv),
         "truth": str(config.truth),

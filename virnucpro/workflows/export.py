@@ -30,7 +30,7 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.checkpoints.whole_files import make_output_dir, replace_when_whole
 from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.sequences.frame_store import open_frame_store
@@ -79,13 +79,19 @@ def export_embeddings(
             f"{config.source}: holds {' and '.join(source.readers)} embeddings only, and the "
             "original's files hold both; choose --to npz or --to anndata"
         )
+    if len(source.readers) < len(ALPHABETS):
+        logger.warning(
+            "%s: holds %s embeddings only, and nothing else is written",
+            config.source,
+            " and ".join(source.readers),
+        )
     if source.num_partial:
         logger.warning(
             "%s: %d rows are left out because one of their embeddings is missing",
             config.source,
             source.num_partial,
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    make_output_dir(directory)
     if config.to == "anndata":
         paths = [_write_anndata(source, directory / "embeddings.h5ad", on_progress)]
     elif config.to == "parquet":

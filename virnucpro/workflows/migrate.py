@@ -15,7 +15,7 @@ import numpy as np
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows, part_name
-from virnucpro.checkpoints.whole_files import write_json
+from virnucpro.checkpoints.whole_files import make_output_dir, write_json
 from virnucpro.config import MigrateConfig
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.documents import UNKNOWN
@@ -30,7 +30,7 @@ from virnucpro.legacy.joining import (
     inspect_file,
     run_parallel,
 )
-from virnucpro.legacy.old_runs import feature_files, read_expected_length
+from virnucpro.legacy.old_runs import FEATURE_SUFFIXES, feature_files, read_expected_length
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import verify_rows
 from virnucpro.runtime.locks import locked
@@ -75,6 +75,12 @@ def migrate_features(
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     # Each file once, also if one source lies in another.
     paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
+    if not paths:
+        raise UsageError(
+            f"{', '.join(map(str, config.sources))}: holds no file of features "
+            f"({', '.join(sorted(FEATURE_SUFFIXES))}); wanted features, a directory of them, or a "
+            "run of the original VirNucPro or of the fork"
+        )
     earlier = None if directory is None else _read_earlier(directory, config.sources, paths)
     if earlier is not None and earlier["status"] == "complete":
         logger.info("%s: is complete already", directory)
@@ -90,7 +96,7 @@ def migrate_features(
         report["verified"] = verify_rows(config, reports, choice, dims)
     if directory is None or not report["counts"]["ids"]:
         return report
-    directory.mkdir(parents=True, exist_ok=True)
+    make_output_dir(directory)
     # Two migrations at once would write parts of the same names.
     with locked(directory / ".lock"):
         # The report comes first: it tells a later call which files the unfinished parts are from.

@@ -57,6 +57,8 @@ def screen_records(
         VirnucproError: Every other error of a prediction.
     """
     precision = choose_screen_precision(run.precision)
+    if run.is_main and config.screen == config.model_type == MINI and config.model_path is None:
+        logger.warning("the screen is the run's own model, so it saves no time")
     with run.stage("screen: open models"):
         config, classifier = open_screen(config)
         models = open_frame_models(run, config, classifier.changes)

@@ -13,6 +13,7 @@ import numpy as np
 from virnucpro import __version__
 from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import make_output_dir
 from virnucpro.config import FrameRule, TrainConfig
 from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
@@ -260,7 +261,7 @@ def _make_classifier(
         )
         test = _score(material, head, "test")
         sections = report_test(config, directory, material, calibration, test, fitted)
-        config.output_path.parent.mkdir(parents=True, exist_ok=True)
+        make_output_dir(config.output_path.parent)
         changes = material.tuned.changes if material.tuned else {}
         save_classifier(config.output_path, fitted.state, metadata, changes)
         about = describe_training(config, material, fitted, metadata)
