@@ -194,7 +194,7 @@ def test_a_run_takes_the_budget_that_profile_stored(
 
     budgets.write_text("{")
     said, found = embed(tmp_path / "broken.h5", weights, reads)
-    assert "passed over" in said
+    assert "ignored (" in said
     assert "of up to 2,048 tokens" in said
     np.testing.assert_array_equal(found, wanted)
 

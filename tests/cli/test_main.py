@@ -197,8 +197,8 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("predict", "Missing argument 'INPUT...'"),
         ("predict missing.fa", "'missing.fa' does not exist"),
         ("predict a.fa -m 400", "'400' is not one of '300', '500', 'mini', 'custom'"),
-        ("predict a.fa -m custom", "custom needs a model"),
-        ("predict a.fa --threshold 2", "wanted a score from 0 to 1"),
+        ("predict a.fa -m custom", "custom needs a classifier"),
+        ("predict a.fa --threshold 2", "wanted a number from 0 to 1"),
         (
             "predict a.fa",
             "500_model.pth: no such classifier; get it and its models with `virnucpro models ",

@@ -85,7 +85,7 @@ def test_devices(given, device):
         ({"protein_batch_tokens": "2048"}, "protein_batch_tokens '2048'"),
         ({"dataloader_workers": True}, "dataloader_workers True"),
         ({"min_length_bp": -1}, "min_length_bp -1"),
-        ({"threshold": 1.5}, "threshold 1.5: wanted a score from 0 to 1"),
+        ({"threshold": 1.5}, "threshold 1.5: wanted a number from 0 to 1"),
         ({"max_fdr": 0}, "max_fdr 0: wanted a share between 0 and 1"),
         ({"viral_share": 1.0}, "viral_share 1.0: wanted a share between 0 and 1"),
         ({"max_fdr": 0.1, "threshold": 0.7}, "--max-fdr and --threshold both decide"),

@@ -69,7 +69,7 @@ def test_what_is_left_empty_sets_nothing(read, text):
         ("utils: {zzz: 1}", "known are utils.generate-config, utils.validate, utils.validate-ch"),
         ("predict: {inputs: a.fa}", "unknown key 'predict.inputs'"),
         ("predict: {precision: bf17}", "line 1: predict.precision is 'bf17', wanted one of auto"),
-        ("predict: {threshold: 2}", "predict.threshold is 2, wanted a score from 0 to 1"),
+        ("predict: {threshold: 2}", "predict.threshold is 2, wanted a number from 0 to 1"),
         ("predict: {max-fdr: 1}", "predict.max-fdr is 1, wanted a share between 0 and 1"),
         ("train: {epochs: 0}", "train.epochs is 0, wanted a whole number, at least 1"),
         ("train: {viral: {a: b}}", "train.viral is {'a': 'b'}, wanted a list"),

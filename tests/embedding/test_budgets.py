@@ -65,7 +65,7 @@ def test_what_is_no_file_of_budgets_is_passed_over_and_replaced(
     with caplog.at_level(logging.WARNING):
         assert read_budget(KEY) is None
     assert str(path) in caplog.text
-    assert "passed over" in caplog.text
+    assert "ignored (" in caplog.text
     store_budget(KEY, 512)
     assert read_budget(KEY) == 512
 

@@ -13,8 +13,8 @@ from virnucpro.config import CalibrateConfig
 def calibrate_command(ctx: click.Context, config: CalibrateConfig) -> None:
     """Give CLASSIFIER a calibration, from a run with known labels.
 
-    The new file makes predict write probabilities and call by them. The command prints how good
-    probabilities are that come from fits to other groups. CLASSIFIER itself stays as it is.
+    With the new file, predict writes probabilities and calls by them. The command prints how good
+    the probabilities are, measured on groups that a fit left out. CLASSIFIER stays as it is.
 
     \b
     Example:

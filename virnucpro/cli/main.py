@@ -149,7 +149,10 @@ def _explain(error: BaseException, command: str | None) -> int:
             return 130
         case MemoryError():
             # Python's own error has no text.
-            logger.error("this machine's memory is used up", exc_info=with_traceback)
+            logger.error(
+                "this machine's memory is used up; close other programs, or use a larger machine",
+                exc_info=with_traceback,
+            )
             return MemoryExhaustedError.exit_code
         case OSError():
             # A full disk or a missing permission is no bug of the program.

@@ -20,7 +20,7 @@ _ALL_LINES = 1 << 20
 
 @config_command("monitor", short_help="Show the state of a run.")
 def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
-    """Show the state of a run, on this machine or on a file system that both machines share.
+    """Show the state of a run, also of a run on another machine that shares the file system.
 
     A run in progress is followed until it ends. Ctrl-C stops the view, and not the run.
     """

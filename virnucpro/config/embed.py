@@ -40,10 +40,10 @@ class EmbedConfig(RunConfig, group="Embedding models"):
     )
     long: str = option(
         "cut",
-        help="How to embed sequences that are longer than the model reads. cut: their beginning. "
-        "windows: overlapping windows, and the mean of these, weighted by length.",
+        help="How to embed sequences that are longer than the model reads. cut: embed their "
+        "beginning. windows: embed overlapping windows, and take their mean, weighted by length.",
         details="A window is as long as the model reads, or 10,000 letters if it reads any length. "
-        "Each window begins in the middle of the one before.",
+        "Neighbouring windows overlap by half.",
         choices=("cut", "windows"),
     )
     force_alphabet: bool = option(

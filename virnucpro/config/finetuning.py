@@ -56,7 +56,7 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
     minutes: float | None = option(
         None,
         help="Minutes after which fine-tuning ends with the best weights so far.",
-        details="The calibration and the report come after them. The learning rate then follows "
+        details="The calibration and the report come after that. The learning rate then follows "
         "the clock, so a second run gives other weights.",
         metavar="MINUTES",
         within="positive",
@@ -78,7 +78,7 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
     )
     max_mutation_rate: float = option(
         0.6,
-        help="Largest share of codons that is redrawn, each by one of a similar residue.",
+        help="Largest share of codons that is replaced, each by a codon of a similar residue.",
         details="Each stretch has a share of its own, from 0 to this.",
         metavar="SHARE",
         within="score",

@@ -47,7 +47,7 @@ class ProfileConfig(DeviceConfig, group="Measuring"):
     step: int | None = option(
         None,
         help="Difference between two numbers of tokens.",
-        unset="each number is twice the last",
+        unset="each number is twice the previous one",
         details="The fork's default was 512.",
         metavar="TOKENS",
         minimum=1,

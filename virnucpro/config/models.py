@@ -21,7 +21,9 @@ class ListModelsConfig(Config):
 class ModelConfig(Config):
     """The settings of `models path` and `models remove`."""
 
-    name: str = argument(help="A name of models list.", metavar="NAME", choices=tuple(PUBLISHED))
+    name: str = argument(
+        help="A name that models list shows.", metavar="NAME", choices=tuple(PUBLISHED)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class VerifyModelsConfig(Config):
 
     names: tuple[str, ...] = argument(
         (),
-        help="Names of models list; by default all models that are there.",
+        help="Names that models list shows; by default all models that are there.",
         metavar="[NAME...]",
         choices=tuple(PUBLISHED),
     )
@@ -41,7 +43,7 @@ class DownloadModelsConfig(Config):
     """The settings of `models download`."""
 
     names: tuple[str, ...] = argument(
-        help="Names of models list.", metavar="NAME...", choices=tuple(PUBLISHED)
+        help="Names that models list shows.", metavar="NAME...", choices=tuple(PUBLISHED)
     )
     to: Path | None = option(
         None,

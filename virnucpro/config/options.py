@@ -47,7 +47,7 @@ _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
 }
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
-    "score": (lambda value: 0 <= value <= 1, "a score from 0 to 1"),
+    "score": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     # Without the ends: log-odds would be infinite, and a split would be empty.
     "share": (lambda value: 0 < value < 1, "a share between 0 and 1"),
     "positive": (lambda value: 0 < value < math.inf, "a number above 0"),

@@ -86,8 +86,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     )
     screen: str | None = option(
         None,
-        help="Judge records by a small classifier first: mini, or a file. Records that are surely "
-        "cellular never see the large models.",
+        help="Judge records by a small classifier first: mini, or a file. The large models "
+        "do not read records that are surely cellular.",
         details="A file needs a calibration. The column judged_by of records.tsv says what "
         "judged a record.",
         metavar="MODEL",
@@ -95,8 +95,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     )
     screen_loss: float = option(
         0.01,
-        help="Expected share of the viral records that the screen may lose.",
-        details="It follows from the probabilities, and so from --viral-share.",
+        help="Largest share of the viral records that the screen is expected to lose.",
+        details="It is computed from the probabilities, so give --viral-share, too.",
         metavar="SHARE",
         within="share",
         group="Screening",
@@ -121,8 +121,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     allow_empty: bool = option(
         False,
         help="Accept an input without records: write tables with a header only.",
-        details="Otherwise such an input is an error (exit code 1), because it is mostly a mistake "
-        "of an earlier step.",
+        details="Otherwise such an input is an error (exit code 1), because it mostly comes from a "
+        "mistake in an earlier step.",
         group="Input",
     )
     keep_intermediate: bool = option(

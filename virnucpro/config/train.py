@@ -55,11 +55,11 @@ class TrainConfig(FineTuningConfig, group="Training"):
     frame_rule: str = option(
         None,
         "--frames",
-        help="What of a chunk the classifier reads: open (whole frames without a stop codon), or "
-        "stretches:N:M (the N longest runs of at least M codons without a stop codon).",
+        help="Parts of a chunk that the classifier reads: open (whole frames without a stop "
+        "codon), or stretches:N:M (the N longest runs of at least M codons without a stop codon).",
         unset="stretches:2:20, and open for --merged",
         details="stretches alone is stretches:2:20. Under this rule, nearly every chunk gets a "
-        "score. Another genetic code is added by its NCBI number: open:code=11, "
+        "score. Add another genetic code by its NCBI number: open:code=11, "
         "stretches:2:20:code=4.",
         metavar="RULE",
     )

@@ -21,10 +21,10 @@ class FrameTableConfig(Config):
     chunk_length_bp: int = chunk_length_option(500, group="Input", minimum=3)
     frame_rule: str = option(
         str(OPEN_RULE),
-        help="What of a chunk the table has: open (whole frames without a stop codon), or "
+        help="Parts of a chunk that the table has: open (whole frames without a stop codon), or "
         "stretches:N:M (the N longest runs of at least M codons without a stop codon).",
         details="stretches alone is stretches:2:20. Under this rule, the column dna has the whole "
-        "chunk. Another genetic code is added by its NCBI number: open:code=11, "
+        "chunk. Add another genetic code by its NCBI number: open:code=11, "
         "stretches:2:20:code=4.",
         group="Input",
         metavar="RULE",

@@ -161,7 +161,7 @@ def _is_entry(entry: object) -> bool:
 
 def _pass_over(path: Path, reason: str) -> list[dict[str, Any]]:
     logger.warning(
-        "%s: passed over (%s); budgets are chosen without it, and `virnucpro profile` writes it "
+        "%s: ignored (%s); batch sizes are chosen without it, and `virnucpro profile` writes it "
         "anew",
         path,
         reason,

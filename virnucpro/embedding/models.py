@@ -308,7 +308,7 @@ def _prefer_cached(location: str) -> str:
     is_default = location == ESM2_3B.location and find_download(location) is None
     if not is_default or find_download(unpinned) is None:
         return location
-    logger.warning("%s: not in the hub's cache; its newest revision there is used", location)
+    logger.warning("%s: is not in the hub's cache; the newest revision there is used", location)
     return unpinned
 
 

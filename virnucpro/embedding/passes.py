@@ -208,7 +208,7 @@ def _embed_batches(
         # The store that counts is open to others. What was lost there is dealt out without it.
         left = np.flatnonzero(~is_done)
         if len(left) and run.is_main:
-            logger.warning("%s: nobody claimed %d batches; they follow", job.name, len(left))
+            logger.warning("%s: %d batches are left over and are computed now", job.name, len(left))
         # The last number is the end of the list, which ends `ClaimedBatches`.
         claim = iter([*left[run.rank :: run.num_processes].tolist(), len(batches)]).__next__
 

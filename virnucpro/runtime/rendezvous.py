@@ -146,7 +146,8 @@ class _Meeting:
         """
         if time.monotonic() > self._deadline:
             raise VirnucproError(
-                f"{reason}: {self.describe()}; if they are slow to come: --rendezvous-timeout"
+                f"{reason}: {self.describe()}; if they start slowly, give a longer "
+                "--rendezvous-timeout"
             )
         if time.monotonic() > self._warn_at:
             logger.warning("still waiting, %s: %s", reason, self.describe())

@@ -32,16 +32,17 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
             if first is None or second is None:
                 alone = first or second
                 raise InputError(
-                    f"{names}: pair {number}, {alone.id[:80]!r}, lacks a mate; each file must have "
-                    "the mates of the other in the same order, or one file both mates in turn"
+                    f"{names}: pair {number}, {alone.id[:80]!r}, lacks a mate; give both files the "
+                    "same reads in the same order, or one file with the two mates of each pair "
+                    "one after the other"
                 )
             # Two files that are sorted differently would give pairs of strangers, each with one
             # call.
             if not _are_mates(first.id, second.id):
                 raise InputError(
                     f"{names}: pair {number} has the ids {first.id[:80]!r} and {second.id[:80]!r}; "
-                    "mates have one id, but for /1 and /2. Sort both files in the same way, and "
-                    "keep no mate without the other"
+                    "the ids of two mates may differ only in /1 and /2 at the end. Sort both files "
+                    "in the same way, and remove reads without a mate"
                 )
             yield first
             yield second

@@ -188,7 +188,7 @@ def _estimate_pass(
     size = measure_weights(location)
     if size is None:
         raise WeightsError(
-            f"{location}: is not on this machine, so that its size is not known; give a local path"
+            f"{location}: is not on this machine, so its size is not known; give a local path"
         )
     loaded = load_backend(name)
     dim = _find_dim(classifier, is_dna=is_dna)

@@ -159,9 +159,9 @@ def _check_lengths(config: EmbedConfig, store: RecordStore, model: Model) -> Non
     for row in np.flatnonzero(store.record_lengths > _MAX_WHOLE_LETTERS)[:1] if is_whole else ():
         raise InputError(
             f"{config.input}: record {store.record_id(row)[:80]!r} has "
-            f"{store.record_lengths[row]:,} letters, and {model.name} would read it as a whole, in "
-            f"time by the square of its length; give --long windows (up to {_MAX_WHOLE_LETTERS:,} "
-            "letters are read as a whole)"
+            f"{store.record_lengths[row]:,} letters, and {model.name} would read it as a whole; "
+            "the time grows with the square of the length, and the limit is "
+            f"{_MAX_WHOLE_LETTERS:,} letters; give --long windows"
         )
 
 

@@ -141,7 +141,7 @@ def remove_model(name: str) -> list[Path]:
     """
     model = PUBLISHED[name]
     if model.ships:
-        raise UsageError(f"{name}: ships with virnucpro, and is removed with it only")
+        raise UsageError(f"{name}: is a part of virnucpro and cannot be removed alone")
     removed = []
     # A model may lie in several places, and the next one would be found again.
     while (path := find_published(model)) is not None:
