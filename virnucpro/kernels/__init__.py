@@ -8,6 +8,7 @@ The three modules have functions of the same names. `plain` uses torch alone and
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Literal
 
 import torch
@@ -18,6 +19,8 @@ from virnucpro.kernels import flash, onednn
 from virnucpro.kernels.flash import is_half_on_gpu
 
 logger = logging.getLogger(__name__)
+
+_TRYING = threading.Lock()
 
 
 def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
@@ -35,9 +38,11 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
     ):
         return False
     try:
-        from virnucpro.kernels import fused
+        # One thread at a time: Triton starts itself at its first kernel, and has no lock.
+        with _TRYING:
+            from virnucpro.kernels import fused
 
-        fused.geglu(torch.zeros(1, 16, dtype=dtype, device=device))
+            fused.geglu(torch.zeros(1, 16, dtype=dtype, device=device))
     # Compilers, caches and drivers fail in many ways.
     except Exception as error:
         reason = first_line(error)

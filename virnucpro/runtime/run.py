@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -79,10 +80,24 @@ class Run:
         self._accelerator = accelerator
         # The clock of the system may be set while the run lasts; this one is not.
         self._began = time.monotonic()
-        # In every process, because this runs the first kernel, which takes a second.
-        what = describe_computing(self.device, self.precision, config.attention)
-        if self.is_main:
-            logger.info("virnucpro %s, computing on %s", __version__, what)
+        # In every process, because this runs the first kernel, which takes a second on a GPU. So
+        # the models are opened and the frames are found beside it.
+        at = torch.cuda.current_device() if self.device.type == "cuda" else None
+        describing = threading.Thread(target=self._describe, args=(at,), name="first kernel")
+        describing.start()
+        if at is None:
+            describing.join()
+
+    def _describe(self, gpu: int | None) -> None:
+        """Log what computes, after the first kernel on this GPU."""
+        # An error comes again, and is explained, where the first model is loaded.
+        with suppress(RuntimeError):
+            if gpu is not None:
+                # Each thread has a current GPU of its own.
+                torch.cuda.set_device(gpu)
+            what = describe_computing(self.device, self.precision, self.config.attention)
+            if self.is_main:
+                logger.info("virnucpro %s, computing on %s", __version__, what)
 
     @property
     def is_main(self) -> bool:
