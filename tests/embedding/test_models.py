@@ -132,7 +132,7 @@ def test_an_unpinned_default_in_the_hubs_cache_is_used_where_there_is_no_other(
     (cache / "refs/main").write_text("a" * 40)
     shutil.copytree(MINI_DIRECTORY / "esm2", cache / "snapshots" / ("a" * 40))
     assert open_model("esm2", ESM2_3B.location).weights.location == repository
-    assert "its newest revision there is used" in caplog.text
+    assert "the newest revision there is used" in caplog.text
     shutil.copytree(MINI_DIRECTORY / "esm2", cache / "snapshots" / revision)
     assert open_model("esm2", ESM2_3B.location).weights.location == ESM2_3B.location
 
