@@ -15,7 +15,7 @@ from pathlib import Path
 
 from virnucpro.config import ComputeConfig
 from virnucpro.config.shared import ATTENTIONS, PRECISIONS
-from virnucpro.embedding.budgets import MAX_BATCH_TOKENS
+from virnucpro.embedding.budgets import default_batch_tokens
 from virnucpro.embedding.measuring import fill_batch, make_sequences, measure_encoder
 from virnucpro.embedding.models import Model
 from virnucpro.runtime.devices import device_name, is_out_of_memory
@@ -29,7 +29,7 @@ FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
 def compare(run: Run, label: str, model: Model, args: argparse.Namespace) -> None:
     """Print a line for each budget of one model in the precision of the run."""
     encoder = model.load_encoder(run.device, run.precision, args.attention)
-    default = MAX_BATCH_TOKENS[run.device.type]
+    default = default_batch_tokens(run.device.type, run.precision)
     batches = {}
     for factor in FACTORS:
         budget_tokens = int(factor * default)

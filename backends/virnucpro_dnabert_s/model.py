@@ -71,10 +71,12 @@ class Layer(nn.Module):
             attend: Turns queries, keys and values (X, 3 * D) into contexts (X, D).
             kernels: The module of `virnucpro.kernels` that computes norms and GEGLU.
         """
-        delta_XD = self.attention_out(attend(self.qkv(hidden_XD)))
-        hidden_XD = kernels.norm_sum(hidden_XD, delta_XD, self.attention_norm)
-        delta_XD = self.mlp_out(kernels.linear_geglu(self.gate_and_value, hidden_XD))
-        output_XD: Tensor = kernels.norm_sum(hidden_XD, delta_XD, self.mlp_norm)
+        context_XD = attend(self.qkv(hidden_XD))
+        sums = kernels.linear_add(self.attention_out, context_XD, hidden_XD)
+        hidden_XD = kernels.norm_sum(*sums, self.attention_norm)
+        inner_XF = kernels.linear_geglu(self.gate_and_value, hidden_XD)
+        sums = kernels.linear_add(self.mlp_out, inner_XF, hidden_XD)
+        output_XD: Tensor = kernels.norm_sum(*sums, self.mlp_norm)
         return output_XD
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from virnucpro.kernels import flash, onednn
 from virnucpro.kernels.flash import is_half_on_gpu
+from virnucpro_esm2.rotary import rotate_block
 
 
 class Packing(NamedTuple):
@@ -66,7 +67,6 @@ def _eager_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
 _ATTEND_BHLK: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "eager": _eager_attention,
     "sdpa": F.scaled_dot_product_attention,
-    "onednn": onednn.attend,
 }
 
 # torch.compile does not look into an operator of its own. If it did, it would compile anew for the
@@ -94,7 +94,31 @@ def by_length(kind: str) -> Attend:
 
 attend_eager = by_length("eager")
 attend_sdpa = by_length("sdpa")
-attend_onednn = by_length("onednn")
+
+
+def attend_packed(qkv_T3HK: Tensor, lengths: list[int], cos_PR: Tensor, sin_PR: Tensor) -> Tensor:
+    """Return the attended values (T, D) of a model whose weights are packed, on a CPU.
+
+    Args:
+        qkv_T3HK: Queries, keys and values, not yet rotated; perhaps more than the sequences have.
+        lengths: Tokens of each sequence.
+        cos_PR: The cosines of the rotary angles by position.
+        sin_PR: Their sines.
+    """
+    # In float32, torch's own attention is faster.
+    is_half = qkv_T3HK.dtype != torch.float32
+    attend = onednn.attend if is_half else F.scaled_dot_product_attention
+    # Zeros for the tokens behind the last sequence.
+    attended_THK = torch.zeros_like(qkv_T3HK[:, 0], memory_format=torch.contiguous_format)
+    start = 0
+    for length, run in groupby(lengths):
+        stop = start + length * sum(1 for _ in run)
+        qkv_BL3HK = qkv_T3HK[start:stop].view(-1, length, *qkv_T3HK.shape[1:])
+        q_BHLK, k_BHLK = rotate_block(qkv_BL3HK[:, :, :2], cos_PR[:length], sin_PR[:length])
+        attended_BHLK = attend(q_BHLK, k_BHLK, qkv_BL3HK[:, :, 2].transpose(1, 2))
+        attended_THK[start:stop].view_as(qkv_BL3HK[:, :, 2]).copy_(attended_BHLK.transpose(1, 2))
+        start = stop
+    return attended_THK.flatten(1)
 
 
 def attend_varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packing: Packing) -> Tensor:

@@ -26,8 +26,8 @@ from virnucpro.kernels import choose_attention, float8, onednn, plain
 from virnucpro.kernels.float8 import Float8Linear
 from virnucpro.kernels.halves import embed_halves
 from virnucpro_esm2 import MAX_RESIDUES, MIN_FP8_TOKENS, NUM_SPECIAL_TOKENS
-from virnucpro_esm2.attention import Attend, Packing, attend_onednn, attend_sdpa, choose_attend
-from virnucpro_esm2.rotary import Rotary, default_frequencies, make_rotary, rotate
+from virnucpro_esm2.attention import Attend, Packing, attend_packed, attend_sdpa, choose_attend
+from virnucpro_esm2.rotary import Rotary, default_frequencies, interleave, make_rotary, rotate
 from virnucpro_esm2.tokens import TOKENS
 
 MAX_TOKENS = MAX_RESIDUES + NUM_SPECIAL_TOKENS
@@ -85,12 +85,15 @@ class Between(NamedTuple):
     Attributes:
         attend: From queries, keys and values (T, 3, H, K) and the layer's `value_bound` to the
             attended values (T, D).
+        linear_add: From a linear layer, its input and hidden states to two tensors, whose sum is
+            the next hidden states. The second may be None.
         add_norm: From hidden states, a tensor to add and a layer norm to the sum and its norm.
         linear_gelu: From a linear layer and its input to the GELU (T, F).
         norm_sum: As `add_norm`, but returns only the norm, always as a tensor.
     """
 
     attend: Callable[[Tensor, Tensor | None], Any]
+    linear_add: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor | None]]
     add_norm: Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Any]]
     linear_gelu: Callable[[Any, Any], Any]
     norm_sum: Callable[[Tensor, Any, Any], Tensor]
@@ -124,16 +127,18 @@ class Esm2Layer(nn.Module):
 
     def forward(
         self, hidden_TD: Tensor, delta_TD: Tensor | None, between: Between
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the next hidden states (T, D) as two tensors, whose sum they are.
 
-        The next layer adds them, because `add_norm` adds and normalizes in one pass.
+        The next layer adds them, if `linear_add` has not, because `add_norm` adds and normalizes in
+        one pass.
         """
         hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.attention_norm)
         qkv_T3HK = self.qkv(normed).unflatten(1, (3, self.num_heads, -1))
-        delta_TD = self.out(between.attend(qkv_T3HK, self.value_bound))
+        attended = between.attend(qkv_T3HK, self.value_bound)
+        hidden_TD, delta_TD = between.linear_add(self.out, attended, hidden_TD)
         hidden_TD, normed = between.add_norm(hidden_TD, delta_TD, self.ffn_norm)
-        return hidden_TD, self.fc2(between.linear_gelu(self.fc1, normed))
+        return between.linear_add(self.fc2, between.linear_gelu(self.fc1, normed), hidden_TD)
 
     def quantize(self) -> None:
         """Quantize the weights as they are now, and multiply in 8 bits from now on."""
@@ -215,10 +220,9 @@ class Esm2(nn.Module):
     def pack(self) -> None:
         """Pack the weights as they are now, and multiply through oneDNN from now on."""
         self.is_packed = True
-        if self.embed_tokens.weight.dtype != torch.float32:
-            # In float32, torch's own attention is faster.
-            self.attend = attend_onednn
-        for layer in self.layers:
+        for layer in cast("list[Esm2Layer]", self.layers):
+            if layer.qkv.weight.dtype != torch.float32:
+                interleave(layer.qkv, self.config.head_dim)
             onednn.pack_linears(layer)
 
     @property
@@ -245,10 +249,13 @@ class Esm2(nn.Module):
         starts_B = ends_B - lengths_B
         # int32, because that is what flash-attn, torch's own kernel and ours read.
         packing = Packing(lengths_B, F.pad(ends_B, (1, 0)).to(torch.int32), batch.max_length)
-        hidden_TD = self.embed_tokens(batch.token_ids_T)
+        token_ids_T, num_tokens = batch.token_ids_T, len(batch.token_ids_T)
+        if self.is_packed:
+            token_ids_T = F.pad(token_ids_T, (0, -num_tokens % onednn.ROW_MULTIPLE))
+        hidden_TD = self.embed_tokens(token_ids_T)
         if self.config.token_dropout:
             hidden_TD = hidden_TD * TOKEN_DROPOUT_SCALE
-        between, between_8 = self._choose_between(packing, len(hidden_TD))
+        between, between_8 = self._choose_between(packing, num_tokens)
         layers: Iterable[nn.Module] = self.layers
         # The mean over a few tokens keeps most of the errors of 8 bits.
         if self.exact_layers is not None and packing.max_length < MIN_FP8_TOKENS:
@@ -259,7 +266,7 @@ class Esm2(nn.Module):
             chosen = between_8 if layer.is_quantized else between
             hidden_TD, delta_TD = layer(hidden_TD, delta_TD, chosen)
         # In float32, because a sum of a thousand tokens in half precision loses digits.
-        hidden_TD = between.norm_sum(hidden_TD, delta_TD, self.final_norm).float()
+        hidden_TD = between.norm_sum(hidden_TD, delta_TD, self.final_norm)[:num_tokens].float()
         # BOS and EOS do not count in the mean.
         hidden_TD.index_fill_(0, torch.cat((starts_B, ends_B - 1)), 0.0)
         # `unsafe` skips a check of the lengths, for which the CPU would wait for the GPU.
@@ -273,18 +280,21 @@ class Esm2(nn.Module):
             from virnucpro.kernels import fused
 
             kernels = fused
-        # `fused` rotates inside its kernel.
-        rotary = None if self.fused else self._make_rotary(packing, num_tokens)
+        # `fused` rotates inside its kernel, and `attend_packed` in its own way.
+        rotates = not (self.fused or self.is_packed)
+        rotary = self._make_rotary(packing, num_tokens) if rotates else None
+        lengths = packing.lengths_B.tolist() if self.is_packed else []
         where, angles = (packing.offsets, packing.max_length), (self.cos_PR, self.sin_PR)
 
         def attend(qkv_T3HK: Tensor, value_bound: Tensor | None) -> Tensor:
+            if self.is_packed:
+                return attend_packed(qkv_T3HK, lengths, *angles)
             if rotary is None:
                 attended_THK: Tensor = kernels.attend(qkv_T3HK, *where, angles=angles)
                 return attended_THK.flatten(1)
             dtype = qkv_T3HK.dtype
             # On CPUs torch attends faster in float32, and the rotation returns float32 anyway.
-            on_cpu = qkv_T3HK.device.type == "cpu"
-            inner = torch.float32 if on_cpu and not self.is_packed else dtype
+            inner = torch.float32 if qkv_T3HK.device.type == "cpu" else dtype
             q_THK, k_THK = rotate(qkv_T3HK[:, :2], rotary).to(inner).unbind(1)
             v_THK = qkv_T3HK[:, 2].to(inner)
             return self.attend(q_THK, k_THK, v_THK, packing).to(dtype).flatten(1)
@@ -296,11 +306,14 @@ class Esm2(nn.Module):
                 return kernels.attend_quantize(qkv_T3HK, *where, value_bound, angles=angles)
             return plain.quantize(attend(qkv_T3HK, None), value_bound)
 
-        between = Between(attend, kernels.add_norm, kernels.linear_gelu, kernels.norm_sum)
+        between = Between(
+            attend, kernels.linear_add, kernels.add_norm, kernels.linear_gelu, kernels.norm_sum
+        )
         if self.exact_layers is None:
             return between, between
         return between, Between(
             attend_8,
+            kernels.linear_add,
             kernels.add_norm_quantize,
             lambda linear, rows: kernels.gelu_quantize(linear(rows)),
             kernels.norm_sum,

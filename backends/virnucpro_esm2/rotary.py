@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from virnucpro.backend.model_settings import DEFAULT_ROPE_THETA
 
@@ -50,6 +50,37 @@ def rotate(x_T2HK: Tensor, rotary: Rotary) -> Tensor:
     # Rolling by half a head swaps its two halves.
     swapped_T2HK = x_T2HK.roll(x_T2HK.shape[-1] // 2, -1)
     return torch.addcmul(x_T2HK * rotary.cos_T11K, swapped_T2HK, rotary.sin_T11K)
+
+
+def rotate_block(x_BL2HK: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
+    """Return queries and keys (2, B, H, L, K) of sequences of one length, rotated, for CPUs.
+
+    Where they are in half precision, `interleave` has reordered them.
+    """
+    # One copy brings the numbers into float32 and into the order in which attention reads them.
+    x_2BHLK = x_BL2HK.permute(2, 0, 3, 1, 4).to(
+        torch.float32, memory_format=torch.contiguous_format
+    )
+    if x_BL2HK.dtype == torch.float32:
+        cos_LK, sin_LK = torch.cat((cos_LR, cos_LR), 1), torch.cat((-sin_LR, sin_LR), 1)
+        swapped_2BHLK = x_2BHLK.roll(x_2BHLK.shape[-1] // 2, -1)
+        return torch.addcmul(x_2BHLK * cos_LK, swapped_2BHLK, sin_LK)
+    # A product of complex numbers rotates, in one pass.
+    pairs_2BHLR = torch.view_as_complex(x_2BHLK.view(*x_2BHLK.shape[:-1], -1, 2))
+    pairs_2BHLR.mul_(torch.complex(cos_LR, sin_LR))
+    return x_2BHLK.to(x_BL2HK.dtype)
+
+
+def interleave(qkv: nn.Linear, head_dim: int) -> None:
+    """Reorder what makes queries and keys, so that numbers that rotate together are neighbours.
+
+    Attention stays the same, because queries and keys are reordered alike. But its sums are taken
+    in another order, so this is not for float32, whose results do not change.
+    """
+    num_rows = 2 * qkv.in_features
+    order = torch.arange(num_rows).view(-1, 2, head_dim // 2).transpose(1, 2).flatten()
+    for tensor in (qkv.weight, qkv.bias):
+        tensor[:num_rows] = tensor[order]
 
 
 def _rotate_halves(x_T2HK: Tensor, cos_T11K: Tensor, sin_T11K: Tensor) -> Tensor:

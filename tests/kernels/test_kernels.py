@@ -330,17 +330,20 @@ def test_packed_layers(packable: torch.dtype) -> None:
     linear = nn.Linear(48, 80, dtype=packable)
     gated = nn.Linear(48, 160, bias=False, dtype=packable)
     x_XD = torch.randn(3, 17, 48, dtype=packable)
+    hidden_XD = torch.randn(3, 17, 80, dtype=packable)
     packed = onednn.PackedLinear(linear.weight, linear.bias)
     found = [
         packed(x_XD),
         onednn.linear_gelu(packed, x_XD),
         onednn.linear_geglu(onednn.PackedGated(gated.weight), x_XD),
+        onednn.linear_add(packed, x_XD, hidden_XD)[0],
     ]
     exact_XD = x_XD.double()
     wanted = [
         linear.double()(exact_XD),
         plain.linear_gelu(linear, exact_XD),
         plain.linear_geglu(gated.double(), exact_XD),
+        linear(exact_XD) + hidden_XD,
     ]
     for found_XF, wanted_XF in zip(found, wanted, strict=True):
         assert found_XF.dtype == packable
@@ -351,8 +354,8 @@ def test_packed_layers(packable: torch.dtype) -> None:
 def test_attention_on_a_cpu(packable: torch.dtype) -> None:
     torch.manual_seed(0)
     q_BHLK, k_BHLK, v_BHLK = torch.randn(3, 2, 5, 37, 16, dtype=packable)
-    bias_HLL = torch.randn(5, 37, 37, dtype=packable)
-    for bias in (None, bias_HLL):
+    bias_BHLL = torch.randn(2, 5, 37, 37, dtype=packable)
+    for bias in (None, bias_BHLL):
         found_BHLK = onednn.attend(q_BHLK, k_BHLK, v_BHLK, bias)
         exact = (x.double() for x in (q_BHLK, k_BHLK, v_BHLK))
         wanted_BHLK = functional.scaled_dot_product_attention(
@@ -360,6 +363,20 @@ def test_attention_on_a_cpu(packable: torch.dtype) -> None:
         )
         # The scores, which become exponents, are rounded too.
         assert deviation(found_BHLK, wanted_BHLK) < 4 * BOUNDS[packable]
+
+
+@pytest.mark.parametrize("shift", [128, -128])
+@torch.inference_mode()
+def test_attention_on_a_cpu_to_scores_of_any_size(packable: torch.dtype, shift: int) -> None:
+    torch.manual_seed(0)
+    # Whole numbers, so that all scores are exact. Their exponentials leave the range of float32.
+    q_BHLK, k_BHLK = torch.randint(-1, 2, (2, 2, 5, 37, 16)).to(packable)
+    q_BHLK, v_BHLK = 4 * q_BHLK, torch.randn(2, 5, 37, 16, dtype=packable)
+    bias_BHLL = torch.full((2, 5, 37, 37), float(shift), dtype=packable)
+    found_BHLK = onednn.attend(q_BHLK, k_BHLK, v_BHLK, bias_BHLL)
+    exact = (x.double() for x in (q_BHLK, k_BHLK, v_BHLK))
+    wanted_BHLK = functional.scaled_dot_product_attention(*exact)
+    assert deviation(found_BHLK, wanted_BHLK) < BOUNDS[packable]
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=str)

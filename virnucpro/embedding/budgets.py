@@ -21,10 +21,6 @@ from virnucpro.errors import OutputError
 
 logger = logging.getLogger(__name__)
 
-# Throughput hardly changes from 8,000 tokens on an H200; on a CPU small batches stay in the cache.
-MAX_BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
-"""What a batch has where nothing is stored and the memory allows it, by kind of device."""
-
 _PATH_VARIABLE = "VIRNUCPRO_BUDGETS"
 _FORMAT = "virnucpro-budgets"
 _FORMAT_VERSION = 1
@@ -48,6 +44,15 @@ class BudgetKey:
     embedding_dim: int
     precision: str
     attention: str
+
+
+def default_batch_tokens(device_type: str, precision: str) -> int:
+    """Return what a batch has where nothing is stored and the memory allows it."""
+    # Throughput hardly changes from 8,000 tokens on an H200.
+    if device_type == "cuda":
+        return 32_768
+    # Small batches stay in the cache of a CPU, where numbers in half precision take half as much.
+    return 2_048 if precision == "fp32" else 4_096
 
 
 def budgets_path() -> Path:

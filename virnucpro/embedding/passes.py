@@ -21,7 +21,7 @@ from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.finished_work import collect_parts
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.embedding.batches import Batches, ClaimedBatches, measure_costs, plan_batches
-from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget
+from virnucpro.embedding.budgets import BudgetKey, default_batch_tokens, read_budget
 from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.estimates import has_room
 from virnucpro.embedding.jobs import Job
@@ -265,7 +265,8 @@ def choose_budget(run: Run, job: Job, encoder: Encoder, costs: Int64Array) -> tu
     """
     identity = job.identity
     place = (device_name(run.device), identity.backend, identity.embedding_dim, identity.precision)
-    most = read_budget(BudgetKey(*place, job.attention)) or MAX_BATCH_TOKENS[run.device.type]
+    stored = read_budget(BudgetKey(*place, job.attention))
+    most = stored or default_batch_tokens(run.device.type, identity.precision)
     if run.device.type != "cuda":
         return most, 0.0
     longest = max(1, int(costs.max()))

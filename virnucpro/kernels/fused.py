@@ -20,6 +20,7 @@ from virnucpro.kernels import float8
 from virnucpro.kernels.fused_attention import LOG2_E, MAX_FLOAT8
 from virnucpro.kernels.fused_attention import attend as attend
 from virnucpro.kernels.fused_attention import attend_quantize as attend_quantize
+from virnucpro.kernels.plain import linear_add as linear_add
 
 # Triton's functions read a module's global only if it is a constexpr.
 MIN_ROW_MAX = tl.constexpr(float8.MIN_ROW_MAX)

@@ -17,11 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from virnucpro.kernels import plain
+from virnucpro.kernels.plain import add_norm as add_norm
+from virnucpro.kernels.plain import norm_sum as norm_sum
 
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Attention
 
 logger = logging.getLogger(__name__)
+
+ROW_MULTIPLE = 64
+"""Batches should have a multiple of so many tokens.
+
+oneDNN generates code for each new shape of a product. In bf16 this takes 4 ms, longer than a small
+model's product itself. So batches should come in few sizes.
+"""
+
+_MIN_SUM, _MAX_SUM = 1e-25, 1e30
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
@@ -33,14 +44,16 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     rows = (torch.linspace(-9, 9, 16 * 36).sin() / 3).to(dtype).view(36, 16)
     x_XD, bias, weight = rows[:3], rows[3], rows[4:]
     try:
-        gelu_XF = linear_gelu(PackedLinear(weight[:16], bias), x_XD)
-        found = linear_geglu(PackedGated(weight), gelu_XF)
+        packed = PackedLinear(weight[:16], bias)
+        sum_XD, _ = linear_add(packed, linear_gelu(packed, x_XD), x_XD)
+        found = linear_geglu(PackedGated(weight), sum_XD)
     # Operators and processors fail in many ways.
     except Exception as error:
         logger.debug("oneDNN does not multiply %s here (%s)", dtype, error)
         return False
     gelu_XF = functional.gelu(functional.linear(x_XD, weight[:16], bias))
-    wanted = plain.geglu(functional.linear(gelu_XF, weight))
+    sum_XD = x_XD + functional.linear(gelu_XF, weight[:16], bias)
+    wanted = plain.geglu(functional.linear(sum_XD, weight))
     # Rounding to half precision changes a number by less than this; a wrong layout changes it by
     # more.
     is_right = torch.allclose(found, wanted, rtol=0.05, atol=0.05 * float(wanted.abs().max()))
@@ -96,17 +109,11 @@ def pack_linears(layer: nn.Module) -> None:
             setattr(layer, name, PackedLinear(linear.weight, linear.bias))
 
 
-def add_norm(
-    hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm
-) -> tuple[Tensor, Tensor]:
-    """Return the sum (X, D) and its layer norm (X, D); the sum overwrites `delta_XD`."""
-    sum_XD = hidden_XD if delta_XD is None else delta_XD.add_(hidden_XD)
-    return sum_XD, norm(sum_XD)
-
-
-def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Return the layer norm (X, D) of the sum, which overwrites `delta_XD`."""
-    return add_norm(hidden_XD, delta_XD, norm)[1]
+def linear_add(linear: PackedLinear, x_XF: Tensor, hidden_XD: Tensor) -> tuple[Tensor, None]:
+    """Return the hidden states plus the output of a linear layer (X, D), and nothing to add."""
+    # The end of the product adds: the output is not rounded before, and needs no pass of its own.
+    add = torch.ops.mkldnn._linear_pointwise.binary
+    return cast(Tensor, add(x_XF, hidden_XD, linear.weight, linear.bias, "add")), None
 
 
 def linear_gelu(linear: PackedLinear, x_XD: Tensor) -> Tensor:
@@ -127,12 +134,33 @@ def attend(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, bias: Tensor | None =
 
     In half precision, torch's own attention multiplies in small pieces, which is slower.
     """
-    # The scale goes into the queries, because they have fewer numbers than the scores.
-    scores_BHLL = (q_BHLK * q_BHLK.shape[-1] ** -0.5) @ k_BHLK.transpose(-1, -2)
-    if bias is not None:
-        scores_BHLL += bias
-    attended_BHLK: Tensor = scores_BHLL.softmax(-1) @ v_BHLK
-    return attended_BHLK
+    q_NLK, k_NLK, v_NLK = (x_BHLK.flatten(0, 1) for x_BHLK in (q_BHLK, k_BHLK, v_BHLK))
+    # Scaled and added to the bias inside the product, before it is rounded.
+    # For 0 times it, nothing of it is read.
+    beta, bias = (0, q_NLK.new_empty(1)) if bias is None else (1, bias.flatten(0, 1))
+    scores_NLL = torch.baddbmm(bias, q_NLK, k_NLK.mT, beta=beta, alpha=q_NLK.shape[-1] ** -0.5)
+    attended_NLK = None
+    # The range of float16 is too small.
+    if scores_NLL.dtype == torch.bfloat16:
+        attended_NLK = _attend_unshifted(scores_NLL, v_NLK)
+    if attended_NLK is None:
+        attended_NLK = scores_NLL.softmax(-1) @ v_NLK
+    return attended_NLK.view_as(q_BHLK)
+
+
+def _attend_unshifted(scores_NLL: Tensor, v_NLK: Tensor) -> Tensor | None:
+    """Return softmax(scores) V, or None if the exponentials leave the range of float32.
+
+    The usual softmax first subtracts the largest score of each row. torch's is slow where rows are
+    no multiple of 32 numbers, as most proteins are: it takes two to six times as long as this.
+    """
+    weights_NLL = scores_NLL.exp()
+    sums_NL1 = weights_NLL.sum(-1, keepdim=True, dtype=torch.float32)
+    smallest, largest = sums_NL1.aminmax()
+    # Far from the ends of the range, so that no weight that counts is lost. NaN is not within.
+    if not (smallest > _MIN_SUM and largest < _MAX_SUM):
+        return None
+    return (weights_NLL @ v_NLK).div_(sums_NL1)
 
 
 def _multiply(linear: PackedLinear, x_XD: Tensor, then: str) -> Tensor:

@@ -6,12 +6,19 @@ feed-forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from virnucpro.kernels import float8
 from virnucpro.kernels.float8 import quantize as quantize
+
+
+def linear_add(linear: nn.Module, x: Any, hidden_XD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hidden states and the output of a linear layer (X, D each), for `add_norm`."""
+    return hidden_XD, linear(x)
 
 
 def add_norm(

@@ -21,7 +21,7 @@ from virnucpro import __version__
 from virnucpro.backend.interface import Encoder, Weights
 from virnucpro.backend.registry import describe_backends
 from virnucpro.config import BenchmarkConfig, ComputeConfig
-from virnucpro.embedding.budgets import MAX_BATCH_TOKENS
+from virnucpro.embedding.budgets import default_batch_tokens
 from virnucpro.embedding.compiling import compile_layers
 from virnucpro.embedding.measuring import (
     Ceilings,
@@ -304,7 +304,9 @@ def _time(
     """Yield `line` with the speeds on each length."""
     min_seconds = SECONDS_PER_LINE["tiny" if config.quick else config.data_size]
     # Others are measured as they are used: fair-esm with the original's 2,048 tokens.
-    budget_tokens = implementation.batch_tokens or MAX_BATCH_TOKENS[run.device.type]
+    budget_tokens = implementation.batch_tokens or default_batch_tokens(
+        run.device.type, implementation.precision
+    )
     for length_bp in LENGTHS_BP if line.is_ours else LENGTHS_BP[:1]:
         sequences = make_sequences(model.alphabet, length_bp)
         batch = fill_batch(model, sequences, budget_tokens)

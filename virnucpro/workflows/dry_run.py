@@ -15,7 +15,7 @@ from virnucpro.backend.registry import load_backend
 from virnucpro.config import PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.embedding.batches import measure_costs, plan_batches, unique_rows
-from virnucpro.embedding.budgets import MAX_BATCH_TOKENS, BudgetKey, read_budget, read_speed
+from virnucpro.embedding.budgets import BudgetKey, default_batch_tokens, read_budget, read_speed
 from virnucpro.embedding.estimates import (
     estimate_bytes,
     estimate_speed,
@@ -201,7 +201,7 @@ def _estimate_pass(
     costs = measure_costs(loaded.backend.token_cost, source, rows)
     key = BudgetKey(device_name(run.device), name, dim, precision, config.attention)
     given = config.dna_batch_tokens if is_dna else config.protein_batch_tokens
-    budget = given or read_budget(key) or MAX_BATCH_TOKENS[run.device.type]
+    budget = given or read_budget(key) or default_batch_tokens(run.device.type, precision)
     num_tokens = int(costs.sum())
     # A share has its part of the batches.
     num_shards = 1 if config.shard_numbers is None else config.shard_numbers[1]
