@@ -188,6 +188,21 @@ def test_a_state_of_other_settings_is_refused(settings, tmp_path):
         train(TrainConfig(**few | {"frame_rule": "open", "resume": True}))
 
 
+@pytest.mark.parametrize("limit", [{"minutes": 1e-4}, {}])
+def test_a_training_ends_before_its_last_step(settings, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("virnucpro.training.finetuning._PATIENCE", 1)
+    path = tmp_path / "short.safetensors"
+    often = {"steps": 5000, "evaluate_steps": 5000 if limit else 1, "step_chunks": 4}
+    train(TrainConfig(**settings | often | limit, output_path=path, finetune="protein"))
+    report = json.loads((tmp_path / "short_training" / "report.json").read_text())
+    losses, best = report["losses"], report["best_epoch"]
+    assert losses[-1]["step"] < 5000
+    # The time was over, or one evaluation was not better than that before.
+    assert len(losses) - best == (0 if limit else 1)
+    assert max(losses, key=lambda one: one["auroc"]) == losses[best - 1]
+    assert load_classifier(path).changes.keys() == {"protein"}
+
+
 def test_a_teacher_is_learned_from(settings, tuned, tmp_path):
     path = tmp_path / "student.safetensors"
     few = {"steps": 4, "evaluate_steps": 2, "output_path": path, "finetune": "protein"}
