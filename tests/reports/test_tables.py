@@ -195,12 +195,18 @@ def test_optional_columns_are_read_where_they_are(tmp_path: Path) -> None:
     [
         ("", r"t\.tsv, line 1: the columns are none, wanted id, label"),
         ("id\tx\n", "line 1: the columns are id, x, wanted id, label, separated by TABs"),
-        ("id\tlabel\na\tb\n\n", "line 3: found 0 columns, wanted 2 as in the first line"),
+        ("id\tlabel\na\tb\n\nc\n", "line 4: found 1 columns, wanted 2 as in the first line"),
     ],
 )
 def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_text(tmp_path / "t.tsv", text)
+
+
+def test_what_a_spreadsheet_adds_is_no_content(tmp_path: Path) -> None:
+    assert read_text(tmp_path / "t.tsv", "\ufeffid\tlabel\r\na\tb\r\n\r\n") == [
+        (2, {"id": "a", "label": "b"})
+    ]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

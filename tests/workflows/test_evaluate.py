@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, matthews_corrcoef, roc_auc_
 
 from tests.runs import read_table, run
 from virnucpro.cli.main import main
+from virnucpro.reports.labels import read_truth
 
 HEADER = (
     "record_id\tlength\tnum_chunks\tnum_open_chunks\tnum_frames\tnum_viral_chunks"
@@ -245,6 +246,12 @@ def test_labels_that_cannot_be_used(tables, tmp_path: Path, text: str, message: 
     assert result.exit_code == 1
     assert message in result.output
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_labels_in_upper_case_and_with_spaces_are_read(tmp_path: Path) -> None:
+    (tmp_path / "labels.tsv").write_text("id\tlabel\np\tVirus \nb\tOTHERS\n")
+    truth = read_truth(tmp_path / "labels.tsv")
+    assert [label.is_viral for label in truth.values()] == [True, False]
 
 
 def test_a_directory_that_is_no_run_is_named(tables, tmp_path: Path) -> None:

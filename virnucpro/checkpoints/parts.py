@@ -78,6 +78,8 @@ class Identity:
         theirs = asdict(other)
         return [
             f"{name.replace('_', ' ')} is {value} now and was {theirs[name]} there"
+            # A digest says nothing to people.
+            + ("; the input or --min-length-bp has changed" if name == "input_digest" else "")
             for name, value in asdict(self).items()
             if value != theirs[name]
         ]

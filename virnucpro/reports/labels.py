@@ -32,12 +32,13 @@ def read_truth(path: Path) -> dict[str, Label]:
     """
     truth: dict[str, Label] = {}
     for number, line in read_table(path, ("id", "label"), ("class", "group")):
-        if line["label"] not in IS_VIRAL:
+        word = line["label"].strip().lower()
+        if word not in IS_VIRAL:
             raise InputError(
                 f"{path}, line {number}: the label is {brief(line['label'])}, wanted one of "
                 f"{', '.join(IS_VIRAL)}"
             )
-        found = Label(IS_VIRAL[line["label"]], line.get("class", ""), line.get("group", ""))
+        found = Label(IS_VIRAL[word], line.get("class", ""), line.get("group", ""))
         # The same line twice does no harm. Two answers would.
         if truth.setdefault(line["id"], found) != found:
             raise InputError(

@@ -160,8 +160,9 @@ def read_table(
         InputError: The table cannot be read, lacks a column, or has a line of another length.
     """
     try:
-        # Ids may contain any bytes and quotes, as in FASTA headers.
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        # Ids may contain any bytes and quotes, as in FASTA headers. Excel may write a mark of the
+        # encoding before the first letter.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             # A header of a FASTA file may be one word of any length; csv's limit is 131,072.
             csv.field_size_limit(_MAX_FIELD)
             lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -173,7 +174,8 @@ def read_table(
                 )
             # By name and not by position: later versions may add columns.
             places = {name: header.index(name) for name in (*required, *optional) if name in header}
-            for words in lines:
+            # A blank line has no words.
+            for words in filter(None, lines):
                 if len(words) != len(header):
                     raise InputError(
                         f"{path}, line {lines.line_num}: found {len(words)} columns, wanted "
