@@ -212,7 +212,7 @@ def test_any_header_comes_back(predict: Run) -> None:
     Path("odd.fa").write_bytes(b"".join(b">%s\nGCTGCTGCTGCA\n" % header for header in HEADERS))
     result = predict("odd.fa --threshold 0")
     assert result.exit_code == 0
-    assert "1 ids belong to several records, which are kept apart in every table: same" in (
+    assert "several records share 1 id, and every table keeps these records apart: same" in (
         result.stderr
     )
     tables = read_tables(Path("out"))

@@ -338,6 +338,8 @@ def main(
         set_up_logging(level, log_file)
     except OSError as error:
         # Told here, because logging itself would fail at the first message, far from the option.
-        raise UsageError(f"{log_file}: cannot be written ({error.strerror})") from error
+        raise UsageError(
+            f"{log_file}: cannot be written ({error.strerror}); name another file (-l)"
+        ) from error
     if config is not None:
         use_settings(ctx, config)

@@ -160,7 +160,7 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
             f"{path}; wanted the first words of the sequences' headers"
         )
     logger.info(
-        "%d of %d records have a label; %d labels have no record",
+        "%d of %d records have a label; labels without a record: %d",
         len(records),
         num_records,
         len(truth.keys() - {record.id for record in records}),

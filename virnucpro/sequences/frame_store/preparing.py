@@ -18,7 +18,7 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import staged_dir
 from virnucpro.config import OPEN_RULE, STDIN, FrameRule
-from virnucpro.errors import CheckpointError, OutputError, writing_remedy
+from virnucpro.errors import CheckpointError, OutputError, count, writing_remedy
 from virnucpro.sequences.frame_store.reading import FrameStore, RecordStore, open_frame_store
 from virnucpro.sequences.frame_store.writing import build_frame_store, build_record_store
 from virnucpro.sequences.records import NAMES_OF_ROWS
@@ -82,8 +82,8 @@ def prepare_frame_store(
     # Not an error: each record has rows of its own, and ids are only shown.
     if store.num_duplicate_ids:
         logger.warning(
-            "%d ids belong to several records, which are kept apart in every table: %s",
-            store.num_duplicate_ids,
+            "several records share %s, and every table keeps these records apart: %s",
+            count(store.num_duplicate_ids, "id"),
             ", ".join(store.duplicate_ids(limit=5)),
         )
 
