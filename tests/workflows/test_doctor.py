@@ -34,7 +34,7 @@ def test_a_machine_without_a_gpu_and_without_models_is_well(tmp_path, monkeypatc
     assert "virnucpro models download 500" in models["remedy"]
     (tmp_path / "500_model.pth").touch()
     (models,) = examine_quickly()[1]["models"]
-    assert "here are mini, 500" in models["found"]
+    assert "found mini, 500" in models["found"]
     assert "virnucpro models download dnabert-s" in models["remedy"]
     assert all(one["remedy"] for found in checks.values() for one in found if one["state"] != "ok")
 

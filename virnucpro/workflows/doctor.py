@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.resources import files
@@ -130,7 +131,7 @@ def _check_gpus() -> Iterator[Check]:
             )
             yield Check("GPU", "failure", f"an NVIDIA driver is here, but {build}", remedy)
             return
-        remedy = "none for -m mini. The large models need an NVIDIA GPU; give a container --gpus"
+        remedy = "nothing for -m mini. The large models need an NVIDIA GPU (docker run --gpus all)"
         yield Check("GPU", "warning", f"no NVIDIA GPU; {build}", remedy)
         return
     archs = torch.cuda.get_arch_list()
@@ -204,7 +205,7 @@ def _check_memory() -> Iterator[Check]:
     if Path("/dev/shm").is_dir():
         found += f", {shutil.disk_usage('/dev/shm').free / _GIB:.2f} GiB in /dev/shm"
     if free < _MIN_HOST_GIB * _GIB:
-        remedy = f"none for -m mini; ESM-2 3B needs {_MIN_HOST_GIB} GiB while it is loaded"
+        remedy = f"nothing for -m mini; ESM-2 3B needs {_MIN_HOST_GIB} GiB while it is loaded"
         yield Check("memory", "warning", found, remedy)
     else:
         yield Check("memory", "ok", found)
@@ -241,14 +242,13 @@ def _check_models() -> Iterator[Check]:
     from huggingface_hub import constants
 
     here = [name for name, model in PUBLISHED.items() if find_published(model) is not None]
-    places = [f"the hub's cache {constants.HF_HUB_CACHE}", f"the hub is {constants.ENDPOINT}"]
+    places = f"in the hub's cache {constants.HF_HUB_CACHE}; the hub is {constants.ENDPOINT}"
     if constants.HF_HUB_OFFLINE:
-        places.append("HF_HUB_OFFLINE is set")
-    try:
-        places.insert(0, f"looked in {models_dir()}")
-    except RuntimeError:
-        places.insert(0, "no directory for models")
-    found = f"here are {', '.join(here)}; {'; '.join(places)}"
+        places += "; HF_HUB_OFFLINE is set"
+    # Without a home directory, there is no place of our own.
+    with suppress(RuntimeError):
+        places = f"in {models_dir()} and {places}"
+    found = f"found {', '.join(here)}; looked {places}"
     missing = [name for name in _LARGE_MODELS if name not in here]
     if missing:
         remedy = f"for the large models: `virnucpro models download {' '.join(missing)}`"
