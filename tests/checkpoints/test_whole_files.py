@@ -46,6 +46,14 @@ def test_an_error_in_the_block_keeps_the_old_file(tmp_path, error):
     assert names(tmp_path) == ["file"]
 
 
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="is no file"), open_whole(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
 def test_what_an_interrupted_process_left_is_replaced(tmp_path):
     (tmp_path / ".file.tmp").write_text("half of a much longer file")
     with open_whole(tmp_path / "file") as file:

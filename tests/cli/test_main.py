@@ -568,7 +568,13 @@ def test_the_template_with_every_line_in_use_sets_the_defaults(run):
     assert not found
     assert config_of("a.fa", before="-c s.yaml") == PredictConfig(inputs="a.fa")
     assert run("utils", "generate-config", "-o", "s.yaml").exit_code == 2
-    assert run("utils", "generate-config", "-o", "s.yaml", "--force").exit_code == 0
+    Path("link.yaml").symlink_to("s.yaml")
+    path.write_text("")
+    assert run("utils", "generate-config", "-o", "link.yaml", "--force").exit_code == 0
+    # The link stays, and leads to what is new.
+    assert Path("link.yaml").is_symlink()
+    assert read_settings(path, command_keys()) == {}
+    assert path.stat().st_size
 
 
 def test_validate_counts(run):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +254,15 @@ def test_labels_in_upper_case_and_with_spaces_are_read(tmp_path: Path) -> None:
     (tmp_path / "labels.tsv").write_text("id\tlabel\np\tVirus \nb\tOTHERS\n")
     truth = read_truth(tmp_path / "labels.tsv")
     assert [label.is_viral for label in truth.values()] == [True, False]
+
+
+def test_the_records_may_come_through_a_pipe(tables, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(tables[0].read_bytes()), daemon=True)
+    writer.start()
+    result = evaluate(pipe, "--truth", tables[1], "-o", tmp_path / "report")
+    assert result.exit_code == 0, result.output
 
 
 def test_a_directory_that_is_no_run_is_named(tables, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     # Beside the file, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        _refuse_devices(path)
         with create_file(temporary) as file:
             # macOS does not have this function.
             if num_bytes and hasattr(os, "posix_fallocate"):
@@ -74,6 +75,12 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
         with suppress(OSError):
             # After a success nothing is there any more. After an error, half a file must not stay.
             temporary.unlink(missing_ok=True)
+
+
+def _refuse_devices(path: Path) -> None:
+    # The rename would put a file in the place of a pipe, or of /dev/null.
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EPERM, "it is there, and is no file")
 
 
 @contextmanager

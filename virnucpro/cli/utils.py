@@ -48,7 +48,8 @@ def generate_config_command(ctx: click.Context, config: GenerateConfigConfig) ->
     output = config.output_path
     if output.exists() and not config.force:
         raise OutputExistsError(f"{output} exists; give --force to overwrite it, or another name")
-    with open_whole(output) as file:
+    # The file that a link such as /dev/stdout leads to, and not the link, is replaced.
+    with open_whole(output.resolve()) as file:
         file.write(make_template())
     echo(f"Written: {output}")
 

@@ -80,7 +80,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             f"{directory}: exists already; overwrite the report there with --force, or choose "
             "another directory (-o)"
         )
-    if not config.records_tsv.is_file():
+    # A pipe is as good as a file.
+    if not config.records_tsv.exists():
         raise InputError(
             f"{config.records_tsv}: no such file; wanted the output directory of a finished "
             "virnucpro predict, or its records.tsv"
