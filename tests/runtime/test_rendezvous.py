@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.runs import VIRNUCPRO
+from virnucpro.runtime.rendezvous import _choose_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.launch]
 
@@ -47,6 +48,18 @@ def start(port: int, rank: int, *command: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_sockets_of_one_machine_stay_on_it(monkeypatch):
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    _choose_network("127.0.0.1")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        addresses = psutil.net_if_addrs()[os.environ[name]]
+        assert "127.0.0.1" in [address.address for address in addresses]
 
 
 def test_processes_that_nobody_launched_meet():
