@@ -20,7 +20,7 @@ from tests.workflows.test_predict import assert_same_table
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import finished_parts
+from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import FrameRule, MigrateConfig
 from virnucpro.errors import IdentityMismatchError
@@ -296,9 +296,23 @@ def test_old_features_do_not_fit_another_frame_rule(reads, known, tmp_path, capl
         [str(reads)], directory.frame_store_dir, chunk_length_bp=500, rule=rule
     )
     identity = replace(IDENTITY, frame_rule=str(rule))
-    assert adopt_legacy_run(directory, store, {"dna": identity}) == {}
+    assert adopt_legacy_run(directory, store, {"dna": identity}, {"dna": np.arange(1)}) == {}
     assert "embedded open frames, and the frame rule of this one is open:code=11" in caplog.text
     assert not directory.parts_dir("dna").exists()
+
+
+def test_rows_that_the_run_does_not_embed_are_not_taken_over(reads, known, tmp_path, caplog):
+    directory = RunDirectory(tmp_path / "out", "s")
+    write_run(directory.path, known)
+    old.save(directory.path / "s_nucleotide/output_1_DNABERT_S.pt", old.dna_document(known.dna))
+    store = build_frame_store([str(reads)], directory.frame_store_dir, chunk_length_bp=500)
+    identities = {"dna": replace(IDENTITY, embedding_dim=DNA_DIM)}
+    nothing = np.empty(0, np.int64)
+    assert adopt_legacy_run(directory, store, identities, {"dna": nothing}) == {}
+    assert caplog.text == ""
+    wanted = store.sequences("dna").representatives[:1]
+    assert adopt_legacy_run(directory, store, identities, {"dna": wanted})["dna"] == 1
+    assert finished_rows(finished_parts(directory.parts_dir("dna"))).tolist() == wanted.tolist()
 
 
 def test_files_of_other_inputs_are_left_alone(reads, known, undisturbed, demo_weights, tmp_path):

@@ -61,7 +61,10 @@ def find_old_features(directory: RunDirectory) -> list[Path]:
 
 
 def adopt_legacy_run(
-    directory: RunDirectory, store: FrameStore, identities: Mapping[Alphabet, Identity]
+    directory: RunDirectory,
+    store: FrameStore,
+    identities: Mapping[Alphabet, Identity],
+    rows: Mapping[Alphabet, Int64Array],
 ) -> dict[Alphabet, int]:
     """Write the features of an old run as parts of this run, and return their numbers of rows.
 
@@ -74,6 +77,7 @@ def adopt_legacy_run(
         store: The run's open frames.
         identities: By alphabet the identity of the run's parts. Whoever resumes is responsible that
             the old features come from the same models.
+        rows: By alphabet the rows that the run is to embed.
 
     Returns:
         By alphabet the number of rows that were written.
@@ -89,8 +93,8 @@ def adopt_legacy_run(
         reason = f"the old run embedded open frames, and the frame rule of this one is {store.rule}"
         return _leave_out(directory, reason)
     # Before old files are opened: a run that has all its rows must not read gigabytes again.
-    missing = {name: _missing_rows(directory, store, name) for name in identities}
-    if not any(rows.any() for rows in missing.values()):
+    missing = {name: _missing_rows(directory, store, name, rows[name]) for name in identities}
+    if not any(are_missing.any() for are_missing in missing.values()):
         return {}
     # Frames of other chunks may have the same names, and other sequences.
     length_bp = read_expected_length(directory.path)
@@ -155,10 +159,12 @@ def _dims(identities: Mapping[Alphabet, Identity]) -> EmbeddingDims:
     return EmbeddingDims(**{name: one.embedding_dim for name, one in identities.items()})
 
 
-def _missing_rows(directory: RunDirectory, store: FrameStore, alphabet: Alphabet) -> BoolArray:
-    """Return which rows this run still has to embed: bool (num_frames,)."""
-    representatives = store.sequences(alphabet).representatives
-    missing: BoolArray = representatives == np.arange(store.num_rows)
+def _missing_rows(
+    directory: RunDirectory, store: FrameStore, alphabet: Alphabet, rows: Int64Array
+) -> BoolArray:
+    """Return which of `rows` this run still has to embed: bool (num_frames,)."""
+    missing = np.zeros(store.num_rows, np.bool_)
+    missing[rows] = True
     for part in finished_parts(directory.parts_dir(alphabet)):
         # A damaged part does not count: its rows are missing, and may come from the old files.
         with suppress(CheckpointError):

@@ -136,5 +136,6 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         with run.stage("take over an older run"):
             # Before the first pass looks for finished parts, so that it counts what was taken over.
             identities = {job.model.alphabet: job.identity for job in jobs}
-            adopt_legacy_run(directory, store, identities)
+            wanted = {job.model.alphabet: job.rows for job in jobs}
+            adopt_legacy_run(directory, store, identities, wanted)
     return Embedded(classifier, store, run_passes(run, jobs), screened)
