@@ -132,7 +132,7 @@ def _echo_run(path: Path, run: RunSummary) -> None:
         f"{run.chunk_length_bp} bp{rule}"
     )
     for alphabet, finished in run.finished.items():
-        echo(f"  {alphabet}: {finished:,} of {run.wanted[alphabet]:,} sequences finished")
+        echo(f"  {alphabet}: {finished:,} of {run.wanted[alphabet]:,} distinct sequences embedded")
     for error in run.errors:
         echo(f"  bad: {error}")
 

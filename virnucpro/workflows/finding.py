@@ -57,7 +57,7 @@ def find_frames(
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")
     if min(num_dna, num_proteins) < num_rows:
         logger.info(
-            "identical sequences are embedded once: %s DNA and %s proteins of %s",
+            "%s distinct DNA and %s distinct proteins of %s; equal sequences are embedded once",
             f"{num_dna:,}",
             f"{num_proteins:,}",
             count(num_rows, NAME_OF_ROW[rule.kind]),
