@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.config import EmbedConfig, PredictConfig, TrainConfig, input_stem
+from virnucpro.config import CalibrateConfig, EmbedConfig, PredictConfig, TrainConfig, input_stem
 from virnucpro.errors import UsageError
 
 
@@ -103,6 +103,18 @@ def test_impossible_settings_are_refused_by_name(settings, message):
 def test_a_file_is_not_viral_and_other_at_once():
     with pytest.raises(UsageError, match=r"b\.fa: was given 2 times; give each file once"):
         TrainConfig(viral=("a.fa", "b.fa"), other="./b.fa", output_path="head.safetensors")
+
+
+def test_what_a_command_reads_is_not_its_output(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "labels.tsv")
+    with pytest.raises(UsageError, match="link: is read by this command and would be replaced"):
+        CalibrateConfig(
+            classifier=tmp_path / "head.safetensors",
+            run=tmp_path,
+            truth=tmp_path / "labels.tsv",
+            output_path=tmp_path / "link",
+            force=True,
+        )
 
 
 def test_embed_settings():

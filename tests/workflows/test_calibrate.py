@@ -145,7 +145,7 @@ def test_the_command_prints_the_error_and_the_file(labelled, tmp_path: Path) -> 
 
 def test_mistakes_are_explained(labelled: CalibrateConfig, tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="exists already"):
-        calibrate(replace(labelled, output_path=labelled.truth, force=False))
+        calibrate(replace(labelled, output_path=labelled.run / "records.tsv", force=False))
     state, metadata, _ = read_classifier(labelled.classifier)
     other = tmp_path / "other.safetensors"
     save_classifier(other, state, replace(metadata, origin={"a": 1}))

@@ -79,6 +79,20 @@ def test_shares_become_the_run_that_embedded_everything(
         merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "merged"))
 
 
+def test_a_share_is_not_overwritten_by_the_whole(shares: list[Path], tmp_path: Path) -> None:
+    # By another path, which the settings alone do not show.
+    moved = [Path(shutil.copytree(share, tmp_path / share.name)) for share in shares]
+    (tmp_path / "s1" / "checkpoints").rename(tmp_path / "kept")
+    for name in ("s1", "out"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "checkpoints").symlink_to(tmp_path / "kept")
+    before = sorted((tmp_path / "kept").rglob("*"))
+    for output_dir in (tmp_path / "s1", tmp_path / "out"):
+        with pytest.raises(UsageError, match="choose another output"):
+            merge(MergeConfig(runs=tuple(moved), output_dir=output_dir, force=True))
+    assert sorted((tmp_path / "kept").rglob("*")) == before
+
+
 def test_a_missing_share_is_named(shares: list[Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found the shares 1/3, 3/3; missing: 2/3"):
         merge(MergeConfig(runs=(shares[0], shares[2]), output_dir=tmp_path / "merged"))

@@ -53,8 +53,9 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
     hide_other_gpus(launch.gpus)
     layout = RunDirectory(config.work_dir, config.output_path.stem)
     # The classifier and its directory are written at different times, so each may be there alone.
-    used = config.output_path.exists() or layout.is_used()
-    settled = settle_output(config, config.output_path, used=used, may_ask=True)
+    path = config.output_path if config.output_path.exists() else config.work_dir
+    used = path == config.output_path or layout.is_used()
+    settled = settle_output(config, path, used=used, may_ask=True)
     if settled is None:
         return
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)

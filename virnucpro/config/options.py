@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
@@ -255,6 +256,26 @@ class Config:
                 self._set(name, one.convert(value))
             except ValueError as error:
                 raise UsageError(f"{name} {brief(value)}: wanted {error}") from error
+        self._check_output()
+
+    def _check_output(self) -> None:
+        """Refuse an output that the command also reads, because --force would replace it."""
+        read: set[str] = set()
+        written = []
+        for name, one in options_of(type(self)).items():
+            value = getattr(self, name)
+            if one.path is None or value is None:
+                continue
+            if one.group == "Output" and one.path.startswith("new"):
+                written.append(value)
+            else:
+                read.update(map(os.path.realpath, value if one.is_many else [value]))
+        for path in written:
+            if os.path.realpath(path) in read:
+                raise UsageError(
+                    f"{path}: is read by this command and would be replaced; choose another "
+                    "output (-o)"
+                )
 
     def settings(self) -> dict[str, Any]:
         """Return every setting as JSON knows values, for run.json."""

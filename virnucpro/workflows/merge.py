@@ -24,7 +24,7 @@ from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
 from virnucpro.embedding.jobs import Job, make_frame_job
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, UsageError
 from virnucpro.reports.record_results import PredictResult, read_run_json
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run, open_run
@@ -53,6 +53,7 @@ def merge(config: MergeConfig) -> PredictResult:
     Raises:
         InputError: A directory holds no finished share, the shares are not of one run, or shares
             are missing.
+        UsageError: The output directory is one of the shares.
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
     documents = [
@@ -72,6 +73,9 @@ def merge(config: MergeConfig) -> PredictResult:
     here = dataclasses.replace(predict_config, device="cpu", precision="fp32")
     directory = RunDirectory(config.output_dir, predict_config.stem, predict_config.prefix)
     shares = [find_run(run) for run in config.runs]
+    # With --force, the run would remove the share before it is read.
+    if directory.frame_store_dir.resolve() in [one.frame_store_dir.resolve() for one in shares]:
+        raise UsageError(f"{config.output_dir}: is one of the shares; choose another output (-o)")
     with open_run(here, directory, predict_config.inputs) as run:
         classifier = open_classifier(predict_config)
         with run.stage("collect the shares"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.config import ReportConfig
-from virnucpro.errors import OutputExistsError
+from virnucpro.errors import OutputExistsError, UsageError
 from virnucpro.reports.pages.comparison_page import write_comparison_page
 from virnucpro.reports.pages.evaluation_page import write_evaluation_page
 from virnucpro.reports.pages.run_page import write_run_page
@@ -22,10 +22,14 @@ def report(config: ReportConfig) -> Path:
     Raises:
         InputError: A directory holds no finished run, or a file of it is damaged.
         OutputExistsError: The page would replace a file that is not the page of this run.
+        UsageError: The page would replace a result of one of the runs.
         OutputError: The page cannot be written.
     """
     first, *others = config.runs
-    path = config.output_path or (Path("report.html") if others else find_run(first).report_html)
+    runs = [find_run(run) for run in config.runs]
+    path = config.output_path or (Path("report.html") if others else runs[0].report_html)
+    if any(path.resolve() != run.report_html.resolve() and run.owns(path) for run in runs):
+        raise UsageError(f"{path}: is a result of the run; choose another name (-o)")
     # The page of a run in its own directory is made from that run, so a new one loses nothing.
     is_own = config.output_path is None and not others
     if path.exists() and not (config.force or is_own):
@@ -39,5 +43,5 @@ def report(config: ReportConfig) -> Path:
     elif (first / REPORT_NAME).is_file():
         write_evaluation_page(first, path)
     else:
-        write_run_page(find_run(first), path)
+        write_run_page(runs[0], path)
     return path

@@ -367,3 +367,11 @@ def test_the_page_of_an_evaluation(repository: Path, run_directory, look, tmp_pa
     with page.expect_download() as waiting:
         page.locator('[data-save="png"]').click()
     assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_replaces_no_result_of_the_run(run_directory) -> None:
+    before = run_directory.records_tsv.read_bytes()
+    result = report(run_directory.path, "-o", run_directory.records_tsv, "--force")
+    assert result.exit_code == 2
+    assert "records.tsv: is a result of the run; choose another name" in result.stderr
+    assert run_directory.records_tsv.read_bytes() == before
