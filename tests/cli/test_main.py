@@ -476,6 +476,14 @@ def test_on_a_terminal_the_user_is_asked(occupied):
 
 
 @pytest.mark.slow
+def test_the_end_of_the_input_is_no_answer(occupied):
+    code, seen = on_a_terminal("-m", "virnucpro", "predict", "a.fa", answer="\x04")
+    assert code == 130
+    assert "Error: interrupted; nothing was changed" in seen
+    assert (occupied / "records.tsv").exists()
+
+
+@pytest.mark.slow
 def test_a_yes_means_force(occupied):
     program = (
         "from virnucpro.cli.starting import *\n"

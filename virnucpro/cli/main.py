@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 # Long enough for the launcher to end this process when the main one has failed.
 _SECONDS_BEFORE_OTHERS_SPEAK = 3
 
+# 128 + 2, the number of the signal: what shells expect after Ctrl-C.
+_INTERRUPTED = 130
+
 # By name only, because importing the commands would slow down each start. In the order of `--help`:
 # what most people need comes first.
 _COMMANDS = (
@@ -113,7 +116,7 @@ class _Program(click.Group):
         try:
             with _signals_raise(), off_the_working_directory(), _printable_complaints():
                 return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.
             raise
         # Also Ctrl-C and SIGTERM, which are no Exceptions and have exit codes of their own.
@@ -145,8 +148,11 @@ def _explain(error: BaseException, command: str | None) -> int:
             return error.exit_code
         case KeyboardInterrupt():
             logger.log(ending, "interrupted%s", _how_to_go_on(command))
-            # 128 + 2, the number of the signal: what shells expect.
-            return 130
+            return _INTERRUPTED
+        # In place of the answer to a question.
+        case click.Abort():
+            logger.error("interrupted; nothing was changed")
+            return _INTERRUPTED
         case MemoryError():
             # Python's own error has no text.
             logger.error(
@@ -190,7 +196,7 @@ def _signals_raise() -> Iterator[None]:
     """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        _end_if_importing(frame, "interrupted", 130)
+        _end_if_importing(frame, "interrupted", _INTERRUPTED)
         signal.default_int_handler(signum, frame)
 
     def terminate(signum: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -28,6 +29,8 @@ from virnucpro.runtime.environment import (
     is_main_process,
     num_processes,
 )
+
+logger = logging.getLogger(__name__)
 
 AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
@@ -95,6 +98,7 @@ def settle_output(
     # Asked on standard error, because standard output may be JSON for a program.
     if click.confirm(question, err=True):
         return dataclasses.replace(config, force=True)
+    logger.info("%s: nothing was changed", path)
     return None
 
 
