@@ -84,11 +84,11 @@ class Run:
         self._began = time.monotonic()
         # In every process, because this runs the first kernel, which takes a second on a GPU. So
         # the models are opened and the frames are found beside it.
-        at = torch.cuda.current_device() if self.device.type == "cuda" else None
-        describing = threading.Thread(target=self._describe, args=(at,), name="first kernel")
-        describing.start()
-        if at is None:
-            describing.join()
+        if self.device.type == "cuda":
+            gpu = torch.cuda.current_device()
+            threading.Thread(target=self._describe, args=(gpu,), name="first kernel").start()
+        else:
+            self._describe(None)
 
     def _describe(self, gpu: int | None) -> None:
         """Log what computes, after the first kernel on this GPU."""
