@@ -57,7 +57,8 @@ def rotate_block(x_BL2HK: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
 
     Where they are in half precision, `interleave` has reordered them.
     """
-    # One copy brings the numbers into float32 and into the order in which attention reads them.
+    # In half precision, one copy brings the numbers into float32 and into the order in which
+    # attention reads them.
     x_2BHLK = x_BL2HK.permute(2, 0, 3, 1, 4).to(
         torch.float32, memory_format=torch.contiguous_format
     )

@@ -34,8 +34,9 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
     path = find_run(config.run_dir).metrics_path
     if not path.is_file():
         raise UsageError(
-            f"{path}: does not exist; give the output directory of `virnucpro predict`, or the "
-            ".parts directory that `virnucpro embed` keeps beside its output while it runs"
+            f"{path}: does not exist; give the output directory of `virnucpro predict`, the "
+            "_training directory of `virnucpro train`, or the .parts directory that `virnucpro "
+            "embed` keeps beside its output while it runs"
         )
     state, console = RunState(path), Console()
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)

@@ -50,7 +50,8 @@ class MonitorConfig(Config):
     """The settings of `monitor`."""
 
     run_dir: Path = argument(
-        help="Output directory of predict, or the .parts directory of embed.",
+        help="Output directory of predict, the _training directory of train, or the .parts "
+        "directory of embed.",
         metavar="RUN_DIR",
         path="run",
     )

@@ -41,7 +41,7 @@ def add_norm_quantize(
     return sum_XD, quantize(normed_XD)
 
 
-def norm_sum(hidden_XD: Tensor, delta_XD: Tensor, norm: nn.LayerNorm) -> Tensor:
+def norm_sum(hidden_XD: Tensor, delta_XD: Tensor | None, norm: nn.LayerNorm) -> Tensor:
     """Return the layer norm (X, D) of the sum."""
     return add_norm(hidden_XD, delta_XD, norm)[1]
 
