@@ -444,7 +444,7 @@ def test_embed_does_not_overwrite_its_input(
     Path("good.fa").write_bytes(GOOD)
     line = "embed good.fa --backend dnabert-s -o ./good.fa --force --weights"
     result = CliRunner().invoke(main, [*line.split(), demo_weights["dna_weights"]])
-    assert_one_error(result, 2, "good.fa: is an input, and also a result")
+    assert_one_error(result, 2, "good.fa: is read by this command and would be replaced")
     assert Path("good.fa").read_bytes() == GOOD
 
 
