@@ -80,7 +80,7 @@ def test_a_launch_takes_nothing_from_strangers(tmp_path: Path):
         _, told = run.communicate()
     assert run.returncode == 0, told
     assert not traces.exists()
-    assert re.findall(r"(\d+) batches; they follow", told) == ["5", "5"]
+    assert re.findall(r"(\d+) batches are left over", told) == ["5", "5"]
     assert "bug" not in told
     predict(PredictConfig(inputs=(str(reads),), model_type="mini", output_dir=tmp_path / "alone"))
     assert_tables_equal_but_for_rounding(tmp_path / "out", tmp_path / "alone")
