@@ -308,7 +308,9 @@ def test_rows_that_the_run_does_not_embed_are_not_taken_over(reads, known, tmp_p
     store = build_frame_store([str(reads)], directory.frame_store_dir, chunk_length_bp=500)
     identities = {"dna": replace(IDENTITY, embedding_dim=DNA_DIM)}
     nothing = np.empty(0, np.int64)
-    assert adopt_legacy_run(directory, store, identities, {"dna": nothing}) == {}
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert adopt_legacy_run(directory, store, identities, {"dna": nothing}) == {}
     assert caplog.text == ""
     wanted = store.sequences("dna").representatives[:1]
     assert adopt_legacy_run(directory, store, identities, {"dna": wanted})["dna"] == 1

@@ -183,7 +183,8 @@ def test_run_log_tells_the_story_and_reports_duplicates(golden_run):
     num_dna, num_proteins = (
         len(distinct_rows(golden_run.output_dir, alphabet)) for alphabet in ("dna", "protein")
     )
-    assert f"{num_dna} DNA and {num_proteins} proteins of {golden_run.num_frames} open fr" in log
+    found = f"{num_dna} distinct DNA and {num_proteins} distinct proteins"
+    assert f"{found} of {golden_run.num_frames} open frames" in log
 
 
 @pytest.mark.parametrize("alphabet", ["dna", "protein"])
