@@ -51,15 +51,13 @@ def start(port: int, rank: int, *command: str) -> subprocess.Popen[str]:
 
 
 def test_sockets_of_one_machine_stay_on_it(monkeypatch):
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     _choose_network("127.0.0.1")
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        addresses = psutil.net_if_addrs()[os.environ[name]]
-        assert "127.0.0.1" in [address.address for address in addresses]
+    addresses = psutil.net_if_addrs()[os.environ["GLOO_SOCKET_IFNAME"]]
+    assert "127.0.0.1" in [address.address for address in addresses]
 
 
 def test_processes_that_nobody_launched_meet():

@@ -83,7 +83,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     store = wait_for_all(compute.rendezvous_timeout)
     # This starts nvidia-smi, which a run of one process can do without.
     if num_processes() > 1 and not check_cuda_p2p_ib_support():
-        # NCCL has neither between these GPUs, and Accelerate wants this to be said.
+        # Of NCCL on these GPUs. We do not use it, but Accelerate wants this to be said.
         for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
             os.environ.setdefault(name, "1")
     with _without_training_variables():
@@ -109,7 +109,7 @@ def _start_accelerator(wanted: torch.device | None, num_gpus: int) -> Accelerato
     group = InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT)
     if num_processes() > 1:
         # Also between GPUs: processes send each other a few small objects, and NCCL would take
-        # seconds to start for them. `make_summing_group` is for more.
+        # seconds to start for them.
         group.backend = "gloo"
     try:
         return Accelerator(
@@ -125,16 +125,6 @@ def _start_accelerator(wanted: torch.device | None, num_gpus: int) -> Accelerato
             f"variables, of which these are set: {', '.join(names) or 'none of its own'}; "
             "unset what you do not need"
         ) from error
-
-
-def make_summing_group(device: torch.device) -> torch.distributed.ProcessGroup:
-    """Return a group of all processes to sum tensors on `device`; every process must call this."""
-    # Gloo would take the tensors of GPUs through the memory of the hosts.
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    group: torch.distributed.ProcessGroup = torch.distributed.new_group(
-        backend=backend, timeout=_COLLECTIVE_TIMEOUT
-    )
-    return group
 
 
 @contextmanager

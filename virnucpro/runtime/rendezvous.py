@@ -101,9 +101,6 @@ def _choose_network(host: str) -> None:
             for interface, addresses in psutil.net_if_addrs().items():
                 if own in (address.address for address in addresses):
                     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-                    if ipaddress.ip_address(own).is_loopback:
-                        # NCCL would listen on a network that others can reach.
-                        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
                     return
 
 

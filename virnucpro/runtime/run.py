@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +32,6 @@ from virnucpro.runtime.devices import (
     device_name,
     gpu_uuid,
     make_accelerator,
-    make_summing_group,
 )
 from virnucpro.runtime.environment import machine_name
 from virnucpro.runtime.locks import locked
@@ -158,15 +156,9 @@ class Run:
         return values[0]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replace `tensor`, on the run's device, by the sum of every process's, and return it."""
-        if self.num_processes > 1:
-            torch.distributed.all_reduce(tensor, group=self._summing_group)
-        return tensor
-
-    @cached_property
-    def _summing_group(self) -> torch.distributed.ProcessGroup:
-        # Only a training sums tensors, so only a training waits for the start of NCCL.
-        return make_summing_group(self.device)
+        """Return the sum of every process's `tensor`, which is on the run's device."""
+        summed: torch.Tensor = self._accelerator.reduce(tensor, "sum")
+        return summed
 
     def make_counter(self) -> Callable[[], int]:
         """Return a function that counts 0, 1, 2, ... over all processes of the launch.
