@@ -255,7 +255,7 @@ def test_one_kind_of_embeddings(unfinished, tmp_path, caplog):
     (path,) = export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz")).paths
     with np.load(path) as arrays:
         assert set(arrays) == {"ids", "dna"}
-    assert "unfinished: holds dna embeddings only, and nothing else is written" in caplog.text
+    assert "unfinished: holds dna embeddings only; the output lacks all others" in caplog.text
 
 
 def test_damaged_parts_are_not_exported(unfinished, tmp_path):

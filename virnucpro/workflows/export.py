@@ -81,7 +81,7 @@ def export_embeddings(
         )
     if len(source.readers) < len(ALPHABETS):
         logger.warning(
-            "%s: holds %s embeddings only, and nothing else is written",
+            "%s: holds %s embeddings only; the output lacks all others",
             config.source,
             " and ".join(source.readers),
         )
