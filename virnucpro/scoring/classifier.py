@@ -82,23 +82,6 @@ class ClassifierMetadata:
         return document
 
 
-def wanted_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a classifier, given that of its first layer."""
-    # The first layer says the sizes. All other shapes follow, and are compared with the file.
-    first_shape = tuple(getattr(state.get("hidden_layer.weight"), "shape", ()))
-    num_hidden, input_dim = (*first_shape, 0, 0)[:2]
-    return {
-        "hidden_layer.weight": (num_hidden, input_dim),
-        "hidden_layer.bias": (num_hidden,),
-        "bn1.weight": (num_hidden,),
-        "bn1.bias": (num_hidden,),
-        "bn1.running_mean": (num_hidden,),
-        "bn1.running_var": (num_hidden,),
-        "output_layer.weight": (len(CLASS_NAMES), num_hidden),
-        "output_layer.bias": (len(CLASS_NAMES),),
-    }
-
-
 class Classifier:
     """A loaded classifier of either kind.
 

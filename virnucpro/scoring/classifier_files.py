@@ -34,7 +34,6 @@ from virnucpro.scoring.classifier import (
     Classifier,
     ClassifierMetadata,
     FrameClassifier,
-    wanted_shapes,
 )
 from virnucpro.scoring.region_model import RegionModel
 
@@ -172,7 +171,7 @@ def check_state(
     found.pop("bn1.num_batches_tracked", None)
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in found.items()}
     sizes = None if metadata is None else metadata.chunk_head
-    wanted = wanted_shapes(found) if sizes is None else sizes.shapes()
+    wanted = _wanted_shapes(found) if sizes is None else sizes.shapes()
     wrong = [
         f"{name} is {shapes.get(name, 'missing')}, wanted {wanted.get(name, 'nothing')}"
         for name in sorted(shapes.keys() | wanted.keys())
@@ -191,6 +190,23 @@ def check_state(
     if metadata is not None:
         _check_dims(path, metadata, wanted)
     return tensors
+
+
+def _wanted_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a classifier, given that of its first layer."""
+    # The first layer says the sizes. All other shapes follow, and are compared with the file.
+    first_shape = tuple(getattr(state.get("hidden_layer.weight"), "shape", ()))
+    num_hidden, input_dim = (*first_shape, 0, 0)[:2]
+    return {
+        "hidden_layer.weight": (num_hidden, input_dim),
+        "hidden_layer.bias": (num_hidden,),
+        "bn1.weight": (num_hidden,),
+        "bn1.bias": (num_hidden,),
+        "bn1.running_mean": (num_hidden,),
+        "bn1.running_var": (num_hidden,),
+        "output_layer.weight": (len(CLASS_NAMES), num_hidden),
+        "output_layer.bias": (len(CLASS_NAMES),),
+    }
 
 
 def _check_dims(
