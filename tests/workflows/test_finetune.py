@@ -112,8 +112,11 @@ def test_the_report_has_the_curve_of_the_steps(tuned):
     assert all(0 <= one["auroc"] <= 1 for one in report["losses"])
     metrics = (tuned.with_name("tuned_training") / "metrics.jsonl").read_text().splitlines()
     told = [line for line in map(json.loads, metrics) if line["kind"] == "training"]
-    assert [line["step"] for line in told] == [10, 20]
-    assert [line["auroc"] for line in told] == [None, report["losses"][0]["auroc"]]
+    # Before and after each evaluation.
+    assert [line["step"] for line in told] == [10, 10, 20, 20]
+    first, last = (one["auroc"] for one in report["losses"])
+    assert [line["auroc"] for line in told] == [None, first, first, last]
+    assert told[-1]["loss"] == report["losses"][-1]["train"]
 
 
 def test_composition_is_learned_from_open_frames(settings, demo_weights, tmp_path):

@@ -150,8 +150,10 @@ class FineTuning(TrainingLoop):
         return {"valid": found.loss, "auroc": found.auroc}
 
     def report(self, *, is_best: bool) -> None:
-        """Log the losses, the AUROC, and how fast it goes."""
+        """Log the losses, the AUROC, and how fast it goes, and tell the views."""
         last = self.progress.losses[-1]
+        # At once, because no step follows the last evaluation.
+        self._tell(last["train"])
         logger.info(
             "step %d of %d: loss %.4f, held out %.4f, AUROC %.4f%s; %s tokens/s a process%s",
             *(last["step"], self._config.steps, last["train"], last["valid"], last["auroc"]),
@@ -164,6 +166,10 @@ class FineTuning(TrainingLoop):
         if not self._sums:
             return
         super()._look()
+        self._tell(self.progress.loss / max(self.progress.num_chunks, 1))
+
+    def _tell(self, loss: float) -> None:
+        """Tell the views how far it is, and what the last evaluation found."""
         progress = self.progress
         last = progress.losses[-1] if progress.losses else {}
         self._run.monitor.tell_training(
@@ -171,7 +177,7 @@ class FineTuning(TrainingLoop):
                 progress.step,
                 self._config.steps,
                 min(1.0, self.schedule()[1]),
-                progress.loss / max(progress.num_chunks, 1),
+                loss,
                 last.get("valid"),
                 last.get("auroc"),
             )
