@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.plugins import install_module, run_python
-from tests.runs import REPOSITORY, accelerate_launch, run, write_reads
+from tests.plugins import install_module
+from tests.runs import accelerate_launch, run, write_reads
 from virnucpro.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -123,26 +123,27 @@ def test_one_model_is_compared_with_an_earlier_report(
     ],
 )
 def test_the_exit_code_tells_what_is_wrong(
-    precision: str, code: int, message: str, tmp_path: Path
+    precision: str, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from virnucpro.backend.testing.toy.model import write_toy_weights
 
     install_module(tmp_path / "site", PLUGIN, "faulty-backend", name="faulty")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
     write_toy_weights(tmp_path / "toy.safetensors")
-    command = ["-m", "virnucpro", "benchmark", "--device=cpu", "--suite=equivalence", "--json"]
+    command = ["benchmark", "--suite=equivalence", "--json"]
     options = ["--model=faulty", "--weights=toy.safetensors", f"--precision={precision}"]
-    sites = [REPOSITORY, REPOSITORY / "backends", tmp_path / "site"]
-    done = run_python(*command, *options, sites=sites, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
+    done = invoke(*command, *options)
+    assert done.exit_code == code, done.stderr
     assert message in done.stderr
     assert [line["is_off"] for line in json.loads(done.stdout)["lines"]] == [code == 1]
     if code == 0:
-        without_weights = run_python(*command, "--model=faulty", sites=sites, cwd=tmp_path)
-        assert without_weights.returncode == 2
+        without_weights = invoke(*command, "--model=faulty")
+        assert without_weights.exit_code == 2
         assert "give some with --weights" in without_weights.stderr
     if code == 2:
-        profiled = run_python("-m", "virnucpro", "profile", *options, sites=sites, cwd=tmp_path)
-        assert profiled.returncode == 4
+        profiled = profile(*options)
+        assert profiled.exit_code == 4
         assert "do not fit the memory of cpu" in profiled.stderr
 
 
@@ -172,7 +173,7 @@ def test_a_run_takes_the_budget_that_profile_stored(
     said, wanted = embed(tmp_path / "before.h5", weights, reads)
     assert "of up to 2,048 tokens" in said
 
-    done = profile(
+    options = [
         "--model=dnabert-s",
         f"--weights={weights}",
         "--min-batch=100",
@@ -180,8 +181,10 @@ def test_a_run_takes_the_budget_that_profile_stored(
         "--step=100",
         f"--test-file={reads}",
         f"--output={tmp_path / 'profile.json'}",
-    )
+    ]
+    done = profile(*options)
     assert done.exit_code == 0, done.stderr
+    assert profile(*options).exit_code == 2, "the file exists"
     document = json.loads((tmp_path / "profile.json").read_text())
     assert [each["batch_tokens"] for each in document["measurements"]] == [100, 200, 300]
     assert all(each["tokens_per_s"] > 0 for each in document["measurements"])

@@ -7,7 +7,9 @@ counts a distribution once, even if it is on `sys.path` twice (editable and inst
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast, get_args
@@ -73,6 +75,13 @@ def load_backend(name: str) -> LoadedBackend:
     Raises:
         BackendError: It is not installed, broken, or registered twice.
     """
+    return _load_backend(name, tuple(sys.path))
+
+
+# A run asks often, and each search reads the metadata of all packages on the path. An error is not
+# kept, so a package may be installed after it.
+@functools.cache
+def _load_backend(name: str, path: tuple[str, ...]) -> LoadedBackend:
     found = _find_entry_points()
     if name not in found:
         raise BackendError(_explain_unknown(name, list(found)))
