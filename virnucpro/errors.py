@@ -30,7 +30,7 @@ class UsageError(VirnucproError):
 
 
 class OutputExistsError(UsageError):
-    """The output directory exists, and the user gave neither --force nor --resume."""
+    """The output exists, and the user gave neither --force nor --resume."""
 
 
 class OutputError(VirnucproError):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
+from virnucpro.errors import UsageError
 from virnucpro.runtime.logs import log_to_file, set_console_level, set_up_logging
 
 ours = logging.getLogger("virnucpro.somewhere")
@@ -62,6 +64,25 @@ def test_a_log_file_has_the_news_even_when_the_console_is_quiet(capsys, tmp_path
     lines = path.read_text().splitlines()
     assert [line.split(": ")[-1] for line in lines] == ["news", "foreign trouble", "failure"]
     assert " INFO virnucpro.somewhere: news" in lines[0]
+
+
+@pytest.mark.parametrize("content", [b">contig\nACGT\n", b"2026-01-01\tvirus\n", b"\x1f\x8b\x08"])
+def test_messages_are_not_appended_to_another_file(tmp_path, content):
+    path = tmp_path / "input"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"input: exists and is no log of virnucpro; name another"):
+        set_up_logging(logging.INFO, path)
+    assert path.read_bytes() == content
+
+
+def test_a_log_file_is_appended_to(tmp_path):
+    path = tmp_path / "all.log"
+    path.touch()
+    for _ in range(2):
+        set_up_logging(logging.INFO, path)
+        ours.info("news")
+    assert path.read_text().count("news") == 2
+    set_up_logging(logging.INFO, Path("/dev/null"))
 
 
 def test_a_run_log_is_appended_to_and_ends_with_the_run(tmp_path):

@@ -49,6 +49,16 @@ def test_the_command_writes_a_table(fasta: bytes) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["frames.tsv", "input.fa"]
 
 
+def test_an_existing_file_is_overwritten_only_if_asked(fasta: bytes) -> None:
+    Path("frames.tsv").write_text("mine")
+    result = run("input.fa", "-e", "300", "-o", "frames.tsv")
+    assert result.exit_code == 2
+    assert "frames.tsv: exists already; overwrite it with --force" in result.stderr
+    assert Path("frames.tsv").read_text() == "mine"
+    assert run("input.fa", "-e", "300", "-o", "frames.tsv", "--force").exit_code == 0
+    assert Path("frames.tsv").read_bytes() == TABLE
+
+
 def test_rna_gives_the_table_of_its_dna(fasta: bytes) -> None:
     Path("rna.fa").write_bytes(fasta.replace(b"T", b"U").replace(b"t", b"u"))
     result = run("rna.fa", "-e", "300", "-o", "frames.tsv")
@@ -73,7 +83,8 @@ def test_the_command_follows_the_frame_rule(fasta: bytes) -> None:
 
 def test_the_command_reads_and_writes_pipes(fasta: bytes) -> None:
     assert run("-", stdin=fasta).stdout_bytes == TABLE
-    assert run("input.fa", "-o", "/dev/null").exit_code == 0
+    for _ in range(2):
+        assert run("input.fa", "-o", "/dev/null").exit_code == 0
     assert Path("/dev/null").is_char_device()
 
 

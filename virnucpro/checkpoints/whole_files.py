@@ -11,10 +11,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from virnucpro.errors import OutputError, writing_remedy
+from virnucpro.errors import OutputError, OutputExistsError, writing_remedy
 
 # For what a format adds to its content.
 _SPARE_BYTES = 1 << 16
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse an output that is there already; a command calls this unless it has --force.
+
+    Raises:
+        OutputExistsError: Something is there.
+    """
+    if path.exists():
+        raise OutputExistsError(
+            f"{path}: exists already; overwrite it with --force, or choose another output (-o)"
+        )
 
 
 def make_output_dir(path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from virnucpro.backend.registry import load_backend
+from virnucpro.checkpoints.whole_files import refuse_existing, write_json
 from virnucpro.cli.options import config_command
 from virnucpro.cli.starting import make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
@@ -40,6 +40,8 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
       virnucpro profile -m dnabert-s --weights models/DNABERT-S --precision fp16
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
+    if config.output_path is not None and not config.force:
+        refuse_existing(config.output_path)
     # A wrong name of a backend must show before the question of its weights.
     load_backend(config.model)
     location = config.weights or _DEFAULT_WEIGHTS.get(config.model)
@@ -80,4 +82,4 @@ def _write(path: Path, profile: BudgetProfile, location: str) -> None:
         ],
         "best_batch_tokens": profile.best,
     }
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_json(path, document)

@@ -6,12 +6,11 @@ import os
 
 import click
 
-from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.checkpoints.whole_files import open_whole, refuse_existing
 from virnucpro.cli.checkpoints import NO_SUCH_PLACE, echo_run_errors, echo_verdicts
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import GenerateConfigConfig, ValidateCheckpointsConfig, ValidateConfig
-from virnucpro.errors import OutputExistsError
 
 # What is left of a sequence without these letters is ambiguous.
 _WITHOUT_BASES = str.maketrans("", "", "ACGTacgt")
@@ -46,8 +45,8 @@ def generate_config_command(ctx: click.Context, config: GenerateConfigConfig) ->
     from virnucpro.config.settings_file import make_template
 
     output = config.output_path
-    if output.exists() and not config.force:
-        raise OutputExistsError(f"{output} exists; give --force to overwrite it, or another name")
+    if not config.force:
+        refuse_existing(output)
     # The file that a link such as /dev/stdout leads to, and not the link, is replaced.
     with open_whole(output.resolve()) as file:
         file.write(make_template())

@@ -70,6 +70,7 @@ class ProfileConfig(DeviceConfig, group="Measuring"):
         metavar="JSON",
         path="new file",
     )
+    force: bool = option(False, "-f", help="Overwrite an existing file.", group="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

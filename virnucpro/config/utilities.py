@@ -39,6 +39,7 @@ class FrameTableConfig(Config):
         group="Output",
         metavar="FILE",
     )
+    force: bool = option(False, "-f", help="Overwrite an existing file.", group="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,4 +147,4 @@ class GenerateConfigConfig(Config):
     output_path: Path = option(
         Path("virnucpro_config.yaml"), "-o", "--output", help="File to write.", path="new file"
     )
-    force: bool = option(False, "-f", help="Overwrite the file.")
+    force: bool = option(False, "-f", help="Overwrite an existing file.")

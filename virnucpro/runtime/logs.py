@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from typing import IO, Any
 
 from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_to_append
-from virnucpro.errors import printable
+from virnucpro.errors import UsageError, printable
 from virnucpro.runtime.environment import is_main_process
 
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FIRST_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
 
 _installed: list[logging.Handler] = []
 
@@ -27,8 +29,11 @@ def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> N
     call replaces the handlers of the first.
 
     Raises:
+        UsageError: `log_path` holds something else than a log.
         OSError: `log_path` cannot be written.
     """
+    if log_path is not None:
+        _refuse_other_files(log_path)
     root = logging.getLogger()
     while _installed:
         handler = _installed.pop()
@@ -84,6 +89,18 @@ def log_to_file(path: Path) -> Iterator[None]:
         ours.setLevel(level_before)
         root.removeHandler(handler)
         handler.close()
+
+
+def _refuse_other_files(path: Path) -> None:
+    # Messages at the end of an input would damage it. Devices and pipes take them as they come.
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        beginning = file.read(100)
+    if beginning and not _FIRST_LINE.match(beginning):
+        raise UsageError(
+            f"{path}: exists and is no log of virnucpro; name another file (-l), or remove this one"
+        )
 
 
 def _make_file_handler(kind: type[_FileHandler], path: Path) -> logging.FileHandler:

@@ -16,9 +16,9 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import find_run
-from virnucpro.checkpoints.whole_files import make_output_dir
+from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import DEFAULT_THRESHOLD, CalibrateConfig
-from virnucpro.errors import ClassifierError, InputError, OutputExistsError
+from virnucpro.errors import ClassifierError, InputError
 from virnucpro.reports.labels import number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
 from virnucpro.reports.record_results import read_run_json
@@ -74,11 +74,8 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         OutputExistsError: The file exists.
         OutputError: The file cannot be written.
     """
-    if config.output_path.exists() and not config.force:
-        raise OutputExistsError(
-            f"{config.output_path}: exists already; overwrite it with --force, or choose another "
-            "file (-o)"
-        )
+    if not config.force:
+        refuse_existing(config.output_path)
     # The tensors are written again as they are, so the scores stay the same.
     state, found, changes = read_classifier(config.classifier)
     directory = find_run(config.run)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray
-from virnucpro.checkpoints.whole_files import make_output_dir
+from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import EvaluateConfig
-from virnucpro.errors import InputError, OutputExistsError, brief
+from virnucpro.errors import InputError, brief
 from virnucpro.reports.figures import Curve, draw_report
 from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
@@ -75,11 +75,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     directory = config.resolved_output_dir
     stale = directory / STALE_NAME
     # The run was called again after that report, so the report may be replaced without --force.
-    if directory.exists() and not config.force and not stale.exists():
-        raise OutputExistsError(
-            f"{directory}: exists already; overwrite the report there with --force, or choose "
-            "another directory (-o)"
-        )
+    if not (config.force or stale.exists()):
+        refuse_existing(directory)
     # A pipe is as good as a file.
     if not config.records_tsv.exists():
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virnucpro.backend.arrays import split_rows
-from virnucpro.checkpoints.whole_files import replace_when_whole
+from virnucpro.checkpoints.whole_files import refuse_existing, replace_when_whole
 from virnucpro.config import STDIN, FrameRule, FrameTableConfig
 from virnucpro.errors import UsageError, VirnucproError, printable
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
@@ -20,6 +20,7 @@ def write_frames(config: FrameTableConfig) -> None:
 
     Raises:
         UsageError: The output is one of the inputs, or the frame rule is invalid.
+        OutputExistsError: The output exists.
         InputError: A sequence file cannot be read.
         VirnucproError: The output cannot be written.
     """
@@ -29,6 +30,8 @@ def write_frames(config: FrameTableConfig) -> None:
         raise UsageError(f"{output}: is the input; choose another output (-o)")
     # A pipe or /dev/null must not be replaced by a file.
     is_file = output != STDIN and (target.is_file() or not target.exists())
+    if is_file and not config.force:
+        refuse_existing(Path(output))
     try:
         with tempfile.TemporaryDirectory(
             prefix=".virnucpro-frames-", dir=target.parent if is_file else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from virnucpro.checkpoints.run_directory import find_run
+from virnucpro.checkpoints.whole_files import refuse_existing
 from virnucpro.config import ReportConfig
-from virnucpro.errors import OutputExistsError, UsageError
+from virnucpro.errors import UsageError
 from virnucpro.reports.pages.comparison_page import write_comparison_page
 from virnucpro.reports.pages.evaluation_page import write_evaluation_page
 from virnucpro.reports.pages.run_page import write_run_page
@@ -32,10 +33,8 @@ def report(config: ReportConfig) -> Path:
         raise UsageError(f"{path}: is a result of the run; choose another name (-o)")
     # The page of a run in its own directory is made from that run, so a new one loses nothing.
     is_own = config.output_path is None and not others
-    if path.exists() and not (config.force or is_own):
-        raise OutputExistsError(
-            f"{path}: exists already; overwrite it with --force, or choose another name (-o)"
-        )
+    if not (config.force or is_own):
+        refuse_existing(path)
     # Only runs of `predict` are compared; their tables have the same columns.
     if others:
         write_comparison_page(config.runs, path)

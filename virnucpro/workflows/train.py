@@ -13,12 +13,12 @@ import numpy as np
 from virnucpro import __version__
 from virnucpro.backend.arrays import Int64Array, split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.checkpoints.whole_files import make_output_dir
+from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import FrameRule, TrainConfig
 from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, gather_features, run_passes
-from virnucpro.errors import IncompleteError, OutputExistsError
+from virnucpro.errors import IncompleteError
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.reports.pages.evaluation_page import write_evaluation_page
@@ -98,11 +98,8 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
     """
-    if config.output_path.exists() and not (config.force or config.resume):
-        raise OutputExistsError(
-            f"{config.output_path}: exists already; overwrite it with --force, or choose another "
-            "(-o)"
-        )
+    if not (config.force or config.resume):
+        refuse_existing(config.output_path)
     directory = RunDirectory(config.work_dir, config.output_path.stem)
     with open_run(config, directory, config.inputs, on_progress) as run:
         result = None
