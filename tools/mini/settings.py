@@ -61,7 +61,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
         help="begin with an earlier run's best weights and sizes",
     )
     parser.add_argument("--group-share", type=float, default=1.0, help="learn from fewer groups")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="on a GPU: with torch.compile")
     for field in fields(Sizes):
         if isinstance(field.default, int) and not isinstance(field.default, bool):
             name = f"--{field.name.replace('_', '-')}"

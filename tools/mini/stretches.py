@@ -1,6 +1,7 @@
 """The tokens of chunks and of their stretches, for whole batches on any device.
 
-Shapes: C chunks of L bases, K codons, N stretches of a chunk, T tokens, W words of DNA of k bases.
+Shapes: C chunks of L bases, K codons, N stretches of a chunk, F stretches of all chunks, T tokens,
+W words of DNA of k bases.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from virnucpro_esm2.attention import Packing
 from virnucpro_esm2.tokens import TOKENS
 
 from virnucpro.config.frame_rule import STANDARD_CODE, FrameRule
@@ -19,7 +21,7 @@ from virnucpro.training.stretches import AMBIGUOUS, Stretches, find_stretches
 
 PROTEIN_PAD, PROTEIN_MASK = TOKENS.index("<pad>"), TOKENS.index("<mask>")
 DNA_SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
-DNA_PAD, DNA_MASK = DNA_SPECIAL.index("[PAD]"), DNA_SPECIAL.index("[MASK]")
+DNA_MASK = DNA_SPECIAL.index("[MASK]")
 
 _LENGTH_MULTIPLE = 8  # fast attention wants masks of rows aligned to 16 bytes
 _NO_RESIDUE = len(TOKENS)
@@ -37,7 +39,7 @@ class ChunkTokens(NamedTuple):
     """What a model reads of chunks of one length.
 
     Attributes:
-        dna_CT: int64, the tokens of each chunk's whole DNA.
+        dna_CT: int64, the tokens of each chunk's whole DNA; all chunks have as many.
         protein_CNT: int64, the tokens of its stretches' proteins, padded.
         features_CNK: float32, what the head is told of the stretches.
         is_stretch_CN: bool, whether there is a stretch.
@@ -47,6 +49,25 @@ class ChunkTokens(NamedTuple):
     protein_CNT: Tensor
     features_CNK: Tensor
     is_stretch_CN: Tensor
+
+
+class Proteins(NamedTuple):
+    """The proteins of all stretches, the shortest first, without padding.
+
+    Attributes:
+        token_ids_T: int64, the tokens of all.
+        packing: Where each protein lies.
+        order_F: int64, the stretch of each protein.
+    """
+
+    token_ids_T: Tensor
+    packing: Packing
+    order_F: Tensor
+
+    def of_tokens(self, values_F: Tensor) -> Tensor:
+        """Return (T,): for each token the value of its stretch."""
+        sorted_F, lengths_F = values_F[self.order_F], self.packing.lengths_B
+        return sorted_F.repeat_interleave(lengths_F, output_size=len(self.token_ids_T))
 
 
 def read_chunks(codes_CL: Tensor, rule: FrameRule, word_bp: int) -> ChunkTokens:
@@ -65,6 +86,26 @@ def read_chunks(codes_CL: Tensor, rule: FrameRule, word_bp: int) -> ChunkTokens:
         stretch_features(length_CN, is_whole_CN, codes_CL.shape[1]),
         length_CN > 0,
     )
+
+
+def pack_proteins(chunks: list[ChunkTokens]) -> Proteins:
+    """Return the proteins of chunks, those of each length after the other.
+
+    The CPU waits here for a GPU, because it must know how many tokens there are.
+    """
+    longest = max(one.protein_CNT.shape[2] for one in chunks)
+    padded_FT = torch.cat(
+        [
+            functional.pad(x, (0, longest - x.shape[1]), value=PROTEIN_PAD)
+            for x in (one.protein_CNT.flatten(0, 1) for one in chunks)
+        ]
+    )
+    # On a CPU, sequences of one length attend together.
+    lengths_F, order_F = (padded_FT != PROTEIN_PAD).sum(1).sort()
+    padded_FT = padded_FT[order_F]
+    offsets = functional.pad(lengths_F.cumsum(0, dtype=torch.int32), (1, 0))
+    packing = Packing(lengths_F, offsets, longest)
+    return Proteins(padded_FT[padded_FT != PROTEIN_PAD], packing, order_F)
 
 
 def first_word_id(num_bases: int) -> int:
@@ -87,7 +128,7 @@ def tokenize_stretches(stretches: Stretches) -> Tensor:
 
 
 def tokenize_dna(codes_CL: Tensor, word_bp: int) -> Tensor:
-    """Return int64 (C, T): the tokens of each chunk's whole DNA, padded."""
+    """Return int64 (C, T): the tokens of each chunk's whole DNA."""
     num_bases = codes_CL.shape[1]
     num_words = -(-num_bases // word_bp)
     column_L = torch.arange(num_words * word_bp, device=codes_CL.device)
@@ -103,10 +144,8 @@ def tokenize_dna(codes_CL: Tensor, word_bp: int) -> Tensor:
     tokens_CW = first_ids[is_base_Wk.sum(1) - 1] + number_CW
     is_unknown_CW = ((words_CWk == AMBIGUOUS) & is_base_Wk).any(2)
     tokens_CW = tokens_CW.masked_fill(is_unknown_CW, DNA_SPECIAL.index("[UNK]"))
-    num_tokens = round_up(num_words + 2)
-    tokens_CT = functional.pad(tokens_CW, (1, num_tokens - num_words - 1), value=DNA_PAD)
+    tokens_CT = functional.pad(tokens_CW, (1, 1), value=DNA_SPECIAL.index("[SEP]"))
     tokens_CT[:, 0] = DNA_SPECIAL.index("[CLS]")
-    tokens_CT[:, num_words + 1] = DNA_SPECIAL.index("[SEP]")
     return tokens_CT
 
 

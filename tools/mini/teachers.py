@@ -9,19 +9,24 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from virnucpro_dnabert_s import backend as dna_backend
+from virnucpro_esm2 import backend as protein_backend
 from virnucpro_esm2.weights import HUB_FILES, read_checkpoint
 
-from tools.mini.model import MiniModel, Sizes
-from tools.mini.stretches import ChunkTokens
+from tools.mini.model import MiniModel, Sizes, judge
+from tools.mini.stretches import ChunkTokens, Proteins
+from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.weights import locate_weights
 from virnucpro.config import FrameRule
 
 SETTINGS_NAME = "settings.json"
 WEIGHTS_NAME = "weights.safetensors"
+MODEL_NAME = "model"
 
 
 def read_run(run: Path) -> tuple[MiniModel, FrameRule]:
@@ -34,19 +39,55 @@ def read_run(run: Path) -> tuple[MiniModel, FrameRule]:
     return model, FrameRule("stretches", settings["num_stretches"], settings["min_codons"])
 
 
-def read_teacher(run: Path, word_bp: int) -> MiniModel:
-    """Return the best model of a run.
+class Teacher:
+    """The best model of a run as `predict` computes it: fast, and without gradients.
 
-    Raises:
-        ValueError: Its DNA is cut into other words than those of `word_bp` bases.
+    Attributes:
+        protein_width: Numbers of its protein embeddings.
     """
-    model, _ = read_run(run)
-    if model.sizes.word_bp != word_bp:
-        raise ValueError(
-            f"{run}: learned words of {model.sizes.word_bp} bases, wanted a teacher that knows "
-            f"those of {word_bp}; give the same --word-bp"
+
+    def __init__(self, run: Path, word_bp: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Load the files that the run has exported.
+
+        Raises:
+            ValueError: Its DNA is cut into other words than those of `word_bp` bases.
+        """
+        model, _ = read_run(run)
+        if model.sizes.word_bp != word_bp:
+            raise ValueError(
+                f"{run}: learned words of {model.sizes.word_bp} bases, wanted a teacher that knows "
+                f"those of {word_bp}; give the same --word-bp"
+            )
+        self.protein_width = model.sizes.protein_width
+        self._head = model.head.to(device)
+        self._encoders = [
+            backend.load_encoder(
+                backend.open_weights(str(run / MODEL_NAME / name)),
+                dtype=dtype,
+                device=device,
+                attention="auto",
+            )
+            for name, backend in (("dnabert_s", dna_backend), ("esm2", protein_backend))
+        ]
+
+    @torch.no_grad()
+    def score(self, chunks: list[ChunkTokens], proteins: Proteins) -> tuple[Tensor, Tensor]:
+        """Return the chunks' logits (C,) and the protein embeddings (F, D)."""
+        encode_dna, encode_proteins = self._encoders
+        packing, order_F = proteins.packing, proteins.order_F
+        batch = TokenBatch(
+            proteins.token_ids_T, packing.lengths_B, packing.max_length, np.arange(len(order_F))
         )
-    return model
+        protein_FD = encode_proteins(batch)[order_F.argsort()]
+        # Without a residue, the mean over residues is no number.
+        protein_FD = protein_FD.nan_to_num(0.0)
+        embeddings = []
+        for one in chunks:
+            num_chunks, num_tokens = one.dna_CT.shape
+            lengths_C = torch.full((num_chunks,), num_tokens, device=one.dna_CT.device)
+            batch = TokenBatch(one.dna_CT.flatten(), lengths_C, num_tokens, np.arange(num_chunks))
+            embeddings.append(encode_dna(batch))
+        return judge(self._head, embeddings, protein_FD, chunks), protein_FD
 
 
 def read_protein_sizes(location: str) -> dict[str, int | float | bool]:
@@ -74,11 +115,12 @@ def load_protein(model: MiniModel, location: str) -> None:
         model.protein.set_rotary(checkpoint.frequencies_R)
 
 
-@torch.no_grad()
-def ask_teachers(teachers: nn.ModuleList, tokens: list[ChunkTokens]) -> tuple[Tensor, list[Tensor]]:
+def ask_teachers(
+    teachers: list[Teacher], chunks: list[ChunkTokens], proteins: Proteins
+) -> tuple[Tensor, list[Tensor]]:
     """Return the mean of the teachers' logits (C,), and the protein embeddings (F, D) of each."""
-    answers = [teacher.score(tokens) for teacher in teachers]  # type: ignore[operator]
-    logits_C = torch.stack([logits for logits, _ in answers]).float().mean(0)
+    answers = [teacher.score(chunks, proteins) for teacher in teachers]
+    logits_C = torch.stack([logits for logits, _ in answers]).mean(0)
     return logits_C, [protein_FD for _, protein_FD in answers]
 
 

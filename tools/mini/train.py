@@ -23,12 +23,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tools.mini.export import export_model
 from tools.mini.genomes import keep_groups, read_genomes
-from tools.mini.model import MiniModel
+from tools.mini.model import Masked, MiniModel
 from tools.mini.sampling import Sampler
 from tools.mini.settings import parse_arguments, write_settings
 from tools.mini.stretches import (
@@ -36,16 +36,19 @@ from tools.mini.stretches import (
     DNA_SPECIAL,
     PROTEIN_MASK,
     ChunkTokens,
+    Proteins,
+    pack_proteins,
     read_chunks,
 )
 from tools.mini.teachers import (
+    MODEL_NAME,
     SETTINGS_NAME,
     WEIGHTS_NAME,
+    Teacher,
     ask_teachers,
     embedding_loss,
     load_protein,
     read_run,
-    read_teacher,
 )
 from tools.mini.validation import (
     CHUNK_BP,
@@ -82,9 +85,11 @@ class Training(TrainingLoop):
         run = Run(ComputeConfig(precision="bf16" if has_gpu else "fp32"), self.accelerator)
         set_seed(args.seed)
         self.rule = FrameRule("stretches", args.num_stretches, args.min_codons)
-        teachers = [read_teacher(path, args.sizes.word_bp).to(run.device) for path in args.teachers]
-        self.teachers = nn.ModuleList(teachers)
-        model = make_model(args, [teacher.sizes.protein_width for teacher in teachers])
+        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+        self.teachers = [
+            Teacher(path, args.sizes.word_bp, dtype, run.device) for path in args.teachers
+        ]
+        model = make_model(args, [teacher.protein_width for teacher in self.teachers])
         rates = {True: args.encoder_learning_rate or args.learning_rate, False: args.learning_rate}
         super().__init__(
             run,
@@ -95,9 +100,8 @@ class Training(TrainingLoop):
             weight_decay=args.weight_decay,
             betas=(0.9, 0.98),
         )
-        if args.compile:
-            for one in (model, *teachers):
-                one.compile_layers()
+        if args.compile and has_gpu:
+            model.compile_layers()
         self.generator = torch.Generator(run.device)
         self.generator.manual_seed(args.seed + 1000 * self.progress.step + run.rank)
         genomes = keep_groups(read_genomes(args.genomes, "train"), args.group_share).to(run.device)
@@ -144,23 +148,24 @@ class Training(TrainingLoop):
     def learn(self) -> tuple[Tensor, int]:
         """Learn from whole and masked tokens of the same chunks, and from what teachers say."""
         args = self.args
-        whole, is_viral_C = self._draw()
-        seen = [self._mask(tokens) for tokens in whole]
+        chunks, is_viral_C = self._draw()
+        # All that the CPU must wait for comes first. Then it can start all kernels of the step.
+        proteins = pack_proteins(chunks)
+        masked = self._mask(chunks, proteins)
         self._lap("draw")
         wanted_C = is_viral_C.float()
         taught: list[Tensor] = []
         if self.teachers:
-            with self._autocast():
-                taught_C, taught = ask_teachers(self.teachers, whole)
+            taught_C, taught = ask_teachers(self.teachers, chunks, proteins)
             wanted_C = torch.lerp(wanted_C, taught_C.sigmoid(), args.teacher_weight)
         self._lap("teachers")
         with self._autocast():
-            logits_C, guess, mapped = self.network(whole, seen)
-        is_scored_C = torch.cat([tokens.is_stretch_CN.any(1) for tokens in whole])
+            logits_C, guess, mapped = self.network(chunks, proteins, masked)
+        is_scored_C = torch.cat([tokens.is_stretch_CN.any(1) for tokens in chunks])
         losses = {"chunk": chunk_loss(logits_C.float(), wanted_C, is_scored_C), "guess": guess}
         loss = losses["chunk"] + args.guess_weight * guess
         if mapped:
-            is_stretch_F = torch.cat([tokens.is_stretch_CN.flatten() for tokens in whole])
+            is_stretch_F = torch.cat([tokens.is_stretch_CN.flatten() for tokens in chunks])
             pairs = zip(mapped, taught, strict=True)
             distances = [embedding_loss(ours, theirs, is_stretch_F) for ours, theirs in pairs]
             losses["embedding"] = torch.stack(distances).mean()
@@ -193,19 +198,19 @@ class Training(TrainingLoop):
             labels.append(is_viral_C)
         return tokens, torch.cat(labels)
 
-    def _mask(self, tokens: ChunkTokens) -> ChunkTokens:
+    def _mask(self, chunks: list[ChunkTokens], proteins: Proteins) -> Masked:
         """Return the tokens, in half of the chunks some of them masked."""
-        dna_CT, protein_CNT = tokens.dna_CT, tokens.protein_CNT
-        is_masked_C1 = self._uniform(len(dna_CT), 1) < 0.5
-        dna_hit_CT = is_masked_C1 & (self._uniform(*dna_CT.shape) < self.args.mask_rate)
-        protein_hit_CNT = self._uniform(*protein_CNT.shape) < self.args.mask_rate
-        protein_hit_CNT &= is_masked_C1[..., None]
-        return tokens._replace(
-            dna_CT=dna_CT.masked_fill(dna_hit_CT & (dna_CT >= len(DNA_SPECIAL)), DNA_MASK),
-            protein_CNT=protein_CNT.masked_fill(
-                protein_hit_CNT & (protein_CNT >= _FIRST_RESIDUE), PROTEIN_MASK
-            ),
-        )
+        rate, dna, is_masked = self.args.mask_rate, [], []
+        for one in chunks:
+            is_masked_C1 = self._uniform(len(one.dna_CT), 1) < 0.5
+            hit_CT = is_masked_C1 & (self._uniform(*one.dna_CT.shape) < rate)
+            hit_CT &= one.dna_CT >= len(DNA_SPECIAL)
+            dna.append((one.dna_CT.masked_fill(hit_CT, DNA_MASK), _find(hit_CT)))
+            is_masked.append(is_masked_C1.expand_as(one.is_stretch_CN).flatten())
+        tokens_T = proteins.token_ids_T
+        hit_T = proteins.of_tokens(torch.cat(is_masked)) & (self._uniform(*tokens_T.shape) < rate)
+        hit_T &= tokens_T >= _FIRST_RESIDUE
+        return Masked(tokens_T.masked_fill(hit_T, PROTEIN_MASK), _find(hit_T), dna)
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, device=self._run.device, generator=self.generator)
@@ -241,7 +246,7 @@ class Training(TrainingLoop):
     def report(self, *, is_best: bool) -> None:
         """Log the figures, and write the model if it is the best yet."""
         if is_best:
-            export_model(self.args.output / "model", self.network, self.rule)
+            export_model(self.args.output / MODEL_NAME, self.network, self.rule)
             save_file(self.network.state_dict(), self.args.output / WEIGHTS_NAME)
         last = self.progress.losses[-1]
         document: dict[str, Any] = {
@@ -274,6 +279,11 @@ def chunk_loss(logits_C: Tensor, wanted_C: Tensor, is_scored_C: Tensor) -> Tenso
     """Return the mean cross-entropy of the chunks that have a stretch."""
     losses_C = functional.binary_cross_entropy_with_logits(logits_C, wanted_C, reduction="none")
     return (losses_C * is_scored_C).sum() / is_scored_C.sum().clamp(min=1)
+
+
+def _find(is_hit: Tensor) -> Tensor:
+    """Return the flat indexes of what is true."""
+    return is_hit.flatten().nonzero().squeeze(1)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from tools.mini.figures import balanced_predictions, figures_by_kind
 from tools.mini.genomes import Genomes
 from tools.mini.model import MiniModel
 from tools.mini.sampling import Sampler
-from tools.mini.stretches import read_chunks
+from tools.mini.stretches import pack_proteins, read_chunks
 from virnucpro.config import FrameRule
 
 CHUNK_BP = 500
@@ -59,12 +59,14 @@ def make_valid_set(genomes: Genomes, record_bp: int, num_chunks: int) -> ValidSe
 @torch.no_grad()
 def score_chunks(models: Sequence[MiniModel], codes_CL: Tensor, rule: FrameRule) -> Tensor:
     """Return float32 (C,): the mean of the models' logits, NaN for chunks without a stretch."""
-    logits = []
+    scored = []
     for part_CL in codes_CL.split(_CHUNKS_PER_PASS):
         tokens = read_chunks(part_CL, rule, models[0].sizes.word_bp)
-        answers = torch.stack([model.score([tokens])[0].float() for model in models]).mean(0)
-        logits.append(answers.masked_fill(~tokens.is_stretch_CN.any(1), torch.nan))
-    return torch.cat(logits) if logits else codes_CL.new_empty(0, dtype=torch.float32)
+        proteins = pack_proteins([tokens])
+        logits = [model.score([tokens], proteins)[0].float() for model in models]
+        answers = torch.stack(logits).mean(0)
+        scored.append(answers.masked_fill(~tokens.is_stretch_CN.any(1), torch.nan))
+    return torch.cat(scored) if scored else codes_CL.new_empty(0, dtype=torch.float32)
 
 
 def measure_records(logits_C: Tensor, valid_set: ValidSet) -> dict[str, float]:

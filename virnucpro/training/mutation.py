@@ -1,6 +1,6 @@
 """Draws codons of stretches anew as evolution does, so that no genome is learned by heart.
 
-Shapes: C chunks of L bases, F stretches, K codons.
+Shapes: C chunks of L bases, F stretches, K codons, M codons that are drawn anew.
 """
 
 from __future__ import annotations
@@ -53,15 +53,20 @@ class Mutator:
             (len(codon_FK), NO_CODON), _PRIOR_CODONS / NO_CODON, device=codon_FK.device
         )
         usage_F64.scatter_add_(1, known_FK, is_codon_FK.float())
-        summed_FK64 = (self._odds[known_FK] * usage_F64[:, None]).cumsum(2)
-        drawn_FK1 = self._uniform(*codon_FK.shape, 1) * summed_FK64[..., -1:]
-        other_FK = torch.searchsorted(summed_FK64, drawn_FK1, right=True).squeeze(2)
-        other_FK = other_FK.clamp(max=NO_CODON - 1)
-        # Sums that a GPU makes in parallel may let a codon without odds in by a rounding error.
-        other_FK = torch.where(self._odds[known_FK, other_FK] > 0, other_FK, known_FK)
+        drawn_FK = self._uniform(*codon_FK.shape)
         rate_F1 = self._max_rate * self._uniform(len(codon_FK), 1)
         is_hit_FK = is_codon_FK & (self._uniform(*codon_FK.shape) < rate_F1)
-        return torch.where(is_hit_FK, other_FK, codon_FK)
+        # Only of the codons that are drawn anew: they are a small part.
+        stretch_M, place_M = is_hit_FK.nonzero(as_tuple=True)
+        known_M = codon_FK[stretch_M, place_M]
+        odds_M64 = self._odds[known_M]
+        summed_M64 = (odds_M64 * usage_F64[stretch_M]).cumsum(1)
+        drawn_M1 = drawn_FK[stretch_M, place_M, None] * summed_M64[:, -1:]
+        other_M1 = torch.searchsorted(summed_M64, drawn_M1, right=True).clamp(max=NO_CODON - 1)
+        # Sums that a GPU makes in parallel may let a codon without odds in by a rounding error.
+        has_odds_M = odds_M64.gather(1, other_M1).squeeze(1) > 0
+        other_M = torch.where(has_odds_M, other_M1.squeeze(1), known_M)
+        return codon_FK.index_put((stretch_M, place_M), other_M)
 
     def mutate_chunks(self, codes_CL: Tensor, rule: FrameRule) -> Tensor:
         """Return the chunks with mutated codons in their stretches, the longest first.

@@ -11,8 +11,8 @@ from virnucpro_esm2.tokens import TOKENS
 
 from tests.tools.mini.small import SIZES, as_codes, random_chunks
 from tools.mini.export import export_model
-from tools.mini.model import MiniModel, join_proteins, pool_dna
-from tools.mini.stretches import read_chunks
+from tools.mini.model import MiniModel, pool_dna
+from tools.mini.stretches import pack_proteins, read_chunks
 from virnucpro.config import FrameRule
 from virnucpro.scoring.classifier_files import load_classifier
 
@@ -56,8 +56,8 @@ def test_exported_files_compute_what_the_trained_model_does(
         )
         batch = backend.load_collator(weights)(np.arange(len(sequences)), sequences)
         embedded.append(encoder(batch))
-    logits_C, protein_FD = model.score([tokens])
-    dna_CD = pool_dna(model.encode_dna(tokens.dna_CT), tokens.dna_CT)
+    logits_C, protein_FD = model.score([tokens], pack_proteins([tokens]))
+    dna_CD = pool_dna(model.encode_dna(tokens.dna_CT))
     is_stretch_F = tokens.is_stretch_CN.flatten()
     torch.testing.assert_close(embedded[0], dna_CD, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(embedded[1], protein_FD[is_stretch_F], rtol=1e-4, atol=1e-4)
@@ -82,8 +82,9 @@ def test_embeddings_do_not_depend_on_padding_and_neighbours(model: MiniModel) ->
     chunks = random_chunks(30, 120, seed=3)
     tokens = read_chunks(as_codes(chunks), RULE, SIZES.word_bp)
     longer = read_chunks(as_codes(random_chunks(7, 400, seed=4)), RULE, SIZES.word_bp)
-    logits_C, protein_FD = model.score([tokens])
-    together_C, together_FD = model.score([longer, tokens])
+    logits_C, protein_FD = model.score([tokens], pack_proteins([tokens]))
+    proteins = pack_proteins([longer, tokens])
+    together_C, together_FD = model.score([longer, tokens], proteins)
     torch.testing.assert_close(together_C[7:], logits_C, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together_FD[14:], protein_FD, rtol=1e-4, atol=1e-4)
-    assert join_proteins([longer, tokens]).shape[0] == 2 * 37
+    assert len(proteins.packing.lengths_B) == 2 * 37

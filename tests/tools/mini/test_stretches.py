@@ -11,7 +11,7 @@ from virnucpro_esm2 import backend as protein_backend
 from tests.tools.mini.small import SIZES, as_codes, random_chunks, unpad
 from tools.mini.export import export_model
 from tools.mini.model import MiniModel
-from tools.mini.stretches import DNA_PAD, PROTEIN_PAD, read_chunks
+from tools.mini.stretches import PROTEIN_PAD, read_chunks
 from virnucpro.config import FrameRule
 from virnucpro.sequences.frame_store import build_frame_store
 
@@ -38,10 +38,10 @@ def test_what_the_model_reads_is_what_the_program_reads(
     np.testing.assert_allclose(features_FK, store.stretch_features(rows), rtol=1e-5)
     proteins = store.sequences("protein").get_many(rows)
     read = (
-        (tokens.dna_CT, DNA_PAD, dna_backend, chunks),
-        (tokens.protein_CNT[tokens.is_stretch_CN], PROTEIN_PAD, protein_backend, proteins),
+        (tokens.dna_CT.tolist(), dna_backend, chunks),
+        (unpad(tokens.protein_CNT[tokens.is_stretch_CN], PROTEIN_PAD), protein_backend, proteins),
     )
-    for tokens_FT, padding, backend, sequences in read:
+    for found, backend, sequences in read:
         batch = backend.load_collator(weights)(np.arange(len(sequences)), sequences)
         wanted = batch.token_ids_T.split(batch.lengths_B.tolist())
-        assert unpad(tokens_FT, padding) == [one.tolist() for one in wanted]
+        assert found == [one.tolist() for one in wanted]

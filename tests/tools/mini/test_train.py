@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from virnucpro_esm2 import backend as protein_backend
+from virnucpro_esm2.attention import Packing
 
 import virnucpro
 from tests.runs import accelerate_launch, run
-from tests.tools.mini.small import SIZES
+from tests.tools.mini.small import SIZES, as_codes, random_chunks
 from tools.mini import evaluate, finish, measure
 from tools.mini.export import export_model
 from tools.mini.figures import balanced_predictions, figures_by_kind
@@ -24,12 +25,12 @@ from tools.mini.kmers import KmerBaseline, count_kmers
 from tools.mini.model import MiniModel
 from tools.mini.sampling import SHARES, Sampler
 from tools.mini.settings import parse_arguments, write_settings
-from tools.mini.stretches import PROTEIN_PAD
+from tools.mini.stretches import Proteins, pack_proteins, read_chunks
 from tools.mini.teachers import (
     SETTINGS_NAME,
+    Teacher,
     embedding_loss,
     read_run,
-    read_teacher,
 )
 from tools.mini.train import Training, chunk_loss
 from tools.mini.unpack_genomes import cut_records
@@ -49,6 +50,8 @@ KINDS = {
     "eukaryote/plant": "GGA GCC CTG GAG CCC",
 }
 """For each kind the codons of its genes: none of them stops in a frame that they share."""
+
+RULE = FrameRule("stretches")
 
 SMALL = [
     "--dna-layers=1",
@@ -196,12 +199,19 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     for _ in range(3):
         first.step()
     first.evaluate()
+    cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"learned words of 3 bases, wanted .* those of 6"):
-        read_teacher(tmp_path / "teacher", word_bp=6)
-    teacher = read_teacher(tmp_path / "teacher", word_bp=3)
-    with first.averaged():
-        for name, value in first.network.state_dict().items():
-            torch.testing.assert_close(teacher.state_dict()[name], value)
+        Teacher(tmp_path / "teacher", 6, torch.float32, cpu)
+    teacher = Teacher(tmp_path / "teacher", 3, torch.float32, cpu)
+    chunks = [read_chunks(as_codes(random_chunks(9, bp, seed=bp)), RULE, 3) for bp in (300, 200)]
+    proteins = pack_proteins(chunks)
+    with first.averaged(), torch.no_grad():
+        wanted_C, wanted_FD = first.network.score(chunks, proteins)
+    taught_C, taught_FD = teacher.score(chunks, proteins)
+    # The exported encoders are in half precision.
+    torch.testing.assert_close(taught_C, wanted_C, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(taught_FD, wanted_FD, rtol=1e-2, atol=1e-2)
+    assert wanted_FD.std() > 0.1
     options = ("--protein-width=32", "--teachers", *[str(tmp_path / "teacher")] * 2)
     args = arguments(genomes_path, tmp_path / "run", *SMALL, *options)
     write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
@@ -215,7 +225,7 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     second.evaluate()
     learned, rule = read_run(tmp_path / "run")
     assert learned.sizes.protein_width == 32
-    assert rule == FrameRule("stretches")
+    assert rule == RULE
 
 
 def test_a_run_begins_with_the_weights_of_another(genomes_path: Path, tmp_path: Path) -> None:
@@ -265,12 +275,11 @@ def test_published_weights_are_begun_with(genomes_path: Path, tmp_path: Path) ->
     )
     proteins = ["MKVLAAGIVGLLLAQWERTY", "ACDEFGHIKLMNPQRSTVWYACDEFGHIKL"]
     batch = protein_backend.load_collator(weights)(np.arange(2), proteins)
-    tokens_FT = torch.nn.utils.rnn.pad_sequence(
-        batch.token_ids_T.split(batch.lengths_B.tolist()), True, PROTEIN_PAD
-    )
+    offsets = torch.nn.functional.pad(batch.lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
+    packing = Packing(batch.lengths_B, offsets, batch.max_length)
     model = training.network.eval()
     with torch.no_grad():
-        found_FD, _ = model.embed_proteins(tokens_FT)
+        found_FD, _ = model.embed_proteins(Proteins(batch.token_ids_T, packing, torch.arange(2)))
     torch.testing.assert_close(found_FD, encoder(batch), rtol=1e-3, atol=1e-3)
     assert {group["peak"] for group in training.optimizer.param_groups} == {0.0001, 0.01}
     training.step()
