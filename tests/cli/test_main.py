@@ -122,6 +122,17 @@ def test_ways_to_start(how, repository):
     assert f", torch {torch.__version__} for " in done.stdout
 
 
+@pytest.mark.slow
+def test_python_does_not_look_for_unused_objects_at_the_end():
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        "from virnucpro.cli.main import main; main(['backends'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    # What is registered first runs last.
+    assert done.stdout.endswith("True\n")
+
+
 def test_citation_names_every_work_as_text_and_as_bibtex(run, repository):
     software = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
     version = run("--version").stdout.split()[1].rstrip(",")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import importlib
 import logging
 import os
@@ -113,6 +115,7 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         # Before anything that may take long, because the launcher may be killed meanwhile.
         end_with_launcher()
+        _collect_rarely()
         try:
             with _signals_raise(), off_the_working_directory(), _printable_complaints():
                 return super().invoke(ctx)
@@ -122,6 +125,17 @@ class _Program(click.Group):
         # Also Ctrl-C and SIGTERM, which are no Exceptions and have exit codes of their own.
         except BaseException as error:
             raise click.exceptions.Exit(_explain(error, ctx.invoked_subcommand)) from error
+
+
+def _collect_rarely() -> None:
+    """Let Python look for unused objects less often, and not at all when it ends.
+
+    torch and the rest make 200,000 objects that stay. To look through them takes a tenth of their
+    import, and 0.4 seconds at the end.
+    """
+    gc.set_threshold(10_000)
+    # The first that is registered runs last, so nobody has anything left to do.
+    atexit.register(gc.freeze)
 
 
 def _how_to_go_on(command: str | None) -> str:

@@ -33,7 +33,7 @@ from virnucpro.runtime.devices import (
     gpu_uuid,
     make_accelerator,
 )
-from virnucpro.runtime.environment import machine_name
+from virnucpro.runtime.environment import is_launched, machine_name
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
@@ -259,7 +259,8 @@ def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
         ) from error
     # If threads of a process group are alive when Python exits, one process in four aborts. We wait
     # until exit because another run may follow.
-    atexit.register(_leave, accelerator)
+    if is_launched():
+        atexit.register(_leave, accelerator)
 
 
 def _leave(accelerator: Accelerator) -> None:
