@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.runs import VIRNUCPRO, run, write_reads
-from virnucpro.runtime.devices import few_threads, keep_compiled
+from virnucpro.config import ComputeConfig
+from virnucpro.runtime.devices import few_threads, keep_compiled, make_accelerator
 
 # In a process of its own: what a heap that others have used looks like is chance.
 PROGRAM = """
@@ -58,6 +59,14 @@ def test_variables_of_training_change_nothing(
     monkeypatch.setenv("MASTER_PORT", "0")
     done = run(*VIRNUCPRO, "predict", reads, "-m", "mini", "-d", "cpu", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_of_nccl_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
+    monkeypatch.delenv("NCCL_IB_DISABLE", raising=False)
+    make_accelerator(ComputeConfig(device="cpu"))
+    assert os.environ["NCCL_P2P_DISABLE"] == "0"
+    assert "NCCL_IB_DISABLE" not in os.environ
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import check_cuda_p2p_ib_support, gather_object
+from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.backend.places import user_cache_dir
@@ -45,6 +45,9 @@ _TRAINING_VARIABLE = re.compile(
     r"(FSDP|MEGATRON_LM|PARALLELISM_CONFIG)_.*|ACCELERATE_(?!USE_CPU|CPU_AFFINITY).*"
     r"|PMI_(RANK|SIZE)|MPI_LOCAL.*|(OMPI|MV2)_COMM_WORLD_.*"
 )
+
+# Accelerate refuses GPUs on which NCCL needs these. We do not use NCCL.
+_NCCL_VARIABLES = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
 
 _FEW_THREADS = 8
 
@@ -81,12 +84,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
             "choose another, or the device cpu"
         )
     store = wait_for_all(compute.rendezvous_timeout)
-    # This starts nvidia-smi, which a run of one process can do without.
-    if num_processes() > 1 and not check_cuda_p2p_ib_support():
-        # Of NCCL on these GPUs. We do not use it, but Accelerate wants this to be said.
-        for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
-            os.environ.setdefault(name, "1")
-    with _without_training_variables():
+    with _settled_variables():
         accelerator = _start_accelerator(wanted, num_gpus)
     # Kept until here: Accelerate has joined it by now.
     del store
@@ -128,8 +126,8 @@ def _start_accelerator(wanted: torch.device | None, num_gpus: int) -> Accelerato
 
 
 @contextmanager
-def _without_training_variables() -> Iterator[None]:
-    """Hide what Accelerate's launcher, or a user's profile, says about training.
+def _settled_variables() -> Iterator[None]:
+    """Hide what Accelerate's launcher, or a user's profile, says about training and NCCL.
 
     Accelerate would load DeepSpeed, another device or mixed precision for it. All of this concerns
     training, and our own settings decide the rest. A process that is alone needs no launch, either.
@@ -138,10 +136,12 @@ def _without_training_variables() -> Iterator[None]:
     is_alone = num_processes() == 1
 
     def is_hidden(name: str) -> bool:
-        return bool(_TRAINING_VARIABLE.fullmatch(name)) or (is_alone and name in LAUNCH_VARIABLES)
+        is_known = name in _NCCL_VARIABLES or (is_alone and name in LAUNCH_VARIABLES)
+        return is_known or bool(_TRAINING_VARIABLE.fullmatch(name))
 
     for name in filter(is_hidden, before):
         del os.environ[name]
+    os.environ.update(dict.fromkeys(_NCCL_VARIABLES, "1"))
     try:
         yield
     finally:
