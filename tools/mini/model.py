@@ -170,11 +170,8 @@ class MiniModel(nn.Module):
     def encode_proteins(self, proteins: Proteins) -> Tensor:
         """Return the last hidden states (T, D) of `Esm2`."""
         model, packing, tokens_T = self.protein, proteins.packing, proteins.token_ids_T
-        position_T = torch.arange(len(tokens_T), device=tokens_T.device)
-        first_T = packing.offsets[:-1].repeat_interleave(
-            packing.lengths_B, output_size=len(tokens_T)
-        )
-        position_T = position_T - first_T
+        place_T = torch.arange(len(tokens_T), device=tokens_T.device)
+        position_T = place_T - proteins.spread(packing.offsets[:-1])
         angles = model.cos_PR[position_T], model.sin_PR[position_T]
         config, device = model.config, tokens_T.device
         attend = choose_attend(
@@ -187,9 +184,7 @@ class MiniModel(nn.Module):
             num_masked_F = sum_proteins(is_masked_T[:, None].float(), packing)
             scale_F1 = TOKEN_DROPOUT_SCALE / (1 - num_masked_F / packing.lengths_B[:, None])
             hidden_TD = hidden_TD.masked_fill(is_masked_T[:, None], 0)
-            hidden_TD = hidden_TD * scale_F1.repeat_interleave(
-                packing.lengths_B, dim=0, output_size=len(tokens_T)
-            )
+            hidden_TD = hidden_TD * proteins.spread(scale_F1)
         for layer in model.layers:
             hidden_TD = self._run_protein_layer(layer, hidden_TD, angles, packing, attend)
         output_TD: Tensor = model.final_norm(hidden_TD)

@@ -64,10 +64,10 @@ class Proteins(NamedTuple):
     packing: Packing
     order_F: Tensor
 
-    def of_tokens(self, values_F: Tensor) -> Tensor:
-        """Return (T,): for each token the value of its stretch."""
-        sorted_F, lengths_F = values_F[self.order_F], self.packing.lengths_B
-        return sorted_F.repeat_interleave(lengths_F, output_size=len(self.token_ids_T))
+    def spread(self, values_F: Tensor) -> Tensor:
+        """Return (T, ...): for each token the value of its protein; proteins are in their order."""
+        lengths_F, num_tokens = self.packing.lengths_B, len(self.token_ids_T)
+        return values_F.repeat_interleave(lengths_F, dim=0, output_size=num_tokens)
 
 
 def read_chunks(codes_CL: Tensor, rule: FrameRule, word_bp: int) -> ChunkTokens:

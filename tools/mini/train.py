@@ -208,8 +208,8 @@ class Training(TrainingLoop):
             dna.append((one.dna_CT.masked_fill(hit_CT, DNA_MASK), _find(hit_CT)))
             is_masked.append(is_masked_C1.expand_as(one.is_stretch_CN).flatten())
         tokens_T = proteins.token_ids_T
-        hit_T = proteins.of_tokens(torch.cat(is_masked)) & (self._uniform(*tokens_T.shape) < rate)
-        hit_T &= tokens_T >= _FIRST_RESIDUE
+        hit_T = proteins.spread(torch.cat(is_masked)[proteins.order_F])
+        hit_T &= (self._uniform(*tokens_T.shape) < rate) & (tokens_T >= _FIRST_RESIDUE)
         return Masked(tokens_T.masked_fill(hit_T, PROTEIN_MASK), _find(hit_T), dna)
 
     def _uniform(self, *shape: int) -> Tensor:
