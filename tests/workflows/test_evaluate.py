@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sklearn.metrics import average_precision_score, matthews_corrcoef, roc_auc_score
 
-from tests.runs import read_table, run
+from tests.runs import read_table
 from virnucpro.cli.main import main
 from virnucpro.reports.labels import read_truth
 
@@ -35,9 +36,8 @@ RECORDS = [
 ]
 
 
-@pytest.fixture
-def tables(tmp_path: Path) -> tuple[Path, Path]:
-    records, truth = tmp_path / "records.tsv", tmp_path / "labels.tsv"
+def write_tables(directory: Path) -> tuple[Path, Path]:
+    records, truth = directory / "records.tsv", directory / "labels.tsv"
     lines = [
         f"{name}\t{bp}\t1\t1\t1\t0\t{score}\t{call}\t{reason}\t{chance}\n"
         for name, bp, score, call, reason, chance, *_ in RECORDS
@@ -47,6 +47,27 @@ def tables(tmp_path: Path) -> tuple[Path, Path]:
     labels = [f"{name}\t{label}\t{kind}\n" for name, *_, label, kind in RECORDS]
     truth.write_text("id\tlabel\tclass\n" + "".join(labels) + "unseen\tvirus\tphage\n")
     return records, truth
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> tuple[Path, Path]:
+    return write_tables(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A directory with the tables and the report on them, and what the command printed."""
+    directory = tmp_path_factory.mktemp("evaluated")
+    _, truth = write_tables(directory)
+    result = evaluate(directory, "--truth", truth)
+    assert result.exit_code == 0, result.output
+    return directory, result.output
+
+
+@pytest.fixture
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing: figures take longer than all that these tests look at."""
+    monkeypatch.setattr("virnucpro.reports.figures.can_draw", lambda: False)
 
 
 def evaluate(*args: object) -> Result:
@@ -59,11 +80,8 @@ def read_report(directory: Path) -> dict[tuple[str, str, str], str]:
 
 
 @pytest.mark.slow
-def test_figures_of_a_table_written_by_hand(tables, tmp_path: Path) -> None:
-    _, truth = tables
-    result = evaluate(tmp_path, "--truth", truth)
-    assert result.exit_code == 0, result.output
-    report = read_report(tmp_path / "evaluation")
+def test_figures_of_a_table_written_by_hand(evaluated: tuple[Path, str]) -> None:
+    report = read_report(evaluated[0] / "evaluation")
     called = [record for record in RECORDS if record[3] != "none"]
     is_viral = np.array([record[6] in ("virus", "viral", "1") for record in called])
     score = np.array([float(record[2]) for record in called])
@@ -89,25 +107,22 @@ def test_figures_of_a_table_written_by_hand(tables, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_records_without_a_call_are_counted_for_each_kind(tables, tmp_path: Path) -> None:
-    records, truth = tables
-    result = evaluate(records, "--truth", truth, "-o", tmp_path / "out")
-    assert "without a call, virus: 1 no_open_frame\n" in result.output
-    assert "without a call, others: 1 empty, 1 no_open_frame\n" in result.output
+def test_records_without_a_call_are_counted_for_each_kind(evaluated: tuple[Path, str]) -> None:
+    directory, output = evaluated
+    assert "without a call, virus: 1 no_open_frame\n" in output
+    assert "without a call, others: 1 empty, 1 no_open_frame\n" in output
     few = "3 viral, 3 others; 3 viral and 3 other records are too few for intervals\n"
-    assert f"with a call: {few}  auroc              0.778\n" in result.output
-    document = json.loads((tmp_path / "out/report.json").read_text())
+    assert f"with a call: {few}  auroc              0.778\n" in output
+    document = json.loads((directory / "evaluation/report.json").read_text())
     assert document["without_call"]["others"] == {"empty": 1, "no_open_frame": 1}
     assert document["num_labels"] == 10
-    sizes = [(tmp_path / f"out/report.{ending}").stat().st_size for ending in ("png", "svg")]
-    assert min(sizes) > 10_000
+    pictures = [directory / f"evaluation/report.{ending}" for ending in ("png", "svg")]
+    assert min(picture.stat().st_size for picture in pictures) > 10_000
 
 
 @pytest.mark.slow
-def test_length_bins_and_classes(tables, tmp_path: Path) -> None:
-    _, truth = tables
-    assert evaluate(tmp_path, "--truth", truth).exit_code == 0
-    document = json.loads((tmp_path / "evaluation/report.json").read_text())
+def test_length_bins_and_classes(evaluated: tuple[Path, str]) -> None:
+    document = json.loads((evaluated[0] / "evaluation/report.json").read_text())
     counts = {
         section["subset"]: (section["num_viral"], section["num_others"])
         for section in document["sections"]
@@ -121,7 +136,7 @@ def test_length_bins_and_classes(tables, tmp_path: Path) -> None:
         "all viral against class bacteria": (3, 3),
         "class phage against all others": (3, 3),
     }
-    report = read_report(tmp_path / "evaluation")
+    report = read_report(evaluated[0] / "evaluation")
     assert report["with a call", "length 10000+", "auroc"] == "NA"
     assert float(report["with a call", "length 500-999", "auroc"]) == 0.5
 
@@ -149,6 +164,7 @@ def write_copies(directory: Path, num_copies: int, with_groups: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_without_figures")
 def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
     found = {}
     for name, num_copies, with_groups in (
@@ -256,6 +272,7 @@ def test_labels_in_upper_case_and_with_spaces_are_read(tmp_path: Path) -> None:
     assert [label.is_viral for label in truth.values()] == [True, False]
 
 
+@pytest.mark.usefixtures("_without_figures")
 def test_the_records_may_come_through_a_pipe(tables, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -273,26 +290,25 @@ def test_a_directory_that_is_no_run_is_named(tables, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_report_is_not_overwritten_unasked(tables, tmp_path: Path) -> None:
-    records, truth = tables
-    assert evaluate(records, "--truth", truth).exit_code == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()}
-    assert evaluate(records, "--truth", truth).exit_code == 2
-    assert evaluate(records, "--truth", truth, "--force").exit_code == 0
-    assert {path: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()} == before
+def test_a_report_is_not_overwritten_unasked(evaluated: tuple[Path, str]) -> None:
+    directory, _ = evaluated
+    asked = [directory / "records.tsv", "--truth", directory / "labels.tsv"]
+    before = {path: path.read_bytes() for path in (directory / "evaluation").iterdir()}
+    assert evaluate(*asked).exit_code == 2
+    assert evaluate(*asked, "--force").exit_code == 0
+    assert {path: path.read_bytes() for path in (directory / "evaluation").iterdir()} == before
 
 
 @pytest.mark.slow
-def test_numbers_need_no_matplotlib(tables, tmp_path: Path) -> None:
-    _, truth = tables
-    assert evaluate(tmp_path, "--truth", truth).exit_code == 0
-    drawn = tmp_path / "evaluation"
-    without = (
-        "import sys; sys.modules['matplotlib'] = None; from virnucpro.cli.main import main; main()"
-    )
-    command = ["evaluate", tmp_path, "--truth", truth, "-o", tmp_path / "plain"]
-    done = run(sys.executable, "-c", without, *command)
-    assert done.returncode == 0, done.stderr
+def test_numbers_need_no_matplotlib(
+    evaluated: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = evaluated
+    drawn = directory / "evaluation"
+    # Python then cannot import it.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = evaluate(directory, "--truth", directory / "labels.tsv", "-o", tmp_path / "plain")
+    assert done.exit_code == 0, done.stderr
     assert "pip install 'virnucpro[train]'" in done.stderr
     for name in ("report.tsv", "report.json"):
         assert (tmp_path / "plain" / name).read_bytes() == (drawn / name).read_bytes()
@@ -302,9 +318,10 @@ def test_numbers_need_no_matplotlib(tables, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_has_the_figures_and_the_numbers(tables, tmp_path: Path) -> None:
-    _, truth = tables
-    assert evaluate(tmp_path, "--truth", truth).exit_code == 0
+def test_the_page_has_the_figures_and_the_numbers(
+    evaluated: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(evaluated[0], tmp_path, dirs_exist_ok=True)
     page = (tmp_path / "evaluation" / "report.html").read_text()
     assert 'src="data:image/svg+xml;base64,' in page
     assert "class phage against all others" in page
