@@ -134,6 +134,17 @@ def example_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output_dir
 
 
+@pytest.fixture
+def without_figures(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draw no figures, here and in processes that a test starts: they take longer than the rest."""
+    directory = tmp_path_factory.mktemp("without_matplotlib")
+    (directory / "matplotlib.py").write_text("raise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(directory), os.environ["PYTHONPATH"]]))
+    monkeypatch.setattr("virnucpro.reports.figures.can_draw", lambda: False)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let reports travel between processes: bytes of files that are no text stay in some logs."""

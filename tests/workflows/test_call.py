@@ -70,6 +70,7 @@ def test_the_viral_share_of_the_run_stays(config: PredictConfig) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_report_that_measures_former_calls_is_marked(config: PredictConfig, tmp_path) -> None:
     output = predict(config).output_dir
     labels = tmp_path / "labels.tsv"

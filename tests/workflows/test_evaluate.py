@@ -64,12 +64,6 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return directory, result.output
 
 
-@pytest.fixture
-def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing: figures take longer than all that these tests look at."""
-    monkeypatch.setattr("virnucpro.reports.figures.can_draw", lambda: False)
-
-
 def evaluate(*args: object) -> Result:
     return CliRunner().invoke(main, ["evaluate", *map(str, args)])
 
@@ -164,7 +158,7 @@ def write_copies(directory: Path, num_copies: int, with_groups: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_without_figures")
+@pytest.mark.usefixtures("without_figures")
 def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
     found = {}
     for name, num_copies, with_groups in (
@@ -272,7 +266,7 @@ def test_labels_in_upper_case_and_with_spaces_are_read(tmp_path: Path) -> None:
     assert [label.is_viral for label in truth.values()] == [True, False]
 
 
-@pytest.mark.usefixtures("_without_figures")
+@pytest.mark.usefixtures("without_figures")
 def test_the_records_may_come_through_a_pipe(tables, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

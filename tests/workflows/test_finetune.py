@@ -159,6 +159,7 @@ def list_options(given: dict[str, object]) -> list[str]:
     return options
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_two_processes_learn_together(settings, tmp_path):
     path = tmp_path / "two.safetensors"
     few = {**settings, "steps": 4, "evaluate_steps": 2, "finetune": "dna", "num_processes": 2}
@@ -178,7 +179,8 @@ def test_a_killed_training_resumes_to_the_same_file(settings, tuned, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert not path.exists()
-    run(*command, "--resume")
+    more = {"output_path": path, "finetune": "both", "lora_rank": 4, "resume": True}
+    train(TrainConfig(**settings | more))
     assert path.read_bytes() == tuned.read_bytes()
 
 

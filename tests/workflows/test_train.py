@@ -206,6 +206,7 @@ def test_only_what_is_used_is_embedded(trained) -> None:
     assert len(rows_of(config.work_dir, "dna")) == used < table.stat().st_size
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_group_is_never_on_two_sides(configure, genomes, tmp_path) -> None:
     names = [f"{name[:-3]}_{number}" for name in FILES for number in range(60)]
     # Twenty species, each of which has records in all three files.
@@ -281,6 +282,7 @@ def test_predict_reads_what_was_trained_on_stretches(
 # The command
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_options_of_files_take_several(genomes: Path, weights, tmp_path: Path) -> None:
     options = [*predict_options(weights), "--epochs=1", f"--expected-length={CHUNK_BP}"]
     result = CliRunner().invoke(
@@ -326,6 +328,7 @@ def test_settings_that_do_not_go_together(tmp_path, monkeypatch, options, messag
 
 
 @pytest.mark.launch
+@pytest.mark.usefixtures("without_figures")
 def test_two_processes_make_the_same_classifier(trained, genomes, weights, tmp_path) -> None:
     config, _ = trained
     options = [*predict_options(weights), f"-e{CHUNK_BP}", "--seed=1", "--test-share=0.2"]
