@@ -36,7 +36,7 @@ SMALL_BATCHES = ("--dnabert-batch-size=100", "--esm-batch-size=100")
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory) -> Path:
-    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 3000)
+    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 2000)
 
 
 @pytest.fixture(scope="module")
