@@ -111,7 +111,7 @@ def start(num_processes: int, *arguments: object) -> subprocess.Popen[str]:
 def wait_for(condition, process: subprocess.Popen[str]) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
