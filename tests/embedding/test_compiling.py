@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 from virnucpro_dnabert_s.weights import load_model
 from virnucpro_esm2.tokens import Esm2Collator
 
@@ -25,7 +27,7 @@ from virnucpro.config import PredictConfig
 from virnucpro.embedding.compiling import compile_layers, pays
 from virnucpro.workflows.predict import predict
 
-# In one process of pytest-xdist: what torch tries out before it compiles takes 16 s, once.
+# In one process of pytest-xdist: what is compiled for one test is there for others.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiling")]
 
 CPU = torch.device("cpu")
@@ -40,12 +42,17 @@ MOST_GRAPHS = 4
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """Keep what is compiled for these tests, and for them alone."""
     directory = tmp_path_factory.getbasetemp() / "compiled"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(directory))
     torch._dynamo.reset()
     counters.clear()
+    # The vector instructions that this machine names do work: trying them out takes seconds.
+    with inductor.patch({"cpp.vec_isa_ok": True}):
+        yield
 
 
 def make_esm2_batch(lengths: list[int]) -> TokenBatch:
