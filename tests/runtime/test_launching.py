@@ -221,7 +221,7 @@ def test_an_error_is_told_once_and_nothing_else(demo_weights, tmp_path):
     # Left out, torch's launcher would set it, and say so.
     del environment["OMP_NUM_THREADS"]
     (tmp_path / "broken.fa").write_text(">a\nACGT\n>b\nAC!T\n")
-    options = ["-o", tmp_path / "out", "--num-processes=3", *predict_options(demo_weights)]
+    options = ["-o", tmp_path / "out", "--num-processes=2", *predict_options(demo_weights)]
     process = start("predict", tmp_path / "broken.fa", *options, env=environment)
     _, messages = process.communicate()
     assert process.returncode == 1

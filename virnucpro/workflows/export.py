@@ -87,7 +87,8 @@ def export_embeddings(
         )
     if source.num_partial:
         logger.warning(
-            "%s: %d rows are left out because one of their embeddings is missing",
+            "%s: %d rows are left out because one of their embeddings is missing; the run may be "
+            "unfinished, or its classifier reads only the DNA of the first open frame of a chunk",
             config.source,
             source.num_partial,
         )
