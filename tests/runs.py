@@ -66,7 +66,7 @@ def let_compute(process: subprocess.Popen[str], cpu_seconds: float) -> None:
     """
     wanted = _cpu_seconds(process.pid) + cpu_seconds
     while process.poll() is None and _cpu_seconds(process.pid) < wanted:
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def _cpu_seconds(pid: int) -> float:
