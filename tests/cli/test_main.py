@@ -287,6 +287,8 @@ def test_quiet_and_log_file(run, fasta, tmp_path):
     log = (tmp_path / "all.log").read_text()
     assert "--num-workers has no effect any more" in log
     assert "no such classifier" in log
+    refused = run("-l", fasta, "predict", fasta).stderr
+    assert refused.startswith(f"Error: {fasta}: exists and is no log of virnucpro")
     quiet = run("predict", fasta, "--quiet", "-w", "4").stderr
     assert quiet.startswith("Error: 500_model.pth: no such classifier")
 

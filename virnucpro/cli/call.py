@@ -14,8 +14,8 @@ from virnucpro.config import CallConfig, SummaryConfig
 def call_command(ctx: click.Context, config: CallConfig, summary: SummaryConfig) -> None:
     """Call the records of a finished run again, by another rule.
 
-    records.tsv, viral.fasta and the calls in run.json are replaced. The scores stay, so no model is
-    needed. Options that you do not give have their defaults, as in predict.
+    The command replaces records.tsv, viral.fasta and the calls in run.json. The scores stay, so no
+    model is needed. Without --threshold, --max-fdr or --preset, the rule is the default one.
 
     \b
     Examples:

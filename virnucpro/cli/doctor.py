@@ -18,7 +18,7 @@ def doctor_command(ctx: click.Context, config: DoctorConfig) -> None:
     """Check this installation and this machine, and say what to do about each problem.
 
     The last check runs the example with the small model in two processes, and compares its calls
-    with known ones. A bug report should hold the output. Exit code 1: something failed.
+    with known ones. Please add the output to a bug report. Exit code 1: something failed.
 
     \b
     Examples:

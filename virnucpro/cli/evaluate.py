@@ -13,8 +13,8 @@ from virnucpro.config import EvaluateConfig
 def evaluate_command(ctx: click.Context, config: EvaluateConfig) -> None:
     """Compare the calls of PREDICTIONS with known labels.
 
-    The report (report.tsv, .json, .png, .svg) gives each figure twice: once for the records with
-    a call, and once for all records. In the second, a record without a call counts as not viral.
+    The report (report.html, .tsv, .json, .png, .svg) gives each number twice: for the records with
+    a call, and for all records. Among all records, one without a call counts as not viral.
 
     \b
     Example:

@@ -348,6 +348,7 @@ def main(
 
     \b
     Examples:
+      virnucpro predict contigs.fasta -m mini
       virnucpro predict contigs.fasta -p 500_model.pth
       virnucpro predict reads.fastq.gz -m 300 -p 300_model.pth -o results
       virnucpro -c settings.yaml predict contigs.fasta

@@ -39,9 +39,10 @@ class _ListCommand(ConfigCommand):
 def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig) -> None:
     """Train a classifier on viral and other sequences.
 
-    Stretches without a stop codon (or open frames) are embedded, and a neural network learns to
-    separate the two kinds. Records that it has not seen calibrate its scores. The report on further
-    records is in MODEL_training: report.tsv, .json, .png, .svg.
+    The command embeds stretches without a stop codon (or open frames), and trains a neural network
+    to tell viral records from others. It calibrates the scores on records that the network has not
+    seen, and measures them on yet others. The report is in MODEL_training: report.html, .tsv,
+    .json, .png, .svg.
 
     \b
     Examples:

@@ -59,7 +59,7 @@ def validate_command(ctx: click.Context, config: ValidateConfig) -> None:
 
     The report has the number of records, their lengths, and the records with ambiguous bases.
     Exit code 1: the file cannot be read, or it has empty records or repeated ids. predict accepts
-    both and tells records with the same id apart.
+    empty records and repeated ids, and keeps records with the same id apart.
 
     \b
     Example:

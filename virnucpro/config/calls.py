@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from virnucpro.config.options import Config, argument, option
+from virnucpro.config.options import Config, Option, argument, option
 from virnucpro.errors import UsageError
 
 DEFAULT_THRESHOLD = 0.5
@@ -38,9 +40,8 @@ class CallsConfig(Config, group="Classifier and calls"):
     preset: str | None = option(
         None,
         help="relaxed: call as many records viral as an expected false discovery rate of "
-        f"{PRESETS['relaxed']:g} allows, and at least those of the default. conservative: call "
-        f"only so many that the rate is at most {PRESETS['conservative']:g}, and only records that "
-        "the default calls.",
+        f"{PRESETS['relaxed']:g} allows, and at least those of the default. conservative: call as "
+        f"many as a rate of {PRESETS['conservative']:g} allows, and only those of the default.",
         details="Needs a classifier with a calibration.",
         choices=tuple(PRESETS),
         shorthands={f"--{name}": name for name in PRESETS},
@@ -58,7 +59,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         None,
         help="all: write the tables of viral regions. provirus: also write proviruses.fasta, with "
         "the viral regions of records that are not called viral.",
-        unset="all; call keeps that of the run",
+        unset="all",
         choices=("all", "provirus"),
         group="Output",
     )
@@ -66,7 +67,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         None,
         help="Also write viral.fastq: the viral reads of FASTQ inputs, with their qualities.",
         details="The inputs are read again for that.",
-        unset="off; call keeps that of the run",
+        unset="off",
         group="Output",
     )
 
@@ -89,6 +90,13 @@ class CallsConfig(Config, group="Classifier and calls"):
         ]
 
 
+def _kept_from_run(name: str) -> Any:
+    """Return the field of a setting of `CallsConfig` whose default is that of the run."""
+    stated: Option = CallsConfig.__dataclass_fields__[name].metadata["option"]
+    kept = dataclasses.replace(stated, unset="as in the run")
+    return dataclasses.field(default=None, metadata={"option": kept})
+
+
 @dataclass(frozen=True, kw_only=True)
 class CallConfig(CallsConfig, group="Classifier and calls"):
     """The settings of `call`."""
@@ -96,11 +104,6 @@ class CallConfig(CallsConfig, group="Classifier and calls"):
     run_dir: Path = argument(
         help="Output directory of a finished predict.", metavar="RUN_DIR", path="run"
     )
-    # Stated anew, because here the default is the share that the run assumed.
-    viral_share: float | None = option(
-        None,
-        help="Expected share of viral records in the input; probabilities depend on it.",
-        unset="as in the run",
-        metavar="SHARE",
-        within="share",
-    )
+    viral_share: float | None = _kept_from_run("viral_share")
+    regions: str | None = _kept_from_run("regions")
+    fastq: bool | None = _kept_from_run("fastq")

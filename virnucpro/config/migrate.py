@@ -24,8 +24,8 @@ class MigrateConfig(DimsConfig, group="Embedding models"):
         None,
         "-o",
         "--output",
-        help="Directory for features, or FILE.safetensors for a classifier. Only --dry-run does "
-        "without it.",
+        help="Directory for features, or FILE.safetensors for a classifier. Required, "
+        "except with --dry-run.",
         group="Output",
         metavar="PATH",
         path="new",

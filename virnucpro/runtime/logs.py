@@ -32,8 +32,6 @@ def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> N
         UsageError: `log_path` holds something else than a log.
         OSError: `log_path` cannot be written.
     """
-    if log_path is not None:
-        _refuse_other_files(log_path)
     root = logging.getLogger()
     while _installed:
         handler = _installed.pop()
@@ -45,6 +43,7 @@ def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> N
     _install(console)
     set_console_level(level)
     if log_path is not None:
+        _refuse_other_files(log_path)
         _install(_make_file_handler(_FileHandler, log_path))
 
 
