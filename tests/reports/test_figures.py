@@ -43,6 +43,8 @@ def test_the_panels_say_what_they_show(tmp_path: Path) -> None:
     texts = "\n".join(re.findall(r"<!-- (.*?) -->", (tmp_path / "report.svg").read_text()))
     num_viral = int(found.is_viral.sum())
     assert f"n = {num_viral} viral + {60 - num_viral} others" in texts
+    # On one line: two lines would overlap where there are many subsets.
+    assert f"\nall: {num_viral} + {60 - num_viral}\n" in texts
     assert re.search(r"AUROC 0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", texts)
     assert re.search(r"average precision 0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", texts)
     for text in ("the calls that were made", "bins of equal size", "kept: epoch 2", "small"):

@@ -247,7 +247,7 @@ def _draw_subsets(axes: Axes, sections: Sequence[Section]) -> None:
         # matplotlib takes no negative lengths, and an interval may lie beside its value.
         errors = None if math.isnan(low) else [[max(0, value - low)], [max(0, high - value)]]
         axes.errorbar(value, place, xerr=errors, marker="o", color="C0", capsize=2)
-    labels = [f"{one.subset}\n{one.num_viral:,} + {one.num_others:,}" for one in shown]
+    labels = [f"{one.subset}: {one.num_viral:,} + {one.num_others:,}" for one in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize="xx-small")
     axes.invert_yaxis()
     axes.set(title="by subset (viral + others)", xlabel="AUROC, 95 % interval")
