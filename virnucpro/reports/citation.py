@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from virnucpro import __version__
 
 
+@cache
 def read_citation() -> tuple[str, list[dict[str, Any]]]:
     """Return the request to cite, and the works: virnucpro first."""
     import yaml
