@@ -111,6 +111,7 @@ def test_gpus_are_counted_without_torch(monkeypatch, visible, cuda, expected):
 def test_inside_a_launch_nothing_is_started(monkeypatch, tmp_path, mark):
     for name, value in mark.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("virnucpro.cli.main._SECONDS_BEFORE_OTHERS_SPEAK", 0)
     (tmp_path / "a.fa").write_text(">a\nACGT\n")
     (tmp_path / "m.pth").touch()
     arguments = ["predict", str(tmp_path / "a.fa"), "-p", str(tmp_path / "m.pth")]
