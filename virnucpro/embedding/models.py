@@ -35,7 +35,7 @@ from virnucpro.errors import (
     WeightsError,
     first_line,
 )
-from virnucpro.runtime.devices import DTYPES, few_threads
+from virnucpro.runtime.devices import DTYPES
 from virnucpro.runtime.environment import machine_name
 from virnucpro.runtime.run import Run
 
@@ -129,9 +129,7 @@ class Model:
         # Each thread has a current GPU and a current stream. On the stream of the thread that
         # embeds, the copies would stand in line with its batches.
         torch.cuda.set_device(device)
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # Copies on the host would otherwise take every core from the thread that embeds.
-        with torch.cuda.stream(stream), few_threads():
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
             encoder = self._load(device, precision, attention)
             torch.cuda.current_stream().synchronize()
         return encoder
