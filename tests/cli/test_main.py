@@ -288,7 +288,7 @@ def test_quiet_and_log_file(run, fasta, tmp_path):
     assert "--num-workers has no effect any more" in log
     assert "no such classifier" in log
     refused = run("-l", fasta, "predict", fasta).stderr
-    assert refused.startswith(f"Error: {fasta}: exists and is no log of virnucpro")
+    assert refused.startswith(f"Error: {fasta}: exists and does not begin as a log")
     quiet = run("predict", fasta, "--quiet", "-w", "4").stderr
     assert quiet.startswith("Error: 500_model.pth: no such classifier")
 

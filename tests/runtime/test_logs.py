@@ -70,17 +70,19 @@ def test_a_log_file_has_the_news_even_when_the_console_is_quiet(capsys, tmp_path
 def test_messages_are_not_appended_to_another_file(tmp_path, content):
     path = tmp_path / "input"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"input: exists and is no log of virnucpro; name another"):
+    with pytest.raises(UsageError, match=r"input: exists and does not begin as a log"):
         set_up_logging(logging.INFO, path)
     assert path.read_bytes() == content
 
 
-def test_a_log_file_is_appended_to(tmp_path):
+@pytest.mark.parametrize("before", ["", "2026-01-22 17:32:57,741 - virnucpro - INFO - fork\n"])
+def test_a_log_file_is_appended_to(tmp_path, before):
     path = tmp_path / "all.log"
-    path.touch()
+    path.write_text(before)
     for _ in range(2):
         set_up_logging(logging.INFO, path)
         ours.info("news")
+    assert path.read_text().startswith(before)
     assert path.read_text().count("news") == 2
     set_up_logging(logging.INFO, Path("/dev/null"))
 

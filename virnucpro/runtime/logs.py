@@ -17,7 +17,8 @@ from virnucpro.errors import UsageError, printable
 from virnucpro.runtime.environment import is_main_process
 
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_FIRST_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
+# Also of the fork's logs, which its users go on with.
+_FIRST_WORDS = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 _installed: list[logging.Handler] = []
 
@@ -96,9 +97,10 @@ def _refuse_other_files(path: Path) -> None:
         return
     with path.open("rb") as file:
         beginning = file.read(100)
-    if beginning and not _FIRST_LINE.match(beginning):
+    if beginning and not _FIRST_WORDS.match(beginning):
         raise UsageError(
-            f"{path}: exists and is no log of virnucpro; name another file (-l), or remove this one"
+            f"{path}: exists and does not begin as a log, with a date and a time; name another "
+            "file (-l)"
         )
 
 
