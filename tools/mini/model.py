@@ -126,16 +126,16 @@ class MiniModel(nn.Module):
         seen = proteins._replace(token_ids_T=masked.protein_T)
         protein_FD, hidden_TD = self.embed_proteins(seen)
         layer, residues_VD = self.protein_guess, self.protein.embed_tokens.weight
-        masked_M = masked.protein_M
-        guess = guess_loss(layer(hidden_TD[masked_M]), residues_VD, proteins.token_ids_T[masked_M])
-        embeddings, guesses = [], []
+        tokens_T = proteins.token_ids_T
+        protein_loss = guess_loss(layer, hidden_TD, residues_VD, tokens_T, masked.protein_M)
+        embeddings, dna_losses = [], []
+        layer, words_VD = self.dna_guess, self.dna.word_embeddings.weight
         for one, (seen_CT, masked_M) in zip(chunks, masked.dna, strict=True):
             hidden_CTD = self.encode_dna(seen_CT)
             embeddings.append(pool_dna(hidden_CTD))
-            hidden_MD = self.dna_guess(hidden_CTD.flatten(0, 1)[masked_M])
-            words_VD = self.dna.word_embeddings.weight
-            guesses.append(guess_loss(hidden_MD, words_VD, one.dna_CT.flatten()[masked_M]))
-        guess = (guess + torch.stack(guesses).mean()) / 2
+            hidden_TD, tokens_T = hidden_CTD.flatten(0, 1), one.dna_CT.flatten()
+            dna_losses.append(guess_loss(layer, hidden_TD, words_VD, tokens_T, masked_M))
+        guess = (protein_loss + torch.stack(dna_losses).mean()) / 2
         mapped = [layer(protein_FD) for layer in self.teacher_maps]
         return judge(self.head, embeddings, protein_FD, chunks), guess, mapped
 
@@ -265,11 +265,21 @@ def sum_proteins(values_TD: Tensor, packing: Packing) -> Tensor:
     return torch.segment_reduce(values_TD, "sum", lengths=packing.lengths_B, unsafe=True)
 
 
-def guess_loss(guess_MD: Tensor, words_VD: Tensor, wanted_M: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the masked tokens; 0 if there are none."""
-    logits_MV = functional.linear(guess_MD, words_VD).float()
-    losses_M = functional.cross_entropy(logits_MV, wanted_M, reduction="sum")
-    return losses_M / max(len(logits_MV), 1)
+def guess_loss(
+    layer: nn.Linear, hidden_TD: Tensor, words_VD: Tensor, tokens_T: Tensor, masked_M: Tensor
+) -> Tensor:
+    """Return the mean cross-entropy of the masked tokens; 0 if there are none.
+
+    Args:
+        layer: Makes guesses of hidden states.
+        hidden_TD: The hidden states of all tokens.
+        words_VD: The embeddings of all words.
+        tokens_T: The tokens as they are.
+        masked_M: Which of them are masked.
+    """
+    logits_MV = functional.linear(layer(hidden_TD[masked_M]), words_VD).float()
+    loss = functional.cross_entropy(logits_MV, tokens_T[masked_M], reduction="sum")
+    return loss / max(len(masked_M), 1)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -23,7 +23,6 @@ PROTEIN_PAD, PROTEIN_MASK = TOKENS.index("<pad>"), TOKENS.index("<mask>")
 DNA_SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 DNA_MASK = DNA_SPECIAL.index("[MASK]")
 
-_LENGTH_MULTIPLE = 8  # fast attention wants masks of rows aligned to 16 bytes
 _NO_RESIDUE = len(TOKENS)
 _TOKEN_OF_CODON = torch.tensor(
     [
@@ -104,6 +103,7 @@ def pack_proteins(chunks: list[ChunkTokens]) -> Proteins:
     lengths_F, order_F = (padded_FT != PROTEIN_PAD).sum(1).sort()
     padded_FT = padded_FT[order_F]
     offsets = functional.pad(lengths_F.cumsum(0, dtype=torch.int32), (1, 0))
+    # Attention takes a bound of the lengths as well, and this one needs no waiting for a GPU.
     packing = Packing(lengths_F, offsets, longest)
     return Proteins(padded_FT[padded_FT != PROTEIN_PAD], packing, order_F)
 
@@ -117,10 +117,8 @@ def tokenize_stretches(stretches: Stretches) -> Tensor:
     """Return int64 (C, N, T): the tokens of each stretch's protein, padded."""
     length_CN1 = stretches.length_CN[..., None]
     residues_CNK = _TOKEN_OF_CODON.to(length_CN1.device)[stretches.codons_CNK.int()]
-    num_codons = residues_CNK.shape[2]
-    num_tokens = round_up(num_codons + 2)
-    tokens_CNT = functional.pad(residues_CNK, (1, num_tokens - num_codons - 1))
-    column_T = torch.arange(num_tokens, device=length_CN1.device)
+    tokens_CNT = functional.pad(residues_CNK, (1, 1))
+    column_T = torch.arange(tokens_CNT.shape[2], device=length_CN1.device)
     tokens_CNT = tokens_CNT.masked_fill(column_T > length_CN1 + 1, PROTEIN_PAD)
     tokens_CNT = tokens_CNT.masked_fill(column_T == length_CN1 + 1, TOKENS.index("<eos>"))
     tokens_CNT[..., 0] = TOKENS.index("<cls>")
@@ -147,8 +145,3 @@ def tokenize_dna(codes_CL: Tensor, word_bp: int) -> Tensor:
     tokens_CT = functional.pad(tokens_CW, (1, 1), value=DNA_SPECIAL.index("[SEP]"))
     tokens_CT[:, 0] = DNA_SPECIAL.index("[CLS]")
     return tokens_CT
-
-
-def round_up(num_tokens: int) -> int:
-    """Return the next length that attention is fast with."""
-    return -(-num_tokens // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from virnucpro_dnabert_s import backend as dna_backend
+from virnucpro_esm2 import NUM_SPECIAL_TOKENS
 from virnucpro_esm2 import backend as protein_backend
 from virnucpro_esm2.weights import HUB_FILES, read_checkpoint
 
@@ -78,9 +79,9 @@ class Teacher:
         batch = TokenBatch(
             proteins.token_ids_T, packing.lengths_B, packing.max_length, np.arange(len(order_F))
         )
-        protein_FD = encode_proteins(batch)[order_F.argsort()]
         # Without a residue, the mean over residues is no number.
-        protein_FD = protein_FD.nan_to_num(0.0)
+        is_empty_F1 = (packing.lengths_B == NUM_SPECIAL_TOKENS)[:, None]
+        protein_FD = encode_proteins(batch).masked_fill(is_empty_F1, 0.0)[order_F.argsort()]
         embeddings = []
         for one in chunks:
             num_chunks, num_tokens = one.dna_CT.shape

@@ -39,7 +39,8 @@ def test_exported_files_compute_what_the_trained_model_does(
     tmp_path: Path, model: MiniModel
 ) -> None:
     export_model(tmp_path, model, RULE)
-    chunks = random_chunks(40, 90, seed=1, letters="AACCGGTTACGTN")
+    # The 36 tokens of their DNA are padded.
+    chunks = random_chunks(40, 100, seed=1, letters="AACCGGTTACGTN")
     tokens = read_chunks(as_codes(chunks), RULE, SIZES.word_bp)
     proteins = [
         "".join(TOKENS[token] for token in row if token >= TOKENS.index("L"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from virnucpro_esm2 import backend as protein_backend
 from virnucpro_esm2.attention import Packing
+from virnucpro_esm2.tokens import TOKENS
 
 import virnucpro
 from tests.runs import accelerate_launch, run
@@ -25,7 +26,14 @@ from tools.mini.kmers import KmerBaseline, count_kmers
 from tools.mini.model import MiniModel
 from tools.mini.sampling import SHARES, Sampler
 from tools.mini.settings import parse_arguments, write_settings
-from tools.mini.stretches import Proteins, pack_proteins, read_chunks
+from tools.mini.stretches import (
+    DNA_MASK,
+    DNA_SPECIAL,
+    PROTEIN_MASK,
+    Proteins,
+    pack_proteins,
+    read_chunks,
+)
 from tools.mini.teachers import (
     SETTINGS_NAME,
     Teacher,
@@ -226,6 +234,28 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     learned, rule = read_run(tmp_path / "run")
     assert learned.sizes.protein_width == 32
     assert rule == RULE
+
+
+def test_chunks_are_masked_with_all_their_stretches(genomes_path: Path, tmp_path: Path) -> None:
+    training = Training(arguments(genomes_path, tmp_path / "run", *SMALL, "--mask-rate=1"))
+    chunks = [read_chunks(as_codes(random_chunks(20, bp, seed=bp)), RULE, 3) for bp in (300, 200)]
+    proteins = pack_proteins(chunks)
+    masked = training._mask(chunks, proteins)
+    is_masked_F = []
+    for one, (seen_CT, masked_M) in zip(chunks, masked.dna, strict=True):
+        is_masked_C1 = (seen_CT == DNA_MASK).any(1, keepdim=True)
+        assert 0 < is_masked_C1.sum() < len(is_masked_C1)
+        is_word_CT = one.dna_CT >= len(DNA_SPECIAL)
+        assert torch.equal(seen_CT, one.dna_CT.masked_fill(is_word_CT & is_masked_C1, DNA_MASK))
+        assert masked_M.tolist() == (seen_CT != one.dna_CT).flatten().nonzero().flatten().tolist()
+        is_masked_F += is_masked_C1.expand_as(one.is_stretch_CN).flatten().tolist()
+    seen = masked.protein_T.split(proteins.packing.lengths_B.tolist())
+    whole = proteins.token_ids_T.split(proteins.packing.lengths_B.tolist())
+    for stretch, seen_T, whole_T in zip(proteins.order_F.tolist(), seen, whole, strict=True):
+        masked_T = whole_T.masked_fill(whole_T >= TOKENS.index("L"), PROTEIN_MASK)
+        assert torch.equal(seen_T, masked_T if is_masked_F[stretch] else whole_T)
+    is_hit_T = masked.protein_T != proteins.token_ids_T
+    assert masked.protein_M.tolist() == is_hit_T.nonzero().flatten().tolist()
 
 
 def test_a_run_begins_with_the_weights_of_another(genomes_path: Path, tmp_path: Path) -> None:
