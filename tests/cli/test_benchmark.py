@@ -180,11 +180,14 @@ def test_a_run_takes_the_budget_that_profile_stored(
         "--max-batch=300",
         "--step=100",
         f"--test-file={reads}",
-        f"--output={tmp_path / 'profile.json'}",
+        f"--output={tmp_path / 'link.json'}",
     ]
+    (tmp_path / "link.json").symlink_to("profile.json")
     done = profile(*options)
     assert done.exit_code == 0, done.stderr
-    assert profile(*options).exit_code == 2, "the file exists"
+    again = profile(*options)
+    assert again.exit_code == 2
+    assert "link.json: exists already; overwrite it with --force" in again.stderr
     document = json.loads((tmp_path / "profile.json").read_text())
     assert [each["batch_tokens"] for each in document["measurements"]] == [100, 200, 300]
     assert all(each["tokens_per_s"] > 0 for each in document["measurements"])

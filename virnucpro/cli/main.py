@@ -134,7 +134,7 @@ def _collect_rarely() -> None:
     import, and 0.4 seconds at the end.
     """
     gc.set_threshold(10_000)
-    # The first that is registered runs last, so nobody has anything left to do.
+    # What is registered first runs last, when hardly anything is left to do.
     atexit.register(gc.freeze)
 
 

@@ -82,4 +82,5 @@ def _write(path: Path, profile: BudgetProfile, location: str) -> None:
         ],
         "best_batch_tokens": profile.best,
     }
-    write_json(path, document)
+    # A link stays, and leads to the new file.
+    write_json(path.resolve(), document)
