@@ -181,6 +181,9 @@ def test_a_killed_training_resumes_to_the_same_file(settings, tuned, tmp_path):
     assert not path.exists()
     more = {"output_path": path, "finetune": "both", "lora_rank": 4, "resume": True}
     train(TrainConfig(**settings | more))
+    # One that began anew would end with the same file.
+    log = (tmp_path / "tuned_training" / "run.log").read_text()
+    assert "the training goes on after step " in log
     assert path.read_bytes() == tuned.read_bytes()
 
 
