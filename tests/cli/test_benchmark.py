@@ -180,8 +180,13 @@ def test_a_run_takes_the_budget_that_profile_stored(
         "--max-batch=300",
         "--step=100",
         f"--test-file={reads}",
-        f"--output={tmp_path / 'link.json'}",
     ]
+    refused = profile(*options, "--output=/dev/null", "--force")
+    assert refused.exit_code == 1
+    assert "/dev/null: cannot be written (it is there, and is no file)" in refused.stderr
+    assert budgets.exists()
+
+    options.append(f"--output={tmp_path / 'link.json'}")
     (tmp_path / "link.json").symlink_to("profile.json")
     done = profile(*options)
     assert done.exit_code == 0, done.stderr

@@ -52,9 +52,9 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
 
     profile = profile_budgets(config, make_compute_config(config), location)
     _echo(profile)
+    path = store_budget(profile.key, profile.best, profile.speeds[profile.best].tokens_per_s)
     if config.output_path is not None:
         _write(config.output_path, profile, location)
-    path = store_budget(profile.key, profile.best, profile.speeds[profile.best].tokens_per_s)
     echo(f"\nBest: {profile.best} tokens a batch. Later runs read it in {path}")
 
 
