@@ -257,7 +257,7 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "exit_code", "message"),
     [
-        ("--threshold 2", 2, "threshold 2.0: wanted a number from 0 to 1"),
+        ("--threshold 2", 2, "--threshold 2.0: wanted a number from 0 to 1"),
         ("--device tpu", 2, "device 'tpu': wanted auto, cpu, cuda, cuda:N or N"),
         ("--device cuda:99", 2, "device cuda:99: this machine shows "),
         ("--dna-backend dnabert", 1, "No backend is called 'dnabert'; installed are: dnabert-s"),

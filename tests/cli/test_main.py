@@ -209,7 +209,7 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("predict missing.fa", "'missing.fa' does not exist"),
         ("predict a.fa -m 400", "'400' is not one of '300', '500', 'mini', 'custom'"),
         ("predict a.fa -m custom", "custom needs a classifier"),
-        ("predict a.fa --threshold 2", "wanted a number from 0 to 1"),
+        ("predict a.fa --threshold 2", "--threshold 2.0: wanted a number from 0 to 1"),
         (
             "predict a.fa",
             "500_model.pth: no such classifier; get it and its models with `virnucpro models ",
@@ -223,7 +223,7 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
             "x.pth: no such classifier; give the path of one with -p, or -m mini",
         ),
         ("check-precision a.fa", "500_model.pth: no such classifier"),
-        ("check-precision a.fa --sample 0", "num_records 0: wanted a whole number, at least 1"),
+        ("check-precision a.fa --sample 0", "--num-records 0: wanted a whole number, at least 1"),
         ("embed a.fa --backend esm2 -o a.h5", "Missing option '--weights'"),
         ("predictt a.fa", "No such command 'predictt'. Did you mean 'predict'?"),
         ("pred a.fa", "No such command 'pred'. Did you mean 'predict'?"),

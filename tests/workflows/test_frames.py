@@ -98,7 +98,7 @@ def test_the_command_reads_and_writes_pipes(fasta: bytes) -> None:
         ([], 2, "Missing argument 'INPUT...'"),
         (["input.fa", "--frame-rule", "open:code=7"], 2, "genetic code 7: "),
         (["input.fa", "--frame-rule", "both"], 2, "frame rule 'both': wanted open, stretches"),
-        (["input.fa", "-e", "2"], 2, "chunk_length_bp 2: wanted a whole number, at least 3"),
+        (["input.fa", "-e", "2"], 2, "--chunk-length-bp 2: wanted a whole number, at least 3"),
     ],
 )
 def test_the_command_explains_what_is_wrong(

@@ -20,7 +20,7 @@ from virnucpro.config import (
     options_of,
 )
 from virnucpro.config.options import GROUPS, REQUIRED
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, brief
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -231,7 +231,12 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
     """
     # Only what was given: some defaults depend on other settings, and the class knows them.
     given = _resolve_flags(ctx, given_options(ctx))
-    fields = {name: value for name, value in given.items() if name in options_of(config)}
+    options = options_of(config)
+    fields = {name: value for name, value in given.items() if name in options}
+    for name, value in fields.items():
+        # The class would name the field; who typed an option knows it by its own name.
+        if not options[name].is_argument:
+            _check_value(options[name], value)
     if issubclass(config, PredictConfig) and _FORK_SETTINGS in ctx.meta:
         from virnucpro.legacy.settings import read_fork_fields
 
@@ -239,6 +244,13 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
         # Our own names win over the fork's, and the command line over both.
         fields = read_fork_fields(path, found, fields.get("model_type")) | fields
     return config(**fields)
+
+
+def _check_value(option: Option, value: Any) -> None:
+    try:
+        option.convert(value)
+    except ValueError as error:
+        raise UsageError(f"{option.long_name} {brief(value)}: wanted {error}") from error
 
 
 def given_options(ctx: click.Context) -> dict[str, Any]:
