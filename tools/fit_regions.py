@@ -56,8 +56,8 @@ _WINDOW_CHUNKS = 40
 _STEP_CHUNKS = 5
 _NUM_FOLDS = 5
 _PENALTIES = (1 / 3, 1.0, 3.0, 15.0)
-# Planted phages alone would choose 0.3 to 0.5, which differ by chance. Less than 0.5 loses the
-# plant virus of docs/tutorial-assembly.md.
+# Planted phages alone would choose 0.3 to 0.5, which differ by chance. With less than 0.5, all but
+# the lowest thresholds lose the plant virus of docs/tutorial-assembly.md.
 _SHARES = (0.5, 0.6)
 # Evidence of any weights gets the spread that the log-odds of bacteria have, so one grid fits all.
 _SPREAD = 1.5
