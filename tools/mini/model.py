@@ -148,8 +148,7 @@ class MiniModel(nn.Module):
     def embed_proteins(self, proteins: Proteins) -> tuple[Tensor, Tensor]:
         """Return float32 (F, D), the mean over residues, and the last hidden states (T, D)."""
         hidden_TD = self.encode_proteins(proteins)
-        sorted_FD = pool_proteins(hidden_TD, proteins.packing)
-        return sorted_FD[proteins.order_F.argsort()], hidden_TD
+        return proteins.sort_back(pool_proteins(hidden_TD, proteins.packing)), hidden_TD
 
     def encode_dna(self, tokens_CT: Tensor) -> Tensor:
         """Return the last hidden states (C, T, D) of `DnabertS` for chunks of one length."""

@@ -68,6 +68,10 @@ class Proteins(NamedTuple):
         lengths_F, num_tokens = self.packing.lengths_B, len(self.token_ids_T)
         return values_F.repeat_interleave(lengths_F, dim=0, output_size=num_tokens)
 
+    def sort_back(self, values_FD: Tensor) -> Tensor:
+        """Return the rows (F, D) of the proteins in the order of their stretches."""
+        return values_FD[self.order_F.argsort()]
+
 
 def read_chunks(codes_CL: Tensor, rule: FrameRule, word_bp: int) -> ChunkTokens:
     """Return the tokens of chunks of one length (at least 3).

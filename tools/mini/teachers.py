@@ -75,13 +75,11 @@ class Teacher:
     def score(self, chunks: list[ChunkTokens], proteins: Proteins) -> tuple[Tensor, Tensor]:
         """Return the chunks' logits (C,) and the protein embeddings (F, D)."""
         encode_dna, encode_proteins = self._encoders
-        packing, order_F = proteins.packing, proteins.order_F
-        batch = TokenBatch(
-            proteins.token_ids_T, packing.lengths_B, packing.max_length, np.arange(len(order_F))
-        )
+        lengths_F, longest = proteins.packing.lengths_B, proteins.packing.max_length
+        batch = TokenBatch(proteins.token_ids_T, lengths_F, longest, np.arange(len(lengths_F)))
         # Without a residue, the mean over residues is no number.
-        is_empty_F1 = (packing.lengths_B == NUM_SPECIAL_TOKENS)[:, None]
-        protein_FD = encode_proteins(batch).masked_fill(is_empty_F1, 0.0)[order_F.argsort()]
+        is_empty_F1 = (lengths_F == NUM_SPECIAL_TOKENS)[:, None]
+        protein_FD = proteins.sort_back(encode_proteins(batch).masked_fill(is_empty_F1, 0.0))
         embeddings = []
         for one in chunks:
             num_chunks, num_tokens = one.dna_CT.shape

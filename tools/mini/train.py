@@ -5,12 +5,11 @@
 `run/model` is the model that was best on the valid split so far, in the files that the backends and
 the classifier read. `run/weights.safetensors` and `run/settings.json` are the same model for the
 programs of this folder. `run/log.jsonl` has the figures. From `run/state.safetensors` the same
-command continues. The learning rate follows the clock and reaches
-0 after `--minutes`, over all legs. Some tokens are masked, and the encoders learn to guess them.
-`--teachers` takes the directories of earlier runs, and the model also learns what these teachers
-say (Hinton et al. 2015, arXiv:1503.02531) and how they embed proteins. `--protein-init` takes
-published weights of ESM-2, with which the protein encoder begins. `--init` takes an earlier run,
-whose weights all begin with.
+command continues. The learning rate follows the clock and reaches 0 after `--minutes`, over all
+legs. Some tokens are masked, and the encoders learn to guess them. `--teachers` takes the
+directories of earlier runs, and the model also learns what these teachers say (Hinton et al. 2015,
+arXiv:1503.02531) and how they embed proteins. `--protein-init` takes published weights of ESM-2,
+with which the protein encoder begins. `--init` takes an earlier run, whose weights all begin with.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from virnucpro.config import (
     options_of,
 )
 from virnucpro.config.options import GROUPS, REQUIRED
-from virnucpro.errors import UsageError, brief
+from virnucpro.errors import UsageError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -236,7 +236,7 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
     for name, value in fields.items():
         # The class would name the field; who typed an option knows it by its own name.
         if not options[name].is_argument:
-            _check_value(options[name], value)
+            options[name].check(value, options[name].long_name)
     if issubclass(config, PredictConfig) and _FORK_SETTINGS in ctx.meta:
         from virnucpro.legacy.settings import read_fork_fields
 
@@ -244,13 +244,6 @@ def make_config(ctx: click.Context, config: type[AnyConfig]) -> AnyConfig:
         # Our own names win over the fork's, and the command line over both.
         fields = read_fork_fields(path, found, fields.get("model_type")) | fields
     return config(**fields)
-
-
-def _check_value(option: Option, value: Any) -> None:
-    try:
-        option.convert(value)
-    except ValueError as error:
-        raise UsageError(f"{option.long_name} {brief(value)}: wanted {error}") from error
 
 
 def given_options(ctx: click.Context) -> dict[str, Any]:

@@ -134,6 +134,21 @@ class Option:
             raise ValueError("a list")  # noqa: TRY004 (the caller makes it a UsageError)
         return tuple(map(self._convert_one, values))
 
+    def check(self, value: Any, name: str) -> Any:
+        """Return `value` as the field's type.
+
+        Args:
+            value: What was given.
+            name: What who gave it calls the setting.
+
+        Raises:
+            UsageError: The value is invalid.
+        """
+        try:
+            return self.convert(value)
+        except ValueError as error:
+            raise UsageError(f"{name} {brief(value)}: wanted {error}") from error
+
     def _convert_one(self, value: Any) -> Any:
         # YAML reads the words on and off as truth values.
         if isinstance(value, bool) and "on" in self.choices:
@@ -251,11 +266,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, one in options_of(type(self)).items():
-            value = getattr(self, name)
-            try:
-                self._set(name, one.convert(value))
-            except ValueError as error:
-                raise UsageError(f"{name} {brief(value)}: wanted {error}") from error
+            self._set(name, one.check(getattr(self, name), name))
         self._check_output()
 
     def _check_output(self) -> None:
