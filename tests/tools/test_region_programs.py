@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import read_table
+from tests.runs import REPOSITORY, read_table
 from tools import fit_regions, plant_phages
 from tools.fit_regions import (
     Contig,
@@ -20,11 +20,12 @@ from tools.fit_regions import (
     fit_rules,
     fit_weights,
     join_chunks,
-    pool,
+    read_planted,
     weigh,
 )
 from tools.measure_finer_windows import place_end
 from tools.measure_regions import match, measure, read_bed, read_regions
+from virnucpro.scoring.classifier_files import read_classifier
 from virnucpro.scoring.region_model import REGION_MODEL
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frames import reverse_complement
@@ -131,9 +132,6 @@ def test_a_model_is_measured_on_chunks() -> None:
     lysogen[50:70] = 2.0
     found = ContigSet([*contigs, Contig(lysogen, None)]).measure(REGION_MODEL)
     assert found.false_per_mb == pytest.approx(1 / 0.32)
-    both = pool([clean, found])
-    assert both.false_per_mb == pytest.approx(1 / 0.54)
-    assert both.num_phages == 120
 
 
 def make_genomes(generator: np.random.Generator) -> dict[str, list[Genome]]:
@@ -150,18 +148,67 @@ def make_genomes(generator: np.random.Generator) -> dict[str, list[Genome]]:
     }
 
 
-def test_a_rule_is_fitted_to_genomes(monkeypatch) -> None:
+def plant(genomes: dict[str, list[Genome]]) -> fit_regions.Planted:
+    """Return each bacterium as it is, and with 20, 40 and 80 chunks of a phage after chunk 50."""
+    planted: fit_regions.Planted = [(bacterium, None) for bacterium in genomes["bacteria"]]
+    for size in (20, 40, 80):
+        for pair in zip(genomes["bacteria"], genomes["phages"], strict=True):
+            whole = zip(*pair, strict=True)
+            joined = (np.concatenate([host[:50], phage[:size], host[50:]]) for host, phage in whole)
+            planted.append((Genome(*joined), (50, 50 + size)))
+    return planted
+
+
+@pytest.fixture
+def few_rules(monkeypatch) -> None:
+    """Compare two rules of each threshold, with one penalty and share of the logit."""
     monkeypatch.setattr(fit_regions, "_PENALTIES", (1.0,))
     monkeypatch.setattr(fit_regions, "_SHARES", (0.3,))
     every_rule = fit_regions.list_rules
     monkeypatch.setattr(fit_regions, "list_rules", lambda weights: [*every_rule(weights)][::9])
+
+
+@pytest.mark.usefixtures("few_rules")
+def test_a_rule_is_fitted_to_genomes() -> None:
     generator = np.random.default_rng(0)
-    train, valid = make_genomes(generator), make_genomes(generator)
+    train, planted = make_genomes(generator), plant(make_genomes(generator))
     for use_weights in (True, False):
-        best, *others = fit_rules(train, valid, use_weights, num=2, seed=0)
+        best, *others = rules = fit_rules(train, planted, [], use_weights, num=2)
         assert len(best.model.weights) == (5 if use_weights else 0)
-        assert pool(best.found).worth >= max(pool(one.found).worth for one in others)
+        worths = [sum(one.worth for one in rule.found) for rule in rules]
+        assert worths == sorted(worths, reverse=True)
         assert min(min(one.found) for one in best.found) > 0.7
+        assert len(others) > 1
+        assert fit_rules(train, planted, [], use_weights, num=2) == rules
+
+
+@pytest.mark.usefixtures("few_rules")
+def test_a_rule_finds_a_weak_virus_and_sees_few_false_regions() -> None:
+    train = make_genomes(np.random.default_rng(0))
+    planted = plant(train)
+    log_odds = np.repeat([0, 0.55, 0], (152, 300, 152))
+    weak = Genome(log_odds, np.zeros((604, 4)))
+
+    def thresholds(planted: fit_regions.Planted, must_find: fit_regions.Planted) -> set[float]:
+        return {rule.model.least for rule in fit_rules(train, planted, must_find, False, num=2)}
+
+    assert thresholds(planted, []) == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8}
+    assert thresholds(planted, [(weak, (152, 452))]) == {0.3, 0.4, 0.5}
+    # The same stretch in a bacterium is false: one in less than a megabase is too many.
+    assert thresholds([*planted, (weak, None)], []) == {0.6, 0.7, 0.8}
+
+
+def test_contigs_of_a_run_are_read_with_their_phages(example_run: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "truth.tsv"
+    truth.write_text("record_id\tstart\tend\nNC_073849.1\t-\t-\nNC_008253.1:1-8000\t1000\t4000\n")
+    (bacterium, place), (virus, nowhere) = read_planted(example_run, truth)
+    assert (place, nowhere) == ((2, 8), None)
+    assert (len(bacterium.log_odds), len(virus.log_odds)) == (16, 7)
+    _, metadata, _ = read_classifier(REPOSITORY / "virnucpro/data/mini/500_model.safetensors")
+    rows = read_table(example_run / "chunks.tsv")
+    wanted = [float(row["evidence"]) for row in rows if row["record_id"] == "NC_073849.1"]
+    # The scores of the table are rounded, and so is the logit.
+    assert weigh(virus, metadata.regions.weights) == pytest.approx(wanted, abs=0.01)
 
 
 def test_the_weights_of_a_fold_do_not_know_its_genomes() -> None:
