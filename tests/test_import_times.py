@@ -54,7 +54,8 @@ def test_a_run_on_a_cpu_does_not_import_the_compiler(tmp_path):
     )
     imported = list_imports(done.stderr)
     assert "torch" in imported
-    assert not imported & {"torch._dynamo", "torch._inductor"}
+    # sympy takes as long to import as a third of torch.
+    assert not imported & {"torch._dynamo", "torch._inductor", "sympy"}
 
 
 def list_imports(stderr):

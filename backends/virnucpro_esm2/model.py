@@ -170,8 +170,8 @@ class Esm2Layer(nn.Module):
 class Esm2(nn.Module):
     """An ESM-2 without its heads; see `virnucpro.backend.interface.Encoder`.
 
-    The parameters are made on the `meta` device, without memory. `to_empty` gives them memory. Who
-    fills them must also call `set_rotary`.
+    The parameters are made on the `meta` device, without memory. `give_memory` gives them memory.
+    Who fills them must also call `set_rotary`.
     """
 
     cos_PR: Tensor
@@ -229,6 +229,13 @@ class Esm2(nn.Module):
     def has_own_kernels(self) -> bool:
         """Whether `torch.compile` would have nothing left to fuse."""
         return self.fused or self.is_packed
+
+    def give_memory(self, device: torch.device) -> Esm2:
+        """Give all parameters and tables memory on `device`, with undefined numbers, in place."""
+        # Not torch's `to_empty`: on the meta device it imports sympy, for a second or more. No
+        # other thread gets far meanwhile, so the DNA pass nearly stood still.
+        self._apply(lambda x: torch.empty(x.shape, dtype=x.dtype, device=device))  # type: ignore[no-untyped-call]
+        return self
 
     def set_rotary(self, frequencies_R: Tensor) -> None:
         """Fill the tables of rotary angles, in float32 for any precision of the weights."""
@@ -349,6 +356,6 @@ def make_empty_model(
     kernel = choose_attention(attention, head_dim=head_dim, dtype=dtype, device=device)
     attend = choose_attend(kernel, head_dim=head_dim, dtype=dtype, device=device)
     model = Esm2(config, dtype=dtype, attend=attend, fused=kernel == "fused")
-    model.to_empty(device=device)
+    model.give_memory(device)
     model.set_rotary(default_frequencies(config.head_dim, config.rope_theta))
     return model.eval().requires_grad_(False)

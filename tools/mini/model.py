@@ -99,7 +99,7 @@ class MiniModel(nn.Module):
             sizes.protein_eps,
             sizes.protein_token_dropout,
         )
-        self.protein = Esm2(config, dtype=torch.float32).to_empty(device="cpu")
+        self.protein = Esm2(config, dtype=torch.float32).give_memory(torch.device("cpu"))
         self.protein.set_rotary(default_frequencies(config.head_dim))
         head_sizes = ChunkHeadSizes(
             sizes.dna_width, sizes.protein_width, sizes.head_width, sizes.hidden
