@@ -6,6 +6,7 @@ A message says what was found, what was wanted and what to do, with the path and
 from __future__ import annotations
 
 import errno
+import re
 import reprlib
 
 # Values in messages come from files, also from hostile ones, and a message must stay readable.
@@ -146,9 +147,16 @@ def format_seconds(seconds: float) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, or its type if the error has no text."""
     # Some errors have no text, such as that of a bare `assert`.
-    return (str(error).splitlines() or [type(error).__name__])[0][:_MAX_MESSAGE_LETTERS]
+    return (_text(error).splitlines() or [type(error).__name__])[0][:_MAX_MESSAGE_LETTERS]
 
 
 def on_one_line(error: BaseException) -> str:
     """Return the whole text of another library's error without line breaks."""
-    return " ".join(str(error).split())[:_MAX_MESSAGE_LETTERS]
+    return " ".join(_text(error).split())[:_MAX_MESSAGE_LETTERS]
+
+
+def _text(error: BaseException) -> str:
+    # The system's words alone: messages name the file themselves.
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    # Its number says nothing to people. Libraries repeat it in errors of their own.
+    return re.sub(r"\[Errno -?\d+\] ", "", text)

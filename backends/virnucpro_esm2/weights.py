@@ -30,7 +30,7 @@ from virnucpro.backend.weights import (
     read_tensors,
     without_wrappers,
 )
-from virnucpro.errors import WeightsError, brief
+from virnucpro.errors import WeightsError, brief, first_line
 from virnucpro.kernels import float8, onednn
 from virnucpro_esm2.attention import attend_with_gradients
 from virnucpro_esm2.model import Esm2, Esm2Config, make_empty_model
@@ -303,7 +303,7 @@ def _check_vocabulary(path: Path) -> None:
         # The settings are compared anyway, and may list the tokens, too.
         return
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error})") from error
+        raise WeightsError(f"{path}: cannot be read ({first_line(error)})") from error
     if tokens != list(TOKENS):
         raise WeightsError(
             f"{path}: lists other tokens than ESM-2's {len(TOKENS)}, or in another order; this "

@@ -194,7 +194,7 @@ def test_an_unreachable_hub_is_explained(tmp_path: Path) -> None:
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         message = locate_elsewhere("owner/toy", endpoint, tmp_path)
         assert message.startswith("refused: owner/toy: no such file or directory, not whole in")
-        assert "the Hugging Face hub cannot be reached ([Errno" in message
+        assert "the Hugging Face hub cannot be reached (Connection refused)" in message
         offline = locate_elsewhere("owner/toy", endpoint, tmp_path, HF_HUB_OFFLINE="1")
         assert offline.startswith("refused: owner/toy: no such file or directory, not whole in")
         assert "HF_HUB_OFFLINE" in offline
@@ -221,6 +221,16 @@ def test_other_than_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(WeightsError, match=r"config\.json"):
         read_json(path)
+
+
+def test_a_missing_file_of_a_model_is_named_without_the_number_of_the_error(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    wanted = f"{tmp_path}: lacks config.json; it holds model.safetensors; give a directory with all"
+    with pytest.raises(WeightsError, match=wanted):
+        read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(WeightsError, match=r"cannot be read as JSON \(Is a directory\)$"):
+        read_json(tmp_path / "config.json")
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:

@@ -216,7 +216,9 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ),
         ("predict a.fa --gpus 0-3", "wanted numbers with commas between"),
         ("predict a.fa --v1-attention --attention sdpa", "give one of the two"),
-        ("-c a.fa predict a.fa", "a.fa: cannot be read as YAML"),
+        ("predict a.fa --threshold high", "--threshold 'high': wanted a number from 0 to 1"),
+        ("predict a.fa --num-processes 2.5", "'2.5': wanted a whole number, at least 1"),
+        ("-c a.fa predict a.fa", "a.fa, line 1: cannot be read as YAML"),
         ("-l no/where.log backends", "no/where.log: cannot be written"),
         (
             "predict a.fa -p x.pth",

@@ -79,6 +79,8 @@ def test_what_is_left_empty_sets_nothing(read, text):
         ("predict: [1, 2]", "line 1: found a list, wanted `key: value` lines"),
         ("checkpoints: {show: 5}", "line 1: found '5', wanted `key: value` lines"),
         ("predict: {gpus: &a [*a]}", "cannot be read as YAML"),
+        ("predict:\n\tgpus: 0", r"line 2: cannot be read as YAML \(found character '\\t' that"),
+        ("predict: [1", r"line 1: cannot be read as YAML \(expected ',' or '\]', but got"),
         ("predict: {gpus: " + "[" * 2000 + "]" * 2000 + "}", "cannot be read as YAML"),
         ("predict: {<<: {gpus: 0}}", "unknown key 'predict.<<'"),
         ("predict: {gpus: 2026-13-45}", "gpus is '2026-13-45', which YAML cannot read .month must"),

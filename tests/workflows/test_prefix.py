@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.runs import read_table, write_reads
-from virnucpro import CallConfig, PredictConfig, call, predict
+from virnucpro import CallConfig, EvaluateConfig, PredictConfig, call, evaluate, predict
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
-from virnucpro.errors import OutputExistsError, UsageError
+from virnucpro.errors import InputError, OutputExistsError, UsageError
 
 
 def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> None:
@@ -36,8 +36,19 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
     call(CallConfig(run_dir=tmp_path / "out/first", threshold=1.0))
     assert json.loads((tmp_path / "out/first_run.json").read_text())["counts"]["virus"] == 0
     assert second.directory.records_tsv.read_bytes() == before
-    with pytest.raises(OutputExistsError):
+    with pytest.raises(OutputExistsError, match="out/first: exists already"):
         predict(config)
+    # A directory of several runs is no run, and neither is a prefix that nothing has.
+    for wrong in ("out", "out/frist"):
+        with pytest.raises(InputError, match="did you mean .*out/first, .*out/second"):
+            call(CallConfig(run_dir=tmp_path / wrong))
+        with pytest.raises(InputError, match="did you mean .*out/first, .*out/second"):
+            evaluate(EvaluateConfig(predictions=tmp_path / wrong, truth=tmp_path / "labels.tsv"))
+    labels = tmp_path / "labels.tsv"
+    ids = [line["record_id"] for line in read_table(tmp_path / "out/first_records.tsv")]
+    labels.write_text("id\tlabel\n" + "".join(f"{one}\tothers\n" for one in ids))
+    found = evaluate(EvaluateConfig(predictions=tmp_path / "out/first", truth=labels))
+    assert found.output_dir == tmp_path / "out/first_evaluation"
     second.directory.clear()
     assert first.directory.records_tsv.is_file()
     assert not RunDirectory(tmp_path / "out", "third", "third").is_used()

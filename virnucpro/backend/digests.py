@@ -61,7 +61,7 @@ def digest_files(paths: Sequence[Path], *, anew: bool = False) -> str:
                 remember(path, state, digest)
             digests.append((path.name, digest))
         except OSError as error:
-            raise WeightsError(f"{path}: cannot be read ({error})") from error
+            raise WeightsError(f"{path}: cannot be read ({first_line(error)})") from error
     if len(digests) == 1:
         return f"sha256:{digests[0][1]}"
     listing = "".join(f"{digest}  {name}\n" for name, digest in digests)

@@ -184,9 +184,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path.parent}: lacks {path.name}{explain_directory(path.parent)}; give a directory "
+            "with all files of the model"
+        ) from error
     except (OSError, RecursionError, ValueError) as error:
         kind = explain_file(path) if path.is_file() else ""
-        raise WeightsError(f"{path}: cannot be read as JSON ({error}){kind}") from error
+        raise WeightsError(f"{path}: cannot be read as JSON ({first_line(error)}){kind}") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: a JSON object was expected, found {type(value).__name__}")
     return value

@@ -77,9 +77,9 @@ class Identity:
         """Return a sentence for each field in which this run differs from `other`, a part's."""
         theirs = asdict(other)
         return [
-            f"{name.replace('_', ' ')} is {value} now and was {theirs[name]} there"
             # A digest says nothing to people.
-            + ("; the input or --min-length-bp has changed" if name == "input_digest" else "")
+            ("the input or --min-length-bp has changed: " if name == "input_digest" else "")
+            + f"{name.replace('_', ' ')} is {value} now and was {theirs[name]} there"
             for name, value in asdict(self).items()
             if value != theirs[name]
         ]

@@ -18,6 +18,8 @@ METRICS_NAME = "metrics.jsonl"
 # What a run writes before it has computed anything: it must not stand in the way of the next.
 _WORTHLESS = re.compile(rf"\.lock(\.holder)?|run\.log|{re.escape(METRICS_NAME)}")
 
+_MAX_SUGGESTED = 5
+
 
 def staged_dir(directory: Path) -> Path:
     """Return where a new store is built, before it takes the place of the one in `directory`."""
@@ -54,8 +56,8 @@ class RunDirectory:
 
     @property
     def output_path(self) -> Path:
-        """What the user named as the output."""
-        return self.path
+        """What users call the run: its directory, or `directory/prefix`."""
+        return self.path / self.prefix
 
     @property
     def merged_dir(self) -> Path:
@@ -280,6 +282,14 @@ def find_run(path: Path) -> RunDirectory:
     # The stem is in no file. Only the legacy tables are named after it.
     found = sorted(path.glob("*_merged/prediction_results.txt"))
     return RunDirectory(path, found[0].parent.name.removesuffix("_merged") if found else "")
+
+
+def suggest_runs(path: Path) -> str:
+    """Return which runs with prefixes a user may mean by `path`, which is no run; often empty."""
+    directory = path if path.is_dir() else path.parent
+    runs = sorted(f"{found}".removesuffix("_run.json") for found in directory.glob("?*_run.json"))
+    more = ", ..." if len(runs) > _MAX_SUGGESTED else ""
+    return f"; did you mean {', '.join(runs[:_MAX_SUGGESTED])}{more}?" if runs else ""
 
 
 def _holds_work(directory: Path, store_dir: Path) -> bool:

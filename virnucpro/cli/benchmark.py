@@ -15,7 +15,7 @@ from virnucpro.cli.options import config_command
 from virnucpro.cli.starting import hide_other_gpus, make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import BenchmarkConfig
-from virnucpro.errors import IncompleteError, UsageError, VirnucproError
+from virnucpro.errors import IncompleteError, UsageError, VirnucproError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _compare(report: Report, path: Path) -> None:
         ]
     except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: is not a benchmark.json ({type(error).__name__}: {error}); give what "
+            f"{path}: is not a benchmark.json ({type(error).__name__}: {first_line(error)}); give what "
             "`virnucpro benchmark --json` printed or -o wrote"
         ) from error
     if device != report["device"]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from virnucpro.checkpoints.run_directory import find_run
+from virnucpro.checkpoints.run_directory import find_run, suggest_runs
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import MonitorConfig
@@ -36,7 +36,7 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
         raise UsageError(
             f"{path}: does not exist; give the output directory of `virnucpro predict`, the "
             "_training directory of `virnucpro train`, or the .parts directory that `virnucpro "
-            "embed` keeps beside its output while it runs"
+            f"embed` keeps beside its output while it runs{suggest_runs(config.run_dir)}"
         )
     state, console = RunState(path), Console()
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)

@@ -41,6 +41,21 @@ SETTINGS_PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FORK_SETTINGS = "virnucpro.fork_settings"
 
 
+class _Number(click.ParamType[Any]):
+    """A number; what is none stays text, and the settings then say what is wanted."""
+
+    def __init__(self, kind: type) -> None:
+        self.name = kind.__name__
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or the text."""
+        try:
+            return self._kind(value)
+        except ValueError:
+            return value
+
+
 class ConfigOption(click.Option):
     """An option in a group of `--help`, which shows its own names alone."""
 
@@ -174,8 +189,7 @@ def _make_type(option: Option) -> click.ParamType[Any]:
         # Inputs stay text, because `-` among them is no path.
         path_type = Path if option.kind is Path else None
         return click.Path(**_PATHS[option.path], path_type=path_type)
-    # The settings check ranges themselves.
-    return click.types.convert_type(option.kind)
+    return _Number(option.kind) if option.kind in (int, float) else click.STRING
 
 
 def _make_flags(options: Iterable[Option]) -> list[ConfigFlag]:

@@ -74,7 +74,7 @@ def predict_command(
         return
     layout = RunDirectory(config.resolved_output_dir, config.stem, config.prefix)
     settled = settle_output(
-        config, layout.path, used=layout.is_used(), may_ask=STDIN not in config.inputs
+        config, layout.output_path, used=layout.is_used(), may_ask=STDIN not in config.inputs
     )
     if settled is None:
         return
@@ -94,8 +94,9 @@ def predict_command(
     # Last, because the results are whole but for these frames.
     if result.num_unscored_frames:
         raise IncompleteError(
-            f"{result.num_unscored_frames} open frames do not fit the memory of a device; their "
-            "records say out_of_memory in records.tsv. Use a device with more, and --resume"
+            f"{count(result.num_unscored_frames, 'frame')} without a score, because the memory of "
+            "a device is too small; in records.tsv, their records have the reason out_of_memory. "
+            "Use a device with more memory, and --resume"
         )
 
 

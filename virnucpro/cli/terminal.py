@@ -86,7 +86,8 @@ def echo_summary(
         format_table(("call", "records"), rows),
         "\n".join(_describe_calls(counts, rule)),
         format_table(headings, best) if best else "",
-        f"{_describe_time(summary['seconds'], seconds)}\nresults: {directory.path}",
+        f"{_describe_time(summary['seconds'], seconds)}\n"
+        f"results: {directory.output_path}{'_*' if directory.prefix else ''}",
     ]
     echo("\n" + "\n\n".join(filter(None, blocks)))
 

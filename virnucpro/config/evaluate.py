@@ -29,7 +29,7 @@ class EvaluateConfig(Config, group="Output"):
 
     # The table alone is enough, so this need not be a run.
     predictions: Path = argument(
-        help="Output directory of predict, or its records.tsv.", path="any"
+        help="Output directory of predict, or its records.tsv.", metavar="RUN_DIR", path="run"
     )
     truth: Path = truth_option()
     output_dir: Path | None = option(
@@ -44,8 +44,12 @@ class EvaluateConfig(Config, group="Output"):
     @property
     def records_tsv(self) -> Path:
         """The table of the run's records."""
-        is_directory = self.predictions.is_dir()
-        return self.predictions / "records.tsv" if is_directory else self.predictions
+        path = self.predictions
+        prefixed = path.with_name(f"{path.name}_records.tsv")
+        # A run with a prefix is named as for other commands: by `directory/prefix`.
+        if not path.exists() and prefixed.exists():
+            return prefixed
+        return path / "records.tsv" if path.is_dir() else path
 
     @property
     def resolved_output_dir(self) -> Path:

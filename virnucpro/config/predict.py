@@ -188,9 +188,10 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             # With -p, the classifier may be one for other backends.
             if self.model_path is None and getattr(self, name) != getattr(type(self), name):
                 raise UsageError(
-                    f"model type mini is for the backends dnabert-s and esm2, and {name} is "
-                    f"{getattr(self, name)!r}; leave out one of the two, or train a classifier for "
-                    "that backend (virnucpro train) and name it with -m custom -p FILE"
+                    "model type mini is for the backends dnabert-s and esm2, and "
+                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}; leave out one of the "
+                    "two, or train a classifier for that backend (virnucpro train) and name it "
+                    "with -m custom -p FILE"
                 )
         for name, directory in (("dna_weights", "dnabert_s"), ("protein_weights", "esm2")):
             # Weights that somebody names are meant, also together with mini.

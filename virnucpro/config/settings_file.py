@@ -71,9 +71,15 @@ def read_settings(path: Path, known: Mapping[str, Key]) -> dict[str, Any]:
         root = loader.get_single_node()
         found = _SectionReader(path, loader, known).walk(root) if root is not None else ()
         return {name: value for name, value in found if value is not None}
+    except yaml.MarkedYAMLError as error:
+        # The text of the whole error repeats the line, with arrows, over several lines.
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(
+            f"{path}{line}: cannot be read as YAML ({error.problem}); `virnucpro utils "
+            "generate-config` writes a file to begin with"
+        ) from error
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = on_one_line(error)
-        raise UsageError(f"{path}: cannot be read as YAML ({reason})") from error
+        raise UsageError(f"{path}: cannot be read as YAML ({on_one_line(error)})") from error
 
 
 class _Loader(yaml.SafeLoader):

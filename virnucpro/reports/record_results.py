@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import RunDirectory, suggest_runs
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
 from virnucpro.errors import InputError
@@ -222,7 +222,7 @@ def read_run_json(
     Raises:
         InputError: It cannot be read, or lacks one of the keys.
     """
-    wanted = f"wanted the output directory of a finished {command}"
+    wanted = f"wanted the output directory of a finished {command}{suggest_runs(path.parent)}"
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:

@@ -132,6 +132,6 @@ def _explaining(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path}: the lock of the run cannot be made ({error.strerror}); choose another output "
-            "directory (-o)"
+            f"{path}: the lock of the run cannot be made ({error.strerror}); make it possible to "
+            "write there, or choose another output directory"
         ) from error

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray
+from virnucpro.checkpoints.run_directory import suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, brief
@@ -81,7 +82,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if not config.records_tsv.exists():
         raise InputError(
             f"{config.records_tsv}: no such file; wanted the output directory of a finished "
-            "virnucpro predict, or its records.tsv"
+            f"virnucpro predict, or its records.tsv{suggest_runs(config.predictions)}"
         )
     truth = read_truth(config.truth)
     records = _read_records(config, truth)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, first_line
 from virnucpro.reports.metrics import METRICS
 from virnucpro.reports.pages.render import write_page
 from virnucpro.reports.record_results import STALE_NAME
@@ -50,7 +50,7 @@ def _read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {wanted}") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); {wanted}") from error
     if not isinstance(report, dict) or any(key not in report for key in _KEYS):
         raise InputError(f"{path}: lacks {' or '.join(_KEYS)}; {wanted}")
     return report

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
-from virnucpro.errors import CheckpointError, UsageError
+from virnucpro.errors import CheckpointError, UsageError, first_line
 
 FORMAT_VERSION = 2
 """2: the manifest has a digest of itself and of each file."""
@@ -137,7 +137,7 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
             names = sorted(manifest["files"])
             whole = list(pool.map(is_whole, names))
     except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be read ({error})") from error
+        raise CheckpointError(f"{directory}: cannot be read ({first_line(error)})") from error
     damaged = [name for name, is_good in zip(names, whole, strict=True) if not is_good]
     if damaged:
         raise CheckpointError(
