@@ -83,6 +83,13 @@ def test_run_json_fits_its_schema(runs) -> None:
             validator.validate(document | {"counts": {"records": -1}})
 
 
+def test_the_docs_have_the_keys_of_run_json(repository: Path) -> None:
+    page = (repository / "docs" / "results.md").read_text()
+    table = page.partition("| Key | Content |")[2].partition("\n\n")[0]
+    documented = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(documented) == sorted(read_schema("run")["properties"])
+
+
 @TABLES
 def test_the_docs_have_the_columns_of_the_schema(name: str, repository: Path) -> None:
     page = (repository / "docs" / "results.md").read_text()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 from tools.update_options_page import PAGE, fill_in
 from virnucpro.config import COMMANDS
 
@@ -12,6 +14,14 @@ def test_the_tables_of_options_are_up_to_date():
     page = PAGE.read_text(encoding="utf-8")
     assert fill_in(page) == page
     assert fill_in(page.replace("Random seed.", "An older text.")) == page
+
+
+def test_the_page_begins_with_all_commands():
+    table = PAGE.read_text(encoding="utf-8").partition("\n\n##")[0]
+    missing = [
+        name for name in COMMANDS if not re.search(rf"^\| .*`{name}[ `]", table, re.MULTILINE)
+    ]
+    assert not missing
 
 
 def test_every_command_has_its_table():

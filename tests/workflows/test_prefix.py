@@ -40,9 +40,9 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
         predict(config)
     # A directory of several runs is no run, and neither is a prefix that nothing has.
     for wrong in ("out", "out/frist"):
-        with pytest.raises(InputError, match="did you mean .*out/first, .*out/second"):
+        with pytest.raises(InputError, match=r"did you mean .*out/first, .*out/second"):
             call(CallConfig(run_dir=tmp_path / wrong))
-        with pytest.raises(InputError, match="did you mean .*out/first, .*out/second"):
+        with pytest.raises(InputError, match=r"did you mean .*out/first, .*out/second"):
             evaluate(EvaluateConfig(predictions=tmp_path / wrong, truth=tmp_path / "labels.tsv"))
     labels = tmp_path / "labels.tsv"
     ids = [line["record_id"] for line in read_table(tmp_path / "out/first_records.tsv")]

@@ -86,8 +86,8 @@ def _compare(report: Report, path: Path) -> None:
         ]
     except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: is not a benchmark.json ({type(error).__name__}: {first_line(error)}); give what "
-            "`virnucpro benchmark --json` printed or -o wrote"
+            f"{path}: is not a benchmark.json ({type(error).__name__}: {first_line(error)}); "
+            "give what `virnucpro benchmark --json` printed or -o wrote"
         ) from error
     if device != report["device"]:
         logger.warning("%s: measured on %s, and this is %s", path, device, report["device"])

@@ -11,7 +11,7 @@ from virnucpro.config import EvaluateConfig
 
 @config_command("evaluate", short_help="Compare the calls of a run with the truth.")
 def evaluate_command(ctx: click.Context, config: EvaluateConfig) -> None:
-    """Compare the calls of PREDICTIONS with known labels.
+    """Compare the calls of a run with known labels.
 
     The report (report.html, .tsv, .json, .png, .svg) gives each number twice: for the records with
     a call, and for all records. Among all records, one without a call counts as not viral.

@@ -17,7 +17,7 @@ class ExportConfig(Config, group="Output"):
 
     source: Path = argument(
         help="Output directory of predict, finished or not, or of migrate.",
-        metavar="RUN",
+        metavar="RUN_DIR",
         path="any",
     )
     output_dir: Path = option(

@@ -42,7 +42,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     output_dir: Path | None = option(
         None,
         "-o",
-        help="Directory for the results. Several inputs and - need it.",
+        help="Directory for the results. You must name it for several inputs, and for -.",
         unset="{input}_predictions",
         details="{input} is the name of the input without its last ending, and without .gz, .bz2, "
         ".xz or .zst before that.",

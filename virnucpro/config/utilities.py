@@ -74,8 +74,7 @@ class ReportConfig(Config):
         "-o",
         "--output",
         help="File for the page.",
-        unset="report.html in the directory",
-        details="The comparison of several runs is written into the present directory.",
+        unset="report.html in RUN_DIR; of several runs, in the present directory",
         group="Output",
         path="new file",
     )

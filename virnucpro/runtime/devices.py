@@ -19,7 +19,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.backend.places import user_cache_dir
 from virnucpro.config import ComputeConfig
-from virnucpro.errors import UsageError, first_line
+from virnucpro.errors import UsageError, count, first_line
 from virnucpro.kernels import describe_attention
 from virnucpro.runtime.environment import LAUNCH_VARIABLES, check_launch, num_processes
 from virnucpro.runtime.orphans import end_with_launcher
@@ -274,7 +274,7 @@ def describe_computing(device: torch.device, precision: str, attention: str) -> 
         precision: Of the run.
         attention: As in ComputeConfig.
     """
-    name = f"cpu ({torch.get_num_threads()} threads)"
+    name = f"cpu ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
         name = f"{device} ({torch.cuda.get_device_name(device)})"
     # What is around the products in fp8 is computed in bf16.
