@@ -63,6 +63,18 @@ def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_broken_links(page) == ["page.md#e", "none.md"]
 
 
+def test_the_architecture_names_every_module() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("    virnucpro/\n")[2].partition("\n    backends/")[0]
+    rooms = dict(
+        re.findall(r"^      (\w+)/ +(.*?)(?=^      \w|\Z)", tree, re.MULTILINE | re.DOTALL)
+    )
+    # The page describes the others by their commands, or as a whole.
+    for room in set(rooms) - {"cli", "workflows", "kernels", "config", "data"}:
+        names = {path.stem for path in (REPOSITORY / "virnucpro" / room).glob("[!_]*.py")}
+        assert names <= set(re.findall(r"\w+", rooms[room])), room
+
+
 def test_the_page_on_packages_lists_every_package() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

@@ -28,7 +28,7 @@ RUN = {
             "record_id": "contig\x1b[31m" + "x" * 60,
             "length": 12345,
             "score": 0.9,
-            "probability": 0.987654,
+            "probability": 0.9998498,
             "call": "virus",
             "confidence": "high",
         }
@@ -61,11 +61,17 @@ def test_the_summary_of_a_run(directory, capsys) -> None:
         "\n"
         "most viral records                             bp  score  probability   call  confidence\n"
         r"contig\x1b[31m"
-        "xxxxxxxxxxxxxxxxxxxxxxxxxx…  12,345    0.9     0.987654  virus        high\n"
+        "xxxxxxxxxxxxxxxxxxxxxxxxxx…  12,345    0.9    0.9998498  virus        high\n"
         "\n"
         "time: 30.2 s, most of it for DNA embeddings 20.0 s, tables 2.0 s\n"
         f"results: {directory.path}\n"
     )
+
+
+def test_the_summary_of_a_run_with_a_prefix_names_its_files(tmp_path: Path, capsys) -> None:
+    (tmp_path / "s1_run.json").write_text(json.dumps(RUN))
+    echo_summary(RunDirectory(tmp_path, "s1", "s1"), as_json=False, quiet=False)
+    assert capsys.readouterr().out.endswith(f"results: {tmp_path}/s1_*\n")
 
 
 def test_a_quiet_command_prints_json_alone(directory, capsys) -> None:

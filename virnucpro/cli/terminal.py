@@ -75,7 +75,8 @@ def echo_summary(
             # Made printable before it is cut, because an escape is longer than what it stands for.
             _shorten(printable(one["record_id"])),
             f"{one['length']:,}",
-            *("NA" if one[name] is None else f"{one[name]:g}" for name in ("score", "probability")),
+            # With the digits of records.tsv.
+            *("NA" if one[name] is None else str(one[name]) for name in ("score", "probability")),
             one["call"],
             one["confidence"],
         )

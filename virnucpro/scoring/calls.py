@@ -57,11 +57,12 @@ class RecordCalls(NamedTuple):
         num_open_chunks: Chunks with a scored open frame.
         num_frames: Open frames of the record.
         num_viral_chunks: Open chunks that are called viral.
-        score: float64, the mean score of the open chunks; NaN if there is no call.
+        score: float64, the mean score of the open chunks, or of a head over chunks the sigmoid of
+            their mean logit; NaN if there is no call.
         call: `virus`, `others`, or `none`; `decide_calls` replaces what the score alone says.
-        reason: Why there is no call: `empty`, `too_short`, and `no_open_frame` or `no_stretch`
-            by the frame rule; `out_of_memory` if
-            frames of the record have no scores, even if other frames give it a call; else `-`.
+        reason: Why there is no call: `empty`, `too_short`, and `no_open_frame` or `no_stretch` by
+            the frame rule; `out_of_memory` if frames of the record have no scores, even if other
+            frames give it a call; else `-`.
         probability: float64, the probability that the record is viral; NaN if there is no call or
             no calibration.
         scored_share: float64, `num_open_chunks / num_chunks`; NaN without chunks.

@@ -200,7 +200,6 @@ def rate_confidence(call: Words, probability: Float64Array, num_open_chunks: Int
     The rule reads the probability that the call is right: `probability` of a viral record, and
     1 - `probability` of any other. `high` needs 0.95 and three scored chunks, `medium` needs 0.8.
     """
-    # The probability that the call is right, whichever call it is.
     is_right = np.where(call == "virus", probability, 1 - probability)
     is_high = (is_right >= HIGH_CONFIDENCE) & (num_open_chunks >= ENOUGH_CHUNKS)
     tiers: Words = np.array(CONFIDENCE_TIERS, dtype=object)

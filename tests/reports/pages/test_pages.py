@@ -334,7 +334,13 @@ def test_another_file_is_not_replaced(run_directory, tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    assert report(tmp_path).exit_code == 1
+    result = report(tmp_path)
+    assert result.exit_code == 1
+    assert (
+        "run.json: cannot be read (No such file or directory); wanted the output dir"
+        in result.stderr
+    )
+    assert "virnucpro predict, train or evaluate" in result.stderr
 
 
 def test_the_same_run_gives_the_same_page(run_directory, tmp_path: Path) -> None:
