@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,10 @@ class BpeCollator:
     def __init__(self, tokenizer_path: Path) -> None:
         self._tokenizer_path = tokenizer_path
         self._tokenizer = read_tokenizer(tokenizer_path)
+        # Otherwise `encode_batch_fast` starts threads of the library. They would compete for the
+        # cores that the loader's workers share, and the library warns when a process with such
+        # threads forks.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only the path is pickled, because the tokenizer itself is larger than the pipe to a
@@ -126,8 +131,8 @@ class BpeCollator:
 
     def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, each with CLS and SEP and none of them cut."""
-        # One at a time: `encode_batch` starts threads of the library. They would compete for the
-        # cores that the loader's workers share, and the library warns when a process with such
-        # threads forks.
-        ids = [np.array(self._tokenizer.encode(s).ids, dtype=np.int64) for s in sequences]
+        # Not `encode`, which also notes where each token lies, and takes a quarter longer.
+        encode = self._tokenizer.encode_batch_fast
+        # One at a time, because what the library returns is much larger than the ids.
+        ids = [np.array(encode([sequence])[0].ids, dtype=np.int64) for sequence in sequences]
         return pack_tokens(rows, ids)

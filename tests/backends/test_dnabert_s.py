@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from virnucpro_dnabert_s import backend
 from virnucpro_dnabert_s.attention import alibi_slopes, attention_bias
 from virnucpro_dnabert_s.benchmarking import SIZES
 from virnucpro_dnabert_s.model import DnabertS
-from virnucpro_dnabert_s.tokens import BpeCollator
+from virnucpro_dnabert_s.tokens import BpeCollator, read_tokenizer
 from virnucpro_dnabert_s.weights import make_meta_model, published_name
 
 from tools.make_dnabert_s_weights import make_config, make_random_tensors, write_weights
@@ -440,6 +441,23 @@ def test_stored_truncation_and_padding_are_ignored(published: Path) -> None:
     assert stored["truncation"]["max_length"] == stored["padding"]["strategy"]["Fixed"] == 2000
     collate = backend.load_collator(backend.open_weights(str(published)))
     assert collate(np.arange(2), ["N" * 2500, "A"]).lengths_B.tolist() == [2502, 3]
+
+
+def test_the_fast_way_gives_the_same_tokens_without_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    path = write_weights(tmp_path / "weights") / "tokenizer.json"
+    rng = np.random.default_rng(0)
+    sequences = ["".join(rng.choice(list("ACGTNRY-"), size)) for size in range(1, 400, 7)]
+    batch = BpeCollator(path)(np.arange(len(sequences)), sequences)
+    # The library reads it at each call. Its threads cannot be counted here: `write_weights` has
+    # started them.
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    tokenizer = read_tokenizer(path)
+    assert batch.token_ids_T.tolist() == [
+        token for sequence in sequences for token in tokenizer.encode(sequence).ids
+    ]
 
 
 def test_a_worker_is_sent_the_tokenizers_path_alone(tmp_path: Path) -> None:

@@ -249,7 +249,8 @@ def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
         VirnucproError: Another process has ended, so this one cannot go on.
     """
     if is_launched():
-        # What the imports have made stays: to look through it in `_leave` takes a third of a second.
+        # What the imports have made stays. `_leave` would take a third of a second to look through
+        # it.
         gc.freeze()
     try:
         yield
