@@ -95,7 +95,7 @@ def test_the_table_says_the_same(output_dir: Path) -> None:
 def test_one_model_is_compared_with_an_earlier_report(
     demo_weights: Mapping[str, str], tmp_path: Path
 ) -> None:
-    options = ["--model=esm2", f"--weights={demo_weights['protein_weights']}"]
+    options = ["--backend=esm2", f"--weights={demo_weights['protein_weights']}"]
     options += ["--no-vanilla-baseline", "--json"]
     first = json.loads(benchmark(*options, "--suite=throughput").stdout)
     (tmp_path / "earlier.json").write_text(json.dumps(first))
@@ -138,7 +138,7 @@ def test_the_exit_code_tells_what_is_wrong(
     assert message in done.stderr
     assert [line["is_off"] for line in json.loads(done.stdout)["lines"]] == [code == 1]
     if code == 0:
-        without_weights = invoke(*command, "--model=faulty")
+        without_weights = invoke(*command, "--backend=faulty")
         assert without_weights.exit_code == 2
         assert "give some with --weights" in without_weights.stderr
     if code == 2:

@@ -36,12 +36,12 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
     \b
     Examples:
       virnucpro benchmark
-      virnucpro benchmark --model esm2 --weights esm2_t36_3B_UR50D.pt
+      virnucpro benchmark --backend esm2 --weights esm2_t36_3B_UR50D.pt
       virnucpro benchmark --quick --device cpu --json
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
-    if config.weights is not None and config.model is None:
-        raise UsageError("--weights: of which backend? Name it with --model")
+    if config.weights is not None and config.backend is None:
+        raise UsageError("--weights: of which backend? Name it with --backend")
     # The fork has this suite, so its scripts may ask for it.
     if config.suite == "scaling":
         logger.warning(

@@ -36,17 +36,17 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
 
     \b
     Examples:
-      virnucpro profile -m esm2
-      virnucpro profile -m dnabert-s --weights models/DNABERT-S --precision fp16
+      virnucpro profile --backend esm2
+      virnucpro profile --backend dnabert-s --weights models/DNABERT-S --precision fp16
     """  # noqa: D301 (click reads the \b)
     require_single_process(ctx)
     if config.output_path is not None and not config.force:
         refuse_existing(config.output_path)
     # A wrong name of a backend must show before the question of its weights.
-    load_backend(config.model)
-    location = config.weights or _DEFAULT_WEIGHTS.get(config.model)
+    load_backend(config.backend)
+    location = config.weights or _DEFAULT_WEIGHTS.get(config.backend)
     if location is None:
-        raise UsageError(f"backend {config.model}: which weights? Name them with --weights")
+        raise UsageError(f"backend {config.backend}: which weights? Name them with --weights")
     from virnucpro.embedding.budgets import store_budget
     from virnucpro.workflows.profile import profile_budgets
 

@@ -18,9 +18,10 @@ DATA_SIZES = ("tiny", "small", "medium", "large")
 class ProfileConfig(DeviceConfig, group="Measuring"):
     """The settings of `profile`."""
 
-    model: str = option(
+    backend: str = option(
         REQUIRED,
         "-m",
+        "--model",
         help="Name of a backend that virnucpro backends lists.",
         group="Embedding models",
         metavar="NAME",
@@ -105,8 +106,9 @@ class BenchmarkConfig(DeviceConfig, group="Measuring"):
         help="Measure the small models of a CPU, with the data size tiny.",
         details="8 sequences instead of 32 are compared with float32.",
     )
-    model: str | None = option(
+    backend: str | None = option(
         None,
+        "--model",
         help="Measure this backend only.",
         unset="all",
         group="Embedding models",

@@ -154,7 +154,7 @@ def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
     ):
         # --quick measures the small models of a CPU, on whatever device.
         on_gpu = run.device.type == "cuda" and not config.quick
-        models = open_models(config.model, config.weights, Path(scratch), on_gpu=on_gpu)
+        models = open_models(config.backend, config.weights, Path(scratch), on_gpu=on_gpu)
         # All of them are opened before the first is measured, so a missing file shows at once.
         subjects = [
             (label, model, _list_implementations(run, config, model)) for label, model in models

@@ -84,7 +84,7 @@ def profile_budgets(config: ProfileConfig, compute: ComputeConfig, location: str
         VirnucproError: The settings, the weights or the sequences cannot be used.
     """
     with open_run(compute) as run:
-        model = open_model(config.model, location, run)
+        model = open_model(config.backend, location, run)
         speeds: dict[int, Speed] = {}
         try:
             for budget_tokens, speed in _measure(run, model, config):
