@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import read_table, write_reads
-from virnucpro import CallConfig, EvaluateConfig, PredictConfig, call, evaluate, predict
+from tests.runs import invoke, read_table, write_reads
+from virnucpro import CallConfig, EvaluateConfig, PredictConfig, call, evaluate, predict, read_run
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.errors import InputError, OutputExistsError, UsageError
 
@@ -49,9 +49,27 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
     labels.write_text("id\tlabel\n" + "".join(f"{one}\tothers\n" for one in ids))
     found = evaluate(EvaluateConfig(predictions=tmp_path / "out/first", truth=labels))
     assert found.output_dir == tmp_path / "out/first_evaluation"
+    # So do the commands on embeddings, and the two runs keep theirs apart.
+    rows = [read_run(tmp_path / f"out/{name}").embeddings.n_obs for name in ("first", "second")]
+    assert rows == [first.num_frames, second.num_frames]
+    shown = invoke("checkpoints", "show", tmp_path / "out/first").stdout
+    assert f"out/first: a run of {first.num_frames} open frames" in shown
+    assert invoke("checkpoints", "verify", tmp_path / "out/first").returncode == 0
+    assert "2 of 2" in invoke("checkpoints", "verify", tmp_path / "out/first").stdout
+    missing = invoke("checkpoints", "show", tmp_path / "out/frist")
+    assert (missing.returncode, "did you mean" in missing.stderr) == (2, True)
     second.directory.clear()
     assert first.directory.records_tsv.is_file()
     assert not RunDirectory(tmp_path / "out", "third", "third").is_used()
+
+
+def test_each_prefix_has_a_screen_of_its_own(tmp_path: Path) -> None:
+    runs = [RunDirectory(tmp_path, prefix, prefix) for prefix in ("a", "b", "")]
+    for one in runs:
+        one.screen.path.mkdir()
+        one.screen.records_tsv.touch()
+    runs[0].clear()
+    assert [one.screen.path.is_dir() for one in runs] == [False, True, True]
 
 
 @pytest.mark.parametrize("prefix", ["a/b", ".hidden", "-o"])

@@ -150,10 +150,13 @@ class RunDirectory:
                 "--checkpoint-dir, or choose another output directory (-o)"
             )
 
+    screen_dir = _Named("screen")
+    """The directory of the screen."""
+
     @property
     def screen(self) -> RunDirectory:
-        """The directory of the screen, a small prediction of its own."""
-        return RunDirectory(self.path / "screen", self.stem)
+        """The screen, a small prediction of its own."""
+        return RunDirectory(self.screen_dir, self.stem)
 
     @property
     def frame_store_dir(self) -> Path:

@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -48,13 +48,15 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
             "--suite scaling: measured as throughput, on one device; docs/scheduling.md says how "
             "runs scale over several GPUs"
         )
+    # Before the measurements, which may take long.
+    earlier = None if config.compare_to is None else _read_report(config.compare_to)
     hide_other_gpus(config.gpus)
     # Imported only now: CUDA reads the variable that was just set when torch starts it.
     from virnucpro.workflows.benchmark import run_benchmark
 
     report = asdict(run_benchmark(config, make_compute_config(config, config.compile)))
-    if config.compare_to is not None:
-        _compare(report, config.compare_to)
+    if earlier is not None:
+        _compare(report, earlier)
     text = _format_report(report)
     document = json.dumps(report, indent=2)
     echo(document if config.json else text)
@@ -67,32 +69,41 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
     _judge(report)
 
 
-def _compare(report: Report, path: Path) -> None:
-    """Add to each line of `report` how much faster it is than in the report at `path`.
+class _Earlier(NamedTuple):
+    """What an earlier benchmark found on a device; `speeds` are the tokens/s of its lines."""
+
+    path: Path
+    device: str
+    speeds: dict[tuple[Any, ...], float]
+
+
+def _read_report(path: Path) -> _Earlier:
+    """Return the report at `path`.
 
     Raises:
         UsageError: The file is not a report.
     """
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        speeds = {_line_key(line): line["tokens_per_s"] for line in earlier["lines"]}
-        device = earlier["device"]
-        # Inside `try` as well: a file of another kind may have anything in the place of a number.
-        changes = [
-            line["tokens_per_s"] / speeds[_line_key(line)] - 1
-            if line["tokens_per_s"] and speeds.get(_line_key(line))
-            else None
-            for line in report["lines"]
-        ]
+        found = json.loads(path.read_text(encoding="utf-8"))
+        # A file of another kind may have anything in the place of a number.
+        speeds = {_line_key(line): float(line["tokens_per_s"] or 0) for line in found["lines"]}
+        return _Earlier(path, found["device"], speeds)
     except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: is not a benchmark.json ({type(error).__name__}: {first_line(error)}); "
             "give what `virnucpro benchmark --json` printed or -o wrote"
         ) from error
-    if device != report["device"]:
-        logger.warning("%s: measured on %s, and this is %s", path, device, report["device"])
-    for line, change in zip(report["lines"], changes, strict=True):
-        line["change"] = change
+
+
+def _compare(report: Report, earlier: _Earlier) -> None:
+    """Add to each line of `report` how much faster it is than in an earlier report."""
+    if earlier.device != report["device"]:
+        logger.warning(
+            "%s: measured on %s, and this is %s", earlier.path, earlier.device, report["device"]
+        )
+    for line in report["lines"]:
+        speed, before = line["tokens_per_s"], earlier.speeds.get(_line_key(line))
+        line["change"] = speed / before - 1 if speed and before else None
 
 
 def _line_key(line: dict[str, Any]) -> tuple[Any, ...]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from virnucpro.checkpoints.run_directory import find_run, suggest_runs
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import OPEN_RULE, FrameRule, ShowCheckpointsConfig, VerifyCheckpointsConfig
-from virnucpro.errors import CheckpointError, count
+from virnucpro.errors import CheckpointError, UsageError, count
 from virnucpro.sequences.records import NAMES_OF_ROWS
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
     from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
     path = config.path
+    if not (path.exists() or find_run(path).prefix):
+        raise UsageError(f"{path}: no such file or directory{suggest_runs(path)}")
     run = summarize_run(path, digests=False)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     summaries = list(summarize_files(path, dims, digests=False))
@@ -80,7 +83,7 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
 
     path = config.path
     # An exit code of its own, which click's check of paths could not give.
-    if not path.exists():
+    if not (path.exists() or find_run(path).prefix):
         echo(f"{path}: no such file or directory", err=True)
         ctx.exit(NO_SUCH_PLACE)
     is_good_run = echo_run_errors(path, digests=True)

@@ -18,7 +18,7 @@ class ExportConfig(Config, group="Output"):
     source: Path = argument(
         help="Output directory of predict, finished or not, or of migrate.",
         metavar="RUN_DIR",
-        path="any",
+        path="run",
     )
     output_dir: Path = option(
         REQUIRED,

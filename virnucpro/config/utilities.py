@@ -103,7 +103,7 @@ class ShowCheckpointsConfig(DimsConfig):
     path: Path = argument(
         help="A part, a run directory, a directory of checkpoints, or a file of features (.pt, "
         ".h5) of an older program.",
-        path="any",
+        path="run",
     )
     json: bool = option(False, help="Print JSON.")
 

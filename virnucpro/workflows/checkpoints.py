@@ -24,7 +24,7 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     read_identity,
 )
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.errors import CheckpointError, WeightsError
 from virnucpro.legacy.documents import NOT_MARKED
 from virnucpro.legacy.joining import inspect_file
@@ -73,11 +73,14 @@ def summarize_files(
     A bad file raises no error.
 
     Args:
-        place: A directory, a part, the result of `embed`, or features of an older program.
+        place: A directory, a run, a part, the result of `embed`, or features of an older program.
         dims: Numbers in the embeddings of older files, which do not tell what they hold.
         digests: Whether to read entire parts, and compare their digests.
         load: Whether to read older files; otherwise only their structure is checked.
     """
+    # `directory/prefix` is a run and no path.
+    if find_run(place).prefix:
+        place = find_run(place).checkpoints_dir
     paths = [place]
     if place.is_dir():
         # `list_files` leaves out our own directory, in which this command must look as well.
@@ -175,8 +178,7 @@ def summarize_run(directory: Path, *, digests: bool) -> RunSummary | None:
     Raises:
         CheckpointError: The frame store is damaged.
     """
-    # Nothing here depends on the stem.
-    layout = RunDirectory(directory, stem="")
+    layout = find_run(directory)
     if not layout.frame_store_dir.is_dir():
         return None
     store = open_frame_store(layout.frame_store_dir, verify=digests)

@@ -29,7 +29,7 @@ from virnucpro.checkpoints.parts import (
     finished_rows,
     read_identity,
 )
-from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.run_directory import find_run, suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, replace_when_whole
 from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
@@ -118,8 +118,7 @@ class _Source:
                 f"{directory}: is a file; wanted the directory of a run. What `virnucpro embed` "
                 "writes is HDF5 with the datasets embeddings and ids, which h5py reads as it is"
             )
-        # Nothing here depends on the stem.
-        run_directory = RunDirectory(directory, stem="")
+        run_directory = find_run(directory)
         # A run has one store for both alphabets. `migrate` writes the two side by side, with ids.
         is_run = run_directory.frame_store_dir.is_dir()
         store_dir = run_directory.frame_store_dir
@@ -133,7 +132,7 @@ class _Source:
         if not self._parts:
             raise CheckpointError(
                 f"{directory}: holds no finished embeddings; wanted the directory of a run, or "
-                "the output of `virnucpro migrate`"
+                f"the output of `virnucpro migrate`{suggest_runs(directory)}"
             )
         # An export cannot compute damaged rows again, so that it checks all parts first.
         for path in itertools.chain(*self._parts.values()):

@@ -58,7 +58,9 @@ class FinishedRun:
             # Through `export`, which joins copies with the sequence that was embedded, and checks
             # the parts.
             config = ExportConfig(
-                source=self.directory.path, output_dir=Path(scratch, "exported"), to="anndata"
+                source=self.directory.output_path,
+                output_dir=Path(scratch, "exported"),
+                to="anndata",
             )
             return read_h5ad(export_embeddings(config).paths[0])
 
