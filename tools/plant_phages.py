@@ -4,7 +4,8 @@
 
 An index is a table with tabs and a header. Its columns `id`, `file`, `class`, `sub`, `group`,
 `split`, `length` and `prophage_like` describe the sequences of the FASTA files beside it. Sequences
-in which somebody found a phage are left out.
+in which somebody found a phage are left out, and so are those of a table that
+`tools.find_prophages` wrote (`--without`).
 
 `contigs.fasta` has the planted contigs. Each is a window of 100 to 200 kb of a bacterial chromosome
 with a piece of a phage inserted, at least 10 kb from the ends. Groups are drawn with equal chances,
@@ -30,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from virnucpro.reports.tables import read_table
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frames import reverse_complement
 
@@ -138,9 +140,19 @@ def draw_whole(
                 yield genome
 
 
+def leave_out(groups: Groups, table: Path | None) -> Groups:
+    """Return the groups without the sequences that a table names."""
+    if table is None:
+        return groups
+    ids = {row["id"] for _, row in read_table(table, ("id",))}
+    left = {name: [one for one in group if one.id not in ids] for name, group in groups.items()}
+    return {name: group for name, group in left.items() if group}
+
+
 def write_planted(args: argparse.Namespace) -> None:
     """Write contigs.fasta and truth.tsv."""
     bacteria = read_groups(args.indexes, args.split, ("bacteria", "chromosome"))
+    bacteria = leave_out(bacteria, args.without)
     phages = read_groups(args.indexes, args.split, ("viral", "phage"))
     # Each phage lies on a strand of its own, so that its chunks are the same wherever it is.
     rng = random.Random(args.seed)
@@ -175,7 +187,7 @@ def write_whole(args: argparse.Namespace) -> None:
         ("bacteria", ("bacteria", "chromosome"), CONTIG_BP[0], args.bacteria_mb),
         ("phages", ("viral", "phage"), PHAGE_LENGTHS_BP[0], args.phages_mb),
     ):
-        groups = read_groups(args.indexes, args.split, kind)
+        groups = leave_out(read_groups(args.indexes, args.split, kind), args.without)
         drawn = draw_whole(random.Random(args.seed), groups, min_length_bp, int(num_mb * 1e6))
         with (args.output / f"{name}.fasta").open("w") as fasta:
             fasta.writelines(f">{genome.id}\n{genome.sequence}\n" for genome in drawn)
@@ -192,6 +204,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=200, help="planted contigs of each length")
     parser.add_argument("--bacteria-mb", type=float, default=5, help="of whole bacteria")
     parser.add_argument("--phages-mb", type=float, default=5, help="of whole phages")
+    parser.add_argument("--without", type=Path, help="table of tools.find_prophages")
     parser.add_argument("--whole", action="store_true", help="plant nothing")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -104,6 +104,17 @@ def test_whole_genomes_are_written_by_turns(planted: Path, monkeypatch) -> None:
         assert (record.id, record.sequence) == (name, genomes[name])
 
 
+def test_listed_bacteria_are_left_out(planted: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "prophages.tsv").write_text("id\tstart\nbacterium\t0\n")
+    words = f"plant_phages {planted}/index.tsv --split test --whole --output {tmp_path}/left"
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--without", str(tmp_path / "prophages.tsv")])
+    plant_phages.main()
+    assert (tmp_path / "left/bacteria.fasta").read_text() == ""
+    assert [record.id for record in RecordReader(tmp_path / "left/phages.fasta", "dna")] == [
+        "phage"
+    ]
+
+
 def test_regions_of_other_programs_are_read(tmp_path: Path) -> None:
     (tmp_path / "other.bed").write_text("a\t0\t10\tone\nb\t5\t9\na\t20\t30\n")
     assert read_bed(tmp_path / "other.bed") == {"a": [(0, 10), (20, 30)], "b": [(5, 9)]}
