@@ -258,7 +258,11 @@ def test_an_unreadable_input_is_1(run, tmp_path):
         (BackendError("esm2 is broken"), 1, "Error: esm2 is broken\n"),
         (MemoryExhaustedError("give a smaller batch"), 4, "Error: give a smaller batch\n"),
         (MemoryError(), 4, "memory is used up"),
-        (OSError(28, "No space left on device", "a.h5"), 1, "No space left on device: 'a.h5'\n"),
+        (
+            OSError(28, "No space left on device", "a.h5"),
+            1,
+            "Error: a.h5: No space left on device\n",
+        ),
         (KeyboardInterrupt(), 130, "Error: interrupted\n"),
     ],
 )

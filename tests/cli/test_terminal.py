@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from click.testing import CliRunner
 from tests.runs import REPOSITORY
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.main import main
-from virnucpro.cli.terminal import counting_bars, echo_summary, format_table
+from virnucpro.cli.terminal import counting_bars, echo, echo_summary, format_table
+from virnucpro.errors import OutputError
 
 RUN = {
     "counts": {"virus": 2, "others": 1, "none": 3, "virus_few_chunks": 1},
@@ -72,6 +74,18 @@ def test_the_summary_of_a_run_with_a_prefix_names_its_files(tmp_path: Path, caps
     (tmp_path / "s1_run.json").write_text(json.dumps(RUN))
     echo_summary(RunDirectory(tmp_path, "s1", "s1"), as_json=False, quiet=False)
     assert capsys.readouterr().out.endswith(f"results: {tmp_path}/s1_*\n")
+
+
+def test_a_full_disk_under_standard_output_is_explained() -> None:
+    wanted = r"standard output cannot be written \(No space left on device\); make room"
+    # Without a buffer, which would be written once more when the file is closed.
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        io.TextIOWrapper(full, write_through=True) as text,
+        redirect_stdout(text),
+        pytest.raises(OutputError, match=wanted),
+    ):
+        echo("a line")
 
 
 def test_a_quiet_command_prints_json_alone(directory, capsys) -> None:

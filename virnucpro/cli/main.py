@@ -28,6 +28,7 @@ from virnucpro.errors import (
     UsageError,
     VirnucproError,
     brief,
+    on_one_line,
     printable,
 )
 from virnucpro.runtime.environment import (
@@ -176,7 +177,8 @@ def _explain(error: BaseException, command: str | None) -> int:
             return MemoryExhaustedError.exit_code
         case OSError():
             # A full disk or a missing permission is no bug of the program.
-            logger.error("%s", error, exc_info=with_traceback)
+            place = f"{error.filename}: " if error.filename else ""
+            logger.error("%s%s", place, on_one_line(error), exc_info=with_traceback)
             return 1
         case Exception():
             logger.error(

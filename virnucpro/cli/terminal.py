@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.errors import printable
+from virnucpro.errors import OutputError, printable, writing_remedy
 
 if TYPE_CHECKING:
     from virnucpro.checkpoints.run_directory import RunDirectory
@@ -25,8 +26,20 @@ _NUM_STAGES = 2
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print a text, without characters that control the terminal; every command prints by this."""
-    click.echo(printable(text), err=err)
+    """Print a text, without characters that control the terminal; every command prints by this.
+
+    Raises:
+        OutputError: Standard output goes to a file that cannot be written.
+    """
+    try:
+        click.echo(printable(text), err=err)
+    # A reader such as `head` has seen enough.
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror}); {writing_remedy(error)}"
+        ) from error
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
@@ -41,10 +54,11 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_lef
     for row in rows:
         table.add_row(*row)
     # Wider than any table, so that no column is cut: other programs read this text.
-    console = Console(width=10_000, color_system=None, markup=False, highlight=False, emoji=False)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    text = io.StringIO()
+    Console(
+        file=text, width=10_000, color_system=None, markup=False, highlight=False, emoji=False
+    ).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def echo_summary(

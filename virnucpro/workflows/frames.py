@@ -52,8 +52,9 @@ def write_frames(config: FrameTableConfig) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        name = "standard output" if output == STDIN else output
         raise VirnucproError(
-            f"{output}: cannot be written ({error.strerror}); give another place with -o"
+            f"{name}: cannot be written ({error.strerror}); give another place with -o"
         ) from error
 
 
