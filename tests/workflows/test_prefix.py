@@ -63,6 +63,19 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
     assert not RunDirectory(tmp_path / "out", "third", "third").is_used()
 
 
+def test_runs_with_prefixes_share_no_path(tmp_path: Path) -> None:
+    one, other = (
+        {
+            path
+            for name in dir(RunDirectory)
+            if isinstance(path := getattr(RunDirectory(tmp_path, prefix, prefix), name), Path)
+        }
+        for prefix in ("a", "b")
+    )
+    assert len(one) > 20
+    assert one & other == {tmp_path}
+
+
 def test_each_prefix_has_a_screen_of_its_own(tmp_path: Path) -> None:
     runs = [RunDirectory(tmp_path, prefix, prefix) for prefix in ("a", "b", "")]
     for one in runs:

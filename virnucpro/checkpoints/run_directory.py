@@ -119,6 +119,9 @@ class RunDirectory:
     lock_path = _Named(".lock")
     """The file that a run keeps locked, so that no second run writes here meanwhile."""
 
+    launch_path = _Named(".launch")
+    """The file by which the machines of a launch see that they share the directory."""
+
     checkpoints_dir = _Named("checkpoints")
     """The directory of the frame store and of the parts, or a link to it."""
 
@@ -337,6 +340,9 @@ class EmbedDirectory:
 
     lock_path = _Named(".lock")
     """The file that a run keeps locked, so that no second run writes here meanwhile."""
+
+    launch_path = _Named(".launch")
+    """The file by which the machines of a launch see that they share the directory."""
 
     # The directory is of one run, so the names need no prefix.
     prefix = ""

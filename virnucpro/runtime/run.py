@@ -209,7 +209,7 @@ def open_run(
         hold = _hold(directory, config, inputs) if accelerator.is_main_process else nullcontext()
         with hold:
             wait_for_others()
-            _check_shared_directory(accelerator, directory.path)
+            _check_shared_directory(accelerator, directory)
             with _open_monitor(accelerator, directory.metrics_path) as monitor:
                 yield Run(config, accelerator, monitor, on_progress)
 
@@ -284,7 +284,9 @@ def _open_monitor(accelerator: Accelerator, metrics_path: Path) -> Monitor:
     )
 
 
-def _check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
+def _check_shared_directory(
+    accelerator: Accelerator, directory: RunDirectory | EmbedDirectory
+) -> None:
     """Make sure that every machine of a launch sees the directory that the main process made.
 
     Raises:
@@ -292,7 +294,7 @@ def _check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    path = directory / ".launch"
+    path = directory.launch_path
     # A fresh token, because a file of an earlier launch may still lie on another machine's disk.
     (token,) = broadcast_object_list([uuid.uuid4().hex])
     if accelerator.is_main_process:
@@ -306,8 +308,8 @@ def _check_shared_directory(accelerator: Accelerator, directory: Path) -> None:
         path.unlink()
     if blind:
         raise UsageError(
-            f"{directory.resolve()}: {', '.join(blind)} cannot see this directory; give an output "
-            "directory on a file system that all machines of the launch share"
+            f"{directory.path.resolve()}: {', '.join(blind)} cannot see this directory; give an "
+            "output directory on a file system that all machines of the launch share"
         )
 
 
