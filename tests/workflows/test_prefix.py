@@ -63,6 +63,14 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
     assert not RunDirectory(tmp_path / "out", "third", "third").is_used()
 
 
+def test_the_working_directory_may_be_the_run() -> None:
+    config = EvaluateConfig(predictions=Path(), truth=Path("labels.tsv"))
+    assert (config.records_tsv, config.resolved_output_dir) == (
+        Path("records.tsv"),
+        Path("evaluation"),
+    )
+
+
 def test_runs_with_prefixes_share_no_path(tmp_path: Path) -> None:
     one, other = (
         {

@@ -45,11 +45,11 @@ class EvaluateConfig(Config, group="Output"):
     def records_tsv(self) -> Path:
         """The table of the run's records."""
         path = self.predictions
-        prefixed = path.with_name(f"{path.name}_records.tsv")
+        if path.exists():
+            return path / "records.tsv" if path.is_dir() else path
         # A run with a prefix is named as for other commands: by `directory/prefix`.
-        if not path.exists() and prefixed.exists():
-            return prefixed
-        return path / "records.tsv" if path.is_dir() else path
+        prefixed = path.with_name(f"{path.name}_records.tsv")
+        return prefixed if prefixed.exists() else path
 
     @property
     def resolved_output_dir(self) -> Path:
