@@ -205,6 +205,8 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
     ("line", "message"),
     [
         ("predict --colour red a.fa", "No such option"),
+        ("backends -q", "'-q'. Put it before the command: virnucpro -q backends"),
+        ("models list -l x.log", "Put it before the command: virnucpro -l models"),
         ("predict", "Missing argument 'INPUT...'"),
         ("predict missing.fa", "'missing.fa' does not exist"),
         ("predict a.fa -m 400", "'400' is not one of '300', '500', 'mini', 'custom'"),

@@ -120,6 +120,11 @@ class _Program(click.Group):
         try:
             with _signals_raise(), off_the_working_directory(), _printable_complaints():
                 return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            name, command = error.option_name, ctx.invoked_subcommand
+            if any(name in param.opts for param in self.params):
+                error.message += f" Put it before the command: virnucpro {name} {command}"  # type: ignore[misc]
+            raise
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.
             raise
