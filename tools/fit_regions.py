@@ -2,8 +2,9 @@ r"""Fits what finds viral regions: weights that make the evidence of a chunk, an
 
     python -m tools.plant_phages genomes/index.tsv more/index.tsv --split train --whole \
       --bacteria-mb 16 --phages-mb 8 --output train
+    python -m tools.find_prophages genomes/index.tsv more/index.tsv --output prophages.tsv
     python -m tools.plant_phages genomes/index.tsv more/index.tsv --split valid --num 100 \
-      --output planted
+      --without prophages.tsv --output planted
     virnucpro predict train/bacteria.fasta -m mini -o train/bacteria
     virnucpro predict train/phages.fasta -m mini -o train/phages
     virnucpro predict planted/contigs.fasta -m mini -o planted/run
@@ -27,8 +28,7 @@ A line shows which share of the phages of each length a rule finds (overlap of a
 how many false regions of 5 kb or more it sees in a megabase of bacteria, on each set. A rule may
 not exceed the limits of false regions, and must find the viruses of `--must-find`: for the small
 model, the one of docs/tutorial-assembly.md (a table like truth.tsv: `contig_1`, 8000, 14334). The
-best is the one that misses the goals by the least on both sets. `--output` writes the classifier
-with its numbers. The same runs always give the same numbers.
+best misses the goals by the least on both sets. `--output` writes the classifier with its numbers.
 """
 
 from __future__ import annotations
