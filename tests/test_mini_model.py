@@ -9,6 +9,7 @@ import pytest
 from tests.runs import REPOSITORY, invoke, read_table, run
 from virnucpro.config import MINI_DIRECTORY, MINI_LENGTHS_BP
 from virnucpro.scoring.classifier_files import load_classifier
+from virnucpro.scoring.region_model import REGION_MODEL
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +36,29 @@ def test_the_shipped_model_is_small_whole_and_says_what_it_is() -> None:
         assert made_for.threshold == {300: 0.75, 500: 0.67}[length_bp]
         assert made_for.origin["valid"][str(length_bp)]["all"] > 0.88
         assert len(made_for.origin["inputs"][0]["sha256"]) == 64
+
+
+def test_the_docs_have_the_numbers_of_the_shipped_model() -> None:
+    small, smaller = (
+        load_classifier(MINI_DIRECTORY / f"{length_bp}_model.safetensors")
+        for length_bp in (500, 300)
+    )
+    own, other = small.region_model, REGION_MODEL
+    results, mini = (
+        " ".join((REPOSITORY / "docs" / name).read_text(encoding="utf-8").split())
+        for name in ("results.md", "mini.md")
+    )
+    for told in (
+        f"{own.background:g} ({other.background:g}) times the median",
+        f"A median above {own.least:g} ({other.least:g}) counts",
+        f"if its evidence is above {own.least:g} ({other.least:g}),",
+        f"at most {own.most:g} ({other.most:g})",
+        f"costs {own.switch:g} ({other.switch:g})",
+        f"A region must have at least {own.min_length_bp:,} bp",
+    ):
+        assert told in results
+    told = f"probability of {small.threshold:g} on** ({smaller.threshold:g} with `-e 300`)"
+    assert told in mini
 
 
 def test_the_example_is_called_as_the_demonstration_says(example_run: Path) -> None:
