@@ -88,6 +88,20 @@ def test_a_full_disk_under_standard_output_is_explained() -> None:
         echo("a line")
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "predict --help"])
+def test_a_full_disk_under_the_help_is_explained(words: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "virnucpro", *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_quiet_command_prints_json_alone(directory, capsys) -> None:
     echo_summary(directory, as_json=False, quiet=True)
     assert capsys.readouterr().out == ""

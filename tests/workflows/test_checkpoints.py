@@ -232,6 +232,12 @@ def test_the_file_of_embed_needs_no_mark(tmp_path):
     assert invoke("checkpoints", "verify", path).exit_code == 1
 
 
+def test_a_directory_without_checkpoints_is_not_good(tmp_path):
+    result = invoke("checkpoints", "verify", tmp_path)
+    assert result.exit_code == 3
+    assert f"{tmp_path}: holds neither checkpoints nor a run" in result.stderr
+
+
 def test_rows_of_another_run_are_found(run):
     identity = read_identity(run / "checkpoints/dna" / part_name(0, 0))
     write(run / "checkpoints/dna", [7], number=1, identity=identity)

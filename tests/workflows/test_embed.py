@@ -205,7 +205,7 @@ def test_empty_records_are_left_out_and_counted(command: Run) -> None:
     Path("in.fa").write_text(">none\n>one\nACGT\n>nothing\n\n>two\nGGCC\n")
     result = command("dnabert-s")
     assert result.exit_code == 0
-    assert "Warning: 2 of 4 records are empty and have no embedding\n" in result.stderr
+    assert "Warning: empty records, which get no embedding: 2 of 4\n" in result.stderr
     rows, ids, embeddings_NE = read(Path("out.h5"))
     assert (rows, ids) == ([1, 3], ["one", "two"])
     assert embeddings_NE.shape == (2, 48)
@@ -249,7 +249,7 @@ def test_the_stop_codon_of_a_protein_is_left_off(command: Run) -> None:
     write_fasta(Path("in.fa"), ["MKTAYIAK*", "MKTAYIAK", "*", "MK*AYIAK"])
     result = command("esm2")
     assert "1 of 4 records have * inside" in result.stderr
-    assert "1 of 4 records are empty" in result.stderr
+    assert "empty records, which get no embedding: 1 of 4" in result.stderr
     rows, _, embeddings_NE = read(Path("out.h5"))
     assert rows == [0, 1, 3]
     np.testing.assert_array_equal(embeddings_NE[0], embeddings_NE[1])

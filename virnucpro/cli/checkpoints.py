@@ -71,15 +71,16 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
 def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
     """Check checkpoints completely: digests, rows, finite values.
 
-    Exit code 0: all checkpoints are good; 1: some are damaged; 3: PATH does not exist. Nothing is
-    changed. `predict --resume` puts damaged parts aside and computes them again.
+    Exit code 0: all checkpoints are good; 1: some are damaged; 3: PATH does not exist, or holds
+    neither checkpoints nor a run. Nothing is changed. `predict --resume` puts damaged parts aside
+    and computes them again.
 
     \b
     Example:
       virnucpro checkpoints verify contigs_predictions
     """  # noqa: D301 (click reads the \b)
     from virnucpro.legacy.steps import EmbeddingDims
-    from virnucpro.workflows.checkpoints import summarize_files
+    from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
     path = config.path
     # An exit code of its own, which click's check of paths could not give.
@@ -88,8 +89,12 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
         ctx.exit(NO_SUCH_PLACE)
     is_good_run = echo_run_errors(path, digests=True)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
-    is_whole = echo_verdicts(summarize_files(path, dims, digests=True))
-    ctx.exit(0 if is_whole and is_good_run else 1)
+    num_files, num_bad = echo_verdicts(summarize_files(path, dims, digests=True))
+    # A run of records that are all too short has no checkpoints, and that is right.
+    if not num_files and is_good_run and summarize_run(path, digests=False) is None:
+        echo(f"{path}: holds neither checkpoints nor a run", err=True)
+        ctx.exit(NO_SUCH_PLACE)
+    ctx.exit(0 if is_good_run and not num_bad else 1)
 
 
 checkpoints_command.add_command(show_command)
@@ -111,8 +116,8 @@ def echo_run_errors(path: Path, *, digests: bool) -> bool:
     return not errors
 
 
-def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
-    """Print a line for each file and a total, and return whether all files can be used."""
+def echo_verdicts(summaries: Iterable[FileSummary]) -> tuple[int, int]:
+    """Print a line for each file and a total, and return how many files there are and are bad."""
     # A line at a time, because reading all files may take long.
     num_files = num_bad = 0
     for summary in summaries:
@@ -123,7 +128,7 @@ def echo_verdicts(summaries: Iterable[FileSummary]) -> bool:
         for note in summary.notes:
             echo(f"     note: {note}")
     echo(f"{num_files - num_bad:,} of {num_files:,} checkpoints can be used")
-    return not num_bad
+    return num_files, num_bad
 
 
 def _echo_run(path: Path, run: RunSummary) -> None:

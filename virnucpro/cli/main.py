@@ -80,8 +80,14 @@ class _Program(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # A copy, because click's parser takes the words out of the list.
         given = list(args)
-        with _printable_complaints():
-            rest = super().parse_args(ctx, args)
+        try:
+            with _printable_complaints():
+                rest = super().parse_args(ctx, args)
+        except BrokenPipeError:
+            raise
+        # Help and version are printed here already.
+        except (OSError, VirnucproError) as error:
+            raise click.exceptions.Exit(_explain(error, None)) from error
         # For a command that starts itself again in several processes.
         ctx.meta[ARGUMENTS] = (given[: len(given) - len(rest)], rest)
         return rest

@@ -111,8 +111,8 @@ def validate_checkpoints_command(ctx: click.Context, config: ValidateCheckpoints
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     load = not config.skip_load
     is_good_run = echo_run_errors(config.directory, digests=load)
-    is_valid = echo_verdicts(summarize_files(config.directory, dims, digests=load, load=load))
-    ctx.exit(0 if is_valid and is_good_run else 1)
+    _, num_bad = echo_verdicts(summarize_files(config.directory, dims, digests=load, load=load))
+    ctx.exit(0 if is_good_run and not num_bad else 1)
 
 
 for _command in (validate_command, generate_config_command, validate_checkpoints_command):

@@ -177,7 +177,7 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
     is_empty = store.record_lengths == 0
     if is_empty.any():
         logger.warning(
-            "%d of %d records are empty and have no embedding",
+            "empty records, which get no embedding: %d of %d",
             is_empty.sum(),
             store.num_records,
         )
