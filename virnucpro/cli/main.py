@@ -129,7 +129,9 @@ class _Program(click.Group):
         except click.NoSuchOption as error:
             name, command = error.option_name, ctx.invoked_subcommand
             if any(name in param.opts for param in self.params):
-                error.message += f" Put it before the command: virnucpro {name} {command}"  # type: ignore[misc]
+                # Older versions of click end the message without a full stop.
+                message = error.message.removesuffix(".")
+                error.message = f"{message}. Put it before the command: virnucpro {name} {command}"  # type: ignore[misc]
             raise
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.

@@ -41,7 +41,8 @@ SETTINGS_PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FORK_SETTINGS = "virnucpro.fork_settings"
 
 
-class _Number(click.ParamType[Any]):
+# Not `ParamType[Any]`, because the class takes no parameter before click 8.4.
+class _Number(click.ParamType):  # type: ignore[type-arg]
     """A number; what is none stays text, and the settings then say what is wanted."""
 
     def __init__(self, kind: type) -> None:
