@@ -144,10 +144,18 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {whole} s" if minutes else f"{whole} s"
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error, or its type if the error has no text."""
+def first_line(error: BaseException, *, with_file: bool = False) -> str:
+    """Return the first line of another library's error, or its type if the error has no text.
+
+    Args:
+        error: The error.
+        with_file: Also name the file of a system error, because the message names another or none.
+    """
     # Some errors have no text, such as that of a bare `assert`.
-    return (_text(error).splitlines() or [type(error).__name__])[0][:_MAX_MESSAGE_LETTERS]
+    line = (_text(error).splitlines() or [type(error).__name__])[0]
+    if with_file and isinstance(error, OSError) and error.filename:
+        line = f"{error.filename}: {line}"
+    return line[:_MAX_MESSAGE_LETTERS]
 
 
 def on_one_line(error: BaseException) -> str:

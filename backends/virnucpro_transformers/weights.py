@@ -92,9 +92,11 @@ def guarded(path: Path) -> Iterator[None]:
         # The loop handles a lack of memory by itself, so it must see torch's own error.
         if "out of memory" in str(error):
             raise
-        raise WeightsError(f"{path}: transformers cannot read it ({first_line(error)})") from error
+        reason = first_line(error, with_file=True)
+        raise WeightsError(f"{path}: transformers cannot read it ({reason})") from error
     except Exception as error:
-        raise WeightsError(f"{path}: transformers cannot read it ({first_line(error)})") from error
+        reason = first_line(error, with_file=True)
+        raise WeightsError(f"{path}: transformers cannot read it ({reason})") from error
     finally:
         logging.set_verbosity(verbosity)
         if has_bar:

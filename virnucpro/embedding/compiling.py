@@ -92,5 +92,5 @@ def _find_obstacle(device: torch.device) -> str | None:
         torch.compile(lambda x: x.sin() + x)(torch.zeros(16, device=device))
     # Compilers, caches and drivers fail in many ways.
     except Exception as error:
-        return first_line(error)
+        return first_line(error, with_file=True)
     return None

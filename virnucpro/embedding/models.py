@@ -263,8 +263,8 @@ def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
     except BaseException as error:
         raise WeightsError(
             f"{location}: cannot be opened as weights of {loaded.name} "
-            f"({type(error).__name__}: {first_line(error)}); the files are damaged, or of another "
-            "kind; -v shows where it failed"
+            f"({type(error).__name__}: {first_line(error, with_file=True)}); the files are "
+            "damaged, or of another kind; -v shows where it failed"
         ) from error
 
 

@@ -45,7 +45,7 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
             fused.geglu(torch.zeros(1, 16, dtype=dtype, device=device))
     # Compilers, caches and drivers fail in many ways.
     except Exception as error:
-        reason = first_line(error)
+        reason = first_line(error, with_file=True)
         logger.warning("Triton does not work here, so torch's own kernels are used (%s)", reason)
         return False
     return True
