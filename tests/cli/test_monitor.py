@@ -38,7 +38,7 @@ def test_a_finished_run_is_shown_and_left(tmp_path: Path):
 def test_a_failed_run_says_what_ended_it(tmp_path: Path):
     write_run(tmp_path, *watch_all(1), outcome="KeyboardInterrupt")
     result = CliRunner().invoke(main, ["monitor", str(tmp_path), "--once"])
-    assert "ended by KeyboardInterrupt: see run.log" in result.stdout
+    assert "ended by KeyboardInterrupt: see its log" in result.stdout
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def _time_left(state: RunState) -> str:
 def _outcome(state: RunState) -> str:
     if state.outcome is None:
         return "going on"
-    return "finished" if state.outcome == "finished" else f"ended by {state.outcome}: see run.log"
+    return "finished" if state.outcome == "finished" else f"ended by {state.outcome}: see its log"
 
 
 def _describe_rows(state: RunState) -> str:
