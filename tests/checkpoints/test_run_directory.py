@@ -106,7 +106,13 @@ def test_is_run_tells_a_finished_and_an_interrupted_run_from_a_strangers_directo
 
 @pytest.mark.parametrize(
     "name",
-    ["run.log", "checkpoints/frames/manifest.json", "checkpoints/frames.new/x", ".lock.holder"],
+    [
+        "run.log",
+        "checkpoints/frames/manifest.json",
+        "checkpoints/frames.new/x",
+        ".lock.holder",
+        ".launch",
+    ],
 )
 def test_what_a_run_leaves_that_computed_nothing_is_not_in_the_way(tmp_path, name):
     directory = RunDirectory(tmp_path / "out", "reads")

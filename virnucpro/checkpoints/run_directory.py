@@ -16,7 +16,7 @@ METRICS_NAME = "metrics.jsonl"
 """Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""
 
 # What a run writes before it has computed anything: it must not stand in the way of the next.
-_WORTHLESS = re.compile(rf"\.lock(\.holder)?|run\.log|{re.escape(METRICS_NAME)}")
+_WORTHLESS = re.compile(rf"\.lock(\.holder)?|\.launch|run\.log|{re.escape(METRICS_NAME)}")
 
 _MAX_SUGGESTED = 5
 
