@@ -42,7 +42,7 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
     from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
     path = config.path
-    if not (path.exists() or find_run(path).prefix):
+    if not _is_place(path):
         raise UsageError(f"{path}: no such file or directory{suggest_runs(path)}")
     run = summarize_run(path, digests=False)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
@@ -80,18 +80,18 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
       virnucpro checkpoints verify contigs_predictions
     """  # noqa: D301 (click reads the \b)
     from virnucpro.legacy.steps import EmbeddingDims
-    from virnucpro.workflows.checkpoints import summarize_files, summarize_run
+    from virnucpro.workflows.checkpoints import summarize_files
 
     path = config.path
     # An exit code of its own, which click's check of paths could not give.
-    if not (path.exists() or find_run(path).prefix):
+    if not _is_place(path):
         echo(f"{path}: no such file or directory", err=True)
         ctx.exit(NO_SUCH_PLACE)
     is_good_run = echo_run_errors(path, digests=True)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     num_files, num_bad = echo_verdicts(summarize_files(path, dims, digests=True))
     # A run of records that are all too short has no checkpoints, and that is right.
-    if not num_files and is_good_run and summarize_run(path, digests=False) is None:
+    if not (num_files or find_run(path).is_run()):
         echo(f"{path}: holds neither checkpoints nor a run", err=True)
         ctx.exit(NO_SUCH_PLACE)
     ctx.exit(0 if is_good_run and not num_bad else 1)
@@ -99,6 +99,10 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
 
 checkpoints_command.add_command(show_command)
 checkpoints_command.add_command(verify_command)
+
+
+def _is_place(path: Path) -> bool:
+    return path.exists() or bool(find_run(path).prefix)
 
 
 def echo_run_errors(path: Path, *, digests: bool) -> bool:

@@ -131,7 +131,12 @@ class _Program(click.Group):
             if any(name in param.opts for param in self.params):
                 # Older versions of click end the message without a full stop.
                 message = error.message.removesuffix(".")
-                error.message = f"{message}. Put it before the command: virnucpro {name} {command}"  # type: ignore[misc]
+                raise click.NoSuchOption(
+                    name,
+                    f"{message}. Put it before the command: virnucpro {name} {command}",
+                    error.possibilities,
+                    error.ctx,
+                ) from error
             raise
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.

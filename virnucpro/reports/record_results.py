@@ -222,17 +222,22 @@ def read_run_json(
     Raises:
         InputError: It cannot be read, or lacks one of the keys.
     """
-    wanted = f"wanted the output directory of a finished {command}{suggest_runs(path.parent)}"
+
+    def refuse(found: str) -> InputError:
+        # Only now, because it searches the directory for other runs.
+        wanted = f"wanted the output directory of a finished {command}{suggest_runs(path.parent)}"
+        return InputError(f"{path}: {found}; {wanted}")
+
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
+        raise refuse(f"cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error}); {wanted}") from error
+        raise refuse(f"is not JSON ({error})") from error
     # Any JSON may stand in a file of this name.
     missing = [key for key in keys if not isinstance(document, dict) or key not in document]
     if missing:
-        raise InputError(f"{path}: lacks {', '.join(missing)}; {wanted}")
+        raise refuse(f"lacks {', '.join(missing)}")
     return dict(document)
 
 

@@ -79,8 +79,9 @@ def summarize_files(
         load: Whether to read older files; otherwise only their structure is checked.
     """
     # `directory/prefix` is a run and no path.
-    if find_run(place).prefix:
-        place = find_run(place).checkpoints_dir
+    run = find_run(place)
+    if run.prefix:
+        place = run.checkpoints_dir
     paths = [place]
     if place.is_dir():
         # `list_files` leaves out our own directory, in which this command must look as well.
