@@ -10,8 +10,8 @@ be a prophage that nobody cut out, and not a false one. No model of this project
 The genes are those that pyrodigal finds. A gene is like one of a phage of train or valid if the
 two proteins share three words of five amino acids, and their best local alignment (BLOSUM62, gaps
 of -11 and -1) scores at least 120. The table has each sequence with eight such genes within 20 kb,
-and the window of 20 kb that has the most. In the other chromosomes of valid, no window has more
-than six: some genes of phages are also those of their hosts. So eight was chosen.
+and the window of 20 kb that has the most. A few such genes say nothing, because some genes of
+phages are also those of their hosts.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def find_whole_genes(sequence: str) -> Iterator[Gene]:
             yield gene
 
 
-def cut_words(protein: str) -> set[str]:
-    """Return the different words of a protein."""
-    return {protein[at : at + _WORD] for at in range(len(protein) - _WORD + 1)}
+def cut_words(protein: str) -> list[str]:
+    """Return the different words of a protein, in their order."""
+    # No set: its order differs from run to run, and decides which of equals are aligned.
+    return list(dict.fromkeys(protein[at : at + _WORD] for at in range(len(protein) - _WORD + 1)))
 
 
 class PhageProteins:

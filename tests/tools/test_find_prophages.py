@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import read_table
 from tools import find_prophages
-from tools.find_prophages import PhageProteins, find_densest
+from tools.find_prophages import PhageProteins, cut_words, find_densest
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 CODONS = [
@@ -30,6 +30,11 @@ def test_a_related_protein_is_found_and_another_is_not() -> None:
     phages = PhageProteins(proteins)
     assert phages.has_like("".join(related))
     assert not phages.has_like("".join(generator.choices(RESIDUES, k=300)))
+
+
+def test_words_keep_their_order() -> None:
+    # So the same proteins are aligned in every run.
+    assert cut_words("MKLVTMKLVT") == ["MKLVT", "KLVTM", "LVTMK", "VTMKL", "TMKLV"]
 
 
 def test_the_densest_window_is_found() -> None:
