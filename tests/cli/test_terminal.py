@@ -22,7 +22,7 @@ from virnucpro.cli.terminal import counting_bars, echo, echo_summary, format_tab
 from virnucpro.errors import OutputError
 
 RUN = {
-    "counts": {"virus": 2, "others": 1, "none": 3, "virus_few_chunks": 1},
+    "counts": {"virus": 2, "others": 1, "none": 3, "virus_few_chunks": 1, "proviruses": 1},
     "reasons": {"empty": 1, "no_stretch": 2},
     "calls": {"by": "probability", "threshold": 0.75, "expected_fdr": 0.0634},
     "most_viral": [
@@ -60,6 +60,7 @@ def test_the_summary_of_a_run(directory, capsys) -> None:
         "called viral from a probability of 0.75 on\n"
         "expected false discovery rate of the viral records: 0.063\n"
         "1 of 2 viral calls rest on one or two scored chunks\n"
+        "1 viral region in records that are not called viral (proviruses): viral_regions.tsv\n"
         "\n"
         "most viral records                             bp  score  probability   call  confidence\n"
         r"contig\x1b[31m"

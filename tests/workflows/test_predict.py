@@ -165,6 +165,7 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
         "others": golden_run.num_others,
         "none": golden_run.num_none,
         "virus_few_chunks": golden_run.num_virus_few_chunks,
+        "proviruses": golden_run.num_proviruses,
     }
     assert [file["path"] for file in run_json["inputs"]] == list(INPUTS)
     assert [model["name"] for model in run_json["backends"]] == ["dnabert-s", "esm2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import shutil
 import subprocess
@@ -133,6 +134,7 @@ def test_a_prophage_is_a_region_and_a_viral_record_is_one(with_prophage: RunDire
     assert [virus[name] for name in ("record_id", "start", "end", "kind", "reaches", "score")] == [
         *("twin", "0", "12000", "virus", "both", "0.9")
     ]
+    assert json.loads(with_prophage.run_json.read_bytes())["counts"]["proviruses"] == 1
 
 
 def test_sequences_of_regions(with_prophage: RunDirectory, records: Path) -> None:

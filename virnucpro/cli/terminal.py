@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.errors import OutputError, printable, writing_remedy
+from virnucpro.errors import OutputError, count, printable, writing_remedy
 
 if TYPE_CHECKING:
     from virnucpro.checkpoints.run_directory import RunDirectory
@@ -83,7 +83,7 @@ def echo_summary(
         return
     counts, rule = summary["counts"], summary["calls"]
     rows = [(call, f"{counts[call]:,}") for call in CALLS]
-    rows += [(f"  {name}", f"{count:,}") for name, count in summary["reasons"].items()]
+    rows += [(f"  {name}", f"{number:,}") for name, number in summary["reasons"].items()]
     best = [
         (
             # Made printable before it is cut, because an escape is longer than what it stands for.
@@ -121,6 +121,10 @@ def _describe_calls(counts: Mapping[str, int], rule: Mapping[str, Any]) -> Itera
             f"{counts['virus_few_chunks']:,} of {counts['virus']:,} viral calls rest on one or "
             "two scored chunks"
         )
+    # Runs of earlier states do not count them.
+    if number := counts.get("proviruses", 0):
+        regions = count(number, "viral region")
+        yield f"{regions} in records that are not called viral (proviruses): viral_regions.tsv"
 
 
 def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:

@@ -62,6 +62,7 @@ class PredictResult:
         directory: The run's directory, which knows the path of every file.
         num_records: Input records; `num_virus`, `num_others` and `num_none` add up to it.
         num_virus_few_chunks: Viral records with fewer than three scored chunks.
+        num_proviruses: Viral regions in records that are not called viral.
         num_frames: Open frames.
         num_unscored_frames: Those that a device had not the memory for.
         seconds: Wall time of the whole run.
@@ -73,6 +74,7 @@ class PredictResult:
     num_others: int
     num_none: int
     num_virus_few_chunks: int
+    num_proviruses: int
     num_frames: int
     num_unscored_frames: int
     seconds: float
@@ -89,7 +91,7 @@ def write_decision(
     decision: Decision,
     config: CallsConfig,
     evidence: ChunkEvidence,
-) -> None:
+) -> dict[str, int]:
     """Write all that the calls decide, log the rule, and mark a report that is out of date.
 
     Args:
@@ -98,6 +100,9 @@ def write_decision(
         decision: Their calls.
         config: Which files are wanted. Other files of an earlier run are removed.
         evidence: What is known of the chunks.
+
+    Returns:
+        The counts of run.json that the calls decide.
 
     Raises:
         OutputError: A file cannot be written.
@@ -134,6 +139,7 @@ def write_decision(
     logger.info("%s", decision.rule.describe())
     for warning in decision.warnings:
         logger.warning("%s", warning)
+    return decision.counts() | {"proviruses": int(regions.is_provirus.sum())}
 
 
 def _head_viral_records(

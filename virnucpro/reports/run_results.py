@@ -41,11 +41,11 @@ class Calls(NamedTuple):
 
     Attributes:
         decision: The call of each record, and the rule.
-        num_unscored_frames: Open frames or stretches without scores.
+        counts: The counts of run.json that the scores and the calls decide.
     """
 
     decision: Decision
-    num_unscored_frames: int
+    counts: dict[str, int]
 
 
 def write_tables(
@@ -91,10 +91,10 @@ def write_tables(
         scores.weighed,
         by_logit=scores.frames is None,
     )
-    write_decision(directory, store, decision, config, evidence)
+    counts = write_decision(directory, store, decision, config, evidence)
     if config.keep_intermediate:
         _write_intermediate(directory, config, store)
-    return Calls(decision, int(chunks.num_unscored.sum()))
+    return Calls(decision, {"unscored_frames": int(chunks.num_unscored.sum())} | counts)
 
 
 def write_summary(
@@ -110,16 +110,14 @@ def write_summary(
         VirnucproError: The file cannot be written.
     """
     store = embedded.store
-    counts = calls.decision.counts()
     document = _describe_run(run, config, embedded)
-    document["counts"] |= {"unscored_frames": calls.num_unscored_frames} | counts
+    document["counts"] |= calls.counts
     write_json(directory.run_json, document | describe_calls(store, calls.decision))
     return PredictResult(
         directory=directory,
         num_records=store.num_records,
-        **{f"num_{name}": number for name, number in counts.items()},
+        **{f"num_{name}": number for name, number in calls.counts.items()},
         num_frames=store.num_rows,
-        num_unscored_frames=calls.num_unscored_frames,
         seconds=document["seconds"]["total"],
     )
 

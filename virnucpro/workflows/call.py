@@ -70,8 +70,7 @@ def call(config: CallConfig) -> PredictResult:
             made_for.get("threshold"),
             screen and Calibration(**screen["calibration"]),
         )
-        write_decision(directory, store, decision, config, chunks)
-        counts = decision.counts()
+        counts = write_decision(directory, store, decision, config, chunks)
         # `settings` stays as it is: it says what `predict` was asked for.
         document["counts"] |= counts
         write_json(directory.run_json, document | describe_calls(store, decision))

@@ -94,6 +94,7 @@ def test_each_viral_record_has_a_track_with_its_regions(run_directory, look, wid
     tracks = page.locator("figure.track")
     # Each viral record, and the bacterium with a virus inside.
     assert tracks.count() == calls.count("virus") + 1
+    assert "1\nviral regions in other records (proviruses)" in page.inner_text(".cards")
     page.fill(".records input", "mixed")
     page.click(".records tbody a")
     track = page.locator("figure.track:target")
@@ -309,7 +310,7 @@ def test_several_runs_are_compared(run_directory, look, tmp_path: Path) -> None:
     for width in (1280, 390):
         page = look(page_path, width)
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        assert f"{different} calls differ" in page.inner_text("main")
+        assert f"{different} different calls" in page.inner_text("main")
         assert len(column(page, "record_id")) == different
         assert page.evaluate("window.harmed") is None
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.errors import count
 from virnucpro.reports.citation import describe_works
 from virnucpro.reports.pages.records import show_text
 
@@ -60,6 +61,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "as_data": _as_data,
         "commas": "{:,}".format,
+        "count_of": count,
         "number": lambda value: f"{value:,}" if isinstance(value, int) else value,
         "seconds": show_seconds,
         "show": show_text,

@@ -63,7 +63,7 @@ def write_run_page(directory: RunDirectory, path: Path) -> None:
         rule=rule,
         counts=run["counts"],
         started_at=datetime.fromisoformat(run["started_at"]).strftime("%d %B %Y, %H:%M UTC"),
-        devices=", ".join(_name_devices(run)),
+        computing=", ".join((*_name_devices(run), run["precision"])),
         records=records,
         num_static=_NUM_STATIC,
         table_data=_make_table(records, tracks),
@@ -140,7 +140,7 @@ def _draw_reasons(reasons: Mapping[str, int]) -> Plot | None:
 
 def _name_devices(run: Mapping[str, Any]) -> list[str]:
     found = [one.get("device") for each in run["passes"].values() for one in each]
-    return sorted({name for name in found if name}) or ["unknown device"]
+    return sorted({name for name in found if name})
 
 
 def _make_table(records: Records, tracks: Tracks) -> dict[str, Any]:
