@@ -27,6 +27,7 @@ def test_a_finished_run_is_shown_and_left(tmp_path: Path):
         result = CliRunner().invoke(main, ["monitor", str(tmp_path), *options])
         assert result.exit_code == 0
         assert "30" in result.stdout
+        assert "finished\n" in result.stdout
     assert "100.0 %  finished" in result.stdout
     as_json = CliRunner().invoke(main, ["monitor", str(tmp_path), "--json"])
     found = json.loads(as_json.stdout)
@@ -37,8 +38,9 @@ def test_a_finished_run_is_shown_and_left(tmp_path: Path):
 
 def test_a_failed_run_says_what_ended_it(tmp_path: Path):
     write_run(tmp_path, *watch_all(1), outcome="KeyboardInterrupt")
-    result = CliRunner().invoke(main, ["monitor", str(tmp_path), "--once"])
-    assert "ended by KeyboardInterrupt: see its log" in result.stdout
+    for options in ([], ["--once"]):
+        result = CliRunner().invoke(main, ["monitor", str(tmp_path), *options])
+        assert "ended by KeyboardInterrupt: see its log" in result.stdout
 
 
 @pytest.mark.slow

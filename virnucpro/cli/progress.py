@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from virnucpro.cli.run_view import describe_pass, describe_pass_end, render
+from virnucpro.cli.run_view import describe_outcome, describe_pass, describe_pass_end, render
 from virnucpro.runtime.monitoring import RunState
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def follow(
         stop: Ends the view, after one last update.
         say: Takes the lines that replace the live view elsewhere.
         with_warnings: Whether to say the warnings of the run, too; the run itself logs them.
-        with_ends: Whether to say how each pass ended.
+        with_ends: Whether to say how each pass ended, and how the run ended.
         seconds: The time between two updates.
     """
 
@@ -100,8 +100,11 @@ def follow(
             if live is not None:
                 live.refresh()
             if is_last or state.outcome is not None:
-                return
+                break
             stop.wait(seconds)
+    # The live view says it, too.
+    if live is None and with_ends and state.outcome is not None:
+        say(describe_outcome(state))
 
 
 class _Lines:

@@ -33,8 +33,8 @@ def render(state: RunState, width: int, height: int) -> RenderableType:
     if history.pass_name is None:
         if state.training is None:
             yet = " yet" if state.outcome is None else ""
-            return Text(f"no embedding{yet}: {_outcome(state)}")
-        head = _make_head("fine-tuning", state.training.share_done, _outcome(state))
+            return Text(f"no embedding{yet}: {describe_outcome(state)}")
+        head = _make_head("fine-tuning", state.training.share_done, describe_outcome(state))
         return Group(head, Text(_describe_training(state.training)))
     head = _make_head(history.pass_name, history.share_done, _time_left(state))
     shown, hidden = _choose(state, max(1, height - _LINES_BESIDE_PROCESSES))
@@ -88,7 +88,7 @@ def describe_pass_end(state: RunState) -> str:
 
 def _time_left(state: RunState) -> str:
     if state.outcome is not None or state.history.is_done(state.num_processes):
-        return _outcome(state)
+        return describe_outcome(state)
     # The main process writes 50 lines a second at most, so a large launch is silent for longer.
     silent = time.time() - state.last_time
     if silent > max(_LOST_SECONDS, 0.1 * state.num_processes):
@@ -99,7 +99,8 @@ def _time_left(state: RunState) -> str:
     return "time left unknown" if left is None else f"{format_seconds(left)} left"
 
 
-def _outcome(state: RunState) -> str:
+def describe_outcome(state: RunState) -> str:
+    """Return how a run ended, or that it goes on."""
     if state.outcome is None:
         return "going on"
     return "finished" if state.outcome == "finished" else f"ended by {state.outcome}: see its log"
