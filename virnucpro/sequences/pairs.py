@@ -9,6 +9,11 @@ from virnucpro.errors import InputError
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.records import Record
 
+_REMEDY = (
+    "give both files the same reads in the same order, or one file with the two mates of each pair "
+    "one after the other"
+)
+
 
 def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
     """Yield the mates of read pairs, a first mate and its second mate in turn.
@@ -32,17 +37,14 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
             if first is None or second is None:
                 alone = first or second
                 raise InputError(
-                    f"{names}: pair {number}, {alone.id[:80]!r}, lacks a mate; give both files the "
-                    "same reads in the same order, or one file with the two mates of each pair "
-                    "one after the other"
+                    f"{names}: pair {number}, {alone.id[:80]!r}, lacks a mate; {_REMEDY}"
                 )
             # Two files that are sorted differently would give pairs of strangers, each with one
             # call.
             if not _are_mates(first.id, second.id):
                 raise InputError(
                     f"{names}: pair {number} has the ids {first.id[:80]!r} and {second.id[:80]!r}; "
-                    "the ids of two mates may differ only in /1 and /2 at the end. Sort both files "
-                    "in the same way, and remove reads without a mate"
+                    f"the ids of two mates may differ only in /1 and /2 at the end; {_REMEDY}"
                 )
             yield first
             yield second
