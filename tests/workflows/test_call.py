@@ -132,6 +132,9 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(InputError, match=r"run\.json: lacks calls, classifier, counts"):
         call(CallConfig(run_dir=tmp_path))
+    (tmp_path / "run.json").write_text('{"shard": "1/3"}')
+    with pytest.raises(InputError, match=r"is share 1/3 of a run; virnucpro merge makes the run"):
+        call(CallConfig(run_dir=tmp_path))
     run_dir = tmp_path / "copy"
     shutil.copytree(predict(config).output_dir, run_dir)
     table = run_dir / "records.tsv"
@@ -141,6 +144,12 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
         call(CallConfig(run_dir=run_dir))
     table.write_text(text.replace("\tNA\t", "\tnothing\t", 1))
     with pytest.raises(InputError, match=r"records\.tsv, line \d+: found no number"):
+        call(CallConfig(run_dir=run_dir))
+    table.write_text(text)
+    document = json.loads((run_dir / "run.json").read_text())
+    document["classifier"]["made_for"] |= {"regions": {"least": 0.0, "contrast": 1.6}}
+    (run_dir / "run.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"run\.json: damaged, or written by .*'contrast'"):
         call(CallConfig(run_dir=run_dir))
     shutil.rmtree(run_dir / "checkpoints")
     with pytest.raises(InputError, match=r"frames: not there, and viral\.fasta is written from"):

@@ -242,6 +242,11 @@ def read_run_json(
         raise refuse(f"is not JSON ({error})") from error
     # Any JSON may stand in a file of this name.
     missing = [key for key in keys if not isinstance(document, dict) or key not in document]
+    if missing and isinstance(document, dict) and "shard" in document:
+        raise InputError(
+            f"{path}: is share {document['shard']} of a run; virnucpro merge makes the run of all "
+            "shares"
+        )
     if missing:
         raise refuse(f"lacks {', '.join(missing)}")
     return dict(document)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 from virnucpro.scoring.regions import ChunkEvidence
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 
+Part = TypeVar("Part")
+
 _COUNTS = ("num_chunks", "num_open_chunks", "num_frames", "num_viral_chunks")
 
 
@@ -55,20 +57,20 @@ def call(config: CallConfig) -> PredictResult:
     with locked(directory.lock_path), log_to_file(directory.run_log):
         # A published classifier says nothing of itself.
         made_for = document["classifier"]["made_for"] or {}
-        calibration = made_for.get("calibration") and Calibration(**made_for["calibration"])
+        calibration = _make(Calibration, made_for.get("calibration"), directory)
         check_calibrated(config, calibration, Path(document["classifier"]["path"]))
         # After the check: a share of viral records that the run assumed is no wish of this command.
         config = _fill_in(config, document)
         store = _open_store(directory)
         records = _read_records(directory.records_tsv, store.num_records)
-        chunks = _read_chunks(directory, store.num_chunks, made_for)
-        screen = document.get("screen")
+        chunks = _read_chunks(directory, store.num_chunks, calibration, made_for)
+        screen = document.get("screen", {})
         decision = decide_calls(
             records,
             config,
             calibration,
             made_for.get("threshold"),
-            screen and Calibration(**screen["calibration"]),
+            _make(Calibration, screen.get("calibration"), directory),
         )
         counts = write_decision(directory, store, decision, config, chunks)
         # `settings` stays as it is: it says what `predict` was asked for.
@@ -96,6 +98,21 @@ def _fill_in(config: CallConfig, document: Mapping[str, Any]) -> CallConfig:
     run["viral_share"] = share or document.get("screen", {}).get("viral_share")
     names = ("viral_share", "regions", "fastq")
     return replace(config, **{name: run[name] for name in names if getattr(config, name) is None})
+
+
+def _make(kind: Callable[..., Part], values: Any, directory: RunDirectory) -> Part | None:
+    """Return a part of the classifier, as run.json repeats it; None if the classifier lacks it.
+
+    Raises:
+        InputError: This version does not know one of the values.
+    """
+    try:
+        return kind(**values) if values else None
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{directory.run_json}: damaged, or written by another version of virnucpro "
+            f"({error}); run virnucpro predict again with the same input"
+        ) from error
 
 
 def _open_store(directory: RunDirectory) -> FrameStore:
@@ -140,12 +157,16 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
 
 
 def _read_chunks(
-    directory: RunDirectory, num_chunks: int, made_for: Mapping[str, Any]
+    directory: RunDirectory,
+    num_chunks: int,
+    calibration: Calibration | None,
+    made_for: Mapping[str, Any],
 ) -> ChunkEvidence:
     """Return what a run knows of its chunks.
 
     Raises:
-        InputError: The table is not there or not the run's, or has a wrong number.
+        InputError: The table is not there or not the run's, or has a wrong number, or this version
+            does not know the classifier's rule for regions.
     """
     path = directory.chunks_tsv
     # 8 bytes a chunk: a list of Python's numbers would take four times as much.
@@ -157,11 +178,10 @@ def _read_chunks(
             if "evidence" in line:
                 evidence.append(_parse(line["evidence"]))
     _check_number(path, "chunks", len(score), num_chunks)
-    calibration, regions = made_for.get("calibration"), made_for.get("regions")
     return ChunkEvidence(
         np.array(score),
-        Calibration(**calibration) if calibration else None,
-        RegionModel(**regions) if regions else REGION_MODEL,
+        calibration,
+        _make(RegionModel, made_for.get("regions"), directory) or REGION_MODEL,
         np.array(evidence) if evidence else None,
         by_logit=made_for.get("chunk_head") is not None,
     )
