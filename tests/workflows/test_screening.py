@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import REPOSITORY, VIRNUCPRO, predict_options, run
+from tests.runs import REPOSITORY, VIRNUCPRO, predict_options, run, write_reads
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import (
     CallConfig,
@@ -199,6 +199,13 @@ def test_standard_input_is_screened_alike(
         for one in (result, screened)
     )
     assert ours["files"] == theirs["files"]
+
+
+def test_short_records_are_noted_once(config: PredictConfig, tmp_path: Path) -> None:
+    reads = write_reads(tmp_path / "reads.fa", 5)
+    result = predict(dataclasses.replace(config, inputs=reads, output_dir=tmp_path / "run"))
+    log = result.directory.run_log.read_text()
+    assert log.count("5 of 5 records are shorter than a chunk of 500 bp") == 1
 
 
 def test_shares_of_a_screened_run_become_that_run(

@@ -10,7 +10,6 @@ from virnucpro.config import FrameRule, PredictConfig
 from virnucpro.embedding.jobs import refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model
 from virnucpro.errors import count
-from virnucpro.reports.record_results import note_short_records
 from virnucpro.runtime.run import Run
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
 from virnucpro.sequences.records import NAME_OF_ROW
@@ -51,7 +50,6 @@ def find_frames(
     )
     # Every process opens it for itself. Only the first reader compared the digests.
     store = open_frame_store(directory.frame_store_dir)
-    note_short_records(store)
     warn_of_cuts(store, models)
     num_rows = store.num_rows
     num_dna, num_proteins = store.num_distinct("dna"), store.num_distinct("protein")

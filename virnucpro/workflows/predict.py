@@ -11,7 +11,7 @@ from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import UsageError
 from virnucpro.legacy.adoption import adopt_legacy_run, find_old_features
 from virnucpro.reports.pages.run_page import write_run_page
-from virnucpro.reports.record_results import PredictResult
+from virnucpro.reports.record_results import PredictResult, note_short_records
 from virnucpro.reports.run_results import write_shard_summary, write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
@@ -112,6 +112,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         models[0].load_ahead(run.device, run.precision, config.attention)
     with run.stage(f"find {NAMES_OF_ROWS[rule.kind]}"):
         store = find_frames(run, directory, config, models, rule, run.precision)
+    note_short_records(store)
     # After the store of the run: a directory of another input is refused before any work.
     screened = screen_records(run, directory, config, store) if config.screen else None
     rows = None if screened is None else screened.rows_to_judge(store)

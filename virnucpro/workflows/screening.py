@@ -107,12 +107,12 @@ def judge_records(
         models = [each.job.model for each in passes]
         about = _describe(config, models, records, calibration, bound, is_cellular)
         logger.info(
-            "screen: %s of %s records have a probability below %.4g and are cellular; %.2g of the "
-            "viral records are expected among them",
+            "screen: %s of %s records have a probability below %.4g and are cellular; %.2g %% of "
+            "the viral records are expected among them",
             f"{np.count_nonzero(is_cellular):,}",
             f"{len(is_cellular):,}",
             bound,
-            about["expected_loss"],
+            100 * about["expected_loss"],
         )
     return Screened(run.share(is_cellular), records, calibration, passes, run.share(about))
 
