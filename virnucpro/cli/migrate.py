@@ -65,8 +65,8 @@ def _migrate_classifier(config: MigrateConfig, output: Path) -> None:
         number = re.match(r"\d+", source.name)
         hint = f" (its name suggests -e {number[0]})" if number else ""
         raise UsageError(
-            f"{source}: does not say for which chunk length it was trained; give the "
-            f"length with -e{hint}"
+            f"{source}: older classifiers do not say for which chunk length they were trained; "
+            f"give the length with -e{hint}"
         )
     metadata = ClassifierMetadata(
         dna_backend=config.dna_backend,

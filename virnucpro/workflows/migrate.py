@@ -126,7 +126,7 @@ def migrate_classifier(
         raise OutputExistsError(f"{target}: exists already; choose another name (-o)")
     state, found, _ = read_classifier(source)
     if found is not None:
-        raise ClassifierError(f"{source}: is in the current format already ({found})")
+        raise ClassifierError(f"{source}: is in the current format already; nothing to migrate")
     # In a dry run, too: it must find what the real one would refuse.
     check_state(source, state, metadata)
     if not dry_run:
