@@ -30,12 +30,13 @@ from tests.runs import (
     rows_of,
     write_reads,
 )
+from tests.samples import read_state
 from tests.small_parts import ROWS_PER_PART, SmallPartWriter
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import PredictConfig, predict
 from virnucpro.cli.main import main
 from virnucpro.embedding import loop as embedding
-from virnucpro.errors import IdentityMismatchError, Terminated
+from virnucpro.errors import IdentityMismatchError, InputError, Terminated
 
 pytestmark = pytest.mark.slow
 
@@ -246,6 +247,26 @@ def test_resuming_a_finished_run_computes_nothing(reads, demo_weights, undisturb
     assert parts_of(finished) == before
     assert read_tables(finished) == tables
     assert "take over an older run" not in (finished / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error"),
+    [
+        ("reads.fa", {"precision": "bf16"}, IdentityMismatchError),
+        ("bad.fa", {}, InputError),
+    ],
+)
+def test_a_refused_command_leaves_no_trace_in_a_finished_run(
+    reads, demo_weights, finished, tmp_path, name, settings, error
+):
+    (tmp_path / "bad.fa").write_text("no header\n")
+    (tmp_path / "reads.fa").symlink_to(reads)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(error):
+        predict(make_config(tmp_path / name, finished, demo_weights, resume=True, **settings))
+    after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert after == before
+    assert read_state(finished / "metrics.jsonl").outcome == "finished"
 
 
 def test_resuming_what_does_not_exist_begins_it(reads, demo_weights, undisturbed, tmp_path):

@@ -20,9 +20,18 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from virnucpro import __version__
 from virnucpro.checkpoints.run_directory import EmbedDirectory, RunDirectory
-from virnucpro.checkpoints.whole_files import make_output_dir, open_whole
+from virnucpro.checkpoints.whole_files import make_output_dir, open_to_append, open_whole
 from virnucpro.config import STDIN, ComputeConfig, RunConfig
-from virnucpro.errors import OutputExistsError, UsageError, VirnucproError
+from virnucpro.errors import (
+    BackendError,
+    IdentityMismatchError,
+    InputError,
+    OutputError,
+    OutputExistsError,
+    UsageError,
+    VirnucproError,
+    WeightsError,
+)
 from virnucpro.kernels import flash
 from virnucpro.runtime.claims import launch_store, make_counter
 from virnucpro.runtime.devices import (
@@ -36,10 +45,12 @@ from virnucpro.runtime.devices import (
 from virnucpro.runtime.environment import is_launched, machine_name
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
-from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener
+from virnucpro.runtime.monitoring import Monitor, Place, ProgressListener, RunState
 from virnucpro.runtime.monitoring.gpu import open_gpu
 
 _VISIBILITY_SECONDS = 15.0
+# What is wrong with a command before it computes anything.
+_REFUSALS = (UsageError, InputError, BackendError, WeightsError, IdentityMismatchError)
 
 Value = TypeVar("Value")
 
@@ -237,8 +248,30 @@ def _hold(
         if not config.resume:
             # Under the lock: another run may have started since `is_used` looked.
             directory.clear()
-        with log_to_file(directory.run_log):
+        with _forgetting_refusals(directory), log_to_file(directory.run_log):
             yield
+
+
+@contextmanager
+def _forgetting_refusals(directory: RunDirectory | EmbedDirectory) -> Iterator[None]:
+    """Remove what a refused command has added to the log and the metrics of an earlier run.
+
+    Otherwise a finished run would seem to have ended with the error of that command.
+    """
+    files = [path for path in (directory.run_log, directory.metrics_path) if path.is_file()]
+    sizes = [path.stat().st_size for path in files]
+    state = RunState(directory.metrics_path, since=time.time())
+    try:
+        yield
+    except _REFUSALS:
+        for _ in state.read():
+            pass
+        # If a pass or a training has begun, the command was not refused.
+        if state.history.pass_name is None and state.training is None:
+            for path, size in zip(files, sizes, strict=True):
+                with suppress(OSError, OutputError), open_to_append(path) as file:
+                    file.truncate(size)
+        raise
 
 
 @contextmanager

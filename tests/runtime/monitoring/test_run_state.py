@@ -64,6 +64,17 @@ def test_a_file_that_takes_the_place_of_another_is_read_from_its_start(tmp_path:
         assert len(list(state.read())) == 5
 
 
+def test_lines_that_are_removed_again_do_not_count(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    with Monitor(path) as monitor:
+        do_pass(monitor)
+    before, state = path.read_bytes(), read_state(path)
+    with Monitor(path):
+        assert [now.outcome for now in state.read()] == [None]
+    path.write_bytes(before)
+    assert [now.outcome for now in state.read()][-1] == "finished"
+
+
 def test_an_earlier_run_may_be_passed_over(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     with Monitor(path) as monitor:

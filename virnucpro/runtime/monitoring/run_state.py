@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -66,7 +67,8 @@ class RunState:
         with suppress(OSError), self._path.open("rb") as file:
             first_line = file.readline()
             # The first line holds the time of its run, so another file has another first line.
-            if first_line != self._first_line:
+            # And the lines of a command that was refused are removed again.
+            if first_line != self._first_line or file.seek(0, os.SEEK_END) < self._position:
                 self._first_line, self._position = first_line, 0
             file.seek(self._position)
             for line in file:
