@@ -98,6 +98,10 @@ class Terminated(BaseException):
     exit_code = 143
 
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, which shells expect: 128 + 2, the number of the signal."""
+
+
 def printable(text: str) -> str:
     r"""Return `text` with an escape such as `\\x1b` for each character that is not for reading.
 

@@ -31,7 +31,7 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
     Examples:
       virnucpro backends
       virnucpro backends --json
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.backend.registry import describe_backends
 
     listings = describe_backends()

@@ -38,7 +38,7 @@ def benchmark_command(ctx: click.Context, config: BenchmarkConfig) -> None:
       virnucpro benchmark
       virnucpro benchmark --backend esm2 --weights esm2_t36_3B_UR50D.pt
       virnucpro benchmark --quick --device cpu --json
-    """  # noqa: D301 (click reads the \b)
+    """
     require_single_process(ctx)
     if config.weights is not None and config.backend is None:
         raise UsageError("--weights: of which backend? Name it with --backend")

@@ -22,7 +22,7 @@ def calibrate_command(ctx: click.Context, config: CalibrateConfig) -> None:
       virnucpro calibrate 500_model.pth --run known --truth labels.tsv \\
         -o calibrated.safetensors
       virnucpro predict contigs.fasta -p calibrated.safetensors --max-fdr 0.05
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro import calibrate
 
     result = calibrate(config)

@@ -21,7 +21,7 @@ def call_command(ctx: click.Context, config: CallConfig, summary: SummaryConfig)
     Examples:
       virnucpro call contigs_predictions --max-fdr 0.05
       virnucpro call contigs_predictions --viral-share 0.02 --conservative
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro import call
 
     result = call(config)

@@ -13,11 +13,9 @@ import click
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME
 from virnucpro.cli.options import config_command
-from virnucpro.cli.starting import require_classifier, wants_progress
+from virnucpro.cli.starting import require_classifier, require_single_process, wants_progress
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import CheckPrecisionConfig, ProgressConfig
-from virnucpro.errors import UsageError
-from virnucpro.runtime.environment import num_processes
 
 if TYPE_CHECKING:
     from virnucpro.workflows.check_precision import PrecisionCheck, ScoreDifference
@@ -37,9 +35,8 @@ def check_precision_command(
     Examples:
       virnucpro check-precision contigs.fasta
       virnucpro check-precision contigs.fasta --precision fp8 --num-records 1000
-    """  # noqa: D301 (click reads the \b)
-    if num_processes() > 1:
-        raise UsageError("check-precision runs in one process; start the command by itself")
+    """
+    require_single_process(ctx)
     # As in predict: whatever is wrong should show before anything is read.
     require_classifier(config)
     # Elsewhere than a run would be, because a check must not touch the results of one.

@@ -37,7 +37,7 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
     Examples:
       virnucpro checkpoints show contigs_predictions
       virnucpro checkpoints show old/output_1_ESM.pt --json
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.workflows.checkpoints import summarize_files, summarize_run
 
@@ -78,7 +78,7 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
     \b
     Example:
       virnucpro checkpoints verify contigs_predictions
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.workflows.checkpoints import summarize_files
 

@@ -24,7 +24,7 @@ def doctor_command(ctx: click.Context, config: DoctorConfig) -> None:
     Examples:
       virnucpro doctor
       virnucpro doctor --json > doctor.json
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.doctor import examine
 
     checks = []

@@ -27,7 +27,7 @@ def embed_command(ctx: click.Context, config: EmbedConfig, launch: LaunchConfig)
         --weights facebook/esm2_t33_650M_UR50D -o proteins.h5
       virnucpro embed genes.fasta --backend dnabert-s \\
         --weights models/DNABERT-S -o genes.h5
-    """  # noqa: D301 (click reads the \b)
+    """
     hide_other_gpus(launch.gpus)
     path = config.output_path
     settled = settle_output(config, path, used=path.exists(), may_ask=config.input != STDIN)

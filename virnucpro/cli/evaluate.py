@@ -19,7 +19,7 @@ def evaluate_command(ctx: click.Context, config: EvaluateConfig) -> None:
     \b
     Example:
       virnucpro evaluate contigs_predictions --truth labels.tsv
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro import evaluate
 
     evaluation = evaluate(config)

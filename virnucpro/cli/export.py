@@ -20,7 +20,7 @@ def export_command(ctx: click.Context, config: ExportConfig) -> None:
     Examples:
       virnucpro export contigs_predictions --to anndata -o exported
       virnucpro export contigs_predictions --to pt -o exported
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.export import export_embeddings
 
     with counting_bars() as show:

@@ -21,7 +21,7 @@ def frames_command(ctx: click.Context, config: FrameTableConfig) -> None:
       virnucpro frames contigs.fa -e 500 -o frames.tsv
       virnucpro frames phages.fa --frame-rule stretches:2:20:code=11
       zcat reads.fq.gz | virnucpro frames - -e 300 | cut -f 1,3
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.frames import write_frames
 
     write_frames(config)

@@ -23,6 +23,7 @@ from virnucpro.cli.options import SETTINGS_PATH, use_settings
 from virnucpro.cli.terminal import echo
 from virnucpro.config import COMMANDS, command_options
 from virnucpro.errors import (
+    INTERRUPTED,
     MemoryExhaustedError,
     Terminated,
     UsageError,
@@ -45,33 +46,8 @@ logger = logging.getLogger(__name__)
 # Long enough for the launcher to end this process when the main one has failed.
 _SECONDS_BEFORE_OTHERS_SPEAK = 3
 
-# 128 + 2, the number of the signal: what shells expect after Ctrl-C.
-_INTERRUPTED = 130
-
-# By name only, because importing the commands would slow down each start. In the order of `--help`:
-# what most people need comes first.
-_COMMANDS = (
-    "predict",
-    "frames",
-    "embed",
-    "train",
-    "merge",
-    "call",
-    "evaluate",
-    "report",
-    "calibrate",
-    "migrate",
-    "export",
-    "check-precision",
-    "checkpoints",
-    "models",
-    "monitor",
-    "profile",
-    "benchmark",
-    "backends",
-    "doctor",
-    "utils",
-)
+# By name only, because importing the commands would slow down each start.
+_COMMANDS = tuple(dict.fromkeys(path.partition(" ")[0] for path in COMMANDS))
 
 
 class _Program(click.Group):
@@ -181,11 +157,11 @@ def _explain(error: BaseException, command: str | None) -> int:
             return error.exit_code
         case KeyboardInterrupt():
             logger.log(ending, "interrupted%s", _how_to_go_on(command))
-            return _INTERRUPTED
+            return INTERRUPTED
         # In place of the answer to a question.
         case click.Abort():
             logger.error("interrupted; nothing was changed")
-            return _INTERRUPTED
+            return INTERRUPTED
         case MemoryError():
             # Python's own error has no text.
             logger.error(
@@ -230,7 +206,7 @@ def _signals_raise() -> Iterator[None]:
     """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        _end_if_importing(frame, "interrupted", _INTERRUPTED)
+        _end_if_importing(frame, "interrupted", INTERRUPTED)
         signal.default_int_handler(signum, frame)
 
     def terminate(signum: int, frame: FrameType | None) -> None:
@@ -373,7 +349,7 @@ def main(
       virnucpro predict reads.fastq.gz -m 300 -p 300_model.pth -o results
       virnucpro -c settings.yaml predict contigs.fasta
       virnucpro predict contigs.fasta -p 500_model.pth --gpus 0,1
-    """  # noqa: D301 (click reads the \b)
+    """
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     try:
         set_up_logging(level, log_file)

@@ -22,7 +22,7 @@ def merge_command(ctx: click.Context, config: MergeConfig, summary: SummaryConfi
       virnucpro predict contigs.fa -m mini --shard 1/2 -o share_1
       virnucpro predict contigs.fa -m mini --shard 2/2 -o share_2
       virnucpro merge share_1 share_2 -o contigs_predictions
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro import merge
 
     result = merge(config)

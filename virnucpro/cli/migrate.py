@@ -34,7 +34,7 @@ def migrate_command(ctx: click.Context, config: MigrateConfig) -> None:
       virnucpro migrate old_run --dry-run
       virnucpro migrate old_run -o features
       virnucpro migrate 500_model.pth -o 500.safetensors -e 500
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.migrate import migrate_features
 
     output = config.output_path

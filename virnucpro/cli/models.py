@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from virnucpro.cli.options import config_command
+from virnucpro.cli.starting import is_quiet
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import (
     PUBLISHED,
@@ -35,7 +36,7 @@ def list_command(ctx: click.Context, config: ListModelsConfig) -> None:
     Examples:
       virnucpro models list
       virnucpro models list --json
-    """  # noqa: D301 (click reads the \b)
+    """
     described = [_describe(model) for model in PUBLISHED.values()]
     if config.json:
         echo(json.dumps(described, indent=2))
@@ -59,11 +60,11 @@ def download_command(ctx: click.Context, config: DownloadModelsConfig) -> None:
       virnucpro models download 500 dnabert-s esm2-3b --to /shared/virnucpro
       VIRNUCPRO_MODELS=/shared/virnucpro virnucpro predict contigs.fasta
       virnucpro models download 500 --mirror https://files.example.org/virnucpro
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.models import download_model
 
     # The hub's library draws bars of its own, and knows nothing of --quiet.
-    if ctx.find_root().params.get("quiet"):
+    if is_quiet(ctx):
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
@@ -84,7 +85,7 @@ def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
     Examples:
       virnucpro models verify
       virnucpro models verify 500 dnabert-s
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.models import find_published, verify_model, verify_remembered
 
     # Without names: a model that was never downloaded is not missing.
@@ -108,7 +109,7 @@ def path_command(ctx: click.Context, config: ModelConfig) -> None:
     \b
     Example:
       virnucpro models path esm2-650m
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.models import require_published
 
     echo(str(require_published(config.name)))
@@ -121,7 +122,7 @@ def remove_command(ctx: click.Context, config: ModelConfig) -> None:
     \b
     Example:
       virnucpro models remove esm2-15b
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.workflows.models import remove_model
 
     removed = remove_model(config.name)

@@ -57,7 +57,7 @@ def predict_command(
       virnucpro predict contigs.fasta --dry-run
       virnucpro predict contigs.fasta --resume
       zcat *.fa.gz | virnucpro predict - -o results
-    """  # noqa: D301 (click reads the \b)
+    """
     # The fork's option stands behind the command; None means that nobody gave it.
     verbose = ctx.params["verbose"]
     if verbose is not None:

@@ -38,7 +38,7 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
     Examples:
       virnucpro profile --backend esm2
       virnucpro profile --backend dnabert-s --weights models/DNABERT-S
-    """  # noqa: D301 (click reads the \b)
+    """
     require_single_process(ctx)
     if config.output_path is not None and not config.force:
         refuse_existing(config.output_path)

@@ -21,7 +21,7 @@ def report_command(ctx: click.Context, config: ReportConfig) -> None:
       virnucpro report contigs_predictions
       virnucpro report sample_1 sample_2 sample_3 -o samples.html
       virnucpro report contigs_predictions/evaluation
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro import report
 
     echo(f"report: {report(config)}")

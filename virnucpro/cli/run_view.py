@@ -176,12 +176,8 @@ def _make_cells(process: ProcessHistory, state: RunState) -> dict[str, str]:
     # The means of the pass, because the GPU is idle by now.
     if last.state == "done":
         seen = process.summary()
-        gpu = GpuReading(
-            utilization_percent=seen["gpu_utilization_percent"],
-            memory_bytes=seen["gpu_memory_bytes"],
-            power_watts=seen["gpu_power_watts"],
-            temperature_celsius=seen["gpu_temperature_celsius"],
-        )
+        names = ("utilization_percent", "memory_bytes", "power_watts", "temperature_celsius")
+        gpu = GpuReading(**{name: seen[f"gpu_{name}"] for name in names})
     return {
         "#": str(last.rank),
         "host": _short_host(last.host),

@@ -50,7 +50,7 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
         --other bacteria.fa archaea.fa fungi.fa --groups species.tsv \\
         -o my_head.safetensors
       virnucpro predict contigs.fa -m custom -p my_head.safetensors
-    """  # noqa: D301 (click reads the \b)
+    """
     hide_other_gpus(launch.gpus)
     layout = RunDirectory(config.work_dir, config.output_path.stem)
     # The classifier and its directory are written at different times, so each may be there alone.

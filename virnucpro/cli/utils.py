@@ -41,7 +41,7 @@ def generate_config_command(ctx: click.Context, config: GenerateConfigConfig) ->
     Example:
       virnucpro utils generate-config -o settings.yaml
       virnucpro -c settings.yaml predict contigs.fasta
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.config.settings_file import make_template
 
     output = config.output_path
@@ -64,7 +64,7 @@ def validate_command(ctx: click.Context, config: ValidateConfig) -> None:
     \b
     Example:
       virnucpro utils validate contigs.fasta.gz
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.sequences.fasta import RecordReader
 
     # Only ids are kept, because a file may be larger than the memory.
@@ -100,7 +100,7 @@ def validate_checkpoints_command(ctx: click.Context, config: ValidateCheckpoints
     \b
     Example:
       virnucpro utils validate-checkpoints contigs_predictions
-    """  # noqa: D301 (click reads the \b)
+    """
     from virnucpro.legacy.steps import EmbeddingDims
     from virnucpro.workflows.checkpoints import summarize_files
 

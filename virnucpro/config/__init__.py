@@ -49,7 +49,7 @@ from virnucpro.config.utilities import (
     VerifyCheckpointsConfig,
 )
 
-# In the order in which `utils generate-config` writes their sections.
+# In the order of `--help`: what most people need comes first.
 COMMANDS: Mapping[str, tuple[type[Config], ...]] = {
     "predict": (PredictConfig, LaunchConfig, SummaryConfig),
     "frames": (FrameTableConfig,),

@@ -19,14 +19,12 @@ from pathlib import Path
 import psutil
 
 import virnucpro
-from virnucpro.errors import Terminated, UsageError, VirnucproError
+from virnucpro.errors import INTERRUPTED, Terminated, UsageError, VirnucproError
 from virnucpro.runtime.environment import LISTENER, RELAUNCHED, read_torch_build
 
 _ADDRESS = "127.0.0.1"
 _POLL_SECONDS = 0.05
 _SECONDS_TO_END = 30.0
-# What a shell expects after an interrupt.
-_INTERRUPTED = 130
 
 
 def choose_num_processes(device: str, num_processes: int | None, gpus: str | None) -> int:
@@ -218,7 +216,7 @@ def _find_exit_code(exit_codes: Mapping[int, int]) -> int:
     rank, code = next(causes, next(iter(failed.items())))
     if code == Terminated.exit_code:
         raise Terminated
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code < 0:
         raise VirnucproError(
