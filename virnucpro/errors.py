@@ -128,6 +128,11 @@ def brief(value: object) -> str:
     return text if len(text) <= _MAX_VALUE_LETTERS else f"{text[:_MAX_VALUE_LETTERS]}..."
 
 
+def shorten(text: str, max_letters: int) -> str:
+    """Return a text of at most so many letters, with an ellipsis where it was cut."""
+    return text if len(text) <= max_letters else f"{text[: max_letters - 1]}…"
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: `1 record`, `1,200 batches`."""
     plural = "es" if noun.endswith("ch") else "s"

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from virnucpro.errors import format_seconds
+from virnucpro.errors import format_seconds, shorten
 from virnucpro.runtime.monitoring import RunState, TrainingStatus, describe_speed
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import ProcessHistory
@@ -203,12 +203,8 @@ def _format(value: float | None, unit: str = "") -> str:
 def _short_device(device: str) -> str:
     for maker in ("NVIDIA ", "GeForce ", "Tesla "):
         device = device.removeprefix(maker)
-    return _cut(device)
+    return shorten(device, _NAME_WIDTH)
 
 
 def _short_host(host: str) -> str:
-    return _cut(host.partition(".")[0])
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+    return shorten(host.partition(".")[0], _NAME_WIDTH)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.errors import OutputError, count, printable, writing_remedy
+from virnucpro.errors import OutputError, count, printable, shorten, writing_remedy
 
 if TYPE_CHECKING:
     from virnucpro.checkpoints.run_directory import RunDirectory
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What a person looks at first; report.tsv has all figures.
 _SHOWN = ("auroc", "auprc", "precision", "recall", "f1", "mcc", "calibration_error")
-_MAX_ID = 40
+_MAX_ID_LETTERS = 41
 _NUM_STAGES = 2
 
 
@@ -87,7 +87,7 @@ def echo_summary(
     best = [
         (
             # Made printable before it is cut, because an escape is longer than what it stands for.
-            _shorten(printable(one["record_id"])),
+            shorten(printable(one["record_id"]), _MAX_ID_LETTERS),
             f"{one['length']:,}",
             # With the digits of records.tsv.
             *("NA" if one[name] is None else str(one[name]) for name in ("score", "probability")),
@@ -134,10 +134,6 @@ def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:
     # The longest is the total.
     told = ", ".join(f"{name} {value:.1f} s" for name, value in longest[1 : _NUM_STAGES + 1])
     return f"time: {stages['total']:.1f} s, most of it for {told}"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_ID else f"{text[:_MAX_ID]}…"
 
 
 def echo_sections(sections: Sequence[Section]) -> None:

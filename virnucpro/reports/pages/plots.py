@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from virnucpro.errors import shorten
+
 WIDTH, HEIGHT = 480, 260
 """Of a plot. It is narrow, so that its letters are still large on a telephone."""
 
@@ -173,7 +175,7 @@ def draw_bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]], unit:
     for number, (label, parts) in enumerate(rows):
         top, reached = 4 + number * _BAR_STEP, 0.0
         # As many letters as fit in the width of the labels.
-        labels.append((top + _BAR_HEIGHT / 2, _shorten(label, 22)))
+        labels.append((top + _BAR_HEIGHT / 2, shorten(label, 22)))
         for kind, value in parts.items():
             box = {"x": _round(place(reached)), "y": top, "height": _BAR_HEIGHT}
             reached += value
@@ -256,10 +258,6 @@ def _short(value: float) -> str:
         if value >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _round(value: float) -> float:
