@@ -103,6 +103,15 @@ def format_number(value: float) -> str:
     return "NA" if math.isnan(value) else repr(value)
 
 
+def parse_number(word: str) -> float:
+    """Return the number that `format_number` wrote; NaN for `NA`.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    return math.nan if word == "NA" else float(word)
+
+
 @contextmanager
 def explaining_numbers(path: Path, line_number: int) -> Iterator[None]:
     """Say in which line of a table a number cannot be read.

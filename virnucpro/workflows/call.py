@@ -26,7 +26,7 @@ from virnucpro.reports.record_results import (
     read_run_json,
     write_decision,
 )
-from virnucpro.reports.tables import explaining_numbers, read_table
+from virnucpro.reports.tables import explaining_numbers, parse_number, read_table
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.scoring.calibration import Calibration
@@ -136,7 +136,7 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
         with explaining_numbers(path, number):
             for name in _COUNTS:
                 columns[name].append(int(line[name]))
-            columns["score"].append(_parse(line["score"]))
+            columns["score"].append(parse_number(line["score"]))
         columns["reason"].append(line["reason"])
         columns["judged_by"].append(line["judged_by"])
     _check_number(path, "records", len(columns["score"]), num_records)
@@ -173,10 +173,10 @@ def _read_chunks(
     score, evidence = array("d"), array("d")
     for number, line in read_table(path, ["score"], ["evidence"]):
         with explaining_numbers(path, number):
-            score.append(_parse(line["score"]))
+            score.append(parse_number(line["score"]))
             # Runs of earlier states do not have this column.
             if "evidence" in line:
-                evidence.append(_parse(line["evidence"]))
+                evidence.append(parse_number(line["evidence"]))
     _check_number(path, "chunks", len(score), num_chunks)
     return ChunkEvidence(
         np.array(score),
@@ -185,10 +185,6 @@ def _read_chunks(
         np.array(evidence) if evidence else None,
         by_logit=made_for.get("chunk_head") is not None,
     )
-
-
-def _parse(word: str) -> float:
-    return float(word.replace("NA", "nan"))
 
 
 def _check_number(path: Path, name: str, found: int, wanted: int) -> None:

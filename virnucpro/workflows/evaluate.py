@@ -15,7 +15,7 @@ from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.run_directory import suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import EvaluateConfig
-from virnucpro.errors import InputError, brief
+from virnucpro.errors import InputError
 from virnucpro.reports.figures import Curve, draw_report
 from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
@@ -29,7 +29,7 @@ from virnucpro.reports.report import (
     measure_subsets,
     write_report,
 )
-from virnucpro.reports.tables import read_table
+from virnucpro.reports.tables import explaining_numbers, parse_number, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -141,16 +141,10 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
         # Labels of a part of the records are enough.
         if line["record_id"] not in truth:
             continue
-        numbers = []
-        for name in ("length", "score", "probability"):
+        with explaining_numbers(path, number):
             # Tables of earlier states have no column of probabilities.
-            word = line.get(name, "NA")
-            try:
-                numbers.append(np.nan if word == "NA" else float(word))
-            except ValueError as error:
-                raise InputError(
-                    f"{path}, line {number}: {name} is {brief(word)}, wanted a number or NA"
-                ) from error
+            names = ("length", "score", "probability")
+            numbers = [parse_number(line.get(name, "NA")) for name in names]
         label = truth[line["record_id"]]
         records.append(_Record(line["record_id"], label, line["call"], line["reason"], *numbers))
     if not records:
