@@ -70,7 +70,7 @@ class Calibration:
         logits_N = inputs_NK @ np.array([self.slope, self.slope_growth, self.offset])
         # Another share of viral records shifts the prior odds, and so all logits alike.
         if viral_share is not None:
-            logits_N += _logit(viral_share) - _logit(self.viral_share)
+            logits_N += logit(viral_share) - logit(self.viral_share)
         return _sigmoid(logits_N)
 
 
@@ -137,7 +137,7 @@ def expect_fdr(probability: Float64Array, is_called: BoolArray) -> float | None:
 
 def _make_inputs(score: Float64Array, num_open_chunks: Int64Array) -> Float64Array:
     """Return float64 (N, 3): the factors of slope, slope growth and offset."""
-    logits_N = _logit(np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE))
+    logits_N = logit(np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE))
     # A record without open chunks has no score. The 1 only keeps its logarithm finite.
     log_chunks_N = np.log(np.maximum(num_open_chunks, 1))
     return np.stack([logits_N, logits_N * log_chunks_N, np.ones(len(score))], axis=1)
@@ -178,7 +178,8 @@ def _fit_logistic(
     return np.asarray(coefficients_K / scale_K, np.float64)
 
 
-def _logit(share: float | Float64Array) -> Float64Array:
+def logit(share: float | Float64Array) -> Float64Array:
+    """Return the log-odds of probabilities between 0 and 1, without the ends."""
     return np.asarray(np.log(share) - np.log1p(-np.asarray(share)), np.float64)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
-from virnucpro.scoring.calibration import Calibration
+from virnucpro.scoring.calibration import Calibration, logit
 from virnucpro.scoring.calls import RecordCalls, sigmoid
 from virnucpro.scoring.decisions import round_shares
 from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
@@ -275,5 +275,4 @@ def _sum_spans(value: npt.NDArray[Any], first: Int64Array, stop: Int64Array) -> 
 
 
 def _logit(score: Float64Array) -> Float64Array:
-    clipped = np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE)
-    return np.asarray(np.log(clipped) - np.log1p(-clipped), np.float64)
+    return logit(np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE))
