@@ -1,4 +1,4 @@
-"""The array types of the annotations, and walking through many rows in blocks."""
+"""The array types of the annotations, and rows in blocks and spans."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def split_rows(start: int, stop: int) -> Iterator[slice]:
     """Yield slices that cover the rows `start` to `stop - 1`, each small enough for the memory."""
     for first in range(start, stop, _ROWS_AT_ONCE):
         yield slice(first, min(first + _ROWS_AT_ONCE, stop))
+
+
+def number_spans(start: Int64Array, length: Int64Array) -> Int64Array:
+    """Return the numbers from each start on, as many as each length says, end to end: int64."""
+    before = np.cumsum(length) - length
+    numbers: Int64Array = np.repeat(start - before, length) + np.arange(length.sum())
+    return numbers

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Int32Array, Int64Array, UInt8Array
+from virnucpro.backend.arrays import BoolArray, Int32Array, Int64Array, UInt8Array, number_spans
 from virnucpro.config.frame_rule import STANDARD_CODE, FrameRule
 
 _STOP = ord("*")
@@ -152,7 +152,7 @@ def find_open_frames(
     chunk, code = np.nonzero(is_open)
     first, num_codons = first[is_open], num_codons[is_open]
     begin = np.cumsum(num_codons) - num_codons
-    residues = amino_acids[_number_spans(first, num_codons)]
+    residues = amino_acids[number_spans(first, num_codons)]
     # Codons with ambiguous bases have no amino acid: the original leaves them out and joins the
     # rest.
     is_residue = residues != _NOTHING
@@ -189,7 +189,7 @@ def find_stretches(
     first_gap = np.searchsorted(breaks, first)
     num_gaps = np.searchsorted(breaks, first + num_codons) - first_gap + 1
     frame = np.repeat(np.arange(len(first)), num_gaps)
-    gap = _number_spans(first_gap, num_gaps)
+    gap = number_spans(first_gap, num_gaps)
     edges = np.concatenate([[-1], breaks, [len(amino_acids)]])
     # A gap may begin before its frame or end behind it, because all frames lie end to end.
     begin = np.maximum(edges[gap] + 1, first[frame])
@@ -209,7 +209,7 @@ def find_stretches(
         chunk[taken],
         (frame % len(_ALL_FRAMES)).astype(np.uint8),
         length,
-        amino_acids[_number_spans(begin, length)].tobytes(),
+        amino_acids[number_spans(begin, length)].tobytes(),
         (begin - first[frame]).astype(np.int32),
     )
 
@@ -223,13 +223,6 @@ def count_codons(chunk_length: Int64Array, code: UInt8Array) -> Int64Array:
     """
     num_codons: Int64Array = np.maximum((chunk_length - _FRAME_OFFSETS[code]) // 3, 0)
     return num_codons
-
-
-def _number_spans(start: Int64Array, length: Int64Array) -> Int64Array:
-    """Return the numbers from each start on, as many as each length says, end to end: int64."""
-    before = np.cumsum(length) - length
-    numbers: Int64Array = np.repeat(start - before, length) + np.arange(length.sum())
-    return numbers
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
+from virnucpro.backend.arrays import BoolArray, Int64Array, number_spans, split_rows
 from virnucpro.config import input_stem
 from virnucpro.errors import InputError, brief
 from virnucpro.reports.tables import read_table
@@ -76,9 +76,7 @@ class Corpus:
 
     def rows(self, chunks: Int64Array) -> Int64Array:
         """Return int64 (F,): the rows of the frames of `chunks`, in this order."""
-        first, num_frames = self.chunk_first_frame[chunks], self.num_frames[chunks]
-        before = np.cumsum(num_frames) - num_frames
-        return np.repeat(first - before, num_frames) + np.arange(num_frames.sum())
+        return number_spans(self.chunk_first_frame[chunks], self.num_frames[chunks])
 
 
 def name_classes(viral: Sequence[str], other: Sequence[str]) -> tuple[InputClass, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
+from virnucpro.backend.arrays import Float32Array, Int64Array, number_spans, split_rows
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.finished_work import is_whole, refuse_other_run, refuse_other_runs
@@ -221,7 +221,7 @@ def _average_windows(done: Pass, source: WindowSource, records: Int64Array) -> F
     if (counts == 1).all():
         return done.gather(source.first_windows[records])
     starts = np.cumsum(counts) - counts
-    windows = np.arange(counts.sum()) + np.repeat(source.first_windows[records] - starts, counts)
+    windows = number_spans(source.first_windows[records], counts)
     weights_N1 = source.lengths[windows][:, None].astype(np.float64)
     # In float64, in which the mean of one window is exactly this window.
     sums_NE = np.add.reduceat(done.gather(windows) * weights_N1, starts)
