@@ -25,10 +25,15 @@ _NOTHING = 0
 # A codon's number is 16 a + 4 b + c in wrapping 8-bit arithmetic. With 84 for an ambiguous letter
 # (16, 4 and 1 times 84 leave 64, 80 and 84) every codon that holds one gets a number above 63.
 _AMBIGUOUS = 84
-_BASE_CODES = bytes(
-    "ACGT".index(chr(byte).upper()) if chr(byte) in "ACGTacgt" else _AMBIGUOUS
-    for byte in range(256)
-)
+
+
+def code_bases(other: int) -> bytes:
+    """Return a table for `bytes.translate`: 0 to 3 for A, C, G and T, and `other` for the rest."""
+    letters = map(chr, range(256))
+    return bytes("ACGT".index(x.upper()) if x in "ACGTacgt" else other for x in letters)
+
+
+_BASE_CODES = code_bases(_AMBIGUOUS)
 _UNTRANSLATED = bytes([_NOTHING]) * (256 - 64)
 _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 

@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from virnucpro.config.frame_rule import FrameRule
-from virnucpro.sequences.frames import translate_codons
+from virnucpro.sequences.frames import code_bases, translate_codons
 
 AMBIGUOUS = 4
 """The code of every letter but A, C, G and T, whose codes are 0 to 3."""
 
-CODE_OF_BYTE = bytes(
-    "ACGT".index(chr(byte).upper()) if chr(byte) in "ACGTacgt" else AMBIGUOUS for byte in range(256)
-)
+CODE_OF_BYTE = code_bases(AMBIGUOUS)
 NO_CODON = 64
 """Three bases of which one is ambiguous or beyond the end."""
 
