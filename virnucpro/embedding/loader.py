@@ -18,11 +18,10 @@ from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config import ComputeConfig
 from virnucpro.embedding.workers import (
-    Parcel,
-    begin_worker,
     count_workers,
     explaining_workers,
     pins_memory,
+    worker_settings,
 )
 from virnucpro.sequences.frame_store import SequenceSource
 
@@ -55,17 +54,12 @@ class Loader:
         loader: DataLoader[TokenBatch] = DataLoader(
             _Batches({job.name: (job.source, job.model.load_collator()) for job in self._jobs}),  # type: ignore[arg-type]
             batch_sampler=self.sampler,  # type: ignore[arg-type]
-            # Not a lambda, because it is pickled into the workers.
-            # Only batches that cross to another process need to be packed.
-            collate_fn=Parcel if has_workers else _keep,  # type: ignore[arg-type]
-            num_workers=self._num_workers,
-            worker_init_fn=begin_worker() if has_workers else None,
-            multiprocessing_context="forkserver" if has_workers else None,
             # Prefetch one batch per worker; claiming more would delay the end of the pass.
             prefetch_factor=1 if has_workers else None,
             # Otherwise each pass would start its own, which takes a quarter of a second.
             persistent_workers=has_workers,
             pin_memory=pins_memory(self._compute, self._device),
+            **worker_settings(self._num_workers),
         )
         # The claims share out the batches. Accelerate must not share them out again, so we tell it
         # of one process only. `even_batches` would let it repeat rows.
@@ -124,7 +118,3 @@ class _Batches:
     def __getitems__(self, claim: _Claim) -> TokenBatch:
         source, collator = self._passes[claim.name]
         return collator(claim.rows, source.get_many(claim.rows))
-
-
-def _keep(batch: TokenBatch) -> TokenBatch:
-    return batch

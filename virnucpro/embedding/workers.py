@@ -105,9 +105,22 @@ def explaining_workers() -> Iterator[None]:
         ) from error
 
 
-def begin_worker() -> Callable[[int], None]:
-    """Return what a worker calls first, so that it ends with this process, however that ends."""
-    return functools.partial(_end_with_main, _lifeline()[0])
+def worker_settings(num_workers: int) -> dict[str, Any]:
+    """Return what a DataLoader must know of its workers, or of having none."""
+    if not num_workers:
+        return {"collate_fn": _keep}
+    return {
+        "num_workers": num_workers,
+        # Not a lambda, because it is pickled into the workers.
+        "collate_fn": Parcel,
+        # A worker ends with this process, however that ends.
+        "worker_init_fn": functools.partial(_end_with_main, _lifeline()[0]),
+        "multiprocessing_context": "forkserver",
+    }
+
+
+def _keep(content: object) -> object:
+    return content
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 from virnucpro.backend.interface import Collator, TokenBatch
 from virnucpro.config.frame_rule import FrameRule
-from virnucpro.embedding.workers import Parcel, begin_worker, explaining_workers
+from virnucpro.embedding.workers import explaining_workers, worker_settings
 from virnucpro.runtime.forkserver import start_forkserver
 from virnucpro.scoring.chunk_head import stretch_features
 from virnucpro.sequences.frame_store import FrameStore
@@ -206,8 +206,7 @@ class ChunkSource:
         drawn_C = np.searchsorted(self._cumulative_S, drawn_C, "right")
         record_length_C = sequences.length_S[drawn_C]
         length_C = np.minimum(random.choice(self._lengths_bp, num_chunks), record_length_C)
-        room_C = record_length_C - length_C + 1
-        start_C = (random.random(num_chunks) * room_C).astype(np.int64)
+        start_C = _draw_starts(random, record_length_C, length_C)
         places = Places(
             sequences.record_S[drawn_C],
             start_C,
@@ -266,11 +265,11 @@ class _Steps:
             ],
         )
         return TrainingBatch(
-            *_collate(self._collators, sequences),
+            *collate(self._collators, sequences),
             features_FK,
             torch.from_numpy(is_stretch_CN),
             is_viral_C,
-            *(_collate(self._teacher_collators, sequences) if self._teacher_collators else ()),
+            *(collate(self._teacher_collators, sequences) if self._teacher_collators else ()),
         ).cut(task.max_tokens)
 
     def _read(self, task: _Task) -> list[bytes]:
@@ -290,14 +289,20 @@ class _Steps:
             if not len(missing):
                 break
             places = task.places.take(missing)
-            room_C = places.record_length_C - places.length_C + 1
-            start_C = (random.random(len(missing)) * room_C).astype(np.int64)
+            start_C = _draw_starts(random, places.record_length_C, places.length_C)
             chunks = self._reader.read(
                 places._replace(start_C=start_C), int(random.integers(1 << 63))
             )
             for index, chunk in zip(missing.tolist(), chunks, strict=True):
                 letters[index] = chunk
         return letters
+
+
+def _draw_starts(
+    random: np.random.Generator, record_length_C: Int64Array, length_C: Int64Array
+) -> Int64Array:
+    room_C = record_length_C - length_C + 1
+    return (random.random(len(room_C)) * room_C).astype(np.int64)
 
 
 def _find_rows(letters: Sequence[bytes], length_C: Int64Array, rule: FrameRule) -> Rows:
@@ -345,13 +350,10 @@ def open_training_loader(
     loader: DataLoader[list[TrainingBatch]] = DataLoader(
         source.steps,  # type: ignore[arg-type]
         batch_sampler=_choose_steps(source, first_step, rank, num_chunks, max_tokens),  # type: ignore[arg-type]
-        collate_fn=Parcel if num_workers else _unchanged,
-        num_workers=num_workers,
-        worker_init_fn=begin_worker() if num_workers else None,
-        multiprocessing_context="forkserver" if num_workers else None,
         pin_memory=pin_memory,
         # Otherwise the loader draws a number from the generator of the dropout.
         generator=torch.Generator(),
+        **worker_settings(num_workers),
     )
     with explaining_workers():
         yield from loader
@@ -366,13 +368,10 @@ def _choose_steps(
         step += 1
 
 
-def _unchanged(batches: list[TrainingBatch]) -> list[TrainingBatch]:
-    return batches
-
-
-def _collate(
+def collate(
     collators: Collators, sequences: tuple[list[str], list[str]]
 ) -> tuple[TokenBatch, TokenBatch]:
+    """Return the batches of DNA and of proteins."""
     dna, protein = (
         collator(np.arange(len(texts)), texts)
         for collator, texts in zip(collators, sequences, strict=True)
