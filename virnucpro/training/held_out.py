@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from virnucpro.backend.arrays import Float64Array, Int64Array
-from virnucpro.backend.interface import Collator
 from virnucpro.config import DEFAULT_THRESHOLD
 from virnucpro.reports.metrics import measure_metrics
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calls import sigmoid
 from virnucpro.sequences.frame_store import FrameStore
-from virnucpro.training.chunk_source import TrainingBatch
+from virnucpro.training.chunk_source import Collators, TrainingBatch, collate
 from virnucpro.training.corpus import Corpus
 from virnucpro.training.fragments import join_chunks, make_predictions
 from virnucpro.training.splits import HELD_OUT_RUN, balance
@@ -53,7 +52,7 @@ class HeldOut:
         corpus: Corpus,
         store: FrameStore,
         chunks: Int64Array,
-        collators: tuple[Collator, Collator],
+        collators: Collators,
         max_tokens: int,
         seed: int,
     ) -> None:
@@ -112,25 +111,17 @@ def _take(corpus: Corpus, chunks: Int64Array, seed: int) -> Int64Array:
 
 
 def _read_batch(
-    corpus: Corpus, store: FrameStore, chunks: Int64Array, collators: tuple[Collator, Collator]
+    corpus: Corpus, store: FrameStore, chunks: Int64Array, collators: Collators
 ) -> TrainingBatch:
     rows = corpus.rows(chunks)
     num_stretches = corpus.num_frames[chunks]
     # All stretches of a chunk have its DNA. Of open frames the head reads the first one's.
     first_rows = rows[_first(num_stretches)]
-    dna, proteins = (
-        collator(np.arange(len(texts)), texts)
-        for collator, texts in zip(
-            collators,
-            (store.read_sequences("dna", first_rows), store.read_sequences("protein", rows)),
-            strict=True,
-        )
-    )
+    sequences = store.read_sequences("dna", first_rows), store.read_sequences("protein", rows)
     is_stretch_CN = np.arange(store.rule.max_rows) < num_stretches[:, None]
     is_viral_C = corpus.is_viral[corpus.chunk_class[chunks]]
     return TrainingBatch(
-        dna,
-        proteins,
+        *collate(collators, sequences),
         torch.from_numpy(store.stretch_features(rows)),
         torch.from_numpy(is_stretch_CN),
         torch.from_numpy(is_viral_C.astype(np.float32)),
