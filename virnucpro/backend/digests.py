@@ -68,6 +68,16 @@ def digest_files(paths: Sequence[Path], *, anew: bool = False) -> str:
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
+def read_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as it is now, in hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _digest(path: Path) -> str:
     sha256 = hashlib.sha256()
     # The hub knows small files by git's digest, which begins with the size.

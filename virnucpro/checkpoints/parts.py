@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -20,6 +19,7 @@ import h5py
 import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, Int64Array
+from virnucpro.backend.digests import read_sha256
 from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.whole_files import link_or_copy, replace_when_whole
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
@@ -155,10 +155,9 @@ def mark_done(path: Path, num_rows: int) -> None:
         OutputError: The mark cannot be written.
         CheckpointError: The file cannot be read.
     """
-    with hdf5.explaining(path), path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        num_bytes = file.tell()
-    _write_mark(path, {"num_rows": num_rows, "num_bytes": num_bytes, "sha256": digest})
+    with hdf5.explaining(path):
+        done = {"num_rows": num_rows, "num_bytes": path.stat().st_size, "sha256": read_sha256(path)}
+    _write_mark(path, done)
 
 
 def unmark(path: Path) -> None:
@@ -320,12 +319,12 @@ def check_part(path: Path, *, full: bool = True) -> None:
         FormatVersionError: The part has another version of the format.
     """
     done = _read_done(path)
-    with hdf5.explaining(path), path.open("rb") as file:
-        num_bytes = os.fstat(file.fileno()).st_size
+    with hdf5.explaining(path):
+        num_bytes = path.stat().st_size
         # The size comes first, because it costs nothing. The digest reads the whole part.
         if num_bytes != done["num_bytes"]:
             raise CheckpointError(f"{path}: has {num_bytes} bytes instead of {done['num_bytes']}")
-        if full and hashlib.file_digest(file, "sha256").hexdigest() != done["sha256"]:
+        if full and read_sha256(path) != done["sha256"]:
             raise CheckpointError(f"{path}: has changed since it was written (SHA-256)")
     part = read_part(path)
     if part.num_rows != done["num_rows"]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from virnucpro.backend.digests import read_sha256
 from virnucpro.checkpoints.run_directory import RunDirectory, suggest_runs
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
@@ -280,10 +280,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return read_sha256(path) if path.is_file() else None
 
 
 def _mark_stale(report_dir: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virnucpro.backend.arrays import Int64Array
+from virnucpro.backend.digests import read_sha256
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.errors import CheckpointError, UsageError, first_line
 
@@ -127,9 +128,7 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
     """
 
     def is_whole(name: str) -> bool:
-        with (directory / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        return bool(found == manifest["files"][name]["sha256"])
+        return bool(read_sha256(directory / name) == manifest["files"][name]["sha256"])
 
     try:
         # Digesting releases Python's global lock.
