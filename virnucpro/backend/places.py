@@ -1,4 +1,4 @@
-"""The directories in which virnucpro keeps files between runs: its cache, and models."""
+"""Where virnucpro finds files: its cache, downloaded models, and what comes with the package."""
 
 from __future__ import annotations
 
@@ -47,3 +47,10 @@ def find_model(name: str) -> Path | None:
         if path.is_file() or (path / CHECKSUMS).is_file():
             return path
     return None
+
+
+def find_packaged(inside: str, beside: str) -> Path:
+    """Return a file that a wheel has inside the package, and a checkout beside it."""
+    package = Path(__file__).parents[1]
+    places = (package / inside, package.parent / beside)
+    return next(place for place in places if place.is_file())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from virnucpro import __version__
+from virnucpro.backend.places import find_packaged
 
 
 @cache
@@ -15,10 +14,7 @@ def read_citation() -> tuple[str, list[dict[str, Any]]]:
     """Return the request to cite, and the works: virnucpro first."""
     import yaml
 
-    package = Path(str(files("virnucpro")))
-    # A wheel has the file inside the package; a checkout has it beside the package.
-    places = (package / "CITATION.cff", package.parent / "CITATION.cff")
-    path = next(place for place in places if place.is_file())
+    path = find_packaged("CITATION.cff", "CITATION.cff")
     software = yaml.safe_load(path.read_text(encoding="utf-8"))
     # One version for all: CITATION.cff does not repeat it.
     software["version"] = __version__

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from virnucpro import __version__
-from virnucpro.backend.places import models_dir, user_cache_dir
+from virnucpro.backend.places import find_packaged, models_dir, user_cache_dir
 from virnucpro.backend.registry import describe_backends
 from virnucpro.config import PUBLISHED, ComputeConfig
 from virnucpro.errors import VirnucproError
@@ -318,7 +317,5 @@ def compare_calls(records_tsv: Path, wanted_tsv: Path) -> list[str]:
 
 
 def _find(name: str) -> Path:
-    """Return a file of the example; a wheel has it inside the package, a checkout beside it."""
-    package = Path(str(files("virnucpro")))
-    places = (package / "data/example" / name, package.parent / "examples" / name)
-    return next(place for place in places if place.is_file())
+    """Return a file of the example."""
+    return find_packaged(f"data/example/{name}", f"examples/{name}")
