@@ -6,7 +6,6 @@ Shapes: N rows, D numbers in a row (its DNA embedding, then its protein embeddin
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import json
 import logging
@@ -35,7 +34,7 @@ from virnucpro.config import ExportConfig
 from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.sequences.records import ROW_ID
-from virnucpro.workflows import CountListener
+from virnucpro.workflows import CountListener, require_package
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def export_embeddings(
         raise OutputExistsError(f"{directory}: exists and is not empty; choose another (-o)")
     # Before the source is read, which checks all its parts.
     if config.to == "parquet":
-        _require_pyarrow()
+        require_package("pyarrow", "parquet")
     source = _Source(config.source)
     if config.to == "pt" and len(source.readers) < len(ALPHABETS):
         raise CheckpointError(
@@ -290,13 +289,6 @@ def _write_anndata(source: _Source, path: Path, on_progress: CountListener | Non
         uns={"virnucpro": {name: one.attributes() for name, one in source.identities.items()}},
     )
     return path
-
-
-def _require_pyarrow() -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UsageError(
-            "parquet needs pyarrow, which is not installed: pip install 'virnucpro[parquet]'"
-        )
 
 
 def _write_parquet(source: _Source, path: Path, on_progress: CountListener | None) -> Path:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.config import ExportConfig
-from virnucpro.errors import UsageError
 from virnucpro.reports.record_results import read_run_json
+from virnucpro.workflows import require_package
 from virnucpro.workflows.export import export_embeddings
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class FinishedRun:
     @cached_property
     def embeddings(self) -> anndata.AnnData:
         """The embeddings of all open frames or stretches, as `virnucpro export --to anndata`."""
-        _need("anndata")
+        require_package("anndata", "data")
         from anndata import read_h5ad
 
         with tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch:
@@ -84,7 +84,7 @@ def import_pandas() -> Any:
     Raises:
         UsageError: It is not installed.
     """
-    _need("pandas")
+    require_package("pandas", "data")
     import pandas as pd
 
     return pd
@@ -103,13 +103,3 @@ def _read_table(path: Path) -> pd.DataFrame:
         dtype={"record_id": str},
     )
     return table
-
-
-def _need(module: str) -> None:
-    """Raise an error if a module is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise UsageError(
-            f"{module} is not installed, and this needs it: pip install 'virnucpro[data]'"
-        )
