@@ -188,4 +188,4 @@ def test_a_launch_is_refused(check, reads, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(main, ["check-precision", str(reads)])
     assert result.exit_code == 2
-    assert "start the command by itself" in result.stderr
+    assert "check-precision measures one device" in result.stderr
