@@ -19,7 +19,7 @@ from virnucpro.config import (
     command_options,
     options_of,
 )
-from virnucpro.config.options import GROUPS, REQUIRED
+from virnucpro.config.options import GROUPS, REQUIRED, option_name
 from virnucpro.errors import UsageError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -284,7 +284,7 @@ def _resolve_flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
             # A flag overrides a settings file, but it cannot override another word of the command
             # line.
             is_typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-            other = by_flag.get(name, f"--{name.replace('_', '-')}" if is_typed else None)
+            other = by_flag.get(name, option_name(name) if is_typed else None)
             if other is not None and resolved[name] != value:
                 raise UsageError(
                     f"{other} and {param.opts[0]} contradict each other; give one of the two"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virnucpro.config.options import Config, Option, argument, option
+from virnucpro.config.options import Config, Option, argument, option, option_name
 from virnucpro.errors import UsageError
 
 DEFAULT_THRESHOLD = 0.5
@@ -84,7 +84,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         """Return the options that have a value, of the settings `names`, as users type them."""
         return [
             # By its shorthand, --relaxed or --conservative, which the docs use.
-            f"--{self.preset}" if name == "preset" else f"--{name.replace('_', '-')}"
+            f"--{self.preset}" if name == "preset" else option_name(name)
             for name in names
             if getattr(self, name) is not None
         ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.backend.interface import ALPHABETS, Alphabet
-from virnucpro.config.options import option
+from virnucpro.config.options import option, option_name
 from virnucpro.config.shared import FramesConfig
 from virnucpro.errors import UsageError
 
@@ -118,7 +118,7 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
         super().__post_init__()
         # Silently ignored, they would let somebody wait for what never happens.
         ignored = [
-            f"--{name.replace('_', '-')}"
+            option_name(name)
             for name in ("finetune_all", "lora_targets", "minutes", "teacher")
             if getattr(self, name)
         ]

@@ -99,14 +99,14 @@ class Option:
 
     @property
     def long_name(self) -> str:
-        """The name on the command line: `--chunk-length-bp`."""
-        return f"--{self.name.replace('_', '-')}"
+        """The name on the command line."""
+        return option_name(self.name)
 
     @property
     def negative_name(self) -> str | None:
         """The name that turns off a flag that is on by default."""
         is_switch = self.kind is bool and self.default is not False
-        return f"--no-{self.name.replace('_', '-')}" if is_switch else None
+        return option_name(f"no_{self.name}") if is_switch else None
 
     @property
     def default_text(self) -> str:
@@ -169,6 +169,11 @@ class Option:
             raise ValueError(wanted)
         # A path may have come as text, and a float as a whole number.
         return self.kind(value)
+
+
+def option_name(field: str) -> str:
+    """Return what the setting of a field is called on the command line: `--chunk-length-bp`."""
+    return f"--{field.replace('_', '-')}"
 
 
 def option(default: Any, *aliases: str, **about: Any) -> Any:

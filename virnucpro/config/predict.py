@@ -11,7 +11,7 @@ from typing import Any
 
 from virnucpro.backend.places import find_model
 from virnucpro.config.calls import CallsConfig
-from virnucpro.config.options import argument, option
+from virnucpro.config.options import argument, option, option_name
 from virnucpro.config.published import MINI_DIRECTORY
 from virnucpro.config.shared import (
     SEQUENCE_FORMATS,
@@ -189,7 +189,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             if self.model_path is None and getattr(self, name) != getattr(type(self), name):
                 raise UsageError(
                     "model type mini is for the backends dnabert-s and esm2, and "
-                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}; leave out one of the "
+                    f"{option_name(name)} is {getattr(self, name)!r}; leave out one of the "
                     "two, or train a classifier for that backend (virnucpro train) and name it "
                     "with -m custom -p FILE"
                 )
