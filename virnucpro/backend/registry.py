@@ -49,6 +49,12 @@ class LoadedBackend:
     distribution: str
     version: str
 
+    def compute_precision(self, precision: str) -> str:
+        """Return what the backend computes in, in a run in `precision`: without fp8, in bf16."""
+        if precision == "fp8" and not self.backend.info.supports_fp8:
+            return "bf16"
+        return precision
+
 
 def describe_backends() -> list[BackendListing]:
     """Return every installed backend, sorted by name; a broken one says why it is broken."""

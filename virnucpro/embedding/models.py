@@ -83,13 +83,8 @@ class Model:
         return self.weights.identity + ("" if changed is None else f"+{changed}")
 
     def compute_precision(self, precision: str) -> str:
-        """Return what the model computes in when a run computes in `precision`.
-
-        A backend without fp8 computes in bf16 in a run with fp8.
-        """
-        if precision == "fp8" and not self.backend.info.supports_fp8:
-            return "bf16"
-        return precision
+        """Return what the model computes in when a run computes in `precision`."""
+        return self.loaded.compute_precision(precision)
 
     def min_tokens(self, precision: str) -> int:
         """Return below how many tokens a sequence has batches apart in a run in `precision`."""

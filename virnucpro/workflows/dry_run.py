@@ -192,9 +192,7 @@ def _estimate_pass(
         )
     loaded = load_backend(name)
     dim = _find_dim(classifier, is_dna=is_dna)
-    # As `Model.compute_precision` decides, but the weights are not opened here.
-    supports = run.precision != "fp8" or loaded.backend.info.supports_fp8
-    precision = run.precision if supports else "bf16"
+    precision = loaded.compute_precision(run.precision)
     one_dna = is_dna and classifier.reads_chunks
     source = store.chunk_dna() if one_dna else store.sequences(alphabet)
     rows = unique_rows(source)
