@@ -281,7 +281,7 @@ class FrameStore(StoredRecords):
 
     def chunk_sequences(self, start: int, stop: int) -> list[str]:
         """Return the sequences of the chunks `start` to `stop - 1`, upper-case."""
-        return self._read_chunks(np.arange(start, stop))
+        return self._read_letters(*self._locate_chunks(np.arange(start, stop)))
 
     def read_sequences(self, kind: SequenceKind, rows: Int64Array) -> list[str]:
         """Return the DNA or the proteins of `rows`, upper-case, in their order."""
@@ -292,7 +292,7 @@ class FrameStore(StoredRecords):
             proteins = self._proteins.read_many(protein_start, protein_length)
             return [protein.decode("ascii") for protein in proteins]
         if self.rule.kind == "stretches":
-            return self._read_chunks(self.find_chunks(rows))
+            return self._read_letters(*self._locate_chunks(self.find_chunks(rows)))
         # Only positions are stored: the DNA is cut from the records whenever it is asked for.
         codes = self.frame_codes[rows]
         chunk_start, chunk_length = self._locate_chunks(self.find_chunks(rows))
@@ -302,11 +302,6 @@ class FrameStore(StoredRecords):
             (frames.reverse_complement(dna) if reverse else dna).decode("ascii").upper()
             for dna, reverse in zip(letters, frames.is_reverse(codes).tolist(), strict=True)
         ]
-
-    def _read_chunks(self, chunks: Int64Array) -> list[str]:
-        begin, length = self._locate_chunks(chunks)
-        letters = self._records.read_many(begin, length)
-        return [sequence.decode("ascii").upper() for sequence in letters]
 
     def _locate_chunks(self, chunks: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return the starts of chunks in the letters of all records, and their lengths."""

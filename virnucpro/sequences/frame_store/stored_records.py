@@ -107,7 +107,10 @@ class StoredRecords(ABC):
 
     def read_spans(self, records: Int64Array, start: Int64Array, length: Int64Array) -> list[str]:
         """Return as many letters of each of `records` from each start on, upper-case."""
-        letters = self._records.read_many(self._record_offsets[records] + start, length)
+        return self._read_letters(self._record_offsets[records] + start, length)
+
+    def _read_letters(self, start: Int64Array, length: Int64Array) -> list[str]:
+        letters = self._records.read_many(start, length)
         return [sequence.decode("ascii").upper() for sequence in letters]
 
     @property
