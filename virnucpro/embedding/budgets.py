@@ -89,12 +89,12 @@ def _find_entry(key: BudgetKey) -> dict[str, Any] | None:
     # Without a home directory, nothing can have been stored.
     except RuntimeError:
         return None
-    wanted = dataclasses.asdict(key)
-    for entry in _read_entries(path):
-        # By all of the key: on another card or in another precision, another budget is best.
-        if {name: entry.get(name) for name in wanted} == wanted:
-            return entry
-    return None
+    return next((entry for entry in _read_entries(path) if _is_of(entry, key)), None)
+
+
+def _is_of(entry: dict[str, Any], key: BudgetKey) -> bool:
+    # By all of the key: on another card or in another precision, another budget is best.
+    return entry.items() >= dataclasses.asdict(key).items()
 
 
 def store_budget(key: BudgetKey, batch_tokens: int, tokens_per_s: float | None = None) -> Path:
@@ -115,19 +115,12 @@ def store_budget(key: BudgetKey, batch_tokens: int, tokens_per_s: float | None =
             "the budget cannot be stored, because you have no home directory; name a file in "
             f"{_PATH_VARIABLE}, or set HOME"
         ) from error
-    wanted = dataclasses.asdict(key)
-    others = [
-        entry
-        for entry in _read_entries(path)
-        if {name: entry.get(name) for name in wanted} != wanted
-    ]
+    others = [entry for entry in _read_entries(path) if not _is_of(entry, key)]
+    entry = {**dataclasses.asdict(key), "batch_tokens": batch_tokens, "tokens_per_s": tokens_per_s}
     document = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "budgets": [
-            *others,
-            {**wanted, "batch_tokens": batch_tokens, "tokens_per_s": tokens_per_s},
-        ],
+        "budgets": [*others, entry],
     }
     # `write_json` names the file that cannot be written.
     with suppress(OSError):

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from virnucpro.backend.interface import Backend
 from virnucpro.backend.weights import find_download, find_weight_files
 from virnucpro.config import PUBLISHED
 from virnucpro.embedding.batches import Batches
@@ -167,7 +166,7 @@ def warn_of_slow_cpu(run: Run, jobs: list[Job]) -> None:
     for job in jobs:
         size = measure_weights(job.model.weights.location)
         if size is not None and size.num_parameters >= _SLOW_PARAMETERS:
-            num_tokens = estimate_tokens(job.model.backend, job)
+            num_tokens = _estimate_tokens(job)
             speed = estimate_speed(size.num_parameters, run.device, run.precision)
             # This process computes only its share, and the shares have about equal cost.
             num_shards = 1 if job.shard is None else job.shard[1]
@@ -180,10 +179,10 @@ def warn_of_slow_cpu(run: Run, jobs: list[Job]) -> None:
         )
 
 
-def estimate_tokens(backend: Backend, job: Job) -> int:
+def _estimate_tokens(job: Job) -> int:
     """Return about how many tokens a job has, from some of its rows."""
     # Evenly over all rows, because neighbours in the input are often of equal length.
     step = max(1, len(job.rows) // _SAMPLED_ROWS)
     sample = job.rows[::step]
-    costs = [backend.token_cost(sequence) for sequence in job.source.get_many(sample)]
+    costs = list(map(job.model.backend.token_cost, job.source.get_many(sample)))
     return round(sum(costs) / max(1, len(sample)) * len(job.rows))
