@@ -88,13 +88,10 @@ def guarded(path: Path) -> Iterator[None]:
         yield
     except (UsageError, WeightsError, MemoryError):
         raise
-    except RuntimeError as error:
-        # The loop handles a lack of memory by itself, so it must see torch's own error.
-        if "out of memory" in str(error):
-            raise
-        reason = first_line(error, with_file=True)
-        raise WeightsError(f"{path}: transformers cannot read it ({reason})") from error
     except Exception as error:
+        # The loop handles a lack of memory by itself, so it must see torch's own error.
+        if isinstance(error, RuntimeError) and "out of memory" in str(error):
+            raise
         reason = first_line(error, with_file=True)
         raise WeightsError(f"{path}: transformers cannot read it ({reason})") from error
     finally:

@@ -119,18 +119,17 @@ class MultiqcModule(BaseMultiqcModule):
         )
 
     def _add_histograms(self, runs: Mapping[str, Any]) -> None:
-        for name, axis in (
-            ("length", "Length (bp)"),
-            ("score", "Score"),
-            ("probability", "Probability"),
+        for name, heading, axis in (
+            ("length", "Lengths", "Length (bp)"),
+            ("score", "Scores", "Score"),
+            ("probability", "Probabilities", "Probability"),
         ):
             lines = [
                 {sample: _make_line(run["histograms"][name], calls) for sample, run in runs.items()}
                 for calls in (("virus",), CALLS)
             ]
             self.add_section(
-                # Lengths, Scores and Probabilities.
-                name=f"{axis.partition(' ')[0]}s".replace("ys", "ies"),
+                name=heading,
                 anchor=f"virnucpro-{name}",
                 description=f"The number of records by {name}; each point is the middle of a bin.",
                 plot=linegraph.plot(

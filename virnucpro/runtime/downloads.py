@@ -91,10 +91,8 @@ def _fetch(source: str, part: Path) -> None:
     # The releases of huggingface_hub raise errors of three HTTP libraries.
     except Exception as error:
         kept = part.stat().st_size if part.is_file() else 0
-        more = f" The first {kept:,} bytes are kept, and the next attempt goes on there." * bool(
-            kept
-        )
+        begun = f" The first {kept:,} bytes are kept, and the next attempt goes on there."
         raise WeightsError(
-            f"{source}: cannot be fetched ({on_one_line(error)}).{more} Check the address and the "
-            "network, or name another source with --mirror"
+            f"{source}: cannot be fetched ({on_one_line(error)}).{begun if kept else ''} Check the "
+            "address and the network, or name another source with --mirror"
         ) from error

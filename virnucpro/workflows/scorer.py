@@ -111,8 +111,6 @@ class Scorer:
         """
         config = self._config
         with self._lock, _written(sequences) as (ids, fasta):
-            if not ids:
-                raise InputError("no sequences: wanted at least one")
             store = build_frame_store(
                 [str(fasta)],
                 fasta.parent / "frames",
@@ -150,8 +148,6 @@ def embed_sequences(
         VirnucproError: A setting is wrong, the model cannot be opened, or a sequence is wrong.
     """
     with _written(sequences) as (ids, fasta):
-        if not ids:
-            raise InputError("no sequences: wanted at least one")
         path = embed(
             EmbedConfig(
                 input=str(fasta),
@@ -175,6 +171,9 @@ def _written(sequences: Any) -> Iterator[tuple[list[str], Path]]:
     """Write sequences to a FASTA file for as long as the body lasts; give their ids and the file.
 
     So they are read as `predict` reads them, and their work in progress has a place.
+
+    Raises:
+        InputError: There is none, or one is no sequence.
     """
     with tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch:
         path = Path(scratch, "sequences.fasta")
@@ -184,6 +183,8 @@ def _written(sequences: Any) -> Iterator[tuple[list[str], Path]]:
                 # For messages; the caller keeps the id as it is.
                 file.write(f">{'_'.join(name.split()) or '-'}\n{letters}\n")
                 ids.append(name)
+        if not ids:
+            raise InputError("no sequences: wanted at least one")
         try:
             yield ids, path
         except InputError as error:
