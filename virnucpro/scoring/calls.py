@@ -168,10 +168,9 @@ def call_records(
         [length_bp == 0, is_too_short, is_unscored, num_open_chunks == 0], [1, 2, 3, 4], default=0
     )
     has_call = (num_open_chunks > 0) & ~is_too_short
-    score = np.full(num_records, np.nan)
     # Scores of other chunks are NaN, which a weight of zero would not remove.
     total = sum_over_chunks(np.where(chunks.is_open, score_chunks(chunks), 0.0))
-    np.divide(total, num_open_chunks, out=score, where=has_call)
+    score = _divide_where(total, num_open_chunks, has_call)
     return RecordCalls(
         num_chunks=num_chunks,
         num_open_chunks=num_open_chunks.astype(np.int64),
@@ -227,10 +226,7 @@ def call_by_mean_logit(
     )
     logits = np.log(virus) - np.log(others)
     total = np.bincount(record_of_chunk, weights=logits, minlength=num_records)
-    has_call = records.call != "none"
-    score = np.full(num_records, np.nan)
-    np.divide(total, records.num_open_chunks, out=score, where=has_call)
-    score = sigmoid(score)
+    score = sigmoid(_divide_where(total, records.num_open_chunks, records.call != "none"))
     return records._replace(score=score, call=make_calls(score, 0.5))
 
 
@@ -242,9 +238,15 @@ def make_calls(value: Float64Array, threshold: float | None) -> Words:
 
 def share_scored(num_open_chunks: npt.NDArray[Any], num_chunks: npt.NDArray[Any]) -> Float64Array:
     """Return the share of each record's chunks that have a score; NaN without chunks."""
-    share = np.full(len(num_chunks), np.nan)
-    np.divide(num_open_chunks, num_chunks, out=share, where=num_chunks > 0)
-    return share
+    return _divide_where(num_open_chunks, num_chunks, num_chunks > 0)
+
+
+def _divide_where(
+    dividend: npt.NDArray[Any], divisor: npt.NDArray[Any], is_known: BoolArray
+) -> Float64Array:
+    quotient = np.full(len(divisor), np.nan)
+    np.divide(dividend, divisor, out=quotient, where=is_known)
+    return quotient
 
 
 def score_chunks(chunks: ChunkCalls) -> Float64Array:
