@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.errors import OutputError, UsageError
@@ -32,12 +33,31 @@ class _Named:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, run: RunDirectory | EmbedDirectory, _owner: object) -> Path:
-        return run.path / (f"{run.prefix}_{self._name}" if run.prefix else self._name)
+    def __get__(self, run: Any, _owner: object) -> Path:
+        directory: Path = run.path
+        return directory / (f"{run.prefix}_{self._name}" if run.prefix else self._name)
+
+
+class _OwnFiles:
+    """The files by which each run tells of itself, and keeps others away."""
+
+    __slots__ = ()
+
+    run_log = _Named("run.log")
+    """The run's messages."""
+
+    metrics_path = _Named(METRICS_NAME)
+    """What each process did, every few seconds."""
+
+    lock_path = _Named(".lock")
+    """The file that a run keeps locked, so that no second run writes here meanwhile."""
+
+    launch_path = _Named(".launch")
+    """The file by which the machines of a launch see that they share the directory."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunDirectory:
+class RunDirectory(_OwnFiles):
     """The paths of the files of a run.
 
     The names of the tables and of the intermediate files are those of the optimized fork, so that
@@ -109,18 +129,6 @@ class RunDirectory:
 
     run_json = _Named("run.json")
     """What was run, on what, and how it went."""
-
-    run_log = _Named("run.log")
-    """The run's messages."""
-
-    metrics_path = _Named(METRICS_NAME)
-    """What each process did, every few seconds."""
-
-    lock_path = _Named(".lock")
-    """The file that a run keeps locked, so that no second run writes here meanwhile."""
-
-    launch_path = _Named(".launch")
-    """The file by which the machines of a launch see that they share the directory."""
 
     checkpoints_dir = _Named("checkpoints")
     """The directory of the frame store and of the parts, or a link to it."""
@@ -315,7 +323,7 @@ def _matching(directory: Path, pattern: str) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedDirectory:
+class EmbedDirectory(_OwnFiles):
     """The paths of the files of `embed`, which keeps parts until the embeddings file is whole.
 
     Attributes:
@@ -331,18 +339,6 @@ class EmbedDirectory:
 
     records_dir = _Named("records")
     """The directory of the record store."""
-
-    run_log = _Named("run.log")
-    """The run's messages."""
-
-    metrics_path = _Named(METRICS_NAME)
-    """What each process did, every few seconds."""
-
-    lock_path = _Named(".lock")
-    """The file that a run keeps locked, so that no second run writes here meanwhile."""
-
-    launch_path = _Named(".launch")
-    """The file by which the machines of a launch see that they share the directory."""
 
     # The directory is of one run, so the names need no prefix.
     prefix = ""
