@@ -6,21 +6,20 @@ Zhou et al., "DNABERT-S: pioneering species differentiation with species-aware D
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from virnucpro.backend.interface import (
-    Attention,
     BackendInfo,
     Collator,
     Encoder,
+    EncoderSettings,
     TrainableBackend,
+    TrainingSettings,
     Weights,
 )
 
 if TYPE_CHECKING:
-    import torch
-
-    from virnucpro.backend.changes import Changes
+    from torch import nn
 
 TOKENS_PER_BASE = 109 / 500
 """Measured on random DNA with the published tokenizer."""
@@ -65,34 +64,17 @@ class DnabertSBackend:
 
         return BpeCollator(find_files(weights.path).tokenizer)
 
-    def load_encoder(
-        self,
-        weights: Weights,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        attention: Attention,
-        changes: Changes | None = None,
-    ) -> Encoder:
+    def load_encoder(self, weights: Weights, **settings: Unpack[EncoderSettings]) -> Encoder:
         """Load the model onto `device`; `auto` is our own kernels where they work, else `sdpa`."""
         from virnucpro_dnabert_s.weights import load_model
 
-        return load_model(
-            weights.path, dtype=dtype, device=device, attention=attention, changes=changes
-        )
+        return load_model(weights.path, **settings)
 
-    def load_trainable(
-        self,
-        weights: Weights,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        gradient_checkpointing: bool = False,
-    ) -> torch.nn.Module:
+    def load_trainable(self, weights: Weights, **settings: Unpack[TrainingSettings]) -> nn.Module:
         """Load the model onto `device` to train it, in padded batches."""
         from virnucpro_dnabert_s.weights import load_trainable
 
-        return load_trainable(weights.path, dtype, device, gradient_checkpointing)
+        return load_trainable(weights.path, **settings)
 
 
 backend: TrainableBackend = DnabertSBackend()

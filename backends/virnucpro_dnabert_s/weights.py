@@ -109,7 +109,7 @@ def load_model(
 
 
 def load_trainable(
-    path: Path, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool
+    path: Path, *, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool = False
 ) -> DnabertS:
     """Return the model to train; see `virnucpro.backend.interface.TrainableBackend`.
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from virnucpro.backend.interface import (
     Alphabet,
-    Attention,
     BackendInfo,
     Collator,
     Encoder,
+    EncoderSettings,
     TrainableBackend,
+    TrainingSettings,
     Weights,
 )
 
 if TYPE_CHECKING:
-    import torch
-
-    from virnucpro.backend.changes import Changes
+    from torch import nn
 
 MAX_LETTERS: dict[Alphabet, int] = {"protein": 1024, "dna": 5969}
 """Longer sequences are cut. 5,969 bases are 994 words of 6 and 5 single bases: with the one before
@@ -76,34 +75,17 @@ class TransformersBackend:
 
         return load_collator(weights.path, self.info.alphabet, MAX_LETTERS[self.info.alphabet])
 
-    def load_encoder(
-        self,
-        weights: Weights,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        attention: Attention,
-        changes: Changes | None = None,
-    ) -> Encoder:
+    def load_encoder(self, weights: Weights, **settings: Unpack[EncoderSettings]) -> Encoder:
         """Load the model onto `device`; `auto` is transformers' own choice."""
         from virnucpro_transformers.model import load_model
 
-        return load_model(
-            weights.path, dtype=dtype, device=device, attention=attention, changes=changes
-        )
+        return load_model(weights.path, **settings)
 
-    def load_trainable(
-        self,
-        weights: Weights,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        gradient_checkpointing: bool = False,
-    ) -> torch.nn.Module:
+    def load_trainable(self, weights: Weights, **settings: Unpack[TrainingSettings]) -> nn.Module:
         """Load the model onto `device` to train it, without what embeddings do not need."""
         from virnucpro_transformers.model import load_trainable
 
-        return load_trainable(weights.path, dtype, device, gradient_checkpointing)
+        return load_trainable(weights.path, **settings)
 
 
 backend: TrainableBackend = TransformersBackend("transformers", "protein")

@@ -90,7 +90,7 @@ def load_model(
 
 
 def load_trainable(
-    path: Path, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool
+    path: Path, *, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool = False
 ) -> AutoEncoder:
     """Return the model to train; see `virnucpro.backend.interface.TrainableBackend`.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 # Listing the backends must import neither NumPy nor torch.
 if TYPE_CHECKING:
@@ -182,6 +182,23 @@ class Backend(Protocol):
             UsageError: `attention` or `dtype` does not work here; the message says why.
         """
         ...
+
+
+class EncoderSettings(TypedDict):
+    """What `load_encoder` is told, for backends that pass it on."""
+
+    dtype: torch.dtype
+    device: torch.device
+    attention: Attention
+    changes: NotRequired[Changes | None]
+
+
+class TrainingSettings(TypedDict):
+    """What `load_trainable` is told, for backends that pass it on."""
+
+    dtype: torch.dtype
+    device: torch.device
+    gradient_checkpointing: NotRequired[bool]
 
 
 class TrainableBackend(Backend, Protocol):
