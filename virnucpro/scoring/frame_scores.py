@@ -160,9 +160,8 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
     """
     is_out = np.repeat(is_cellular, np.diff(store.record_first_chunk))
     chunks, frames, weighed = scores
-    unscored = ChunkCalls(
+    unscored = chunks._replace(
         is_open=chunks.is_open & ~is_out,
-        num_frames=chunks.num_frames,
         # These frames were left out on purpose, and no device lacked the memory for them.
         num_unscored=np.where(is_out, 0, chunks.num_unscored),
         max_others=np.where(is_out, np.float32(np.nan), chunks.max_others),
