@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Python has put the working directory first (-m), where a stranger's click.py may lie beside
-    # the sequences, or this very directory, where our modules would be found under wrong names.
+    # With -m, Python puts the working directory first, where a stranger's click.py may lie beside
+    # the sequences. Otherwise it puts this directory first, where our modules have wrong names.
     here = Path(__file__).absolute().parent
     if not sys.flags.safe_path or sys.path[0] == str(here):
         del sys.path[0]

@@ -57,8 +57,8 @@ class PartWriter:
         self._part_began = 0.0
         self._failure: BaseException | None = None
         # SimpleQueue is written in C: Ctrl-C interrupts it before or after its work. A queue.Queue
-        # that is interrupted within can keep its lock, or wake a waiter that is gone: then the
-        # thread never learns of the end, and `__exit__` waits for it for ever.
+        # that is interrupted in its work can keep its lock. Then the thread never learns of the
+        # end, and `__exit__` waits for ever.
         self._queue: queue.SimpleQueue[tuple[Int64Array, Callable[[], Float32Array]] | None] = (
             queue.SimpleQueue()
         )

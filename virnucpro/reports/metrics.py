@@ -173,7 +173,7 @@ def _wilson(share: float, size: float) -> tuple[float, float]:
     middle = (share + square / (2 * size)) / (1 + square / size)
     reach = math.sqrt(share * (1 - share) / size + square / (4 * size**2))
     reach *= _NORMAL_QUANTILE / (1 + square / size)
-    # Nor must rounding push an end past the share itself.
+    # And rounding must not push an end past the share itself.
     return max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
 
 

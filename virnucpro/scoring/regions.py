@@ -47,9 +47,9 @@ class ChunkScores(NamedTuple):
         score: float64 (C,), rounded as in `chunks.tsv`; NaN without a score.
         probability: float64 (C,), the probability that a record of this one chunk is viral; NaN
             without a score or a calibration.
-        evidence: float64 (C,), by which regions are found: what the weights of the region model
-            make, or else the log-odds of the probability if half of all records are viral, or
-            without a calibration those of the score.
+        evidence: float64 (C,), by which regions are found. The weights of the region model make it.
+            Without weights, it is the log-odds of the probability if half of all records are viral.
+            Without a calibration, it is the log-odds of the score.
     """
 
     score: Float64Array

@@ -19,7 +19,7 @@ class WindowSource(SequenceSource):
     """The windows of a store's records. A row is a window, in the order of the records.
 
     A record of up to `size` letters is one window. A longer one is cut into windows of `size`
-    letters, each of which begins in the middle of the one before. The last window may be shorter.
+    letters. A window begins in the middle of the previous one. The last window may be shorter.
     """
 
     def __init__(self, store: RecordStore, size: int | None) -> None:

@@ -134,7 +134,7 @@ def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
             f"{path}: none of its {len(groups)} ids is among the {len(record_ids)} records; wanted "
             "the first words of the sequences' headers"
         )
-    # The word before the id keeps a record from meeting a group of the same name.
+    # The word before the id keeps a record out of a group of the same name.
     return [groups.get(name, f"record {name}") for name in record_ids]
 
 

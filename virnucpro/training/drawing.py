@@ -68,7 +68,7 @@ def read_with_errors(
     index_CL = first_C[:, None] + torch.arange(length_bp, device=first_C.device)
     rate_C1 = MAX_ERROR_RATE * (uniform(len(first_C), 1) * 2 - 1).clamp(min=0)
     event_CL = uniform(*index_CL.shape)
-    # An inserted base repeats the one before it, as in runs of one base; a deletion skips one.
+    # An inserted base repeats the previous base, as in runs of one base. A deletion skips a base.
     indel_C1 = rate_C1 * INDEL_SHARE / 2
     steps_CL = (event_CL < indel_C1).long() - (event_CL > 1 - indel_C1).long()
     index_CL = torch.minimum(index_CL + steps_CL.cumsum(1), end_C[:, None] - 1)

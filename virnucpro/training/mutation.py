@@ -28,10 +28,10 @@ _PRIOR_CODONS = 20.0
 class Mutator:
     """Draws some codons of a stretch anew, for a similar amino acid or for the same.
 
-    How often an amino acid takes another's place is by BLOSUM62 (Henikoff and Henikoff 1992), whose
-    entries are twice the base-2 logarithm of how much more often than by chance it does in related
-    proteins; and codons are drawn as the stretch uses them, so that its composition stays. No codon
-    becomes a stop.
+    BLOSUM62 (Henikoff and Henikoff 1992) says how often one amino acid takes the place of another.
+    An entry is twice the base-2 logarithm of how much more often than by chance this happens in
+    related proteins. Codons are drawn as often as the stretch uses them, so its composition stays.
+    No codon becomes a stop.
     """
 
     def __init__(

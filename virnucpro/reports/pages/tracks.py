@@ -70,8 +70,8 @@ def read_tracks(directory: RunDirectory, records: Records, num_drawn: int) -> Tr
 def _pack(chunks: Chunks, regions: list[tuple[int, int]]) -> list[Any]:
     """Return the scores as bytes in base64, the places of the chunks, and those of the regions.
 
-    The places are numbers in threes: so many chunks, each of which starts so far behind the start
-    of the one before, and is so long. Chunks of a record are spread evenly, so a few will do.
+    The places are numbers in threes: how many chunks there are, how far their starts lie apart, and
+    how long they are. Chunks of a record are spread evenly, so a few threes will do.
     """
     scores = bytes(round(255 * score) for *_, score in chunks)
     starts = [0, *(start for start, _, _ in chunks)]
