@@ -40,10 +40,10 @@ def test_predictions_are_the_forks_byte_for_byte(tmp_path: Path) -> None:
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def make_chunks(is_open, is_virus, max_others, max_virus) -> ChunkCalls:
+def make_chunks(is_open, max_others, max_virus) -> ChunkCalls:
     counts = np.array(is_open, np.int64)
     maxima = np.array(max_others, F32), np.array(max_virus, F32)
-    return ChunkCalls(np.array(is_open), counts, counts - counts, *maxima, np.array(is_virus))
+    return ChunkCalls(np.array(is_open), counts, counts - counts, *maxima)
 
 
 @needs_legacy
@@ -55,7 +55,7 @@ def test_highest_scores_are_the_forks_as_float32(tmp_path: Path) -> None:
     write_highest_scores(
         ours,
         [row[0] for row in rows],
-        make_chunks([True] * len(rows), [row[1] == "True" for row in rows], *maxima.T),
+        make_chunks([True] * len(rows), *maxima.T),
     )
     assert [row[:2] for row in read_lines(ours)] == [row[:2] for row in read_lines(theirs)]
     assert read_lines(ours)[0] == read_lines(theirs)[0]
@@ -85,7 +85,7 @@ def test_chunks_without_frames_are_left_out_and_duplicates_kept(tmp_path: Path) 
     write_highest_scores(
         tmp_path / "h.csv",
         ["a_chunk_1", "a_chunk_2", "a_chunk_1"],
-        make_chunks([True, False, True], [True, False, False], [0.25, nan, 0.5], [0.75, nan, 0.25]),
+        make_chunks([True, False, True], [0.25, nan, 0.5], [0.75, nan, 0.25]),
     )
     assert (tmp_path / "h.csv").read_text() == (
         "Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n"

@@ -38,7 +38,6 @@ class ChunkCalls(NamedTuple):
         num_unscored: Open frames of the chunk that have no scores.
         max_others: float32, the maximum P(others) of its frames.
         max_virus: float32, the maximum P(virus) of its frames.
-        is_virus: Whether `max_virus >= max_others`.
     """
 
     is_open: BoolArray
@@ -46,7 +45,11 @@ class ChunkCalls(NamedTuple):
     num_unscored: Int64Array
     max_others: Float32Array
     max_virus: Float32Array
-    is_virus: BoolArray
+
+    @property
+    def is_virus(self) -> BoolArray:
+        """The original's call, bool (C,); False without a score."""
+        return self.max_virus >= self.max_others
 
 
 class RecordCalls(NamedTuple):
@@ -108,7 +111,6 @@ def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> Ch
         num_unscored=num_unscored,
         max_others=max_others,
         max_virus=max_virus,
-        is_virus=max_virus >= max_others,
     )
 
 
@@ -133,7 +135,6 @@ def call_chunk_logits(
         num_unscored=num_unscored,
         max_others=max_others,
         max_virus=max_virus,
-        is_virus=max_virus >= max_others,
     )
 
 

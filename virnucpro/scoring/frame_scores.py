@@ -166,7 +166,6 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
         num_unscored=np.where(is_out, 0, chunks.num_unscored),
         max_others=np.where(is_out, np.float32(np.nan), chunks.max_others),
         max_virus=np.where(is_out, np.float32(np.nan), chunks.max_virus),
-        is_virus=chunks.is_virus & ~is_out,
     )
     if frames is not None:
         frames[np.repeat(is_out, np.diff(store.chunk_first_frame))] = np.nan
