@@ -31,7 +31,7 @@ from virnucpro.errors import MemoryExhaustedError, count
 from virnucpro.runtime.devices import (
     count_affordable,
     device_name,
-    is_out_of_memory,
+    explaining_memory,
     measure_free_memory,
 )
 from virnucpro.runtime.monitoring import PassStatus, describe_speed
@@ -214,15 +214,11 @@ def _embed_batches(
 
 
 def _load_encoder(run: Run, job: Job) -> Encoder:
-    try:
+    with explaining_memory(
+        f"{job.name}: the weights {job.model.weights.location} do not fit the memory of "
+        f"{run.device}; use a device with more memory, or smaller weights, and --resume"
+    ):
         return job.model.load_encoder(run.device, job.precision, job.attention)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryExhaustedError(
-            f"{job.name}: the weights {job.model.weights.location} do not fit the memory of "
-            f"{run.device}; use a device with more memory, or smaller weights, and --resume"
-        ) from error
 
 
 def _plan(

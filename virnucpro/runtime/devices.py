@@ -19,7 +19,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from virnucpro.backend.places import user_cache_dir
 from virnucpro.config import ComputeConfig
-from virnucpro.errors import UsageError, count, first_line
+from virnucpro.errors import MemoryExhaustedError, UsageError, count, first_line
 from virnucpro.kernels import describe_attention
 from virnucpro.runtime.environment import LAUNCH_VARIABLES, check_launch, num_processes
 from virnucpro.runtime.orphans import end_with_launcher
@@ -230,6 +230,21 @@ def supports_fp8(device: torch.device) -> bool:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether an error of torch means that a smaller batch may succeed."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+@contextmanager
+def explaining_memory(message: str) -> Iterator[None]:
+    """Say what helps where the body exceeds the memory of the device.
+
+    Raises:
+        MemoryExhaustedError: It does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryExhaustedError(message) from error
 
 
 def measure_free_memory(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,7 @@ from torch.nn import functional
 from virnucpro.backend.changes import Changes
 from virnucpro.backend.interface import Alphabet
 from virnucpro.config import TrainConfig
-from virnucpro.errors import MemoryExhaustedError
-from virnucpro.runtime.devices import DTYPES, is_out_of_memory
+from virnucpro.runtime.devices import DTYPES, explaining_memory
 from virnucpro.runtime.monitoring import TrainingStatus
 from virnucpro.runtime.run import Run
 from virnucpro.training.chunk_source import TrainingBatch
@@ -38,6 +37,12 @@ HEAD_LEARNING_RATE = 1e-3
 _WEIGHT_DECAY = 0.05
 _WARM_UP_STEPS = 50
 _PATIENCE = 10
+
+TOO_LARGE = (
+    "fine-tuning exceeds the memory of the device; choose fewer --micro-batch-tokens, or "
+    "--gradient-checkpointing, and --resume"
+)
+"""What helps where the encoders or a batch exceed the memory."""
 
 Teacher = Callable[[TrainingBatch], Tensor]
 """Returns the logits (C,) of a batch of chunks on the device."""
@@ -100,7 +105,7 @@ class FineTuning(TrainingLoop):
         if not progress.is_done:
             devices = [self._run.device] if self._run.device.type == "cuda" else []
             # The caller's random numbers stay as they were.
-            with explaining_memory(), torch.random.fork_rng(devices):
+            with explaining_memory(TOO_LARGE), torch.random.fork_rng(devices):
                 self._steps = open_steps(progress.step)
                 self.train()
         self.put_best()
@@ -217,21 +222,3 @@ class FineTuning(TrainingLoop):
         if dtype == torch.float32 or not self._config.finetune_all:
             return nullcontext()
         return torch.autocast(self._run.device.type, dtype)
-
-
-@contextmanager
-def explaining_memory() -> Iterator[None]:
-    """Say what helps where the encoders or a batch exceed the memory.
-
-    Raises:
-        MemoryExhaustedError: It does.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryExhaustedError(
-            "fine-tuning exceeds the memory of the device; choose fewer --micro-batch-tokens, or "
-            "--gradient-checkpointing, and --resume"
-        ) from error

@@ -20,7 +20,7 @@ from virnucpro.config import TrainConfig
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.workers import count_workers, pins_memory
 from virnucpro.errors import ClassifierError, UsageError, brief
-from virnucpro.runtime.devices import DTYPES
+from virnucpro.runtime.devices import DTYPES, explaining_memory
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ChunkClassifier
@@ -33,7 +33,7 @@ from virnucpro.training.chunk_source import (
     open_training_loader,
 )
 from virnucpro.training.corpus import Corpus
-from virnucpro.training.finetuning import FineTuned, FineTuning, Teacher, explaining_memory
+from virnucpro.training.finetuning import TOO_LARGE, FineTuned, FineTuning, Teacher
 from virnucpro.training.head import make_chunk_head
 from virnucpro.training.held_out import HeldOut
 from virnucpro.training.lora import train_adapters
@@ -137,7 +137,7 @@ def finetune(
         VirnucproError: Whatever goes wrong that a user can mend.
     """
     run.once(lambda: make_output_dir(directory.finetuning_dir))
-    with run.stage("load encoders"), explaining_memory():
+    with run.stage("load encoders"), explaining_memory(TOO_LARGE):
         teach = None if teacher is None else _load_teacher(run, config, teacher)
         collators = _load_collators(models)
         source = ChunkSource(
