@@ -24,6 +24,7 @@ from virnucpro.runtime.devices import few_threads
 from virnucpro.scoring.calls import (
     NO_STRETCH,
     ChunkCalls,
+    RecordCalls,
     call_by_mean_logit,
     call_chunk_logits,
     call_chunks,
@@ -174,14 +175,10 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
     return Scores(unscored, frames, weighed)
 
 
-def decide_records(
-    config: PredictConfig,
-    store: FrameStore,
-    chunks: ChunkCalls,
-    classifier: Classifier,
-    screened: Screened | None = None,
-) -> Decision:
-    """Return the calls of all records, made as the kind of the classifier says."""
+def score_records(
+    config: PredictConfig, store: FrameStore, chunks: ChunkCalls, classifier: Classifier
+) -> RecordCalls:
+    """Return all records with their scores, made as the kind of the classifier says."""
     records = call_records(
         chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
     )
@@ -191,6 +188,18 @@ def decide_records(
     if classifier.rule.kind == "stretches":
         reason = np.where(records.reason == "no_open_frame", NO_STRETCH, records.reason)
         records = records._replace(reason=reason)
+    return records
+
+
+def decide_records(
+    config: PredictConfig,
+    store: FrameStore,
+    chunks: ChunkCalls,
+    classifier: Classifier,
+    screened: Screened | None = None,
+) -> Decision:
+    """Return the calls of all records."""
+    records = score_records(config, store, chunks, classifier)
     if screened is not None and screened.records is not None:
         records = take_screened(records, screened.records, screened.is_cellular)
     return decide_calls(

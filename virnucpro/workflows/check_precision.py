@@ -19,10 +19,16 @@ from virnucpro.errors import InputError, UsageError
 from virnucpro.reports.tables import write_fasta
 from virnucpro.runtime.devices import device_name
 from virnucpro.runtime.run import open_run
-from virnucpro.scoring.calls import call_by_mean_logit, call_chunks, call_records, score_chunks
+from virnucpro.scoring.calls import call_chunks, score_chunks
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.decisions import decide_calls
-from virnucpro.scoring.frame_scores import Scores, check_models, open_classifier, score_passes
+from virnucpro.scoring.frame_scores import (
+    Scores,
+    check_models,
+    open_classifier,
+    score_passes,
+    score_records,
+)
 from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 from virnucpro.sequences.sampling import sample_records
@@ -260,13 +266,9 @@ def _call(
 ) -> dict[str, _Calls]:
     """Return by level what `predict` says of frames, of chunks and of records."""
     chunks = scores.chunks
-    records = call_records(
-        chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
-    )
+    records = score_records(config, store, chunks, classifier)
     calls = {}
-    if scores.frames is None:
-        records = call_by_mean_logit(records, chunks, store.record_first_chunk)
-    else:
+    if scores.frames is not None:
         # At a tie a frame is `others`, and a chunk is viral: the fork's two tables have it so.
         is_virus = scores.frames[:, 1] > scores.frames[:, 0]
         calls["frames"] = _Calls(scores.frames[:, 1], is_virus)
