@@ -21,11 +21,6 @@ def read_citation() -> tuple[str, list[dict[str, Any]]]:
     return software["message"], [software, *software["references"]]
 
 
-def describe_works() -> list[str]:
-    """Return the works to cite, as text."""
-    return list(map(format_citation, read_citation()[1]))
-
-
 def format_citation(work: dict[str, Any]) -> str:
     """Return the citation of an entry of CITATION.cff as text."""
     authors = ", ".join(one.get("name") or _short_name(one) for one in work["authors"])

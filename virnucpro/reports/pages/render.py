@@ -16,7 +16,7 @@ from markupsafe import Markup
 from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.errors import count
-from virnucpro.reports.citation import describe_works
+from virnucpro.reports.citation import format_citation, read_citation
 from virnucpro.reports.pages.records import show_text
 
 
@@ -42,7 +42,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
                 script_digest=_digest(script),
                 style=Markup(_read("page.css")),
                 version=__version__,
-                works=describe_works(),
+                works=[format_citation(work) for work in read_citation()[1]],
             )
         )
 
