@@ -118,6 +118,7 @@ def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path
     predict(PredictConfig(inputs=reads, output_dir=output, device="cpu", **demo_weights))
     with pytest.raises(ClassifierError, match="--relaxed needs probabilities"):
         call(CallConfig(run_dir=output, preset="relaxed"))
+    assert "ClassifierError" not in (output / "run.log").read_text()
     result = call(CallConfig(run_dir=output, threshold=0.0))
     assert result.num_virus == result.num_records - result.num_none
     assert json.loads(result.directory.run_json.read_text())["calls"]["by"] == "score"

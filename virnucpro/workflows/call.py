@@ -54,7 +54,7 @@ def call(config: CallConfig) -> PredictResult:
     directory = find_run(config.run_dir)
     document = read_run_json(directory.run_json, ("calls", "classifier", "counts", "settings"))
     # A run that goes on here would write its own calls over these.
-    with locked(directory.lock_path), log_to_file(directory.run_log):
+    with locked(directory.lock_path):
         # A published classifier says nothing of itself.
         made_for = document["classifier"]["made_for"] or {}
         calibration = _make(Calibration, made_for.get("calibration"), directory)
@@ -72,13 +72,15 @@ def call(config: CallConfig) -> PredictResult:
             made_for.get("threshold"),
             _make(Calibration, screen.get("calibration"), directory),
         )
-        counts = write_decision(directory, store, decision, config, chunks)
-        # `settings` stays as it is: it says what `predict` was asked for.
-        document["counts"] |= counts
-        write_json(directory.run_json, document | describe_calls(store, decision))
-        # Only where there is one: the run may have been told --no-report.
-        if directory.report_html.is_file():
-            write_run_page(directory, directory.report_html)
+        # Only now: a command that was refused leaves no line in the log of the run.
+        with log_to_file(directory.run_log):
+            counts = write_decision(directory, store, decision, config, chunks)
+            # `settings` stays as it is: it says what `predict` was asked for.
+            document["counts"] |= counts
+            write_json(directory.run_json, document | describe_calls(store, decision))
+            # Only where there is one: the run may have been told --no-report.
+            if directory.report_html.is_file():
+                write_run_page(directory, directory.report_html)
     return PredictResult(
         directory=directory,
         num_records=store.num_records,
