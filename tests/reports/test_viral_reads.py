@@ -64,3 +64,17 @@ def test_a_file_that_has_lost_reads(tmp_path: Path, files: list[Path]) -> None:
     with pytest.raises(InputError, match="has other reads than in the run"):
         write_viral_fastq(tmp_path / "new.fastq", store, np.array([False] * 3))
     assert not (tmp_path / "new.fastq").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "cannot be opened"), ("@a\nACGT", "broken")]
+)
+def test_a_file_that_is_gone_or_broken(
+    tmp_path: Path, files: list[Path], content: str | None, reason: str
+) -> None:
+    store = build_frame_store([str(files[1])], tmp_path / "store", chunk_length_bp=12)
+    files[1].unlink()
+    if content is not None:
+        files[1].write_text(content)
+    with pytest.raises(InputError, match=reason):
+        write_viral_fastq(tmp_path / "new.fastq", store, np.array([True] * 3))

@@ -114,18 +114,14 @@ class RecordReader:
         self._record_size = 0
 
     def __iter__(self) -> Iterator[Record]:
-        try:
-            with self._open() as source:
-                hashing = HashingReader(source)
-                blocks = self._parse(self._read_blocks(hashing))
-                if self._judges_alphabet:
-                    blocks = judge_alphabet(blocks, self._alphabet, self._name)
-                for records in blocks:
-                    yield from records
-                    self.num_records += len(records)
-        # Only opening the file gets here: `_read_blocks` explains later errors.
-        except OSError as error:
-            raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
+        with self._open() as source:
+            hashing = HashingReader(source)
+            blocks = self._parse(self._read_blocks(hashing))
+            if self._judges_alphabet:
+                blocks = judge_alphabet(blocks, self._alphabet, self._name)
+            for records in blocks:
+                yield from records
+                self.num_records += len(records)
         # An empty file is mostly the mistake of an earlier step.
         if not self.num_records and not self._allow_empty:
             raise InputError(
@@ -139,17 +135,29 @@ class RecordReader:
             logger.warning("%s: %s of %s records %s", self._name, num, self.num_records, finding)
 
     def read_fastq(self) -> Iterator[tuple[str, str, str]]:
-        """Yield headers, letters and qualities as they are in the file; nothing if not FASTQ."""
+        """Yield headers, letters and qualities as they are in the file; nothing if not FASTQ.
+
+        Raises:
+            InputError: During iteration: the file is missing or damaged.
+        """
         with self._open() as source:
             lines = self._read_lines(self._read_blocks(HashingReader(source)))
             first = next((line for line in lines if line.strip()), "")
             if first.startswith("@"):
-                yield from read_any_fastq(itertools.chain([first], lines))
+                try:
+                    yield from read_any_fastq(itertools.chain([first], lines))
+                except ValueError as error:
+                    raise InputError(
+                        f"{self._name}: is broken FASTQ ({str(error)[:200]})"
+                    ) from error
 
     def _open(self) -> AbstractContextManager[Any]:
         if self.path == STDIN:
             return nullcontext(sys.stdin.buffer)
-        return Path(self.path).open("rb")
+        try:
+            return Path(self.path).open("rb")
+        except OSError as error:
+            raise InputError(f"{self._name}: cannot be opened ({error.strerror})") from error
 
     def _read_blocks(self, hashing: HashingReader) -> Iterator[bytes]:
         """Yield the decompressed bytes, and read the file to its very end."""
