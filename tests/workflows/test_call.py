@@ -122,6 +122,11 @@ def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path
     result = call(CallConfig(run_dir=output, threshold=0.0))
     assert result.num_virus == result.num_records - result.num_none
     assert json.loads(result.directory.run_json.read_text())["calls"]["by"] == "score"
+    reads.unlink()
+    before = (output / "records.tsv").read_bytes()
+    with pytest.raises(InputError, match=r"reads\.fa: cannot be opened"):
+        call(CallConfig(run_dir=output, threshold=1.0, fastq=True))
+    assert (output / "records.tsv").read_bytes() == before
 
 
 def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: Path) -> None:

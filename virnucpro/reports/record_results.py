@@ -105,9 +105,15 @@ def write_decision(
         The counts of run.json that the calls decide.
 
     Raises:
+        InputError: The reads for viral.fastq are gone, or have changed.
         OutputError: A file cannot be written.
     """
     records = decision.records
+    # First, because it reads the inputs again: if they have changed, nothing else is replaced.
+    if config.fastq:
+        write_viral_fastq(directory.viral_fastq, store, records.call == "virus")
+    else:
+        directory.viral_fastq.unlink(missing_ok=True)
     # Before the table is replaced.
     before = _digest(directory.records_tsv)
     write_records(
@@ -128,11 +134,6 @@ def write_decision(
     else:
         # Otherwise the file of earlier calls would stay beside these.
         directory.proviruses_fasta.unlink(missing_ok=True)
-    # Only where it is wanted, because the inputs are read once more for it.
-    if config.fastq:
-        write_viral_fastq(directory.viral_fastq, store, records.call == "virus")
-    else:
-        directory.viral_fastq.unlink(missing_ok=True)
     # Compared by content: calls that came out the same leave the report true.
     if before != _digest(directory.records_tsv):
         _mark_stale(directory.evaluation_dir)
