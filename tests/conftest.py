@@ -13,7 +13,7 @@ from pathlib import Path
 # several test processes share them. A hub must never be asked.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Nor may it depend on what `virnucpro profile` has found on this machine.
+# And they must not depend on what `virnucpro profile` has found on this machine.
 os.environ["VIRNUCPRO_BUDGETS"] = "/nonexistent/budgets.json"
 
 import pytest

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,6 +57,19 @@ def invoke(*command: object) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process. Another one would import torch, which takes seconds."""
     done = CliRunner().invoke(main, list(map(str, command)))
     return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until the condition holds, as long as the process runs."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def wait_until_embedding(output_dir: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the run in a directory computes batches."""
+    log_path = output_dir / "run.log"
+    wait_for(lambda: log_path.exists() and "batches of up to" in log_path.read_text(), process)
 
 
 def let_compute(process: subprocess.Popen[str], cpu_seconds: float) -> None:

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,8 @@ from tests.runs import (
     predict_options,
     read_tables,
     rows_of,
+    wait_for,
+    wait_until_embedding,
     write_reads,
 )
 from virnucpro import PredictConfig, predict
@@ -58,16 +59,9 @@ def start(*command: object, cwd: Path = REPOSITORY, **environment: str) -> subpr
     )
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-
-
-def wait_until_embedding(output_dir: Path, process: subprocess.Popen[str]) -> None:
+def let_embed(output_dir: Path, process: subprocess.Popen[str]) -> None:
     """Wait until batches are computed, some of which are in no part yet."""
-    log_path = output_dir / "run.log"
-    wait_for(lambda: log_path.exists() and "batches of up to" in log_path.read_text(), process)
+    wait_until_embedding(output_dir, process)
     let_compute(process, 0.8)
 
 
@@ -191,7 +185,7 @@ def test_a_launch_restarts_and_goes_on(reads, demo_weights, one_process, tmp_pat
     launch, program = accelerate_launch(2), ["-m", "virnucpro", "predict"]
     restarts = ["--max_restarts=1", "--rdzv_backend=c10d"]
     launcher = start(*launch, *restarts, *program, *options, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-    wait_until_embedding(output_dir, launcher)
+    let_embed(output_dir, launcher)
     psutil.Process(launcher.pid).children()[1].kill()
     wait_for(lambda: "ended by" in (output_dir / "run.log").read_text(), launcher)
     kept = parts_of(output_dir)
@@ -233,7 +227,7 @@ def test_a_batch_job_that_is_stopped_goes_back_into_the_queue(
     command += [*SMALL_BATCHES, *predict_options(demo_weights)]
 
     first = start(*command, cwd=tmp_path, **job)
-    wait_until_embedding(tmp_path / "out", first)
+    let_embed(tmp_path / "out", first)
     first.send_signal(signal.SIGTERM)
     first.communicate()
     assert first.returncode != 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.runs import VIRNUCPRO, let_compute, predict_options, write_reads
+from tests.runs import VIRNUCPRO, predict_options, wait_for, wait_until_embedding, write_reads
 
 pytestmark = [pytest.mark.slow, pytest.mark.launch]
 
@@ -42,28 +42,21 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert "This is a bug" not in messages
 
 
-def wait_until_embedding(log_path: Path, process: subprocess.Popen[str]) -> None:
-    while not log_path.exists() or "batches of up to" not in log_path.read_text():
-        assert process.poll() is None, process.communicate()[1]
-        let_compute(process, 0.05)
-
-
 def test_workers_end_with_their_process(demo_weights, tmp_path):
     # A socket below this directory would have too long a path.
     long = tmp_path / ("x" * 100)
     long.mkdir()
     options = ["--dataloader-workers=2", *predict_options(demo_weights)]
     process = start(tmp_path, *options, TMPDIR=str(long))
-    wait_until_embedding(tmp_path / "out/run.log", process)
-    while len(psutil.Process(process.pid).children(recursive=True)) < 4:
-        assert process.poll() is None, process.communicate()[1]
-        let_compute(process, 0.05)
+    wait_until_embedding(tmp_path / "out", process)
+    leader = psutil.Process(process.pid)
+    wait_for(lambda: len(leader.children(recursive=True)) >= 4, process)
     kill(process)
 
 
 def test_processes_end_with_their_launcher_while_they_embed(demo_weights, tmp_path):
     process = start(tmp_path, "--num-processes=2", *predict_options(demo_weights))
-    wait_until_embedding(tmp_path / "out/run.log", process)
+    wait_until_embedding(tmp_path / "out", process)
     kill(process)
 
 

@@ -28,6 +28,7 @@ from tests.runs import (
     predict_options,
     read_tables,
     rows_of,
+    wait_for,
     write_reads,
 )
 from tests.samples import read_state
@@ -107,12 +108,6 @@ def start(num_processes: int, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for(condition, process: subprocess.Popen[str]) -> None:
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
