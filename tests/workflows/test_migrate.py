@@ -293,7 +293,7 @@ def test_a_classifier_of_another_size_is_refused(state_dict, tmp_path):
 
 def test_a_classifier_of_ours_is_left_alone(state_dict, tmp_path):
     with pytest.raises(
-        ClassifierError, match="is in the current format already; nothing to migrate$"
+        ClassifierError, match=r"is in the current format already; nothing to migrate$"
     ):
         migrate_classifier(tmp_path / "made.safetensors", tmp_path / "x.safetensors", METADATA)
     with pytest.raises(OutputExistsError):
