@@ -36,11 +36,18 @@ def test_a_finished_run_is_shown_and_left(tmp_path: Path):
     assert found["passes"]["toy embeddings"]["0"]["device"] == "cpu"
 
 
-def test_a_failed_run_says_what_ended_it(tmp_path: Path):
-    write_run(tmp_path, *watch_all(1), outcome="KeyboardInterrupt")
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [
+        ("KeyboardInterrupt", "interrupted (Ctrl-C)"),
+        ("OutputError", "ended by OutputError: see its log"),
+    ],
+)
+def test_a_run_says_what_ended_it(tmp_path: Path, outcome: str, shown: str):
+    write_run(tmp_path, *watch_all(1), outcome=outcome)
     for options in ([], ["--once"]):
         result = CliRunner().invoke(main, ["monitor", str(tmp_path), *options])
-        assert "ended by KeyboardInterrupt: see its log" in result.stdout
+        assert shown in result.stdout
 
 
 @pytest.mark.slow

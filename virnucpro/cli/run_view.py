@@ -21,6 +21,12 @@ _SILENT_SECONDS = 15.0
 _LOST_SECONDS = 60.0
 _NAME_WIDTH = 12
 _GIB = 1 << 30
+# Anything else is the name of an error.
+_OUTCOMES = {
+    "finished": "finished",
+    "KeyboardInterrupt": "interrupted (Ctrl-C)",
+    "Terminated": "terminated (SIGTERM)",
+}
 
 # In a narrow terminal, these columns are left out, in this order.
 _OPTIONAL_COLUMNS = ("°C", "W", "fill", "busy", "mem")
@@ -103,7 +109,7 @@ def describe_outcome(state: RunState) -> str:
     """Return how a run ended, or that it goes on."""
     if state.outcome is None:
         return "going on"
-    return "finished" if state.outcome == "finished" else f"ended by {state.outcome}: see its log"
+    return _OUTCOMES.get(state.outcome, f"ended by {state.outcome}: see its log")
 
 
 def _describe_rows(state: RunState) -> str:

@@ -129,7 +129,8 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
             )
         if self.finetune_all and self.lora_targets is not None:
             raise UsageError(
-                "lora_targets: --finetune-all trains all weights and has no adapters; leave one out"
+                "--lora-targets: --finetune-all trains all weights and has no adapters; leave one "
+                "out"
             )
         if self.finetune != "none" and self.precision in ("fp8", "fp16"):
             raise UsageError(

@@ -212,8 +212,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         # The frame store keeps no qualities, because they would double its size.
         if self.fastq and STDIN in self.inputs:
             raise UsageError(
-                "fastq: the inputs are read again for viral.fastq, and standard input can be read "
-                "only once; give a file"
+                "--fastq: the inputs are read again for viral.fastq, and standard input can be "
+                "read only once; give a file"
             )
         # By default, the directory is named after the one input.
         if self.output_dir is None and (len(self.inputs) > 1 or STDIN in self.inputs):
@@ -222,14 +222,15 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             )
         if self.paired and len(self.inputs) > 1 and len(self.inputs) % 2:
             raise UsageError(
-                f"paired: found {len(self.inputs)} inputs, wanted the files of first and second "
+                f"--paired: found {len(self.inputs)} inputs, wanted the files of first and second "
                 "mates in turn, or one file with both"
             )
         files = [os.path.realpath(path) for path in self.inputs]
         # Each read would be its own mate.
         if self.paired and any(map(operator.eq, files[::2], files[1::2])):
             raise UsageError(
-                "paired: one file was given for the first and for the second mates; give both files"
+                "--paired: one file was given for the first and for the second mates; give both "
+                "files"
             )
         # In bytes, as file systems count. A name may have bytes that are no UTF-8.
         if len(self.stem.encode("utf-8", "surrogateescape")) > _MAX_STEM_BYTES:
