@@ -15,7 +15,7 @@ from virnucpro.cli.options import config_command
 from virnucpro.cli.starting import hide_other_gpus, make_compute_config, require_single_process
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import BenchmarkConfig
-from virnucpro.errors import IncompleteError, UsageError, VirnucproError, first_line
+from virnucpro.errors import IncompleteError, UsageError, VirnucproError, count, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _format_report(report: Report) -> str:
     headings = ["model", "implementation", "precision", "bp", *(column[0] for column in measured)]
     device = report["device"]
     # Without the number of threads, the speed of a CPU says little.
-    threads = f" ({report['num_threads']} threads)" if device == "cpu" else ""
+    threads = f" ({count(report['num_threads'], 'thread')})" if device == "cpu" else ""
     text = [f"{device}{threads}, torch {report['torch']}, virnucpro {report['virnucpro']}"]
     if report["ceilings"] is not None:
         text.append(_format_ceilings(report["ceilings"]))

@@ -91,7 +91,7 @@ def profile_budgets(config: ProfileConfig, compute: ComputeConfig, location: str
                 # Kept one by one, so that a budget that exceeds the memory does not lose those
                 # before it.
                 speeds[budget_tokens] = speed
-                logger.info("measured batches of %d tokens", budget_tokens)
+                logger.info("measured batches of %s tokens", f"{budget_tokens:,}")
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
