@@ -182,6 +182,8 @@ def test_a_screen_needs_probabilities(
     )
     with pytest.raises(ClassifierError, match="a screen needs probabilities"):
         predict(uncalibrated)
+    # Before the input is read.
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_standard_input_is_screened_alike(

@@ -249,6 +249,11 @@ def _explaining(path: Path) -> Iterator[None]:
         raise
     except WeightsError as error:
         raise ClassifierError(str(error)) from error
+    except FileNotFoundError as error:
+        raise ClassifierError(
+            f"{path}: no such classifier; give the path of one, or get a published one with "
+            "`virnucpro models download`"
+        ) from error
     except Exception as error:
         # A damaged or hostile file can hold any type anywhere, and break the readers in any way.
         reason = str(error) or type(error).__name__

@@ -25,7 +25,7 @@ from virnucpro.scoring.frame_scores import (
 from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.records import NAMES_OF_ROWS
 from virnucpro.workflows.finding import find_frames
-from virnucpro.workflows.screening import screen_records
+from virnucpro.workflows.screening import open_screen_models, screen_records
 
 
 def predict(config: PredictConfig, on_progress: ProgressListener | None = None) -> PredictResult:
@@ -107,6 +107,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
         rule = classifier.rule
+    screen = open_screen_models(run, config) if config.screen else None
     if config.screen is None and not config.resume:
         # A run that resumes may find this pass finished, and then needs no weights.
         models[0].load_ahead(run.device, run.precision, config.attention)
@@ -114,7 +115,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         store = find_frames(run, directory, config, models, rule, run.precision)
     note_short_records(store)
     # After the store of the run: a directory of another input is refused before any work.
-    screened = screen_records(run, directory, config, store) if config.screen else None
+    screened = screen_records(run, directory, screen, store) if screen else None
     rows = None if screened is None else screened.rows_to_judge(store)
     jobs = [
         make_frame_job(

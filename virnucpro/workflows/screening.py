@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,28 +41,52 @@ MINI = "mini"
 logger = logging.getLogger(__name__)
 
 
-def screen_records(
-    run: Run, directory: RunDirectory, config: PredictConfig, read_before: FrameStore
-) -> Screened:
-    """Return which records are cellular beyond doubt; every process of a launch calls this.
+class Screen(NamedTuple):
+    """A screen with its models opened.
 
-    Args:
-        run: The run.
-        directory: The run's directory.
-        config: The run's settings.
-        read_before: The run's own store, which has read the input.
+    Attributes:
+        config: The settings of its own prediction.
+        classifier: Its own.
+        models: Its own, for DNA and for proteins.
+    """
+
+    config: PredictConfig
+    classifier: Classifier
+    models: list[Model]
+
+
+def open_screen_models(run: Run, config: PredictConfig) -> Screen:
+    """Open the screen of a run with the settings `config`; every process of a launch calls this.
 
     Raises:
         ClassifierError: The screen's classifier cannot be used, or has no calibration.
-        VirnucproError: Every other error of a prediction.
+        VirnucproError: Its models cannot be used.
     """
-    precision = choose_screen_precision(run.precision)
     if run.is_main and config.screen == config.model_type == MINI and config.model_path is None:
         logger.warning("the screen is the run's own model, so it saves no time")
     with run.stage("screen: open models"):
         config, classifier = open_screen(config)
         models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
+    return Screen(config, classifier, models)
+
+
+def screen_records(
+    run: Run, directory: RunDirectory, screen: Screen, read_before: FrameStore
+) -> Screened:
+    """Return which records are cellular beyond doubt; every process of a launch calls this.
+
+    Args:
+        run: The run.
+        directory: The run's directory.
+        screen: The screen.
+        read_before: The run's own store, which has read the input.
+
+    Raises:
+        VirnucproError: Every error of a prediction.
+    """
+    config, classifier, models = screen
+    precision = choose_screen_precision(run.precision)
     with run.stage("screen: find frames"):
         store = find_frames(
             run, directory.screen, config, models, classifier.rule, precision, read_before
