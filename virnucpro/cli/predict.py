@@ -125,6 +125,9 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
     echo(f"host memory  {found.host_bytes / 2**30:.1f} GiB")
     echo(f"disk         {found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}")
     echo(f"time         about {format_seconds(found.seconds)}")
+    for name in ("screen", "shard"):
+        if getattr(config, name):
+            echo(f"This is a run without --{name}, which leaves work out")
     if found.card_seconds:
         # Measured for the published models only.
         cards = [f"{card} {format_seconds(one)}" for card, one in found.card_seconds.items()]

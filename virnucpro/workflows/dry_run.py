@@ -136,6 +136,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
             min_length_bp=config.min_length_bp,
             rule=classifier.rule,
             paired=config.paired,
+            allow_empty=config.allow_empty,
         )
         # So far the run would have done the same, imports included.
         seconds = time.time() - psutil.Process().create_time()
