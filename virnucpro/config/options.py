@@ -252,18 +252,13 @@ class Config:
             group: The group of the options that name none.
         """
         cls.option_group = group
-        # This runs before `@dataclass` has made the fields, so they may still be class attributes.
-        fields = {
-            name: _field_of(owner, name)
-            # The last one wins, as in the dataclass: a subclass may state a setting anew.
-            for owner in reversed(cls.__mro__)
-            for name in inspect.get_annotations(owner)
-        }
-        described = {
-            name: field.metadata["option"]
-            for name, field in fields.items()
-            if field is not None and "option" in field.metadata
-        }
+        fields: dict[str, Any] = {}
+        # As `@dataclass` collects them. It runs after this, so our own are still class attributes.
+        for base in cls.__mro__[-1:0:-1]:
+            fields |= getattr(base, "__dataclass_fields__", {})
+        fields |= {name: vars(cls).get(name) for name in inspect.get_annotations(cls)}
+        stated = {name: getattr(field, "metadata", {}) for name, field in fields.items()}
+        described = {name: about["option"] for name, about in stated.items() if "option" in about}
         lines = [
             f"    {name}: {one.help} {one.details}".rstrip() for name, one in described.items()
         ]
@@ -308,12 +303,3 @@ class Config:
         """Set what has no value."""
         if getattr(self, name) is None:
             self._set(name, value)
-
-
-def _field_of(owner: type, name: str) -> dataclasses.Field[Any] | None:
-    """Return a field of a class, also before the class has been made a dataclass."""
-    found = vars(owner).get(name)
-    if isinstance(found, dataclasses.Field):
-        return found
-    fields: dict[str, dataclasses.Field[Any]] = getattr(owner, "__dataclass_fields__", {})
-    return fields.get(name)
