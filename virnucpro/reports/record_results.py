@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -78,6 +78,15 @@ class PredictResult:
     num_frames: int
     num_unscored_frames: int
     seconds: float
+
+    @classmethod
+    def of(
+        cls, directory: RunDirectory, counts: Mapping[str, int], seconds: float
+    ) -> PredictResult:
+        """Return the result of a run whose run.json has these counts."""
+        names = [field.name for field in fields(cls) if field.name.startswith("num_")]
+        numbers = {name: counts[name.removeprefix("num_")] for name in names}
+        return cls(directory, **numbers, seconds=seconds)
 
     @property
     def output_dir(self) -> Path:

@@ -109,17 +109,10 @@ def write_summary(
     Raises:
         VirnucproError: The file cannot be written.
     """
-    store = embedded.store
     document = _describe_run(run, config, embedded)
     document["counts"] |= calls.counts
-    write_json(directory.run_json, document | describe_calls(store, calls.decision))
-    return PredictResult(
-        directory=directory,
-        num_records=store.num_records,
-        **{f"num_{name}": number for name, number in calls.counts.items()},
-        num_frames=store.num_rows,
-        seconds=document["seconds"]["total"],
-    )
+    write_json(directory.run_json, document | describe_calls(embedded.store, calls.decision))
+    return PredictResult.of(directory, document["counts"], document["seconds"]["total"])
 
 
 def write_shard_summary(

@@ -74,21 +74,13 @@ def call(config: CallConfig) -> PredictResult:
         )
         # Only now: a command that was refused leaves no line in the log of the run.
         with log_to_file(directory.run_log):
-            counts = write_decision(directory, store, decision, config, chunks)
             # `settings` stays as it is: it says what `predict` was asked for.
-            document["counts"] |= counts
+            document["counts"] |= write_decision(directory, store, decision, config, chunks)
             write_json(directory.run_json, document | describe_calls(store, decision))
             # Only where there is one: the run may have been told --no-report.
             if directory.report_html.is_file():
                 write_run_page(directory, directory.report_html)
-    return PredictResult(
-        directory=directory,
-        num_records=store.num_records,
-        **{f"num_{name}": number for name, number in counts.items()},
-        num_frames=document["counts"]["frames"],
-        num_unscored_frames=document["counts"]["unscored_frames"],
-        seconds=time.monotonic() - began,
-    )
+    return PredictResult.of(directory, document["counts"], time.monotonic() - began)
 
 
 def _fill_in(config: CallConfig, document: Mapping[str, Any]) -> CallConfig:
