@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.runs import invoke, read_table, write_reads
+from tests.runs import REPOSITORY, invoke, read_table, write_reads
 from virnucpro import CallConfig, EvaluateConfig, PredictConfig, call, evaluate, predict, read_run
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.errors import InputError, OutputExistsError, UsageError
+from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.workflows.checkpoints import summarize_files
 
 
 def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> None:
@@ -91,6 +94,18 @@ def test_each_prefix_has_a_screen_of_its_own(tmp_path: Path) -> None:
         one.screen.records_tsv.touch()
     runs[0].clear()
     assert [one.screen.path.is_dir() for one in runs] == [False, True, True]
+
+
+def test_the_parts_of_a_screen_are_checked(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "a", "a")
+    run.run_json.touch()
+    folders = [run.screen.checkpoints_dir, run.checkpoints_dir]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in ("part_v3.h5", "part_v3.h5.done"):
+            shutil.copy(REPOSITORY / "tests/data" / name, folder)
+    found = list(summarize_files(tmp_path / "a", EmbeddingDims(), digests=True))
+    assert [(one.path.parent, one.error) for one in found] == [(folder, None) for folder in folders]
 
 
 @pytest.mark.parametrize("prefix", ["a/b", ".hidden", "-o"])

@@ -78,15 +78,15 @@ def summarize_files(
         digests: Whether to read entire parts, and compare their digests.
         load: Whether to read older files; otherwise only their structure is checked.
     """
-    # `directory/prefix` is a run and no path.
+    # `list_files` leaves out our own directory, in which this command must look as well.
+    folders = [place, place / "checkpoints"]
     run = find_run(place)
+    # `directory/prefix` is a run and no path.
     if run.prefix:
-        place = run.checkpoints_dir
+        folders = [run.screen.checkpoints_dir, run.checkpoints_dir]
     paths = [place]
-    if place.is_dir():
-        # `list_files` leaves out our own directory, in which this command must look as well.
-        ours = place / "checkpoints"
-        files = [*list_files(place), *(list_files(ours) if ours.is_dir() else [])]
+    if not place.is_file():
+        files = [path for folder in folders if folder.is_dir() for path in list_files(folder)]
         paths = [path for path in files if path.suffix in FEATURE_SUFFIXES]
     for path in paths:
         is_marked = path.with_name(f"{path.name}.done").is_file()
