@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from virnucpro.errors import first_line
+from virnucpro.errors import first_line, format_rounded
 
 
 def test_a_system_error_names_its_file_if_the_message_does_not() -> None:
@@ -9,3 +9,8 @@ def test_a_system_error_names_its_file_if_the_message_does_not() -> None:
     assert first_line(error, with_file=True) == "/cache/triton: Permission denied"
     assert first_line(OSError(28, "No space left"), with_file=True) == "No space left"
     assert first_line(ValueError("one\ntwo"), with_file=True) == "one"
+
+
+def test_a_rounded_number_is_readable() -> None:
+    numbers = (0, 0.0456, 1.84, 9.96, 12.3, 177.4, 3_600.4)
+    assert [*map(format_rounded, numbers)] == ["0", "0.046", "1.8", "10", "12", "177", "3,600"]

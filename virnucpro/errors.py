@@ -139,6 +139,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
+def format_rounded(value: float) -> str:
+    """Return a number that is not negative with two digits or more, and never as 1e+02."""
+    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.2g}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration in its two largest units, as people say it."""
     minutes, whole = divmod(round(seconds), 60)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from virnucpro.errors import shorten
+from virnucpro.errors import format_rounded, shorten
 
 WIDTH, HEIGHT = 480, 260
 """Of a plot. It is narrow, so that its letters are still large on a telephone."""
@@ -19,6 +19,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 42
 _TRACK_HEIGHT = 120
 _BAR_HEIGHT, _BAR_STEP = 18, 26
 _LABEL_WIDTH, _VALUE_WIDTH = 150, 70
+_LETTER_WIDTH, _MAX_LETTERS = 7.5, 27
 _NUM_STEPS = 4
 
 TRACK_FRAME = {
@@ -60,6 +61,7 @@ class Plot(NamedTuple):
         y_label: What the y axis is.
         height: Of the plot.
         bottom: The y of the x axis.
+        left: The x of the y axis.
     """
 
     title: str
@@ -70,6 +72,7 @@ class Plot(NamedTuple):
     y_label: str = ""
     height: float = HEIGHT
     bottom: float = HEIGHT - _BOTTOM
+    left: float = _LEFT
 
 
 def draw_columns(
@@ -108,7 +111,7 @@ def draw_columns(
                         "width": _round(place(1) - place(0) - 1),
                         "height": _round(rise(below[number]) - top),
                     },
-                    f"{count:,} {kind}, {x_label} {edges[number]:,g} to {edges[number + 1]:,g}",
+                    f"{count:,} {kind}, {x_label} {edges[number]:,.9g} to {edges[number + 1]:,.9g}",
                 )
             )
             below[number] += count
@@ -170,24 +173,26 @@ def draw_bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]], unit:
         unit: Stands behind the numbers.
     """
     highest = max((sum(parts.values()) for _, parts in rows), default=0) or 1
-    place = _scale(0, highest, _LABEL_WIDTH, WIDTH - _VALUE_WIDTH)
+    letters = min(_MAX_LETTERS, max((len(label) for label, _ in rows), default=0))
+    left = max(_LABEL_WIDTH, _LETTER_WIDTH * letters)
+    place = _scale(0, highest, left, WIDTH - _VALUE_WIDTH)
     shapes, labels = [], []
     for number, (label, parts) in enumerate(rows):
         top, reached = 4 + number * _BAR_STEP, 0.0
-        # As many letters as fit in the width of the labels.
-        labels.append((top + _BAR_HEIGHT / 2, shorten(label, 22)))
+        labels.append((top + _BAR_HEIGHT / 2, shorten(label, _MAX_LETTERS)))
         for kind, value in parts.items():
             box = {"x": _round(place(reached)), "y": top, "height": _BAR_HEIGHT}
             reached += value
             # From the rounded start, so that the parts meet without a gap.
             box["width"] = _round(place(reached) - float(box["x"]))
-            text = f"{label}: {value:,g}{unit} {kind if len(parts) > 1 else ''}".rstrip()
+            text = (
+                f"{label}: {format_rounded(value)}{unit} {kind if len(parts) > 1 else ''}".rstrip()
+            )
             shapes.append(Shape("rect", kind, box, text))
-        total = f"{reached:,.0f}{unit}" if reached == round(reached) else f"{reached:,.2g}{unit}"
         middle = {"x": _round(place(reached) + 6), "y": top + _BAR_HEIGHT / 2 + 4}
-        shapes.append(Shape("text", "value", middle, total))
+        shapes.append(Shape("text", "value", middle, f"{format_rounded(reached)}{unit}"))
     bottom = 8 + len(rows) * _BAR_STEP
-    return Plot(title, shapes, y_ticks=labels, height=bottom, bottom=0)
+    return Plot(title, shapes, y_ticks=labels, height=bottom, bottom=0, left=left)
 
 
 def draw_track(
@@ -256,7 +261,7 @@ def _nice(highest: float) -> list[float]:
 def _short(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:g}{letter}"
+            return f"{value / size:.4g}{letter}"
     return f"{value:g}"
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_whole
-from virnucpro.errors import count
+from virnucpro.errors import count, format_rounded
 from virnucpro.reports.citation import format_citation, read_citation
 from virnucpro.reports.pages.records import show_text
 
@@ -63,6 +63,7 @@ def _environment() -> Environment:
         "commas": "{:,}".format,
         "count_of": count,
         "number": lambda value: f"{value:,}" if isinstance(value, int) else value,
+        "rounded": format_rounded,
         "seconds": show_seconds,
         "show": show_text,
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median_high
 
+from virnucpro.errors import format_rounded
 from virnucpro.runtime.monitoring.history import History, ProcessHistory
 
 
@@ -114,10 +115,13 @@ def _judge_stall(
     if process.batch_seconds is None:
         seen = (
             f"has not finished its first batch for {idle:.0f} s, and others finished theirs after "
-            f"{usual:.2g} s"
+            f"{format_rounded(usual)} s"
         )
     else:
-        seen = f"has finished no batch for {idle:.0f} s, and a batch usually takes it {usual:.2g} s"
+        seen = (
+            f"has finished no batch for {idle:.0f} s, and a batch usually takes it "
+            f"{format_rounded(usual)} s"
+        )
     return (
         f"{seen}: check on {last.host} whether it still runs (py-spy dump --pid {last.pid}), "
         "whether its GPU works and runs no other program (nvitop, dmesg), and whether the disks "
