@@ -144,8 +144,13 @@ def format_rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.2g}"
 
 
-def format_seconds(seconds: float) -> str:
-    """Return a duration in its two largest units, as people say it."""
+def format_seconds(seconds: float, *, tenths: bool = False) -> str:
+    """Return a duration in its two largest units, as people say it.
+
+    With `tenths`, a duration of less than a minute has a decimal.
+    """
+    if tenths and seconds < 59.95:
+        return f"{seconds:.1f} s"
     minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -131,3 +131,8 @@ def test_a_run_that_is_not_heard_of_any_more(tmp_path: Path):
 )
 def test_times_are_told_as_people_do(seconds: float, text: str):
     assert format_seconds(seconds) == text
+
+
+def test_short_times_may_have_a_decimal():
+    times = [format_seconds(seconds, tenths=True) for seconds in (5.54, 59.97, 32_400.4)]
+    assert times == ["5.5 s", "1 min 0 s", "9 h 0 min"]

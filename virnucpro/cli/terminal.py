@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.errors import OutputError, count, printable, shorten, writing_remedy
+from virnucpro.errors import OutputError, count, format_seconds, printable, shorten, writing_remedy
 
 if TYPE_CHECKING:
     from virnucpro.checkpoints.run_directory import RunDirectory
@@ -129,11 +129,14 @@ def _describe_calls(counts: Mapping[str, int], rule: Mapping[str, Any]) -> Itera
 
 def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:
     if seconds is not None:
-        return f"time: {seconds:.1f} s"
+        return f"time: {format_seconds(seconds, tenths=True)}"
     longest = sorted(stages.items(), key=itemgetter(1), reverse=True)
     # The longest is the total.
-    told = ", ".join(f"{name} {value:.1f} s" for name, value in longest[1 : _NUM_STAGES + 1])
-    return f"time: {stages['total']:.1f} s, most of it for {told}"
+    told = ", ".join(
+        f"{name} {format_seconds(value, tenths=True)}"
+        for name, value in longest[1 : _NUM_STAGES + 1]
+    )
+    return f"time: {format_seconds(stages['total'], tenths=True)}, most of it for {told}"
 
 
 def echo_sections(sections: Sequence[Section]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_whole
-from virnucpro.errors import count, format_rounded
+from virnucpro.errors import count, format_rounded, format_seconds
 from virnucpro.reports.citation import format_citation, read_citation
 from virnucpro.reports.pages.records import show_text
 
@@ -64,7 +64,7 @@ def _environment() -> Environment:
         "count_of": count,
         "number": lambda value: f"{value:,}" if isinstance(value, int) else value,
         "rounded": format_rounded,
-        "seconds": show_seconds,
+        "seconds": partial(format_seconds, tenths=True),
         "show": show_text,
     }
     return environment
@@ -75,15 +75,6 @@ def _as_data(value: Any) -> Markup:
     # NaN is no JSON: the browser would refuse all of the data.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
-
-
-def show_seconds(seconds: float) -> str:
-    """Return a duration as people read it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _digest(script: str) -> str:
