@@ -166,6 +166,14 @@ def test_a_run_goes_on_elsewhere_from_its_checkpoints(
     ).read_bytes()
     with pytest.raises(UsageError, match="holds the checkpoints of this run already"):
         predict(dataclasses.replace(here, checkpoint_dir=tmp_path / "other"))
+    # The checkpoints have moved.
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=r"is a link to .*kept, which is not there; say where"):
+        predict(dataclasses.replace(here, checkpoint_dir=None))
+    here = dataclasses.replace(here, checkpoint_dir=tmp_path / "moved")
+    predict(here)
+    passes = json.loads((tmp_path / "here" / "run.json").read_text())["passes"]
+    assert not any(one["num_rows"] for told in passes.values() for one in told)
     # Starting afresh empties the directory of the checkpoints, and keeps the link.
     predict(dataclasses.replace(here, resume=False, force=True))
     assert (tmp_path / "here" / "checkpoints").is_symlink()

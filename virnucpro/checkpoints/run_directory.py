@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -133,17 +134,33 @@ class RunDirectory(_OwnFiles):
     checkpoints_dir = _Named("checkpoints")
     """The directory of the frame store and of the parts, or a link to it."""
 
-    def place_checkpoints(self, target: Path) -> None:
-        """Keep the checkpoints in `target`; the processes of a launch may do this at once.
+    def place_checkpoints(self, target: Path | None) -> None:
+        """Keep the checkpoints in `target`, or where they are if it is None.
+
+        The processes of a launch may do this at once.
 
         Raises:
             OutputError: The link cannot be made.
-            UsageError: The run's directory already holds checkpoints elsewhere.
+            UsageError: The run's directory already holds checkpoints elsewhere, or a link to
+                checkpoints that are gone.
         """
         link = self.checkpoints_dir
+        leads_nowhere = link.is_symlink() and not link.exists()
+        if target is None:
+            if leads_nowhere:
+                raise UsageError(
+                    f"{link}: is a link to {link.readlink()}, which is not there; say where the "
+                    "checkpoints are now (--checkpoint-dir), or remove the link to start afresh"
+                )
+            return
         try:
             target.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
+            if leads_nowhere:
+                # In one step: another process of the launch may have made the new link by now.
+                new_link = link.with_name(f".{link.name}.{os.getpid()}")
+                new_link.symlink_to(target.resolve(), target_is_directory=True)
+                new_link.replace(link)
             # Another process of the launch was first. Below we see whether it made the same link.
             with suppress(FileExistsError):
                 # A link and no setting: every later command finds the checkpoints without being

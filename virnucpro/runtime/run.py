@@ -239,8 +239,8 @@ def _hold(
         )
     if directory.is_used() and not (config.force or config.resume):
         raise OutputExistsError(
-            f"{directory.output_path}: exists already; continue that run with --resume, overwrite "
-            "it with --force, or choose another output (-o)"
+            f"{directory.output_path}: exists already, or its checkpoints do; continue that run "
+            "with --resume, overwrite it with --force, or choose another output (-o)"
         )
     # After all refusals, so that a run that may not start leaves nothing behind.
     make_output_dir(directory.path)

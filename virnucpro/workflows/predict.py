@@ -93,8 +93,7 @@ def write_results(
 
 def _prepare(config: PredictConfig) -> RunDirectory:
     directory = RunDirectory(config.resolved_output_dir, config.stem, config.prefix)
-    if config.checkpoint_dir is not None:
-        directory.place_checkpoints(config.checkpoint_dir)
+    directory.place_checkpoints(config.checkpoint_dir)
     return directory
 
 
