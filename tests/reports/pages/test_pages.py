@@ -312,6 +312,9 @@ def test_several_runs_are_compared(run_directory, look, tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert f"{different} different calls" in page.inner_text("main")
         assert len(column(page, "record_id")) == different
+        cells = page.locator("tbody tr").first.locator("td").all_inner_texts()
+        # The virus inside a bacterium.
+        assert cells[-4] == "1"
         assert page.evaluate("window.harmed") is None
 
 
