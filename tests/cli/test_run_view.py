@@ -49,6 +49,8 @@ def test_the_bar_goes_by_cost_and_the_time_too(tmp_path: Path):
 def test_a_fine_tuning_shows_its_step_and_its_last_evaluation(tmp_path: Path):
     state = write_run(tmp_path)
     assert draw(state) == ["no embedding yet: going on"]
+    finished = write_run(tmp_path, outcome="finished")
+    assert draw(finished) == ["nothing was left to embed: finished"]
     trainings = (
         TrainingStatus(10, 2000, 0.005, 0.6931),
         TrainingStatus(110, 2000, 0.055, 0.5, 0.4, 0.9),

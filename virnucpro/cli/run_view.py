@@ -38,8 +38,10 @@ def render(state: RunState, width: int, height: int) -> RenderableType:
     # Weights are opened and input is read before the first pass.
     if history.pass_name is None:
         if state.training is None:
-            yet = " yet" if state.outcome is None else ""
-            return Text(f"no embedding{yet}: {describe_outcome(state)}")
+            what = (
+                "nothing was left to embed" if state.outcome == "finished" else "no embedding yet"
+            )
+            return Text(f"{what}: {describe_outcome(state)}")
         head = _make_head("fine-tuning", state.training.share_done, describe_outcome(state))
         return Group(head, Text(_describe_training(state.training)))
     head = _make_head(history.pass_name, history.share_done, _time_left(state))
