@@ -24,6 +24,7 @@ from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHead, ChunkHeadSizes
+from virnucpro.scoring.record_model import RecordModel
 from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 
 CLASS_NAMES = ("others", "virus")
@@ -56,6 +57,8 @@ class ClassifierMetadata:
         frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
         chunk_head: The sizes of the head over chunks; None for the MLP over frames.
         regions: What finds viral regions; None for the defaults. Only a head over chunks has it.
+        records: What the embeddings add to the score of a record; None for nothing. Only a head
+            over chunks has it.
         finetuned: How the encoders were trained with it, as JSON values; None if they were not.
     """
 
@@ -72,13 +75,15 @@ class ClassifierMetadata:
     frame_rule: str = str(OPEN_RULE)
     chunk_head: ChunkHeadSizes | None = None
     regions: RegionModel | None = None
+    records: RecordModel | None = None
     finetuned: Mapping[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return it in words of JSON for run.json, but for the weights of the region model."""
+        """Return it in words of JSON for run.json, without weights."""
         document = asdict(self)
-        if self.regions is not None:
-            del document["regions"]["weights"]
+        for name in ("regions", "records"):
+            if document[name] is not None:
+                del document[name]["weights"]
         return document
 
 
@@ -123,6 +128,11 @@ class Classifier:
     def region_model(self) -> RegionModel:
         """What finds viral regions."""
         return (self.metadata and self.metadata.regions) or REGION_MODEL
+
+    @property
+    def record_model(self) -> RecordModel | None:
+        """What the embeddings add to the score of a record; None for nothing."""
+        return None if self.metadata is None else self.metadata.records
 
     @property
     def weights_locations(self) -> tuple[str, str]:
