@@ -114,12 +114,14 @@ def test_is_run_tells_a_finished_and_an_interrupted_run_from_a_strangers_directo
         ".launch",
     ],
 )
-def test_what_a_run_leaves_that_computed_nothing_is_not_in_the_way(tmp_path, name):
+def test_what_a_run_leaves_that_computed_nothing_is_not_in_the_way(tmp_path, monkeypatch, name):
     directory = RunDirectory(tmp_path / "out", "reads")
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).touch()
     (tmp_path / "out/checkpoints/dna").mkdir(parents=True)
     assert not directory.is_used()
+    monkeypatch.chdir(tmp_path)
+    assert not RunDirectory(Path("out"), "reads").is_used()
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "checkpoints/dna/part-00000-000000.h5", "a/run.log"])

@@ -242,10 +242,11 @@ class RunDirectory(_OwnFiles):
             # Runs with other prefixes may be in the same directory, so only our own files count.
             worthless = {self.run_log, self.metrics_path}
             return any(path not in worthless and path.exists() for path in self._run_files())
-        # Resolved, because the checkpoints may lie elsewhere.
-        checkpoints = self.checkpoints_dir.resolve()
+        # Resolved, because the checkpoints may lie elsewhere. Both, so that the store is recognized
+        # under a relative path, too.
+        path, checkpoints = self.path.resolve(), self.checkpoints_dir.resolve()
         return any(
-            _holds_work(directory, checkpoints / "frames") for directory in (self.path, checkpoints)
+            _holds_work(directory, checkpoints / "frames") for directory in (path, checkpoints)
         )
 
     def owns(self, path: Path) -> bool:
