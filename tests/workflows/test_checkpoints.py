@@ -238,6 +238,15 @@ def test_a_directory_without_checkpoints_is_not_good(tmp_path):
     assert f"{tmp_path}: holds neither checkpoints nor a run" in result.stderr
 
 
+def test_a_link_to_checkpoints_that_are_gone_is_named(run):
+    shutil.move(run / "checkpoints", run / "moved")
+    (run / "checkpoints").symlink_to(run / "mount", target_is_directory=True)
+    for command in (("checkpoints", "verify"), ("utils", "validate-checkpoints")):
+        result = invoke(*command, run)
+        assert result.exit_code == 1
+        assert f"bad  {run}/checkpoints: is a link to {run}/mount, which is not" in result.stdout
+
+
 def test_rows_of_another_run_are_found(run):
     identity = read_identity(run / "checkpoints/dna" / part_name(0, 0))
     write(run / "checkpoints/dna", [7], number=1, identity=identity)

@@ -145,7 +145,7 @@ class RunDirectory(_OwnFiles):
                 checkpoints that are gone.
         """
         link = self.checkpoints_dir
-        leads_nowhere = link.is_symlink() and not link.exists()
+        leads_nowhere = self.has_lost_checkpoints()
         if target is None:
             if leads_nowhere:
                 raise UsageError(
@@ -177,6 +177,10 @@ class RunDirectory(_OwnFiles):
                 f"{link}: holds the checkpoints of this run already, wanted {target}; leave out "
                 "--checkpoint-dir, or choose another output directory (-o)"
             )
+
+    def has_lost_checkpoints(self) -> bool:
+        """Tell whether the directory of the checkpoints is a link to one that is not there."""
+        return self.checkpoints_dir.is_symlink() and not self.checkpoints_dir.exists()
 
     screen_dir = _Named("screen")
     """The directory of the screen."""

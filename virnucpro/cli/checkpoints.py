@@ -91,7 +91,7 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     num_files, num_bad = echo_verdicts(summarize_files(path, dims, digests=True))
     # A run of records that are all too short has no checkpoints, and that is right.
-    if not (num_files or find_run(path).is_run()):
+    if is_good_run and not (num_files or find_run(path).is_run()):
         echo(f"{path}: holds neither checkpoints nor a run", err=True)
         ctx.exit(NO_SUCH_PLACE)
     ctx.exit(0 if is_good_run and not num_bad else 1)

@@ -177,9 +177,15 @@ def summarize_run(directory: Path, *, digests: bool) -> RunSummary | None:
         digests: Whether to read the entire frame store, and compare its digests.
 
     Raises:
-        CheckpointError: The frame store is damaged.
+        CheckpointError: The frame store is damaged, or all checkpoints are gone.
     """
     layout = find_run(directory)
+    if layout.has_lost_checkpoints():
+        link = layout.checkpoints_dir
+        raise CheckpointError(
+            f"{link}: is a link to {link.readlink()}, which is not there; mount or move it back, "
+            "or name the new place with `predict --checkpoint-dir PLACE --resume`"
+        )
     if not layout.frame_store_dir.is_dir():
         return None
     store = open_frame_store(layout.frame_store_dir, verify=digests)
