@@ -275,7 +275,7 @@ def test_an_interrupted_run_goes_on(config: EmbedConfig, tmp_path: Path, caplog)
 def test_what_is_there_is_not_overwritten_unasked(config: EmbedConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         embed(config, interrupt_after(1))
-    message = r"out\.h5: exists already; continue that run with --resume"
+    message = r"out\.h5: exists already, or its checkpoints do; continue that run with --resume"
     with pytest.raises(OutputExistsError, match=message):
         embed(config)
     embed(replace(config, resume=True))
