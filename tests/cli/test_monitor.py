@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from tests.runs import VIRNUCPRO, run, write_reads
 from tests.samples import do_pass, read_state, watch_all, write_run
 from virnucpro import EmbedConfig, PredictConfig, embed, predict
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.main import main
 from virnucpro.errors import WeightsError
 from virnucpro.runtime.monitoring import Monitor, PassStatus, Place
@@ -117,10 +118,14 @@ def test_predict_tells_of_its_passes(tmp_path: Path, demo_weights):
 
 def test_a_failure_at_once_is_in_nobodys_way(tmp_path: Path, demo_weights):
     reads = write_reads(tmp_path / "reads.fa", 20)
-    common = {"output_path": tmp_path / "v.h5", "backend": "dnabert-s", "device": "cpu"}
+    common = {"output_path": tmp_path / "new/v.h5", "backend": "dnabert-s", "device": "cpu"}
     with pytest.raises(WeightsError):
         embed(EmbedConfig(input=str(reads), weights=str(reads), **common))
-    state = read_state(tmp_path / "v.h5.parts/metrics.jsonl")
-    assert state.outcome == "WeightsError"
+    assert not (tmp_path / "new").exists()
     embed(EmbedConfig(input=str(reads), weights=demo_weights["dna_weights"], **common))
-    assert not (tmp_path / "v.h5.parts").exists()
+    assert not (tmp_path / "new/v.h5.parts").exists()
+    config = PredictConfig(inputs=reads, output_dir=tmp_path / "out", device="cpu", **demo_weights)
+    with pytest.raises(WeightsError):
+        predict(replace(config, dna_weights=str(reads)))
+    assert read_state(tmp_path / "out/metrics.jsonl").outcome == "WeightsError"
+    assert not RunDirectory(tmp_path / "out", "reads").is_used()

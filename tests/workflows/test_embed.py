@@ -363,5 +363,6 @@ def test_the_file_of_another_run_is_not_replaced(config: EmbedConfig, tmp_path: 
     write_fasta(tmp_path / "in.fa", ["ACGT"])
     with pytest.raises(IdentityMismatchError, match=r"out\.h5 belongs to another run"):
         embed(replace(config, resume=True))
+    assert not Path(f"{path}.parts").exists()
     assert path.read_bytes() == before
     check_part(path)

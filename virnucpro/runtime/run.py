@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import shutil
 import threading
 import time
 import uuid
@@ -243,20 +244,24 @@ def _hold(
             "with --resume, overwrite it with --force, or choose another output (-o)"
         )
     # After all refusals, so that a run that may not start leaves nothing behind.
+    made = [path for path in (directory.path, *directory.path.parents) if not path.exists()]
     make_output_dir(directory.path)
     with locked(directory.lock_path):
         if not config.resume:
             # Under the lock: another run may have started since `is_used` looked.
             directory.clear()
-        with _forgetting_refusals(directory), log_to_file(directory.run_log):
+        with _forgetting_refusals(directory, made), log_to_file(directory.run_log):
             yield
 
 
 @contextmanager
-def _forgetting_refusals(directory: RunDirectory | EmbedDirectory) -> Iterator[None]:
+def _forgetting_refusals(
+    directory: RunDirectory | EmbedDirectory, made: Sequence[Path]
+) -> Iterator[None]:
     """Remove what a refused command has added to the log and the metrics of an earlier run.
 
-    Otherwise a finished run would seem to have ended with the error of that command.
+    Otherwise a finished run would seem to have ended with the error of that command. A refused
+    `embed` also removes the directories that it has `made`, of which the innermost comes first.
     """
     files = [path for path in (directory.run_log, directory.metrics_path) if path.is_file()]
     sizes = [path.stat().st_size for path in files]
@@ -271,6 +276,14 @@ def _forgetting_refusals(directory: RunDirectory | EmbedDirectory) -> Iterator[N
             for path, size in zip(files, sizes, strict=True):
                 with suppress(OSError, OutputError), open_to_append(path) as file:
                     file.truncate(size)
+            # Metrics that could not be written do not tell of a pass, but its parts do.
+            has_parts = any(directory.path.glob("part-*.h5"))
+            if made and isinstance(directory, EmbedDirectory) and not has_parts:
+                # Still under the lock, or another run could have begun here.
+                shutil.rmtree(directory.path, ignore_errors=True)
+                for path in made[1:]:
+                    with suppress(OSError):
+                        path.rmdir()
         raise
 
 
