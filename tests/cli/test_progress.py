@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.samples import GPU, do_pass, make_sample, wait_for, write_run
+from tests.samples import GPU, PATIENCE_S, do_pass, make_sample, wait_for, write_run
 from virnucpro.cli.progress import follow
+from virnucpro.runtime.locks import locked, may_be_held
 from virnucpro.runtime.monitoring import Monitor, RunState, Sample
 
 
@@ -75,3 +76,35 @@ def test_a_terminal_gets_one_view_that_changes(tmp_path: Path):
     last = terminal.file.getvalue().rpartition("protein embeddings")[2]
     assert "100.0 %  finished" in last
     assert "30 of 30 rows" in last
+
+
+def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path):
+    told = Lines()
+    write_run(tmp_path, *[make_sample(at) for at in (0, 5, 12)])
+    path, lock_path = tmp_path / "metrics.jsonl", tmp_path / ".lock"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    earlier = [json.dumps(line | {"time": line["time"] - 7_200}) + "\n" for line in lines]
+    path.write_text("".join(earlier))
+    asked = threading.Semaphore(0)
+
+    def may_go_on() -> bool:
+        asked.release()
+        return may_be_held(lock_path)
+
+    follower = threading.Thread(
+        target=follow,
+        args=(RunState(path), Console(file=io.StringIO()), threading.Event()),
+        kwargs={"say": told, "may_go_on": may_go_on, "seconds": 0.01},
+        daemon=True,
+    )
+    with locked(lock_path):
+        follower.start()
+        for _ in range(3):
+            assert asked.acquire(timeout=PATIENCE_S)
+        (line,) = told
+        assert line.endswith("1,000 rows), 100 tokens/s, nothing heard for 2 h 0 min")
+    follower.join(PATIENCE_S)
+    assert told[1:] == [
+        "nothing heard for 2 h 0 min, and no process holds the lock: the run ended without saying "
+        "so"
+    ]

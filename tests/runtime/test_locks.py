@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from virnucpro.errors import OutputError, UsageError
-from virnucpro.runtime.locks import locked, plain_lock_path
+from virnucpro.runtime.locks import locked, may_be_held, plain_lock_path
 
 # NFS without lockd, Lustre without flock, others, and ENOTSUPP, for which Python has no name.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)
@@ -57,15 +57,20 @@ def test_not_even_one_process_does_two_runs_in_one_place(tmp_path: Path) -> None
     ):
         pytest.fail("two held the lock")
     with locked(tmp_path / ".lock"):
-        pass
+        assert may_be_held(tmp_path / ".lock")
+    assert not may_be_held(tmp_path / ".lock")
+    (tmp_path / ".lock").unlink()
+    assert not may_be_held(tmp_path / ".lock")
 
 
 def test_a_plain_file_stands_for_a_lock(lock_path: Path) -> None:
     with locked(lock_path):
         assert plain_lock_path(lock_path).is_file()
+        assert may_be_held(lock_path)
         with pytest.raises(UsageError, match=r"\.lock\.holder: .* remove this file"):
             locked(lock_path).__enter__()
     assert not plain_lock_path(lock_path).exists()
+    assert not may_be_held(lock_path)
 
 
 def test_the_empty_file_of_a_run_with_locks_keeps_nobody_away(lock_path: Path) -> None:
@@ -79,6 +84,7 @@ def test_a_run_of_this_machine_that_was_killed_keeps_nobody_away(lock_path: Path
     with locked(lock_path):
         place, _ = plain_lock_path(lock_path).read_text().splitlines()
     plain_lock_path(lock_path).write_text(f"{place}\n{end_a_process()}\n")
+    assert not may_be_held(lock_path)
     with locked(lock_path):
         pass
 

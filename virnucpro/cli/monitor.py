@@ -29,9 +29,11 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
 
     from virnucpro.cli.progress import follow
     from virnucpro.cli.run_view import render
+    from virnucpro.runtime.locks import may_be_held
     from virnucpro.runtime.monitoring import RunState
 
-    path = find_run(config.run_dir).metrics_path
+    run = find_run(config.run_dir)
+    path = run.metrics_path
     if not path.is_file():
         raise UsageError(
             f"{path}: does not exist; give the output directory of `virnucpro predict`, the "
@@ -42,7 +44,9 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if not (config.once or config.json):
         with suppress(KeyboardInterrupt):
-            follow(state, console, threading.Event(), say=say, with_warnings=True)
+            may_go_on = functools.partial(may_be_held, run.lock_path)
+            stop = threading.Event()
+            follow(state, console, stop, say=say, with_warnings=True, may_go_on=may_go_on)
         return
     for _ in state.read():
         pass

@@ -17,7 +17,13 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from virnucpro.cli.run_view import describe_outcome, describe_pass, describe_pass_end, render
+from virnucpro.cli.run_view import (
+    describe_outcome,
+    describe_pass,
+    describe_pass_end,
+    describe_silence,
+    render,
+)
 from virnucpro.runtime.monitoring import RunState
 
 logger = logging.getLogger(__name__)
@@ -61,9 +67,10 @@ def follow(
     say: Callable[[str], None],
     with_warnings: bool = False,
     with_ends: bool = True,
+    may_go_on: Callable[[], bool] | None = None,
     seconds: float = 1.0,
 ) -> None:
-    """Show a run until it has ended, or `stop` is set.
+    """Show a run until it has ended, has silently gone, or `stop` is set.
 
     Args:
         state: The run.
@@ -72,6 +79,7 @@ def follow(
         say: Takes the lines that replace the live view elsewhere.
         with_warnings: Whether to say the warnings of the run, too; the run itself logs them.
         with_ends: Whether to say how each pass ended, and how the run ended.
+        may_go_on: Asked of a run of which nothing is heard; None if it surely goes on.
         seconds: The time between two updates.
     """
 
@@ -84,10 +92,12 @@ def follow(
         live = Live(console=console, auto_refresh=False, get_renderable=draw)
     lines = _Lines(say, with_ends=with_ends)
     num_warnings = 0
+    silence = None
     with live or nullcontext():
         while True:
             # Asked before reading, so that the last lines of the metrics are still shown.
-            is_last = stop.is_set()
+            is_gone = silence is not None and may_go_on is not None and not may_go_on()
+            is_last = stop.is_set() or is_gone
             # State by state, because a pass may have ended between two updates.
             for now in state.read():
                 if live is None:
@@ -97,6 +107,7 @@ def follow(
             for warning in state.warnings[num_warnings:] if with_warnings else ():
                 say(f"Warning: {warning}")
             num_warnings = len(state.warnings)
+            silence = describe_silence(state)
             if live is not None:
                 live.refresh()
             if is_last or state.outcome is not None:
@@ -105,6 +116,8 @@ def follow(
     # The live view says it, too.
     if live is None and with_ends and state.outcome is not None:
         say(describe_outcome(state))
+    elif is_gone and state.outcome is None:
+        say(f"{silence}, and no process holds the lock: the run ended without saying so")
 
 
 class _Lines:
@@ -115,6 +128,7 @@ class _Lines:
         self._with_ends = with_ends
         self._pass: tuple[float, str | None] = (0.0, None)
         self._next_at = 0.0
+        self._is_silent = False
 
     def say_end(self, state: RunState) -> None:
         """Report the end of the pass if the latest line of the metrics is that end."""
@@ -130,7 +144,9 @@ class _Lines:
                 self._say(describe_pass_end(state))
 
     def say_progress(self, state: RunState) -> None:
-        """Report how the pass progresses if a line is due."""
-        if state.history.pass_name is not None and state.last_time >= self._next_at:
+        """Report how the pass progresses if a line is due, and once if nothing is heard of it."""
+        was_silent, self._is_silent = self._is_silent, describe_silence(state) is not None
+        is_due = state.last_time >= self._next_at or (self._is_silent and not was_silent)
+        if state.history.pass_name is not None and is_due and self._next_at < math.inf:
             self._next_at = state.last_time + _LINE_SECONDS
             self._say(describe_pass(state))

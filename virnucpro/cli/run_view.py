@@ -97,14 +97,22 @@ def describe_pass_end(state: RunState) -> str:
 def _time_left(state: RunState) -> str:
     if state.outcome is not None or state.history.is_done(state.num_processes):
         return describe_outcome(state)
-    # The main process writes 50 lines a second at most, so a large launch is silent for longer.
-    silent = time.time() - state.last_time
-    if silent > max(_LOST_SECONDS, 0.1 * state.num_processes):
-        return f"nothing heard for {format_seconds(silent)}"
+    silence = describe_silence(state)
+    if silence is not None:
+        return silence
     if state.history.cost == 0:
         return "loading"
     left = state.history.seconds_left(state.last_time)
     return "time left unknown" if left is None else f"{format_seconds(left)} left"
+
+
+def describe_silence(state: RunState) -> str | None:
+    """Return for how long nothing was heard of a run, or None if that is not long."""
+    silent = time.time() - state.last_time
+    # The main process writes 50 lines a second at most, so a large launch is silent for longer.
+    if not state.num_processes or silent <= max(_LOST_SECONDS, 0.1 * state.num_processes):
+        return None
+    return f"nothing heard for {format_seconds(silent)}"
 
 
 def describe_outcome(state: RunState) -> str:

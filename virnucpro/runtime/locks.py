@@ -56,6 +56,24 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def may_be_held(path: Path) -> bool:
+    """Tell whether a run may hold the lock `path`; if in doubt, one may."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        # The server of the file may be away, but a run does not go on without this file.
+        return error.errno != errno.ENOENT
+    try:
+        # Shared, because this process may only be allowed to read. Closing gives it back.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = None if error.errno in _HELD else _read_holder(plain_lock_path(path))
+        return error.errno in _HELD or (holder is not None and _may_run(holder))
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def plain_lock_path(path: Path) -> Path:
     """Return the file that stands for the lock `path` where the file system has no locks."""
     return path.with_name(f"{path.name}.holder")
@@ -77,9 +95,7 @@ def _take_plain(path: Path) -> None:
         holder = _read_holder(path)
         if holder is None:
             continue
-        # If in doubt, the file counts as held. Two runs in one directory would be worse than a
-        # refusal.
-        if len(holder) != 2 or holder[0] != place or _is_alive(holder[1]):
+        if _may_run(holder):
             raise UsageError(
                 f"{path}: another run may be going on here, and this file system has no locks to "
                 "tell; wait for it, or remove this file if nothing runs"
@@ -103,6 +119,11 @@ def _read_holder(path: Path) -> list[str] | None:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return None
+
+
+def _may_run(holder: list[str]) -> bool:
+    # If in doubt, the file counts as held. Two runs in one directory would be worse than a refusal.
+    return len(holder) != 2 or holder[0] != _describe_place() or _is_alive(holder[1])
 
 
 def _describe_place() -> str:
