@@ -105,6 +105,12 @@ def test_the_large_models_see_the_other_records_only(
     assert 0 < len(rows) < document["counts"]["distinct_dna"]
     assert document["counts"]["unscored_frames"] == 0
     assert next(iter(document["passes"])) == "screen: DNA embeddings"
+    messages = [line.partition(": ")[2] for line in directory.run_log.read_text().splitlines()]
+    for words in ("frame rule: ", "DNA embeddings: "):
+        found = [message.partition(words)[0] for message in messages if words in message]
+        assert sorted(set(found)) == ["", "screen: "]
+    speeds = [message.startswith("screen: ") for message in messages if " tokens/s" in message]
+    assert speeds == [True, True, False, False]
     write_run_page(directory, tmp_path / "page.html")
     assert "A small model judged all records first." in (tmp_path / "page.html").read_text()
     with directory.chunks_tsv.open(newline="") as file:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _FIRST_WORDS = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 _installed: list[logging.Handler] = []
+_prefix: ContextVar[str] = ContextVar("prefix", default="")
 
 
 def set_up_logging(level: int = logging.INFO, log_path: Path | None = None) -> None:
@@ -56,6 +58,16 @@ def set_console_level(level: int) -> None:
     # In a launch, all processes would say the same, so the main one speaks. Warnings concern one.
     lowest = min(level, logging.INFO) if is_main_process() else logging.WARNING
     logging.getLogger().setLevel(lowest)
+
+
+@contextmanager
+def prefixed_messages(prefix: str) -> Iterator[None]:
+    """Write `prefix` before the messages of this thread while the context lasts."""
+    token = _prefix.set(prefix)
+    try:
+        yield
+    finally:
+        _prefix.reset(token)
 
 
 @contextmanager
@@ -124,6 +136,12 @@ def _is_ours_or_warning(record: logging.LogRecord) -> bool:
 
 class _Formatter(logging.Formatter):
     """Leaves no character in a message that controls the terminal, in ids and paths for example."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        # Stages and passes of a screen have it in their names.
+        if not record.message.startswith(_prefix.get()):
+            record.message = _prefix.get() + record.message
+        return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

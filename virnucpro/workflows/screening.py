@@ -22,6 +22,7 @@ from virnucpro.embedding.jobs import Job, make_frame_job
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, run_passes
 from virnucpro.errors import ClassifierError
+from virnucpro.runtime.logs import prefixed_messages
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.calls import RecordCalls
@@ -37,6 +38,7 @@ from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.workflows.finding import find_frames
 
 MINI = "mini"
+_PREFIX = "screen: "
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Screen(NamedTuple):
     models: list[Model]
 
 
+@prefixed_messages(_PREFIX)
 def open_screen_models(run: Run, config: PredictConfig) -> Screen:
     """Open the screen of a run with the settings `config`; every process of a launch calls this.
 
@@ -71,6 +74,7 @@ def open_screen_models(run: Run, config: PredictConfig) -> Screen:
     return Screen(config, classifier, models)
 
 
+@prefixed_messages(_PREFIX)
 def screen_records(
     run: Run, directory: RunDirectory, screen: Screen, read_before: FrameStore
 ) -> Screened:
@@ -95,6 +99,7 @@ def screen_records(
     return judge_records(run, config, store, run_passes(run, jobs), classifier)
 
 
+@prefixed_messages(_PREFIX)
 def judge_records(
     run: Run,
     config: PredictConfig,
@@ -151,7 +156,7 @@ def make_screen_jobs(
     """Return the jobs of the screen of the run in `directory`."""
     jobs = [make_frame_job(config, directory.screen, store, model, precision) for model in models]
     # Named apart, because run.json and the monitor tell passes by their names.
-    return [dataclasses.replace(job, name=f"screen: {job.name}") for job in jobs]
+    return [dataclasses.replace(job, name=f"{_PREFIX}{job.name}") for job in jobs]
 
 
 def choose_screen_precision(precision: str) -> str:
@@ -160,6 +165,7 @@ def choose_screen_precision(precision: str) -> str:
     return "bf16" if precision == "fp8" else precision
 
 
+@prefixed_messages(_PREFIX)
 def open_screen(config: PredictConfig) -> tuple[PredictConfig, Classifier]:
     """Return the settings of the screen of a run with the settings `config`, and its classifier.
 
