@@ -43,15 +43,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.chunk_embeddings import read_chunk_embeddings
 from tools.measure_regions import FALSE_BP, MIN_OVERLAP
 from virnucpro.backend.arrays import BoolArray, Float64Array
+from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.reports.tables import read_table
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 from virnucpro.scoring.region_model import RegionModel
 from virnucpro.scoring.regions import ChunkEvidence, describe_chunks, find_spans
-from virnucpro.sequences.frame_store import open_frame_store
+from virnucpro.sequences.frame_store import FrameStore, open_frame_store
 
 CHUNK_BP = 500
 GOALS = {10_000: 0.8, 20_000: 0.9, 40_000: 0.95}
@@ -112,7 +112,7 @@ def read_genomes(run: Path) -> list[Genome]:
     log_odds = describe_chunks(evidence, None).evidence
     logit = np.nan_to_num(np.log(score) - np.log1p(-score))
     store = open_frame_store(run / "checkpoints" / "frames")
-    features = np.column_stack([read_chunk_embeddings(run, store), logit])
+    features = np.column_stack([_gather(run, store, "dna"), _gather(run, store, "protein"), logit])
     features[np.isnan(score)] = 0
     spans = itertools.pairwise(store.record_first_chunk.tolist())
     return [Genome(log_odds[first:stop], features[first:stop]) for first, stop in spans]
@@ -130,6 +130,16 @@ def read_planted(run: Path, truth: Path) -> Planted:
             place = None if "-" in ends else (int(ends[0]) / chunk_bp, int(ends[1]) / chunk_bp)
             planted.append((genome, place))
     return planted
+
+
+def _gather(run: Path, store: FrameStore, kind: str) -> Float64Array:
+    """Return the mean embedding of the rows of each chunk; all have its DNA."""
+    reader = EmbeddingReader(sorted((run / "checkpoints" / kind).glob("*.h5")))
+    rows = reader.gather(np.asarray(store.sequences(kind).representatives))  # type: ignore[arg-type]
+    num_rows = np.diff(store.chunk_first_frame)
+    sums = np.zeros((store.num_chunks, reader.embedding_dim))
+    np.add.at(sums, store.find_chunks(np.arange(store.num_rows)), rows)
+    return sums / np.maximum(num_rows, 1)[:, None]
 
 
 def fit_weights(genomes: Genomes, penalty: float) -> Float64Array:

@@ -43,7 +43,7 @@ def test_predictions_are_the_forks_byte_for_byte(tmp_path: Path) -> None:
 def make_chunks(is_open, max_others, max_virus) -> ChunkCalls:
     counts = np.array(is_open, np.int64)
     maxima = np.array(max_others, F32), np.array(max_virus, F32)
-    return ChunkCalls(np.array(is_open), counts, counts - counts, *maxima, np.zeros(len(counts)))
+    return ChunkCalls(np.array(is_open), counts, counts - counts, *maxima)
 
 
 @needs_legacy

@@ -33,7 +33,6 @@ from virnucpro.scoring.classifier_files import (
     read_classifier,
     save_classifier,
 )
-from virnucpro.scoring.record_model import RecordModel
 from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 
 
@@ -150,7 +149,7 @@ def test_metadata_must_agree_with_the_tensors(published: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ('{"format_version": 6}', "version 6, and this program reads versions 1 to 5"),
+        ('{"format_version": 5}', "version 5, and this program reads versions 1 to 4"),
         ('{"format_version": 1, "class_names": ["virus", "others"]}', "the classes are"),
         ('{"format_version": 1, "class_names": ["others", "virus"]}', "cannot be read"),
         ('{"format_version": 2, "origin": 1e999}', "cannot be read as a classifier .*JSON"),
@@ -232,25 +231,6 @@ def test_numbers_for_regions_are_kept_and_those_of_a_wrong_size_are_refused(tmp_
     wrong = replace(about, regions=replace(regions, weights=(1.0,)))
     save_classifier(path, head.state_dict(), wrong)
     with pytest.raises(ClassifierError, match=r"1 weights for regions, wanted 22 or none"):
-        load_classifier(path)
-
-
-def test_weights_for_records_are_kept_and_need_version_5(tmp_path: Path) -> None:
-    sizes = ChunkHeadSizes(dna_dim=8, protein_dim=12)
-    head, path = ChunkHead(sizes), tmp_path / "chunks.safetensors"
-    about = replace(METADATA, frame_rule="stretches:2:20", chunk_head=sizes)
-    save_classifier(path, head.state_dict(), about)
-    assert load_classifier(path).record_model is None
-    records = RecordModel(tuple(range(8 + 12 + 1)), most_chunks=20)
-    save_classifier(path, head.state_dict(), replace(about, records=records))
-    found = load_classifier(path)
-    assert found.record_model == records
-    assert found.metadata.describe()["records"] == {"most_chunks": 20}
-    with safe_open(path, "pt") as file:
-        assert json.loads(file.metadata()["virnucpro_classifier"])["format_version"] == 5
-    wrong = replace(about, records=replace(records, weights=(1.0,)))
-    save_classifier(path, head.state_dict(), wrong)
-    with pytest.raises(ClassifierError, match=r"1 weights for records, wanted 21 or none"):
         load_classifier(path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import random
 import shutil
@@ -16,7 +15,6 @@ import torch
 from click.testing import CliRunner
 
 from tests.runs import predict_options, read_table, read_tables
-from tools.chunk_embeddings import read_chunk_embeddings
 from tools.make_demo_weights import DNA_DIM, PROTEIN_DIM
 from virnucpro import CallConfig, PredictConfig, PredictResult, call, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
@@ -27,7 +25,6 @@ from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ChunkClassifier, ClassifierMetadata
 from virnucpro.scoring.classifier_files import read_classifier, save_classifier
-from virnucpro.scoring.record_model import RecordModel
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store import open_frame_store
 
@@ -221,36 +218,6 @@ def test_the_open_frames_of_a_chunk_are_scored_together(
             assert float(row["score"]) == pytest.approx(sigmoid(np.mean(logits)), abs=_STEP)
     call(CallConfig(run_dir=result.output_dir))
     assert read_tables(result.output_dir) == tables
-
-
-def test_weights_for_records_add_to_the_mean_logit(finished, weights, tmp_path) -> None:
-    config, result = finished
-    state, metadata, _ = read_classifier(Path(weights["model_path"]))
-    numbers = np.random.default_rng(0).normal(scale=0.1, size=DNA_DIM + PROTEIN_DIM + 1)
-    path = tmp_path / "records.safetensors"
-    records = RecordModel(tuple(numbers.tolist()), most_chunks=3)
-    save_classifier(path, state, replace(metadata, records=records))
-    weighed = predict(replace(config, output_dir=tmp_path / "out", model_path=path))
-    store = open_frame_store(result.directory.frame_store_dir)
-    said = read_chunk_embeddings(result.output_dir, store) @ numbers[:-1] + numbers[-1]
-    said[np.diff(store.chunk_first_frame) == 0] = np.nan
-    scores = [
-        [float(row["score"].replace("NA", "nan")) for row in read_table(each.directory.records_tsv)]
-        for each in (result, weighed)
-    ]
-    counts = []
-    spans = itertools.pairwise(store.record_first_chunk.tolist())
-    for before, after, (first, stop) in zip(*scores, spans, strict=True):
-        known = said[first:stop][~np.isnan(said[first:stop])]
-        assert np.isnan(after) == np.isnan(before) == (not len(known))
-        if len(known):
-            # ln 3 is the most that counts.
-            added = min(np.log(len(known)) / np.log(3), 1) * known.mean()
-            logit = np.log(before) - np.log1p(-before) + added
-            assert after == pytest.approx(sigmoid(logit), abs=1e-3)
-            counts.append(len(known))
-    assert {1, 2, 3, 4} <= set(counts)
-    assert np.nanmax(np.abs(np.subtract(*scores))) > 0.01
 
 
 def test_run_json_and_the_log_name_the_rule(finished, weights) -> None:

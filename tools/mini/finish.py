@@ -2,13 +2,12 @@
 
     python -m tools.mini.finish run virnucpro/data/mini work --genomes train_*.npz
 
-It exports the best model of the run. It draws records of 10 kb from the train split, and fits what
-the embeddings of its chunks add to the score of a record. It draws records of several lengths from
-the valid split, as many of each kind, and lets `virnucpro predict` score them. The calibration of
-each classifier is fitted to these records: kinds weigh as in the training, and every length counts
-the same. Cross-fitting over groups gives each record a probability that owes nothing to its
-relatives. These probabilities give the calibration error and the default threshold. Each
-classifier's file also gets the identities of its encoders' weights, and the origin of the model.
+It exports the best model of the run. It draws records of several lengths from the valid split, as
+many of each kind, and lets `virnucpro predict` score them. The calibration of each classifier is
+fitted to these records: kinds weigh as in the training, and every length counts the same. Cross-
+fitting over groups gives each record a probability that owes nothing to its relatives. These
+probabilities give the calibration error and the default threshold. Each classifier's file also gets
+the identities of its encoders' weights, and the origin of the model.
 """
 
 from __future__ import annotations
@@ -31,15 +30,8 @@ from tools.mini.calibrating import (
     share_called,
 )
 from tools.mini.export import export_model
-from tools.mini.fit_records import fit_record_model
 from tools.mini.genomes import Genomes, read_genomes
-from tools.mini.records import (
-    CHUNK_LENGTHS_BP,
-    LENGTHS_BP,
-    call_records,
-    draw_as_in_training,
-    draw_records,
-)
+from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_records
 from tools.mini.teachers import SETTINGS_NAME, read_run
 from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
@@ -47,25 +39,6 @@ from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 
 # The valid split has been drawn from with small seeds while the model was chosen.
 _SEED = 1_000_000
-
-
-def add_record_model(
-    train: Genomes,
-    model: Path,
-    chunk_length_bp: int,
-    work: Path,
-    length_bp: int,
-    num_records: int,
-) -> None:
-    """Write a classifier again, with what embeddings add to the score of a record."""
-    records = draw_as_in_training(train, length_bp, num_records, _SEED)
-    directory = work / f"{chunk_length_bp}_train"
-    call_records(records, model, chunk_length_bp, directory)
-    path = model / f"{chunk_length_bp}_model.safetensors"
-    state, metadata, changes = read_classifier(path)
-    assert metadata is not None, "export_model writes it"
-    fitted = fit_record_model(directory / "predicted", records.is_viral)
-    save_classifier(path, state, dataclasses.replace(metadata, records=fitted), changes)
 
 
 def score_valid(
@@ -136,13 +109,9 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="the directory of the finished model")
     parser.add_argument("work", type=Path, help="a directory for the records and their runs")
     parser.add_argument(
-        "--genomes", type=Path, nargs="+", required=True, help="packed, with train and valid"
+        "--genomes", type=Path, nargs="+", required=True, help="packed, with the split valid"
     )
     parser.add_argument("--num-of-kind", type=int, default=250, help="records of each length")
-    parser.add_argument(
-        "--train-length", type=int, default=10_000, metavar="BP", help="of the records of train"
-    )
-    parser.add_argument("--num-train", type=int, default=2000, help="records of train")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
     parser.add_argument(
         "--exempt", nargs="*", default=[], metavar="KIND", help="kinds that set no threshold"
@@ -152,14 +121,11 @@ def main() -> None:
     )
     parser.add_argument("--chunk-lengths", type=int, nargs="+", default=CHUNK_LENGTHS_BP)
     args = parser.parse_args()
-    train, valid = (read_genomes(args.genomes, split) for split in ("train", "valid"))
+    valid = read_genomes(args.genomes, "valid")
     origin = describe_origin(args.genomes, args.run)
     export_model(args.output, *read_run(args.run))
     for chunk_length_bp in args.chunk_lengths:
         path = args.output / f"{chunk_length_bp}_model.safetensors"
-        add_record_model(
-            train, args.output, chunk_length_bp, args.work, args.train_length, args.num_train
-        )
         records, run = score_valid(
             valid, args.output, chunk_length_bp, args.work, args.lengths, args.num_of_kind
         )

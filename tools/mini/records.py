@@ -32,14 +32,13 @@ _LETTERS = np.frombuffer(b"ACGTN", np.uint8)
 
 
 class DrawnRecords(NamedTuple):
-    """Records of one length.
+    """Records of one length, as many of each kind.
 
     Attributes:
         codes_NL: uint8.
         kinds_N: The kind of each, `class/sub-class`.
         groups_N: The group of each; relatives share one.
-        weight_N: float64, the share of its kind in a training, divided by the records that stand
-            for the kind.
+        weight_N: float64, the share of its kind in a training, divided by the kind's records.
     """
 
     codes_NL: Tensor
@@ -98,27 +97,6 @@ def draw_records(genomes: Genomes, length_bp: int, num_of_kind: int, seed: int) 
         np.array(sampler.kinds)[kinds],
         np.array(genomes.names["group"])[groups],
         share_J[kinds].numpy() / num_of_kind,
-    )
-
-
-def draw_as_in_training(
-    genomes: Genomes, length_bp: int, num_records: int, seed: int
-) -> DrawnRecords:
-    """Return records of `length_bp`, of each kind as many as it has chunks in a training.
-
-    Args:
-        genomes: Where to draw from.
-        length_bp: L.
-        num_records: N.
-        seed: The same seed gives the same records.
-    """
-    sampler = Sampler(genomes, length_bp, torch.Generator().manual_seed(seed))
-    codes_NL, sequence_N = sampler.draw_chunks(sampler.weight_S, num_records)
-    return DrawnRecords(
-        codes_NL,
-        np.array(sampler.kind_of(sequence_N)),
-        np.array(genomes.names["group"])[genomes.labels["group"][sequence_N].numpy()],
-        np.full(num_records, 1 / num_records),
     )
 
 

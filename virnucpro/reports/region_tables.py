@@ -42,7 +42,8 @@ class Region(NamedTuple):
         is_provirus: Whether its record is not called viral.
         num_open_chunks: Chunks with a score in it.
         score: Made of these chunks as the score of a record is.
-        probability: That of a record of these chunks; NaN without a calibration.
+        probability: That of a record with this score and as many chunks; NaN without a
+            calibration.
     """
 
     record: int

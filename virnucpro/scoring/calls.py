@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array
-from virnucpro.scoring.record_model import RecordModel
 
 CODON_BP = 3
 
@@ -39,8 +38,6 @@ class ChunkCalls(NamedTuple):
         num_unscored: Open frames of the chunk that have no scores.
         max_others: float32, the maximum P(others) of its frames.
         max_virus: float32, the maximum P(virus) of its frames.
-        for_record: float64, what the `RecordModel` of the classifier says of the chunk; 0 without
-            one.
     """
 
     is_open: BoolArray
@@ -48,7 +45,6 @@ class ChunkCalls(NamedTuple):
     num_unscored: Int64Array
     max_others: Float32Array
     max_virus: Float32Array
-    for_record: Float64Array
 
     @property
     def is_virus(self) -> BoolArray:
@@ -64,8 +60,8 @@ class RecordCalls(NamedTuple):
         num_open_chunks: Chunks with a scored open frame.
         num_frames: Open frames of the record.
         num_viral_chunks: Open chunks that are called viral.
-        score: float64, the mean score of the open chunks, or what `call_by_logits` makes of their
-            logits; NaN if there is no call.
+        score: float64, the mean score of the open chunks, or of a head over chunks the sigmoid of
+            their mean logit; NaN if there is no call.
         call: `virus`, `others`, or `none`; `decide_calls` replaces what the score alone says.
         reason: Why there is no call: `empty`, `too_short`, and `no_open_frame` or `no_stretch` by
             the frame rule; `out_of_memory` if frames of the record have no scores, even if other
@@ -115,7 +111,6 @@ def call_chunks(frame_scores: Float32Array, chunk_first_frame: Int64Array) -> Ch
         num_unscored=num_unscored,
         max_others=max_others,
         max_virus=max_virus,
-        for_record=np.zeros(len(num_frames)),
     )
 
 
@@ -140,7 +135,6 @@ def call_chunk_logits(
         num_unscored=num_unscored,
         max_others=max_others,
         max_virus=max_virus,
-        for_record=np.zeros(len(num_frames)),
     )
 
 
@@ -212,22 +206,17 @@ def take_screened(
     return records._replace(**taken, judged_by=judged_by)
 
 
-def call_by_logits(
-    records: RecordCalls,
-    chunks: ChunkCalls,
-    record_first_chunk: Int64Array,
-    model: RecordModel | None = None,
+def call_by_mean_logit(
+    records: RecordCalls, chunks: ChunkCalls, record_first_chunk: Int64Array
 ) -> RecordCalls:
     """Return the records with the scores that a classifier over chunks gives them.
 
-    The score is the sigmoid of the mean logit of the scored chunks. With a record model, the mean
-    of what its weights say of these chunks is added to the mean logit, as much as it counts.
+    The score is the sigmoid of the mean logit of the scored chunks.
 
     Args:
         records: What `call_records` says of the chunks.
         chunks: The calls of all chunks.
         record_first_chunk: int64 (R + 1); record r has the chunks from entry r to entry r + 1.
-        model: The record model of the classifier; None if it has none.
     """
     num_records = len(records.call)
     record_of_chunk = np.repeat(np.arange(num_records), np.diff(record_first_chunk))[chunks.is_open]
@@ -237,10 +226,7 @@ def call_by_logits(
         for probability in (chunks.max_virus, chunks.max_others)
     )
     logits = np.log(virus) - np.log(others)
-    total = np.asarray(np.bincount(record_of_chunk, logits, num_records), np.float64)
-    if model is not None:
-        added = np.bincount(record_of_chunk, chunks.for_record[chunks.is_open], num_records)
-        total = total + model.count(records.num_open_chunks) * added
+    total = np.bincount(record_of_chunk, weights=logits, minlength=num_records)
     score = sigmoid(_divide_where(total, records.num_open_chunks, records.call != "none"))
     return records._replace(score=score, call=make_calls(score, 0.5))
 

@@ -24,7 +24,6 @@ from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHead, ChunkHeadSizes
-from virnucpro.scoring.record_model import RecordModel
 from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 
 CLASS_NAMES = ("others", "virus")
@@ -57,8 +56,6 @@ class ClassifierMetadata:
         frame_rule: What of a chunk was embedded, as `str` of a `FrameRule`.
         chunk_head: The sizes of the head over chunks; None for the MLP over frames.
         regions: What finds viral regions; None for the defaults. Only a head over chunks has it.
-        records: What the embeddings add to the score of a record; None for nothing. Only a head
-            over chunks has it.
         finetuned: How the encoders were trained with it, as JSON values; None if they were not.
     """
 
@@ -75,15 +72,13 @@ class ClassifierMetadata:
     frame_rule: str = str(OPEN_RULE)
     chunk_head: ChunkHeadSizes | None = None
     regions: RegionModel | None = None
-    records: RecordModel | None = None
     finetuned: Mapping[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return it in words of JSON for run.json, without weights."""
+        """Return it in words of JSON for run.json, but for the weights of the region model."""
         document = asdict(self)
-        for name in ("regions", "records"):
-            if document[name] is not None:
-                del document[name]["weights"]
+        if self.regions is not None:
+            del document["regions"]["weights"]
         return document
 
 
@@ -128,11 +123,6 @@ class Classifier:
     def region_model(self) -> RegionModel:
         """What finds viral regions."""
         return (self.metadata and self.metadata.regions) or REGION_MODEL
-
-    @property
-    def record_model(self) -> RecordModel | None:
-        """What the embeddings add to the score of a record; None for nothing."""
-        return None if self.metadata is None else self.metadata.records
 
     @property
     def weights_locations(self) -> tuple[str, str]:

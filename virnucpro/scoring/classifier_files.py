@@ -35,15 +35,13 @@ from virnucpro.scoring.classifier import (
     ClassifierMetadata,
     FrameClassifier,
 )
-from virnucpro.scoring.record_model import RecordModel
 from virnucpro.scoring.region_model import RegionModel
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 4
 """Version 2 adds the identities of the weights, the calibration and the origin to version 1.
 Version 3 adds the frame rule, the kind of head and the threshold; a file of version 2 means `open`
 and `frame`, without a threshold. `regions` came later and may be left out.
-Version 4 adds tensors that change the encoders, and version 5 adds `records`. A file has the lowest
-version that knows all of it."""
+Version 4 adds tensors that change the encoders; a file without such tensors has a lower version."""
 
 # Of the frame rule in a file: each chunk takes memory for so many.
 _MAX_STRETCHES = 256
@@ -138,12 +136,12 @@ def save_classifier(
     tensors_of_changes = name_tensors(changes)
     _check_changes(path, metadata, take_changes(path, dict(tensors_of_changes)))
     document: dict[str, Any] = {
-        "format_version": 5 if metadata.records is not None else 4 if tensors_of_changes else 3,
+        "format_version": FORMAT_VERSION if tensors_of_changes else 3,
         "class_names": list(CLASS_NAMES),
         **asdict(metadata),
     }
     # The same bytes as ever.
-    for name in ("regions", "records", "finetuned"):
+    for name in ("regions", "finetuned"):
         if document[name] is None:
             del document[name]
     sizes = document.pop("chunk_head")
@@ -321,29 +319,21 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
     if values.get("regions") is not None:
-        values["regions"] = RegionModel(**values["regions"])
-    if values.get("records") is not None:
-        values["records"] = RecordModel(**values["records"])
-    metadata = ClassifierMetadata(**values)
-    _check_weights(path, metadata)
-    return metadata
+        values["regions"] = _parse_regions(path, values["regions"], values["chunk_head"])
+    return ClassifierMetadata(**values)
 
 
-def _check_weights(path: Path, metadata: ClassifierMetadata) -> None:
-    """Check that there is a weight for each number of an embedding, and for what else is weighed.
-
-    Raises:
-        ClassifierError: There are more or fewer weights.
-    """
-    # Those for regions weigh the logit, too, and both have a constant.
-    for name, model, more in (("regions", metadata.regions, 2), ("records", metadata.records, 1)):
-        wanted = metadata.dna_dim + metadata.protein_dim + more
-        found = len(model.weights) if model is not None else 0
-        if found and (found != wanted or metadata.chunk_head is None):
-            raise ClassifierError(
-                f"{path}: {found} weights for {name}, wanted {wanted} or none, and a head of the "
-                "kind chunk; the file is damaged"
-            )
+def _parse_regions(
+    path: Path, document: Mapping[str, Any], sizes: ChunkHeadSizes | None
+) -> RegionModel:
+    model = RegionModel(**document)
+    wanted = 0 if sizes is None else sizes.dna_dim + sizes.protein_dim + 2
+    if len(model.weights) not in (0, wanted):
+        raise ClassifierError(
+            f"{path}: {len(model.weights)} weights for regions, wanted {wanted} or none; the file "
+            "is damaged"
+        )
+    return model
 
 
 def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | None:

@@ -25,7 +25,7 @@ from virnucpro.scoring.calls import (
     NO_STRETCH,
     ChunkCalls,
     RecordCalls,
-    call_by_logits,
+    call_by_mean_logit,
     call_chunk_logits,
     call_chunks,
     call_records,
@@ -35,7 +35,6 @@ from virnucpro.scoring.chunk_head import NUM_FEATURES
 from virnucpro.scoring.classifier import ChunkClassifier, Classifier, FrameClassifier
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.scoring.decisions import Decision, check_calibrated, decide_calls
-from virnucpro.scoring.record_model import join_embeddings
 from virnucpro.scoring.screened import Screened
 from virnucpro.sequences.frame_store import FrameStore
 
@@ -183,9 +182,9 @@ def score_records(
     records = call_records(
         chunks, store.record_first_chunk, store.record_lengths, config.min_length_bp
     )
-    # A head over chunks gives logits, so its records are scored by logits.
+    # A head over chunks gives logits, so its records are scored by the mean of logits.
     if isinstance(classifier, ChunkClassifier):
-        records = call_by_logits(records, chunks, store.record_first_chunk, classifier.record_model)
+        records = call_by_mean_logit(records, chunks, store.record_first_chunk)
     if classifier.rule.kind == "stretches":
         reason = np.where(records.reason == "no_open_frame", NO_STRETCH, records.reason)
         records = records._replace(reason=reason)
@@ -262,20 +261,15 @@ def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkCl
     """
     num_unscored = np.zeros(store.num_chunks, np.int64)
     logits = np.full(store.num_chunks, np.nan, np.float32)
-    regions, records = classifier.region_model, classifier.record_model
-    weighed, for_record = np.full(store.num_chunks, np.nan), np.zeros(store.num_chunks)
+    model = classifier.region_model
+    weighed = np.full(store.num_chunks, np.nan) if model.weights else None
     for scored, arrays in _one_ahead(_gather_chunks(store, passes, classifier, num_unscored)):
         logits[scored] = classifier.score(*arrays)
-        if regions.weights or records is not None:
+        if weighed is not None:
             dna_CQ, protein_CSP, _, is_stretch_CS = arrays
-            embeddings_CE = join_embeddings(dna_CQ, protein_CSP, is_stretch_CS)
-        if regions.weights:
-            weighed[scored] = regions.weigh(embeddings_CE, logits[scored])
-        if records is not None:
-            for_record[scored] = records.weigh(embeddings_CE)
-    chunks = call_chunk_logits(logits, np.diff(store.chunk_first_frame), num_unscored)
-    chunks = chunks._replace(for_record=for_record)
-    return Scores(chunks, None, weighed if regions.weights else None)
+            weighed[scored] = model.weigh(dna_CQ, protein_CSP, is_stretch_CS, logits[scored])
+    num_rows = np.diff(store.chunk_first_frame)
+    return Scores(call_chunk_logits(logits, num_rows, num_unscored), None, weighed)
 
 
 def _gather_chunks(

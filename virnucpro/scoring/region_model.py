@@ -1,6 +1,7 @@
 """The numbers by which viral regions are found; a classifier's file may have its own.
 
-Shapes: N chunks, Q numbers of a DNA embedding, P numbers of a protein embedding.
+Shapes: N chunks, S stretches of a chunk, Q numbers of a DNA embedding, P numbers of a protein
+embedding.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float32Array, Float64Array
-from virnucpro.scoring.record_model import weigh_columns
+from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,26 @@ class RegionModel:
         if min(self.most, self.switch, self.background, self.min_length_bp) < 0:
             raise ValueError("a region model with numbers out of range")
 
-    def weigh(self, embeddings_NE: Float64Array, logits_N: Float32Array) -> Float64Array:
+    def weigh(
+        self,
+        dna_NQ: Float32Array,
+        protein_NSP: Float32Array,
+        is_stretch_NS: BoolArray,
+        logits_N: Float32Array,
+    ) -> Float64Array:
         """Return float64 (N,): the evidence that each chunk is viral, by the weights.
 
         Args:
-            embeddings_NE: float64 (N, Q + P), what `join_embeddings` returns of the chunks.
+            dna_NQ: float32, the embedding of each chunk's DNA.
+            protein_NSP: float32, the embeddings of its stretches; zeros where there is none.
+            is_stretch_NS: Where there is a stretch, at least one for each chunk.
             logits_N: float32, what the classifier says of each chunk.
         """
-        columns = np.concatenate([embeddings_NE, logits_N[:, None]], axis=1, dtype=np.float64)
-        return weigh_columns(columns, self.weights)
+        protein_NP = protein_NSP.sum(1) / is_stretch_NS.sum(1, keepdims=True)
+        columns = np.concatenate([dna_NQ, protein_NP, logits_N[:, None]], axis=1, dtype=np.float64)
+        # Not a matrix product: its sums depend on the number of rows.
+        evidence_N: Float64Array = (columns * self.weights[:-1]).sum(1) + self.weights[-1]
+        return evidence_N
 
 
 REGION_MODEL = RegionModel()

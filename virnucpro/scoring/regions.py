@@ -68,7 +68,8 @@ class Regions(NamedTuple):
         is_provirus: bool (G,), whether it lies in a record that is not called viral.
         num_open_chunks: int64 (G,), the chunks with a score in it.
         score: float64 (G,), made of its chunks as the score of a record is.
-        probability: float64 (G,), that of a record of these chunks; NaN without a calibration.
+        probability: float64 (G,), that of a record with this score and as many chunks; NaN without
+            a calibration.
     """
 
     record: Int64Array
