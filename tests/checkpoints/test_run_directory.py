@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,15 @@ def test_embed_leaves_nothing_in_use_before_it_computes(tmp_path):
     assert not directory.is_used()
     (directory.path / "part-00000-000000.h5").touch()
     assert directory.is_used()
+
+
+def test_all_processes_mend_a_link_that_leads_nowhere(tmp_path):
+    directory, moved = RunDirectory(tmp_path / "out", "reads"), tmp_path / "moved"
+    directory.path.mkdir()
+    # The file system refuses so long a name, as it refuses a path whose server is away.
+    directory.checkpoints_dir.symlink_to(tmp_path / ("x" * 300))
+    assert directory.has_lost_checkpoints()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(directory.place_checkpoints, [moved] * 8))
+    assert directory.checkpoints_dir.readlink() == moved
+    assert list(directory.path.iterdir()) == [directory.checkpoints_dir]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -158,7 +159,8 @@ class RunDirectory(_OwnFiles):
             self.path.mkdir(parents=True, exist_ok=True)
             if leads_nowhere:
                 # In one step: another process of the launch may have made the new link by now.
-                new_link = link.with_name(f".{link.name}.{os.getpid()}")
+                # Not by process number: in containers, those of two machines are often equal.
+                new_link = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
                 new_link.symlink_to(target.resolve(), target_is_directory=True)
                 new_link.replace(link)
             # Another process of the launch was first. Below we see whether it made the same link.
@@ -180,7 +182,8 @@ class RunDirectory(_OwnFiles):
 
     def has_lost_checkpoints(self) -> bool:
         """Tell whether the directory of the checkpoints is a link to one that is not there."""
-        return self.checkpoints_dir.is_symlink() and not self.checkpoints_dir.exists()
+        # Unlike `Path.exists`, this is False, too, if the server of the file is away.
+        return self.checkpoints_dir.is_symlink() and not os.path.exists(self.checkpoints_dir)  # noqa: PTH110
 
     screen_dir = _Named("screen")
     """The directory of the screen."""
