@@ -78,13 +78,19 @@ def test_a_terminal_gets_one_view_that_changes(tmp_path: Path):
     assert "30 of 30 rows" in last
 
 
-def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path):
-    told = Lines()
-    write_run(tmp_path, *[make_sample(at) for at in (0, 5, 12)])
-    path, lock_path = tmp_path / "metrics.jsonl", tmp_path / ".lock"
+def write_killed_run(directory: Path) -> Path:
+    """Write the metrics of a run of two hours ago that did not end."""
+    write_run(directory, *[make_sample(at) for at in (0, 5, 12)])
+    path = directory / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     earlier = [json.dumps(line | {"time": line["time"] - 7_200}) + "\n" for line in lines]
     path.write_text("".join(earlier))
+    return path
+
+
+def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path):
+    told, lock_path = Lines(), tmp_path / ".lock"
+    path = write_killed_run(tmp_path)
     asked = threading.Semaphore(0)
 
     def may_go_on() -> bool:
@@ -108,3 +114,23 @@ def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path
         "nothing heard for 2 h 0 min, and no process holds the lock: the run ended without saying "
         "so"
     ]
+
+
+def test_a_run_that_begins_again_is_followed(tmp_path: Path):
+    told, stop = Lines(), threading.Event()
+    path = write_killed_run(tmp_path)
+    killed = path.read_text()
+    with Monitor(path):
+        resumed = path.read_text().removeprefix(killed)
+    path.write_text(killed)
+
+    def may_go_on() -> bool:
+        path.write_text(killed + resumed.partition("\n")[0] + "\n")
+        stop.set()
+        return False
+
+    follow(
+        RunState(path), Console(file=io.StringIO()), stop, say=told, may_go_on=may_go_on, seconds=0
+    )
+    assert len(told) == 1
+    assert told[0].endswith("nothing heard for 2 h 0 min")

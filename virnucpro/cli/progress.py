@@ -97,7 +97,7 @@ def follow(
         while True:
             # Asked before reading, so that the last lines of the metrics are still shown.
             is_gone = silence is not None and may_go_on is not None and not may_go_on()
-            is_last = stop.is_set() or is_gone
+            is_last = stop.is_set()
             # State by state, because a pass may have ended between two updates.
             for now in state.read():
                 if live is None:
@@ -108,9 +108,11 @@ def follow(
                 say(f"Warning: {warning}")
             num_warnings = len(state.warnings)
             silence = describe_silence(state)
+            # The next run may have begun meanwhile.
+            is_gone = is_gone and silence is not None
             if live is not None:
                 live.refresh()
-            if is_last or state.outcome is not None:
+            if is_last or is_gone or state.outcome is not None:
                 break
             stop.wait(seconds)
     # The live view says it, too.
