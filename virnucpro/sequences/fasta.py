@@ -20,7 +20,7 @@ from virnucpro.config import STDIN
 from virnucpro.errors import InputError, first_line
 from virnucpro.sequences.gunzip import MAGIC as GZIP_MAGIC
 from virnucpro.sequences.gunzip import Gunzip
-from virnucpro.sequences.judging import judge_alphabet
+from virnucpro.sequences.judging import describe_letter, judge_alphabet
 from virnucpro.sequences.parsing import (
     LINES_OF_FASTQ,
     BlockReader,
@@ -51,7 +51,6 @@ _MAX_FASTQ_BYTES = 1 << 24
 # quarter of this limit, and with line breaks less than the half.
 _MAX_RECORD_BYTES = 1_000_000_000
 _LINE_BYTES = 50
-_ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
 
 logger = logging.getLogger(__name__)
@@ -347,7 +346,8 @@ class RecordReader:
             return record
         invalid = unusual.translate(None, _VALID_BYTES[self._alphabet])
         if invalid:
-            raise InputError(self._describe_letter(record, letters.index(invalid[:1]), place))
+            wrong = describe_letter(record, letters.index(invalid[:1]), self._alphabet)
+            raise InputError(f"{self._name}, {place}: {wrong}")
         return self._read_unusual(record, unusual) if self._change_letters else record
 
     def _read_unusual(self, record: Record, unusual: bytes) -> Record:
@@ -373,17 +373,6 @@ class RecordReader:
             return record
         self.num_changed += 1
         return record._replace(sequence=sequence)
-
-    def _describe_letter(self, record: Record, position: int, place: str) -> str:
-        letter = record.sequence[position]
-        wanted = "a nucleotide" if self._alphabet == "dna" else "an amino acid"
-        text = (
-            f"{self._name}, {place}: record {record.id[:80]!r} has {letter!r} at "
-            f"position {position + 1}, which is not {wanted} letter"
-        )
-        if self._alphabet == "dna" and letter in _ONLY_IN_PROTEINS:
-            return f"{text}; it looks like a protein: `virnucpro embed --backend esm2` reads those"
-        return f"{text}; remove it, or write {'N' if self._alphabet == 'dna' else 'X'} in its place"
 
 
 def check_beginnings(

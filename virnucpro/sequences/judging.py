@@ -17,6 +17,7 @@ _MIN_LETTERS_TO_JUDGE_BY = 20
 # Proteins have A, C, G and T for 22 % of their residues, and silk for 80 %.
 _MAX_BASES_IN_PROTEINS = 0.95
 _MIN_BASES_IN_DNA = 0.5
+_ONLY_IN_PROTEINS = frozenset("EFIJLOPQZ*efijlopqz")
 
 
 def judge_alphabet(
@@ -64,3 +65,16 @@ def _judge(num_bases: int, num_letters: int, alphabet: Alphabet, name: str) -> N
         f"letters in its first records are A, C, G, T or U; choose a backend for {found}, or give "
         "--force-alphabet"
     )
+
+
+def describe_letter(record: Record, position: int, alphabet: Alphabet) -> str:
+    """Return where a record has a letter that is not in the alphabet, and what to do about it."""
+    letter = record.sequence[position]
+    wanted, unknown = ("a nucleotide", "N") if alphabet == "dna" else ("an amino acid", "X")
+    text = (
+        f"record {record.id[:80]!r} has {letter!r} at position {position + 1}, which is not "
+        f"{wanted} letter"
+    )
+    if alphabet == "dna" and letter in _ONLY_IN_PROTEINS:
+        return f"{text}; it looks like a protein: `virnucpro embed --backend esm2` reads those"
+    return f"{text}; remove it, or write {unknown} in its place"
