@@ -65,7 +65,7 @@ def test_the_command_prints_and_writes_nothing(tmp_path, monkeypatch):
     assert result.exit_code == 0
     assert "9 records, 78 chunks, 156 stretches" in result.stdout
     assert "processes    2, each on cpu" in result.stdout
-    assert "a run does less" not in result.stdout
+    assert "a run without" not in result.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -74,7 +74,7 @@ def test_an_empty_input_and_a_share_are_estimated(tmp_path):
     words = ["predict", tmp_path / "empty.fa", "--dry-run", "--allow-empty", "--shard=1/2"]
     result = CliRunner().invoke(main, [*map(str, words), "-m", "mini", "--device", "cpu"])
     assert result.stdout.startswith("input        0 records, 0 chunks, 0 stretches\n")
-    assert result.stdout.endswith("\nWith --shard, a run does less than these figures say\n")
+    assert result.stdout.endswith("\nThese figures are for a run without --shard\n")
 
 
 def test_a_speed_that_profile_stored_is_used(done, estimated, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
     echo(f"time         about {format_seconds(found.seconds)}")
     for name in ("screen", "shard"):
         if getattr(config, name):
-            echo(f"With --{name}, a run does less than these figures say")
+            echo(f"These figures are for a run without --{name}")
     if found.card_seconds:
         # Measured for the published models only.
         cards = [f"{card} {format_seconds(one)}" for card, one in found.card_seconds.items()]
