@@ -183,7 +183,8 @@ class RunDirectory(_OwnFiles):
     def has_lost_checkpoints(self) -> bool:
         """Tell whether the directory of the checkpoints is a link to one that is not there."""
         # Unlike `Path.exists`, this is False, too, if the server of the file is away.
-        return self.checkpoints_dir.is_symlink() and not os.path.exists(self.checkpoints_dir)  # noqa: PTH110
+        link = self.checkpoints_dir
+        return link.is_symlink() and not os.path.exists(link)  # noqa: PTH110
 
     screen_dir = _Named("screen")
     """The directory of the screen."""
