@@ -111,8 +111,7 @@ def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path
         assert line.endswith("1,000 rows), 100 tokens/s, nothing heard for 2 h 0 min")
     follower.join(PATIENCE_S)
     assert told[1:] == [
-        "nothing heard for 2 h 0 min, and no process holds the lock: the run ended without saying "
-        "so"
+        "nothing heard for 2 h 0 min, and no process holds the lock: the run was probably killed"
     ]
 
 

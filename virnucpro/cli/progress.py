@@ -119,7 +119,7 @@ def follow(
     if live is None and with_ends and state.outcome is not None:
         say(describe_outcome(state))
     elif is_gone and state.outcome is None:
-        say(f"{silence}, and no process holds the lock: the run ended without saying so")
+        say(f"{silence}, and no process holds the lock: the run was probably killed")
 
 
 class _Lines:
