@@ -74,7 +74,9 @@ def test_the_summary_of_a_run(directory, capsys) -> None:
 def test_the_summary_of_a_run_with_a_prefix_names_its_files(tmp_path: Path, capsys) -> None:
     (tmp_path / "s1_run.json").write_text(json.dumps(RUN))
     echo_summary(RunDirectory(tmp_path, "s1", "s1"), as_json=False, quiet=False)
-    assert capsys.readouterr().out.endswith(f"results: {tmp_path}/s1_*\n")
+    out = capsys.readouterr().out
+    assert out.endswith(f"results: {tmp_path}/s1_*\n")
+    assert "(proviruses): s1_viral_regions.tsv\n" in out
 
 
 def test_a_full_disk_under_standard_output_is_explained() -> None:

@@ -99,7 +99,7 @@ def echo_summary(
     headings = ("most viral records", "bp", "score", "probability", "call", "confidence")
     blocks = [
         format_table(("call", "records"), rows),
-        "\n".join(_describe_calls(counts, rule)),
+        "\n".join(_describe_calls(counts, rule, directory.regions_tsv.name)),
         format_table(headings, best) if best else "",
         f"{_describe_time(summary['seconds'], seconds)}\n"
         f"results: {directory.output_path}{'_*' if directory.prefix else ''}",
@@ -107,7 +107,9 @@ def echo_summary(
     echo("\n" + "\n\n".join(filter(None, blocks)))
 
 
-def _describe_calls(counts: Mapping[str, int], rule: Mapping[str, Any]) -> Iterator[str]:
+def _describe_calls(
+    counts: Mapping[str, int], rule: Mapping[str, Any], regions_name: str
+) -> Iterator[str]:
     threshold, expected = rule["threshold"], rule["expected_fdr"]
     if threshold is None:
         yield "no record may be called viral: none meets the bound on false discoveries"
@@ -124,7 +126,7 @@ def _describe_calls(counts: Mapping[str, int], rule: Mapping[str, Any]) -> Itera
     # Runs of earlier states do not count them.
     if number := counts.get("proviruses", 0):
         regions = count(number, "viral region")
-        yield f"{regions} in records that are not called viral (proviruses): viral_regions.tsv"
+        yield f"{regions} in records that are not called viral (proviruses): {regions_name}"
 
 
 def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:
