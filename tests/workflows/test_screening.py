@@ -105,6 +105,8 @@ def test_the_large_models_see_the_other_records_only(
     assert 0 < len(rows) < document["counts"]["distinct_dna"]
     assert document["counts"]["unscored_frames"] == 0
     assert next(iter(document["passes"])) == "screen: DNA embeddings"
+    # The small model reads stretches, whatever the large ones read.
+    assert "screen: find stretches" in document["seconds"]
     messages = [line.partition(": ")[2] for line in directory.run_log.read_text().splitlines()]
     for words in ("frame rule: ", "DNA embeddings: "):
         found = [message.partition(words)[0] for message in messages if words in message]

@@ -35,6 +35,7 @@ from virnucpro.scoring.frame_scores import (
 )
 from virnucpro.scoring.screened import Screened, choose_bound, expect_loss
 from virnucpro.sequences.frame_store import FrameStore
+from virnucpro.sequences.records import NAMES_OF_ROWS
 from virnucpro.workflows.finding import find_frames
 
 MINI = "mini"
@@ -91,7 +92,7 @@ def screen_records(
     """
     config, classifier, models = screen
     precision = choose_screen_precision(run.precision)
-    with run.stage("screen: find frames"):
+    with run.stage(f"screen: find {NAMES_OF_ROWS[classifier.rule.kind]}"):
         store = find_frames(
             run, directory.screen, config, models, classifier.rule, precision, read_before
         )
