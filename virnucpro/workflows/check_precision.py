@@ -275,7 +275,7 @@ def _call(
     decided = decide_calls(records, config, classifier.calibration, classifier.threshold).records
     chunk_scores = np.where(chunks.is_open, score_chunks(chunks), np.nan)
     return calls | {
-        "chunks": _Calls(chunk_scores, chunks.is_virus & chunks.is_open),
+        "chunks": _Calls(chunk_scores, chunks.is_virus),
         "records": _Calls(records.score, decided.call == "virus"),
     }
 

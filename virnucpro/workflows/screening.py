@@ -68,7 +68,7 @@ def open_screen_models(run: Run, config: PredictConfig) -> Screen:
     """
     if run.is_main and config.screen == config.model_type == MINI and config.model_path is None:
         logger.warning("the screen is the run's own model, so it saves no time")
-    with run.stage("screen: open models"):
+    with run.stage(f"{_PREFIX}open models"):
         config, classifier = open_screen(config)
         models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
@@ -92,7 +92,7 @@ def screen_records(
     """
     config, classifier, models = screen
     precision = choose_screen_precision(run.precision)
-    with run.stage(f"screen: find {NAMES_OF_ROWS[classifier.rule.kind]}"):
+    with run.stage(f"{_PREFIX}find {NAMES_OF_ROWS[classifier.rule.kind]}"):
         store = find_frames(
             run, directory.screen, config, models, classifier.rule, precision, read_before
         )
