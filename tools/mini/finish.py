@@ -2,7 +2,7 @@
 
     python -m tools.mini.finish run virnucpro/data/mini work --genomes train_*.npz
 
-It exports the best model of the run. It draws records of several lengths from the valid split, as
+It copies the best model of the run. It draws records of several lengths from the valid split, as
 many of each kind, and lets `virnucpro predict` score them. The calibration of each classifier is
 fitted to these records: kinds weigh as in the training, and every length counts the same. Cross-
 fitting over groups gives each record a probability that owes nothing to its relatives. These
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,9 @@ from tools.mini.calibrating import (
     measure_error,
     share_called,
 )
-from tools.mini.export import export_model
 from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_records
-from tools.mini.teachers import SETTINGS_NAME, read_run
+from tools.mini.settings import MODEL_NAME, SETTINGS_NAME
 from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
 from virnucpro.scoring.classifier_files import read_classifier, save_classifier
@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     valid = read_genomes(args.genomes, "valid")
     origin = describe_origin(args.genomes, args.run)
-    export_model(args.output, *read_run(args.run))
+    shutil.copytree(args.run / MODEL_NAME, args.output, dirs_exist_ok=True)
     for chunk_length_bp in args.chunk_lengths:
         path = args.output / f"{chunk_length_bp}_model.safetensors"
         records, run = score_valid(

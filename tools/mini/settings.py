@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from tools.mini.model import Sizes
-from tools.mini.teachers import read_protein_sizes, read_run
+from tools.mini.teachers import read_model, read_protein_sizes
 from virnucpro.config import FrameRule
+
+SETTINGS_NAME = "settings.json"
+MODEL_NAME = "model"
 
 CHUNK_LENGTHS_BP = (500, 500, 500, 300, 300, 200, 150, 700, 1000)
 _RULE = FrameRule("stretches")
@@ -47,7 +50,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--mask-rate", type=float, default=0.15)
     parser.add_argument("--guess-weight", type=float, default=0.1)
     parser.add_argument("--max-mutation-rate", type=float, default=0.7, help="of codons")
-    parser.add_argument("--teachers", type=Path, nargs="*", default=[], help="earlier outputs")
+    parser.add_argument("--teachers", type=Path, nargs="*", default=[], help="trained models")
     parser.add_argument("--teacher-weight", type=float, default=0.7, help="the truth has the rest")
     parser.add_argument(
         "--embedding-weight", type=float, default=0.5, help="of the teachers' protein embeddings"
@@ -57,21 +60,28 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     start.add_argument(
         "--init",
         type=Path,
-        metavar="RUN",
-        help="begin with an earlier run's best weights and sizes",
+        metavar="MODEL",
+        help="begin with a trained model; only --protein-layers may differ from its sizes",
     )
     parser.add_argument("--group-share", type=float, default=1.0, help="learn from fewer groups")
     parser.add_argument("--compile", action="store_true", help="on a GPU: with torch.compile")
     for field in fields(Sizes):
         if isinstance(field.default, int) and not isinstance(field.default, bool):
             name = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(name, type=int, default=field.default, help="a size of the model")
+            parser.add_argument(
+                name, type=int, help=f"a size of the model (default {field.default})"
+            )
     args = parser.parse_args()
-    names = [field.name for field in fields(Sizes) if hasattr(args, field.name)]
-    sizes = {name: getattr(args, name) for name in names}
+    begun = Sizes() if args.init is None else read_model(args.init)[0].sizes
+    given = {field.name: getattr(args, field.name, None) for field in fields(Sizes)}
+    sizes = {name: value for name, value in given.items() if value is not None}
     if args.protein_init is not None:
         sizes |= read_protein_sizes(args.protein_init)
-    args.sizes = Sizes(**sizes) if args.init is None else read_run(args.init)[0].sizes
+    args.sizes = replace(begun, **sizes)
+    if args.init is not None and args.sizes != replace(
+        begun, protein_layers=args.sizes.protein_layers
+    ):
+        parser.error(f"{args.init} has other sizes; of these only --protein-layers may differ")
     return args
 
 

@@ -1,69 +1,92 @@
-"""Trained runs that are read back: as teachers, to be measured, and weights to begin with.
+"""Trained models that are read back: as teachers, to be measured, and weights to begin with.
 
 Shapes: C chunks, F stretches of all chunks, D numbers of a protein embedding.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
+import copy
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from virnucpro_dnabert_s import backend as dna_backend
+from virnucpro_dnabert_s.weights import find_files, read_config, read_state_dict
 from virnucpro_esm2 import NUM_SPECIAL_TOKENS
 from virnucpro_esm2 import backend as protein_backend
 from virnucpro_esm2.weights import HUB_FILES, read_checkpoint
 
 from tools.mini.model import MiniModel, Sizes, judge
-from tools.mini.stretches import ChunkTokens, Proteins
+from tools.mini.stretches import ChunkTokens, Proteins, first_word_id
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.weights import locate_weights
-from virnucpro.config import FrameRule
-
-SETTINGS_NAME = "settings.json"
-WEIGHTS_NAME = "weights.safetensors"
-MODEL_NAME = "model"
+from virnucpro.config import MINI_LENGTHS_BP, FrameRule
+from virnucpro.scoring.classifier_files import read_classifier
 
 
-def read_run(run: Path) -> tuple[MiniModel, FrameRule]:
-    """Return the best model of a run of `tools.mini.train`, and the rule that it learned with."""
-    settings = json.loads((run / SETTINGS_NAME).read_text())
-    sizes = Sizes(**{field.name: settings[field.name] for field in fields(Sizes)})
-    model = MiniModel(sizes).eval().requires_grad_(False)
-    state = load_file(run / WEIGHTS_NAME)
-    model.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher_maps.")})
-    return model, FrameRule("stretches", settings["num_stretches"], settings["min_codons"])
+def read_model(directory: Path) -> tuple[MiniModel, FrameRule]:
+    """Return a small model from the files that `predict` reads, and its frame rule.
+
+    These files do not hold what guesses masked tokens: here it is random.
+
+    Args:
+        directory: The model that ships, or `model` in the output of `tools.mini.train`.
+    """
+    # The classifiers for both chunk lengths hold the same head.
+    path = directory / f"{MINI_LENGTHS_BP[0]}_model.safetensors"
+    head, metadata, _ = read_classifier(path)
+    if metadata is None or metadata.chunk_head is None:
+        raise ValueError(f"{path}: wanted a classifier over chunks, as tools.mini.train writes it")
+    files = find_files(directory / "dnabert_s")
+    config = read_config(files.config)
+    protein = str(directory / "esm2")
+    sizes = Sizes(
+        word_bp=next(bp for bp in itertools.count() if first_word_id(bp + 1) >= config.vocab_size),
+        dna_layers=config.num_hidden_layers,
+        dna_width=config.hidden_size,
+        dna_heads=config.num_attention_heads,
+        dna_inner=config.intermediate_size,
+        head_width=metadata.chunk_head.width,
+        hidden=metadata.chunk_head.hidden,
+        **read_protein_sizes(protein),
+    )
+    model = MiniModel(sizes)
+    model.dna.load_state_dict(read_state_dict(files, config))
+    load_protein(model, protein)
+    model.head.load_state_dict(head)
+    return model.eval().requires_grad_(False), FrameRule.parse(metadata.frame_rule)
 
 
 class Teacher:
-    """The best model of a run as `predict` computes it: fast, and without gradients.
+    """A trained model as `predict` computes it: fast, and without gradients.
 
     Attributes:
         protein_width: Numbers of its protein embeddings.
     """
 
-    def __init__(self, run: Path, word_bp: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Load the files that the run has exported.
+    def __init__(
+        self, directory: Path, word_bp: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Load a model from the files that `predict` reads.
 
         Raises:
             ValueError: Its DNA is cut into other words than those of `word_bp` bases.
         """
-        model, _ = read_run(run)
+        model, _ = read_model(directory)
         if model.sizes.word_bp != word_bp:
             raise ValueError(
-                f"{run}: learned words of {model.sizes.word_bp} bases, wanted a teacher that knows "
-                f"those of {word_bp}; give the same --word-bp"
+                f"{directory}: learned words of {model.sizes.word_bp} bases, wanted a teacher that "
+                f"knows those of {word_bp}; give the same --word-bp"
             )
         self.protein_width = model.sizes.protein_width
         self._head = model.head.to(device)
         self._encoders = [
             backend.load_encoder(
-                backend.open_weights(str(run / MODEL_NAME / name)),
+                backend.open_weights(str(directory / name)),
                 dtype=dtype,
                 device=device,
                 attention="auto",
@@ -89,7 +112,7 @@ class Teacher:
         return judge(self._head, embeddings, protein_FD, chunks), protein_FD
 
 
-def read_protein_sizes(location: str) -> dict[str, int | float | bool]:
+def read_protein_sizes(location: str) -> dict[str, Any]:
     """Return the sizes of published ESM-2 weights under their names in `Sizes`."""
     config = read_checkpoint(locate_weights(location, HUB_FILES)).config
     return {
@@ -112,6 +135,26 @@ def load_protein(model: MiniModel, location: str) -> None:
             part.copy_(source)
     if checkpoint.frequencies_R is not None:
         model.protein.set_rotary(checkpoint.frequencies_R)
+
+
+def resize_protein(model: MiniModel, num_layers: int) -> None:
+    """Give the protein encoder another number of layers.
+
+    Fewer are chosen at equal distances. Of more, the new ones repeat the others, but add nothing at
+    first, so the model still computes the same.
+    """
+    layers = list(model.protein.layers)
+    resized: list[nn.Module] = []
+    last = -1
+    for number in range(num_layers):
+        source = number * len(layers) // num_layers
+        resized.append(copy.deepcopy(layers[source]))
+        if source == last:
+            for name in ("out", "fc2"):
+                for parameter in getattr(resized[-1], name).parameters():
+                    nn.init.zeros_(parameter)
+        last = source
+    model.protein.layers = nn.ModuleList(resized)
 
 
 def ask_teachers(

@@ -3,13 +3,14 @@
     accelerate launch -m tools.mini.train train_1.npz train_2.npz run --minutes 60
 
 `run/model` is the model that was best on the valid split so far, in the files that the backends and
-the classifier read. `run/weights.safetensors` and `run/settings.json` are the same model for the
-programs of this folder. `run/log.jsonl` has the figures. From `run/state.safetensors` the same
+the classifier read. `run/settings.json` says how it was trained, and `run/log.jsonl` has the
+figures. From `run/state.safetensors` the same
 command continues. The learning rate follows the clock and reaches 0 after `--minutes`, over all
-legs. Some tokens are masked, and the encoders learn to guess them. `--teachers` takes the
-directories of earlier runs, and the model also learns what these teachers say (Hinton et al. 2015,
+legs. Some tokens are masked, and the encoders learn to guess them. `--teachers` takes
+trained models, and the model also learns what these teachers say (Hinton et al. 2015,
 arXiv:1503.02531) and how they embed proteins. `--protein-init` takes published weights of ESM-2,
-with which the protein encoder begins. `--init` takes an earlier run, whose weights all begin with.
+with which the protein encoder begins. `--init` takes a trained model to begin with. A trained model
+is `model` in the output of an earlier training, or `virnucpro/data/mini`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +30,7 @@ from tools.mini.export import export_model
 from tools.mini.genomes import keep_groups, read_genomes
 from tools.mini.model import Masked, MiniModel
 from tools.mini.sampling import Sampler
-from tools.mini.settings import parse_arguments, write_settings
+from tools.mini.settings import MODEL_NAME, SETTINGS_NAME, parse_arguments, write_settings
 from tools.mini.stretches import (
     DNA_MASK,
     DNA_SPECIAL,
@@ -41,14 +41,12 @@ from tools.mini.stretches import (
     read_chunks,
 )
 from tools.mini.teachers import (
-    MODEL_NAME,
-    SETTINGS_NAME,
-    WEIGHTS_NAME,
     Teacher,
     ask_teachers,
     embedding_loss,
     load_protein,
-    read_run,
+    read_model,
+    resize_protein,
 )
 from tools.mini.validation import (
     CHUNK_BP,
@@ -247,7 +245,6 @@ class Training(TrainingLoop):
         """Log the figures, and write the model if it is the best yet."""
         if is_best:
             export_model(self.args.output / MODEL_NAME, self.network, self.rule)
-            save_file(self.network.state_dict(), self.args.output / WEIGHTS_NAME)
         last = self.progress.losses[-1]
         document: dict[str, Any] = {
             "seconds": round(last["seconds"], 1),
@@ -270,8 +267,10 @@ def make_model(args: Namespace, teacher_widths: list[int]) -> MiniModel:
     if args.protein_init is not None:
         load_protein(model, args.protein_init)
     if args.init is not None:
-        # The maps to teachers' embeddings are not kept with a run: they start anew.
-        model.load_state_dict(read_run(args.init)[0].state_dict(), strict=False)
+        first, _ = read_model(args.init)
+        resize_protein(first, args.sizes.protein_layers)
+        # The maps to teachers' embeddings are not kept with a model: they start anew.
+        model.load_state_dict(first.state_dict(), strict=False)
     return model
 
 

@@ -25,7 +25,7 @@ from tools.mini.genomes import LABELS, keep_groups, read_genomes, write_genomes
 from tools.mini.kmers import KmerBaseline, count_kmers
 from tools.mini.model import MiniModel
 from tools.mini.sampling import SHARES, Sampler
-from tools.mini.settings import parse_arguments, write_settings
+from tools.mini.settings import SETTINGS_NAME, parse_arguments, write_settings
 from tools.mini.stretches import (
     DNA_MASK,
     DNA_SPECIAL,
@@ -34,13 +34,8 @@ from tools.mini.stretches import (
     pack_proteins,
     read_chunks,
 )
-from tools.mini.teachers import (
-    SETTINGS_NAME,
-    Teacher,
-    embedding_loss,
-    read_run,
-)
-from tools.mini.train import Training, chunk_loss
+from tools.mini.teachers import Teacher, embedding_loss, read_model
+from tools.mini.train import Training, chunk_loss, make_model
 from tools.mini.unpack_genomes import cut_records
 from virnucpro.config import FrameRule
 from virnucpro.scoring.classifier_files import load_classifier
@@ -202,15 +197,14 @@ def test_embeddings_that_a_teacher_makes_too_cost_nothing() -> None:
 
 def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_path: Path) -> None:
     args = arguments(genomes_path, tmp_path / "teacher", *SMALL)
-    write_settings(tmp_path / "teacher" / SETTINGS_NAME, args, 1)
     first = Training(args)
     for _ in range(3):
         first.step()
     first.evaluate()
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"learned words of 3 bases, wanted .* those of 6"):
-        Teacher(tmp_path / "teacher", 6, torch.float32, cpu)
-    teacher = Teacher(tmp_path / "teacher", 3, torch.float32, cpu)
+        Teacher(tmp_path / "teacher" / "model", 6, torch.float32, cpu)
+    teacher = Teacher(tmp_path / "teacher" / "model", 3, torch.float32, cpu)
     chunks = [read_chunks(as_codes(random_chunks(9, bp, seed=bp)), RULE, 3) for bp in (300, 200)]
     proteins = pack_proteins(chunks)
     with first.averaged(), torch.no_grad():
@@ -220,9 +214,8 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     torch.testing.assert_close(taught_C, wanted_C, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(taught_FD, wanted_FD, rtol=1e-2, atol=1e-2)
     assert wanted_FD.std() > 0.1
-    options = ("--protein-width=32", "--teachers", *[str(tmp_path / "teacher")] * 2)
+    options = ("--protein-width=32", "--teachers", *[str(tmp_path / "teacher" / "model")] * 2)
     args = arguments(genomes_path, tmp_path / "run", *SMALL, *options)
-    write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
     second = Training(args)
     second.progress.seconds = 0.02 * 3600  # past the warm-up
     second.step()
@@ -231,7 +224,7 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
         second.step()
     assert second.losses["embedding"].item() < 0.9 * before
     second.evaluate()
-    learned, rule = read_run(tmp_path / "run")
+    learned, rule = read_model(tmp_path / "run" / "model")
     assert learned.sizes.protein_width == 32
     assert rule == RULE
 
@@ -258,28 +251,58 @@ def test_chunks_are_masked_with_all_their_stretches(genomes_path: Path, tmp_path
     assert masked.protein_M.tolist() == is_hit_T.nonzero().flatten().tolist()
 
 
-def test_a_run_begins_with_the_weights_of_another(genomes_path: Path, tmp_path: Path) -> None:
-    args = arguments(genomes_path, tmp_path / "first", *SMALL, "--protein-width=32")
-    write_settings(tmp_path / "first" / SETTINGS_NAME, args, 1)
+def test_a_training_begins_with_another_model(
+    genomes_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(genomes_path, tmp_path / "first", *SMALL, "--protein-layers=2")
     first = Training(args)
-    first.step()
+    for _ in range(3):
+        first.step()
     first.evaluate()
-    args = arguments(genomes_path, tmp_path / "run", *SMALL, f"--init={tmp_path / 'first'}")
-    assert args.sizes.protein_width == 32
-    begun = Training(args).network.state_dict()
-    for name, value in read_run(tmp_path / "first")[0].state_dict().items():
-        torch.testing.assert_close(begun[name], value)
+    known, _ = read_model(tmp_path / "first" / "model")
+    chunks = [read_chunks(as_codes(random_chunks(9, 300, seed=1)), RULE, 3)]
+    proteins = pack_proteins(chunks)
+    wanted_C, _ = known.score(chunks, proteins)
+    begin = f"--init={tmp_path / 'first' / 'model'}"
+    found = {}
+    for num_layers in (1, 2, 5):
+        args = arguments(genomes_path, tmp_path / "run", begin, f"--protein-layers={num_layers}")
+        assert (args.sizes.protein_layers, args.sizes.word_bp) == (num_layers, 3)
+        model = make_model(args, [7]).eval()
+        assert model.protein.config.num_layers == len(model.protein.layers) == num_layers
+        with torch.no_grad():
+            found[num_layers], _ = model.score(chunks, proteins)
+    assert torch.equal(found[2], wanted_C)
+    # The new layers add nothing yet.
+    assert torch.equal(found[5], wanted_C)
+    assert not torch.equal(found[1], wanted_C)
+    with pytest.raises(SystemExit):
+        arguments(genomes_path, tmp_path / "run", begin, "--protein-width=32")
+    assert "has other sizes; of these only --protein-layers may differ" in capsys.readouterr().err
+
+
+def test_the_model_that_ships_is_read_as_predict_reads_it() -> None:
+    model, rule = read_model(SHIPPED)
+    assert str(rule) == "stretches:2:20"
+    chunks = [read_chunks(as_codes(random_chunks(20, 500, seed=1)), rule, model.sizes.word_bp)]
+    proteins = pack_proteins(chunks)
+    taught_C, _ = Teacher(SHIPPED, model.sizes.word_bp, torch.float32, torch.device("cpu")).score(
+        chunks, proteins
+    )
+    with torch.no_grad():
+        found_C, _ = model.score(chunks, proteins)
+    torch.testing.assert_close(found_C, taught_C, rtol=1e-4, atol=1e-4)
+    assert found_C.std() > 0.1
 
 
 def test_what_teachers_say_is_mixed_with_the_truth(genomes_path: Path, tmp_path: Path) -> None:
     args = arguments(genomes_path, tmp_path / "teacher", *SMALL)
-    write_settings(tmp_path / "teacher" / SETTINGS_NAME, args, 1)
     teacher = Training(args)
     teacher.step()
     teacher.evaluate()
     found = {}
     for weight in (0.0, 0.5, 1.0):
-        options = ("--teachers", str(tmp_path / "teacher"), f"--teacher-weight={weight}")
+        options = ("--teachers", str(tmp_path / "teacher" / "model"), f"--teacher-weight={weight}")
         training = Training(arguments(genomes_path, tmp_path / "run", *SMALL, *options))
         training.step()
         found[weight] = training.losses["chunk"].item()
@@ -297,7 +320,6 @@ def test_published_weights_are_begun_with(genomes_path: Path, tmp_path: Path) ->
     args = arguments(genomes_path, tmp_path / "run", *SMALL, *options)
     assert args.sizes.protein_width == 24
     assert args.sizes.protein_token_dropout
-    write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
     training = Training(args)
     weights = protein_backend.open_weights(str(tmp_path / "esm2"))
     encoder = protein_backend.load_encoder(
@@ -314,7 +336,7 @@ def test_published_weights_are_begun_with(genomes_path: Path, tmp_path: Path) ->
     assert {group["peak"] for group in training.optimizer.param_groups} == {0.0001, 0.01}
     training.step()
     training.evaluate()
-    again, _ = read_run(tmp_path / "run")
+    again, _ = read_model(tmp_path / "run" / "model")
     assert again.protein.config == model.protein.config
 
 
@@ -393,7 +415,6 @@ def test_a_model_learns_what_tells_its_genomes_apart(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     args = arguments(genomes_path, tmp_path / "run", *SMALL)
-    write_settings(tmp_path / "run" / SETTINGS_NAME, args, 1)
     training = Training(args)
     training.progress.seconds = 0.02 * 3600  # past the warm-up
     training.step()
@@ -406,7 +427,7 @@ def test_a_model_learns_what_tells_its_genomes_apart(
     assert untrained > 0.6
     assert after["loss"]["chunk"] < 0.4
     assert after["step_seconds"]["draw"] < after["step_seconds"]["model"]
-    words = ("--runs", tmp_path / "run", "--lengths", 500, "--num-chunks", 256)
+    words = ("--models", tmp_path / "run" / "model", "--lengths", 500, "--num-chunks", 256)
     run_tool(monkeypatch, measure.main, genomes_path, *words)
     *_, line = capsys.readouterr().out.splitlines()
     assert json.loads(line)["all"] > 0.9
