@@ -111,6 +111,7 @@ def test_is_run_tells_a_finished_and_an_interrupted_run_from_a_strangers_directo
         "run.log",
         "checkpoints/frames/manifest.json",
         "checkpoints/frames.new/x",
+        "checkpoints/screen/checkpoints/frames/manifest.json",
         ".lock.holder",
         ".launch",
     ],
@@ -120,12 +121,21 @@ def test_what_a_run_leaves_that_computed_nothing_is_not_in_the_way(tmp_path, mon
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).touch()
     (tmp_path / "out/checkpoints/dna").mkdir(parents=True)
+    (tmp_path / "out/checkpoints/screen/checkpoints/dna").mkdir(parents=True)
     assert not directory.is_used()
     monkeypatch.chdir(tmp_path)
     assert not RunDirectory(Path("out"), "reads").is_used()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/dna/part-00000-000000.h5", "a/run.log"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        "checkpoints/dna/part-00000-000000.h5",
+        "checkpoints/screen/checkpoints/dna/part-00000-000000.h5",
+        "a/run.log",
+    ],
+)
 def test_work_and_files_of_others_are_in_use(tmp_path, name):
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).touch()

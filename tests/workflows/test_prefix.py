@@ -87,21 +87,29 @@ def test_runs_with_prefixes_share_no_path(tmp_path: Path) -> None:
     assert one & other == {tmp_path}
 
 
-def test_each_prefix_has_a_screen_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [None, "screen"], ids=["now", "in earlier states"])
+def test_each_prefix_has_a_screen_of_its_own(place: str | None, tmp_path: Path) -> None:
     runs = [RunDirectory(tmp_path, prefix, prefix) for prefix in ("a", "b", "")]
     for one in runs:
-        one.screen.path.mkdir()
-        one.screen.records_tsv.touch()
+        if place is not None:
+            screen = f"{one.prefix}_{place}" if one.prefix else place
+            (tmp_path / screen / "checkpoints").mkdir(parents=True)
+            assert one.screen.path == tmp_path / screen
+        one.screen.parts_dir("dna").mkdir(parents=True)
+        (one.screen.parts_dir("dna") / "part-00000-000000.h5").touch()
+    screens = [one.screen.path for one in runs]
     runs[0].clear()
-    assert [one.screen.path.is_dir() for one in runs] == [False, True, True]
+    assert [screen.is_dir() for screen in screens] == [False, True, True]
+    assert not runs[0].checkpoints_dir.exists()
 
 
-def test_the_parts_of_a_screen_are_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["a_screen", "a_checkpoints/screen"])
+def test_the_parts_of_a_screen_are_checked(place: str, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, "a", "a")
     run.run_json.touch()
-    folders = [run.screen.checkpoints_dir, run.checkpoints_dir]
+    folders = [tmp_path / place / "checkpoints", run.checkpoints_dir]
     for folder in folders:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in ("part_v3.h5", "part_v3.h5.done"):
             shutil.copy(REPOSITORY / "tests/data" / name, folder)
     found = list(summarize_files(tmp_path / "a", EmbeddingDims(), digests=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from virnucpro import (
     predict_shard,
 )
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import ClassifierError, InputError
 from virnucpro.reports.pages.run_page import write_run_page
 
@@ -157,10 +159,49 @@ def test_another_loss_embeds_what_is_missing(config: PredictConfig, tmp_path: Pa
     (told,) = document["passes"]["DNA embeddings"]
     assert told["num_rows"] == len(more) - len(rows)
     # A fresh start removes the screen as well.
-    kept = tmp_path / "run" / "screen" / "checkpoints" / "dna"
+    kept = after.directory.screen.parts_dir("dna")
     written = next(kept.glob("part-*.h5")).stat().st_mtime_ns
     predict(dataclasses.replace(run_config, force=True))
     assert next(kept.glob("part-*.h5")).stat().st_mtime_ns > written
+
+
+def num_computed(directory: RunDirectory) -> int:
+    passes = json.loads(directory.run_json.read_text())["passes"]
+    assert len(passes) == 4
+    return sum(process["num_rows"] for told in passes.values() for process in told)
+
+
+def test_a_screen_goes_on_elsewhere_from_its_checkpoints(
+    config: PredictConfig, tmp_path: Path
+) -> None:
+    there = dataclasses.replace(
+        config, output_dir=tmp_path / "there", checkpoint_dir=tmp_path / "kept"
+    )
+    before = predict(there)
+    assert num_computed(before.directory) > 0
+    records = before.directory.records_tsv.read_bytes()
+    # The machine is lost, and its disk with it.
+    shutil.rmtree(tmp_path / "there")
+    here = dataclasses.replace(there, output_dir=tmp_path / "here", resume=True)
+    after = predict(here)
+    assert num_computed(after.directory) == 0
+    assert after.directory.records_tsv.read_bytes() == records
+
+
+def test_a_screen_of_an_earlier_state_is_found(config: PredictConfig, tmp_path: Path) -> None:
+    mine = dataclasses.replace(config, output_dir=tmp_path / "run")
+    directory = predict(mine).directory
+    records = directory.records_tsv.read_bytes()
+    # Where it was: beside the checkpoints of the run.
+    shutil.move(tmp_path / "run/checkpoints/screen", tmp_path / "run/screen")
+    predict(dataclasses.replace(mine, resume=True))
+    assert num_computed(directory) == 0
+    assert directory.records_tsv.read_bytes() == records
+    assert not (tmp_path / "run/checkpoints/screen").exists()
+    # A fresh start has one place only.
+    predict(dataclasses.replace(mine, force=True))
+    assert (tmp_path / "run/checkpoints/screen").is_dir()
+    assert not (tmp_path / "run/screen").exists()
 
 
 def test_two_processes_screen_as_one(

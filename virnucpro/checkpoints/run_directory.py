@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,13 +186,19 @@ class RunDirectory(_OwnFiles):
         link = self.checkpoints_dir
         return link.is_symlink() and not os.path.exists(link)  # noqa: PTH110
 
-    screen_dir = _Named("screen")
-    """The directory of the screen."""
+    _former_screen_dir = _Named("screen")
 
     @property
     def screen(self) -> RunDirectory:
-        """The screen, a small prediction of its own."""
-        return RunDirectory(self.screen_dir, self.stem)
+        """The screen, a small prediction of its own, whose files all are checkpoints of the run."""
+        present, former = self._screens()
+        # A run of an earlier state goes on in the place where it began.
+        return former if former.checkpoints_dir.is_dir() else present
+
+    def _screens(self) -> tuple[RunDirectory, RunDirectory]:
+        """Return where a screen is, and where it was in earlier states."""
+        present = RunDirectory(self.checkpoints_dir / "screen", self.stem)
+        return present, RunDirectory(self._former_screen_dir, self.stem)
 
     @property
     def frame_store_dir(self) -> Path:
@@ -250,12 +256,11 @@ class RunDirectory(_OwnFiles):
             # Runs with other prefixes may be in the same directory, so only our own files count.
             worthless = {self.run_log, self.metrics_path}
             return any(path not in worthless and path.exists() for path in self._run_files())
-        # Resolved, because the checkpoints may lie elsewhere. Both, so that the store is recognized
-        # under a relative path, too.
-        path, checkpoints = self.path.resolve(), self.checkpoints_dir.resolve()
-        return any(
-            _holds_work(directory, checkpoints / "frames") for directory in (path, checkpoints)
-        )
+        # Resolved, because the checkpoints may lie elsewhere. All of them, so that a store is
+        # recognized under a relative path, too.
+        stores = {run.frame_store_dir.resolve() for run in (self, self.screen)}
+        directories = (self.path.resolve(), self.checkpoints_dir.resolve())
+        return any(_holds_work(directory, stores) for directory in directories)
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
@@ -271,8 +276,9 @@ class RunDirectory(_OwnFiles):
 
         Anything else in the directory stays; so does the lock, which the caller may be holding.
         """
-        if self.screen.path.is_dir():
-            self.screen.clear()
+        for screen in self._screens():
+            if screen.path.is_dir():
+                screen.clear()
         # A list, because removing files while a directory is read may skip some.
         for path in list(self._run_files()):
             path.unlink(missing_ok=True)
@@ -286,8 +292,8 @@ class RunDirectory(_OwnFiles):
             self.protein_dir,
             self.parts_dir("dna"),
             self.parts_dir("protein"),
+            *(screen.path for screen in self._screens()),
             self.checkpoints_dir,
-            self.screen.path,
         ):
             # It may be missing or a link, or have somebody else's files in it.
             with suppress(OSError):
@@ -332,12 +338,12 @@ def suggest_runs(path: Path) -> str:
     return f"; did you mean {', '.join(runs[:_MAX_SUGGESTED])}{more}?" if runs else ""
 
 
-def _holds_work(directory: Path, store_dir: Path) -> bool:
-    """Tell whether there is a file besides log, metrics and lock, and the store of the input."""
-    stores = {store_dir, staged_dir(store_dir)}
+def _holds_work(directory: Path, stores: Set[Path]) -> bool:
+    """Tell whether there is a file besides log, metrics and lock, and the stores of the input."""
+    worthless = stores | {staged_dir(store) for store in stores}
     return any(
         not path.is_dir()
-        and stores.isdisjoint(path.parents)
+        and worthless.isdisjoint(path.parents)
         and (path.parent != directory or not _WORTHLESS.fullmatch(path.name))
         for path in directory.rglob("*")
     )
@@ -371,7 +377,7 @@ class EmbedDirectory(_OwnFiles):
 
     def is_used(self) -> bool:
         """Tell whether there is an output, or more than a run leaves that has computed nothing."""
-        return self.output_path.exists() or _holds_work(self.path, self.records_dir)
+        return self.output_path.exists() or _holds_work(self.path, {self.records_dir})
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is the output, or its mark."""

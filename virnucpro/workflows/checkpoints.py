@@ -78,16 +78,15 @@ def summarize_files(
         digests: Whether to read entire parts, and compare their digests.
         load: Whether to read older files; otherwise only their structure is checked.
     """
-    # `list_files` leaves out our own directory, in which this command must look as well.
-    folders = [place, place / "checkpoints"]
     run = find_run(place)
-    # `directory/prefix` is a run and no path.
-    if run.prefix:
-        folders = [run.screen.checkpoints_dir, run.checkpoints_dir]
+    # `list_files` leaves out our own directory, in which this command must look as well.
+    # `directory/prefix` is a run and no path, so only its checkpoints are there to look at.
+    folders = [run.screen.checkpoints_dir if run.prefix else place, run.checkpoints_dir]
     paths = [place]
     if not place.is_file():
-        files = [path for folder in folders if folder.is_dir() for path in list_files(folder)]
-        paths = [path for path in files if path.suffix in FEATURE_SUFFIXES]
+        files = (path for folder in folders if folder.is_dir() for path in list_files(folder))
+        # Each once: the screen's directory is mostly among the checkpoints.
+        paths = [path for path in dict.fromkeys(files) if path.suffix in FEATURE_SUFFIXES]
     for path in paths:
         is_marked = path.with_name(f"{path.name}.done").is_file()
         summary = FileSummary(path, path.stat().st_size, is_marked)
