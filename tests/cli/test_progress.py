@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from tests.samples import GPU, PATIENCE_S, do_pass, make_sample, wait_for, write_run
@@ -88,9 +89,9 @@ def write_killed_run(directory: Path) -> Path:
     return path
 
 
-def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path):
-    told, lock_path = Lines(), tmp_path / ".lock"
-    path = write_killed_run(tmp_path)
+def follow_until_unlocked(path: Path) -> tuple[list[str], list[str]]:
+    """Return what is told of a run while its lock is held, and then."""
+    told, lock_path = Lines(), path.with_name(".lock")
     asked = threading.Semaphore(0)
 
     def may_go_on() -> bool:
@@ -107,12 +108,27 @@ def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path
         follower.start()
         for _ in range(3):
             assert asked.acquire(timeout=PATIENCE_S)
-        (line,) = told
-        assert line.endswith("1,000 rows), 100 tokens/s, nothing heard for 2 h 0 min")
+        before = list(told)
     follower.join(PATIENCE_S)
-    assert told[1:] == [
+    return before, told[len(before) :]
+
+
+def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path):
+    (line,), then = follow_until_unlocked(write_killed_run(tmp_path))
+    assert line.endswith("1,000 rows), 100 tokens/s, nothing heard for 2 h 0 min")
+    assert then == [
         "nothing heard for 2 h 0 min, and no process holds the lock: the run was probably killed"
     ]
+
+
+@pytest.mark.parametrize("content", ["", '{"kind": "start", "time": 1'])
+def test_a_run_that_was_killed_before_its_first_line_is_left(content: str, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    before, then = follow_until_unlocked(path)
+    # It might just begin.
+    assert before == []
+    assert then == ["nothing heard yet, and no process holds the lock: the run was probably killed"]
 
 
 def test_a_run_that_begins_again_is_followed(tmp_path: Path):

@@ -108,9 +108,12 @@ def _time_left(state: RunState) -> str:
 
 def describe_silence(state: RunState) -> str | None:
     """Return for how long nothing was heard of a run, or None if that is not long."""
+    # It may have been killed before it wrote its first line.
+    if not state.num_processes:
+        return "nothing heard yet"
     silent = time.time() - state.last_time
     # The main process writes 50 lines a second at most, so a large launch is silent for longer.
-    if not state.num_processes or silent <= max(_LOST_SECONDS, 0.1 * state.num_processes):
+    if silent <= max(_LOST_SECONDS, 0.1 * state.num_processes):
         return None
     return f"nothing heard for {format_seconds(silent)}"
 
