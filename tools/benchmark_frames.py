@@ -35,7 +35,7 @@ from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.scoring.frame_scores import score_passes
 from virnucpro.sequences import frames
 from virnucpro.sequences.fasta import RecordReader
-from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frame_store import FrameStore, StoreSettings, build_frame_store
 
 CHUNK_LENGTH_BP = 500
 BLOCK_BP = 1 << 18
@@ -129,7 +129,7 @@ def benchmark(record_length_bp: int, num_letters: int, directory: Path) -> Path:
         "FASTA to frame store",
         size,
         lambda: stores.append(
-            build_frame_store([str(fasta)], target, chunk_length_bp=CHUNK_LENGTH_BP)
+            build_frame_store([str(fasta)], target, StoreSettings(CHUNK_LENGTH_BP))
         ),
     )
     print(f"  {stores[0].num_rows} open frames")
@@ -212,7 +212,7 @@ def main() -> None:
 
         def build() -> None:
             stores.append(
-                build_frame_store([str(fasta)], target, chunk_length_bp=CHUNK_LENGTH_BP, rule=rule)
+                build_frame_store([str(fasta)], target, StoreSettings(CHUNK_LENGTH_BP, rule=rule))
             )
 
         print("the contigs by the rule stretches")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from virnucpro.sequences.fasta import RecordReader
-from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frame_store import FrameStore, StoreSettings, build_frame_store
 from virnucpro.sequences.frames import reverse_complement
 
 BASES = np.frombuffer(b"ACGT", np.uint8)
@@ -92,9 +92,7 @@ def main() -> None:
             )
             inputs = [str(Path(scratch, "reads.fasta"))]
             write_reads(Path(inputs[0]), reads)
-        store = build_frame_store(
-            inputs, Path(scratch, "frames"), chunk_length_bp=args.chunk_length
-        )
+        store = build_frame_store(inputs, Path(scratch, "frames"), StoreSettings(args.chunk_length))
         print(describe(store))
 
 

@@ -38,9 +38,9 @@ def write_reads(path: Path, num_reads: int, length_bp: int) -> None:
 
 def build(path: Path, directory: Path) -> str:
     """Build the frame store, and return what is in it."""
-    from virnucpro.sequences.frame_store import build_frame_store
+    from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 
-    store = build_frame_store([str(path)], directory, chunk_length_bp=CHUNK_LENGTH_BP)
+    store = build_frame_store([str(path)], directory, StoreSettings(CHUNK_LENGTH_BP))
     return f"{store.num_records} records, {store.num_rows} open frames"
 
 

@@ -23,7 +23,12 @@ from virnucpro.backend.arrays import Int64Array
 from virnucpro.config import DEFAULT_THRESHOLD
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.screened import choose_bound
-from virnucpro.sequences.frame_store import FrameStore, build_frame_store, open_frame_store
+from virnucpro.sequences.frame_store import (
+    FrameStore,
+    StoreSettings,
+    build_frame_store,
+    open_frame_store,
+)
 
 LOSSES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
@@ -55,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         inputs = [one["path"] for one in store.inputs]
         length_bp = store.chunk_length_bp
-        frames = build_frame_store(inputs, Path(directory), chunk_length_bp=length_bp)
+        frames = build_frame_store(inputs, Path(directory), StoreSettings(length_bp))
         sizes = {"bases": store.record_lengths, "open frames": count_amino_acids(frames)}
     calibration = Calibration(**called.run["classifier"]["made_for"]["calibration"])
     print(f"{len(ids):,} records, {is_viral.sum():,} viral ({sizes['bases'].sum() / 1e6:.1f} Mb)")

@@ -30,7 +30,7 @@ from virnucpro_esm2 import backend as esm2
 
 from virnucpro.backend.interface import Backend
 from virnucpro.embedding.batches import measure_costs, plan_batches, unique_rows
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -225,7 +225,7 @@ def plan_tokens(
     With `copies`, as many as a run over so many different samples of this composition.
     """
     with tempfile.TemporaryDirectory() as directory:
-        store = build_frame_store(paths, Path(directory), chunk_length_bp=chunk_length_bp)
+        store = build_frame_store(paths, Path(directory), StoreSettings(chunk_length_bp))
         source = store.sequences(model.kind)
         rows = unique_rows(source)
         costs = measure_costs(model.backend.token_cost, source, rows)

@@ -25,7 +25,7 @@ from virnucpro.errors import CheckpointError, VirnucproError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier_files import load_classifier
-from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store, open_frame_store
 
 pytestmark = pytest.mark.slow
 
@@ -233,7 +233,7 @@ def read_all_of_store(path: Path) -> list[object]:
 def store(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("store")
     (directory / "reads.fa").write_text(">a\nATGGCCATTGTA\n>b\nGGGCCC\n")
-    build_frame_store([str(directory / "reads.fa")], directory / "frames", chunk_length_bp=300)
+    build_frame_store([str(directory / "reads.fa")], directory / "frames", StoreSettings(300))
     return directory / "frames"
 
 

@@ -11,7 +11,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import OPEN_RULE, FrameRule
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_model
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 
 
 @pytest.mark.parametrize("rule", [OPEN_RULE, FrameRule("stretches"), FrameRule("open", 2, 20, 4)])
@@ -22,7 +22,7 @@ def test_the_identity_has_the_rule_of_the_frame_store(
     config = PredictConfig(inputs=[str(reads)], output_dir=tmp_path / "out", **demo_weights)
     directory = RunDirectory(config.resolved_output_dir, config.stem)
     store = build_frame_store(
-        [str(reads)], directory.frame_store_dir, chunk_length_bp=300, rule=rule
+        [str(reads)], directory.frame_store_dir, StoreSettings(300, rule=rule)
     )
     model = open_model("dnabert-s", demo_weights["dna_weights"])
     job = make_frame_job(config, directory, store, model, "fp32")

@@ -26,7 +26,7 @@ from virnucpro.config import FrameRule, MigrateConfig
 from virnucpro.errors import IdentityMismatchError
 from virnucpro.legacy.adoption import adopt_legacy_run
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store, open_frame_store
 from virnucpro.workflows.migrate import migrate_features
 
 pytestmark = pytest.mark.slow
@@ -296,7 +296,7 @@ def test_old_features_do_not_fit_another_frame_rule(reads, known, tmp_path, capl
     old.save(directory.path / "s_nucleotide/output_1_DNABERT_S.pt", old.dna_document(known.dna))
     rule = FrameRule("open", genetic_code=11)
     store = build_frame_store(
-        [str(reads)], directory.frame_store_dir, chunk_length_bp=500, rule=rule
+        [str(reads)], directory.frame_store_dir, StoreSettings(500, rule=rule)
     )
     identity = replace(IDENTITY, frame_rule=str(rule))
     assert adopt_legacy_run(directory, store, {"dna": identity}, {"dna": np.arange(1)}) == {}
@@ -308,7 +308,7 @@ def test_rows_that_the_run_does_not_embed_are_not_taken_over(reads, known, tmp_p
     directory = RunDirectory(tmp_path / "out", "s")
     write_run(directory.path, known)
     old.save(directory.path / "s_nucleotide/output_1_DNABERT_S.pt", old.dna_document(known.dna))
-    store = build_frame_store([str(reads)], directory.frame_store_dir, chunk_length_bp=500)
+    store = build_frame_store([str(reads)], directory.frame_store_dir, StoreSettings(500))
     identities = {"dna": replace(IDENTITY, embedding_dim=DNA_DIM)}
     nothing = np.empty(0, np.int64)
     caplog.clear()

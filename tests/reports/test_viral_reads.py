@@ -10,7 +10,7 @@ import pytest
 
 from virnucpro.errors import InputError
 from virnucpro.reports.viral_reads import write_viral_fastq
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 
 
 def fastq(name: str, mate: int) -> str:
@@ -30,7 +30,9 @@ def files(tmp_path: Path) -> list[Path]:
 
 def write(tmp_path: Path, files: list[Path], is_viral: list[bool], *, paired: bool = False) -> str:
     store = build_frame_store(
-        [str(path) for path in files], tmp_path / "store", chunk_length_bp=12, paired=paired
+        [str(path) for path in files],
+        tmp_path / "store",
+        StoreSettings(12, paired=paired),
     )
     write_viral_fastq(tmp_path / "viral.fastq", store, np.array(is_viral))
     return (tmp_path / "viral.fastq").read_text()
@@ -59,7 +61,7 @@ def test_files_of_single_reads(tmp_path: Path, files: list[Path], caplog) -> Non
 def test_a_file_that_has_lost_reads(tmp_path: Path, files: list[Path]) -> None:
     write(tmp_path, files[1:], [True, False, False])
     files[1].write_text(fastq("a", 2))
-    store = build_frame_store([str(files[0])], tmp_path / "other", chunk_length_bp=12)
+    store = build_frame_store([str(files[0])], tmp_path / "other", StoreSettings(12))
     store.inputs[0]["path"] = str(files[1])
     with pytest.raises(InputError, match="has other reads than in the run"):
         write_viral_fastq(tmp_path / "new.fastq", store, np.array([False] * 3))
@@ -72,7 +74,7 @@ def test_a_file_that_has_lost_reads(tmp_path: Path, files: list[Path]) -> None:
 def test_a_file_that_is_gone_or_broken(
     tmp_path: Path, files: list[Path], content: str | None, reason: str
 ) -> None:
-    store = build_frame_store([str(files[1])], tmp_path / "store", chunk_length_bp=12)
+    store = build_frame_store([str(files[1])], tmp_path / "store", StoreSettings(12))
     files[1].unlink()
     if content is not None:
         files[1].write_text(content)

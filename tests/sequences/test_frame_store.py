@@ -22,6 +22,7 @@ from virnucpro.sequences.frame_store import (
     FrameStore,
     RecordStore,
     SequenceSource,
+    StoreSettings,
     build_frame_store,
     build_record_store,
     open_frame_store,
@@ -57,7 +58,9 @@ def build(tmp_path: Path) -> BuildFrames:
     def build_store(records: Sequence[Record] = RECORDS, min_length_bp: int = 0) -> FrameStore:
         path = write_fasta(tmp_path / "input.fa", records)
         return build_frame_store(
-            [path], tmp_path / "store", chunk_length_bp=12, min_length_bp=min_length_bp
+            [path],
+            tmp_path / "store",
+            StoreSettings(12, min_length_bp=min_length_bp),
         )
 
     return build_store
@@ -148,10 +151,10 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for n, length in enumerate([0, 30, 500, 7, 90, 2000, 1, 1, 0, 40])
     ]
     path = write_fasta(tmp_path / "input.fa", records)
-    build_frame_store([path], tmp_path / "one", chunk_length_bp=50)
+    build_frame_store([path], tmp_path / "one", StoreSettings(50))
     monkeypatch.setattr(writing, "_BLOCK_BP", 64)
     monkeypatch.setattr(arrays, "_ROWS_AT_ONCE", 5)
-    build_frame_store([path], tmp_path / "many", chunk_length_bp=50)
+    build_frame_store([path], tmp_path / "many", StoreSettings(50))
     assert read_files(tmp_path / "one") == read_files(tmp_path / "many")
 
 
@@ -162,13 +165,13 @@ def read_files(directory: Path) -> dict[str, bytes]:
 def test_several_inputs_are_one_store(tmp_path: Path) -> None:
     first = write_fasta(tmp_path / "a.fa", RECORDS[:3])
     second = write_fasta(tmp_path / "b.fa", RECORDS[3:])
-    store = build_frame_store([first, second], tmp_path / "store", chunk_length_bp=12)
+    store = build_frame_store([first, second], tmp_path / "store", StoreSettings(12))
     assert [store.reads(index)[0] for index in range(store.num_records)] == RECORDS
     assert [(file["path"], file["num_records"]) for file in store.inputs] == [
         (first, 3),
         (second, 5),
     ]
-    swapped = build_frame_store([second, first], tmp_path / "swapped", chunk_length_bp=12)
+    swapped = build_frame_store([second, first], tmp_path / "swapped", StoreSettings(12))
     assert store.input_digest != swapped.input_digest
 
 
@@ -222,8 +225,8 @@ def test_a_killed_build_leaves_no_complete_store(build: BuildFrames, tmp_path: P
     build()
     script = (
         "import sys; from pathlib import Path;"
-        "from virnucpro.sequences.frame_store import build_frame_store;"
-        "build_frame_store(['-'], Path(sys.argv[1]), chunk_length_bp=12)"
+        "from virnucpro.sequences.frame_store import StoreSettings, build_frame_store;"
+        "build_frame_store(['-'], Path(sys.argv[1]), StoreSettings(12))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, tmp_path / "store"], stdin=subprocess.PIPE
@@ -302,7 +305,7 @@ def test_a_full_disk_is_named(num_bytes: int, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
         with pytest.raises(OutputError, match=r"store: the frame store .*File too large"):
-            build_frame_store([fasta], tmp_path / "store", chunk_length_bp=12)
+            build_frame_store([fasta], tmp_path / "store", StoreSettings(12))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "store" / "manifest.json").exists()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro.sequences import frames
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 from virnucpro.sequences.records import FRAME_NAMES
 
 COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
@@ -164,7 +164,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 def test_the_originals_files_are_reproduced(shared: Path, tmp_path: Path) -> None:
     legacy = shared / "legacy"
     store = build_frame_store(
-        [str(legacy / "test_with_orfs.fa")], tmp_path / "store", chunk_length_bp=500
+        [str(legacy / "test_with_orfs.fa")], tmp_path / "store", StoreSettings(500)
     )
     chunks = zip(store.chunk_ids(0, store.num_chunks), store.chunk_sequences(0, 2), strict=True)
     ids = store.frame_ids(0, store.num_rows)

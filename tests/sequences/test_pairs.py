@@ -11,7 +11,7 @@ import pytest
 from virnucpro.config import PredictConfig
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.errors import InputError, UsageError
-from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frame_store import FrameStore, StoreSettings, build_frame_store
 
 CHUNK_LENGTH_BP = 120
 
@@ -55,7 +55,7 @@ def interleaved(tmp_path: Path) -> str:
 
 
 def build(inputs: list[str], directory: Path, **settings) -> FrameStore:
-    return build_frame_store(inputs, directory, chunk_length_bp=CHUNK_LENGTH_BP, **settings)
+    return build_frame_store(inputs, directory, StoreSettings(CHUNK_LENGTH_BP, **settings))
 
 
 @pytest.mark.parametrize("rule", [OPEN_RULE, FrameRule("stretches", 2, 10)], ids=str)

@@ -12,6 +12,7 @@ from virnucpro.errors import IdentityMismatchError, InputError, OutputError
 from virnucpro.sequences.frame_store import (
     FrameStore,
     RecordStore,
+    StoreSettings,
     open_frame_store,
     prepare_frame_store,
     prepare_record_store,
@@ -35,7 +36,7 @@ def directory(tmp_path: Path) -> Path:
 def prepare(fasta: Path, directory: Path, check=lambda store: None, **settings) -> int:
     """Prepare the store, and return when its manifest was written."""
     given = {"chunk_length_bp": 12} | settings
-    prepare_frame_store([str(fasta)], directory, check, **given)
+    prepare_frame_store([str(fasta)], directory, check, StoreSettings(**given))
     return (directory / "manifest.json").stat().st_mtime_ns
 
 

@@ -16,6 +16,7 @@ from virnucpro.scoring.chunk_head import stretch_features
 from virnucpro.sequences import frames
 from virnucpro.sequences.frame_store import (
     FrameStore,
+    StoreSettings,
     build_frame_store,
     open_frame_store,
     writing,
@@ -40,7 +41,7 @@ def fasta(tmp_path: Path) -> str:
 
 
 def build(fasta: str, directory: Path, rule: FrameRule = RULE) -> FrameStore:
-    return build_frame_store([fasta], directory, chunk_length_bp=CHUNK_LENGTH_BP, rule=rule)
+    return build_frame_store([fasta], directory, StoreSettings(CHUNK_LENGTH_BP, rule=rule))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.backend.tokens import pack_tokens
 from virnucpro.config import OPEN_RULE, FrameRule
-from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frame_store import FrameStore, StoreSettings, build_frame_store
 from virnucpro.sequences.frames import find_rows, reverse_complement
 from virnucpro.training.chunk_source import (
     ChunkSource,
@@ -53,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
                 )
                 file.write(f">{name}_{number}\n{letters}\n")
     paths = [str(directory / f"{name}.fa") for name in LENGTHS]
-    return build_frame_store(paths, directory / "store", chunk_length_bp=500, rule=RULE)
+    return build_frame_store(paths, directory / "store", StoreSettings(500, rule=RULE))
 
 
 def sequences(store: FrameStore) -> LabelledSequences:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from virnucpro.errors import InputError
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 from virnucpro.training.corpus import make_corpus, name_classes, read_groups
 
 
@@ -15,7 +15,7 @@ def test_chunks_with_an_ambiguous_base_are_left_out_whole(tmp_path: Path) -> Non
     (tmp_path / "viral.fa").write_text(f">a\n{clean}{clean.lower()}\n>b\n{clean}ATGNCC{clean}\n")
     (tmp_path / "other.fa").write_text(f">c\n{stop}\n>d\n\n>e\n{clean}\n")
     paths = [str(tmp_path / "viral.fa"), str(tmp_path / "other.fa")]
-    store = build_frame_store(paths, tmp_path / "store", chunk_length_bp=30)
+    store = build_frame_store(paths, tmp_path / "store", StoreSettings(30))
     corpus = make_corpus(store, name_classes(paths[:1], paths[1:]))
     found = [
         (corpus.record_ids[record], int(number))
@@ -34,7 +34,7 @@ def test_chunks_with_an_ambiguous_base_are_left_out_whole(tmp_path: Path) -> Non
 def test_rows_are_those_of_the_chunks(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_text(">a\n" + "ATGGCCAAA" * 20 + "\n")
     path = str(tmp_path / "a.fa")
-    store = build_frame_store([path], tmp_path / "store", chunk_length_bp=60)
+    store = build_frame_store([path], tmp_path / "store", StoreSettings(60))
     corpus = make_corpus(store, name_classes([path], []))
     chosen = np.array([0, 2])
     names = [store.frame_ids(row, row + 1)[0] for row in corpus.rows(chosen).tolist()]

@@ -20,7 +20,7 @@ from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.parts import part_name, read_identity
 from virnucpro.cli.main import main
 from virnucpro.config import FrameRule
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 
 DIMS = ["--dna-dim=6", "--protein-dim=4"]
 DNA = old.make_frames(5, 6, seed=1)
@@ -54,9 +54,7 @@ def run(tmp_path) -> Path:
     """A run of three frames, two of which have the same protein, half done."""
     reads = tmp_path / "reads.fa"
     reads.write_text(">a\nATGGCC\n")
-    store = build_frame_store(
-        [str(reads)], tmp_path / "run/checkpoints/frames", chunk_length_bp=300
-    )
+    store = build_frame_store([str(reads)], tmp_path / "run/checkpoints/frames", StoreSettings(300))
     assert store.num_rows == 6
     write(tmp_path / "run/checkpoints/dna", range(6), identity=identity_over(store))
     write(tmp_path / "run/checkpoints/protein", [0, 1], identity=identity_over(store))
@@ -103,8 +101,7 @@ def test_show_and_verify_a_run_of_stretches(tmp_path):
     store = build_frame_store(
         [str(reads)],
         tmp_path / "run/checkpoints/frames",
-        chunk_length_bp=300,
-        rule=FrameRule("stretches"),
+        StoreSettings(300, rule=FrameRule("stretches")),
     )
     assert store.num_rows == 2
     identity = identity_over(store)

@@ -23,7 +23,7 @@ from virnucpro.config import ExportConfig, FrameRule, MigrateConfig
 from virnucpro.errors import CheckpointError, OutputExistsError
 from virnucpro.legacy.documents import read_documents
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.sequences.frame_store import build_frame_store, open_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store, open_frame_store
 from virnucpro.workflows.export import export_embeddings
 from virnucpro.workflows.migrate import migrate_features
 
@@ -192,8 +192,7 @@ def test_rows_have_the_scores_of_their_chunks(tmp_path, caplog, rule):
     store = build_frame_store(
         [str(reads)],
         run / "checkpoints/frames",
-        chunk_length_bp=300,
-        rule=FrameRule.parse(rule),
+        StoreSettings(300, rule=FrameRule.parse(rule)),
     )
     rng = np.random.default_rng(0)
     for alphabet in ("dna", "protein"):
@@ -275,7 +274,9 @@ def test_a_frame_store_of_another_input_is_refused(run, unfinished, tmp_path):
     for length_bp, min_length_bp in ((500, 0), (500, 50), (300, 0)):
         path = reads if length_bp == 500 and not min_length_bp else run.parent / "reads.fa"
         build_frame_store(
-            [str(path)], frames, chunk_length_bp=length_bp, min_length_bp=min_length_bp
+            [str(path)],
+            frames,
+            StoreSettings(length_bp, min_length_bp=min_length_bp),
         )
         with pytest.raises(CheckpointError, match=r"part-.* and that of the run's frame store is"):
             export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz"))

@@ -30,7 +30,7 @@ from virnucpro.scoring.frame_scores import (
     score_records,
 )
 from virnucpro.sequences.fasta import check_beginnings
-from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frame_store import FrameStore, StoreSettings, build_frame_store
 from virnucpro.sequences.sampling import sample_records
 
 REFERENCE = "fp32"
@@ -198,9 +198,7 @@ def _draw_records(config: CheckPrecisionConfig, rule: FrameRule) -> tuple[FrameS
     store = build_frame_store(
         [str(path)],
         directory / "frames",
-        chunk_length_bp=config.chunk_length_bp,
-        min_length_bp=config.min_length_bp,
-        rule=rule,
+        StoreSettings(config.chunk_length_bp, config.min_length_bp, rule),
     )
     if not store.num_rows:
         wanted = "an open frame" if rule.kind == "open" else "a stretch"

@@ -30,6 +30,7 @@ from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import open_classifier
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 from virnucpro.sequences.records import NAMES_OF_ROWS
+from virnucpro.workflows.finding import settings_of_store
 
 # Python with torch and all that a run imports, without weights.
 _PROCESS_BYTES = 700 << 20
@@ -132,11 +133,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
         store = build_frame_store(
             config.inputs,
             Path(directory) / "frames",
-            chunk_length_bp=config.chunk_length_bp,
-            min_length_bp=config.min_length_bp,
-            rule=classifier.rule,
-            paired=config.paired,
-            allow_empty=config.allow_empty,
+            settings_of_store(config, classifier.rule),
         )
         # So far the run would have done the same, imports included.
         seconds = time.time() - psutil.Process().create_time()

@@ -11,10 +11,22 @@ from virnucpro.embedding.jobs import refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model
 from virnucpro.errors import count
 from virnucpro.runtime.run import Run
-from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
+from virnucpro.sequences.frame_store import (
+    FrameStore,
+    StoreSettings,
+    open_frame_store,
+    prepare_frame_store,
+)
 from virnucpro.sequences.records import NAME_OF_ROW
 
 logger = logging.getLogger(__name__)
+
+
+def settings_of_store(config: PredictConfig, rule: FrameRule) -> StoreSettings:
+    """Return how the input of a prediction becomes rows by the rule of its classifier."""
+    return StoreSettings(
+        config.chunk_length_bp, config.min_length_bp, rule, config.paired, config.allow_empty
+    )
 
 
 def find_frames(
@@ -40,12 +52,8 @@ def find_frames(
             config.inputs,
             directory.frame_store_dir,
             lambda store: refuse_other_parts(directory, store, models, precision),
-            chunk_length_bp=config.chunk_length_bp,
-            min_length_bp=config.min_length_bp,
-            rule=rule,
-            paired=config.paired,
-            allow_empty=config.allow_empty,
-            read_before=read_before,
+            settings_of_store(config, rule),
+            read_before,
         )
     )
     # Every process opens it for itself. Only the first reader compared the digests.

@@ -12,7 +12,7 @@ from virnucpro.backend.arrays import split_rows
 from virnucpro.checkpoints.whole_files import refuse_existing, replace_when_whole
 from virnucpro.config import STDIN, FrameRule, FrameTableConfig
 from virnucpro.errors import UsageError, VirnucproError, printable
-from virnucpro.sequences.frame_store import FrameStore, build_frame_store
+from virnucpro.sequences.frame_store import FrameStore, StoreSettings, build_frame_store
 
 
 def write_frames(config: FrameTableConfig) -> None:
@@ -39,8 +39,7 @@ def write_frames(config: FrameTableConfig) -> None:
             store = build_frame_store(
                 inputs,
                 Path(scratch, "store"),
-                chunk_length_bp=config.chunk_length_bp,
-                rule=FrameRule.parse(config.frame_rule),
+                StoreSettings(config.chunk_length_bp, rule=FrameRule.parse(config.frame_rule)),
             )
             if output == STDIN:
                 _write_table(store, sys.stdout.buffer)

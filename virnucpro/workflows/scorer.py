@@ -28,7 +28,7 @@ from virnucpro.scoring.frame_scores import (
     open_classifier,
     score_passes,
 )
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 from virnucpro.workflows.embed import embed
 from virnucpro.workflows.read_run import import_pandas
 
@@ -114,9 +114,7 @@ class Scorer:
             store = build_frame_store(
                 [str(fasta)],
                 fasta.parent / "frames",
-                chunk_length_bp=config.chunk_length_bp,
-                min_length_bp=config.min_length_bp,
-                rule=self._classifier.rule,
+                StoreSettings(config.chunk_length_bp, config.min_length_bp, self._classifier.rule),
             )
             # Its parts go with the temporary directory when the call ends.
             directory = RunDirectory(fasta.parent, fasta.stem)

@@ -39,7 +39,12 @@ from virnucpro.scoring.classifier import (
 )
 from virnucpro.scoring.classifier_files import save_classifier
 from virnucpro.sequences.fasta import check_beginnings
-from virnucpro.sequences.frame_store import FrameStore, open_frame_store, prepare_frame_store
+from virnucpro.sequences.frame_store import (
+    FrameStore,
+    StoreSettings,
+    open_frame_store,
+    prepare_frame_store,
+)
 from virnucpro.sequences.records import NAMES_OF_ROWS
 from virnucpro.training.corpus import (
     Corpus,
@@ -145,8 +150,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
                 config.inputs,
                 directory.frame_store_dir,
                 lambda store: _refuse_other_parts(run, config, directory, store, models),
-                chunk_length_bp=config.chunk_length_bp,
-                rule=rule,
+                StoreSettings(config.chunk_length_bp, rule=rule),
             )
         )
         store = open_frame_store(directory.frame_store_dir)

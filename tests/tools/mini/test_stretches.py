@@ -13,7 +13,7 @@ from tools.mini.export import export_model
 from tools.mini.model import MiniModel
 from tools.mini.stretches import PROTEIN_PAD, read_chunks
 from virnucpro.config import FrameRule
-from virnucpro.sequences.frame_store import build_frame_store
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 
 
 @pytest.mark.parametrize("length", [31, 90, 96])
@@ -28,7 +28,9 @@ def test_what_the_model_reads_is_what_the_program_reads(
     chunks = random_chunks(40, length, seed=length, letters=letters)
     (tmp_path / "chunks.fa").write_text("".join(f">c\n{chunk}\n" for chunk in chunks))
     store = build_frame_store(
-        [str(tmp_path / "chunks.fa")], tmp_path / "store", chunk_length_bp=length, rule=rule
+        [str(tmp_path / "chunks.fa")],
+        tmp_path / "store",
+        StoreSettings(length, rule=rule),
     )
     rows = np.arange(store.num_rows)
     assert len(rows) > 40

@@ -18,12 +18,17 @@ from virnucpro.sequences.frame_store.reading import (
     open_record_store,
 )
 from virnucpro.sequences.frame_store.stored_records import StoredRecords
-from virnucpro.sequences.frame_store.writing import build_frame_store, build_record_store
+from virnucpro.sequences.frame_store.writing import (
+    StoreSettings,
+    build_frame_store,
+    build_record_store,
+)
 
 __all__ = [
     "FrameStore",
     "RecordStore",
     "SequenceSource",
+    "StoreSettings",
     "StoredRecords",
     "build_frame_store",
     "build_record_store",

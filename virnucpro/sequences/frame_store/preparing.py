@@ -17,10 +17,14 @@ from typing import TypeVar
 from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import staged_dir
-from virnucpro.config import OPEN_RULE, STDIN, FrameRule
+from virnucpro.config import STDIN
 from virnucpro.errors import CheckpointError, OutputError, count, writing_remedy
 from virnucpro.sequences.frame_store.reading import FrameStore, RecordStore, open_frame_store
-from virnucpro.sequences.frame_store.writing import build_frame_store, build_record_store
+from virnucpro.sequences.frame_store.writing import (
+    StoreSettings,
+    build_frame_store,
+    build_record_store,
+)
 from virnucpro.sequences.records import NAMES_OF_ROWS
 
 Store = TypeVar("Store", FrameStore, RecordStore)
@@ -32,12 +36,7 @@ def prepare_frame_store(
     inputs: Sequence[str],
     directory: Path,
     check: Callable[[FrameStore], object],
-    *,
-    chunk_length_bp: int,
-    min_length_bp: int = 0,
-    rule: FrameRule = OPEN_RULE,
-    paired: bool = False,
-    allow_empty: bool = False,
+    settings: StoreSettings,
     read_before: FrameStore | None = None,
 ) -> None:
     """Build the frame store, unless a resumed run finds the whole store of the same input.
@@ -46,11 +45,7 @@ def prepare_frame_store(
         inputs: Paths of nucleotide FASTA or FASTQ files; `-` is standard input.
         directory: Where the store lies.
         check: Raises an error if the parts of the run do not belong to this store.
-        chunk_length_bp: The length of chunks.
-        min_length_bp: Shorter records get no chunks.
-        rule: What of a chunk becomes a row.
-        paired: Whether a record is a pair of reads.
-        allow_empty: Whether files without records are in order.
+        settings: How the files become rows.
         read_before: A store of the same files, whose records are taken instead.
 
     Raises:
@@ -59,24 +54,15 @@ def prepare_frame_store(
         VirnucproError: The error of `check`; the store in place was not changed.
     """
     old = _open_whole_store(directory)
-    # The number of reads of a record too, because pairs are cut otherwise.
-    settings = (chunk_length_bp, min_length_bp, rule, 1 + paired)
     if old and _is_of_input(old, inputs, settings, read_before):
         # Also when nothing is built: the parts may be of another model.
         check(old)
-        logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[rule.kind])
+        logger.info("the %s of the earlier run are used again", NAMES_OF_ROWS[old.rule.kind])
         return
 
-    build = functools.partial(
-        build_frame_store,
-        inputs,
-        chunk_length_bp=chunk_length_bp,
-        min_length_bp=min_length_bp,
-        rule=rule,
-        paired=paired,
-        allow_empty=allow_empty,
-        read_before=read_before,
-    )
+    def build(staged: Path) -> FrameStore:
+        return build_frame_store(inputs, staged, settings, read_before)
+
     _build_beside(directory, build, check)
     store = open_frame_store(directory)
     # Not an error: each record has rows of its own, and ids are only shown.
@@ -122,11 +108,12 @@ def _open_whole_store(directory: Path) -> FrameStore | None:
 def _is_of_input(
     store: FrameStore,
     inputs: Sequence[str],
-    settings: tuple[int, int, FrameRule, int],
+    settings: StoreSettings,
     read_before: FrameStore | None,
 ) -> bool:
-    found = (store.chunk_length_bp, store.min_length_bp, store.rule, store.reads_per_record)
-    if settings != found:
+    # The number of reads of a record too, because pairs are cut otherwise.
+    names = ("chunk_length_bp", "min_length_bp", "rule", "reads_per_record")
+    if any(getattr(store, name) != getattr(settings, name) for name in names):
         return False
     if read_before is not None:
         return store.input_digest == read_before.input_digest

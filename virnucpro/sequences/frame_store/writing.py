@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,15 +68,34 @@ _BLOCK_BP = 1 << 18
 _DIGEST_BYTES = 16
 
 
+@dataclass(frozen=True)
+class StoreSettings:
+    """How files become the rows of a frame store.
+
+    Attributes:
+        chunk_length_bp: Length of a chunk.
+        min_length_bp: Shorter records are kept, but get no chunks.
+        rule: What of a chunk becomes a row.
+        paired: Whether a record is a pair of reads; see `read_pairs`.
+        allow_empty: Whether files without records are in order.
+    """
+
+    chunk_length_bp: int
+    min_length_bp: int = 0
+    rule: FrameRule = OPEN_RULE
+    paired: bool = False
+    allow_empty: bool = False
+
+    @property
+    def reads_per_record(self) -> int:
+        """2 if a record is a pair of reads, otherwise 1."""
+        return 2 if self.paired else 1
+
+
 def build_frame_store(
     inputs: Sequence[str],
     directory: Path,
-    *,
-    chunk_length_bp: int,
-    min_length_bp: int = 0,
-    rule: FrameRule = OPEN_RULE,
-    paired: bool = False,
-    allow_empty: bool = False,
+    settings: StoreSettings,
     read_before: FrameStore | None = None,
 ) -> FrameStore:
     """Write the open frames or stretches of files to `directory`, and return the opened store.
@@ -83,17 +103,14 @@ def build_frame_store(
     Args:
         inputs: Paths of nucleotide FASTA or FASTQ files; `-` is standard input.
         directory: Created if it does not exist; a store in it is replaced.
-        chunk_length_bp: Length of a chunk.
-        min_length_bp: Shorter records are kept, but get no chunks.
-        rule: What of a chunk becomes a row.
-        paired: Whether a record is a pair of reads; see `read_pairs`.
-        allow_empty: Whether files without records are in order.
+        settings: How the files become rows.
         read_before: A store of the same files, whose records are taken instead.
 
     Raises:
         InputError: An input cannot be read.
         OutputError: The store cannot be written.
     """
+    rule, step = settings.rule, settings.reads_per_record
     names = [*_RECORD_FILES, *_FRAME_FILES]
     if rule.kind == "stretches":
         names.append(FIRST_CODONS)
@@ -101,22 +118,23 @@ def build_frame_store(
         # The files of the original's rule do not name it, so they are as they always were.
         manifest: dict[str, Any] = {
             "format": FRAME_FORMAT,
-            "chunk_length_bp": chunk_length_bp,
-            "min_length_bp": min_length_bp,
+            "chunk_length_bp": settings.chunk_length_bp,
+            "min_length_bp": settings.min_length_bp,
             **({} if rule == OPEN_RULE else {FRAME_RULE: str(rule)}),
-            **({READS_PER_RECORD: 2} if paired else {}),
+            **({READS_PER_RECORD: step} if settings.paired else {}),
         }
-        readers = [RecordReader(path, "dna", allow_empty=allow_empty) for path in inputs]
-        # Both mates of a pair must be in one block, because they are cut together.
-        step = 2 if paired else 1
-        sources: Iterable[Iterable[Record]] = [read_pairs(readers)] if paired else readers
+        readers = [RecordReader(path, "dna", allow_empty=settings.allow_empty) for path in inputs]
+        sources: Iterable[Iterable[Record]] = [read_pairs(readers)] if settings.paired else readers
         if read_before is not None:
             # Mates of a pair follow each other there as well.
             sources = [read_before.all_reads()]
         for records in sources:
             # One block of records is in memory at a time, so a file may be larger than the memory.
+            # Both mates of a pair are in one block, because they are cut together.
             for letters, length in _write_records(writer, records, step):
-                chunks = frames.cut_records(length, chunk_length_bp, min_length_bp, step)
+                chunks = frames.cut_records(
+                    length, settings.chunk_length_bp, settings.min_length_bp, step
+                )
                 _write_rows(writer, letters, chunks, rule)
         # Only now: the digest of an input is known when all of it was read.
         described = (_describe_input(reader) for reader in readers)
