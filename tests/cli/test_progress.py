@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -129,6 +130,31 @@ def test_a_run_that_was_killed_before_its_first_line_is_left(content: str, tmp_p
     # It might just begin.
     assert before == []
     assert then == ["nothing heard yet, and no process holds the lock: the run was probably killed"]
+
+
+def test_a_run_that_removes_its_directory_has_ended(tmp_path: Path):
+    told, directory = Lines(), tmp_path / "out.h5.parts"
+    directory.mkdir()
+    follower = threading.Thread(
+        target=follow,
+        args=(RunState(directory / "metrics.jsonl"), Console(file=io.StringIO())),
+        kwargs={
+            "stop": threading.Event(),
+            "say": told,
+            "may_go_on": lambda: may_be_held(directory / ".lock"),
+            "seconds": 0.01,
+        },
+        daemon=True,
+    )
+    with locked(directory / ".lock"), Monitor(directory / "metrics.jsonl") as monitor:
+        follower.start()
+        do_pass(monitor)
+        wait_for(lambda: told)
+        # Before the last line of the metrics, which `embed` writes a moment before it does this.
+        shutil.rmtree(directory)
+    follower.join(PATIENCE_S)
+    assert len(told) == 2
+    assert told[1] == "the metrics are gone: embed removes them when it has finished"
 
 
 def test_a_run_that_begins_again_is_followed(tmp_path: Path):

@@ -119,7 +119,11 @@ def follow(
     if live is None and with_ends and state.outcome is not None:
         say(describe_outcome(state))
     elif is_gone and state.outcome is None:
-        say(f"{silence}, and no process holds the lock: the run was probably killed")
+        say(
+            f"{silence}, and no process holds the lock: the run was probably killed"
+            if state.is_there
+            else f"{silence}: embed removes them when it has finished"
+        )
 
 
 class _Lines:
@@ -149,6 +153,9 @@ class _Lines:
         """Report how the pass progresses if a line is due, and once if nothing is heard of it."""
         was_silent, self._is_silent = self._is_silent, describe_silence(state) is not None
         is_due = state.last_time >= self._next_at or (self._is_silent and not was_silent)
-        if state.history.pass_name is not None and is_due and self._next_at < math.inf:
+        # Of metrics that are gone, the end says all.
+        if state.history.pass_name is None or not state.is_there:
+            return
+        if is_due and self._next_at < math.inf:
             self._next_at = state.last_time + _LINE_SECONDS
             self._say(describe_pass(state))

@@ -108,6 +108,8 @@ def _time_left(state: RunState) -> str:
 
 def describe_silence(state: RunState) -> str | None:
     """Return for how long nothing was heard of a run, or None if that is not long."""
+    if not state.is_there:
+        return "the metrics are gone"
     # It may have been killed before it wrote its first line.
     if not state.num_processes:
         return "nothing heard yet"

@@ -31,6 +31,7 @@ class RunState:
         warnings: All warnings of the run.
         began_at: The time by the run's clock, as all times here, in seconds since 1970.
         last_time: The time of the latest line.
+        is_there: Whether the file was there at the last reading.
     """
 
     def __init__(self, path: Path, *, since: float = 0.0) -> None:
@@ -39,6 +40,7 @@ class RunState:
         self._since = since
         self._first_line = b""
         self._position = 0
+        self.is_there = True
         self._begin({"num_processes": 0, "time": since})
 
     def _begin(self, line: dict[str, Any]) -> None:
@@ -64,7 +66,13 @@ class RunState:
         """Yield the new whole lines; if another file has taken the place, all lines of that."""
         # The file is opened anew each time, so that network file systems ask the server. A file
         # that is missing, or whose server is away, may be back the next time.
-        with suppress(OSError), self._path.open("rb") as file:
+        try:
+            file = self._path.open("rb")
+        except OSError as error:
+            self.is_there = not isinstance(error, FileNotFoundError)
+            return
+        self.is_there = True
+        with suppress(OSError), file:
             first_line = file.readline()
             # The first line holds the time of its run, so another file has another first line.
             # And the lines of a command that was refused are removed again.
