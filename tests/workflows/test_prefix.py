@@ -53,8 +53,9 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
     found = evaluate(EvaluateConfig(predictions=tmp_path / "out/first", truth=labels))
     assert found.output_dir == tmp_path / "out/first_evaluation"
     # So do the commands on embeddings, and the two runs keep theirs apart.
-    rows = [read_run(tmp_path / f"out/{name}").embeddings.n_obs for name in ("first", "second")]
-    assert rows == [first.num_frames, second.num_frames]
+    tables = [read_run(tmp_path / f"out/{name}").embeddings for name in ("first", "second")]
+    assert [one.n_obs for one in tables] == [first.num_frames, second.num_frames]
+    assert all(one.obs["score_virus"].between(0, 1).all() for one in tables)
     shown = invoke("checkpoints", "show", tmp_path / "out/first").stdout
     assert f"out/first: a run of {first.num_frames} open frames" in shown
     assert invoke("checkpoints", "verify", tmp_path / "out/first").returncode == 0

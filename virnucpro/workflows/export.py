@@ -111,20 +111,18 @@ class _Source:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
         if directory.is_file():
             raise UsageError(
                 f"{directory}: is a file; wanted the directory of a run. What `virnucpro embed` "
                 "writes is HDF5 with the datasets embeddings and ids, which h5py reads as it is"
             )
-        run_directory = find_run(directory)
+        self._run = find_run(directory)
         # A run has one store for both alphabets. `migrate` writes the two side by side, with ids.
-        is_run = run_directory.frame_store_dir.is_dir()
-        store_dir = run_directory.frame_store_dir
+        store_dir = self._run.frame_store_dir
+        is_run = store_dir.is_dir()
         self._store = open_frame_store(store_dir, verify=True) if is_run else None
         places = {
-            name: run_directory.parts_dir(name) if is_run else directory / name
-            for name in ALPHABETS
+            name: self._run.parts_dir(name) if is_run else directory / name for name in ALPHABETS
         }
         parts = {name: finished_parts(place) for name, place in places.items()}
         self._parts = {name: paths for name, paths in parts.items() if paths}
@@ -182,12 +180,12 @@ class _Source:
 
     def read_scores(self) -> Float32Array | None:
         """Return P(others) and P(virus) from the run's table, float32 (N, 2), if it has one."""
-        tables = list(self._directory.glob("*_merged/prediction_results.txt"))
-        if self._store is None or len(tables) != 1:
+        path = self._run.prediction_results
+        if self._store is None or not path.is_file():
             return None
         units, unit_of_row = self.rows, np.arange(len(self.rows))
         read_ids = self._store.frame_ids
-        with tables[0].open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             next(file, None)
             # A frame with both embeddings has scores, so that the table has the same rows.
             table = (line.split("\t") for line in file)
@@ -208,7 +206,7 @@ class _Source:
             except (ValueError, IndexError):
                 pass
         # A warning only: the embeddings are what was asked for.
-        logger.warning("%s: has other frames than the embeddings; left out", tables[0])
+        logger.warning("%s: has other frames than the embeddings; left out", path)
         return None
 
     def blocks(self, on_progress: CountListener | None = None) -> Iterator[Int64Array]:
