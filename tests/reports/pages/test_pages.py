@@ -184,9 +184,17 @@ def test_a_page_that_would_be_too_large_says_so(run_directory, tmp_path, monkeyp
 
 def test_records_of_one_id_keep_their_own_regions(run_directory) -> None:
     records = reading.read_records(run_directory)
-    twice = {one.call: one.place for one in records.listed if one.record_id == "twice"}
-    assert twice["others"] not in records.regions
-    assert records.regions[twice["virus"]] == [(0, 6_334)]
+    twice = {one.call: one.regions for one in records.listed if one.record_id == "twice"}
+    assert not twice["others"]
+    assert twice["virus"] == [(0, 6_334)]
+
+
+def test_records_that_are_not_listed_count_all_the_same(run_directory, monkeypatch) -> None:
+    everything = reading.read_records(run_directory)
+    monkeypatch.setattr(reading, "MAX_LISTED", 2)
+    found = reading.read_records(run_directory)
+    assert found.num_with_virus == everything.num_with_virus > 2
+    assert found.listed == everything.listed[:2]
 
 
 def test_without_javascript_everything_is_there(run_directory, look) -> None:

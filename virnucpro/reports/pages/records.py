@@ -6,7 +6,7 @@ import heapq
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ class Record(NamedTuple):
         num_open_chunks: Its scored chunks.
         num_viral_chunks: Its chunks that are called viral.
         reason: Why there is no call; `-` if there is one.
+        regions: The start and the end of each of its viral regions.
     """
 
     place: int
@@ -55,6 +56,12 @@ class Record(NamedTuple):
     num_open_chunks: int
     num_viral_chunks: int
     reason: str
+    regions: Sequence[tuple[int, int]] = ()
+
+    @property
+    def has_virus(self) -> bool:
+        """Whether it is viral or, as a provirus, has a viral region."""
+        return self.call == "virus" or bool(self.regions)
 
     @property
     def rank(self) -> float:
@@ -83,8 +90,6 @@ class Records(NamedTuple):
             share.
         confidence: How many records have each confidence and call.
         num_chunks: Of every record, in the order of the table.
-        regions: The start and the end of the viral regions of each record that has some, by the
-            place of the record.
     """
 
     total: int
@@ -93,11 +98,6 @@ class Records(NamedTuple):
     cells: dict[str, dict[tuple[str, float, float], int]]
     confidence: dict[tuple[str, str], int]
     num_chunks: array[int]
-    regions: dict[int, list[tuple[int, int]]]
-
-    def has_virus(self, record: Record) -> bool:
-        """Say whether a record is viral or, as a provirus, has a viral region."""
-        return record.call == "virus" or record.place in self.regions
 
 
 def read_records(directory: RunDirectory) -> Records:
@@ -107,15 +107,14 @@ def read_records(directory: RunDirectory) -> Records:
         InputError: The table cannot be read, or has a wrong number.
     """
     path = directory.records_tsv
-    columns = (*Record._fields[1:],)
+    columns = Record._fields[1:-1]
     # Counted in cells, because a dot for each record would be too much for a page.
     counted: dict[str, Counter[tuple[str, int, int]]] = {name: Counter() for name in _SHARES}
     confidence: Counter[tuple[str, str]] = Counter()
     num_with_virus = 0
     best: list[tuple[bool, float, int, Record]] = []
-    # 8 bytes a record, because a table may have millions.
+    # 8 bytes a record, because a table may have millions. Only of listed records more is kept.
     num_chunks = array("q")
-    regions: dict[int, list[tuple[int, int]]] = {}
     groups = _read_regions(directory.regions_tsv)
     next_group = next(groups, None)
     for number, line in read_table(path, columns):
@@ -127,7 +126,7 @@ def read_records(directory: RunDirectory) -> Records:
             line["length"],
             record.call == "virus",
         ):
-            regions[record.place] = next_group.spans
+            record = record._replace(regions=next_group.spans)
             next_group = next(groups, None)
         confidence[record.confidence, record.call] += 1
         for name in _SHARES:
@@ -138,10 +137,9 @@ def read_records(directory: RunDirectory) -> Records:
                 # A share of 1 belongs to the last cell.
                 height = min(_CELLS_OF_SHARES - 1, math.floor(share * _CELLS_OF_SHARES))
                 counted[name][record.call, decade, height] += 1
-        has_virus = record.call == "virus" or record.place in regions
-        num_with_virus += has_virus
+        num_with_virus += record.has_virus
         # Of equal records the earlier one is kept, and no record is ever compared.
-        entry = (has_virus, record.rank, -record.place, record)
+        entry = (record.has_virus, record.rank, -record.place, record)
         if len(best) < MAX_LISTED:
             heapq.heappush(best, entry)
         elif entry > best[0]:
@@ -156,7 +154,7 @@ def read_records(directory: RunDirectory) -> Records:
         if found
     }
     listed = [record for *_, record in best]
-    return Records(len(num_chunks), num_with_virus, listed, cells, confidence, num_chunks, regions)
+    return Records(len(num_chunks), num_with_virus, listed, cells, confidence, num_chunks)
 
 
 def read_chunks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from itertools import accumulate, groupby, pairwise, takewhile
 from typing import Any, NamedTuple
 
@@ -47,18 +48,19 @@ def read_tracks(directory: RunDirectory, records: Records, num_drawn: int) -> Tr
     """
     if not directory.chunks_tsv.is_file():
         return Tracks(0, {}, {})
-    wanted = [one for one in records.listed if records.has_virus(one)]
+    wanted = [one for one in records.listed if one.has_virus]
     sizes = accumulate(_OTHER_BYTES + 4 * min(one.num_chunks, _MAX_CHUNKS) // 3 for one in wanted)
     num_packed = sum(1 for _ in takewhile(lambda size: size <= MAX_BYTES, sizes))
     by_place = {record.place: record for record in wanted[:num_packed]}
     static = set([*by_place][:num_drawn])
     packed, drawn = {}, {}
     for place, all_chunks in read_chunks(directory, records, by_place):
-        chunks, regions = _thin(all_chunks), records.regions.get(place, [])
-        packed[place] = _pack(chunks, regions)
+        record, chunks = by_place[place], _thin(all_chunks)
+        packed[place] = _pack(chunks, record.regions)
         if place in static:
-            record = by_place[place]
-            drawn[place] = draw_track(record.record_id, record.length, chunks, regions, MIDDLE)
+            drawn[place] = draw_track(
+                record.record_id, record.length, chunks, record.regions, MIDDLE
+            )
     # In the order of the table. The chunks came in the order of the input.
     return Tracks(
         records.num_with_virus,
@@ -67,7 +69,7 @@ def read_tracks(directory: RunDirectory, records: Records, num_drawn: int) -> Tr
     )
 
 
-def _pack(chunks: Chunks, regions: list[tuple[int, int]]) -> list[Any]:
+def _pack(chunks: Chunks, regions: Sequence[tuple[int, int]]) -> list[Any]:
     """Return the scores as bytes in base64, the places of the chunks, and those of the regions.
 
     The places are numbers in threes: how many chunks there are, how far their starts lie apart, and
