@@ -108,6 +108,17 @@ def test_shares_of_other_settings_are_refused(
         merge(MergeConfig(runs=(shares[0], tmp_path / "s2", shares[2]), output_dir=tmp_path / "m"))
 
 
+def test_shares_of_a_later_version_are_refused(shares: list[Path], tmp_path: Path) -> None:
+    moved = [Path(shutil.copytree(share, tmp_path / share.name)) for share in shares]
+    for share in moved:
+        document = json.loads((share / "run.json").read_text())
+        document["settings"]["new_setting"] = 1
+        (share / "run.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"or of another version of virnucpro .*'new_setting'"):
+        merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "m"))
+    assert not (tmp_path / "m").exists()
+
+
 def test_shares_with_other_batches_are_refused(
     config: PredictConfig, shares: list[Path], tmp_path: Path
 ) -> None:

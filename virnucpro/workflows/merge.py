@@ -56,23 +56,17 @@ def merge(config: MergeConfig) -> PredictResult:
         UsageError: The output directory is one of the shares.
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
+    shares = [find_run(run) for run in config.runs]
     documents = [
-        read_run_json(find_run(run).run_json, _KEYS, "virnucpro predict --shard")
-        for run in config.runs
+        read_run_json(share.run_json, _KEYS, "virnucpro predict --shard") for share in shares
     ]
     # Before the directory is made: shares of two commands must leave nothing behind.
     _check_shares(config.runs, documents)
     first = documents[0]
-    predict_config = PredictConfig(
-        **first["settings"]
-        | {"output_dir": config.output_dir, "force": config.force, "resume": False}
-        # What belongs to one share, and not to the whole.
-        | {"shard": None, "checkpoint_dir": None}
-    )
+    predict_config = _take_settings(config, first["settings"])
     # Scores are made in float32 on a CPU, whatever device the shares had.
     here = dataclasses.replace(predict_config, device="cpu", precision="fp32")
     directory = RunDirectory(config.output_dir, predict_config.stem, predict_config.prefix)
-    shares = [find_run(run) for run in config.runs]
     # With --force, the run would remove the share before it is read.
     if directory.frame_store_dir.resolve() in [one.frame_store_dir.resolve() for one in shares]:
         raise UsageError(f"{config.output_dir}: is one of the shares; choose another output (-o)")
@@ -99,6 +93,24 @@ def merge(config: MergeConfig) -> PredictResult:
         check_models(predict_config, classifier, models)
         embedded = Embedded(classifier, store, passes, screened)
         return write_results(run, directory, predict_config, embedded)
+
+
+def _take_settings(config: MergeConfig, settings: Mapping[str, Any]) -> PredictConfig:
+    """Return the settings of the whole run, given those of a share.
+
+    Raises:
+        InputError: This version does not know one of them.
+    """
+    # What belongs to one share, and not to the whole.
+    others = {"shard": None, "checkpoint_dir": None, "resume": False}
+    own = {"output_dir": config.output_dir, "force": config.force}
+    try:
+        return PredictConfig(**settings | others | own)
+    except TypeError as error:
+        raise InputError(
+            f"{config.runs[0]}: its run.json is damaged, or of another version of virnucpro "
+            f"({error}); merge the shares with the version that made them"
+        ) from error
 
 
 def _judge_again(
@@ -137,7 +149,8 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
         same["screen"] = _summarize_screen(document) == _summarize_screen(first)
         same["classifier"] = document["classifier"]["identity"] == first["classifier"]["identity"]
         # The rule of the calls must be one for all, because it is applied to all.
-        same |= {name: document["settings"][name] == first["settings"][name] for name in calls}
+        settings, wanted = document["settings"], first["settings"]
+        same |= {name: settings.get(name) == wanted.get(name) for name in calls}
         others = [name for name, is_same in same.items() if not is_same]
         if others:
             raise InputError(
