@@ -73,6 +73,13 @@ def test_a_plain_file_stands_for_a_lock(lock_path: Path) -> None:
     assert not may_be_held(lock_path)
 
 
+def test_a_lock_that_would_outlive_its_machine_is_done_without(lock_path: Path) -> None:
+    with locked(lock_path, or_plain=False):
+        assert not plain_lock_path(lock_path).exists()
+        with locked(lock_path, or_plain=False):
+            pass
+
+
 def test_the_empty_file_of_a_run_with_locks_keeps_nobody_away(lock_path: Path) -> None:
     lock_path.touch()
     with locked(lock_path):

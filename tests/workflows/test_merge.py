@@ -148,6 +148,24 @@ def test_impossible_shares_are_refused(config: PredictConfig, shard: str) -> Non
         dataclasses.replace(config, shard=shard)
 
 
+def test_two_runs_cannot_share_checkpoints(config: PredictConfig, tmp_path: Path) -> None:
+    here = dataclasses.replace(
+        config, output_dir=tmp_path / "here", checkpoint_dir=tmp_path / "kept", resume=True
+    )
+    there = dataclasses.replace(here, output_dir=tmp_path / "there")
+    refused = []
+
+    def start_another(status: object) -> None:
+        with pytest.raises(UsageError, match=r"kept: another run is going on here") as error:
+            predict(there)
+        refused.append(error)
+
+    first = predict(here, on_progress=start_another)
+    assert refused
+    # It may go on from there when the first has ended.
+    assert read_tables(predict(there).output_dir) == read_tables(first.output_dir)
+
+
 def test_a_run_goes_on_elsewhere_from_its_checkpoints(
     config: PredictConfig, tmp_path: Path
 ) -> None:

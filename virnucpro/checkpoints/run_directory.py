@@ -180,6 +180,12 @@ class RunDirectory(_OwnFiles):
                 "--checkpoint-dir, or choose another output directory (-o)"
             )
 
+    @property
+    def checkpoints_lock_path(self) -> Path | None:
+        """A lock of the checkpoints if they lie elsewhere, where other runs may link to, too."""
+        link = self.checkpoints_dir
+        return link.resolve() / ".lock" if link.is_symlink() else None
+
     def has_lost_checkpoints(self) -> bool:
         """Tell whether the directory of the checkpoints is a link to one that is not there."""
         # Unlike `Path.exists`, this is False, too, if the server of the file is away.
@@ -372,8 +378,9 @@ class EmbedDirectory(_OwnFiles):
     records_dir = _Named("records")
     """The directory of the record store."""
 
-    # The directory is of one run, so the names need no prefix.
+    # The directory is of one run, so the names need no prefix. The parts lie in it.
     prefix = ""
+    checkpoints_lock_path = None
 
     def is_used(self) -> bool:
         """Tell whether there is an output, or more than a run leaves that has computed nothing."""

@@ -17,12 +17,17 @@ _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, or_plain: bool = True) -> Iterator[None]:
     """Keep other runs away for as long as the body lasts.
 
     The operating system holds the lock, so it goes with the process, however that ends; the empty
     file stays and means nothing. Where the file system has no locks, a second file stands for the
     lock, which `plain_lock_path` names.
+
+    Args:
+        path: The file of the lock.
+        or_plain: Whether to make that second file. It stays if this machine vanishes, and then no
+            other machine can tell that its run has ended.
 
     Raises:
         OutputError: The file of the lock cannot be made.
@@ -43,9 +48,10 @@ def locked(path: Path) -> Iterator[None]:
                     f"{path.parent}: another run is going on here; wait for it, or choose another "
                     "output"
                 ) from None
-            with _explaining(plain_path):
-                _take_plain(plain_path)
-            is_plain = True
+            if or_plain:
+                with _explaining(plain_path):
+                    _take_plain(plain_path)
+            is_plain = or_plain
         yield
     finally:
         if is_plain:

@@ -246,7 +246,11 @@ def _hold(
     # After all refusals, so that a run that may not start leaves nothing behind.
     made = [path for path in (directory.path, *directory.path.parents) if not path.exists()]
     make_output_dir(directory.path)
-    with locked(directory.lock_path):
+    elsewhere = directory.checkpoints_lock_path
+    # Not by a plain file: checkpoints lie elsewhere because machines vanish, and the next must go
+    # on.
+    lock_elsewhere = nullcontext() if elsewhere is None else locked(elsewhere, or_plain=False)
+    with locked(directory.lock_path), lock_elsewhere:
         if not config.resume:
             # Under the lock: another run may have started since `is_used` looked.
             directory.clear()
