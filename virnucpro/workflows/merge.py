@@ -95,7 +95,7 @@ def merge(config: MergeConfig) -> PredictResult:
         return write_results(run, directory, predict_config, embedded)
 
 
-def _take_settings(config: MergeConfig, settings: Mapping[str, Any]) -> PredictConfig:
+def _take_settings(config: MergeConfig, settings: dict[str, Any]) -> PredictConfig:
     """Return the settings of the whole run, given those of a share.
 
     Raises:
