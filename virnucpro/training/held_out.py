@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from virnucpro.backend.arrays import Float64Array, Int64Array
-from virnucpro.config import DEFAULT_THRESHOLD
+from virnucpro.config import DEFAULT_THRESHOLD, TrainConfig
 from virnucpro.reports.metrics import measure_metrics
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calls import sigmoid
@@ -22,7 +22,7 @@ from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.training.chunk_source import Collators, TrainingBatch, collate
 from virnucpro.training.corpus import Corpus
 from virnucpro.training.fragments import join_chunks, make_predictions
-from virnucpro.training.splits import HELD_OUT_RUN, balance
+from virnucpro.training.splits import HELD_OUT_RUN, Labelled, balance
 
 MAX_CHUNKS = 8192
 """More held-out chunks would cost time, and hardly make the figures more exact."""
@@ -49,16 +49,14 @@ class HeldOut:
     def __init__(
         self,
         run: Run,
-        corpus: Corpus,
+        config: TrainConfig,
+        labelled: Labelled,
         store: FrameStore,
-        chunks: Int64Array,
         collators: Collators,
-        max_tokens: int,
-        seed: int,
     ) -> None:
         self._run = run
-        self._corpus = corpus
-        self.chunks = _take(corpus, chunks, seed)
+        corpus = self._corpus = labelled.corpus
+        self.chunks = _take(corpus, labelled.chunks["valid"], config.seed)
         mine = np.arange(run.rank, len(self.chunks), run.num_processes)
         rows = corpus.rows(self.chunks[mine])
         # The second feature grows with the length of a stretch, and the first one is the longest.
@@ -68,7 +66,8 @@ class HeldOut:
         self._batches: list[tuple[Int64Array, TrainingBatch]] = []
         for start in range(0, len(mine), _CHUNKS_AT_ONCE):
             places = mine[start : start + _CHUNKS_AT_ONCE]
-            batches = _read_batch(corpus, store, self.chunks[places], collators).cut(max_tokens)
+            batch = _read_batch(corpus, store, self.chunks[places], collators)
+            batches = batch.cut(config.micro_batch_tokens)
             ends = np.cumsum([len(batch.is_viral_C) for batch in batches])
             self._batches += zip(np.split(places, ends[:-1]), batches, strict=True)
 

@@ -5,7 +5,8 @@ Shapes: R records, C chunks, G groups, K classes, N things that are weighted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,22 @@ from virnucpro.training.corpus import Corpus
 SPLITS = ("train", "valid", "test")
 HELD_OUT_RUN = 16
 """Neighbouring chunks that are held out together, so that they can be joined to fragments."""
+
+
+class Labelled(NamedTuple):
+    """Labelled records, split by their groups, and the chunks that were chosen of each split.
+
+    Attributes:
+        corpus: The records.
+        groups: The group of each record.
+        split_of_record: int64 (R,), an index into `SPLITS`.
+        chunks: The chunks of each split, by its name.
+    """
+
+    corpus: Corpus
+    groups: Sequence[str]
+    split_of_record: Int64Array
+    chunks: Mapping[str, Int64Array]
 
 
 def split_groups(

@@ -12,7 +12,6 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from virnucpro.backend.arrays import BoolArray, Int64Array
 from virnucpro.backend.interface import ALPHABETS, Collator, TrainableBackend
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir
@@ -32,12 +31,12 @@ from virnucpro.training.chunk_source import (
     TrainingBatch,
     open_training_loader,
 )
-from virnucpro.training.corpus import Corpus
 from virnucpro.training.finetuning import TOO_LARGE, FineTuned, FineTuning, Teacher
 from virnucpro.training.head import make_chunk_head
 from virnucpro.training.held_out import HeldOut
 from virnucpro.training.lora import train_adapters
 from virnucpro.training.network import Network
+from virnucpro.training.splits import SPLITS, Labelled
 
 _SHORTER = (1.0, 1.0, 0.6, 0.4)
 """The lengths of drawn chunks, as shares of the classifier's: reads are shorter than it."""
@@ -114,10 +113,7 @@ def finetune(
     models: Sequence[Model],
     teacher: TeacherModels | None,
     store: FrameStore,
-    corpus: Corpus,
-    groups: Sequence[str],
-    is_train: BoolArray,
-    valid_chunks: Int64Array,
+    labelled: Labelled,
 ) -> FineTuned:
     """Train encoders and the head over chunks together, in all processes of the launch.
 
@@ -128,10 +124,7 @@ def finetune(
         models: The DNA model and the protein model.
         teacher: What `check_finetuning` returned.
         store: The chunks and stretches of all records.
-        corpus: The labels of the records.
-        groups: The group of each record.
-        is_train: bool (R,), the records that are learned from.
-        valid_chunks: The held-out chunks.
+        labelled: The labels of the records, and what is learned from and held out.
 
     Raises:
         VirnucproError: Whatever goes wrong that a user can mend.
@@ -140,8 +133,9 @@ def finetune(
     with run.stage("load encoders"), explaining_memory(TOO_LARGE):
         teach = None if teacher is None else _load_teacher(run, config, teacher)
         collators = _load_collators(models)
+        is_train = labelled.split_of_record == SPLITS.index("train")
         source = ChunkSource(
-            LabelledSequences.of(store, corpus, groups, is_train),
+            LabelledSequences.of(store, labelled.corpus, labelled.groups, is_train),
             store.rule,
             tuple(round(share * config.chunk_length_bp) for share in _SHORTER),
             collators,
@@ -150,16 +144,13 @@ def finetune(
             teacher_collators=None if teacher is None else _load_collators(teacher.models),
         )
         network = _make_network(run, config, models, source)
-    held_out = HeldOut(
-        run, corpus, store, valid_chunks, collators, config.micro_batch_tokens, config.seed
-    )
     tuning = FineTuning(
         run,
         config,
         network,
-        held_out,
+        HeldOut(run, config, labelled, store, collators),
         directory.finetuning_dir / "state.safetensors",
-        _describe(run, config, store, models, corpus, groups, teacher),
+        _describe(run, config, store, models, labelled, teacher),
         teach,
     )
     with run.stage("fine-tuning"):
@@ -187,17 +178,16 @@ def _describe(
     config: TrainConfig,
     store: FrameStore,
     models: Sequence[Model],
-    corpus: Corpus,
-    groups: Sequence[str],
+    labelled: Labelled,
     teacher: TeacherModels | None,
 ) -> Mapping[str, Any]:
     """Return what tells this training from others; batches of other sizes only round otherwise."""
     return {
         "input": store.digest_for_parts,
-        "classes": corpus.classes,
+        "classes": labelled.corpus.classes,
         "models": [(one.name, one.loaded.version, one.weights.identity) for one in models],
         "teacher": None if teacher is None else teacher.classifier.identity,
-        "groups": list(groups),
+        "groups": list(labelled.groups),
         "device": run.device.type,
         "precision": run.precision,
         # Each process draws chunks of its own.

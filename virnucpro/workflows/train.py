@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from virnucpro import __version__
-from virnucpro.backend.arrays import Int64Array, split_rows
+from virnucpro.backend.arrays import split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import FrameRule, TrainConfig
@@ -63,7 +63,7 @@ from virnucpro.training.head import (
     FittedHead,
     fit_head,
 )
-from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
+from virnucpro.training.splits import SPLITS, Labelled, balance, choose_chunks, split_groups
 from virnucpro.workflows.finetune import check_finetuning, describe_finetuning, finetune
 from virnucpro.workflows.training_report import (
     Material,
@@ -121,7 +121,7 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
 def _read_merged(config: TrainConfig) -> Material:
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     corpus, features, precisions = read_merged(config.merged, dims)
-    groups, _, chosen = _choose(config, corpus)
+    labelled = _choose(config, corpus)
     # The files do not say which weights made them, so this classifier cannot refuse others.
     metadata = ClassifierMetadata(
         config.dna_backend,
@@ -134,7 +134,7 @@ def _read_merged(config: TrainConfig) -> Material:
             "precision": sorted(set(precisions)),
         },
     )
-    return Material(corpus, groups, chosen, lambda rows: features[rows], metadata)
+    return Material(labelled, lambda rows: features[rows], metadata)
 
 
 def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
@@ -156,21 +156,17 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
         store = open_frame_store(directory.frame_store_dir)
         warn_of_cuts(store, models)
         corpus = make_corpus(store, name_classes(config.viral, config.other))
-        groups, split, chosen = _choose(config, corpus)
+        labelled = _choose(config, corpus)
     tuned = None
     embedded: Sequence[str] = SPLITS
     if config.finetuned:
-        tuned = finetune(
-            *(run, config, directory, models, teacher, store, corpus, groups),
-            split == 0,
-            chosen["valid"],
-        )
+        tuned = finetune(run, config, directory, models, teacher, store, labelled)
         models = [replace(one, changes=tuned.changes.get(one.alphabet)) for one in models]
         run.once(lambda: refuse_other_parts(directory, store, models, run.precision))
         # The classifier has learned already. The others calibrate and measure it.
         embedded = SPLITS[1:]
     # Sorted, as a job wants its rows. The splits share no chunk, so no row comes twice.
-    rows = corpus.rows(np.sort(np.concatenate([chosen[name] for name in embedded])))
+    rows = corpus.rows(np.sort(np.concatenate([labelled.chunks[name] for name in embedded])))
     jobs = [
         make_frame_job(
             *(config, directory, store, one, run.precision, rows), reads_chunks=tuned is not None
@@ -188,7 +184,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
     metadata = _describe_models(config, store, passes)
     gather = partial(gather_features, passes)
     is_frame = metadata.chunk_head is None
-    return Material(corpus, groups, chosen, gather, metadata, None if is_frame else store, tuned)
+    return Material(labelled, gather, metadata, None if is_frame else store, tuned)
 
 
 def _refuse_other_parts(
@@ -229,10 +225,8 @@ def _describe_models(
     )
 
 
-def _choose(
-    config: TrainConfig, corpus: Corpus
-) -> tuple[list[str], Int64Array, dict[str, Int64Array]]:
-    """Return the group and the split of each record, and the chunks of each split."""
+def _choose(config: TrainConfig, corpus: Corpus) -> Labelled:
+    """Split the records by their groups, and choose chunks of each split."""
     if config.groups is None:
         # Several records of one id may well be one thing.
         groups = [f"record {name}" for name in corpus.record_ids]
@@ -241,13 +235,13 @@ def _choose(
     # Cut by a seed, so every process cuts alike without being told.
     shares = (1 - config.valid_share - config.test_share, config.valid_share, config.test_share)
     split = split_groups(corpus, groups, shares, config.seed)
-    return groups, split, choose_chunks(corpus, split, config.seed)
+    return Labelled(corpus, groups, split, choose_chunks(corpus, split, config.seed))
 
 
 def _make_classifier(
     run: Run, config: TrainConfig, directory: RunDirectory, material: Material
 ) -> TrainResult:
-    corpus, chosen = material.corpus, material.chosen
+    corpus, _, _, chunks = material.labelled
     with run.stage("training"):
         fitted, head = _fit(run, config, material)
     with run.stage("calibration and report"), few_threads():
@@ -271,7 +265,7 @@ def _make_classifier(
         write_report(directory.path, sections, about)
         write_evaluation_page(directory.path, directory.path / PAGE_NAME)
     if material.tuned is None:
-        logger.info("%s: trained on %d chunks", config.output_path, len(chosen["train"]))
+        logger.info("%s: trained on %d chunks", config.output_path, len(chunks["train"]))
     return TrainResult(config.output_path, directory.path, sections)
 
 
@@ -291,7 +285,8 @@ def _fit(
 
 
 def _make_chunk_examples(material: Material, split: str) -> ChunkExamples:
-    corpus, chunks, store = material.corpus, material.chosen[split], material.store
+    corpus, store = material.labelled.corpus, material.store
+    chunks = material.labelled.chunks[split]
     assert store is not None, "it holds the stretches"
     dims = material.metadata.dna_dim, material.metadata.protein_dim
     shape = (len(chunks), store.rule.max_rows)
@@ -316,7 +311,7 @@ def _make_chunk_examples(material: Material, split: str) -> ChunkExamples:
 
 
 def _make_examples(material: Material, split: str) -> Examples:
-    corpus, chunks = material.corpus, material.chosen[split]
+    corpus, chunks = material.labelled.corpus, material.labelled.chunks[split]
     class_of_frame = np.repeat(corpus.chunk_class[chunks], corpus.num_frames[chunks])
     return Examples(
         material.gather(corpus.rows(chunks)),
@@ -327,7 +322,7 @@ def _make_examples(material: Material, split: str) -> Examples:
 
 def _score(material: Material, head: FrameClassifier | ChunkClassifier, split: str) -> Fragments:
     """Return the fragments of a held-out split, scored as `predict` scores records."""
-    corpus, chunks = material.corpus, material.chosen[split]
+    corpus, chunks = material.labelled.corpus, material.labelled.chunks[split]
     if isinstance(head, ChunkClassifier):
         logits = head.score(*_make_chunk_examples(material, split).inputs)
         mean_logits = join_chunks(corpus, chunks, logits.astype(np.float64))

@@ -25,11 +25,11 @@ from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import load_classifier
 from virnucpro.sequences.frame_store import FrameStore
-from virnucpro.training.corpus import Corpus, describe_classes
+from virnucpro.training.corpus import describe_classes
 from virnucpro.training.finetuning import FineTuned
 from virnucpro.training.fragments import SIZES, Fragments, make_predictions, name_size
 from virnucpro.training.head import FittedHead
-from virnucpro.training.splits import SPLITS
+from virnucpro.training.splits import SPLITS, Labelled
 from virnucpro.workflows.finetune import describe_settings
 
 
@@ -37,18 +37,14 @@ class Material(NamedTuple):
     """Everything that a classifier is made of.
 
     Attributes:
-        corpus: The labelled records.
-        groups: The group of each record.
-        chosen: The chunks of each split.
+        labelled: The records, and the chunks of each split.
         gather: Returns the features of rows, float32 (n, D).
         metadata: Of the classifier, but for its calibration.
         store: What the frame rule takes of chunks; None for a classifier of single frames.
         tuned: What a fine-tuning made; None without one.
     """
 
-    corpus: Corpus
-    groups: list[str]
-    chosen: dict[str, Int64Array]
+    labelled: Labelled
     gather: Callable[[Int64Array], Float32Array]
     metadata: ClassifierMetadata
     store: FrameStore | None = None
@@ -64,8 +60,8 @@ def report_test(
     fitted: FittedHead,
 ) -> list[Section]:
     """Draw the figures and return the figures in numbers of what training has not seen."""
-    corpus = material.corpus
-    _, cluster_of_record = np.unique(np.array(material.groups), return_inverse=True)
+    corpus = material.labelled.corpus
+    _, cluster_of_record = np.unique(np.array(material.labelled.groups), return_inverse=True)
     probability = calibration.probabilities(test.score, test.num_open_chunks)
     found = make_predictions(corpus, test, probability, cluster_of_record, DEFAULT_THRESHOLD)
     used = found.weight > 0
@@ -93,13 +89,11 @@ def report_test(
 
 def describe_choice(config: TrainConfig, material: Material) -> dict[str, Any]:
     """Return what the classifier's file says of the records that were chosen."""
-    corpus = material.corpus
+    corpus, _, _, chunks = material.labelled
     return {
         "classes": [one._asdict() for one in corpus.classes],
         "groups": None if config.groups is None else describe_file(config.groups),
-        "num_frames": {
-            name: int(corpus.num_frames[material.chosen[name]].sum()) for name in SPLITS
-        },
+        "num_frames": {name: int(corpus.num_frames[chunks[name]].sum()) for name in SPLITS},
         "settings": _describe_settings(config),
     }
 
@@ -116,6 +110,7 @@ def describe_training(
     config: TrainConfig, material: Material, fitted: FittedHead, metadata: ClassifierMetadata
 ) -> dict[str, Any]:
     """Return what the report says besides the figures."""
+    corpus, groups, _, chunks = material.labelled
     return {
         "classifier": {
             "path": str(config.output_path),
@@ -123,7 +118,7 @@ def describe_training(
             "identity": load_classifier(config.output_path).identity,
             "metadata": dataclasses.asdict(metadata),
         },
-        "classes": describe_classes(material.corpus, material.chosen, material.groups),
+        "classes": describe_classes(corpus, chunks, groups),
         "best_epoch": fitted.best_epoch,
         "losses": fitted.losses,
         "warnings": find_overfit(fitted.losses, fitted.best_epoch),
