@@ -109,8 +109,6 @@ def make_frame_job(
     rows: Int64Array | None = None,
     *,
     reads_chunks: bool = False,
-    trust_parts: bool = False,
-    shard: tuple[int, int] | None = None,
 ) -> Job:
     """Return the job of one model over the frame store's `rows`; None for all rows.
 
@@ -131,6 +129,4 @@ def make_frame_job(
         chunk_length_bp=store.chunk_length_bp,
         frame_rule=store.rule,
         batch_tokens=config.dna_batch_tokens if is_dna else config.protein_batch_tokens,
-        trust_parts=trust_parts,
-        shard=shard,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.estimates import warn_of_slow_cpu
@@ -117,14 +119,11 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
     screened = screen_records(run, directory, screen, store) if screen else None
     rows = None if screened is None else screened.rows_to_judge(store)
     jobs = [
-        make_frame_job(
-            config,
-            directory,
-            store,
-            model,
-            run.precision,
-            rows,
-            reads_chunks=classifier.reads_chunks,
+        replace(
+            make_frame_job(
+                *(config, directory, store, model, run.precision, rows),
+                reads_chunks=classifier.reads_chunks,
+            ),
             trust_parts=config.skip_checkpoint_validation,
             shard=config.shard_numbers,
         )
