@@ -157,6 +157,34 @@ def test_a_run_that_removes_its_directory_has_ended(tmp_path: Path):
     assert told[1] == "the metrics are gone: embed removes them when it has finished"
 
 
+def test_warnings_of_a_run_that_begins_again_are_told(tmp_path: Path):
+    told, path = Lines(), tmp_path / "metrics.jsonl"
+    path.write_text("")
+
+    def write(kind: str, **values: object) -> None:
+        line = {"kind": kind, "time": time.time(), **values}
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    write("start", num_processes=1)
+    for number in range(3):
+        write("warning", message=f"old {number}")
+    follower = threading.Thread(
+        target=follow,
+        args=(RunState(path), Console(file=io.StringIO()), threading.Event()),
+        kwargs={"say": told, "seconds": 0.01},
+        daemon=True,
+    )
+    follower.start()
+    wait_for(lambda: len(told) == 3)
+    # It was killed, and goes on.
+    write("start", num_processes=1)
+    write("warning", message="new")
+    write("end", outcome="finished")
+    follower.join(PATIENCE_S)
+    assert told == [*(f"Warning: old {number}" for number in range(3)), "Warning: new", "finished"]
+
+
 def test_a_run_that_begins_again_is_followed(tmp_path: Path):
     told, stop = Lines(), threading.Event()
     path = write_killed_run(tmp_path)

@@ -46,7 +46,7 @@ def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
         with suppress(KeyboardInterrupt):
             may_go_on = functools.partial(may_be_held, run.lock_path)
             stop = threading.Event()
-            follow(state, console, stop, say=say, with_warnings=True, may_go_on=may_go_on)
+            follow(state, console, stop, say=say, may_go_on=may_go_on)
         return
     for _ in state.read():
         pass

@@ -46,7 +46,7 @@ def shown_progress(metrics_path: Path, *, wanted: bool) -> Iterator[None]:
         # Not on standard output, which belongs to the results.
         args=(state, Console(stderr=True), stop),
         # The run itself logs the end of each pass, in the right order.
-        kwargs={"say": lambda text: logger.info("%s", text), "with_ends": False},
+        kwargs={"say": lambda text: logger.info("%s", text), "is_own": True},
         name="progress",
         daemon=True,
     )
@@ -65,8 +65,7 @@ def follow(
     stop: threading.Event,
     *,
     say: Callable[[str], None],
-    with_warnings: bool = False,
-    with_ends: bool = True,
+    is_own: bool = False,
     may_go_on: Callable[[], bool] | None = None,
     seconds: float = 1.0,
 ) -> None:
@@ -76,9 +75,8 @@ def follow(
         state: The run.
         console: Shows the live view if it is a terminal.
         stop: Ends the view, after one last update.
-        say: Takes the lines that replace the live view elsewhere.
-        with_warnings: Whether to say the warnings of the run, too; the run itself logs them.
-        with_ends: Whether to say how each pass ended, and how the run ended.
+        say: Takes the lines that replace the live view elsewhere, and warnings.
+        is_own: Whether it is the run of this process, whose log has its warnings and all ends.
         may_go_on: Asked of a run of which nothing is heard; None if it surely goes on.
         seconds: The time between two updates.
     """
@@ -90,8 +88,7 @@ def follow(
     live = None
     if console.is_terminal:
         live = Live(console=console, auto_refresh=False, get_renderable=draw)
-    lines = _Lines(say, with_ends=with_ends)
-    num_warnings = 0
+    lines = _Lines(say, is_own=is_own, is_live=live is not None)
     silence = None
     with live or nullcontext():
         while True:
@@ -100,23 +97,19 @@ def follow(
             is_last = stop.is_set()
             # State by state, because a pass may have ended between two updates.
             for now in state.read():
-                if live is None:
-                    lines.say_end(now)
+                lines.say_news(now)
             if live is None:
                 lines.say_progress(state)
-            for warning in state.warnings[num_warnings:] if with_warnings else ():
-                say(f"Warning: {warning}")
-            num_warnings = len(state.warnings)
+            else:
+                live.refresh()
             silence = describe_silence(state)
             # The next run may have begun meanwhile.
             is_gone = is_gone and silence is not None
-            if live is not None:
-                live.refresh()
             if is_last or is_gone or state.outcome is not None:
                 break
             stop.wait(seconds)
     # The live view says it, too.
-    if live is None and with_ends and state.outcome is not None:
+    if live is None and not is_own and state.outcome is not None:
         say(describe_outcome(state))
     elif is_gone and state.outcome is None:
         say(
@@ -127,17 +120,22 @@ def follow(
 
 
 class _Lines:
-    """Reports a pass after 15 seconds, then every minute, and when it has ended."""
+    """Reports a pass after 15 seconds, then every minute, and when it has ended; and warnings."""
 
-    def __init__(self, say: Callable[[str], None], *, with_ends: bool) -> None:
+    def __init__(self, say: Callable[[str], None], *, is_own: bool, is_live: bool) -> None:
         self._say = say
-        self._with_ends = with_ends
+        self._is_own = is_own
+        self._is_live = is_live
+        self._num_warnings = 0
         self._pass: tuple[float, str | None] = (0.0, None)
         self._next_at = 0.0
         self._is_silent = False
 
-    def say_end(self, state: RunState) -> None:
-        """Report the end of the pass if the latest line of the metrics is that end."""
+    def say_news(self, state: RunState) -> None:
+        """Report the latest line of the metrics if it is a warning or the end of the pass."""
+        before, self._num_warnings = self._num_warnings, len(state.warnings)
+        if self._num_warnings > before and not self._is_own:
+            self._say(f"Warning: {state.warnings[-1]}")
         history = state.history
         # The time as well as the name: a resumed run has a pass of the same name again.
         if self._pass != (history.began_at, history.pass_name):
@@ -146,7 +144,7 @@ class _Lines:
         if self._next_at < math.inf and history.is_done(state.num_processes):
             # The end is said once, and no line of this pass is due after it.
             self._next_at = math.inf
-            if self._with_ends:
+            if not (self._is_own or self._is_live):
                 self._say(describe_pass_end(state))
 
     def say_progress(self, state: RunState) -> None:
