@@ -36,7 +36,7 @@ class PartWriter:
     def __init__(
         self,
         directory: Path,
-        process_index: int,
+        rank: int,
         identity: Identity,
         status: PassStatus,
         *,
@@ -44,13 +44,13 @@ class PartWriter:
         seconds_per_part: float = 300.0,
     ) -> None:
         self._directory = directory
-        self._process_index = process_index
+        self._rank = rank
         self._identity = identity
         self._status = status
         self._rows_per_part = rows_per_part
         self._seconds_per_part = seconds_per_part
         # Read once: no other process writes parts with this rank while the run holds the lock.
-        self._number = next_part_number(directory, process_index)
+        self._number = next_part_number(directory, rank)
         self._rows: list[Int64Array] = []
         self._embeddings: list[Float32Array] = []
         self._num_rows = 0
@@ -150,7 +150,7 @@ class PartWriter:
         began = time.monotonic()
         write_part(
             self._directory,
-            part_name(self._process_index, self._number),
+            part_name(self._rank, self._number),
             np.concatenate(self._rows),
             np.concatenate(self._embeddings),
             self._identity,
