@@ -346,6 +346,11 @@ def _read_done(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its .done file cannot be read ({error!r})") from error
 
 
+def is_finished(path: Path) -> bool:
+    """Tell whether there is a part at `path` that is marked done."""
+    return path.exists() and done_path(path).exists()
+
+
 def finished_parts(directory: Path) -> list[Path]:
     """Return the parts in `directory` that are marked done, sorted; opens none of them."""
     # Sorted, because directories list files in any order, and all processes must see the same

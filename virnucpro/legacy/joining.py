@@ -20,7 +20,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
-from virnucpro.checkpoints.parts import Identity, finished_parts, part_name, write_part
+from virnucpro.checkpoints.parts import Identity, is_finished, part_name, write_part
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import Generation, read_documents
 from virnucpro.legacy.steps import EmbeddingDims, UnmatchedRowsError
@@ -213,18 +213,17 @@ def convert_file(work: Conversion) -> None:
             chosen = np.flatnonzero(rows >= 0)
             for start in range(0, len(chosen), _ROWS_PER_PART):
                 block = chosen[start : start + _ROWS_PER_PART]
-                directory = work.directories[alphabet]
-                name = part_name(work.rank, numbers[alphabet])
+                path = work.directories[alphabet] / part_name(work.rank, numbers[alphabet])
                 numbers[alphabet] += 1
                 # An interrupted `migrate` goes on here: the same file gives the same parts under
                 # the same names.
-                if directory / name in finished_parts(directory):
+                if is_finished(path):
                     continue
                 # An interruption between writing and marking leaves a part that does not count.
-                (directory / name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
                 write_part(
-                    directory,
-                    name,
+                    path.parent,
+                    path.name,
                     rows[block],
                     np.ascontiguousarray(embeddings[block]),
                     work.identities[alphabet],

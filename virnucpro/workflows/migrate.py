@@ -213,6 +213,8 @@ def _plan(
     # Sources with different chunk lengths have no common one: 0 means unknown.
     lengths = {read_expected_length(source) for source in sources}
     length_bp = lengths.pop() or 0 if len(lengths) == 1 else 0
+    # Listed once: a migration of a thousand files writes thousands of parts.
+    parts = {alphabet: finished_parts(directory / alphabet) for alphabet in ALPHABETS}
     tasks = []
     for rank, (report, taken) in enumerate(zip(reports, choice.taken, strict=True)):
         places = np.searchsorted(unique, report.ids).clip(max=max(0, len(unique) - 1))
@@ -234,15 +236,14 @@ def _plan(
             # There is no frame store here, so only the ids tell which frames the rows are.
             with_ids=True,
         )
-        if not all(_is_written(task, name) for name in rows):
+        if not all(_is_written(task, name, parts[name]) for name in rows):
             tasks.append(task)
     return tasks
 
 
-def _is_written(task: Conversion, alphabet: Alphabet) -> bool:
+def _is_written(task: Conversion, alphabet: Alphabet, parts: Sequence[Path]) -> bool:
     # The rank stands for the file, so the names of its parts begin with it.
     prefix = part_name(task.rank, 0)[: len("part-00000-")]
-    parts = finished_parts(task.directories[alphabet])
     written = finished_rows([part for part in parts if part.name.startswith(prefix)])
     return len(written) == np.count_nonzero(task.rows[alphabet] >= 0)
 
