@@ -144,6 +144,9 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     (tmp_path / "run.json").write_text('{"shard": "1/3"}')
     with pytest.raises(InputError, match=r"is share 1/3 of a run; virnucpro merge makes the run"):
         call(CallConfig(run_dir=tmp_path))
+    (tmp_path / "run.json").write_text('{"schema_version": 2}')
+    with pytest.raises(InputError, match=r"has schema version 2, and this virnucpro reads version"):
+        call(CallConfig(run_dir=tmp_path))
     run_dir = tmp_path / "copy"
     shutil.copytree(predict(config).output_dir, run_dir)
     table = run_dir / "records.tsv"

@@ -21,7 +21,7 @@ from virnucpro.backend.digests import read_sha256
 from virnucpro.checkpoints.run_directory import RunDirectory, suggest_runs
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, brief
 from virnucpro.reports.region_tables import (
     list_regions,
     write_bedgraph,
@@ -42,6 +42,9 @@ from virnucpro.scoring.regions import ChunkEvidence, Regions, describe_chunks, f
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
+
+RUN_SCHEMA_VERSION = 1
+"""Of run.json, which docs/results.md describes."""
 
 CALLS = ("virus", "others", "none")
 """In the order in which people are told of them."""
@@ -236,7 +239,7 @@ def read_run_json(
     """Return the run.json of a finished run of a command, which has these keys.
 
     Raises:
-        InputError: It cannot be read, or lacks one of the keys.
+        InputError: It cannot be read, is of another version, or lacks one of the keys.
     """
 
     def refuse(found: str) -> InputError:
@@ -250,6 +253,7 @@ def read_run_json(
         raise refuse(f"cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise refuse(f"is not JSON ({error})") from error
+    check_schema_version(path, document, RUN_SCHEMA_VERSION)
     # Any JSON may stand in a file of this name.
     missing = [key for key in keys if not isinstance(document, dict) or key not in document]
     if missing and isinstance(document, dict) and "shard" in document:
@@ -260,6 +264,20 @@ def read_run_json(
     if missing:
         raise refuse(f"lacks {', '.join(missing)}")
     return dict(document)
+
+
+def check_schema_version(path: Path, document: Any, known: int) -> None:
+    """Refuse what another version has written, in which a key may mean something else.
+
+    Raises:
+        InputError: The document states another version than the known one.
+    """
+    found = document.get("schema_version", known) if isinstance(document, dict) else known
+    if found != known:
+        raise InputError(
+            f"{path}: has schema version {brief(found)}, and this virnucpro reads version {known}; "
+            "use the version of virnucpro that wrote it"
+        )
 
 
 def note_short_records(store: FrameStore) -> None:

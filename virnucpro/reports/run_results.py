@@ -16,7 +16,12 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
-from virnucpro.reports.record_results import PredictResult, describe_calls, write_decision
+from virnucpro.reports.record_results import (
+    RUN_SCHEMA_VERSION,
+    PredictResult,
+    describe_calls,
+    write_decision,
+)
 from virnucpro.reports.tables import (
     in_blocks,
     write_fasta,
@@ -29,9 +34,6 @@ from virnucpro.scoring.decisions import Decision
 from virnucpro.scoring.frame_scores import Embedded, Scores, decide_records
 from virnucpro.scoring.regions import ChunkEvidence
 from virnucpro.sequences.frame_store import FrameStore
-
-RUN_SCHEMA_VERSION = 1
-"""Of run.json, which docs/results.md describes."""
 
 _INTERMEDIATE_WIDTH = 60
 

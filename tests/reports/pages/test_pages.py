@@ -355,6 +355,13 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     assert "virnucpro predict, train or evaluate" in result.stderr
 
 
+def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"schema_version": "\\u001b[2J", "sections": []}')
+    result = report(tmp_path)
+    assert result.exit_code == 1
+    assert r"report.json: has schema version '\x1b[2J', and this virnucpro reads" in result.stderr
+
+
 def test_the_same_run_gives_the_same_page(run_directory, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run_page(run_directory, tmp_path / name)

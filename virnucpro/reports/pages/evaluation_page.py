@@ -10,8 +10,8 @@ from typing import Any
 from virnucpro.errors import InputError, first_line
 from virnucpro.reports.metrics import METRICS
 from virnucpro.reports.pages.render import write_page
-from virnucpro.reports.record_results import STALE_NAME
-from virnucpro.reports.report import REPORT_NAME
+from virnucpro.reports.record_results import STALE_NAME, check_schema_version
+from virnucpro.reports.report import REPORT_NAME, REPORT_SCHEMA_VERSION
 
 _KEYS = ("schema_version", "sections")
 
@@ -51,6 +51,7 @@ def _read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)}); {wanted}") from error
+    check_schema_version(path, report, REPORT_SCHEMA_VERSION)
     if not isinstance(report, dict) or any(key not in report for key in _KEYS):
         raise InputError(f"{path}: lacks {' or '.join(_KEYS)}; {wanted}")
     return report
