@@ -12,7 +12,7 @@ import pytest
 from Bio import SeqIO
 
 from tests.runs import REPOSITORY, read_table
-from virnucpro import ScoredRecords, Scorer, embed_sequences, read_run
+from virnucpro import PredictConfig, ScoredRecords, Scorer, embed_sequences, predict, read_run
 from virnucpro.config import MINI_DIRECTORY
 from virnucpro.errors import InputError, UsageError
 
@@ -147,6 +147,19 @@ def test_a_finished_run_is_read(example_run: Path, scored: ScoredRecords) -> Non
     embeddings = run.embeddings
     assert embeddings.n_obs == run.document["counts"]["frames"]
     assert np.isfinite(embeddings.X).all()
+
+
+def test_chunks_without_a_score_have_columns_of_numbers(tmp_path: Path) -> None:
+    reads = tmp_path / "reads.fa"
+    reads.write_text(f">known\n{'ATGGCGTTACGT' * 50}\n>unknown\n{'N' * 600}\n")
+    config = PredictConfig(
+        inputs=str(reads), output_dir=tmp_path / "run", model_type="mini", device="cpu"
+    )
+    chunks = read_run(predict(config).output_dir).chunks
+    assert chunks["scored"].tolist() == [True, True, False, False]
+    numbers = chunks[["score", "probability", "evidence"]]
+    assert set(numbers.dtypes) == {np.dtype(np.float64)}
+    assert (numbers.notna().all(axis=1) == chunks["scored"]).all()
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:

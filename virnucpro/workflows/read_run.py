@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import anndata
     import pandas as pd
 
+# The columns of all tables that have NA where a number is unknown.
+_NUMBERS = ("score", "probability", "scored_share", "evidence")
+
 
 class FinishedRun:
     """What a finished run of `predict` left, read when it is first asked for.
@@ -99,7 +102,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         encoding_errors="surrogateescape",
         keep_default_na=False,
         # Only in columns of numbers: a record may be called NA.
-        na_values={name: ["NA"] for name in ("score", "probability", "scored_share")},
+        na_values={name: ["NA"] for name in _NUMBERS},
         dtype={"record_id": str},
     )
     return table
