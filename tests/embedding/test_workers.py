@@ -27,10 +27,21 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_processes_on_gpus_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, num_cores: int, num_local_processes: int, num_workers: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: num_cores)
+    # Of the job, whose machine may have more.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setenv("WORLD_SIZE", str(num_local_processes))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_processes))
     assert count_workers(ComputeConfig(), GPU) == num_workers
+
+
+@pytest.mark.slow
+def test_a_process_may_have_cores_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("ACCELERATE_CPU_AFFINITY", "1")
+    assert count_workers(ComputeConfig(), GPU) == 3
 
 
 def test_on_a_cpu_the_process_tokenizes_itself() -> None:

@@ -22,7 +22,7 @@ import torch
 
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import VirnucproError, first_line
-from virnucpro.runtime.environment import num_local_processes
+from virnucpro.runtime.environment import num_cores
 from virnucpro.runtime.forkserver import start_forkserver
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ def count_workers(compute: ComputeConfig, device: torch.device, most: int = 4) -
     """
     wanted = compute.dataloader_workers
     if wanted is None and device.type == "cuda":
-        # One core of each process's share is for the process itself.
-        wanted = min(most, max(1, (os.cpu_count() or 1) // num_local_processes() - 1))
+        # One core is for the process itself.
+        wanted = min(most, max(1, num_cores() - 1))
     return wanted if wanted and _have_semaphores(wanted) else 0
 
 

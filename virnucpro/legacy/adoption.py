@@ -7,7 +7,6 @@ frames whose id is ambiguous, or belonged to another sequence in the old run.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -45,6 +44,7 @@ from virnucpro.legacy.old_runs import (
     run_parts,
 )
 from virnucpro.legacy.steps import EmbeddingDims
+from virnucpro.runtime.environment import num_cores
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def adopt_legacy_run(
         reason = f"the old run used chunks of {length_bp} bp, this one {store.chunk_length_bp}"
         return _leave_out(directory, reason)
     is_little = sum(path.stat().st_size for path in paths) <= _LITTLE_BYTES
-    jobs = 1 if is_little else min(_MAX_PROCESSES, os.cpu_count() or 1)
+    jobs = 1 if is_little else min(_MAX_PROCESSES, num_cores())
     # All files are looked at before any is used: an id is ambiguous only by what other files say.
     reports = list(run_parallel(partial(inspect_file, dims=_dims(identities)), paths, jobs))
     choice = choose_rows(reports)

@@ -49,6 +49,18 @@ def num_local_processes() -> int:
     return (_number("LOCAL_WORLD_SIZE") or 1) if num_processes() > 1 else 1
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use, if those of its machine share alike."""
+    # A job may have only some cores of its machine. macOS does not have this function.
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    # A launch may have tied each process to cores of its own.
+    is_tied = os.environ.get("ACCELERATE_CPU_AFFINITY") == "1"
+    return allowed if is_tied else max(1, allowed // num_local_processes())
+
+
 def is_main_process() -> bool:
     """Return whether this is the only process of the run, or the first of a launch of several."""
     return num_processes() == 1 or _number("RANK") == 0
