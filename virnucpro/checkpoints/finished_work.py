@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> list[Path]:
     """Check all parts in `directory`, set damaged ones aside, and return the others, sorted.
 
-    One process calls this before any process writes there. The others then call `finished_parts`.
+    One process calls this before any process writes there, and tells the others.
 
     Args:
         directory: The parts of one run and one alphabet.

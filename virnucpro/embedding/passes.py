@@ -135,11 +135,13 @@ def run_pass(run: Run, job: Job) -> Pass:
 
 def _run_pass(run: Run, job: Job, then: Job | None, loader: Loader) -> Pass:
     with run.stage(job.name):
-        # Only one process may set damaged parts aside: two would rename the same file.
-        run.once(lambda: collect_parts(job.parts_dir, job.identity, full=not job.trust_parts))
-        finished = finished_rows(finished_parts(job.parts_dir))
-        # Every process must look before any process writes a part. Otherwise their plans differ.
-        run.wait()
+        parts = None
+        if run.is_main:
+            # Only one process may set damaged parts aside: two would rename the same file.
+            parts = collect_parts(job.parts_dir, job.identity, full=not job.trust_parts)
+        # All must know the same parts, or their plans differ. A network file system may list others
+        # to each machine, and parts that a process writes meanwhile are not among these.
+        finished = finished_rows(run.share(parts))
         status = PassStatus(job.name)
         # A pass that is finished loads no weights, so a resumed run comes here in moments.
         if len(np.setdiff1d(job.rows, finished)):
