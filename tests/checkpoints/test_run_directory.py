@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from virnucpro.checkpoints.run_directory import EmbedDirectory, RunDirectory
+from virnucpro.errors import UsageError
 
 
 def write_run(directory: RunDirectory) -> list[Path]:
@@ -149,6 +150,13 @@ def test_embed_leaves_nothing_in_use_before_it_computes(tmp_path):
     assert not directory.is_used()
     (directory.path / "part-00000-000000.h5").touch()
     assert directory.is_used()
+
+
+def test_checkpoints_are_not_the_run_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="out: is the output directory itself; leave out"):
+        RunDirectory(tmp_path / "out", "reads").place_checkpoints(Path("out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_processes_mend_a_link_that_leads_nowhere(tmp_path):

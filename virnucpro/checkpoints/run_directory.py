@@ -143,7 +143,7 @@ class RunDirectory(_OwnFiles):
         Raises:
             OutputError: The link cannot be made.
             UsageError: The run's directory already holds checkpoints elsewhere, or a link to
-                checkpoints that are gone.
+                checkpoints that are gone; or `target` is the run's directory.
         """
         link = self.checkpoints_dir
         leads_nowhere = self.has_lost_checkpoints()
@@ -154,6 +154,11 @@ class RunDirectory(_OwnFiles):
                     "checkpoints are now (--checkpoint-dir), or remove the link to start afresh"
                 )
             return
+        if target.resolve() == self.path.resolve():
+            raise UsageError(
+                f"{target}: is the output directory itself; leave out --checkpoint-dir, or name "
+                "another directory for the checkpoints"
+            )
         try:
             target.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
