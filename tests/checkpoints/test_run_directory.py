@@ -24,10 +24,10 @@ def write_run(directory: RunDirectory) -> list[Path]:
         directory.run_json,
         directory.run_log,
         directory.chunked_fasta(500),
-        directory.nucleotide_fasta,
-        directory.protein_fasta,
-        directory.split_nucleotide_fasta(0),
-        directory.split_protein_fasta(12),
+        directory.frames_fasta("dna"),
+        directory.frames_fasta("protein"),
+        directory.split_fasta("dna", 0),
+        directory.split_fasta("protein", 12),
         directory.frame_store_dir / "anything.npy",
     ]
     for alphabet in ("dna", "protein"):
@@ -46,10 +46,10 @@ def test_names_are_those_of_the_fork(tmp_path):
         directory.prediction_results,
         directory.highest_scores,
         directory.chunked_fasta(300),
-        directory.nucleotide_fasta,
-        directory.protein_fasta,
-        directory.split_nucleotide_fasta(3),
-        directory.split_protein_fasta(3),
+        directory.frames_fasta("dna"),
+        directory.frames_fasta("protein"),
+        directory.split_fasta("dna", 3),
+        directory.split_fasta("protein", 3),
     ]
     assert [str(path.relative_to(tmp_path)) for path in names] == [
         "reads_merged/prediction_results.txt",
@@ -79,7 +79,7 @@ def test_clear_leaves_what_is_not_ours(tmp_path):
         tmp_path / "other_chunked500.fa",
         tmp_path / "checkpoints" / "model.ckpt",
         directory.parts_dir("dna") / "notes.h5",
-        directory.nucleotide_dir / "output_0_DNABERT_S.pt",
+        directory.split_dir("dna") / "output_0_DNABERT_S.pt",
         directory.merged_dir / "output_0_merged.pt",
     ]
     for path in others:

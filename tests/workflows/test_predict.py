@@ -344,7 +344,7 @@ def test_force_removes_what_is_ours_and_nothing_else(predict_into, reads):
     again = predict_into("out", reads, force=True)
     assert [path.read_text() for path in theirs] == ["not ours"] * 2
     assert not stale.exists()
-    assert not again.directory.nucleotide_fasta.exists()
+    assert not again.directory.frames_fasta("dna").exists()
     for path in theirs:
         path.unlink()
     assert read_tables(again.output_dir) == tables

@@ -242,8 +242,8 @@ def test_intermediate_files_hold_the_stretches(finished) -> None:
         {record.header: record.sequence for record in RecordReader(path, kind)}
         for path, kind in (
             (result.directory.chunked_fasta(500), "dna"),
-            (result.directory.nucleotide_fasta, "dna"),
-            (result.directory.protein_fasta, "protein"),
+            (result.directory.frames_fasta("dna"), "dna"),
+            (result.directory.frames_fasta("protein"), "protein"),
         )
     )
     assert list(dna) == list(proteins) == store.frame_ids(0, store.num_rows)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virnucpro.backend.interface import Alphabet
+from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.errors import OutputError, UsageError
 
 METRICS_NAME = "metrics.jsonl"
@@ -229,33 +229,18 @@ class RunDirectory(_OwnFiles):
         """Return the intermediate file of chunks."""
         return self.path / f"{self.stem}_chunked{chunk_length_bp}.fa"
 
-    @property
-    def nucleotide_fasta(self) -> Path:
-        """The intermediate file with the DNA of all open frames."""
-        return self.path / f"{self.stem}_nucleotide.fa"
+    def frames_fasta(self, alphabet: Alphabet) -> Path:
+        """Return the intermediate file with the DNA or the proteins of all open frames."""
+        name = self.split_dir(alphabet).name
+        return self.path / f"{name}.{'fa' if alphabet == 'dna' else 'faa'}"
 
-    @property
-    def protein_fasta(self) -> Path:
-        """The intermediate file with the proteins of all open frames."""
-        return self.path / f"{self.stem}_protein.faa"
+    def split_dir(self, alphabet: Alphabet) -> Path:
+        """Return the directory of the same in lots."""
+        return self.path / f"{self.stem}_{'nucleotide' if alphabet == 'dna' else 'protein'}"
 
-    @property
-    def nucleotide_dir(self) -> Path:
-        """The directory of the split intermediate files of DNA."""
-        return self.path / f"{self.stem}_nucleotide"
-
-    @property
-    def protein_dir(self) -> Path:
-        """The directory of the split intermediate files of proteins."""
-        return self.path / f"{self.stem}_protein"
-
-    def split_nucleotide_fasta(self, number: int) -> Path:
-        """Return the intermediate file with the DNA of the `number`-th lot of open frames."""
-        return self.nucleotide_dir / f"output_{number}.fa"
-
-    def split_protein_fasta(self, number: int) -> Path:
-        """Return the intermediate file with the proteins of the `number`-th lot of open frames."""
-        return self.protein_dir / f"output_{number}.fa"
+    def split_fasta(self, alphabet: Alphabet, number: int) -> Path:
+        """Return the intermediate file with the `number`-th lot of open frames."""
+        return self.split_dir(alphabet) / f"output_{number}.fa"
 
     def is_run(self) -> bool:
         """Tell whether a run, finished or not, has been here."""
@@ -299,10 +284,8 @@ class RunDirectory(_OwnFiles):
                 shutil.rmtree(store)
         for directory in (
             self.merged_dir,
-            self.nucleotide_dir,
-            self.protein_dir,
-            self.parts_dir("dna"),
-            self.parts_dir("protein"),
+            *map(self.split_dir, ALPHABETS),
+            *map(self.parts_dir, ALPHABETS),
             *(screen.path for screen in self._screens()),
             self.checkpoints_dir,
         ):
@@ -319,11 +302,10 @@ class RunDirectory(_OwnFiles):
         yield from (self.run_json, self.run_log)
         yield from (self.chunks_tsv, self.scores_bedgraph, self.viral_fastq, self.proviruses_fasta)
         yield from (self.regions_tsv, self.regions_bed, self.regions_gff3)
-        yield from (self.metrics_path, self.nucleotide_fasta, self.protein_fasta)
+        yield from (self.metrics_path, *map(self.frames_fasta, ALPHABETS))
         yield from _matching(self.path, rf"{re.escape(self.stem)}_chunked\d+\.fa")
-        yield from _matching(self.nucleotide_dir, r"output_\d+\.fa")
-        yield from _matching(self.protein_dir, r"output_\d+\.fa")
-        for alphabet in ("dna", "protein"):
+        for alphabet in ALPHABETS:
+            yield from _matching(self.split_dir(alphabet), r"output_\d+\.fa")
             directory = self.parts_dir(alphabet)
             # Temporary files, marks and damaged parts, too; but no file of another name.
             yield from _matching(directory, r"\.?part-\d{5}-\d{6}\.h5.*")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import compress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from virnucpro.backend.arrays import split_rows
-from virnucpro.backend.interface import Alphabet
+from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
@@ -137,19 +136,16 @@ def _write_intermediate(directory: RunDirectory, config: PredictConfig, store: F
         strict=True,
     )
     write_fasta(directory.chunked_fasta(store.chunk_length_bp), chunks, _INTERMEDIATE_WIDTH)
-    files: list[tuple[Alphabet, Path, Callable[[int], Path]]] = [
-        ("dna", directory.nucleotide_fasta, directory.split_nucleotide_fasta),
-        ("protein", directory.protein_fasta, directory.split_protein_fasta),
-    ]
     # The fork has both kinds twice: whole, without line breaks, and split into files.
-    for kind, path, make_split_path in files:
-        write_fasta(path, _name_sequences(store, kind, 0, store.num_rows), width=None)
-        make_split_path(1).parent.mkdir(exist_ok=True)
+    for kind in ALPHABETS:
+        frames = _name_sequences(store, kind, 0, store.num_rows)
+        write_fasta(directory.frames_fasta(kind), frames, width=None)
+        directory.split_dir(kind).mkdir(exist_ok=True)
         starts = range(0, store.num_rows, config.sequences_per_file)
         for number, start in enumerate(starts, start=1):
             stop = min(start + config.sequences_per_file, store.num_rows)
             frames = _name_sequences(store, kind, start, stop)
-            write_fasta(make_split_path(number), frames, _INTERMEDIATE_WIDTH)
+            write_fasta(directory.split_fasta(kind, number), frames, _INTERMEDIATE_WIDTH)
 
 
 def _name_sequences(
