@@ -157,6 +157,9 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     table.write_text(text.replace("\tNA\t", "\tnothing\t", 1))
     with pytest.raises(InputError, match=r"records\.tsv, line \d+: found no number"):
         call(CallConfig(run_dir=run_dir))
+    table.write_text(text.replace("\t1\t", f"\t{1 << 63}\t", 1))
+    with pytest.raises(InputError, match=r"records\.tsv, line \d+: found no number \(int too big"):
+        call(CallConfig(run_dir=run_dir))
     table.write_text(text)
     document = json.loads((run_dir / "run.json").read_text())
     document["classifier"]["made_for"] |= {"regions": {"least": 0.0, "contrast": 1.6}}

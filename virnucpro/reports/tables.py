@@ -117,11 +117,11 @@ def explaining_numbers(path: Path, line_number: int) -> Iterator[None]:
     """Say in which line of a table a number cannot be read.
 
     Raises:
-        InputError: The body has raised a ValueError.
+        InputError: The body has raised a ValueError, or an OverflowError.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path}, line {line_number}: found no number ({error})") from error
 
 

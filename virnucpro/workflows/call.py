@@ -6,6 +6,7 @@ no model is needed, and the result is exactly what `predict` would write.
 
 from __future__ import annotations
 
+import sys
 import time
 from array import array
 from collections.abc import Callable, Mapping
@@ -124,29 +125,29 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
     Raises:
         InputError: The table is not the run's, or has a wrong number.
     """
-    names = (*_COUNTS, "score", "reason", "judged_by")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    for number, line in read_table(path, tuple(columns)):
+    # 8 bytes an entry: lists of Python's numbers and words would take five times as much.
+    counts = {name: array("q") for name in _COUNTS}
+    score = array("d")
+    words: dict[str, list[str]] = {"reason": [], "judged_by": []}
+    for number, line in read_table(path, (*counts, "score", *words)):
         with explaining_numbers(path, number):
-            for name in _COUNTS:
-                columns[name].append(int(line[name]))
-            columns["score"].append(parse_number(line["score"]))
-        columns["reason"].append(line["reason"])
-        columns["judged_by"].append(line["judged_by"])
-    _check_number(path, "records", len(columns["score"]), num_records)
-    counts = {name: np.array(columns[name], np.int64) for name in _COUNTS}
-    score = np.array(columns["score"], np.float64)
+            for name, column in counts.items():
+                column.append(int(line[name]))
+            score.append(parse_number(line["score"]))
+        for name, found in words.items():
+            found.append(sys.intern(line[name]))
+    _check_number(path, "records", len(score), num_records)
+    columns = {name: np.array(column) for name, column in counts.items()}
     # Calls, probabilities and tiers follow from the rest: `decide_calls` makes them.
     unknown = np.full(num_records, np.nan)
     return RecordCalls(
-        **counts,
-        score=score,
+        **columns,
+        **{name: np.array(found, dtype=object) for name, found in words.items()},
+        score=np.array(score),
         call=make_calls(unknown, None),
-        reason=np.array(columns["reason"], dtype=object),
         probability=unknown,
-        scored_share=share_scored(counts["num_open_chunks"], counts["num_chunks"]),
+        scored_share=share_scored(columns["num_open_chunks"], columns["num_chunks"]),
         confidence=np.full(num_records, "-", dtype=object),
-        judged_by=np.array(columns["judged_by"], dtype=object),
     )
 
 
