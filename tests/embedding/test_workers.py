@@ -22,7 +22,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_cores", "num_local_processes", "num_workers"),
-    [(1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 4), (16, 4, 3), (8, 8, 1)],
+    [(1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 8), (64, 2, 4), (16, 4, 3), (8, 8, 1)],
 )
 def test_processes_on_gpus_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, num_cores: int, num_local_processes: int, num_workers: int

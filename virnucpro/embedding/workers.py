@@ -22,7 +22,7 @@ import torch
 
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import VirnucproError, first_line
-from virnucpro.runtime.environment import num_cores
+from virnucpro.runtime.environment import num_cores, num_processes
 from virnucpro.runtime.forkserver import start_forkserver
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def prepare_workers(compute: ComputeConfig, device: torch.device) -> None:
         start_forkserver()
 
 
-def count_workers(compute: ComputeConfig, device: torch.device, most: int = 4) -> int:
+def count_workers(compute: ComputeConfig, device: torch.device, most: int | None = None) -> int:
     """Return how many worker processes tokenize for this process; 0 if it tokenizes itself.
 
     On a CPU, the model needs all cores. On a GPU, tokenizing must be faster than the model.
@@ -48,11 +48,14 @@ def count_workers(compute: ComputeConfig, device: torch.device, most: int = 4) -
     Args:
         compute: How to compute; it may say how many.
         device: Where the model computes.
-        most: No more than so many by default. Each worker of a pass claims a batch ahead, which
-            delays the end of the pass: so four.
+        most: No more than so many, unless the user says how many; None for as many as a pass needs.
     """
     wanted = compute.dataloader_workers
     if wanted is None and device.type == "cuda":
+        if most is None:
+            # Each worker of a pass claims a batch ahead. At the end of the pass, the other
+            # processes wait for these batches.
+            most = 8 if num_processes() == 1 else 4
         # One core is for the process itself.
         wanted = min(most, max(1, num_cores() - 1))
     return wanted if wanted and _have_semaphores(wanted) else 0
