@@ -222,7 +222,7 @@ def test_standard_input_is_read_again(reads, demo_weights, undisturbed, tmp_path
     with pytest.raises(KeyboardInterrupt):
         predict_piped(reads.read_bytes(), interrupt)
     done = len(rows_of(tmp_path / "out", "dna"))
-    with pytest.raises(IdentityMismatchError, match="input digest is"):
+    with pytest.raises(IdentityMismatchError, match="the input has changed"):
         predict_piped(b">other\nACGACGACG\n", resume=True)
     predict_piped(reads.read_bytes(), resume=True)
     assert rows_embedded(tmp_path / "out") == rows_embedded(undisturbed) - done
@@ -317,8 +317,12 @@ def changes(demo_weights, tmp_path, reads):
     more.write_text(reads.read_text() + ">one_more\nACGACG\n")
     short = str(Path(demo_weights["model_path"]).with_name("300_model.safetensors"))
     return {
-        "input": ((more,), [], "input digest is sha256:"),
-        "min-length": ((reads,), ["--min-length=60"], "input digest is .* from 60 bp on now"),
+        "input": ((more,), [], "another run: the input has changed: its bytes"),
+        "min-length": (
+            (reads,),
+            ["--min-length=60"],
+            "another run: --min-length-bp is 60 now and was 0 there",
+        ),
         "precision": ((reads,), ["--precision=bf16"], "precision is bf16 now and was fp32"),
         "chunk length": (
             (reads,),

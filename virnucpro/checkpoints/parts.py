@@ -29,6 +29,13 @@ FORMAT_NAME = "virnucpro-embeddings"
 FORMAT_VERSION = 3
 """0 is the original's `.pt` files, 1 the optimized fork's v1.0, 2 its v2.0: see FORMAT.md."""
 
+# What stores of sequences, and `embed --long`, add to the digest of their input.
+_INPUT_DIGEST = re.compile(r"(.*?)(?:, (in pairs))?(?: from (\d+) bp on)?(?: in (windows))?", re.S)
+_INPUT_SETTINGS = (
+    ("--paired: the input", "in single reads"),
+    ("--min-length-bp", "0"),
+    ("--long", "cut"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +84,30 @@ class Identity:
         """Return a sentence for each field in which this run differs from `other`, a part's."""
         theirs = asdict(other)
         return [
-            # A digest says nothing to people.
-            ("the input or --min-length-bp has changed: " if name == "input_digest" else "")
-            + f"{name.replace('_', ' ')} is {value} now and was {theirs[name]} there"
+            _describe_input_change(value, theirs[name])
+            if name == "input_digest"
+            else f"{name.replace('_', ' ')} is {value} now and was {theirs[name]} there"
             for name, value in asdict(self).items()
             if value != theirs[name]
         ]
+
+
+def _describe_input_change(ours: str, theirs: str) -> str:
+    """Return the difference of two input digests in words, because people cannot read a digest."""
+    (files, *settings), (their_files, *their_settings) = (
+        _INPUT_DIGEST.fullmatch(digest).groups()  # type: ignore[union-attr]
+        for digest in (ours, theirs)
+    )
+    changes = [
+        f"{option} is {ours_here or usual} now and was {theirs_here or usual} there"
+        for (option, usual), ours_here, theirs_here in zip(
+            _INPUT_SETTINGS, settings, their_settings, strict=True
+        )
+        if ours_here != theirs_here
+    ]
+    if files != their_files:
+        changes.insert(0, "the input has changed: its bytes, its compression or its order of files")
+    return "; ".join(changes)
 
 
 def part_name(rank: int, number: int) -> str:
