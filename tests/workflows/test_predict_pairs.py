@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from tests.runs import REPOSITORY, read_table
 from virnucpro import CallConfig, PredictConfig, call, predict
+from virnucpro.errors import IdentityMismatchError
 from virnucpro.scoring.calls import sigmoid
 from virnucpro.sequences.fasta import RecordReader
 
@@ -48,6 +50,11 @@ def test_the_score_of_a_pair_is_that_of_the_mean_logit_of_its_mates(tmp_path: Pa
         for path in paths
     ]
     config = run("pairs", paths, paired=True)
+    log = (config.output_dir / "run.log").read_text()
+    assert "24 of 24 pairs have reads shorter than a chunk of 500 bp: each read is one" in log
+    wanted = "another run: --paired: the input is in single reads now and was in pairs there"
+    with pytest.raises(IdentityMismatchError, match=wanted):
+        predict(replace(config, paired=False, resume=True))
     table = config.output_dir / "records.tsv"
     rows = read_table(table)
     assert [row["record_id"] for row in rows] == [f"p{number}" for number in range(24)]

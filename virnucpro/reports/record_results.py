@@ -21,7 +21,7 @@ from virnucpro.backend.digests import read_sha256
 from virnucpro.checkpoints.run_directory import RunDirectory, suggest_runs
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
-from virnucpro.errors import InputError, brief
+from virnucpro.errors import InputError, brief, count
 from virnucpro.reports.region_tables import (
     list_regions,
     write_bedgraph,
@@ -52,6 +52,7 @@ CALLS = ("virus", "others", "none")
 _LENGTH_EDGES_BP = [int(digit * 10**power) for power in range(2, 6) for digit in (1, 2, 5)]
 _NUM_SHARE_BINS = 20
 _NUM_MOST_VIRAL = 5
+_READ_CHUNK_BP = 300
 
 STALE_NAME = "STALE.txt"
 """Of the file in a report's directory that says that the calls have changed since."""
@@ -282,22 +283,29 @@ def check_schema_version(path: Path, document: Any, known: int) -> None:
 
 def note_short_records(store: FrameStore) -> None:
     """Log how many records are shorter than a chunk, and what to expect of them."""
-    # The length of a pair is that of both mates, which are chunks of their own.
-    if store.reads_per_record > 1:
-        return
-    length = store.record_lengths
+    length_bp = store.chunk_length_bp
     # Records below --min-length-bp have no chunk, and get no call.
-    has_chunks = np.diff(store.record_first_chunk) > 0
-    num_short = int(np.count_nonzero(has_chunks & (length < store.chunk_length_bp)))
-    if num_short:
-        logger.info(
-            "%s of %s records %s shorter than a chunk of %d bp: each is one chunk, so its call "
-            "rests on one score and is less sure; see docs/results.md, Short records",
-            f"{num_short:,}",
-            f"{store.num_records:,}",
-            "is" if num_short == 1 else "are",
-            store.chunk_length_bp,
-        )
+    num_chunks = np.diff(store.record_first_chunk)
+    is_short = (num_chunks == store.reads_per_record) & (
+        store.record_lengths < store.reads_per_record * length_bp
+    )
+    num_short = int(np.count_nonzero(is_short))
+    if not num_short:
+        return
+    chunk = f"a chunk of {length_bp} bp"
+    if store.reads_per_record == 1:
+        are = "is" if num_short == 1 else "are"
+        who = f"{count(store.num_records, 'record')} {are} shorter than {chunk}"
+        why = "each is one chunk, so its call rests on one score and is less sure"
+    else:
+        have = "has" if num_short == 1 else "have"
+        who = f"{count(store.num_records, 'pair')} {have} reads shorter than {chunk}"
+        why = "each read is one chunk, so the call rests on two scores and is less sure"
+    remedy = "see docs/results.md, Short records"
+    # A few short contigs among long ones are no reads.
+    if length_bp > _READ_CHUNK_BP and 2 * num_short > np.count_nonzero(num_chunks):
+        remedy = "for reads, use a classifier for 300 bp (-m 300, or -m mini -e 300)"
+    logger.info("%s of %s: %s; %s", f"{num_short:,}", who, why, remedy)
 
 
 def _as_json(value: Any) -> Any:
