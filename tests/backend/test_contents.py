@@ -57,7 +57,7 @@ def test_real_files(make, words, tmp_path):
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "an XML document"),
         (b"@SQ\tSN:chr1\tLN:100\n", "samtools fasta"),
         (b"LOCUS       NC_001416              48502 bp    DNA", "GenBank"),
-        (b"##gff-version 3\n", "without sequences"),
+        (b"##gff-version 3\n", "a table of features; give the FASTA file"),
     ],
 )
 def test_first_bytes(head, words):

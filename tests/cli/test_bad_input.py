@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from xopen import xopen
 
 from tests.plugins import install_module
-from tests.runs import read_tables
+from tests.runs import on_a_terminal, read_tables
 from virnucpro import predict as run_predict
 from virnucpro.cli.main import main
 from virnucpro.config import PredictConfig
@@ -176,6 +176,12 @@ def test_the_second_of_several_files_is_bad(predict: Run) -> None:
     assert ids[1:] == [b"r%d" % number for number in range(40)] + [b"more"]
 
 
+def test_nobody_has_to_type_sequences() -> None:
+    code, seen = on_a_terminal("-m", "virnucpro", "frames", "-", answer=">typed")
+    assert code == 1
+    assert "standard input: is a terminal; name a file, or pipe sequences in" in seen
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [("nowhere.fa", "'nowhere.fa' does not exist"), (".", "'.' is a directory")],
@@ -222,8 +228,9 @@ def test_any_header_comes_back(predict: Run) -> None:
     Path("odd.fa").write_bytes(b"".join(b">%s\nGCTGCTGCTGCA\n" % header for header in HEADERS))
     result = predict("odd.fa --threshold 0")
     assert result.exit_code == 0
-    assert "several records share 1 id, and every table keeps these records apart: same" in (
-        result.stderr
+    assert (
+        "1 id belongs to several records; each record has its own lines in every table: same"
+        in (result.stderr)
     )
     tables = read_tables(Path("out"))
     rows = [line.split(b"\t") for line in tables["records.tsv"].split(b"\n")[1:-1]]

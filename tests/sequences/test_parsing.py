@@ -129,6 +129,15 @@ def test_the_unmapped_reads_of_bam_are_records(
     assert list(RecordReader("-", "dna")) == UNMAPPED_RECORDS
 
 
+def test_bam_without_unmapped_reads_says_what_is_wanted(tmp_path: Path) -> None:
+    path = write_reads(tmp_path / "reads.bam", [(MAPPED, "host", "ACGT")])
+    with pytest.raises(
+        InputError, match=r"holds no unmapped reads, .* `samtools fasta` writes all"
+    ):
+        list(RecordReader(path, "dna"))
+    assert list(RecordReader(path, "dna", allow_empty=True)) == []
+
+
 @pytest.mark.slow
 def test_damaged_bam_is_refused_or_read(tmp_path: Path) -> None:
     data = gzip.decompress(write_reads(tmp_path / "reads.bam", READS).read_bytes())

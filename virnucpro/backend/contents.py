@@ -37,7 +37,7 @@ _KINDS: Sequence[tuple[re.Pattern[bytes], str]] = [
         (rb"@(HD|SQ|RG|PG|CO)\t", "a SAM file; `samtools fasta` converts it"),
         (rb"NCBI\.sra", "an SRA archive; `fasterq-dump` converts it"),
         (rb"LOCUS  |ID   \S", "a GenBank or EMBL file; save its sequences as FASTA"),
-        (rb"##gff|##fileformat=VCF", "a table of features, without sequences"),
+        (rb"##gff|##fileformat=VCF", "a table of features; give the FASTA file of its sequences"),
         (rb"\x89HDF", "an HDF5 file"),
         (rb"%PDF", "a PDF document"),
     )

@@ -52,6 +52,7 @@ _MAX_FASTQ_BYTES = 1 << 24
 _MAX_RECORD_BYTES = 1_000_000_000
 _LINE_BYTES = 50
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
+_NO_UNMAPPED_READS = "holds no unmapped reads, and only these are read; `samtools fasta` writes all"
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class RecordReader:
         self._allow_empty = allow_empty
         self._findings: Counter[str] = Counter()
         self._name = "standard input" if self.path == STDIN else self.path
+        self._lack = "holds no records; look at the step that made it"
         self._line_number = 0
         # Of the record that is being read.
         self._start_line = 1
@@ -124,8 +126,7 @@ class RecordReader:
         # An empty file is mostly the mistake of an earlier step.
         if not self.num_records and not self._allow_empty:
             raise InputError(
-                f"{self._name}: holds no records, or in BAM and CRAM no unmapped reads; "
-                "--allow-empty of predict accepts that"
+                f"{self._name}: {self._lack} (predict --allow-empty accepts such a file)"
             )
         # Only here: the digest of half a file would be that of another input.
         self.sha256 = hashing.sha256.hexdigest()
@@ -152,6 +153,9 @@ class RecordReader:
 
     def _open(self) -> AbstractContextManager[Any]:
         if self.path == STDIN:
+            # It would wait in silence for somebody to type.
+            if sys.stdin.isatty():
+                raise InputError(f"{self._name}: is a terminal; name a file, or pipe sequences in")
             return nullcontext(sys.stdin.buffer)
         try:
             return Path(self.path).open("rb")
@@ -197,10 +201,10 @@ class RecordReader:
         first = next(blocks, b"")
         all_blocks = itertools.chain([first], blocks)
         # BAM is compressed by bgzip, so its mark shows only after decompression.
-        if first.startswith(b"BAM\1"):
-            return self._parse_bam(all_blocks)
-        if first.startswith(b"CRAM"):
-            return self._parse_cram(all_blocks)
+        for mark, parse in ((b"BAM\1", self._parse_bam), (b"CRAM", self._parse_cram)):
+            if first.startswith(mark):
+                self._lack = _NO_UNMAPPED_READS
+                return parse(all_blocks)
         kind = identify(first[:HEAD_BYTES])
         if kind is not None:
             raise InputError(f"{self._name}: FASTA or FASTQ was expected, and this is {kind}")
