@@ -138,3 +138,20 @@ def test_a_file_in_the_way_is_named(fasta: Path, directory: Path) -> None:
     staged_dir(directory).write_bytes(b"x")
     with pytest.raises(OutputError, match="frames: cannot be replaced"):
         prepare(fasta, directory)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (">a\nACG\n>b\nACG\n>a\nACG\n", "1 id belongs to several records; each record has its own"),
+        (">a\nACG\n>a\nACG\n>b\nAC\n>b\nAC\n", "mates of pairs, give predict --paired: a, b"),
+    ],
+)
+def test_ids_of_several_records_are_named(
+    fasta: Path, directory: Path, caplog: pytest.LogCaptureFixture, text: str, words: str
+) -> None:
+    fasta.write_text(text)
+    prepare(fasta, directory)
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert words in warning.getMessage()
+    assert ("--paired" in warning.getMessage()) == ("--paired" in words)

@@ -179,7 +179,9 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
 def test_run_log_tells_the_story_and_reports_duplicates(golden_run):
     log = golden_run.directory.run_log.read_text()
     assert f"{golden_run.num_records} records" in log
-    assert "several records share 1 id, and every table keeps these records apart: same" in log
+    assert (
+        "1 id belongs to several records; each record has its own lines in every table: same" in log
+    )
     assert "DNA embeddings: " in log
     num_dna, num_proteins = (
         len(distinct_rows(golden_run.output_dir, alphabet)) for alphabet in ("dna", "protein")

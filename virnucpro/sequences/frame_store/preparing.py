@@ -67,9 +67,13 @@ def prepare_frame_store(
     store = open_frame_store(directory)
     # Not an error: each record has rows of its own, and ids are only shown.
     if store.num_duplicate_ids:
+        # As in two files of mates, or in a BAM file of pairs.
+        all_twice = store.reads_per_record == 1 and store.num_records == 2 * store.num_duplicate_ids
         logger.warning(
-            "several records share %s, and every table keeps these records apart: %s",
+            "%s %s to several records; each record has its own lines in every table%s: %s",
             count(store.num_duplicate_ids, "id"),
+            "belongs" if store.num_duplicate_ids == 1 else "belong",
+            "; if they are the mates of pairs, give predict --paired" if all_twice else "",
             ", ".join(store.duplicate_ids(limit=5)),
         )
 
