@@ -88,13 +88,14 @@ def settle_output(
     # The main process of a launch may already have begun to write what another finds here.
     if not used or config.force or config.resume or not is_main_process():
         return config
+    what = "the results in it (other files stay)" if path.is_dir() else "it"
     # A launch has no terminal to itself, and data on standard input cannot answer a question.
     if num_processes() > 1 or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
         raise OutputExistsError(
-            f"{path} exists; give --resume to go on with what is there, --force to overwrite it, "
-            "or another output with -o"
+            f"{path} exists; give --resume to go on with what is there, --force to overwrite "
+            f"{what}, or another output with -o"
         )
-    question = f"{path} exists; --resume would go on with what is there. Overwrite it?"
+    question = f"{path} exists; --resume would go on with what is there. Overwrite {what}?"
     # Asked on standard error, because standard output may be JSON for a program.
     if click.confirm(question, err=True):
         return dataclasses.replace(config, force=True)
