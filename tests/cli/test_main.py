@@ -230,6 +230,8 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("check-precision a.fa --sample 0", "--num-records 0: wanted a whole number, at least 1"),
         ("embed a.fa --backend esm2 -o a.h5", "Missing option '--weights'"),
         ("predictt a.fa", "No such command 'predictt'. Did you mean 'predict'?"),
+        ("verify out", "Did you mean 'checkpoints verify' or 'models verify'?"),
+        ("generate-config", "Did you mean 'utils generate-config'?"),
         ("pred a.fa", "No such command 'pred'. Did you mean 'predict'?"),
         ("a.fa -m mini", "No such command 'a.fa'. Did you mean 'virnucpro predict a.fa'?"),
         ("predict a.fa -m mini --relaxed --threshold 0.4", "--relaxed and --threshold both decide"),
@@ -473,7 +475,7 @@ def test_without_a_terminal_existing_results_are_an_error(run, occupied):
     result = run("predict", "a.fa")
     assert result.exit_code == 2
     assert "a_predictions exists; give --resume to go on" in result.stderr
-    assert "--force to overwrite" in result.stderr
+    assert "--force to overwrite the results in it (other files stay)" in result.stderr
 
 
 def test_only_the_main_process_of_a_launch_looks(occupied, monkeypatch):
@@ -490,7 +492,8 @@ def test_only_the_main_process_of_a_launch_looks(occupied, monkeypatch):
 def test_on_a_terminal_the_user_is_asked(occupied):
     code, seen = on_a_terminal("-m", "virnucpro", "predict", "a.fa", answer="n")
     assert (
-        "a_predictions exists; --resume would go on with what is there. Overwrite it? [y/N]" in seen
+        "a_predictions exists; --resume would go on with what is there. "
+        "Overwrite the results in it (other files stay)? [y/N]" in seen
     )
     assert code == 0
     assert (occupied / "records.tsv").exists()
@@ -509,7 +512,7 @@ def test_a_yes_means_force(occupied):
     program = (
         "from virnucpro.cli.starting import *\n"
         "config = PredictConfig(inputs='a.fa')\n"
-        "print(settle_output(config, 'a_predictions', used=True, may_ask=True).force)"
+        "print(settle_output(config, Path('a_predictions'), used=True, may_ask=True).force)"
     )
     assert on_a_terminal("-c", program, answer="y")[1].endswith("True\n")
 

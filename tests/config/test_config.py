@@ -87,7 +87,10 @@ def test_devices(given, device):
         ({"min_length_bp": -1}, "min_length_bp -1"),
         ({"threshold": 1.5}, "threshold 1.5: wanted a number from 0 to 1"),
         ({"max_fdr": 0}, "max_fdr 0: wanted a share between 0 and 1"),
-        ({"viral_share": 1.0}, "viral_share 1.0: wanted a share between 0 and 1"),
+        (
+            {"viral_share": 1.0},
+            "viral_share 1.0: wanted a share between 0 and 1, such as 0.05 for 5 %",
+        ),
         ({"max_fdr": 0.1, "threshold": 0.7}, "--max-fdr and --threshold both decide"),
         (
             {"inputs": ("1.fq", "./1.fq"), "output_dir": "out", "paired": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,8 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     run_dir = tmp_path / "copy"
     shutil.copytree(predict(config).output_dir, run_dir)
     table = run_dir / "records.tsv"
+    with pytest.raises(InputError, match=rf"did you mean {re.escape(str(run_dir))}\?"):
+        call(CallConfig(run_dir=table))
     text = table.read_text()
     table.write_text(text.rpartition("\nread_59")[0] + "\n")
     with pytest.raises(InputError, match=r"records\.tsv: 59 records, wanted 60"):

@@ -324,9 +324,11 @@ def find_run(path: Path) -> RunDirectory:
 
 
 def suggest_runs(path: Path) -> str:
-    """Return which runs with prefixes a user may mean by `path`, which is no run; often empty."""
+    """Return which runs a user may mean by `path`, which is no run itself; often empty."""
     directory = path if path.is_dir() else path.parent
-    runs = sorted(f"{found}".removesuffix("_run.json") for found in directory.glob("?*_run.json"))
+    # A file of a run, or the directory of runs with prefixes.
+    runs = [f"{directory}"] if path.is_file() and (directory / "run.json").is_file() else []
+    runs += sorted(f"{found}".removesuffix("_run.json") for found in directory.glob("?*_run.json"))
     more = ", ..." if len(runs) > _MAX_SUGGESTED else ""
     return f"; did you mean {', '.join(runs[:_MAX_SUGGESTED])}{more}?" if runs else ""
 

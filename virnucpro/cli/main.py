@@ -88,7 +88,9 @@ class _Program(click.Group):
         if name in _COMMANDS or name.startswith("-"):
             return super().resolve_command(ctx, args)
         near = difflib.get_close_matches(name, _COMMANDS, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        # People remember `verify`, and not which group it is in.
+        within = [path for path in COMMANDS if path.partition(" ")[2] == name]
+        guess = f" Did you mean {' or '.join(map(repr, within or near))}?" if within or near else ""
         # A common slip: the input is there, and the word `predict` is missing.
         if Path(name).exists():
             guess = f" Did you mean 'virnucpro predict {name}'?"

@@ -50,7 +50,7 @@ _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "score": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     # Without the ends: log-odds would be infinite, and a split would be empty.
-    "share": (lambda value: 0 < value < 1, "a share between 0 and 1"),
+    "share": (lambda value: 0 < value < 1, "a share between 0 and 1, such as 0.05 for 5 %"),
     "positive": (lambda value: 0 < value < math.inf, "a number above 0"),
     # A model may take time and memory by the square of the length.
     "chunk": (lambda value: 1 <= value <= 100_000, "a length from 1 to 100,000 bp"),
