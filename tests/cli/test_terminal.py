@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from tests.runs import REPOSITORY
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.main import main
-from virnucpro.cli.terminal import counting_bars, echo, echo_summary, format_table
+from virnucpro.cli.terminal import counting_bars, echo, echo_summary, echo_wrapped, format_table
 from virnucpro.errors import OutputError
 
 RUN = {
@@ -44,6 +44,17 @@ RUN = {
 def directory(tmp_path: Path) -> RunDirectory:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     return RunDirectory(tmp_path, "")
+
+
+def test_wrapped_text_keeps_commands_whole(monkeypatch, capsys) -> None:
+    text = "for the large models, run `virnucpro models download 500` and look at results/my-run"
+    monkeypatch.setenv("COLUMNS", "40")
+    echo_wrapped("do  ", text)
+    assert capsys.readouterr().out == (
+        "do  for the large models, run\n"
+        "    `virnucpro models download 500` and\n"
+        "    look at results/my-run\n"
+    )
 
 
 def test_the_summary_of_a_run(directory, capsys) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import echo, format_table
+from virnucpro.cli.terminal import echo, echo_wrapped, format_table
 from virnucpro.config import BackendsConfig
 
 if TYPE_CHECKING:
@@ -44,9 +43,8 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
     for line, listing in zip(lines, listings, strict=True):
         echo(line)
         if listing.reason is not None:
-            indent = "    "
             # Below its line, because the reason is too long for a column.
-            echo(textwrap.fill(listing.reason, 80, initial_indent=indent, subsequent_indent=indent))
+            echo_wrapped("    ", listing.reason)
 
 
 def _describe(listing: BackendListing) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
 
 import click
 
 from virnucpro.cli.options import config_command
-from virnucpro.cli.terminal import echo
+from virnucpro.cli.terminal import echo, echo_wrapped
 from virnucpro.config import DoctorConfig
 
 
@@ -32,21 +31,9 @@ def doctor_command(ctx: click.Context, config: DoctorConfig) -> None:
     for check in examine(quick=config.quick):
         checks.append(check)
         if not config.json:
-            echo(_wrap(f"{check.state:8}", f"{check.name}: {check.found}"))
+            echo_wrapped(f"{check.state:10}", f"{check.name}: {check.found}")
             if check.remedy:
-                echo(_wrap("      do", check.remedy))
+                echo_wrapped("      do  ", check.remedy)
     if config.json:
         echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
     ctx.exit(1 if any(check.state == "failure" for check in checks) else 0)
-
-
-def _wrap(label: str, text: str) -> str:
-    return textwrap.fill(
-        text,
-        100,
-        initial_indent=f"{label}  ",
-        subsequent_indent=" " * 10,
-        # Paths and commands are copied from here, so they stay whole.
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

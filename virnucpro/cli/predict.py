@@ -19,7 +19,7 @@ from virnucpro.cli.starting import (
     settle_output,
     wants_progress,
 )
-from virnucpro.cli.terminal import echo, echo_summary
+from virnucpro.cli.terminal import echo, echo_summary, echo_wrapped
 from virnucpro.config import STDIN, LaunchConfig, PredictConfig, SummaryConfig
 from virnucpro.errors import IncompleteError, count, format_seconds
 from virnucpro.legacy.options import FORK_OPTIONS, ForkOption
@@ -110,20 +110,24 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
     if as_json:
         echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    echo(
-        f"input        {count(found.num_records, 'record')}, {count(found.num_chunks, 'chunk')}, "
-        f"{found.num_rows:,} {found.names_of_rows}"
+    echo_wrapped(
+        "input        ",
+        f"{count(found.num_records, 'record')}, {count(found.num_chunks, 'chunk')}, "
+        f"{found.num_rows:,} {found.names_of_rows}",
     )
     for one in found.passes:
-        echo(
-            f"{one.name:12} {count(one.num_distinct, 'distinct sequence')}, "
+        echo_wrapped(
+            f"{one.name:12} ",
+            f"{count(one.num_distinct, 'distinct sequence')}, "
             f"{count(one.num_tokens, 'token')}, "
             f"{one.tokens_per_s:,.0f} tokens/s ({one.speed_source}): "
-            f"{format_seconds(one.seconds)}, {one.device_bytes / 2**30:.1f} GiB on the device"
+            f"{format_seconds(one.seconds)}, {one.device_bytes / 2**30:.1f} GiB on the device",
         )
-    echo(f"processes    {found.num_processes}, each on {found.computing}")
+    echo_wrapped("processes    ", f"{found.num_processes}, each on {found.computing}")
     echo(f"host memory  {found.host_bytes / 2**30:.1f} GiB")
-    echo(f"disk         {found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}")
+    echo_wrapped(
+        "disk         ", f"{found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}"
+    )
     echo(f"time         about {format_seconds(found.seconds)}")
     for name in ("screen", "shard"):
         if getattr(config, name):
@@ -131,7 +135,8 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
     if found.card_seconds:
         # Measured for the published models only.
         cards = [f"{card} {format_seconds(one)}" for card, one in found.card_seconds.items()]
-        echo(f"on one card  {cards[0]}, estimated: {', '.join(cards[1:])}; for the models alone")
+        text = f"{cards[0]}, estimated: {', '.join(cards[1:])}; for the models alone"
+        echo_wrapped("on one card  ", text)
 
 
 def _note_options_without_meaning(ctx: click.Context) -> None:

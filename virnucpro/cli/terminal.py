@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _SHOWN = ("auroc", "auprc", "precision", "recall", "f1", "mcc", "calibration_error")
 _MAX_ID_LETTERS = 41
 _NUM_STAGES = 2
+_LINE_LETTERS = 100
+_NO_BREAK = "\u00a0"
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -40,6 +45,25 @@ def echo(text: str, *, err: bool = False) -> None:
         raise OutputError(
             f"standard output cannot be written ({error.strerror}); {writing_remedy(error)}"
         ) from error
+
+
+def echo_wrapped(label: str, text: str) -> None:
+    """Print a label, and beside it a text that is broken at the width of the terminal.
+
+    Paths, and commands between backticks, stay whole, because people copy them.
+    """
+    # The fallback is for a terminal that does not tell, and for files.
+    width = shutil.get_terminal_size((_LINE_LETTERS, 24)).columns
+    whole = re.sub("`.*?`", lambda command: command[0].replace(" ", _NO_BREAK), text)
+    lines = textwrap.fill(
+        whole,
+        width,
+        initial_indent=label,
+        subsequent_indent=" " * len(label),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    echo(lines.replace(_NO_BREAK, " "))
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
