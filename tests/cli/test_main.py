@@ -555,6 +555,7 @@ def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
         BackendListing("toy", "toy-plugin", "2.0", toy, None),
     ]
     monkeypatch.setattr(registry, "describe_backends", lambda: listings)
+    monkeypatch.setenv("COLUMNS", "80")
     result = run("backends")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()

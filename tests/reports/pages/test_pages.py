@@ -286,6 +286,28 @@ def make_large_run(source: RunDirectory, directory: Path, num_records: int) -> R
     return RunDirectory(directory, "")
 
 
+def test_paper_has_all_columns_and_the_first_records(run_directory, look, tmp_path: Path) -> None:
+    large = make_large_run(run_directory, tmp_path / "large", 1_234)
+    report(large.path)
+    num_records = len(read_calls(run_directory.path))
+    for directory, num_printed, note in (
+        (run_directory, num_records, ""),
+        (large, 100, "Printed: the first 100 of 1,234 records."),
+    ):
+        # About the width of A4 between its margins.
+        page = look(directory.report_html, 700)
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator(".records tbody tr:visible").count() == num_printed
+        assert page.inner_text(".printed") == note
+        last = page.locator('.records th[data-name="reason"]').bounding_box()
+        assert last["x"] + last["width"] <= 700
+        page.emulate_media(media="screen")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert not page.locator(".printed").is_visible()
+        assert page.locator(".records tbody tr").count() < 100
+
+
 def test_a_hundred_thousand_records_are_listed(run_directory, look, tmp_path: Path) -> None:
     large = make_large_run(run_directory, tmp_path / "large", reading.MAX_LISTED + 2)
     assert report(large.path).exit_code == 0

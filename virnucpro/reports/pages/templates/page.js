@@ -68,7 +68,7 @@
     const find = (selector) => block.querySelector(selector);
     const data = JSON.parse(find(".data").textContent);
     const { columns, values, tracks } = data;
-    const ROW_HEIGHT = 30, SPARE = 10;
+    const ROW_HEIGHT = 30, SPARE = 10, NUM_PRINTED = 100;
     const scroll = find(".scroll"), body = find("tbody"), heads = [...block.querySelectorAll("th")];
     const search = find("input"), call = find("select");
     const ids = values.record_id.map((id) => id.toLowerCase());
@@ -77,7 +77,14 @@
     // Only the rows in sight exist, so that 100,000 records stay quick.
     function draw() {
       const first = Math.max(0, Math.floor(scroll.scrollTop / ROW_HEIGHT) - SPARE);
-      const last = Math.min(shown.length, first + Math.ceil(scroll.clientHeight / ROW_HEIGHT) + 2 * SPARE);
+      drawRows(first, Math.min(shown.length, first + Math.ceil(scroll.clientHeight / ROW_HEIGHT) + 2 * SPARE));
+    }
+    function drawForPaper() {
+      drawRows(0, Math.min(shown.length, NUM_PRINTED));
+      const count = shown.length.toLocaleString("en");
+      find(".printed").textContent = shown.length > NUM_PRINTED ? `Printed: the first ${NUM_PRINTED} of ${count} records.` : "";
+    }
+    function drawRows(first, last) {
       const rows = [spacer(first)];
       for (const row of shown.slice(first, last)) rows.push(makeRow(row));
       rows.push(spacer(shown.length - last));
@@ -149,6 +156,8 @@
     call?.addEventListener("change", filter);
     scroll.addEventListener("scroll", () => requestAnimationFrame(draw));
     addEventListener("resize", draw);
+    addEventListener("beforeprint", drawForPaper);
+    addEventListener("afterprint", draw);
     filter();
     if (tracks) showTracks(data);
   }
