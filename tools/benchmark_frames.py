@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.arrays import split_rows
 from virnucpro.backend.digests import digest_files
+from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import MINI_DIRECTORY, FrameRule, PredictConfig
 from virnucpro.embedding.batches import measure_costs, plan_batches
@@ -175,7 +176,7 @@ def benchmark_rows(store: FrameStore, rows_per_part: int, directory: Path) -> No
         model = open_model(name, str(MINI_DIRECTORY / weights))
         job = make_frame_job(config, RunDirectory(directory, "contigs"), store, model, "fp32")
         benchmark_pass(job, rows_per_part)
-        passes.append(Pass(job, []))
+        passes.append(Pass(job, [], finished_parts(job.parts_dir)))
     rows = np.arange(store.num_rows)
     print(f"both passes: {len(rows)} rows")
     report("gathering", len(rows), lambda: gather_blocks(passes, rows), ROWS)

@@ -66,6 +66,17 @@ def test_a_pass_does_what_is_missing(run: Run, job: Job, caplog) -> None:
     assert third.num_rows == 0
 
 
+def test_a_pass_knows_its_parts(run: Run, job: Job) -> None:
+    first = run_pass(run, replace(job, rows=job.rows[:1]))
+    second = run_pass(run, job)
+    assert second.parts == finished_parts(job.parts_dir)
+    assert len(second.parts) == 2
+    assert first.parts == second.parts[:1]
+    assert run_pass(run, job).parts == second.parts
+    # Parts that appear later are not among those of the pass.
+    assert first.embeddings.num_rows == 1
+
+
 def test_parts_may_be_trusted(run: Run, job: Job) -> None:
     run_pass(run, job)
     (part,) = finished_parts(job.parts_dir)

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ class Loop:
         self.upload = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
         self.download = torch.cuda.Stream(self.device) if self.on_gpu else None  # type: ignore[no-untyped-call]
 
-    def run(self, batches: Iterator[TokenBatch], encoder: Encoder) -> None:
-        """Embed every batch that the loader yields, and count it."""
+    def run(self, batches: Iterator[TokenBatch], encoder: Encoder) -> list[Path]:
+        """Embed every batch that the loader yields, count it, and return the parts."""
         status = self.status
         # A second loop of the pass: there are batches that nobody claimed.
         if status.state == "waiting":
@@ -80,6 +81,7 @@ class Loop:
         status.end_loop()
         if self.on_gpu:
             status.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device)
+        return writer.parts
 
     def _receive(self, batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
         """Yield batches on the device, their copies issued on a stream of their own."""

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, zip_longest
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,10 +53,12 @@ class Pass:
     Attributes:
         job: What was to be embedded.
         summaries: What each process did, by rank.
+        parts: The finished parts. A network file system may list others for a while.
     """
 
     job: Job
     summaries: list[PassStatus]
+    parts: list[Path]
 
     @property
     def failed_rows(self) -> list[int]:
@@ -89,7 +92,7 @@ class Pass:
     @cached_property
     def embeddings(self) -> EmbeddingReader:
         """The reader of the finished parts."""
-        return EmbeddingReader(finished_parts(self.job.parts_dir))
+        return EmbeddingReader(self.parts)
 
 
 def gather_features(passes: Sequence[Pass], rows: Int64Array) -> Float32Array:
@@ -135,22 +138,25 @@ def run_pass(run: Run, job: Job) -> Pass:
 
 def _run_pass(run: Run, job: Job, then: Job | None, loader: Loader) -> Pass:
     with run.stage(job.name):
-        parts = None
+        found = None
         if run.is_main:
             # Only one process may set damaged parts aside: two would rename the same file.
-            parts = collect_parts(job.parts_dir, job.identity, full=not job.trust_parts)
+            found = collect_parts(job.parts_dir, job.identity, full=not job.trust_parts)
         # All must know the same parts, or their plans differ. A network file system may list others
         # to each machine, and parts that a process writes meanwhile are not among these.
-        finished = finished_rows(run.share(parts))
+        parts = run.share(found)
+        finished = finished_rows(parts)
         status = PassStatus(job.name)
+        own: list[Path] = []
         # A pass that is finished loads no weights, so a resumed run comes here in moments.
         if len(np.setdiff1d(job.rows, finished)):
-            _embed_rest(run, job, finished, status, then, loader)
-        done = Pass(job, run.gather(status))
+            own = _embed_rest(run, job, finished, status, then, loader)
+        summaries, written = zip(*run.gather((status, own)), strict=True)
+        done = Pass(job, list(summaries), sorted(chain(parts, *written)))
         # A pass that an earlier run has finished has no speed.
         if any(summary.loop_seconds for summary in done.summaries):
             logger.info("%s", describe_speed(done.summaries))
-    if done.failed_rows and not finished_parts(job.parts_dir):
+    if done.failed_rows and not done.parts:
         raise MemoryExhaustedError(
             f"{job.name}: none of {len(done.failed_rows)} sequences fits the memory of "
             f"{run.device}; use a device with more memory, or smaller weights, and --resume"
@@ -165,8 +171,8 @@ def _embed_rest(
     status: PassStatus,
     then: Job | None,
     loader: Loader,
-) -> None:
-    """Embed the rows that are not in `finished`, and count them in `status`."""
+) -> list[Path]:
+    """Embed the rows that are not in `finished`, count them, and return this process's parts."""
     # Before loading, which may take minutes, so that the monitor shows what this process does.
     run.monitor.begin_pass(status)
     # Of all rows, finished ones too: the plan must be that of the undisturbed run.
@@ -186,24 +192,27 @@ def _embed_rest(
         and has_room(then.model, then.precision, run.device, spare_bytes)
     ):
         then.model.load_ahead(run.device, then.precision, then.attention)
-    _embed_batches(run, job, batches, encoder, status, loader)
+    parts = _embed_batches(run, job, batches, encoder, status, loader)
     # Before the barrier, so that the main process sees the final counts of all processes.
     run.monitor.publish()
     run.wait()
     run.monitor.end_pass()
+    return parts
 
 
 def _embed_batches(
     run: Run, job: Job, batches: Batches, encoder: Encoder, status: PassStatus, loader: Loader
-) -> None:
-    """Embed every batch in one of the processes."""
+) -> list[Path]:
+    """Embed every batch in one of the processes, and return the parts of this one."""
+    parts: list[Path] = []
     # Every process comes here equally often, so all of them get the same counter.
     claim = run.make_counter()
     is_done = np.zeros(len(batches), np.bool_)
     while not is_done.all():
         claims = ClaimedBatches(batches, claim)
         with torch.inference_mode():
-            Loop(run, job, batches, claims, status).run(loader.load(job, claims), encoder)
+            loop = Loop(run, job, batches, claims, status)
+            parts += loop.run(loader.load(job, claims), encoder)
         # A collective, so it comes after the loop: processes have different numbers of batches.
         for taken in run.gather(claims.taken):
             is_done[taken] = True
@@ -213,6 +222,7 @@ def _embed_batches(
             logger.warning("%s: %d batches are left over and are computed now", job.name, len(left))
         # The last number is the end of the list, which ends `ClaimedBatches`.
         claim = iter([*left[run.rank :: run.num_processes].tolist(), len(batches)]).__next__
+    return parts
 
 
 def _load_encoder(run: Run, job: Job) -> Encoder:

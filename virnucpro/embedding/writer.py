@@ -31,6 +31,9 @@ class PartWriter:
 
     It is a context manager. Leaving it writes all batches that it has, also after an exception: so
     an interrupted run keeps everything that it computed. It adds the time of writing to `status`.
+
+    Attributes:
+        parts: The parts that it has written.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class PartWriter:
         rows_per_part: int = 10_000,
         seconds_per_part: float = 300.0,
     ) -> None:
+        self.parts: list[Path] = []
         self._directory = directory
         self._rank = rank
         self._identity = identity
@@ -148,13 +152,14 @@ class PartWriter:
         if not self._rows:
             return
         began = time.monotonic()
-        write_part(
+        part = write_part(
             self._directory,
             part_name(self._rank, self._number),
             np.concatenate(self._rows),
             np.concatenate(self._embeddings),
             self._identity,
         )
+        self.parts.append(part)
         self._status.disk_seconds += time.monotonic() - began
         # Only after the part is whole. A number is never used again, so no part is ever
         # overwritten.

@@ -207,11 +207,9 @@ def _collect_pass(
         for document in documents
         for told in document["passes"][job.name]
     ]
-    done = Pass(job, summaries)
+    done = Pass(job, summaries, collect_parts(job.parts_dir, job.identity))
     # A row that failed in its share counts as done: no share will try it again.
-    finished = np.append(
-        finished_rows(collect_parts(job.parts_dir, job.identity)), done.failed_rows
-    )
+    finished = np.append(finished_rows(done.parts), done.failed_rows)
     num_missing = len(np.setdiff1d(job.rows, finished))
     if num_missing:
         budgets = sorted({summary.budget_tokens for summary in summaries} - {0})
