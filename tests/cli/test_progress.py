@@ -80,6 +80,17 @@ def test_a_terminal_gets_one_view_that_changes(tmp_path: Path):
     assert "30 of 30 rows" in last
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_an_error_before_the_first_pass_is_left_to_its_message(tmp_path: Path, is_own: bool):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    path = tmp_path / "metrics.jsonl"
+    lines = ({"kind": "start", "num_processes": 1}, {"kind": "end", "outcome": "InputError"})
+    path.write_text("".join(json.dumps({"time": time.time()} | line) + "\n" for line in lines))
+    follow(RunState(path), terminal, threading.Event(), say=Lines(), is_own=is_own)
+    wanted = "no embedding yet: ended by InputError: see its log"
+    assert (wanted in terminal.file.getvalue()) == (not is_own)
+
+
 def write_killed_run(directory: Path) -> Path:
     """Write the metrics of a run of two hours ago that did not end."""
     write_run(directory, *[make_sample(at) for at in (0, 5, 12)])

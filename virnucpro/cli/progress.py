@@ -82,8 +82,13 @@ def follow(
     """
 
     def draw() -> RenderableType:
+        # The error of this process comes next, and says more than a view of nothing.
+        has_failed = is_own and state.outcome not in (None, "finished")
+        has_begun = state.history.pass_name is not None or state.training is not None
+        if not state.num_processes or (has_failed and not has_begun):
+            return ""
         # One line stays free, or a terminal would scroll at each update.
-        return render(state, console.width, console.height - 1) if state.num_processes else ""
+        return render(state, console.width, console.height - 1)
 
     live = None
     if console.is_terminal:

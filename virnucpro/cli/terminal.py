@@ -150,7 +150,7 @@ def _describe_calls(
     # Runs of earlier states do not count them.
     if number := counts.get("proviruses", 0):
         regions = count(number, "viral region")
-        yield f"{regions} in records that are not called viral (proviruses): {regions_name}"
+        yield f"{regions} in records not called viral (proviruses): {regions_name}"
 
 
 def _describe_time(stages: Mapping[str, float], seconds: float | None) -> str:
