@@ -19,7 +19,7 @@ from virnucpro.backend.changes import digest_changes
 from virnucpro.backend.registry import LoadedBackend
 from virnucpro.backend.testing import ToyBackend
 from virnucpro.config import MINI_DIRECTORY, ComputeConfig, FrameRule
-from virnucpro.config.published import ESM2_3B
+from virnucpro.config.published import ESM2_3B, find_weights
 from virnucpro.embedding import models
 from virnucpro.embedding.models import HeldModel, Model, open_model, refuse_changes
 from virnucpro.errors import BackendError, UsageError, WeightsError
@@ -94,6 +94,23 @@ def test_models_that_are_not_there() -> None:
         open_model("dnabert_s", "nowhere")
     with pytest.raises(WeightsError, match="nowhere: no such file or directory"):
         open_model("dnabert-s", "nowhere")
+
+
+def test_weights_may_have_the_name_of_a_published_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for backend, directory in (("esm2", "esm2"), ("dnabert-s", "dnabert_s")):
+        opened, wanted = (
+            open_model(backend, at) for at in ("mini", str(MINI_DIRECTORY / directory))
+        )
+        assert opened.weights == wanted.weights
+    assert find_weights("esm2-3b", "esm2") == ESM2_3B.location
+    # It has no weights for this backend, and a classifier has none at all.
+    assert find_weights("mini", "toy") == "mini"
+    assert find_weights("500", "esm2") == "500"
+    Path("esm2-3b").mkdir()
+    assert find_weights("esm2-3b", "esm2") == "esm2-3b"
 
 
 class PanicException(BaseException):

@@ -64,7 +64,8 @@ def locate_weights(location: str, patterns: Sequence[str]) -> Path:
         return path
     if HUB_ID.fullmatch(location) is None:
         raise WeightsError(
-            f"{location}: no such file or directory, and not a hub id (owner/name[@revision])"
+            f"{location}: no such file or directory, and not a hub id (owner/name[@revision]) or "
+            "the name of a model that `virnucpro models list` shows"
         )
     found = find_model(location)
     return found if found is not None else fetch_snapshot(location, patterns)

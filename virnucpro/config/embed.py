@@ -19,7 +19,8 @@ class EmbedConfig(RunConfig, group="Embedding models"):
     )
     weights: str = option(
         REQUIRED,
-        help="Weights of the backend: a file, a directory or a hub id (owner/name@revision).",
+        help="Weights of the backend: a file, a directory, a hub id (owner/name@revision) or a "
+        "name that virnucpro models lists.",
         metavar="WEIGHTS",
     )
     classifier: Path | None = option(

@@ -137,3 +137,20 @@ PUBLISHED: Mapping[str, PublishedModel] = {
     )
 }
 """The published models by the name that users type."""
+
+
+def find_weights(location: str, backend: str) -> str:
+    """Return the location of weights that a user may have named as `virnucpro models` names them.
+
+    Args:
+        location: A file, a directory, a hub id or a published model. A path that exists wins.
+        backend: The backend that reads them; `mini` has weights for two.
+    """
+    model = PUBLISHED.get(location)
+    if model is None or Path(location).exists():
+        return location
+    if model.ships:
+        path = MINI_DIRECTORY / backend.replace("-", "_")
+        return str(path) if path.exists() else location
+    # A classifier has no weights of a backend.
+    return location if model.hub_id is None else model.location

@@ -187,14 +187,16 @@ class FramesConfig(RunConfig, group="Embedding models"):
     protein_backend: str = backend_option("proteins", "esm2")
     dna_weights: str = option(
         DNABERT_S.location,
-        help="Weights of the DNA backend: a file, a directory or a hub id (owner/name@revision).",
+        help="Weights of the DNA backend: a file, a directory, a hub id (owner/name@revision) or a "
+        "name that virnucpro models lists.",
         unset="zhihan1996/DNABERT-S",
         details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",
     )
     protein_weights: str = option(
         ESM2_3B.location,
-        help="Weights of the protein backend: a file, a directory or a hub id.",
+        help="Weights of the protein backend: a file, a directory, a hub id or a name that "
+        "virnucpro models lists.",
         unset="facebook/esm2_t36_3B_UR50D",
         details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",

@@ -26,7 +26,7 @@ from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.backend.weights import find_download
 from virnucpro.checkpoints.parts import Identity
 from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
-from virnucpro.config.published import ESM2_3B
+from virnucpro.config.published import ESM2_3B, find_weights
 from virnucpro.embedding.workers import prepare_workers
 from virnucpro.errors import (
     Terminated,
@@ -217,7 +217,7 @@ def open_model(
 
     Args:
         name: The backend's name.
-        location: A file, a directory or a hub id.
+        location: A file, a directory, a hub id or the name of a published model.
         run: The run whose processes open the model together; None for this process alone.
         changes: What a classifier changes in the weights.
 
@@ -228,7 +228,7 @@ def open_model(
     """
     loaded = load_backend(name)
     refuse_changes(loaded, changes)
-    location = _prefer_cached(location)
+    location = _prefer_cached(find_weights(location, name))
     if run is None:
         return Model(loaded, _open_weights(loaded, location), changes)
     # Eight processes of a machine would read 12 GB eight times, only to find the same digest.

@@ -13,6 +13,7 @@ import psutil
 from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.registry import load_backend
 from virnucpro.config import PredictConfig
+from virnucpro.config.published import find_weights
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.embedding.batches import measure_costs, plan_batches, unique_rows
 from virnucpro.embedding.budgets import BudgetKey, default_batch_tokens, read_budget, read_speed
@@ -182,7 +183,7 @@ def _estimate_pass(
 ) -> PassEstimate:
     is_dna = alphabet == "dna"
     name = config.dna_backend if is_dna else config.protein_backend
-    location = config.dna_weights if is_dna else config.protein_weights
+    location = find_weights(config.dna_weights if is_dna else config.protein_weights, name)
     size = measure_weights(location)
     if size is None:
         raise WeightsError(
