@@ -33,7 +33,10 @@ def main() -> None:
     args = parser.parse_args()
     device = args.device
     classifier = read_classifier(args.classifier)
-    backend = load_backend(classifier.metadata.protein_backend).backend
+    metadata = classifier.metadata
+    if metadata is None:
+        parser.error(f"{args.classifier}: does not say which backend it was trained with")
+    backend = load_backend(metadata.protein_backend).backend
     weights = backend.open_weights(args.weights)
     proteins = list(islice(make_sequences("protein", 500), args.num_proteins))
     collate = backend.load_collator(weights)

@@ -11,6 +11,7 @@ are rows (stretches) a second. The embeddings are random, and have the sizes of 
 from __future__ import annotations
 
 import argparse
+import functools
 import resource
 import tempfile
 import time
@@ -163,7 +164,7 @@ def benchmark_pass(job: Job, rows_per_part: int) -> None:
             job.parts_dir, 0, job.identity, status, rows_per_part=rows_per_part
         ) as writer:
             for rows, block in zip(batches, embeddings, strict=True):
-                writer.put(rows, lambda block=block: block)
+                writer.put(rows, functools.partial(np.asarray, block))
 
     report("writing parts", count, write, ROWS)
 

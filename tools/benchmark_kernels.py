@@ -7,6 +7,7 @@ It needs a CUDA GPU and no files.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -80,8 +81,8 @@ def time_norm(width: int) -> None:
     ):
         print_row(
             f"{name}, width {width}",
-            lambda ours=ours: ours(hidden_TD, delta_TD, norm),
-            lambda theirs=theirs: theirs(hidden_TD, delta_TD, norm),
+            functools.partial(ours, hidden_TD, delta_TD, norm),
+            functools.partial(theirs, hidden_TD, delta_TD, norm),
             passes * hidden_TD.numel(),
         )
 

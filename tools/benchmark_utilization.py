@@ -10,6 +10,7 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME
 
@@ -59,7 +60,7 @@ def read_utilization(path: Path) -> dict[tuple[str, int], list[float]]:
     return found
 
 
-def describe(process: dict, seen: list[float]) -> list[str]:
+def describe(process: dict[str, Any], seen: list[float]) -> list[str]:
     """Return the cells of a process that took part in the pass."""
     shares = [f"{process[f'{kind}_share']:.1%}" for kind in ("device", "data", "disk")]
     mean = process["gpu_utilization_percent"]

@@ -39,7 +39,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -204,7 +204,7 @@ def join_chunks(
     for length_bp, _ in itertools.product(GOALS, range(num_contigs)):
         num_chunks = length_bp // CHUNK_BP
         host = hosts[rng.integers(len(hosts))]
-        size = rng.integers(_CONTIG_CHUNKS[0], min(_CONTIG_CHUNKS[1], len(host)) + 1)
+        size = int(rng.integers(_CONTIG_CHUNKS[0], min(_CONTIG_CHUNKS[1], len(host)) + 1))
         host = _draw_piece(rng, host, size)
         long_enough = [phage for phage in phages if len(phage) >= num_chunks]
         piece = _draw_piece(rng, long_enough[rng.integers(len(long_enough))], num_chunks)
@@ -370,7 +370,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--train", type=Path, required=True, help="directory of the two runs")
-    tables = {"type": Path, "nargs": 2, "metavar": ("RUN", "TRUTH")}
+    tables: dict[str, Any] = {"type": Path, "nargs": 2, "metavar": ("RUN", "TRUTH")}
     parser.add_argument("--planted", required=True, **tables, help="planted contigs of valid")
     parser.add_argument("--must-find", **tables, help="contigs whose virus a rule must find")
     parser.add_argument("--classifier", type=Path, required=True, help="that of the runs")

@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 
 import torch
+from virnucpro_dnabert_s.benchmarking import make_config as make_dnabert_s_config
+from virnucpro_esm2.benchmarking import make_config as make_esm2_config
 
 from tools import make_classifier_weights, make_dnabert_s_weights, make_esm2_weights
 
@@ -27,12 +29,12 @@ def make_demo_weights(directory: Path, seed: int = 0) -> dict[str, str]:
     directory.mkdir(parents=True, exist_ok=True)
     dna = make_dnabert_s_weights.write_weights(
         directory / "dnabert_s",
-        make_dnabert_s_weights.make_config(width=DNA_DIM, num_heads=6),
+        make_dnabert_s_config(width=DNA_DIM, num_heads=6),
         seed=seed,
     )
     protein = make_esm2_weights.write_fair_esm(
         directory / "esm2.pt",
-        make_esm2_weights.make_config(num_layers=2, embed_dim=PROTEIN_DIM, num_heads=2),
+        make_esm2_config(num_layers=2, embed_dim=PROTEIN_DIM, num_heads=2),
         seed=seed,
         dtype=torch.float32,
     )

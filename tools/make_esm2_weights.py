@@ -111,7 +111,8 @@ def write_transformers(
     state = {f"esm.{key}": value.to(dtype, copy=True) for key, value in tensors.items()}
     name = "model.safetensors" if safetensors else "pytorch_model.bin"
     stem, ending = name.split(".")
-    keys, weight_map = list(state), {}
+    keys = list(state)
+    weight_map: dict[str, str] = {}
     for number in range(num_shards):
         shard = f"{stem}-{number + 1:05d}-of-{num_shards:05d}.{ending}"
         path = directory / (shard if num_shards > 1 else name)

@@ -56,9 +56,10 @@ def plan(path: Path, directory: Path) -> str:
         source = store.sequences(kind)  # type: ignore[arg-type]
         rows = unique_rows(source)
         costs = measure_costs(load_backend(backend).backend.token_cost, source, rows)
-        for batch in plan_batches(rows, costs, 32_768):
-            source.get_many(batch)
-            num_batches += 1
+        batches = plan_batches(rows, costs, 32_768)
+        for number in range(len(batches)):
+            source.get_many(batches[number])
+        num_batches += len(batches)
     return f"{num_batches} batches"
 
 

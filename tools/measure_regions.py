@@ -111,8 +111,8 @@ def measure(regions: dict[str, list[Span]], truth: Path, lengths: dict[str, int]
     lines = ["phage_bp\tcontigs\tgenomes\tfound\tinterval\tmedian_error_bp"]
     for length, group in sorted(phages.items()):
         share, low, high = estimate_share(group)
-        errors = [each.errors for each in group if each.overlap >= MIN_OVERLAP]
-        error = f"{np.median(errors):.0f}" if errors else "-"
+        found_errors = [each.errors for each in group if each.overlap >= MIN_OVERLAP]
+        error = f"{np.median(found_errors):.0f}" if found_errors else "-"
         genomes = len({each.genome for each in group})
         lines.append(
             f"{length}\t{len(group)}\t{genomes}\t{share:.3f}\t{low:.3f}-{high:.3f}\t{error}"

@@ -11,6 +11,7 @@ import csv
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import PredictConfig, predict
@@ -27,7 +28,7 @@ INPUTS = (
 def main() -> None:
     """Run `predict` and copy its three tables; write the small model's calls of the example."""
     with tempfile.TemporaryDirectory() as directory:
-        weights = make_demo_weights(Path(directory) / "weights")
+        weights: dict[str, Any] = make_demo_weights(Path(directory) / "weights")
         output_dir = Path(directory) / "golden"
         layout = predict(
             PredictConfig(inputs=INPUTS, output_dir=output_dir, device="cpu", **weights)
@@ -36,7 +37,7 @@ def main() -> None:
             shutil.copy(path, GOLDEN / path.name)
             print(f"wrote {GOLDEN / path.name}")
         config = PredictConfig(
-            inputs=INPUTS[0], model_type="mini", output_dir=output_dir / "mini", device="cpu"
+            inputs=INPUTS[:1], model_type="mini", output_dir=output_dir / "mini", device="cpu"
         )
         _write_calls(predict(config).directory.records_tsv)
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from virnucpro.training.stretches import AMBIGUOUS, CODE_OF_BYTE
 
+_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
+
 LABELS = ("split", "class", "sub", "group")
 """What is known of a sequence; in an index.tsv these are columns."""
 
@@ -40,8 +42,10 @@ class Genomes(NamedTuple):
     def to(self, device: torch.device) -> Genomes:
         """Return the same on `device`."""
         labels = {name: label.to(device) for name, label in self.labels.items()}
-        tensors = (self.codes_N, self.start_S, self.length_S)
-        return Genomes(*(tensor.to(device) for tensor in tensors), labels, self.names)
+        codes_N, start_S, length_S = (
+            tensor.to(device) for tensor in (self.codes_N, self.start_S, self.length_S)
+        )
+        return Genomes(codes_N, start_S, length_S, labels, self.names)
 
 
 def write_genomes(path: Path, sequences: list[bytes], labels: dict[str, list[str]]) -> None:
@@ -141,9 +145,10 @@ def keep_groups(genomes: Genomes, share: float) -> Genomes:
 def _pack(codes_N: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return four bases a byte, the first in the lowest bits; an ambiguous one becomes an A."""
     quads = np.pad(codes_N & 3, (0, -len(codes_N) % 4)).reshape(-1, 4)
-    return quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
+    packed: npt.NDArray[np.uint8] = (quads << _SHIFTS).sum(1, dtype=np.uint8)
+    return packed
 
 
 def _unpack(packed: npt.NDArray[np.uint8], num_bases: int) -> npt.NDArray[np.uint8]:
-    shifts = np.array([0, 2, 4, 6], np.uint8)
-    return (packed[:, None] >> shifts & 3).reshape(-1)[:num_bases]
+    quads: npt.NDArray[np.uint8] = packed[:, None] >> _SHIFTS & np.uint8(3)
+    return quads.reshape(-1)[:num_bases]

@@ -72,4 +72,5 @@ def _canonical_columns() -> Tensor:
     digits = torch.stack([number // 4**place % 4 for place in range(K)], 1)
     powers = 4 ** torch.arange(K - 1, -1, -1)
     other = ((3 - digits) * powers).sum(1)
-    return torch.unique(torch.minimum(number, other), return_inverse=True)[1]
+    column: Tensor = torch.unique(torch.minimum(number, other), return_inverse=True)[1]
+    return column

@@ -44,7 +44,7 @@ def measure(records: DrawnRecords, inputs: list[Path], directory: Path) -> list[
     """Return the cells of one way of calling; two inputs are pairs."""
     predict(
         PredictConfig(
-            inputs=inputs,
+            inputs=tuple(map(str, inputs)),
             output_dir=directory,
             model_type="mini",
             chunk_length_bp=CHUNK_LENGTH_BP,

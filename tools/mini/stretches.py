@@ -114,7 +114,7 @@ def pack_proteins(chunks: list[ChunkTokens]) -> Proteins:
 
 def first_word_id(num_bases: int) -> int:
     """Return the token of the first DNA word of so many bases; all shorter ones come before."""
-    return len(DNA_SPECIAL) + (4**num_bases - 4) // 3
+    return len(DNA_SPECIAL) + ((1 << 2 * num_bases) - 4) // 3
 
 
 def tokenize_stretches(stretches: Stretches) -> Tensor:

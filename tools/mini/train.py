@@ -116,6 +116,7 @@ class Training(TrainingLoop):
         self.losses: dict[str, Tensor] = {}
         self.valid: dict[int, dict[str, float]] = {}
         self.seconds: dict[str, float] = {}
+        self._lap_start = 0.0
         self.seconds_at_end = min(self.progress.seconds + 60 * args.leg_minutes, 60 * args.minutes)
         # The end of a leg is not that of the training.
         self.progress.is_done = self.is_over()
@@ -129,11 +130,11 @@ class Training(TrainingLoop):
         """Measure after so many seconds each."""
         losses = self.progress.losses
         measured = losses[-1]["seconds"] if losses else 0.0
-        return self.progress.seconds - measured > self.args.evaluate_seconds
+        return bool(self.progress.seconds - measured > self.args.evaluate_seconds)
 
     def is_over(self) -> bool:
         """End with the leg or the whole time."""
-        return self.progress.seconds >= self.seconds_at_end
+        return bool(self.progress.seconds >= self.seconds_at_end)
 
     def step(self) -> None:
         """Learn from one batch of each of the step's lengths."""
