@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, Int64Array
+from virnucpro.checkpoints.parts import read_part
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import EmbedConfig, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
@@ -155,12 +155,11 @@ def embed_sequences(
                 **settings,
             )
         )
-        with h5py.File(path) as file:
-            found_NE: Float32Array = file["embeddings"][:]
-            rows_N = file["rows"][:]
-    # NaN for empty sequences, which have no row in the file.
-    embeddings_NE = np.full((len(ids), found_NE.shape[1]), np.nan, np.float32)
-    embeddings_NE[rows_N] = found_NE
+        part = read_part(path)
+        # NaN for empty sequences, which have no row in the file.
+        embeddings_NE = np.full((len(ids), part.identity.embedding_dim), np.nan, np.float32)
+        if part.num_rows:
+            embeddings_NE[part.read_rows()] = part.map_embeddings()
     return embeddings_NE
 
 
