@@ -110,7 +110,7 @@ def build_frame_store(
         InputError: An input cannot be read.
         OutputError: The store cannot be written.
     """
-    rule, step = settings.rule, settings.reads_per_record
+    rule, reads_per_record = settings.rule, settings.reads_per_record
     names = [*_RECORD_FILES, *_FRAME_FILES]
     if rule.kind == "stretches":
         names.append(FIRST_CODONS)
@@ -121,7 +121,7 @@ def build_frame_store(
             "chunk_length_bp": settings.chunk_length_bp,
             "min_length_bp": settings.min_length_bp,
             **({} if rule == OPEN_RULE else {FRAME_RULE: str(rule)}),
-            **({READS_PER_RECORD: step} if settings.paired else {}),
+            **({READS_PER_RECORD: reads_per_record} if settings.paired else {}),
         }
         readers = [RecordReader(path, "dna", allow_empty=settings.allow_empty) for path in inputs]
         sources: Iterable[Iterable[Record]] = [read_pairs(readers)] if settings.paired else readers
@@ -131,9 +131,9 @@ def build_frame_store(
         for records in sources:
             # One block of records is in memory at a time, so a file may be larger than the memory.
             # Both mates of a pair are in one block, because they are cut together.
-            for letters, length in _write_records(writer, records, step):
+            for letters, length in _write_records(writer, records, reads_per_record):
                 chunks = frames.cut_records(
-                    length, settings.chunk_length_bp, settings.min_length_bp, step
+                    length, settings.chunk_length_bp, settings.min_length_bp, reads_per_record
                 )
                 _write_rows(writer, letters, chunks, rule)
         # Only now: the digest of an input is known when all of it was read.
@@ -260,10 +260,10 @@ class _StoreWriter:
 
 
 def _write_records(
-    writer: _StoreWriter, records: Iterable[Record], step: int = 1
+    writer: _StoreWriter, records: Iterable[Record], reads_per_record: int = 1
 ) -> Iterator[tuple[bytes, Int64Array]]:
-    """Store records; yield the letters and the lengths of each block of a multiple of `step`."""
-    for block in _take_blocks(records, step):
+    """Store reads; yield the letters and the lengths of each block, which has whole records."""
+    for block in _take_blocks(records, reads_per_record):
         headers = [record.header.encode("utf-8", "surrogateescape") for record in block]
         letters = "".join([record.sequence for record in block]).encode("ascii")
         record_length = np.array([len(record.sequence) for record in block], np.int64)
@@ -274,14 +274,14 @@ def _write_records(
         yield letters, record_length
 
 
-def _take_blocks(records: Iterable[Record], step: int) -> Iterator[list[Record]]:
+def _take_blocks(records: Iterable[Record], reads_per_record: int) -> Iterator[list[Record]]:
     block: list[Record] = []
     num_letters = 0
     for record in records:
         block.append(record)
         # One more, so that records without letters also fill a block in the end.
         num_letters += len(record.sequence) + 1
-        if num_letters >= _BLOCK_BP and len(block) % step == 0:
+        if num_letters >= _BLOCK_BP and len(block) % reads_per_record == 0:
             yield block
             block, num_letters = [], 0
     if block:
