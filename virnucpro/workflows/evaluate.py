@@ -86,16 +86,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         )
     truth = read_truth(config.truth)
     records = _read_records(config, truth)
-    without_call = {
-        name: dict(
-            Counter(
-                record.reason
-                for record in records
-                if record.call == "none" and record.label.is_viral == is_viral
-            )
-        )
-        for name, is_viral in (("virus", True), ("others", False))
-    }
+    without_call = _count_without_call(records)
     has_call = np.array([record.call != "none" for record in records])
     predictions = _make_predictions(records, has_call)
     called = predictions.select(has_call)
@@ -159,6 +150,15 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
         len(truth.keys() - {record.id for record in records}),
     )
     return records
+
+
+def _count_without_call(records: Sequence[_Record]) -> dict[str, dict[str, int]]:
+    """Return how many records of `virus` and of `others` have no call, by reason."""
+    counts: dict[str, Counter[str]] = {"virus": Counter(), "others": Counter()}
+    for record in records:
+        if record.call == "none":
+            counts["virus" if record.label.is_viral else "others"][record.reason] += 1
+    return {name: dict(found) for name, found in counts.items()}
 
 
 def _make_predictions(records: Sequence[_Record], has_call: BoolArray) -> Predictions:
