@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.samples import PATIENCE_S
 from virnucpro.errors import OutputError, UsageError
-from virnucpro.runtime.locks import locked, may_be_held, plain_lock_path
+from virnucpro.runtime.downloads import digest_like, fetch_file
+from virnucpro.runtime.locks import in_turn, locked, may_be_held, plain_lock_path
 
 # NFS without lockd, Lustre without flock, others, and ENOTSUPP, for which Python has no name.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)
@@ -78,6 +81,29 @@ def test_a_lock_that_would_outlive_its_machine_is_done_without(lock_path: Path) 
         assert not plain_lock_path(lock_path).exists()
         with locked(lock_path, or_plain=False):
             pass
+
+
+def test_a_file_is_fetched_where_there_are_no_locks(lock_path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_text("content")
+    fetch_file(source.as_uri(), tmp_path / "there" / "file", "")
+    assert (tmp_path / "there" / "file").read_text() == "content"
+
+
+def test_a_file_is_fetched_once(tmp_path: Path) -> None:
+    source, path = tmp_path / "source", tmp_path / "file"
+    source.write_text("content")
+    wanted = digest_like(source, "sha256:")
+    with ThreadPoolExecutor() as pool:
+        with in_turn(tmp_path / ".file.lock"):
+            others = [pool.submit(fetch_file, source.as_uri(), path, wanted) for _ in range(2)]
+            time.sleep(0.2)
+            assert not any(other.done() for other in others)
+            # Nobody can fetch it any more, and nobody needs to.
+            source.rename(path)
+        for other in others:
+            other.result(PATIENCE_S)
+    assert path.read_text() == "content"
 
 
 def test_the_empty_file_of_a_run_with_locks_keeps_nobody_away(lock_path: Path) -> None:

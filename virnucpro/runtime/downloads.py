@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from virnucpro.backend.weights import drop_hub_handler
 from virnucpro.errors import WeightsError, on_one_line
+from virnucpro.runtime.locks import in_turn
 
 
 def digest_like(path: Path, digest: str) -> str:
@@ -43,13 +44,11 @@ def fetch_file(source: str, path: Path, digest: str) -> None:
     Raises:
         WeightsError: The file cannot be fetched, or has another digest.
     """
-    from filelock import FileLock
-
     path.parent.mkdir(parents=True, exist_ok=True)
     # A half file under the final name would be taken for a whole one.
     part = path.with_name(f"{path.name}.part")
     # Jobs of an array start at the same time, and all want the same file.
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with in_turn(path.with_name(f".{path.name}.lock")):
         if not digest:
             # Without a digest nobody can tell whether the rest would fit this beginning.
             part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The lock of a run directory, which keeps a second run away."""
+"""The lock of a run directory, which keeps a second run away, and locks that others wait for."""
 
 from __future__ import annotations
 
@@ -59,6 +59,23 @@ def locked(path: Path, *, or_plain: bool = True) -> Iterator[None]:
                 plain_path.unlink()
         # Closing gives the lock back. The file stays: a run that has just opened it may be about to
         # lock it.
+        os.close(descriptor)
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Let processes do the body one after the other; without locks, they do it at the same time.
+
+    Raises:
+        OSError: The file of the lock cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        # This waits. An error means that the file system has no locks.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
         os.close(descriptor)
 
 
