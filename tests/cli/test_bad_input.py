@@ -390,8 +390,9 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
     ids=["store", "parts"],
 )
 def test_no_room(undisturbed: Tables, predict: Run, num_bytes: int, message: str) -> None:
+    kept = "make room, or choose another output; finished work is kept: run the same command with"
     with files_of_at_most(num_bytes):
-        assert_one_error(predict("good.fa"), 1, message)
+        assert_one_error(predict("good.fa"), 1, message, kept)
     assert not list(Path("out").rglob("part-*"))
     assert not list(Path("out").rglob("prediction_results*"))
     assert_resumes_to(undisturbed, predict, "good.fa")

@@ -81,7 +81,7 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
         needed = f"; {num_bytes:,} bytes are needed" if num_bytes else ""
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}{needed}); "
-            f"{writing_remedy(error)}, then start again, with --resume if the command has it"
+            f"{writing_remedy(error)}"
         ) from error
     finally:
         with suppress(OSError):

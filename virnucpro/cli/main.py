@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import errno
 import gc
 import importlib
 import logging
@@ -25,6 +26,7 @@ from virnucpro.config import COMMANDS, command_options
 from virnucpro.errors import (
     INTERRUPTED,
     MemoryExhaustedError,
+    OutputError,
     Terminated,
     UsageError,
     VirnucproError,
@@ -142,6 +144,10 @@ def _how_to_go_on(command: str | None) -> str:
     return "; finished work is kept: run the same command with --resume to go on"
 
 
+def _is_full_disk(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _explain(error: BaseException, command: str | None) -> int:
     """Say on standard error what `error` means for `command`, and return the exit code."""
     if isinstance(error, Exception) and not is_main_process():
@@ -152,7 +158,10 @@ def _explain(error: BaseException, command: str | None) -> int:
     ending = logging.DEBUG if num_processes() > 1 else logging.ERROR
     match error:
         case VirnucproError():
-            logger.error("%s", error, exc_info=with_traceback)
+            # People ask themselves whether a full disk has cost them the run.
+            full = isinstance(error, OutputError) and _is_full_disk(error.__cause__)
+            more = _how_to_go_on(command) if full else ""
+            logger.error("%s%s", error, more, exc_info=with_traceback)
             return error.exit_code
         case Terminated():
             logger.log(ending, "terminated%s", _how_to_go_on(command))
