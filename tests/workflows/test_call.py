@@ -136,6 +136,9 @@ def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path
 def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.json: cannot be read .*wanted the output dir"):
         call(CallConfig(run_dir=tmp_path))
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match=r"run\.json: is not there, because the run has not fin"):
+        call(CallConfig(run_dir=tmp_path))
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json: is not JSON"):
         call(CallConfig(run_dir=tmp_path))

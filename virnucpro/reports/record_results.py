@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from virnucpro.backend.digests import read_sha256
-from virnucpro.checkpoints.run_directory import RunDirectory, suggest_runs
+from virnucpro.checkpoints.run_directory import METRICS_NAME, RunDirectory, suggest_runs
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
 from virnucpro.errors import InputError, brief, count
@@ -251,6 +251,12 @@ def read_run_json(
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
+        # A run begins with its metrics, and ends with run.json.
+        if path.with_name(path.name.removesuffix("run.json") + METRICS_NAME).is_file():
+            raise InputError(
+                f"{path}: is not there, because the run has not finished; `virnucpro monitor` "
+                "shows how far it is, and its command with --resume goes on"
+            ) from error
         raise refuse(f"cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise refuse(f"is not JSON ({error})") from error
