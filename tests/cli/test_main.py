@@ -339,7 +339,7 @@ def test_signals_end_it_while_it_imports(tmp_path, fasta, number, code, message)
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_trouble(tmp_path):
-    (tmp_path / "same.fa").write_text(">a\nACGT\n" * 50_000)
+    (tmp_path / "same.fa").write_text("".join(f">{n}\nACGT\n" for n in range(25_000)) * 2)
     reading, writing = os.pipe()
     os.close(reading)
     process = start("utils", "validate", tmp_path / "same.fa", "-e", 50_000, stdout=writing)
@@ -624,11 +624,12 @@ def test_validate_counts(run):
 
 
 def test_validate_names_what_is_wrong(run, tmp_path):
-    (tmp_path / "c.fa").write_text(">a\nACGT\n" * 4 + ">b\n\n")
+    same = "".join(f">{name}\nACGT\n" for name in "acd")
+    (tmp_path / "c.fa").write_text(">a\nACGT\n" * 2 + same * 2 + ">b\n\n")
     result = run("utils", "validate", "c.fa", "-e", "2")
     assert result.exit_code == 1
     assert "Empty:                   1\n  b\n" in result.stdout
-    assert "seen before:  3\n  a\n  a\n  ... and 1 more\n" in result.stdout
+    assert "seen before:  5\n  a\n  c\n  ... and 1 more\n" in result.stdout
 
 
 def test_devices_are_listed(run):

@@ -121,7 +121,9 @@ for _command in (validate_command, generate_config_command, validate_checkpoints
 
 def _echo_finding(label: str, ids: list[str], max_shown: int) -> None:
     echo(f"{label} {len(ids):,}")
-    for name in ids[:max_shown]:
+    # Many records may share an id.
+    names = list(dict.fromkeys(ids))
+    for name in names[:max_shown]:
         echo(f"  {name}")
-    if len(ids) > max_shown:
-        echo(f"  ... and {len(ids) - max_shown:,} more")
+    if len(names) > max_shown:
+        echo(f"  ... and {len(names) - max_shown:,} more")
