@@ -20,7 +20,7 @@ class EmbedConfig(RunConfig, group="Embedding models"):
     weights: str = option(
         REQUIRED,
         help="Weights of the backend: a file, a directory, a hub id (owner/name@revision) or a "
-        "name that virnucpro models lists.",
+        "name of virnucpro models list.",
         metavar="WEIGHTS",
     )
     classifier: Path | None = option(

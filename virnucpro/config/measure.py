@@ -28,8 +28,8 @@ class ProfileConfig(DeviceConfig, group="Measuring"):
     )
     weights: str | None = option(
         None,
-        help="Weights of the backend: a file, a directory, a hub id or a name that virnucpro "
-        "models lists.",
+        help="Weights of the backend: a file, a directory, a hub id or a name of virnucpro "
+        "models list.",
         unset="as for predict",
         details="Backends that predict does not use by default need it.",
         group="Embedding models",

@@ -188,15 +188,15 @@ class FramesConfig(RunConfig, group="Embedding models"):
     dna_weights: str = option(
         DNABERT_S.location,
         help="Weights of the DNA backend: a file, a directory, a hub id (owner/name@revision) or a "
-        "name that virnucpro models lists.",
+        "name of virnucpro models list.",
         unset="zhihan1996/DNABERT-S",
         details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",
     )
     protein_weights: str = option(
         ESM2_3B.location,
-        help="Weights of the protein backend: a file, a directory, a hub id or a name that "
-        "virnucpro models lists.",
+        help="Weights of the protein backend: a file, a directory, a hub id or a name of "
+        "virnucpro models list.",
         unset="facebook/esm2_t36_3B_UR50D",
         details="The default is pinned to one revision. --model-type mini has its own weights.",
         metavar="WEIGHTS",

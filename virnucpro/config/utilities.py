@@ -74,7 +74,7 @@ class ReportConfig(Config):
         "-o",
         "--output",
         help="File for the page.",
-        unset="report.html in RUN_DIR; of several runs, in the present directory",
+        unset="report.html in RUN_DIR; of several runs, in the working directory",
         group="Output",
         path="new file",
     )
