@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,15 @@ def test_each_key_has_its_own_budget_and_the_last_one_counts(path: Path) -> None
     assert read_budget(KEY) == 16_384
     assert [read_budget(key) for key in OTHERS] == [100, 200, 300, 400, 500]
     assert len(json.loads(path.read_text())["budgets"]) == 6
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path.with_name(".budgets.json.lock"), path]
+
+
+def test_models_may_be_measured_at_the_same_time(path: Path) -> None:
+    keys = [dataclasses.replace(KEY, embedding_dim=dim) for dim in range(1, 33)]
+    with ThreadPoolExecutor(len(keys)) as pool:
+        # A list, because `map` raises an error only when its results are read.
+        list(pool.map(store_budget, keys, range(1, 33)))
+    assert [read_budget(key) for key in keys] == list(range(1, 33))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from virnucpro.backend.places import user_cache_dir
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.errors import OutputError
+from virnucpro.runtime.locks import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -115,17 +115,22 @@ def store_budget(key: BudgetKey, batch_tokens: int, tokens_per_s: float | None =
             "the budget cannot be stored, because you have no home directory; name a file in "
             f"{_PATH_VARIABLE}, or set HOME"
         ) from error
-    others = [entry for entry in _read_entries(path) if not _is_of(entry, key)]
     entry = {**dataclasses.asdict(key), "batch_tokens": batch_tokens, "tokens_per_s": tokens_per_s}
-    document = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
-        "budgets": [*others, entry],
-    }
-    # `write_json` names the file that cannot be written.
-    with suppress(OSError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, document)
+        # Two models may be measured at the same time, and none of the two budgets must get lost.
+        with in_turn(path.with_name(f".{path.name}.lock")):
+            others = [one for one in _read_entries(path) if not _is_of(one, key)]
+            document = {
+                "format": _FORMAT,
+                "format_version": _FORMAT_VERSION,
+                "budgets": [*others, entry],
+            }
+            write_json(path, document)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); name another file in {_PATH_VARIABLE}"
+        ) from error
     return path
 
 
