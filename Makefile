@@ -17,11 +17,12 @@ demo: $(VENV)/.installed
 	@echo
 	@$(BIN)/python -m tools.compare_calls $(DEMO_DIR) examples/labels.tsv
 
+# A file's tests run in one process, which alone prepares what they share.
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses=auto --dist=loadgroup
+	$(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses=auto -m "not slow and not launch"
+	$(BIN)/pytest --numprocesses=auto --dist=loadfile -m "not slow and not launch"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

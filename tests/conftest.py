@@ -42,11 +42,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # The fixture `published` lets another process write a classifier.
         if item.name in _SLOW_CONTRACTS or "published" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
-        # What a module prepares once, only one of several processes of pytest-xdist prepares.
-        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
-        is_grouped = item.get_closest_marker("xdist_group")
-        if not is_grouped and any(each[-1].scope == "module" for each in fixtures):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    # The longest files first: one that began last would leave all processes but its own idle.
+    for name in ("slow", "launch"):
+        files = {item.path for item in items if item.get_closest_marker(name)}
+        items.sort(key=lambda item: item.path not in files)  # noqa: B023
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
@@ -100,7 +99,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of this checkout, built without a network; its tests are of one `xdist_group`."""
+    """A wheel of this checkout, built without a network."""
     from tests.runs import run
 
     why = "is missing, which builds wheels here: pip install '.[dev]'"

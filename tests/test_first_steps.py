@@ -21,7 +21,7 @@ import pytest
 
 from tests.runs import REPOSITORY, read_table, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 
 # Everything is read-only but the working directory. `exec "$@"` is the command.
 CONTAINER = """

@@ -14,7 +14,7 @@ import pytest
 import virnucpro
 from tests.runs import REPOSITORY, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check")
 BACKENDS = ("dnabert_s", "esm2", "fair_esm", "transformers")

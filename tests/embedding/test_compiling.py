@@ -27,8 +27,7 @@ from virnucpro.config import PredictConfig
 from virnucpro.embedding.compiling import compile_layers, pays
 from virnucpro.workflows.predict import predict
 
-# In one process of pytest-xdist: what is compiled for one test is there for others.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiling")]
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 
