@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest files first: one that began last would leave all processes but its own idle.
     for name in ("slow", "launch"):
         files = {item.path for item in items if item.get_closest_marker(name)}
-        items.sort(key=lambda item: item.path not in files)  # noqa: B023
+        items.sort(key=lambda item: item.path not in files)
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
