@@ -48,6 +48,8 @@ def run_python(*args: str, sites: list[Path], cwd: Path) -> subprocess.Completed
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, [*sites, OWN_PLUGINS])),
             "OMP_NUM_THREADS": "1",
+            # Its plug-ins take a second to import, and no test here uses one.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         },
         cwd=cwd,
         capture_output=True,
