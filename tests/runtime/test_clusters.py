@@ -37,7 +37,7 @@ SMALL_BATCHES = ("--dnabert-batch-size=100", "--esm-batch-size=100")
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory) -> Path:
-    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 2000)
+    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 800)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def start(*command: object, cwd: Path = REPOSITORY, **environment: str) -> subpr
 def let_embed(output_dir: Path, process: subprocess.Popen[str]) -> None:
     """Wait until batches are computed, some of which are in no part yet."""
     wait_until_embedding(output_dir, process)
-    let_compute(process, 0.8)
+    let_compute(process, 0.4)
 
 
 def assert_complete(output_dir: Path, tables: dict[str, bytes], kept: dict[str, float]) -> None:
