@@ -170,6 +170,8 @@ def test_a_run_takes_the_budget_that_profile_stored(
     reads = write_reads(tmp_path / "reads.fa", 60)
     budgets = tmp_path / "budgets.json"
     monkeypatch.setenv("VIRNUCPRO_BUDGETS", str(budgets))
+    # Of a second: the figures need not be good.
+    monkeypatch.setattr("virnucpro.workflows.profile._SECONDS_PER_BUDGET", 0.05)
     said, wanted = embed(tmp_path / "before.h5", weights, reads)
     assert "of up to 2,048 tokens" in said
 

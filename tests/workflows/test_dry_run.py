@@ -27,6 +27,14 @@ pytestmark = pytest.mark.slow
 EXAMPLE = str(REPOSITORY / "examples/example.fasta")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Measure speeds for a moment: the figures need not be good."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virnucpro.embedding.estimates._MIN_SECONDS", 0.05)
+        yield
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished run of the example with the small model."""

@@ -93,6 +93,24 @@ def genomes_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def trained(
+    genomes_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, float]:
+    """The directory of a run of 60 steps, and the loss of its first step."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    args = arguments(genomes_path, path, *SMALL)
+    write_settings(path / SETTINGS_NAME, args, 1)
+    training = Training(args)
+    training.progress.seconds = 0.02 * 3600  # past the warm-up
+    training.step()
+    first = training.losses["chunk"].item()
+    for _ in range(59):
+        training.step()
+    training.evaluate()
+    return path, first
+
+
 def run_tool(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *words: object) -> None:
     """Run a tool in this process: each call of the model is then a second instead of five."""
     monkeypatch.setattr(sys, "argv", ["tool", *map(str, words)])
@@ -409,43 +427,32 @@ def test_kmers_of_both_strands_are_one() -> None:
 
 
 def test_a_model_learns_what_tells_its_genomes_apart(
+    trained: tuple[Path, float],
     genomes_path: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    args = arguments(genomes_path, tmp_path / "run", *SMALL)
-    training = Training(args)
-    training.progress.seconds = 0.02 * 3600  # past the warm-up
-    training.step()
-    untrained = training.losses["chunk"].item()
-    for _ in range(60):
-        training.step()
-    training.evaluate()
-    (after,) = read_log(tmp_path / "run")
+    run_path, untrained = trained
+    (after,) = read_log(run_path)
     assert [after["valid"][length]["all"] > 0.9 for length in ("300", "500", "1000")] == [True] * 3
     assert untrained > 0.6
     assert after["loss"]["chunk"] < 0.4
     assert after["step_seconds"]["draw"] < after["step_seconds"]["model"]
-    words = ("--models", tmp_path / "run" / "model", "--lengths", 500, "--num-chunks", 256)
+    words = ("--models", run_path / "model", "--lengths", 500, "--num-chunks", 256)
     run_tool(monkeypatch, measure.main, genomes_path, *words)
     *_, line = capsys.readouterr().out.splitlines()
     assert json.loads(line)["all"] > 0.9
 
 
 def test_a_model_is_finished_and_evaluated(
+    trained: tuple[Path, float],
     genomes_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trained, finished = tmp_path / "run", tmp_path / "finished"
-    training = Training(arguments(genomes_path, trained, *SMALL))
-    write_settings(trained / SETTINGS_NAME, training.args, 1)
-    for _ in range(60):
-        training.step()
-    training.evaluate()
-    words = (trained, finished, tmp_path / "work", "--num-of-kind=12", "--genomes", genomes_path)
+    finished = tmp_path / "finished"
+    words = (trained[0], finished, tmp_path / "work", "--num-of-kind=12", "--genomes", genomes_path)
     lengths = ("--lengths", 500, 1000)
     run_tool(monkeypatch, finish.main, *words, "--chunk-lengths", 500, *lengths)
     made_for = load_classifier(finished / "500_model.safetensors").metadata
