@@ -16,6 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # And they must not depend on what `virnucpro profile` has found on this machine.
 os.environ["VIRNUCPRO_BUDGETS"] = "/nonexistent/budgets.json"
 
+# Images of containers often set it, and then each process compiles our modules anew.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -26,6 +29,7 @@ OWN_PLUGINS = Path(__file__).with_name("own_plugins")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(OWN_PLUGINS), os.environ.get("PYTHONPATH")])
 )
+sys.dont_write_bytecode = False
 runpy.run_path(str(OWN_PLUGINS / "sitecustomize.py"))
 
 

@@ -8,15 +8,18 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from virnucpro import CallConfig, call
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("multiqc", reason="MultiQC is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    # Not imported here, which takes seconds.
+    pytest.mark.skipif(not find_spec("multiqc"), reason="MultiQC is not installed"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -94,9 +94,7 @@ def genomes_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    genomes_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, float]:
+def trained(genomes_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The directory of a run of 60 steps, and the loss of its first step."""
     path = tmp_path_factory.mktemp("trained") / "run"
     args = arguments(genomes_path, path, *SMALL)
