@@ -87,10 +87,10 @@ print(len(parts))
 
 @pytest.mark.slow
 def test_many_parts_need_few_open_files(tmp_path):
-    for number in range(300):
+    for number in range(100):
         write(tmp_path, np.arange(4) + 4 * number, number)
     result = run_python(READ_MANY, Path(__file__).parent, tmp_path)
-    assert result.stdout == "300\n", result.stderr
+    assert result.stdout == "100\n", result.stderr
 
 
 def test_ids_come_with_their_rows_from_any_number_of_parts(tmp_path):

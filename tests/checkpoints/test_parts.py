@@ -224,7 +224,7 @@ sys.path.insert(0, sys.argv[1])
 from test_parts import IDENTITY, next_part_number, part_name, write
 directory = Path(sys.argv[2])
 for number in itertools.count(next_part_number(directory, 0)):
-    write(directory, np.arange(50_000) + 50_000 * number, number)
+    write(directory, np.arange(20_000) + 20_000 * number, number)
 """
 
 
@@ -247,7 +247,7 @@ def test_kill_9_at_any_moment_leaves_only_whole_parts(tmp_path):
         assert collect_parts(tmp_path, IDENTITY) == parts
         assert not list(tmp_path.glob(".*"))
     rows = finished_rows(parts)
-    assert len(rows) == 50_000 * len(parts)
+    assert len(rows) == 20_000 * len(parts)
     np.testing.assert_array_equal(EmbeddingReader(parts).gather(rows), embed(rows))
 
 
