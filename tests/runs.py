@@ -24,6 +24,7 @@ from virnucpro.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VIRNUCPRO = (sys.executable, "-m", "virnucpro")
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
 SMALL_PARTS = (sys.executable, str(Path(__file__).with_name("small_parts.py")))
 """The command line, but with a part for every 64 rows, so that a small run has many."""
 
@@ -35,10 +36,14 @@ SCORE_COLUMNS = {"score", "score1", "score2", "max_score_0", "max_score_1"}
 
 def accelerate_launch(num_processes: int, *program: str) -> list[str]:
     """Return the command that starts `program` in several processes, on CPUs too."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
     # Port 0 is any free one: several tests may run at once.
     options = ["--multi_gpu", "--num_machines=1", "--main_process_port=0"]
-    return [*launch, *options, f"--num_processes={num_processes}", *program]
+    return [*LAUNCH, *options, f"--num_processes={num_processes}", *program]
+
+
+def configured_launch(name: str, *program: str) -> list[str]:
+    """Return the command that starts `program` as a file in accelerate_configs/ says."""
+    return [*LAUNCH, "--config_file", str(REPOSITORY / f"accelerate_configs/{name}.yaml"), *program]
 
 
 def predict_options(weights: Mapping[str, str]) -> list[str]:

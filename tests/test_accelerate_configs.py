@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.runs import predict_options, read_tables, write_reads
+from tests.runs import configured_launch, predict_options, read_tables, write_reads
 from virnucpro import PredictConfig, predict
 
 pytestmark = pytest.mark.slow
@@ -77,18 +76,15 @@ def port() -> int:
 @pytest.mark.launch
 @pytest.mark.parametrize(
     ("name", "options", "num_processes"),
-    [
-        ("cpu", [], 2),
-        ("single_gpu", [], 1),
-        ("multi_gpu", ["--num_processes=2"], 2),
-        ("multi_node", ["--num_processes=2"], 2),
-    ],
+    [("single_gpu", [], 1), ("multi_node", ["--num_processes=2"], 2)],
 )
 def test_runs(
     name, options, num_processes, reads, demo_weights, one_process, tmp_path, port
 ) -> None:
-    """Each of them, on CPUs and, where there are several machines, with this one as both."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config(name)]
+    """On CPUs and, where there are several machines, with this one as both.
+
+    tests/runtime/test_launch.py uses the other configurations.
+    """
     program = ["-m", "virnucpro", "predict", str(reads), "-o", str(tmp_path / "out")]
     # The option is ours and not the launcher's, which has one of nearly the same name.
     program += [f"--num-processes={num_processes}", *predict_options(demo_weights)]
@@ -97,7 +93,9 @@ def test_runs(
     else:
         machines = [[]]
     launchers = [
-        subprocess.Popen([*command, *options, *one, *program], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            configured_launch(name, *options, *one, *program), stderr=subprocess.PIPE, text=True
+        )
         for one in machines
     ]
     messages = [launcher.communicate()[1] for launcher in launchers]

@@ -10,6 +10,7 @@ import pytest
 from tests.runs import (
     REPOSITORY,
     accelerate_launch,
+    configured_launch,
     distinct_rows,
     predict_options,
     read_tables,
@@ -77,8 +78,9 @@ def batch_counts(directory) -> list[str]:
 
 
 def test_two_processes_from_a_checkout(inputs, demo_weights, one_process, tmp_path):
+    launch = configured_launch("multi_gpu", "--num_processes=2")
     command = ["virnucpro", "predict", inputs / "many.fa", "-o", tmp_path / "out"]
-    done = run(*accelerate_launch(2), *command, *predict_options(demo_weights), *BUDGET_OPTIONS)
+    done = run(*launch, *command, *predict_options(demo_weights), *BUDGET_OPTIONS)
     assert done.returncode == 0, done.stderr
     assert_same_results(tmp_path / "out", one_process / "many", num_processes=2)
     assert batch_counts(tmp_path / "out") == NUM_BATCHES
@@ -90,8 +92,10 @@ def test_two_processes_from_a_checkout(inputs, demo_weights, one_process, tmp_pa
 def test_processes_with_workers_from_anywhere(inputs, demo_weights, one_process, tmp_path):
     command = ["-m", "virnucpro", "predict", inputs / "many.fa", "-o", "out"]
     done = run(
-        *accelerate_launch(2),
+        *configured_launch("cpu"),
         *command,
+        # The option is ours and not the launcher's, which has one of nearly the same name.
+        "--num-processes=2",
         *predict_options(demo_weights),
         *BUDGET_OPTIONS,
         "--dataloader-workers=1",
