@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.plugins import install_module
-from tests.runs import accelerate_launch, run, write_reads
+from tests.runs import write_reads
 from virnucpro.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -147,10 +147,10 @@ def test_the_exit_code_tells_what_is_wrong(
         assert "do not fit the memory of cpu" in profiled.stderr
 
 
-@pytest.mark.launch
-def test_a_launch_of_several_is_refused() -> None:
-    done = run(*accelerate_launch(2, "-m", "virnucpro", "profile", "-m=esm2", "--min-batch=512"))
-    assert done.returncode == 1
+def test_a_launch_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = profile("-m=esm2", "--min-batch=512")
+    assert done.exit_code == 2
     assert "profile measures one device" in done.stderr
 
 

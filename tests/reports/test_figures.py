@@ -21,14 +21,20 @@ def draw(directory: Path, found: Predictions, **about) -> None:
     draw_report(directory, "toys", [Curve(found, sections[0])], sections, **about)
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The figures of 60 predictions and of a training."""
+    directory = tmp_path_factory.mktemp("drawn")
+    draw(directory, make_predictions(60), losses=LOSSES, best_epoch=2)
+    return directory
+
+
 @pytest.mark.slow
-def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
-    found = make_predictions(60)
+def test_the_same_predictions_give_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
+    draw(tmp_path, make_predictions(60), losses=LOSSES, best_epoch=2)
     written = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        draw(tmp_path / name, found, losses=LOSSES, best_epoch=2)
-        paths = sorted((tmp_path / name).iterdir())
+    for directory in (drawn, tmp_path):
+        paths = sorted(directory.iterdir())
         assert [path.name for path in paths] == ["report.png", "report.svg"]
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]
@@ -36,12 +42,10 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_panels_say_what_they_show(tmp_path: Path) -> None:
-    found = make_predictions(60)
-    draw(tmp_path, found, losses=LOSSES, best_epoch=2)
+def test_the_panels_say_what_they_show(drawn: Path) -> None:
     # matplotlib writes each text as a comment beside its outlines.
-    texts = "\n".join(re.findall(r"<!-- (.*?) -->", (tmp_path / "report.svg").read_text()))
-    num_viral = int(found.is_viral.sum())
+    texts = "\n".join(re.findall(r"<!-- (.*?) -->", (drawn / "report.svg").read_text()))
+    num_viral = int(make_predictions(60).is_viral.sum())
     assert f"n = {num_viral} viral + {60 - num_viral} others" in texts
     # On one line: two lines would overlap where there are many subsets.
     assert f"\nall: {num_viral} + {60 - num_viral}\n" in texts

@@ -18,7 +18,6 @@ from click.testing import CliRunner
 
 from tests.runs import (
     VIRNUCPRO,
-    accelerate_launch,
     predict_options,
     read_table,
     rows_of,
@@ -335,7 +334,7 @@ def test_two_processes_make_the_same_classifier(trained, genomes, weights, tmp_p
     options.append("--frames=open")
     files = ["--viral", genomes / FILES[0], "--other", genomes / FILES[1], genomes / FILES[2]]
     command = ["train", *files, "-o", tmp_path / "head.safetensors", *options]
-    done = run(*accelerate_launch(2, *VIRNUCPRO[1:]), *command)
+    done = run(*VIRNUCPRO, *command, "--num-processes=2")
     assert done.returncode == 0, done.stderr
     found = np.frombuffer((tmp_path / "head.safetensors").read_bytes(), np.uint8)
     np.testing.assert_array_equal(found, np.frombuffer(config.output_path.read_bytes(), np.uint8))
