@@ -236,7 +236,7 @@ def test_a_finished_run_teaches_another_of_other_sizes(genomes_path: Path, tmp_p
     second.progress.seconds = 0.02 * 3600  # past the warm-up
     second.step()
     before = second.losses["embedding"].item()
-    for _ in range(30):
+    for _ in range(15):
         second.step()
     assert second.losses["embedding"].item() < 0.9 * before
     second.evaluate()
