@@ -292,5 +292,5 @@ def test_a_person_is_asked_before_and_not_again(reads, demo_weights, tmp_path):
     arguments = ["-m", "virnucpro", "predict", str(reads), "-o", str(output_dir), *options]
     code, seen = on_a_terminal(*arguments, answer="y")
     assert code == 0
-    assert seen.count("Overwrite it? [y/N]") == 1
+    assert seen.count("Overwrite the results in it (other files stay)? [y/N]") == 1
     assert (output_dir / "records.tsv").read_text().startswith("record_id\t")
