@@ -37,7 +37,7 @@ SMALL_BATCHES = ("--dnabert-batch-size=100", "--esm-batch-size=100")
 
 @pytest.fixture(scope="module")
 def reads(tmp_path_factory) -> Path:
-    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 800)
+    return write_reads(tmp_path_factory.mktemp("inputs") / "reads.fa", 1200)
 
 
 @pytest.fixture(scope="module")

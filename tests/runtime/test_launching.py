@@ -236,7 +236,7 @@ def test_an_error_is_told_once_and_nothing_else(demo_weights, tmp_path):
 
 @launch
 def test_signals_reach_all_and_what_is_done_is_kept(demo_weights, tmp_path):
-    reads = write_reads(tmp_path / "reads.fa", 1000)
+    reads = write_reads(tmp_path / "reads.fa", 2000)
     output_dir = tmp_path / "out"
     options = [reads, "-o", output_dir, "--resume", "--num-processes=2"]
     # Small batches make a run that is slow enough to be ended on its way.
