@@ -112,7 +112,7 @@ def test_large_models_are_estimated_without_their_weights(tmp_path):
 
 
 def test_memory_is_about_what_was_measured_on_an_h100():
-    """The figures of docs/performance.md, in GiB."""
+    """The figures of docs/notes/performance.md, in GiB."""
     assert estimate_bytes(2_839_005_634, 2560, 32_768, "bf16") / 2**30 == pytest.approx(7.5, abs=1)
     assert estimate_bytes(117_068_544, 768, 32_768, "bf16") / 2**30 == pytest.approx(0.9, abs=0.2)
 

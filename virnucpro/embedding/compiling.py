@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # On an H100, compiling a model takes 5 s. It saves an eighth of the time in bf16 (at 5e14 FLOP/s)
 # and an eightieth in float32 (at 5e13 FLOP/s). In both cases this much work earns the 5 s back. The
-# figures are in docs/performance.md.
+# figures are in docs/notes/performance.md.
 _MIN_FLOP = 2e16
 
 

@@ -36,7 +36,7 @@ SMALL_MODEL_BYTES = 1 << 28
 """Weights up to this size are loaded for an estimate, which takes a second."""
 
 # The share of the best product that the models reach, around which all measured ones lie
-# (docs/performance.md: 63 % to 89 % on an H100).
+# (docs/notes/performance.md: 62 % to 89 % on an H100).
 _SHARE_OF_CEILING = 0.75
 _SLOW_PARAMETERS = 100_000_000
 _SLOW_SECONDS = 600

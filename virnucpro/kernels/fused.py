@@ -192,7 +192,7 @@ def linear_gelu(linear: nn.Linear, x_XD: Tensor) -> Tensor:
 
     cuBLAS computes it at the end of the matrix product, which saves a pass over the largest tensor
     of a layer. cuBLAS has only the tanh form. It differs from the exact GELU by at most 4.8e-4;
-    docs/performance.md shows that half precision changes embeddings more.
+    docs/notes/performance.md shows that half precision changes embeddings more.
     """
     # torch has no public function for a product with this end.
     gelu_XF = torch._addmm_activation(

@@ -45,7 +45,7 @@ H100_TOKENS_PER_S: Mapping[tuple[str, int], float] = {
     ("dnabert-s", DNA_DIM): 2_021_900,
     ("esm2", PROTEIN_DIM): 108_830,
 }
-"""Measured in bf16 on one H100: docs/performance.md."""
+"""Measured in bf16 on one H100: docs/notes/performance.md."""
 
 H100 = "H100 or H200"
 CARDS: Mapping[str, int] = {
