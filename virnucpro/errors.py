@@ -18,7 +18,7 @@ _REPR.maxstring = 80
 
 
 class VirnucproError(Exception):
-    """Base of the errors that are explained to the user; the user sees no traceback."""
+    """Every error that a user can correct; the command shows the message and no traceback."""
 
     # Scripts of users read the exit codes, which docs/command-line.md lists: none may change.
     exit_code = 1
@@ -48,7 +48,7 @@ def writing_remedy(error: OSError) -> str:
 
 
 class InputError(VirnucproError):
-    """An input file cannot be read as nucleotide FASTA or FASTQ."""
+    """An input is missing or damaged, or is not what the command reads."""
 
 
 class BackendError(VirnucproError):
@@ -68,7 +68,7 @@ class CheckpointError(VirnucproError):
 
 
 class IdentityMismatchError(CheckpointError):
-    """A checkpoint belongs to a run with other input, weights or settings."""
+    """A checkpoint belongs to a run with another input, other weights or other settings."""
 
 
 class NonFiniteEmbeddingError(VirnucproError):

@@ -29,14 +29,14 @@ class LowRank(NamedTuple):
 
 
 Change: TypeAlias = "LowRank | Tensor"
-"""A tensor replaces the parameter whole."""
+"""A `LowRank` is added to the parameter; a tensor replaces it."""
 
 Changes: TypeAlias = "Mapping[str, Change]"
 """By the name of the parameter in the encoder's own module, such as `layers.3.qkv.weight`."""
 
 
 def apply_change(weight: Tensor, change: Change) -> Tensor:
-    """Return what becomes of a parameter, in float32 and on its device."""
+    """Return the changed parameter, in float32 and on the device of `weight`."""
     if not isinstance(change, LowRank):
         return change.to(weight.device).float()
     up_OR, down_RI = (matrix.to(weight.device).float() for matrix in (change.up_OR, change.down_RI))

@@ -38,17 +38,17 @@ class BackendInfo:
         alphabet: What it reads: `dna` or `protein`.
         embedding_dim: Numbers in an embedding; None when the weights decide.
         max_tokens: Longer inputs are cut to this many tokens; None when nothing is cut.
-        max_letters: As many letters of a longer sequence are embedded, from its beginning; None
+        max_letters: How many letters of a longer sequence are embedded, from its beginning; None
             when nothing is cut. Users are told when sequences are cut.
         pooling: How token vectors become one vector, in words; part of a checkpoint's identity.
         interface_version: The `INTERFACE_VERSION` that the backend was written for.
         supports_fp8: Whether `load_encoder` accepts `torch.float8_e4m3fn`. With `--precision fp8`,
             any other backend gets bfloat16.
-        min_fp8_tokens: In a run with fp8, sequences of lower `token_cost` are never in a batch with
-            others, so that the encoder can compute them otherwise.
+        min_fp8_tokens: In a run with fp8, sequences with a lower `token_cost` get batches of their
+            own, so that the encoder can compute these in bfloat16.
         linear_layers: The kinds of linear layers that adapters can go to: the last part of the
-            module's name, for example `fc1`. A backend that states some can be fine-tuned, and is a
-            `TrainableBackend`.
+            module's name, for example `fc1`. A backend that states such kinds can be fine-tuned,
+            and is a `TrainableBackend`.
     """
 
     name: str
@@ -85,9 +85,9 @@ class Weights:
 class TokenBatch(NamedTuple):
     """Tokenized sequences, packed end to end without padding.
 
-    It is a NamedTuple because Accelerate moves the tensors of a NamedTuple to the device, and
+    It is a NamedTuple because Accelerate moves the tensors of a NamedTuple to the device, but
     silently leaves tensors of a dataclass on the CPU. `rows` is a NumPy array and `max_length` an
-    int, so that they stay on the host, where they are needed.
+    int, so both stay on the host, where they are needed.
 
     Attributes:
         token_ids_T: int64 (T,), the sequences one after the other.
@@ -213,9 +213,9 @@ class TrainableBackend(Backend, Protocol):
         attention: Attention,
         changes: Changes | None = None,
     ) -> Encoder:
-        """Load the model with `changes` in its weights; they are given only if there are any.
+        """Load the model with `changes` in its weights; `changes` is given only if there are any.
 
-        They are merged in float32, before anything is rounded, quantized or packed.
+        Changes are merged in float32, before anything is rounded, quantized or packed.
 
         Raises:
             WeightsError: The file does not hold what the model needs, or the model does not have
@@ -234,17 +234,18 @@ class TrainableBackend(Backend, Protocol):
     ) -> torch.nn.Module:
         """Load the model onto `device` to train it.
 
-        It is called as an encoder is, and its parameters have the names that the encoder's have.
-        They are in `dtype`, and none is trained: the caller switches on what is. Gradients reach
-        every parameter, also under `torch.autocast`. Linear layers are called as modules, because
-        the caller puts adapters in their places. There is no dropout.
+        The module is called as an encoder is. Its parameters have the names of the encoder's
+        parameters, are in `dtype`, and need no gradients yet: the caller switches on gradients
+        where it trains. Gradients must reach every parameter, also under `torch.autocast`. Linear
+        layers are called as modules, because the caller puts adapters in their places. There is no
+        dropout.
 
         Args:
             weights: What `open_weights` returned.
             dtype: Of the parameters.
             device: Where the model is to be.
             gradient_checkpointing: Whether the states inside a layer are computed again for the
-                gradients, and not kept. It takes a third more time and much less memory.
+                gradients, and not kept. This takes more time and much less memory.
 
         Raises:
             WeightsError: The file does not hold what the model needs.

@@ -18,10 +18,10 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def explaining_panics(path: Path) -> Iterator[None]:
-    """Turn a panic into an error about `path`, without what the library prints of it.
+    """Turn a panic, the crash of a library in Rust, into one error about `path`.
 
-    Rust prints a panic, with a stack trace, before Python gets to know of it. So what reaches
-    standard error meanwhile waits in a file, and is left out if there was a panic.
+    Rust prints a panic, with a stack trace, before Python gets to know of it. So the text on
+    standard error waits in a file meanwhile, and is left out if there was a panic.
 
     Raises:
         WeightsError: Native code panicked.

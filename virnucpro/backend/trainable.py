@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_layers(module: nn.Module) -> None:
-    """Let the layers of a module keep only their inputs; for gradients they compute again.
+    """Let the layers of a module keep only their inputs, and compute again for the gradients.
 
     Layers are the entries of `nn.ModuleList`s, as for `torch.compile`.
     """

@@ -42,7 +42,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def locate_weights(location: str, patterns: Sequence[str]) -> Path:
     """Return the local path of `location`, downloading it from the hub if it is a hub id.
 
-    What `virnucpro models download --to` has fetched is preferred to the hub and its cache.
+    Files that `virnucpro models download --to` has fetched are preferred to the hub and its cache.
 
     Args:
         location: A file, a directory, or `owner/name[@revision]` on the Hugging Face hub.
@@ -249,7 +249,7 @@ def find_weight_files(directory: Path) -> list[Path]:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the state dict in one weights file, memory-mapped on the CPU.
 
-    Names are without what DistributedDataParallel or torch.compile put before all of them, and
+    Names are without the prefix of DistributedDataParallel or torch.compile, and
     layer norms have `weight` and `bias`, not the old names `gamma` and `beta`.
 
     Raises:

@@ -25,7 +25,7 @@ def truth_option() -> Path:
 
 @dataclass(frozen=True)
 class EvaluateConfig(Config, group="Output"):
-    """The settings of `evaluate` and of `calibrate`, which compare a run with known labels."""
+    """The settings of `evaluate`."""
 
     # The table alone is enough, so this need not be a run.
     predictions: Path = argument(

@@ -60,16 +60,16 @@ STALE_NAME = "STALE.txt"
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What a run found and where it wrote it.
+    """What a run found, and where its files are.
 
     Attributes:
         directory: The run's directory, which knows the path of every file.
         num_records: Input records; `num_virus`, `num_others` and `num_none` add up to it.
         num_virus_few_chunks: Viral records with fewer than three scored chunks.
         num_proviruses: Viral regions in records that are not called viral.
-        num_frames: Open frames.
-        num_unscored_frames: Those that a device had not the memory for.
-        seconds: Wall time of the whole run.
+        num_frames: Open frames or stretches.
+        num_unscored_frames: Those that did not fit the memory of a device.
+        seconds: The time of the whole run.
     """
 
     directory: RunDirectory

@@ -39,9 +39,10 @@ class CalibrateResult:
 
     Attributes:
         output_path: The file of the calibrated classifier.
-        calibration: Fitted to all labelled records.
-        sections: The figures of cross-fitted probabilities: each group's come from a fit to other
-            groups. Empty if the viral records, or the others, are of a single group.
+        calibration: The calibration, which is fitted to all labelled records.
+        sections: How good the probabilities are. For this, the probabilities of each group come
+            from a fit to other groups. Empty if the viral records, or the others, are of a single
+            group.
     """
 
     output_path: Path

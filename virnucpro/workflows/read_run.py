@@ -23,7 +23,7 @@ _NUMBERS = ("score", "probability", "scored_share", "evidence")
 
 
 class FinishedRun:
-    """What a finished run of `predict` left, read when it is first asked for.
+    """The results of a finished run of `predict`. Each is read when you first ask for it.
 
     Attributes:
         directory: The run's directory, which knows the path of every file.
@@ -76,7 +76,7 @@ def read_run(directory: str | Path) -> FinishedRun:
 
     Raises:
         InputError: It holds no finished run.
-        UsageError: pandas or anndata is not installed; when a table is read.
+        UsageError: Later, when a table is read: pandas or anndata is not installed.
     """
     return FinishedRun(Path(directory))
 

@@ -63,9 +63,9 @@ class ScoredRecords:
 class Scorer:
     """Loads models once, and scores sequences that are in memory as `predict` does.
 
-    The result for a sequence does not depend on the other sequences, but for the last digits of
-    float arithmetic and for settings that look at all records (`max_fdr`, `preset`). Several
-    threads may share a scorer; their calls follow each other.
+    The result for a sequence does not depend on the other sequences, except for the last digits and
+    for settings that look at all records (`max_fdr`, `preset`). Several threads may share a scorer,
+    but only one of them computes at a time.
 
     Args:
         model: `mini`, `300`, `500` or `custom`, as `model_type` of `PredictConfig`.
@@ -98,13 +98,13 @@ class Scorer:
             one.load_encoder(run.device, run.precision, self._config.attention)
 
     def score(self, sequences: Any) -> ScoredRecords:
-        """Return the calls of nucleotide sequences.
+        """Score DNA sequences, and return their scores and calls.
 
         Args:
             sequences: A list, another iterable, or a column (pandas, Polars) of texts or of
-                Biopython's sequences or records; or a dict from ids to these. Ids are those of the
-                dict, the index of a pandas column, or those of Biopython's records; otherwise they
-                are the positions, from 0.
+                Biopython's sequences or records; or a dict from ids to these. Ids are the keys of
+                the dict, the index of a pandas column, or the ids of Biopython's records. Otherwise
+                the ids are the positions, from 0.
 
         Raises:
             InputError: A sequence is no text, or has letters that are no nucleotides.
@@ -134,10 +134,10 @@ class Scorer:
 def embed_sequences(
     sequences: Any, backend: str, weights: str | Path, **settings: Any
 ) -> Float32Array:
-    """Return the embeddings of N sequences: float32 (N, E); NaN for an empty sequence.
+    """Return the embeddings of N sequences: float32 (N, E), with NaN for an empty sequence.
 
     Args:
-        sequences: As for `Scorer.score`; of the alphabet that the backend reads.
+        sequences: As for `Scorer.score`; DNA or proteins, as the backend reads them.
         backend: The name of a backend.
         weights: A file, a directory or a hub id.
         settings: Other settings of `EmbedConfig`, for example `device`.

@@ -94,14 +94,14 @@ class TrainResult:
 def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> TrainResult:
     """Train a classifier on labelled sequences, calibrate it, and report how good it is.
 
-    In a launch of several processes all of them embed, and the main one does the rest.
+    In a launch of several processes, all of them embed, and the main process does the rest.
 
     Args:
         config: What to do.
         on_progress: Called after each batch of this process.
 
     Raises:
-        VirnucproError: Whatever goes wrong that a user can mend; see `virnucpro.errors`.
+        VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
     """
     if not (config.force or config.resume):
         refuse_existing(config.output_path)

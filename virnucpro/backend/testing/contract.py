@@ -51,10 +51,10 @@ UNKNOWN_LETTER: dict[Alphabet, str] = {"dna": "N", "protein": "X"}
 
 
 class BackendContract(TrainableContract):
-    """Tests that any backend must pass: inherit from it as `Test...` and write two methods.
+    """Tests that every backend must pass. Inherit, and write `make_backend` and `make_weights`.
 
     Attributes:
-        letters_per_token: Maximum of letters in a token; decides how long "long" sequences are.
+        letters_per_token: The most letters in a token. It decides how long "long" sequences are.
         cost_factor: The factor by which `token_cost` may be too high or too low.
         tolerance: Maximum difference between two float32 results that should be equal, relative to
             the largest number in them.
