@@ -338,7 +338,8 @@ def test_signals_end_it_while_it_imports(tmp_path, fasta, number, code, message)
     process.stdout.readline()
     process.send_signal(number)
     _, messages = process.communicate(timeout=30)
-    assert (process.returncode, messages) == (code, f"Error: {message}\n")
+    more = "finished work is kept: run the same command with --resume to go on"
+    assert (process.returncode, messages) == (code, f"Error: {message}; {more}\n")
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ class _Program(click.Group):
         end_with_launcher()
         _collect_rarely()
         try:
-            with _signals_raise(), off_the_working_directory(), _printable_complaints():
+            with _signals_raise(ctx), off_the_working_directory(), _printable_complaints():
                 return super().invoke(ctx)
         except click.NoSuchOption as error:
             name, command = error.option_name, ctx.invoked_subcommand
@@ -210,18 +210,18 @@ def _printable_complaints() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def _signals_raise(ctx: click.Context) -> Iterator[None]:
     """Let SIGTERM raise Terminated, and end at once where it or Ctrl-C meets an import.
 
     Modules in C turn an exception into errors of their own, or lose it.
     """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        _end_if_importing(frame, "interrupted", INTERRUPTED)
+        _end_if_importing(frame, ctx, "interrupted", INTERRUPTED)
         signal.default_int_handler(signum, frame)
 
     def terminate(signum: int, frame: FrameType | None) -> None:
-        _end_if_importing(frame, "terminated", Terminated.exit_code)
+        _end_if_importing(frame, ctx, "terminated", Terminated.exit_code)
         # A second signal must not interrupt the cleaning up that follows.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # torch raises when a loader's worker dies, and the same signal often reached that as well.
@@ -241,12 +241,15 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_if_importing(frame: FrameType | None, message: str, exit_code: int) -> None:
+def _end_if_importing(
+    frame: FrameType | None, ctx: click.Context, message: str, exit_code: int
+) -> None:
     while frame is not None:
         # Every import runs through this file, whatever it imports.
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             if num_processes() == 1:
-                logger.error(message)
+                # Some modules are imported late, when a run has work to keep.
+                logger.error("%s%s", message, _how_to_go_on(ctx.invoked_subcommand))
             # All that a run keeps is safe against a kill at any time.
             os._exit(exit_code)
         frame = frame.f_back
