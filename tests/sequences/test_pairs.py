@@ -116,6 +116,12 @@ def test_pairs_and_single_reads_are_never_taken_for_each_other(
     assert single.input_digest != paired.input_digest
 
 
+def test_files_in_the_wrong_order_are_explained(files: list[str], tmp_path: Path) -> None:
+    wanted = r"pair 1 has the ids 'r0/2' and 'r0/1'; the mate /1 comes first; change the order of"
+    with pytest.raises(InputError, match=wanted):
+        build(files[::-1], tmp_path / "store", paired=True)
+
+
 def test_a_missing_mate_is_named(files: list[str], tmp_path: Path) -> None:
     Path(files[1]).write_text("\n".join(Path(files[1]).read_text().splitlines()[:-4]) + "\n")
     with pytest.raises(InputError, match=r"reads_2.fq: pair 40, 'r39/1', lacks a mate"):

@@ -42,9 +42,14 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
             # Two files that are sorted differently would give pairs of strangers, each with one
             # call.
             if not _are_mates(first.id, second.id):
+                wanted = (
+                    "the mate /1 comes first; change the order of the files, or of the reads"
+                    if _are_mates(second.id, first.id)
+                    else f"the ids of two mates may differ only in /1 and /2 at the end; {_REMEDY}"
+                )
                 raise InputError(
                     f"{names}: pair {number} has the ids {first.id[:80]!r} and {second.id[:80]!r}; "
-                    f"the ids of two mates may differ only in /1 and /2 at the end; {_REMEDY}"
+                    f"{wanted}"
                 )
             yield first
             yield second
