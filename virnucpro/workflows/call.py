@@ -86,11 +86,8 @@ def call(config: CallConfig) -> PredictResult:
 
 def _fill_in(config: CallConfig, document: Mapping[str, Any]) -> CallConfig:
     """Return the settings with those of the run where nothing is given."""
-    # Runs of earlier states do not have these two settings.
-    run = {"regions": "all", "fastq": False} | document["settings"]
-    share = document["calls"].get("viral_share")
-    # If the classifier has no calibration, only the screen has assumed a share.
-    run["viral_share"] = share or document.get("screen", {}).get("viral_share")
+    # Of `predict`, and not of an earlier `call`. Runs of earlier states lack some settings.
+    run = {"regions": "all", "fastq": False, "viral_share": None} | document["settings"]
     names = ("viral_share", "regions", "fastq")
     return replace(config, **{name: run[name] for name in names if getattr(config, name) is None})
 
