@@ -1,6 +1,6 @@
 """The screen of `predict --screen`: a small classifier judges the records that need no large one.
 
-It is a prediction of its own, in the directory `screen` of the run: its own frames, by the rule of
+It is a prediction of its own, in `checkpoints/screen` of the run: its own frames, by the rule of
 its classifier, and two passes of the same loop. Its probabilities say which records are cellular
 beyond doubt. The large models see the rows of all other records.
 """
