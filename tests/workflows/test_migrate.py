@@ -118,6 +118,16 @@ def test_a_run_of_several_generations(run, tmp_path, jobs):
     assert json.loads((tmp_path / "new" / REPORT_NAME).read_text()) == report
 
 
+def test_a_file_gives_what_other_files_lack(run, tmp_path):
+    # Merged features hold both alphabets. Their DNA is in another file as well.
+    document = old.merged_document(part_of(DNA, 25, 30), part_of(PROTEIN, 25, 30))
+    old.save(run / "s_merged/output_9_merged.pt", document)
+    migrate(run, to=tmp_path / "new")
+    found = read_migrated(tmp_path / "new")
+    assert_same(found["dna"], DNA)
+    assert_same(found["protein"], PROTEIN)
+
+
 def test_rows_join_the_alphabets(run, tmp_path):
     migrate(run, to=tmp_path / "new")
     rows = {}

@@ -218,11 +218,7 @@ def _plan(
     tasks = []
     for rank, (report, taken) in enumerate(zip(reports, choice.taken, strict=True)):
         places = np.searchsorted(unique, report.ids).clip(max=max(0, len(unique) - 1))
-        rows = {
-            name: np.where(mask, rows_of_ids[places], -1)
-            for name, mask in taken.items()
-            if mask.any()
-        }
+        rows = {name: np.where(mask, rows_of_ids[places], -1) for name, mask in taken.items()}
         task = Conversion(
             path=report.path,
             dims=dims,
