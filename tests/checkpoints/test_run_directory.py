@@ -143,6 +143,18 @@ def test_work_and_files_of_others_are_in_use(tmp_path, name):
     assert RunDirectory(tmp_path / "out", "reads").is_used()
 
 
+@pytest.mark.parametrize(("output", "kept"), [("out", "out/kept"), ("kept/out", "kept")])
+def test_locks_are_no_work_if_one_directory_lies_in_the_other(tmp_path, output, kept):
+    directory = RunDirectory(tmp_path / output, "reads")
+    directory.place_checkpoints(tmp_path / kept)
+    for path in (directory.lock_path, directory.run_log, directory.checkpoints_lock_path):
+        path.touch()
+    assert not directory.is_used()
+    directory.parts_dir("dna").mkdir()
+    (directory.parts_dir("dna") / "part-00000-000000.h5").touch()
+    assert directory.is_used()
+
+
 def test_embed_leaves_nothing_in_use_before_it_computes(tmp_path):
     directory = EmbedDirectory(tmp_path / "out.h5")
     directory.records_dir.mkdir(parents=True)

@@ -255,8 +255,7 @@ class RunDirectory(_OwnFiles):
         # Resolved, because the checkpoints may lie elsewhere. All of them, so that a store is
         # recognized under a relative path, too.
         stores = {run.frame_store_dir.resolve() for run in (self, self.screen)}
-        directories = (self.path.resolve(), self.checkpoints_dir.resolve())
-        return any(_holds_work(directory, stores) for directory in directories)
+        return _hold_work({self.path.resolve(), self.checkpoints_dir.resolve()}, stores)
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is a file that a run of this layout writes, and `clear` removes."""
@@ -333,13 +332,15 @@ def suggest_runs(path: Path) -> str:
     return f"; did you mean {', '.join(runs[:_MAX_SUGGESTED])}{more}?" if runs else ""
 
 
-def _holds_work(directory: Path, stores: Set[Path]) -> bool:
-    """Tell whether there is a file besides log, metrics and lock, and the stores of the input."""
+def _hold_work(directories: Set[Path], stores: Set[Path]) -> bool:
+    """Tell whether there is a file besides log, metrics and locks, and the stores of the input."""
     worthless = stores | {staged_dir(store) for store in stores}
     return any(
         not path.is_dir()
         and worthless.isdisjoint(path.parents)
-        and (path.parent != directory or not _WORTHLESS.fullmatch(path.name))
+        # One directory may lie in the other.
+        and not (path.parent in directories and _WORTHLESS.fullmatch(path.name))
+        for directory in directories
         for path in directory.rglob("*")
     )
 
@@ -373,7 +374,7 @@ class EmbedDirectory(_OwnFiles):
 
     def is_used(self) -> bool:
         """Tell whether there is an output, or more than a run leaves that has computed nothing."""
-        return self.output_path.exists() or _holds_work(self.path, {self.records_dir})
+        return self.output_path.exists() or _hold_work({self.path}, {self.records_dir})
 
     def owns(self, path: Path) -> bool:
         """Tell whether `path` is the output, or its mark."""
