@@ -15,6 +15,7 @@ import torch
 from virnucpro.backend.interface import TokenBatch
 from virnucpro.config import ComputeConfig
 from virnucpro.embedding.workers import Parcel, count_workers
+from virnucpro.runtime import environment
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -27,21 +28,31 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_processes_on_gpus_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, num_cores: int, num_local_processes: int, num_workers: int
 ) -> None:
-    # Of the job, whose machine may have more.
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)), raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(environment, "_num_allowed_cores", num_cores)
     monkeypatch.setenv("WORLD_SIZE", str(num_local_processes))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_processes))
     assert count_workers(ComputeConfig(), GPU) == num_workers
 
 
+COUNT_CORES = """
+import os, sys
+allowed = sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]
+os.sched_setaffinity(0, allowed)
+from virnucpro.runtime.environment import num_cores
+# As `accelerate launch --enable_cpu_affinity` does.
+os.sched_setaffinity(0, allowed[:1])
+print(num_cores())
+"""
+
+
 @pytest.mark.slow
-def test_a_process_may_have_cores_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setenv("ACCELERATE_CPU_AFFINITY", "1")
-    assert count_workers(ComputeConfig(), GPU) == 3
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process")
+@pytest.mark.parametrize("num_cores", [1, 2])
+def test_the_cores_of_the_job_count_also_if_a_process_is_tied_to_some(num_cores: int) -> None:
+    command = [sys.executable, "-c", COUNT_CORES, str(num_cores)]
+    environ = os.environ | {"ACCELERATE_CPU_AFFINITY": "1"}
+    found = int(subprocess.check_output(command, env=environ))
+    assert found == min(num_cores, len(os.sched_getaffinity(0)))
 
 
 def test_on_a_cpu_the_process_tokenizes_itself() -> None:

@@ -51,14 +51,19 @@ def num_local_processes() -> int:
 
 def num_cores() -> int:
     """Return how many cores this process may use, if those of its machine share alike."""
+    return max(1, _num_allowed_cores // num_local_processes())
+
+
+def _count_allowed_cores() -> int:
     # A job may have only some cores of its machine. macOS does not have this function.
     if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
-    # A launch may have tied each process to cores of its own.
-    is_tied = os.environ.get("ACCELERATE_CPU_AFFINITY") == "1"
-    return allowed if is_tied else max(1, allowed // num_local_processes())
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Counted at the start. Accelerate may tie this process to the cores near its GPU later, and then
+# the processes of neighbouring GPUs share these.
+_num_allowed_cores = _count_allowed_cores()
 
 
 def is_main_process() -> bool:
