@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import read_tables, write_reads
+from tests.runs import VIRNUCPRO, read_tables, run, write_reads
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import MergeConfig, PredictConfig, merge, predict, predict_shard
 from virnucpro.errors import InputError, OutputExistsError, UsageError
@@ -17,6 +17,7 @@ from virnucpro.errors import InputError, OutputExistsError, UsageError
 pytestmark = pytest.mark.slow
 
 BUDGETS = {"dna_batch_tokens": 200, "protein_batch_tokens": 200}
+GIVEN = ("model_type", "device", "dna_weights", "protein_weights", "model_path", *BUDGETS)
 MERGED = ("records.tsv", "chunks.tsv", "viral.fasta", "viral_regions.tsv", "scores.bedgraph")
 
 
@@ -148,15 +149,20 @@ def test_impossible_shares_are_refused(config: PredictConfig, shard: str) -> Non
         dataclasses.replace(config, shard=shard)
 
 
-def test_two_runs_cannot_share_checkpoints(config: PredictConfig, tmp_path: Path) -> None:
-    here = dataclasses.replace(
-        config, output_dir=tmp_path / "here", checkpoint_dir=tmp_path / "kept", resume=True
+@pytest.mark.parametrize(("option", "place"), [("kept", "kept"), (None, "here/checkpoints")])
+def test_two_runs_cannot_share_checkpoints(
+    config: PredictConfig, option: str | None, place: str, tmp_path: Path
+) -> None:
+    there = dataclasses.replace(
+        config, output_dir=tmp_path / "there", checkpoint_dir=tmp_path / place, resume=True
     )
-    there = dataclasses.replace(here, output_dir=tmp_path / "there")
+    here = dataclasses.replace(
+        there, output_dir=tmp_path / "here", checkpoint_dir=option and tmp_path / option
+    )
     refused = []
 
     def start_another(status: object) -> None:
-        with pytest.raises(UsageError, match=r"kept: another run is going on here") as error:
+        with pytest.raises(UsageError, match=rf"{place}: another run is going on here") as error:
             predict(there)
         refused.append(error)
 
@@ -164,6 +170,23 @@ def test_two_runs_cannot_share_checkpoints(config: PredictConfig, tmp_path: Path
     assert refused
     # It may go on from there when the first has ended.
     assert read_tables(predict(there).output_dir) == read_tables(first.output_dir)
+
+
+def test_finished_checkpoints_may_be_in_an_archive(config: PredictConfig, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    there = dataclasses.replace(config, output_dir=tmp_path / "there", checkpoint_dir=kept)
+    before = predict(there)
+    options = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in GIVEN]
+    command = (*VIRNUCPRO, "predict", *config.inputs, *options, "--no-report", "--resume")
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    archive = ("unshare", "--mount", "sh", "-c", script, kept)
+    if shutil.which("unshare") is None or run(*archive, "true").returncode:
+        pytest.skip("this user cannot mount a directory")
+    (kept / ".lock").unlink()
+    done = run(*archive, *command, "--checkpoint-dir", kept, "-o", tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    assert not (kept / ".lock").exists()
+    assert read_tables(tmp_path / "here") == read_tables(before.output_dir)
 
 
 def test_a_run_goes_on_elsewhere_from_its_checkpoints(

@@ -186,10 +186,9 @@ class RunDirectory(_OwnFiles):
             )
 
     @property
-    def checkpoints_lock_path(self) -> Path | None:
-        """A lock of the checkpoints if they lie elsewhere, where other runs may link to, too."""
-        link = self.checkpoints_dir
-        return link.resolve() / ".lock" if link.is_symlink() else None
+    def checkpoints_lock_path(self) -> Path:
+        """A lock of the checkpoints, which other runs may have by a link, too."""
+        return self.checkpoints_dir.resolve() / ".lock"
 
     def has_lost_checkpoints(self) -> bool:
         """Tell whether the directory of the checkpoints is a link to one that is not there."""

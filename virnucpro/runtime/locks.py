@@ -46,7 +46,7 @@ def locked(path: Path, *, or_plain: bool = True) -> Iterator[None]:
             if error.errno in _HELD:
                 raise UsageError(
                     f"{path.parent}: another run is going on here; wait for it, or choose another "
-                    "output"
+                    "directory"
                 ) from None
             if or_plain:
                 with _explaining(plain_path):
@@ -177,5 +177,5 @@ def _explaining(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{path}: the lock of the run cannot be made ({error.strerror}); make it possible to "
-            "write there, or choose another output directory"
+            "write there, or choose another directory"
         ) from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import os
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -246,16 +247,26 @@ def _hold(
     # After all refusals, so that a run that may not start leaves nothing behind.
     made = [path for path in (directory.path, *directory.path.parents) if not path.exists()]
     make_output_dir(directory.path)
-    elsewhere = directory.checkpoints_lock_path
-    # Not by a plain file: checkpoints lie elsewhere because machines vanish, and the next must go
-    # on.
-    lock_elsewhere = nullcontext() if elsewhere is None else locked(elsewhere, or_plain=False)
-    with locked(directory.lock_path), lock_elsewhere:
+    with locked(directory.lock_path), _locked_checkpoints(directory):
         if not config.resume:
             # Under the lock: another run may have started since `is_used` looked.
             directory.clear()
         with _forgetting_refusals(directory, made), log_to_file(directory.run_log):
             yield
+
+
+def _locked_checkpoints(directory: RunDirectory | EmbedDirectory) -> AbstractContextManager[None]:
+    """Keep away runs of other directories that have their checkpoints in the same place."""
+    path = directory.checkpoints_lock_path
+    if path is None:
+        return nullcontext()
+    make_output_dir(path.parent)
+    # Finished checkpoints may have become an archive, which only can be read.
+    if not os.access(path.parent, os.W_OK):
+        return nullcontext()
+    # Not by a plain file: checkpoints lie elsewhere because machines vanish, and the next must go
+    # on.
+    return locked(path, or_plain=False)
 
 
 @contextmanager
