@@ -139,6 +139,16 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(InputError, match=r"run\.json: is not there, because the run has not fin"):
         call(CallConfig(run_dir=tmp_path))
+    # `train` leaves metrics and a report.
+    (tmp_path / "report.json").touch()
+    with pytest.raises(InputError, match=r"run\.json: cannot be read .*wanted the output dir"):
+        call(CallConfig(run_dir=tmp_path))
+    (tmp_path / "report.json").unlink()
+    # It is there, and something else is wrong with it.
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(InputError, match=r"run\.json: cannot be read \(Is a directory\)"):
+        call(CallConfig(run_dir=tmp_path))
+    (tmp_path / "run.json").rmdir()
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json: is not JSON"):
         call(CallConfig(run_dir=tmp_path))

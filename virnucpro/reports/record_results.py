@@ -28,6 +28,7 @@ from virnucpro.reports.region_tables import (
     write_chunks,
     write_regions,
 )
+from virnucpro.reports.report import REPORT_NAME
 from virnucpro.reports.tables import (
     format_number,
     in_blocks,
@@ -251,8 +252,10 @@ def read_run_json(
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
-        # A run begins with its metrics, and ends with run.json.
-        if path.with_name(path.name.removesuffix("run.json") + METRICS_NAME).is_file():
+        # A run begins with its metrics, and ends with run.json; a training ends with its report.
+        metrics_path = path.with_name(path.name.removesuffix("run.json") + METRICS_NAME)
+        is_missing = isinstance(error, FileNotFoundError)
+        if is_missing and metrics_path.is_file() and not path.with_name(REPORT_NAME).exists():
             raise InputError(
                 f"{path}: is not there, because the run has not finished; `virnucpro monitor` "
                 "shows how far it is, and its command with --resume goes on"
