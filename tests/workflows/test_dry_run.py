@@ -77,10 +77,16 @@ def test_the_command_prints_and_writes_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_input_and_a_share_are_estimated(tmp_path):
+def test_an_empty_input_and_a_share_are_estimated(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
     (tmp_path / "empty.fa").touch()
     words = ["predict", tmp_path / "empty.fa", "--dry-run", "--allow-empty", "--shard=1/2"]
-    result = CliRunner().invoke(main, [*map(str, words), "-m", "mini", "--device", "cpu"])
+    output = tmp_path / "the runs of this week"
+    result = CliRunner().invoke(
+        main, [*map(str, words), "-m", "mini", "--device", "cpu", "-o", str(output)]
+    )
+    # A terminal breaks what is too long, and then it can still be copied.
+    assert f"MB in {output}\n" in result.stdout
     assert result.stdout.startswith("input        0 records, 0 chunks, 0 stretches\n")
     assert result.stdout.endswith("\nThese figures are for a run without --shard\n")
 

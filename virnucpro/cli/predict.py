@@ -125,9 +125,8 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
         )
     echo_wrapped("processes    ", f"{found.num_processes}, each on {found.computing}")
     echo(f"host memory  {found.host_bytes / 2**30:.1f} GiB")
-    echo_wrapped(
-        "disk         ", f"{found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}"
-    )
+    # Not wrapped: a path may have spaces, and people copy it.
+    echo(f"disk         {found.disk_bytes / 1e6:,.1f} MB in {config.resolved_output_dir}")
     echo(f"time         about {format_seconds(found.seconds)}")
     for name in ("screen", "shard"):
         if getattr(config, name):

@@ -50,7 +50,7 @@ def echo(text: str, *, err: bool = False) -> None:
 def echo_wrapped(label: str, text: str) -> None:
     """Print a label, and beside it a text that is broken at the width of the terminal.
 
-    Paths, and commands between backticks, stay whole, because people copy them.
+    Words, such as paths, and commands between backticks stay whole, because people copy them.
     """
     # The fallback is for a terminal that does not tell, and for files.
     width = shutil.get_terminal_size((_LINE_LETTERS, 24)).columns
