@@ -21,7 +21,7 @@ from virnucpro.config import (
     ProgressConfig,
     RunConfig,
 )
-from virnucpro.config.published import DNABERT_S, ESM2_3B, PUBLISHED
+from virnucpro.config.published import PUBLISHED, find_weights
 from virnucpro.errors import OutputExistsError, UsageError
 from virnucpro.runtime.environment import (
     check_launch,
@@ -56,9 +56,12 @@ def require_classifier(config: PredictConfig) -> None:
     if config.resolved_model_path.is_file():
         return
     if config.model_path is None and config.model_type in PUBLISHED:
-        weights = (config.dna_weights, config.protein_weights)
+        weights = (
+            find_weights(config.dna_weights, config.dna_backend),
+            find_weights(config.protein_weights, config.protein_backend),
+        )
         # Weights of the user's own are no models to download.
-        names = [model.name for model in (DNABERT_S, ESM2_3B) if model.location in weights]
+        names = [model.name for model in PUBLISHED.values() if model.location in weights]
         mini = "-m mini" if config.chunk_length_bp == 500 else "-m mini -e 300"
         raise UsageError(
             f"{config.resolved_model_path}: no such classifier; get it and its models with "
