@@ -45,7 +45,8 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
 
     Args:
         config: What to do.
-        on_progress: Called after each batch of this process.
+        on_progress: Called after each batch of this process. Its argument has the attributes
+            `name` (of the pass), `num_rows`, `total_rows` and more.
 
     Returns:
         The path of the file.

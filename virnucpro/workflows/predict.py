@@ -37,7 +37,8 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
 
     Args:
         config: What to do.
-        on_progress: Called after each batch of this process.
+        on_progress: Called after each batch of this process. Its argument has the attributes
+            `name` (of the pass), `num_rows`, `total_rows` and more.
 
     Returns:
         Counts and paths, the same in every process.

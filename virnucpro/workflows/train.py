@@ -98,7 +98,8 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
 
     Args:
         config: What to do.
-        on_progress: Called after each batch of this process.
+        on_progress: Called after each batch of this process. Its argument has the attributes
+            `name` (of the pass), `num_rows`, `total_rows` and more.
 
     Raises:
         VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
