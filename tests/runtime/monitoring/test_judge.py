@@ -88,9 +88,12 @@ def test_a_lesser_device_may_be_slower():
 
 
 def test_a_gpu_that_waits_for_data():
-    hungry = [
+    waiting = [
         replace(sample, data_seconds=0.3 * sample.loop_seconds) for sample in watch(400, rank=1)
     ]
+    # Its GPU computes all the time.
+    assert troubles(make_history(watch(400), waiting), 400) == []
+    hungry = [replace(sample, device_seconds=0.7 * sample.loop_seconds) for sample in waiting]
     history = make_history(watch(400), hungry)
     (trouble,) = find_trouble(history, Limits(), 1_400)
     assert (trouble.kind, trouble.rank) == ("hungry", 1)

@@ -18,7 +18,8 @@ class Limits:
         stalled_batches: It finished nothing for this many times its usual batch time,
         stalled_seconds: and for at least this long.
         slow_share: Its throughput is below this share of the median of its peers.
-        data_share: Its GPU waits for data for more than this share of the time.
+        data_share: It waits for data for more than this share of the time,
+        busy_share: and its GPU computes for less than this share of it.
         window_seconds: The time over which throughput and waiting are measured.
     """
 
@@ -26,6 +27,7 @@ class Limits:
     stalled_seconds: float = 60.0
     slow_share: float = 0.5
     data_share: float = 0.25
+    busy_share: float = 0.9
     window_seconds: float = 60.0
 
 
@@ -91,8 +93,10 @@ def _judge(
                 f"{usual_speed:,.0f}: check on {last.host} for other programs on its device, and "
                 f"whether heat or a power limit slows it down{found}",
             )
-        # On a CPU the process tokenizes itself, so waiting for data is part of its work.
-        if last.device != "cpu" and waiting > limits.data_share:
+        # On a CPU the process tokenizes itself, so waiting for data is part of its work. And a
+        # process may wait for the next batches while its GPU still computes those before.
+        is_idle = last.device != "cpu" and process.share("device") < limits.busy_share
+        if is_idle and waiting > limits.data_share:
             yield (
                 "hungry",
                 f"waits for data {100 * waiting:.0f} % of the time: give more "
