@@ -172,6 +172,21 @@ def test_two_runs_cannot_share_checkpoints(
     assert read_tables(predict(there).output_dir) == read_tables(first.output_dir)
 
 
+def test_a_run_whose_checkpoints_are_linked_to_itself_goes_on(
+    config: PredictConfig, tmp_path: Path
+) -> None:
+    # `--checkpoint-dir` could be the output directory in earlier states.
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoints").symlink_to(out)
+    for option in (out, None):
+        run_config = dataclasses.replace(config, output_dir=out, checkpoint_dir=option, resume=True)
+        assert predict(run_config).num_records == 60
+        assert (out / "dna").is_dir()
+    passes = json.loads((out / "run.json").read_text())["passes"]
+    assert not any(one["num_rows"] for told in passes.values() for one in told)
+
+
 def test_finished_checkpoints_may_be_in_an_archive(config: PredictConfig, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     there = dataclasses.replace(config, output_dir=tmp_path / "there", checkpoint_dir=kept)

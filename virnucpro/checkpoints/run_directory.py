@@ -154,7 +154,8 @@ class RunDirectory(_OwnFiles):
                     "checkpoints are now (--checkpoint-dir), or remove the link to start afresh"
                 )
             return
-        if target.resolve() == self.path.resolve():
+        # Runs of earlier states may have such a link, and go on.
+        if target.resolve() == self.path.resolve() != link.resolve():
             raise UsageError(
                 f"{target}: is the output directory itself; leave out --checkpoint-dir, or name "
                 "another directory for the checkpoints"

@@ -258,7 +258,8 @@ def _hold(
 def _locked_checkpoints(directory: RunDirectory | EmbedDirectory) -> AbstractContextManager[None]:
     """Keep away runs of other directories that have their checkpoints in the same place."""
     path = directory.checkpoints_lock_path
-    if path is None:
+    # In runs of earlier states, the link may lead to the run's own directory.
+    if path is None or path == directory.lock_path.resolve():
         return nullcontext()
     make_output_dir(path.parent)
     # Finished checkpoints may have become an archive, which only can be read.
