@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.util
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ os.environ["VIRNUCPRO_BUDGETS"] = "/nonexistent/budgets.json"
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import pytest
+
+# Tests in the background (`make test &`) ignore Ctrl-C. So would all processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
