@@ -147,7 +147,7 @@ def test_work_and_files_of_others_are_in_use(tmp_path, name):
 def test_locks_are_no_work_if_one_directory_lies_in_the_other(tmp_path, output, kept):
     directory = RunDirectory(tmp_path / output, "reads")
     directory.place_checkpoints(tmp_path / kept)
-    for path in (directory.lock_path, directory.run_log, directory.checkpoints_lock_path):
+    for path in (directory.lock_path, directory.run_log, *directory.checkpoints_lock_paths):
         path.touch()
     assert not directory.is_used()
     directory.parts_dir("dna").mkdir()

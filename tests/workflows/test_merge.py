@@ -149,9 +149,11 @@ def test_impossible_shares_are_refused(config: PredictConfig, shard: str) -> Non
         dataclasses.replace(config, shard=shard)
 
 
-@pytest.mark.parametrize(("option", "place"), [("kept", "kept"), (None, "here/checkpoints")])
+@pytest.mark.parametrize(
+    ("option", "place", "locked"), [("kept", "kept", "kept"), (None, "here/checkpoints", "here")]
+)
 def test_two_runs_cannot_share_checkpoints(
-    config: PredictConfig, option: str | None, place: str, tmp_path: Path
+    config: PredictConfig, option: str | None, place: str, locked: str, tmp_path: Path
 ) -> None:
     there = dataclasses.replace(
         config, output_dir=tmp_path / "there", checkpoint_dir=tmp_path / place, resume=True
@@ -162,7 +164,7 @@ def test_two_runs_cannot_share_checkpoints(
     refused = []
 
     def start_another(status: object) -> None:
-        with pytest.raises(UsageError, match=rf"{place}: another run is going on here") as error:
+        with pytest.raises(UsageError, match=rf"{locked}: another run is going on here") as error:
             predict(there)
         refused.append(error)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.errors import OutputError, UsageError
@@ -187,9 +187,16 @@ class RunDirectory(_OwnFiles):
             )
 
     @property
-    def checkpoints_lock_path(self) -> Path:
-        """A lock of the checkpoints, which other runs may have by a link, too."""
-        return self.checkpoints_dir.resolve() / ".lock"
+    def checkpoints_lock_paths(self) -> list[Path]:
+        """The locks of checkpoints elsewhere: other runs may link there, or one has them itself."""
+        link = self.checkpoints_dir
+        if not link.is_symlink():
+            return []
+        place = link.resolve()
+        other = place.parent / self.lock_path.name
+        locks = [place / self.lock_path.name, *([other] if other.exists() else [])]
+        # In runs of earlier states, the link may lead to the run's own directory.
+        return [path for path in locks if path != self.lock_path.resolve()]
 
     def has_lost_checkpoints(self) -> bool:
         """Tell whether the directory of the checkpoints is a link to one that is not there."""
@@ -370,7 +377,7 @@ class EmbedDirectory(_OwnFiles):
 
     # The directory is of one run, so the names need no prefix. The parts lie in it.
     prefix = ""
-    checkpoints_lock_path = None
+    checkpoints_lock_paths: ClassVar[list[Path]] = []
 
     def is_used(self) -> bool:
         """Tell whether there is an output, or more than a run leaves that has computed nothing."""

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -247,27 +247,19 @@ def _hold(
     # After all refusals, so that a run that may not start leaves nothing behind.
     made = [path for path in (directory.path, *directory.path.parents) if not path.exists()]
     make_output_dir(directory.path)
-    with locked(directory.lock_path), _locked_checkpoints(directory):
+    with ExitStack() as locks:
+        locks.enter_context(locked(directory.lock_path))
+        for path in directory.checkpoints_lock_paths:
+            # Finished checkpoints may have become an archive, which only can be read.
+            if os.access(path.parent, os.W_OK):
+                # Not by a plain file: checkpoints lie elsewhere because machines vanish, and the
+                # next must go on.
+                locks.enter_context(locked(path, or_plain=False))
         if not config.resume:
             # Under the lock: another run may have started since `is_used` looked.
             directory.clear()
         with _forgetting_refusals(directory, made), log_to_file(directory.run_log):
             yield
-
-
-def _locked_checkpoints(directory: RunDirectory | EmbedDirectory) -> AbstractContextManager[None]:
-    """Keep away runs of other directories that have their checkpoints in the same place."""
-    path = directory.checkpoints_lock_path
-    # In runs of earlier states, the link may lead to the run's own directory.
-    if path is None or path == directory.lock_path.resolve():
-        return nullcontext()
-    make_output_dir(path.parent)
-    # Finished checkpoints may have become an archive, which only can be read.
-    if not os.access(path.parent, os.W_OK):
-        return nullcontext()
-    # Not by a plain file: checkpoints lie elsewhere because machines vanish, and the next must go
-    # on.
-    return locked(path, or_plain=False)
 
 
 @contextmanager
