@@ -13,7 +13,8 @@ import pytest
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.embeddings_file import write_embeddings
-from virnucpro.checkpoints.parts import Identity, read_identity
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import read_identity
 from virnucpro.errors import CheckpointError, OutputError
 
 IDENTITY = Identity(

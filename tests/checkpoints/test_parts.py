@@ -16,9 +16,9 @@ import pytest
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.finished_work import collect_parts, refuse_other_runs
+from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import (
     FormatVersionError,
-    Identity,
     check_part,
     finished_parts,
     finished_rows,

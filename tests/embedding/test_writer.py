@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.embedding.writer import PartWriter
 from virnucpro.errors import NonFiniteEmbeddingError, OutputError
 from virnucpro.runtime.monitoring import PassStatus

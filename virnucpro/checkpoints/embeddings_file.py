@@ -10,7 +10,8 @@ import h5py
 
 from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.hdf5 import encode_strings
-from virnucpro.checkpoints.parts import FORMAT_NAME, FORMAT_VERSION, Identity
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import FORMAT_NAME, FORMAT_VERSION
 from virnucpro.checkpoints.whole_files import replace_when_whole
 
 

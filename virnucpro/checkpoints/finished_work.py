@@ -10,13 +10,8 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from virnucpro.checkpoints.parts import (
-    FormatVersionError,
-    Identity,
-    check_part,
-    read_identity,
-    unmark,
-)
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import FormatVersionError, check_part, read_identity, unmark
 from virnucpro.errors import CheckpointError, IdentityMismatchError
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,93 +21,20 @@ import numpy as np
 from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.backend.digests import read_sha256
 from virnucpro.checkpoints import hdf5
+from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.whole_files import link_or_copy, replace_when_whole
-from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
+from virnucpro.config.frame_rule import FrameRule
 from virnucpro.errors import CheckpointError, OutputError, UsageError, brief
 
 FORMAT_NAME = "virnucpro-embeddings"
 FORMAT_VERSION = 3
 """0 is the original's `.pt` files, 1 the optimized fork's v1.0, 2 its v2.0: see FORMAT.md."""
 
-# What stores of sequences, and `embed --long`, add to the digest of their input.
-_INPUT_DIGEST = re.compile(r"(.*?)(?:, (in pairs))?(?: from (\d+) bp on)?(?: in (windows))?", re.S)
-_INPUT_SETTINGS = (
-    ("--paired: the input", "in single reads"),
-    ("--min-length-bp", "0"),
-    ("--long", "cut"),
-)
-
 logger = logging.getLogger(__name__)
 
 
 class FormatVersionError(CheckpointError):
     """A checkpoint is intact, but has another version of the format."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Everything that determines the values in a part.
-
-    Attributes:
-        input_digest: Digest of the input; a row is a position in this input.
-        backend: The backend's name.
-        backend_version: Version of the package that provides the backend.
-        weights_identity: Digest of the weights.
-        precision: Precision of the computation: `fp32`, `bf16`, `fp16` or `fp8`.
-        chunk_length_bp: Length of the chunks; 0 if records were embedded whole.
-        pooling: How token vectors became one vector.
-        embedding_dim: Numbers in an embedding.
-        frame_rule: What of a chunk is a row, as `FrameRule` writes it. A part does not name the
-            original's rule, which is the default.
-    """
-
-    input_digest: str
-    backend: str
-    backend_version: str
-    weights_identity: str
-    precision: str
-    chunk_length_bp: int
-    pooling: str
-    embedding_dim: int
-    frame_rule: str = str(OPEN_RULE)
-
-    def attributes(self) -> dict[str, Any]:
-        """Return the attributes of a part that has this identity."""
-        attributes = asdict(self)
-        # As FORMAT.md wants it: versions from before there were frame rules can then read these
-        # parts.
-        if self.frame_rule == str(OPEN_RULE):
-            del attributes["frame_rule"]
-        return attributes
-
-    def differences(self, other: Identity) -> list[str]:
-        """Return a sentence for each field in which this run differs from `other`, a part's."""
-        theirs = asdict(other)
-        return [
-            _describe_input_change(value, theirs[name])
-            if name == "input_digest"
-            else f"{name.replace('_', ' ')} is {value} now and was {theirs[name]} there"
-            for name, value in asdict(self).items()
-            if value != theirs[name]
-        ]
-
-
-def _describe_input_change(ours: str, theirs: str) -> str:
-    """Return the difference of two input digests in words, because people cannot read a digest."""
-    (files, *settings), (their_files, *their_settings) = (
-        _INPUT_DIGEST.fullmatch(digest).groups()  # type: ignore[union-attr]
-        for digest in (ours, theirs)
-    )
-    changes = [
-        f"{option} is {ours_here or usual} now and was {theirs_here or usual} there"
-        for (option, usual), ours_here, theirs_here in zip(
-            _INPUT_SETTINGS, settings, their_settings, strict=True
-        )
-        if ours_here != theirs_here
-    ]
-    if files != their_files:
-        changes.insert(0, "the input has changed: its bytes, its compression or its order of files")
-    return "; ".join(changes)
 
 
 def part_name(rank: int, number: int) -> str:

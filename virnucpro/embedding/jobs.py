@@ -12,7 +12,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.checkpoints.finished_work import refuse_other_runs
-from virnucpro.checkpoints.parts import Identity
+from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.embedding.batches import unique_rows

@@ -24,7 +24,7 @@ from virnucpro.backend.interface import (
 )
 from virnucpro.backend.registry import LoadedBackend, load_backend
 from virnucpro.backend.weights import find_download
-from virnucpro.checkpoints.parts import Identity
+from virnucpro.checkpoints.identity import Identity
 from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.config.published import ESM2_3B, find_weights
 from virnucpro.embedding.workers import prepare_workers

@@ -16,7 +16,8 @@ from types import TracebackType
 import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, Int64Array
-from virnucpro.checkpoints.parts import Identity, next_part_number, part_name, write_part
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import next_part_number, part_name, write_part
 from virnucpro.errors import NonFiniteEmbeddingError
 from virnucpro.runtime.monitoring import PassStatus
 

@@ -16,12 +16,8 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
-from virnucpro.checkpoints.parts import (
-    Identity,
-    finished_parts,
-    finished_rows,
-    next_part_number,
-)
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import finished_parts, finished_rows, next_part_number
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import OPEN_RULE
 from virnucpro.errors import CheckpointError

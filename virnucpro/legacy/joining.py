@@ -20,7 +20,8 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
-from virnucpro.checkpoints.parts import Identity, is_finished, part_name, write_part
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import is_finished, part_name, write_part
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import Generation, read_documents
 from virnucpro.legacy.steps import EmbeddingDims, UnmatchedRowsError

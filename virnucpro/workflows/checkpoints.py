@@ -15,10 +15,10 @@ from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.backend.weights import check_torch_zip
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.hdf5 import open_file, read_attribute
+from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import (
     FORMAT_NAME,
     FORMAT_VERSION,
-    Identity,
     check_part,
     finished_parts,
     finished_rows,

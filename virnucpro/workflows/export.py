@@ -21,13 +21,8 @@ from virnucpro.backend.arrays import Float32Array, Int64Array, split_rows
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
 from virnucpro.checkpoints.h5ad import write_h5ad
-from virnucpro.checkpoints.parts import (
-    Identity,
-    check_part,
-    finished_parts,
-    finished_rows,
-    read_identity,
-)
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import check_part, finished_parts, finished_rows, read_identity
 from virnucpro.checkpoints.run_directory import find_run, suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, replace_when_whole
 from virnucpro.config import ExportConfig

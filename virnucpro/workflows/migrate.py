@@ -14,7 +14,8 @@ import numpy as np
 
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
-from virnucpro.checkpoints.parts import Identity, finished_parts, finished_rows, part_name
+from virnucpro.checkpoints.identity import Identity
+from virnucpro.checkpoints.parts import finished_parts, finished_rows, part_name
 from virnucpro.checkpoints.whole_files import make_output_dir, write_json
 from virnucpro.config import MigrateConfig
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError

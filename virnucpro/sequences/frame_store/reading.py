@@ -26,7 +26,7 @@ from virnucpro.sequences.frame_store.stored_records import SequenceKind, StoredR
 from virnucpro.sequences.records import chunk_id, frame_id, stretch_id
 
 if TYPE_CHECKING:
-    from virnucpro.checkpoints.parts import Identity
+    from virnucpro.checkpoints.identity import Identity
 
 
 def open_frame_store(directory: Path, *, verify: bool = False) -> FrameStore:
