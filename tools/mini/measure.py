@@ -16,7 +16,7 @@ import torch
 
 from tools.mini.genomes import read_genomes
 from tools.mini.teachers import read_model
-from tools.mini.validation import make_valid_set, measure_records, score_chunks
+from tools.mini.validation import CHUNK_BP, make_valid_set, measure_records, score_chunks
 
 LENGTHS_BP = (300, 500, 1000, 3000, 10_000)
 
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--split", default="valid")
     parser.add_argument("--models", type=Path, nargs="+", required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS_BP, metavar="BP")
+    parser.add_argument("--chunk-length", type=int, default=CHUNK_BP, metavar="BP")
     parser.add_argument("--num-chunks", type=int, default=16_384, help="of each length, at least")
     args = parser.parse_args()
     has_gpu = torch.cuda.is_available()
@@ -38,7 +39,7 @@ def main() -> None:
     read = [read_model(directory) for directory in args.models]
     models, rule = [model.to(device) for model, _ in read], read[0][1]
     for length_bp in args.lengths:
-        valid_set = make_valid_set(genomes, length_bp, args.num_chunks)
+        valid_set = make_valid_set(genomes, length_bp, args.num_chunks, args.chunk_length)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_gpu):
             logits_C = score_chunks(models, valid_set.codes_CL, rule)
         found = measure_records(logits_C, valid_set)

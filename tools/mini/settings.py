@@ -14,7 +14,11 @@ from virnucpro.config import FrameRule
 SETTINGS_NAME = "settings.json"
 MODEL_NAME = "model"
 
-CHUNK_LENGTHS_BP = (500, 500, 500, 300, 300, 200, 150, 700, 1000)
+CHUNK_LENGTHS_BP = (1000, 500, 1000, 300, 1000, 700, 1000, 200, 500, 300, 1500, 150)
+"""The lengths of chunks, in the order in which steps take them."""
+
+COUNTED_BP = 500
+"""Of so many bases is a chunk that `--num-chunks` counts."""
 _RULE = FrameRule("stretches")
 
 
@@ -38,7 +42,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--lengths-per-step", type=int, default=2)
     parser.add_argument(
-        "--num-chunks", type=int, default=1024, help="of 500 bp in a step, or as many bases"
+        "--num-chunks",
+        type=int,
+        default=1024,
+        help=f"of {COUNTED_BP} bp in a step, or as many bases",
     )
     parser.add_argument("--num-stretches", type=int, default=_RULE.max_stretches)
     parser.add_argument("--min-codons", type=int, default=_RULE.min_codons, help="of a stretch")

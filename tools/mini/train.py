@@ -30,7 +30,13 @@ from tools.mini.export import export_model
 from tools.mini.genomes import keep_groups, read_genomes
 from tools.mini.model import Masked, MiniModel
 from tools.mini.sampling import Sampler
-from tools.mini.settings import MODEL_NAME, SETTINGS_NAME, parse_arguments, write_settings
+from tools.mini.settings import (
+    COUNTED_BP,
+    MODEL_NAME,
+    SETTINGS_NAME,
+    parse_arguments,
+    write_settings,
+)
 from tools.mini.stretches import (
     DNA_MASK,
     DNA_SPECIAL,
@@ -49,7 +55,6 @@ from tools.mini.teachers import (
     resize_protein,
 )
 from tools.mini.validation import (
-    CHUNK_BP,
     VALID_LENGTHS_BP,
     make_valid_set,
     measure_records,
@@ -189,7 +194,7 @@ class Training(TrainingLoop):
         ]
         tokens, labels = [], []
         for length_bp in lengths:
-            num_chunks = round(args.num_chunks * CHUNK_BP / length_bp / len(lengths))
+            num_chunks = round(args.num_chunks * COUNTED_BP / length_bp / len(lengths))
             codes_CL, is_viral_C = self.samplers[length_bp].draw_labelled(num_chunks)
             if args.max_mutation_rate:
                 codes_CL = self.mutator.mutate_chunks(codes_CL, self.rule)

@@ -20,8 +20,8 @@ from tools.mini.sampling import Sampler
 from tools.mini.stretches import pack_proteins, read_chunks
 from virnucpro.config import FrameRule
 
-CHUNK_BP = 500
-"""Longer records are cut into chunks of so many bases."""
+CHUNK_BP = 1000
+"""Longer records are cut into chunks of so many bases, if nothing else is said."""
 
 VALID_LENGTHS_BP = (300, 500, 1000, 3000)
 _CHUNKS_PER_PASS = 1024
@@ -39,17 +39,20 @@ class ValidSet(NamedTuple):
     kinds_R: npt.NDArray[np.str_]
 
 
-def make_valid_set(genomes: Genomes, record_bp: int, num_chunks: int) -> ValidSet:
+def make_valid_set(
+    genomes: Genomes, record_bp: int, num_chunks: int, chunk_bp: int = CHUNK_BP
+) -> ValidSet:
     """Return records of `genomes` without errors; the same for the same arguments.
 
     Args:
         genomes: Where to draw from, balanced as for training.
         record_bp: The length of a record; at most a chunk, or a multiple of it.
         num_chunks: How many chunks all records have, about; at least a quarter as many records.
+        chunk_bp: The length of a chunk.
     """
     generator = torch.Generator(genomes.codes_N.device).manual_seed(record_bp)
     sampler = Sampler(genomes, record_bp, generator)
-    chunks_per_record = max(record_bp // CHUNK_BP, 1)
+    chunks_per_record = max(record_bp // chunk_bp, 1)
     num_records = max(num_chunks // chunks_per_record, num_chunks // 4)
     codes_RL, sequence_R = sampler.draw_chunks(sampler.weight_S, num_records)
     codes_CL = codes_RL.reshape(num_records * chunks_per_record, -1)
