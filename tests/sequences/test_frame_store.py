@@ -29,6 +29,7 @@ from virnucpro.sequences.frame_store import (
     open_record_store,
     writing,
 )
+from virnucpro.sequences.frame_store.files import TextFile
 from virnucpro.sequences.records import Record
 
 # Reverse frames that start 1 and 2 bases before the end, chunks without open frames, lower case,
@@ -111,6 +112,19 @@ def test_any_order_of_rows_may_be_asked_for(build: BuildFrames) -> None:
     assert source.get_many(rows) == [sequences[row] for row in rows]
     assert source.get_many([]) == []
     assert [source[row] for row in range(len(source))] == sequences
+
+
+def test_spans_of_a_text_far_apart_and_close_together(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4
+    (tmp_path / "text").write_bytes(data)
+    text = TextFile(tmp_path / "text")
+    rng = np.random.default_rng(0)
+    for spread, length in ((1024, 3), (64, 40)):
+        start = rng.integers(0, spread, 8)
+        lengths = rng.integers(0, length, 8)
+        wanted = [data[begin : begin + n] for begin, n in zip(start, lengths, strict=True)]
+        assert text.read_many(start, lengths) == wanted
+    assert text.read_many(np.empty(0, np.int64), np.empty(0, np.int64)) == []
 
 
 @pytest.mark.parametrize("kind", ["dna", "protein"])

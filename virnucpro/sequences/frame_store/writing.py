@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -66,6 +68,10 @@ _FRAME_FILES = (
 # Letters to translate at a time: few enough for their tables to stay in the processor's cache.
 _BLOCK_BP = 1 << 18
 _DIGEST_BYTES = 16
+# NumPy lets other threads compute. More than four would wait for the thread that reads and writes.
+_NUM_THREADS = 4
+
+_Call = TypeVar("_Call")
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def build_frame_store(
         InputError: An input cannot be read.
         OutputError: The store cannot be written.
     """
-    rule, reads_per_record = settings.rule, settings.reads_per_record
+    rule = settings.rule
     names = [*_RECORD_FILES, *_FRAME_FILES]
     if rule.kind == "stretches":
         names.append(FIRST_CODONS)
@@ -121,21 +127,21 @@ def build_frame_store(
             "chunk_length_bp": settings.chunk_length_bp,
             "min_length_bp": settings.min_length_bp,
             **({} if rule == OPEN_RULE else {FRAME_RULE: str(rule)}),
-            **({READS_PER_RECORD: reads_per_record} if settings.paired else {}),
+            **({READS_PER_RECORD: settings.reads_per_record} if settings.paired else {}),
         }
         readers = [RecordReader(path, "dna", allow_empty=settings.allow_empty) for path in inputs]
         sources: Iterable[Iterable[Record]] = [read_pairs(readers)] if settings.paired else readers
         if read_before is not None:
             # Mates of a pair follow each other there as well.
             sources = [read_before.all_reads()]
-        for records in sources:
-            # One block of records is in memory at a time, so a file may be larger than the memory.
-            # Both mates of a pair are in one block, because they are cut together.
-            for letters, length in _write_records(writer, records, reads_per_record):
-                chunks = frames.cut_records(
-                    length, settings.chunk_length_bp, settings.min_length_bp, reads_per_record
-                )
-                _write_rows(writer, letters, chunks, rule)
+        with ThreadPoolExecutor(_NUM_THREADS, "find rows") as pool:
+            searches = (
+                (pool.submit(frames.find_rows, letters, start, length, rule), len(start))
+                for records in sources
+                for letters, start, length in _cut_blocks(writer, records, settings)
+            )
+            for search, num_chunks in _start_ahead(searches, 2 * _NUM_THREADS):
+                _write_rows(writer, search.result(), num_chunks)
         # Only now: the digest of an input is known when all of it was read.
         described = (_describe_input(reader) for reader in readers)
         manifest["inputs"] = read_before.inputs if read_before is not None else list(described)
@@ -288,24 +294,45 @@ def _take_blocks(records: Iterable[Record], reads_per_record: int) -> Iterator[l
         yield block
 
 
-def _write_rows(
-    writer: _StoreWriter, letters: bytes, chunks: frames.Chunks, rule: FrameRule
-) -> None:
-    writer.append_lengths("chunk_offsets.int64", chunks.num_chunks)
-    # One record can be longer than a block, so that its chunks are translated in blocks, too.
-    cuts = np.flatnonzero(np.diff(chunks.start // _BLOCK_BP)) + 1
-    for first, stop in pairwise([0, *cuts.tolist(), len(chunks.start)]):
-        start, length = chunks.start[first:stop], chunks.length[first:stop]
-        # Only the letters of these chunks are translated, and not the whole record again.
-        low, high = start.min(initial=len(letters)), (start + length).max(initial=0)
-        found = frames.find_rows(letters[low:high], start - low, length, rule)
-        if found.first_codon is not None:
-            writer.append(FIRST_CODONS, found.first_codon)
-        # Chunks without a row count, too, with zero: offsets are by chunk.
-        writer.append_lengths("frame_offsets.int64", np.bincount(found.chunk, minlength=len(start)))
-        writer.append("frame_codes.uint8", found.code)
-        writer.append("proteins.text", found.proteins)
-        writer.append_lengths("protein_offsets.int64", found.protein_length)
+def _cut_blocks(
+    writer: _StoreWriter, records: Iterable[Record], settings: StoreSettings
+) -> Iterator[tuple[bytes, Int64Array, Int64Array]]:
+    """Store reads and their chunks; yield letters, and where chunks start in them and how long."""
+    reads_per_record = settings.reads_per_record
+    # Few blocks of records are in memory at a time, so a file may be larger than the memory.
+    # Both mates of a pair are in one block, because they are cut together.
+    for letters, record_length in _write_records(writer, records, reads_per_record):
+        chunks = frames.cut_records(
+            record_length, settings.chunk_length_bp, settings.min_length_bp, reads_per_record
+        )
+        writer.append_lengths("chunk_offsets.int64", chunks.num_chunks)
+        # One record can be longer than a block, so that its chunks are translated in blocks, too.
+        cuts = np.flatnonzero(np.diff(chunks.start // _BLOCK_BP)) + 1
+        for first, stop in pairwise([0, *cuts.tolist(), len(chunks.start)]):
+            start, length = chunks.start[first:stop], chunks.length[first:stop]
+            # Only the letters of these chunks are translated, and not the whole record again.
+            low, high = start.min(initial=len(letters)), (start + length).max(initial=0)
+            yield letters[low:high], start - low, length
+
+
+def _start_ahead(calls: Iterable[_Call], num: int) -> Iterator[_Call]:
+    """Yield started calls in their order, each when `num` later ones were started, too."""
+    started: deque[_Call] = deque()
+    for call in calls:
+        started.append(call)
+        if len(started) > num:
+            yield started.popleft()
+    yield from started
+
+
+def _write_rows(writer: _StoreWriter, rows: frames.Rows, num_chunks: int) -> None:
+    if rows.first_codon is not None:
+        writer.append(FIRST_CODONS, rows.first_codon)
+    # Chunks without a row count, too, with zero: offsets are by chunk.
+    writer.append_lengths("frame_offsets.int64", np.bincount(rows.chunk, minlength=num_chunks))
+    writer.append("frame_codes.uint8", rows.code)
+    writer.append("proteins.text", rows.proteins)
+    writer.append_lengths("protein_offsets.int64", rows.protein_length)
 
 
 def _describe_input(reader: RecordReader) -> dict[str, Any]:
