@@ -268,10 +268,6 @@ def flip_a_bit_of_the_identity(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"sha256:11", b"sha256:13"))
 
 
-def rename(path: Path) -> None:
-    path.rename(path.with_name(part_name(7, 7)))
-
-
 def poison(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["embeddings"][1, 2] = np.nan
@@ -303,7 +299,6 @@ def forget_an_attribute(path: Path) -> None:
         (truncate, "bytes instead of"),
         (flip_a_bit, "SHA-256"),
         (flip_a_bit_of_the_identity, "SHA-256"),
-        (rename, "was not finished"),
         (poison, "NaN or infinite"),
         (lose_a_row, "2 rows instead of 3"),
         (garble_done, ".done file cannot be read"),
@@ -324,6 +319,31 @@ def test_a_damaged_part_is_set_aside_and_said_why(tmp_path, caplog, damage, reas
     caplog.clear()
     assert collect_parts(tmp_path, IDENTITY) == [good]
     assert not caplog.messages
+
+
+def test_a_part_that_was_killed_before_its_mark_is_unfinished_and_not_damaged(tmp_path, caplog):
+    good = write(tmp_path, [1, 2])
+    path = write(tmp_path, [3, 4], number=1)
+    content = path.read_bytes()
+    Path(f"{path}.done").unlink()
+    # A damaged part stays damaged.
+    damaged = write(tmp_path, [5, 6], number=2)
+    truncate(damaged)
+    assert collect_parts(tmp_path, IDENTITY) == [good]
+    assert caplog.messages[0] == (
+        f"{path}: was not finished (there is no .done file); set aside as {path.name}.unfinished "
+        "and computed again"
+    )
+    assert sorted(tmp_path.iterdir()) == [
+        good,
+        Path(f"{good}.done"),
+        Path(f"{path}.unfinished"),
+        Path(f"{damaged}.damaged"),
+    ]
+    assert Path(f"{path}.unfinished").read_bytes() == content
+    # Its number is not used again.
+    Path(f"{damaged}.damaged").unlink()
+    assert next_part_number(tmp_path, 0) == 2
 
 
 def test_the_quick_check_does_not_read_the_values(tmp_path):

@@ -184,7 +184,7 @@ def unmark(path: Path) -> None:
         (negate_rows, "negative or repeated rows"),
         (repeat_rows, "negative or repeated rows"),
         (spoil_values, "NaN"),
-        (unmark, "ids is missing"),
+        (unmark, "was not finished (there is no .done file)"),
     ],
 )
 def test_damaged_parts_are_named(tmp_path, damage, reason):

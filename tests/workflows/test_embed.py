@@ -354,6 +354,7 @@ def test_a_file_without_its_mark_is_not_finished(config: EmbedConfig) -> None:
     path.with_name("out.h5.done").unlink()
     embed(replace(config, resume=True))
     assert path.read_bytes() == whole
+    assert path.with_name("out.h5.unfinished").read_bytes() == whole
     check_part(path)
 
 

@@ -270,7 +270,7 @@ def test_resuming_what_does_not_exist_begins_it(reads, demo_weights, undisturbed
 # Damaged
 
 
-def test_damaged_parts_are_set_aside_and_computed_again(
+def test_damaged_and_unfinished_parts_are_set_aside_and_computed_again(
     reads, demo_weights, undisturbed, finished, caplog
 ):
     before = parts_of(finished)
@@ -291,9 +291,10 @@ def test_damaged_parts_are_set_aside_and_computed_again(
 
     with caplog.at_level(logging.WARNING):
         predict(make_config(reads, finished, demo_weights, resume=True))
-    for part in (cut_off, changed, unmarked):
-        assert len(re.findall(f"{part}: .*set aside as {part.name}.damaged", caplog.text)) == 1
-        assert part.with_name(f"{part.name}.damaged").exists()
+    endings = {cut_off: "damaged", changed: "damaged", unmarked: "unfinished"}
+    for part, ending in endings.items():
+        assert len(re.findall(f"{part}: .*set aside as {part.name}.{ending}", caplog.text)) == 1
+        assert part.with_name(f"{part.name}.{ending}").exists()
         del before[str(part.relative_to(finished))]
     assert before.items() <= parts_of(finished).items()
     assert rows_embedded(finished) == num_rows

@@ -1,7 +1,7 @@
 """Whether finished work may be used again: it is whole, and it belongs to this run.
 
-A part of another run stops a run before it changes anything. A damaged part is set aside, and its
-rows are computed again.
+A part of another run stops a run before it changes anything. A damaged or unfinished part is set
+aside, and its rows are computed again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from virnucpro.checkpoints.identity import Identity
-from virnucpro.checkpoints.parts import FormatVersionError, check_part, read_identity, unmark
+from virnucpro.checkpoints.parts import (
+    FormatVersionError,
+    UnfinishedError,
+    check_part,
+    read_identity,
+    unmark,
+)
 from virnucpro.errors import CheckpointError, IdentityMismatchError
 
 logger = logging.getLogger(__name__)
 
 
 def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> list[Path]:
-    """Check all parts in `directory`, set damaged ones aside, and return the others, sorted.
+    """Check all parts in `directory`, set bad ones aside, and return the others, sorted.
 
     One process calls this before any process writes there, and tells the others.
 
@@ -32,29 +38,29 @@ def collect_parts(directory: Path, identity: Identity, *, full: bool = True) -> 
         FormatVersionError: A part has another version of the format; nothing was changed.
     """
 
-    def find_damage(path: Path) -> str | None:
-        return _find_damage(path, identity, full=full)
+    def find_fault(path: Path) -> CheckpointError | None:
+        return _find_fault(path, identity, full=full)
 
-    # Also parts without a mark: these were not finished, and are set aside.
+    # Also parts without a mark: nothing says whether their bytes are those that were meant.
     paths = sorted(directory.glob("part-*.h5"))
     # All parts are checked before the first one is moved, so that an error changes nothing.
     # Threads suffice: reading and digesting release Python's global lock.
     with ThreadPoolExecutor() as pool:
-        damages = dict(zip(paths, pool.map(find_damage, paths), strict=True))
+        faults = dict(zip(paths, pool.map(find_fault, paths), strict=True))
     for leftover in directory.glob(".part-*.tmp"):
         # Processes were killed while they wrote these. They hold nothing that counts.
         leftover.unlink()
-    for path, damage in damages.items():
-        if damage is not None:
-            _set_aside(path, damage)
-    return [path for path, damage in damages.items() if damage is None]
+    for path, fault in faults.items():
+        if fault is not None:
+            _set_aside(path, fault)
+    return [path for path, fault in faults.items() if fault is None]
 
 
 def refuse_other_runs(directory: Path, identity: Identity) -> None:
     """Make sure that the parts in `directory` have this identity; nothing is changed.
 
-    A run calls this before it changes anything. Damaged parts do not count, because they cannot say
-    whose they are.
+    A run calls this before it changes anything. Damaged and unfinished parts do not count, because
+    they will be set aside.
 
     Raises:
         IdentityMismatchError: A part belongs to another run.
@@ -65,7 +71,7 @@ def refuse_other_runs(directory: Path, identity: Identity) -> None:
 
 
 def refuse_other_run(path: Path, identity: Identity) -> None:
-    """Make sure that one file has this identity, or is damaged; see `refuse_other_runs`."""
+    """Make sure that one file has this identity, or does not count; see `refuse_other_runs`."""
     try:
         is_ours = read_identity(path) == identity
     except FormatVersionError:
@@ -73,12 +79,12 @@ def refuse_other_run(path: Path, identity: Identity) -> None:
     except CheckpointError:
         return
     if not is_ours:
-        # Raises if the part is whole, and so belongs to another run. Otherwise it is damaged here.
-        _find_damage(path, identity, full=True)
+        # Raises if the part is whole, and so belongs to another run. Otherwise it does not count.
+        _find_fault(path, identity, full=True)
 
 
 def is_whole(path: Path, identity: Identity) -> bool:
-    """Tell whether a file of this identity is as it was written; set a damaged one aside.
+    """Tell whether a file of this identity is as it was written; set a bad one aside.
 
     Raises:
         IdentityMismatchError: The file belongs to another run; nothing was changed.
@@ -86,23 +92,23 @@ def is_whole(path: Path, identity: Identity) -> bool:
     """
     if not path.exists():
         return False
-    damage = _find_damage(path, identity, full=True)
-    if damage is not None:
-        _set_aside(path, damage)
-    return damage is None
+    fault = _find_fault(path, identity, full=True)
+    if fault is not None:
+        _set_aside(path, fault)
+    return fault is None
 
 
-def _set_aside(path: Path, damage: str) -> None:
-    damaged_path = path.with_name(f"{path.name}.damaged")
-    logger.warning("%s; set aside as %s and computed again", damage, damaged_path.name)
-    # The mark goes first: a crash in between leaves a part that does not count.
+def _set_aside(path: Path, fault: CheckpointError) -> None:
+    ending = "unfinished" if isinstance(fault, UnfinishedError) else "damaged"
+    logger.warning("%s; set aside as %s.%s and computed again", fault, path.name, ending)
+    # Kept and not deleted: a user may want to see what happened to the disk, or find lost marks.
+    path.rename(path.with_name(f"{path.name}.{ending}"))
+    # The part goes first: without its mark, a damaged part would look unfinished after a crash.
     unmark(path)
-    # Kept and not deleted: a user may want to see what happened to the disk.
-    path.rename(damaged_path)
 
 
-def _find_damage(path: Path, identity: Identity, *, full: bool) -> str | None:
-    """Return what is damaged in a part; a whole part of another run is an error."""
+def _find_fault(path: Path, identity: Identity, *, full: bool) -> CheckpointError | None:
+    """Return why a part cannot be used; a whole part of another run is an error."""
     try:
         check_part(path, full=full)
         differences = identity.differences(read_identity(path))
@@ -110,7 +116,7 @@ def _find_damage(path: Path, identity: Identity, *, full: bool) -> str | None:
     except FormatVersionError:
         raise
     except CheckpointError as error:
-        return str(error)
+        return error
     if differences:
         raise IdentityMismatchError(
             f"{path} belongs to another run: {'; '.join(differences)}. Give another output "

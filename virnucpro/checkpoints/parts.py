@@ -37,14 +37,18 @@ class FormatVersionError(CheckpointError):
     """A checkpoint is intact, but has another version of the format."""
 
 
+class UnfinishedError(CheckpointError):
+    """A part has no mark: its process was stopped before it wrote one, or the mark was lost."""
+
+
 def part_name(rank: int, number: int) -> str:
     """Return the file name of a rank's part; `number` counts from 0."""
     return f"part-{rank:05d}-{number:06d}.h5"
 
 
 def next_part_number(directory: Path, rank: int) -> int:
-    """Return the first number that `rank` has not used; damaged parts keep their numbers."""
-    # The pattern has no end, so that `part-....h5.damaged` counts as well.
+    """Return the first number that `rank` has not used; parts set aside keep theirs."""
+    # The pattern has no end, so that `part-....h5.damaged` and `.unfinished` count as well.
     pattern = re.compile(rf"part-{rank:05d}-(\d{{6}})\.h5")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return max((int(match[1]) + 1 for match in map(pattern.match, names) if match), default=0)
@@ -267,6 +271,7 @@ def check_part(path: Path, *, full: bool = True) -> None:
     With `full`, read the entire part: compare its digest, and look for NaN and infinity.
 
     Raises:
+        UnfinishedError: The part has no mark.
         CheckpointError: The part is damaged.
         FormatVersionError: The part has another version of the format.
     """
@@ -293,7 +298,7 @@ def _read_done(path: Path) -> dict[str, Any]:
         done = json.loads(done_path(path).read_text(encoding="utf-8"))
         return {name: done[name] for name in ("num_rows", "num_bytes", "sha256")}
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: was not finished (there is no .done file)") from error
+        raise UnfinishedError(f"{path}: was not finished (there is no .done file)") from error
     except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its .done file cannot be read ({error!r})") from error
 

@@ -71,9 +71,9 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
 def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
     """Check checkpoints completely: digests, rows, finite values.
 
-    Exit code 0: all checkpoints are good; 1: some are damaged; 3: PATH does not exist, or holds
-    neither checkpoints nor a run. Nothing is changed. `predict --resume` puts damaged parts aside
-    and computes them again.
+    Exit code 0: all checkpoints are good; 1: some are damaged or unfinished; 3: PATH does not
+    exist, or holds neither checkpoints nor a run. Nothing is changed. `predict --resume` puts
+    damaged and unfinished parts aside and computes them again.
 
     \b
     Example:
