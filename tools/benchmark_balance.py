@@ -80,7 +80,7 @@ def make_job(directory: Path, name: str, slowdown: float) -> Job:
 
 def measure(run: Run, directory: Path, how: str) -> None:
     """Embed all records; the main process prints how long each process took."""
-    if how == "dealt out":
+    if how == "static shares":
         count = itertools.count(run.rank, run.num_processes)
         run.make_counter = lambda: count.__next__  # type: ignore[method-assign]
     job = make_job(directory, how, SLOWDOWNS[run.rank])
@@ -91,7 +91,7 @@ def measure(run: Run, directory: Path, how: str) -> None:
         each = ", ".join(f"{value:.1f}" for value in seconds)
         spread = max(seconds) - min(seconds)
         print(
-            f"{how:>9}: makespan {max(seconds):.1f} s, {max(seconds) / ideal:.2f} times the "
+            f"{how:>13}: the pass took {max(seconds):.1f} s, {max(seconds) / ideal:.2f} times the "
             f"ideal {ideal:.1f} s, spread {spread:.1f} s (each process: {each})",
             flush=True,
         )
@@ -108,7 +108,7 @@ def take_part(directory: Path) -> None:
     """Be one of the processes."""
     with open_run(ComputeConfig(device="cpu")) as run:
         run.once(lambda: prepare(directory))
-        for how in ("claimed", "dealt out"):
+        for how in ("claims", "static shares"):
             measure(run, directory, how)
 
 
