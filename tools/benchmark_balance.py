@@ -1,7 +1,8 @@
 """Shows how claims balance unequal processes: four on the CPU, one of them four times slower.
 
 An encoder that sleeps stands for the device, so there may be more processes than cores. The same
-batches are embedded twice: first as processes claim them, then dealt out in turn beforehand.
+batches are embedded twice: first by claims, and then in static shares, where each of n processes
+takes every n-th batch.
 
     python -m tools.benchmark_balance
 """
