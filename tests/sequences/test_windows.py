@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from virnucpro.sequences import windows
 from virnucpro.sequences.frame_store import RecordStore, build_record_store
 from virnucpro.sequences.windows import WindowSource
 
@@ -58,6 +59,18 @@ def test_without_a_size_a_record_is_one_window(store: RecordStore, sequences: li
     source = WindowSource(store, None)
     assert source.get_many(np.arange(len(source))) == sequences
     assert source.representatives.tolist() == store.sequences().representatives.tolist()
+
+
+def test_blocks_of_records_have_few_windows(
+    store: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "_WINDOWS_AT_ONCE", 4)
+    source = WindowSource(store, 10)
+    records = np.array([0, 1, 2, 3, 5, 7, 8])
+    blocks = list(source.split_records(records))
+    assert np.concatenate(blocks).tolist() == records.tolist()
+    # The two records of 47 letters have 9 windows each, more than a block may have.
+    assert [block.tolist() for block in blocks] == [[0, 1], [2, 3], [5], [7], [8]]
 
 
 def test_another_process_reads_the_same(store: RecordStore) -> None:

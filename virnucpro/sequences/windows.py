@@ -5,7 +5,7 @@ Shapes: R records, W windows of all of them together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,9 @@ import numpy as np
 
 from virnucpro.backend.arrays import Int64Array
 from virnucpro.sequences.frame_store import RecordStore, SequenceSource, open_record_store
+
+# With the widest models, the embeddings of so many windows take 0.7 GB in float64.
+_WINDOWS_AT_ONCE = 1 << 14
 
 
 class WindowSource(SequenceSource):
@@ -61,6 +64,19 @@ class WindowSource(SequenceSource):
     def get_many(self, rows: Int64Array | Sequence[int]) -> list[str]:
         """Return the sequences of these windows, upper-case, in their order."""
         return self._records.read_spans(*self._locate(np.asarray(rows, np.int64)))
+
+    def split_records(self, records: Int64Array) -> Iterator[Int64Array]:
+        """Yield records in blocks whose windows are few enough for the memory.
+
+        One record may have more: it is a block with those before it.
+
+        Args:
+            records: int64 (n,), in ascending order.
+        """
+        # By windows and not by records: a genome has thousands of them.
+        ends = np.cumsum(self.first_windows[records + 1] - self.first_windows[records])
+        last = np.flatnonzero(np.diff(ends // _WINDOWS_AT_ONCE))
+        yield from np.split(records, last + 1)
 
     @property
     def _step(self) -> int:

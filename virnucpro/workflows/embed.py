@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from virnucpro.backend.arrays import Float32Array, Int64Array, number_spans, split_rows
+from virnucpro.backend.arrays import Float32Array, Int64Array, number_spans
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embeddings_file import write_embeddings
 from virnucpro.checkpoints.finished_work import is_whole, refuse_other_run, refuse_other_runs
@@ -205,7 +205,7 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
             limit,
             done.job.model.name,
         )
-    blocks = (_average_windows(done, source, rows[block]) for block in split_rows(0, len(rows)))
+    blocks = (_average_windows(done, source, block) for block in source.split_records(rows))
     ids = [store.record_id(row) for row in rows.tolist()]
     columns = {"lengths": lengths, "embedded_lengths": embedded_lengths}
     # First: from here on, the file at this path is not what its mark says.
