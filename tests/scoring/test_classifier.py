@@ -129,13 +129,14 @@ def test_dimensions_are_compared_when_the_file_tells_no_more(published: Path) ->
         ),
         (("dnabert-s", 12), ("esm2", 8), 500, r"give 20 = dnabert-s 12 \+ esm2 8"),
         (("other", 8), PROTEIN, 500, r"give 20 = other 8 \+ esm2 12"),
+        (("other", None), PROTEIN, 500, r"give other \? \+ esm2 12;"),
         (DNA, PROTEIN, 300, "chunks of 500 bp, the run cuts chunks of 300 bp"),
     ],
 )
 def test_misfits_are_named(
     published: Path,
     tmp_path: Path,
-    dna: tuple[str, int],
+    dna: tuple[str, int | None],
     protein: tuple[str, int],
     chunk_length_bp: int,
     message: str,

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from virnucpro.scoring.calls import call_chunks
+from virnucpro.scoring.frame_scores import Scores, leave_out
 from virnucpro.scoring.screened import choose_bound, expect_loss
+from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
 
 
 def test_the_bound_keeps_the_expected_loss() -> None:
@@ -34,3 +39,27 @@ def test_bounds_of_odd_records(probability: list[float], bound: float) -> None:
 
 def test_nothing_is_lost_where_nothing_is_viral() -> None:
     assert expect_loss(np.zeros(3), np.ones(3, np.bool_)) == 0.0
+
+
+def test_scores_that_a_screened_record_has_by_chance_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "in.fa"
+    path.write_text("".join(f">r{number}\n{'ACG' * 40}\n" for number in range(3)))
+    store = build_frame_store([str(path)], tmp_path / "store", StoreSettings(60))
+    frames = np.full((store.num_rows, 2), 0.5, np.float32)
+    # The first record shares all frames with the second, and lacks one.
+    frames[0] = np.nan
+    scores = Scores(
+        call_chunks(frames, store.chunk_first_frame), frames.copy(), np.ones(store.num_chunks)
+    )
+    left = leave_out(scores, store, np.array([True, False, True]))
+    is_out = np.repeat([True, False, True], 2)
+    assert left.frames is not None
+    assert left.weighed is not None
+    is_row_out = is_out[store.find_chunks(np.arange(store.num_rows))]
+    np.testing.assert_array_equal(np.isnan(left.frames[:, 1]), is_row_out)
+    for found in (left.weighed, left.chunks.max_virus, left.chunks.max_others):
+        np.testing.assert_array_equal(np.isnan(found), is_out)
+    np.testing.assert_array_equal(left.chunks.is_open, ~is_out)
+    assert scores.chunks.num_unscored.sum() == 1
+    assert not left.chunks.num_unscored.any()
+    np.testing.assert_array_equal(left.chunks.num_frames, scores.chunks.num_frames)
