@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from virnucpro.embedding.budgets import BudgetKey, budgets_path, read_budget, store_budget
+from virnucpro.embedding.budgets import (
+    BudgetKey,
+    budgets_path,
+    read_budget,
+    read_speed,
+    store_budget,
+)
 from virnucpro.errors import OutputError
 
 KEY = BudgetKey("NVIDIA H200", "esm2", 2560, "bf16", "auto")
@@ -40,6 +46,23 @@ def test_each_key_has_its_own_budget_and_the_last_one_counts(path: Path) -> None
     assert [read_budget(key) for key in OTHERS] == [100, 200, 300, 400, 500]
     assert len(json.loads(path.read_text())["budgets"]) == 6
     assert sorted(path.parent.iterdir()) == [path.with_name(".budgets.json.lock"), path]
+
+
+def test_a_speed_is_kept_beside_the_budget(path: Path) -> None:
+    assert read_speed(KEY) is None
+    store_budget(KEY, 512, 1_234.5)
+    assert read_speed(KEY) == 1_234.5
+    assert read_speed(OTHERS[0]) is None
+    # Nobody measured it, an earlier version wrote the file, or something else did.
+    for speed in (None, 0, -1.0, "fast"):
+        document = json.loads(path.read_text())
+        document["budgets"][0]["tokens_per_s"] = speed
+        path.write_text(json.dumps(document))
+        assert read_speed(KEY) is None
+    del document["budgets"][0]["tokens_per_s"]
+    path.write_text(json.dumps(document))
+    assert read_speed(KEY) is None
+    assert read_budget(KEY) == 512
 
 
 def test_models_may_be_measured_at_the_same_time(path: Path) -> None:

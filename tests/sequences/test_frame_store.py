@@ -25,6 +25,7 @@ from virnucpro.sequences.frame_store import (
     StoreSettings,
     build_frame_store,
     build_record_store,
+    files,
     open_frame_store,
     open_record_store,
     writing,
@@ -170,6 +171,11 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(arrays, "_ROWS_AT_ONCE", 5)
     build_frame_store([path], tmp_path / "many", StoreSettings(50))
     assert read_files(tmp_path / "one") == read_files(tmp_path / "many")
+    # A text that is longer than the system reads at once comes in pieces.
+    monkeypatch.setattr(files, "_PREAD_BYTES", 7)
+    store = open_frame_store(tmp_path / "one")
+    assert list(store.all_reads()) == records
+    assert store.record_ids(0, len(records)) == [record.id for record in records]
 
 
 def read_files(directory: Path) -> dict[str, bytes]:

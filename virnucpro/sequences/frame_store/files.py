@@ -57,7 +57,7 @@ class TextFile:
             # pread takes the place as an argument. So processes that share the descriptor cannot
             # disturb each other.
             return os.pread(self._descriptor, stop - start, start)
-        # One call reads at most 2 GiB; a chromosome of wheat or lungfish is larger.
+        # One call reads at most 2 GiB, and the headers of many records may be longer together.
         middle = start + _PREAD_BYTES
         return os.pread(self._descriptor, _PREAD_BYTES, start) + self.read(middle, stop)
 
