@@ -117,8 +117,10 @@ def draw_report(
     # `Figure` and not pyplot, which keeps every figure and may ask for a display.
     num_columns = 4 if of_classes else 3
     figure = Figure(figsize=(13 / 3 * num_columns, 8.5), layout="constrained")
-    # A list, because a panel may get further axes.
-    drawn = list(figure.subplots(2, num_columns).flat)
+    # Each row is laid out alone, because the names of subsets need much room in the second one. A
+    # list, because a panel may get further axes.
+    rows = figure.subfigures(2, 1, squeeze=False).flat
+    drawn = [axes for row in rows for axes in row.subplots(1, num_columns)]
     panels = iter(drawn)
     _draw_curves(next(panels), next(panels), curves)
     _draw_calibration(next(panels), curves[0])
