@@ -24,7 +24,7 @@ MEETING_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MEETING_PORT=$(( 20000 + SLURM_JOB_ID % 10000 ))
 export MEETING_NODE MEETING_PORT
 
-# Python then imports nothing that lies beside the sequences.
+# Python then imports no modules from the working directory.
 export PYTHONSAFEPATH=1
 
 # Each node reads the variables in single quotes for itself.

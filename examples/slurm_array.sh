@@ -14,7 +14,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -eu
-# Python then imports nothing that lies beside the sequences.
+# Python then imports no modules from the working directory.
 export PYTHONSAFEPATH=1
 input=$1
 shares=$2

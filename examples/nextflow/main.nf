@@ -1,4 +1,4 @@
-// Calls the records of several samples, in nf-core's manner.
+// Calls the records of several samples, by the rules of nf-core.
 //
 //   nextflow run examples/nextflow --input samples.csv --model_type mini -profile docker
 //
