@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def make_source(store: FrameStore, **settings) -> ChunkSource:
     return ChunkSource(sequences(store), **settings)
 
 
+def count_tokens(batch: TrainingBatch) -> list[int]:
+    """Return the tokens of each chunk, of the alphabet that has more."""
+    proteins = iter(batch.protein.lengths_B.tolist())
+    nums = batch.is_stretch_CN.sum(1).tolist()
+    costs = [sum(next(proteins) for _ in range(num)) for num in nums]
+    return list(map(max, batch.dna.lengths_B.tolist(), costs))
+
+
 def assert_equal(found: list[TrainingBatch], wanted: list[TrainingBatch]) -> None:
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
@@ -82,6 +91,9 @@ def test_a_batch_holds_chunks_and_their_stretches(store: FrameStore) -> None:
     batches = make_source(store).draw(5, 0, 200, 3000)
     assert len(batches) > 10
     lengths = []
+    costs = [count_tokens(batch) for batch in batches]
+    for cost, following in pairwise(costs):
+        assert sum(cost) <= 3000 < sum(cost) + following[0], "each batch is as full as it may be"
     for batch in batches:
         chunks = read(batch.dna)
         length = np.array([len(chunk) for chunk in chunks])
