@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -323,6 +325,26 @@ def test_not_even_force_disturbs_a_run_at_work(config: EmbedConfig) -> None:
         embed(replace(config, force=True))
     assert (work_dir / "part-00000-000000.h5").exists()
     embed(replace(config, force=True))
+
+
+def test_a_second_run_is_refused_where_there_are_no_locks(
+    config: EmbedConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    refused = []
+
+    def start_another(_: object) -> None:
+        if not refused:
+            with pytest.raises(UsageError, match="another run may be going on here"):
+                embed(replace(config, resume=True))
+            refused.append(True)
+
+    # As on a network file system: a file stands for the lock.
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    embed(config, start_another)
+    assert refused
 
 
 def test_a_finished_file_is_left_alone_by_resume(config: EmbedConfig) -> None:

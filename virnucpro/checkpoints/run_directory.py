@@ -389,10 +389,11 @@ class EmbedDirectory(_OwnFiles):
         return path.resolve() in (self.output_path.resolve(), mark.resolve())
 
     def clear(self) -> None:
-        """Remove everything in the directory but the lock, which the caller may be holding."""
+        """Remove everything but the files of the lock, which the caller may be holding."""
         # Everything: `embed` made this directory for itself.
         for path in list(self.path.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path != self.lock_path:
+            # Where the file system has no locks, `.lock.holder` stands for it.
+            elif not path.name.startswith(self.lock_path.name):
                 path.unlink()
