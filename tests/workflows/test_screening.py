@@ -125,6 +125,18 @@ def test_the_large_models_see_the_other_records_only(
             assert chunk["score"] == "NA"
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_what_the_threshold_would_call_viral_is_not_left_out(
+    threshold: float, config: PredictConfig, tmp_path: Path
+) -> None:
+    asked = {"threshold": threshold, "screen_loss": 0.9, "output_dir": tmp_path / "run"}
+    directory = predict(dataclasses.replace(config, **asked)).directory
+    about = json.loads(directory.run_json.read_text())["screen"]
+    assert about["bound"] == threshold
+    judges = [one["judged_by"] for one in records_of(directory.path)]
+    assert ("screen" in judges) == (threshold > 0)
+
+
 def test_a_screened_run_is_called_again_alike(config: PredictConfig, tmp_path: Path) -> None:
     calibrated = dataclasses.replace(
         config, model_type="mini", model_path=None, output_dir=tmp_path / "run"

@@ -128,9 +128,8 @@ def judge_records(
             scores = score_passes(store, passes, classifier)
             records = decide_records(config, store, scores.chunks, classifier).records
         # What would be called viral is never left out, whatever may be lost.
-        bound = choose_bound(
-            records.probability, config.screen_loss, min(config.threshold or 1, DEFAULT_THRESHOLD)
-        )
+        asked = DEFAULT_THRESHOLD if config.threshold is None else config.threshold
+        bound = choose_bound(records.probability, config.screen_loss, min(asked, DEFAULT_THRESHOLD))
         # A record without a probability is NaN here, which is below nothing: the large models judge
         # it.
         is_cellular = records.probability < bound
