@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -139,6 +140,8 @@ def test_a_large_model_without_a_gpu_is_warned_of(done, tmp_path, monkeypatch, c
         assert "no GPU" not in caplog.text
         large = Weights(str(tmp_path), tmp_path, model.weights.identity, 2560)
         job = dataclasses.replace(job, model=dataclasses.replace(model, weights=large))
-        warn_of_slow_cpu(run, [job])
-    assert "no GPU was found" in caplog.text
-    assert "hours" in caplog.text
+        warn_of_slow_cpu(run, [job, job, job, job])
+        # A share of a quarter of the batches takes a quarter of the time.
+        warn_of_slow_cpu(run, [dataclasses.replace(job, shard=(1, 4))] * 8)
+    whole, share = (float(hours) for hours in re.findall(r"no GPU .* ([\d.]+) hours", caplog.text))
+    assert share == pytest.approx(whole / 2, abs=0.06)

@@ -184,5 +184,6 @@ def logit(share: float | Float64Array) -> Float64Array:
 
 
 def _sigmoid(logits_N: Float64Array) -> Float64Array:
-    # tanh cannot overflow, unlike 1 / (1 + exp(-z)).
+    # Not `calls.sigmoid`, although that is more exact near 0: with it, the probabilities of earlier
+    # runs and the coefficients of earlier fits would have other late digits.
     return np.asarray(0.5 * (1 + np.tanh(logits_N / 2)), np.float64)
