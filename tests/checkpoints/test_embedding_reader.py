@@ -34,6 +34,16 @@ def test_gather_returns_what_h5py_reads_in_the_order_asked(tmp_path):
     assert finished_rows(parts).tolist() == list(range(1000))
 
 
+def test_of_parts_with_the_same_row_the_first_counts(tmp_path):
+    parts = [
+        write_part(tmp_path, part_name(0, n), rows, np.full((2, 4), n, np.float32), IDENTITY)
+        for n, rows in enumerate(np.array([[3, 1], [1, 2], [2, 3]]))
+    ]
+    reader = EmbeddingReader(parts)
+    assert reader.gather(np.array([1, 2, 3]))[:, 0].tolist() == [0, 1, 0]
+    assert finished_rows(parts).tolist() == [1, 2, 3]
+
+
 def test_rows_that_are_nowhere_are_named(tmp_path):
     reader = EmbeddingReader([write(tmp_path, [1, 5])])
     with pytest.raises(CheckpointError, match=r"2 of 3 rows .*first: row 3"):
