@@ -274,6 +274,12 @@ def poison(path: Path) -> None:
     mark_done(path, 2)
 
 
+def poison_with_infinity(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["embeddings"][0, 1] = np.inf
+    mark_done(path, 2)
+
+
 def lose_a_row(path: Path) -> None:
     mark_done(path, 3)
 
@@ -300,6 +306,7 @@ def forget_an_attribute(path: Path) -> None:
         (flip_a_bit, "SHA-256"),
         (flip_a_bit_of_the_identity, "SHA-256"),
         (poison, "NaN or infinite"),
+        (poison_with_infinity, "NaN or infinite"),
         (lose_a_row, "2 rows instead of 3"),
         (garble_done, ".done file cannot be read"),
         (overwrite, "cannot be read"),

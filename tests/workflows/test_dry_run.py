@@ -101,6 +101,9 @@ def test_a_speed_that_profile_stored_is_used(done, estimated, tmp_path, monkeypa
     found = estimate_run(config, num_processes=2).passes[1]
     assert (found.tokens_per_s, found.speed_source) == (10.0, "virnucpro profile")
     assert found.seconds == pytest.approx(found.num_tokens / 10.0 / 2, rel=0.01)
+    # The figures are for a run without --shard, as the command says.
+    share = estimate_run(dataclasses.replace(config, shard="1/4"), num_processes=2).passes[1]
+    assert share.seconds == pytest.approx(found.seconds, rel=0.01)
 
 
 def test_large_models_are_estimated_without_their_weights(tmp_path):

@@ -200,8 +200,6 @@ def _estimate_pass(
     given = config.dna_batch_tokens if is_dna else config.protein_batch_tokens
     budget = given or read_budget(key) or default_batch_tokens(run.device.type, precision)
     num_tokens = int(costs.sum())
-    # A share has its part of the batches.
-    num_shards = 1 if config.shard_numbers is None else config.shard_numbers[1]
     speed, speed_source = read_speed(key), "virnucpro profile"
     start_seconds = 4 * size.num_parameters / _DIGEST_BYTES_PER_S
     # Small models only, as the help says: a large one would have to be read for this.
@@ -222,8 +220,8 @@ def _estimate_pass(
         device_bytes=estimate_bytes(size.num_parameters, dim, budget, precision),
         # float32 numbers, and an int64 for each row.
         disk_bytes=len(rows) * (4 * dim + 8),
-        seconds=num_tokens / speed / num_processes / num_shards + start_seconds,
-        h100_seconds=None if on_h100 is None else num_tokens / on_h100 / num_shards,
+        seconds=num_tokens / speed / num_processes + start_seconds,
+        h100_seconds=None if on_h100 is None else num_tokens / on_h100,
     )
 
 
