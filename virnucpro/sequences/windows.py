@@ -68,7 +68,7 @@ class WindowSource(SequenceSource):
     def split_records(self, records: Int64Array) -> Iterator[Int64Array]:
         """Yield records in blocks whose windows are few enough for the memory.
 
-        One record may have more: it is a block with those before it.
+        A record that alone has more windows begins a block.
 
         Args:
             records: int64 (n,), in ascending order.
