@@ -29,8 +29,12 @@ class FairEsmCollator:
     def __call__(self, rows: Int64Array, sequences: Sequence[str]) -> TokenBatch:
         """Return the batch of `sequences`, packed end to end."""
         alphabet = load_alphabet()
-        # As in fair-esm's BatchConverter, tokens are cut, not letters.
-        tokens = [alphabet.encode(sequence)[: self.max_residues] for sequence in sequences]
+        # Not by `encode`: it has no token for J and `*`, and raises a KeyError. Each letter is one
+        # token, so letters are cut as fair-esm's BatchConverter cuts tokens.
+        tokens = [
+            [alphabet.get_idx(letter) for letter in sequence[: self.max_residues]]
+            for sequence in sequences
+        ]
         return pack_tokens(
             rows, [np.array([alphabet.cls_idx, *ids, alphabet.eos_idx]) for ids in tokens]
         )

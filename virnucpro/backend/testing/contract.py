@@ -48,6 +48,11 @@ from virnucpro.errors import WeightsError
 
 LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 UNKNOWN_LETTER: dict[Alphabet, str] = {"dna": "N", "protein": "X"}
+ALL_LETTERS: dict[Alphabet, str] = {
+    "dna": "ACGTRYSWKMBDHVNX-.",
+    "protein": "ABCDEFGHIJKLMNOPQRSTUVWXYZ*-.",
+}
+"""What the sequences of a file may have; U of RNA is read as T."""
 
 
 class BackendContract(TrainableContract):
@@ -277,6 +282,13 @@ class BackendContract(TrainableContract):
         # The shortest frame has one codon, and so one letter.
         letters = list(LETTERS[alphabet] + UNKNOWN_LETTER[alphabet])
         assert torch.isfinite(embed(encoder, collate(collator, letters))).all()
+
+    def test_every_letter_of_a_file_is_embedded(
+        self, backend: Backend, collator: Collator, encoder: Encoder
+    ) -> None:
+        alphabet = backend.info.alphabet
+        sequences = [f"{LETTERS[alphabet]}{letter}" for letter in ALL_LETTERS[alphabet]]
+        assert torch.isfinite(embed(encoder, collate(collator, sequences))).all()
 
     def test_long_sequences_are_cut_or_embedded_whole(
         self, backend: Backend, collator: Collator, encoder: Encoder
