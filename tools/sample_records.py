@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=20_000, help="longer ones are cut, in bp")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    # A header may have bytes that are no UTF-8, and comes out as it was read.
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     for path in args.files:
         records, _ = sample_records([path], args.num_records, args.seed)
         for record in records:
