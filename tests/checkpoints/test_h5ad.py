@@ -32,6 +32,9 @@ def test_blocks_become_one_matrix_with_annotations(path):
         assert file["X"].attrs["encoding-type"] == "array"
         assert file["obs/name"][:].tolist() == [b"a", b"b\xff", b"c", b"d"]
         assert file["obs/score"][:].tolist() == [1, 2, 3, 4]
+        # As AnnData's format has it for every column.
+        kinds = {name: file[name].attrs["encoding-type"] for name in ("obs/name", "obs/score")}
+        assert kinds == {"obs/name": "string-array", "obs/score": "array"}
         assert file["obs"].attrs["_index"] == "name"
         assert file["obs"].attrs["column-order"].tolist() == ["score"]
         assert file["var"].attrs["column-order"].tolist() == []
