@@ -21,10 +21,34 @@ from virnucpro.cli.main import main
 from virnucpro.cli.terminal import counting_bars, echo, echo_summary, echo_wrapped, format_table
 from virnucpro.errors import OutputError
 
+COUNTS = dict.fromkeys(
+    (*("records", "chunks", "frames", "distinct_dna"), "distinct_proteins", "duplicate_ids"), 6
+) | {"unscored_frames": 0}
+RULE = {"preset": None, "max_fdr": None, "viral_share": None}
+BACKEND = {
+    **{"name": "toy", "version": "1", "alphabet": "dna", "weights": "w", "weights_identity": "i"},
+    "embedding_dim": 8,
+}
+BINS = {"edges": [0, 1], "virus": [2], "others": [1], "none": [3]}
+# What a summary does not show.
+OTHERS = {
+    "schema_version": 1,
+    "started_at": "2026-01-31T12:00:00+00:00",
+    "versions": {"virnucpro": "1"},
+    "settings": {},
+    "inputs": [],
+    "backends": [BACKEND, BACKEND],
+    "classifier": {"path": "c", "identity": "i", "made_for": None},
+    "frame_rule": "open",
+    "precision": "fp32",
+    "num_processes": 1,
+    "histograms": {"length": BINS, "score": BINS, "probability": BINS},
+    "passes": {},
+}
 RUN = {
-    "counts": {"virus": 2, "others": 1, "none": 3, "virus_few_chunks": 1, "proviruses": 1},
+    "counts": COUNTS | {"virus": 2, "others": 1, "none": 3, "virus_few_chunks": 1, "proviruses": 1},
     "reasons": {"empty": 1, "no_stretch": 2},
-    "calls": {"by": "probability", "threshold": 0.75, "expected_fdr": 0.0634},
+    "calls": RULE | {"by": "probability", "threshold": 0.75, "expected_fdr": 0.0634},
     "most_viral": [
         {
             "record_id": "contig\x1b[31m" + "x" * 60,
@@ -42,7 +66,7 @@ RUN = {
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    (tmp_path / "run.json").write_text(json.dumps(OTHERS | RUN))
     return RunDirectory(tmp_path, "")
 
 
@@ -83,7 +107,7 @@ def test_the_summary_of_a_run(directory, capsys) -> None:
 
 
 def test_the_summary_of_a_run_with_a_prefix_names_its_files(tmp_path: Path, capsys) -> None:
-    (tmp_path / "s1_run.json").write_text(json.dumps(RUN))
+    (tmp_path / "s1_run.json").write_text(json.dumps(OTHERS | RUN))
     echo_summary(RunDirectory(tmp_path, "s1", "s1"), as_json=False, quiet=False)
     out = capsys.readouterr().out
     assert out.endswith(f"results: {tmp_path}/s1_*\n")
@@ -125,11 +149,11 @@ def test_a_quiet_command_prints_json_alone(directory, capsys) -> None:
 
 def test_a_run_without_viral_records_or_probabilities(directory, capsys) -> None:
     nothing = RUN | {
-        "counts": {"virus": 0, "others": 0, "none": 1, "virus_few_chunks": 0},
-        "calls": {"by": "score", "threshold": None, "expected_fdr": None},
+        "counts": COUNTS | {"virus": 0, "others": 0, "none": 1, "virus_few_chunks": 0},
+        "calls": RULE | {"by": "score", "threshold": None, "expected_fdr": None},
         "most_viral": [],
     }
-    directory.run_json.write_text(json.dumps(nothing))
+    directory.run_json.write_text(json.dumps(OTHERS | nothing))
     echo_summary(directory, as_json=False, quiet=False, seconds=0.5)
     printed = capsys.readouterr().out
     assert "none meets the bound on false discoveries\n\ntime: 0.5 s\n" in printed

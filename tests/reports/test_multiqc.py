@@ -35,6 +35,12 @@ def runs(example_run: Path, tmp_path_factory) -> Path:
     # Somebody else's file of the same name.
     (directory / "runs" / "other").mkdir()
     (directory / "runs" / "other" / "run.json").write_text('{"counts": 3}')
+    # A file that somebody has changed, which must not cost the report of the others.
+    (directory / "runs" / "changed").mkdir()
+    document = json.loads((first / "run.json").read_text())
+    (directory / "runs" / "changed" / "run.json").write_text(
+        json.dumps(document | {"counts": 3}, indent=2)
+    )
     return directory / "runs"
 
 

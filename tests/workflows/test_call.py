@@ -153,10 +153,10 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     with pytest.raises(InputError, match=r"run\.json: is not JSON"):
         call(CallConfig(run_dir=tmp_path))
     (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(InputError, match=r"run\.json: lacks calls, classifier, counts"):
+    with pytest.raises(InputError, match=r"run\.json: is \[\]; wanted the output dir"):
         call(CallConfig(run_dir=tmp_path))
     (tmp_path / "run.json").write_text('{"shard": "1/3"}')
-    with pytest.raises(InputError, match=r"is share 1/3 of a run; virnucpro merge makes the run"):
+    with pytest.raises(InputError, match=r"is share '1/3' of a run; virnucpro merge makes the"):
         call(CallConfig(run_dir=tmp_path))
     (tmp_path / "run.json").write_text('{"schema_version": 2}')
     with pytest.raises(InputError, match=r"has schema version 2, and this virnucpro reads version"):

@@ -115,9 +115,34 @@ def test_shares_of_a_later_version_are_refused(shares: list[Path], tmp_path: Pat
         document = json.loads((share / "run.json").read_text())
         document["settings"]["new_setting"] = 1
         (share / "run.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"or of another version of virnucpro .*'new_setting'"):
+    with pytest.raises(InputError, match=r"'new_setting'; .* is of another version of virnucpro"):
         merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "m"))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard": 3}, r"s2/run\.json: shard is 3, wanted a text such as '2/8'; the file was"),
+        ({"shard": "2/0"}, r"s2/run\.json: shard is '2/0', wanted a text such as '2/8'; the file"),
+        ({"settings": []}, r"s2/run\.json: settings is \[\], wanted an object; the file was chan"),
+        ({"classifier": {"path": "c"}}, r"s2/run\.json: lacks classifier\.identity; the file was"),
+        ({"passes": {}}, r"s2/run\.json: lacks passes\.'DNA embeddings', which the settings of"),
+        (
+            {"passes": {"x": [{"failed_rows": [-1]}]}},
+            r"passes\.'x'\[0\]\.failed_rows\[0\] is -1, w",
+        ),
+        ({"frame_rule": None}, r"s2/run\.json: frame_rule is None, wanted a text; the file was ch"),
+    ],
+)
+def test_a_share_with_a_wrong_field_is_named(
+    shares: list[Path], tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    moved = Path(shutil.copytree(shares[1], tmp_path / "s2"))
+    document = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps(document | change))
+    with pytest.raises(InputError, match=message):
+        merge(MergeConfig(runs=(shares[0], moved, shares[2]), output_dir=tmp_path / "m"))
 
 
 def test_shares_with_other_batches_are_refused(

@@ -5,7 +5,7 @@ MultiQC imports this file; virnucpro itself does not, and works without MultiQC.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +15,15 @@ from multiqc import config
 from multiqc.base_module import BaseMultiqcModule, ModuleNoSamplesFound
 from multiqc.plots import bargraph, linegraph
 
+from virnucpro.errors import InputError
 from virnucpro.reports.record_results import CALLS
+from virnucpro.reports.run_json import read_run_json
 
 _KEY = "virnucpro"
 _NAMES = {"virus": "virus", "others": "others", "none": "no call"}
 _COLOURS = {"virus": "#c2410c", "others": "#2b6cb0", "none": "#8a949e"}
+
+logger = logging.getLogger(__name__)
 
 
 def add_search_pattern() -> None:
@@ -46,13 +50,19 @@ class MultiqcModule(BaseMultiqcModule):
         )
         runs: dict[str, Any] = {}
         for file in self.find_log_files(_KEY):
+            try:
+                run = read_run_json(Path(file["root"], file["fn"]))
+            # One bad file, or a share of a run, must not cost the report of all other runs.
+            except InputError as error:
+                logger.warning("left out: %s", error)
+                continue
             # The files of a run begin with its prefix; without one, its directory names it.
             prefix = file["fn"].removesuffix("run.json").removesuffix("_")
             directory = Path(file["root"]).resolve().name.removesuffix("_predictions")
             sample = self.clean_s_name(prefix or directory, file)
-            runs[sample] = json.loads(file["f"])
+            runs[sample] = run
             self.add_data_source(file, sample)
-            self.add_software_version(runs[sample]["versions"]["virnucpro"], sample)
+            self.add_software_version(run["versions"]["virnucpro"], sample)
         # The user may have told MultiQC to leave some out.
         runs = self.ignore_samples(runs)
         if not runs:

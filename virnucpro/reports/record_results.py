@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from operator import itemgetter
@@ -18,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from virnucpro.backend.digests import read_sha256
-from virnucpro.checkpoints.run_directory import METRICS_NAME, RunDirectory, suggest_runs
+from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
-from virnucpro.errors import InputError, brief, count
+from virnucpro.errors import count
 from virnucpro.reports.region_tables import (
     list_regions,
     write_bedgraph,
     write_chunks,
     write_regions,
 )
-from virnucpro.reports.report import REPORT_NAME
+from virnucpro.reports.run_json import read_run_json
 from virnucpro.reports.tables import (
     format_number,
     in_blocks,
@@ -43,9 +42,6 @@ from virnucpro.scoring.regions import ChunkEvidence, Regions, describe_chunks, f
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
-
-RUN_SCHEMA_VERSION = 1
-"""Of run.json, which docs/results.md describes."""
 
 CALLS = ("virus", "others", "none")
 """In the order in which people are told of them."""
@@ -218,7 +214,7 @@ def summarize_run(directory: RunDirectory) -> dict[str, Any]:
         InputError: run.json cannot be read.
     """
     keys = ("counts", "reasons", "calls", "most_viral", "warnings", "seconds")
-    run = read_run_json(directory.run_json, keys)
+    run = read_run_json(directory.run_json)
     return {name: run[name] for name in keys} | {"output_dir": str(directory.path)}
 
 
@@ -233,61 +229,6 @@ def _cut_proviruses(store: FrameStore, regions: Regions) -> Iterator[tuple[str, 
                     region.start : region.end
                 ],
             )
-
-
-def read_run_json(
-    path: Path, keys: Sequence[str], command: str = "virnucpro predict"
-) -> dict[str, Any]:
-    """Return the run.json of a finished run of a command, which has these keys.
-
-    Raises:
-        InputError: It cannot be read, is of another version, or lacks one of the keys.
-    """
-
-    def refuse(found: str) -> InputError:
-        # Only now, because it searches the directory for other runs.
-        wanted = f"wanted the output directory of a finished {command}{suggest_runs(path.parent)}"
-        return InputError(f"{path}: {found}; {wanted}")
-
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        # A run begins with its metrics, and ends with run.json; a training ends with its report.
-        metrics_path = path.with_name(path.name.removesuffix("run.json") + METRICS_NAME)
-        is_missing = isinstance(error, FileNotFoundError)
-        if is_missing and metrics_path.is_file() and not path.with_name(REPORT_NAME).exists():
-            raise InputError(
-                f"{path}: is not there, because the run has not finished; `virnucpro monitor` "
-                "shows how far it is, and its command with --resume goes on"
-            ) from error
-        raise refuse(f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise refuse(f"is not JSON ({error})") from error
-    check_schema_version(path, document, RUN_SCHEMA_VERSION)
-    # Any JSON may stand in a file of this name.
-    missing = [key for key in keys if not isinstance(document, dict) or key not in document]
-    if missing and isinstance(document, dict) and "shard" in document:
-        raise InputError(
-            f"{path}: is share {document['shard']} of a run; virnucpro merge makes the run of all "
-            "shares"
-        )
-    if missing:
-        raise refuse(f"lacks {', '.join(missing)}")
-    return dict(document)
-
-
-def check_schema_version(path: Path, document: Any, known: int) -> None:
-    """Refuse what another version has written, in which a key may mean something else.
-
-    Raises:
-        InputError: The document states another version than the known one.
-    """
-    found = document.get("schema_version", known) if isinstance(document, dict) else known
-    if found != known:
-        raise InputError(
-            f"{path}: has schema version {brief(found)}, and this virnucpro reads version {known}; "
-            "use the version of virnucpro that wrote it"
-        )
 
 
 def note_short_records(store: FrameStore) -> None:

@@ -16,11 +16,11 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
 from virnucpro.reports.record_results import (
-    RUN_SCHEMA_VERSION,
     PredictResult,
     describe_calls,
     write_decision,
 )
+from virnucpro.reports.run_json import RUN_SCHEMA_VERSION
 from virnucpro.reports.tables import (
     in_blocks,
     write_fasta,

@@ -21,8 +21,8 @@ from virnucpro.config import DEFAULT_THRESHOLD, CalibrateConfig
 from virnucpro.errors import ClassifierError, InputError
 from virnucpro.reports.labels import number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
-from virnucpro.reports.record_results import read_run_json
 from virnucpro.reports.report import Resampled, Section, measure_subsets
+from virnucpro.reports.run_json import read_run_json
 from virnucpro.reports.tables import explaining_numbers, read_table
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.classifier import ClassifierMetadata
@@ -80,7 +80,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     # The tensors are written again as they are, so the scores stay the same.
     state, found, changes = read_classifier(config.classifier)
     directory = find_run(config.run)
-    document = read_run_json(directory.run_json, ("backends", "classifier", "settings"))
+    document = read_run_json(directory.run_json)
     identity = digest_files([config.classifier])
     # By digest, because the file at the same path may have been replaced since.
     if document["classifier"]["identity"] != identity:

@@ -21,12 +21,8 @@ from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
 from virnucpro.errors import InputError
 from virnucpro.reports.pages.run_page import write_run_page
-from virnucpro.reports.record_results import (
-    PredictResult,
-    describe_calls,
-    read_run_json,
-    write_decision,
-)
+from virnucpro.reports.record_results import PredictResult, describe_calls, write_decision
+from virnucpro.reports.run_json import explaining_settings, read_run_json
 from virnucpro.reports.tables import explaining_numbers, parse_number, read_table
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
@@ -53,7 +49,7 @@ def call(config: CallConfig) -> PredictResult:
     """
     began = time.monotonic()
     directory = find_run(config.run_dir)
-    document = read_run_json(directory.run_json, ("calls", "classifier", "counts", "settings"))
+    document = read_run_json(directory.run_json)
     # A run that goes on here would write its own calls over these.
     with locked(directory.lock_path):
         # A published classifier says nothing of itself.
@@ -61,7 +57,8 @@ def call(config: CallConfig) -> PredictResult:
         calibration = _make(Calibration, made_for.get("calibration"), directory)
         check_calibrated(config, calibration, Path(document["classifier"]["path"]))
         # After the check: a share of viral records that the run assumed is no wish of this command.
-        config = _fill_in(config, document)
+        with explaining_settings(directory.run_json):
+            config = _fill_in(config, document)
         store = _open_store(directory)
         records = _read_records(directory.records_tsv, store.num_records)
         chunks = _read_chunks(directory, store.num_chunks, calibration, made_for)

@@ -25,7 +25,8 @@ from virnucpro.embedding.jobs import Job, make_frame_job
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass
 from virnucpro.errors import InputError, UsageError
-from virnucpro.reports.record_results import PredictResult, read_run_json
+from virnucpro.reports.record_results import PredictResult
+from virnucpro.reports.run_json import explaining_settings, read_run_json
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.classifier import Classifier
@@ -42,7 +43,6 @@ from virnucpro.workflows.screening import (
 
 # Shares that differ in one of these did not embed parts of one plan.
 _EQUAL = ("inputs", "backends", "precision", "frame_rule")
-_KEYS = ("shard", "settings", "classifier", "passes", *_EQUAL)
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,14 @@ def merge(config: MergeConfig) -> PredictResult:
     """
     shares = [find_run(run) for run in config.runs]
     documents = [
-        read_run_json(share.run_json, _KEYS, "virnucpro predict --shard") for share in shares
+        read_run_json(share.run_json, "virnucpro predict --shard", is_share=True)
+        for share in shares
     ]
     # Before the directory is made: shares of two commands must leave nothing behind.
     _check_shares(config.runs, documents)
     first = documents[0]
-    predict_config = _take_settings(config, first["settings"])
+    with explaining_settings(shares[0].run_json):
+        predict_config = _take_settings(config, first["settings"])
     # Scores are made in float32 on a CPU, whatever device the shares had.
     here = dataclasses.replace(predict_config, device="cpu", precision="fp32")
     directory = RunDirectory(config.output_dir, predict_config.stem, predict_config.prefix)
@@ -96,21 +98,11 @@ def merge(config: MergeConfig) -> PredictResult:
 
 
 def _take_settings(config: MergeConfig, settings: dict[str, Any]) -> PredictConfig:
-    """Return the settings of the whole run, given those of a share.
-
-    Raises:
-        InputError: This version does not know one of them.
-    """
+    """Return the settings of the whole run, given those of a share."""
     # What belongs to one share, and not to the whole.
     others = {"shard": None, "checkpoint_dir": None, "resume": False}
     own = {"output_dir": config.output_dir, "force": config.force}
-    try:
-        return PredictConfig(**settings | others | own)
-    except TypeError as error:
-        raise InputError(
-            f"{config.runs[0]}: its run.json is damaged, or of another version of virnucpro "
-            f"({error}); merge the shares with the version that made them"
-        ) from error
+    return PredictConfig(**settings | others | own)
 
 
 def _judge_again(
@@ -129,6 +121,8 @@ def _judge_again(
     ours, theirs = directory.screen, share.screen
     _link_files(theirs.frame_store_dir, ours.frame_store_dir)
     store = open_frame_store(ours.frame_store_dir, verify=True)
+    if "screen" not in document:
+        raise _miss(share, "screen")
     models = [_describe_model(each, classifier) for each in document["screen"]["backends"]]
     precision = choose_screen_precision(document["precision"])
     jobs = make_screen_jobs(config, directory, store, models, precision)
@@ -198,6 +192,9 @@ def _collect_pass(
         InputError: A row is in no share.
         IdentityMismatchError: A part was made by another version of a backend.
     """
+    for share, document in zip(shares, documents, strict=True):
+        if job.name not in document["passes"]:
+            raise _miss(share, f"passes.{job.name!r}")
     alphabet = job.model.alphabet
     link_parts([share.parts_dir(alphabet) for share in shares], job.parts_dir)
     # run.json says more than the counters, such as the host. The name is the key above.
@@ -220,6 +217,13 @@ def _collect_pass(
             "shares the same --dna-batch-tokens and --protein-batch-tokens)"
         )
     return done
+
+
+def _miss(share: RunDirectory, field: str) -> InputError:
+    return InputError(
+        f"{share.run_json}: lacks {field}, which the settings of the share need; run its command "
+        "again with --resume"
+    )
 
 
 def _link_files(source: Path, directory: Path) -> None:

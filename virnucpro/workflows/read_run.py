@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.config import ExportConfig
-from virnucpro.reports.record_results import read_run_json
+from virnucpro.reports.run_json import read_run_json
 from virnucpro.workflows import require_package
 from virnucpro.workflows.export import export_embeddings
 
@@ -32,9 +32,7 @@ class FinishedRun:
 
     def __init__(self, directory: Path) -> None:
         self.directory = find_run(directory)
-        self.document: dict[str, Any] = read_run_json(
-            self.directory.run_json, ("settings", "counts", "calls")
-        )
+        self.document: dict[str, Any] = read_run_json(self.directory.run_json)
 
     @cached_property
     def records(self) -> pd.DataFrame:

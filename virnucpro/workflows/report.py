@@ -11,8 +11,8 @@ from virnucpro.errors import UsageError
 from virnucpro.reports.pages.comparison_page import write_comparison_page
 from virnucpro.reports.pages.evaluation_page import write_evaluation_page
 from virnucpro.reports.pages.run_page import write_run_page
-from virnucpro.reports.record_results import read_run_json
 from virnucpro.reports.report import REPORT_NAME
+from virnucpro.reports.run_json import read_run_json
 
 
 def report(config: ReportConfig) -> Path:
@@ -44,6 +44,6 @@ def report(config: ReportConfig) -> Path:
         write_evaluation_page(first, path)
     else:
         # Looked at here, because only this command takes directories of three commands.
-        read_run_json(runs[0].run_json, (), "virnucpro predict, train or evaluate")
+        read_run_json(runs[0].run_json, "virnucpro predict, train or evaluate")
         write_run_page(runs[0], path)
     return path

@@ -12,8 +12,9 @@ from virnucpro.errors import InputError
 from virnucpro.reports.pages.plots import draw_bars, draw_columns
 from virnucpro.reports.pages.records import MAX_LISTED, read_share, show_text
 from virnucpro.reports.pages.render import write_page
-from virnucpro.reports.pages.run_page import RUN_KEYS, name_inputs
-from virnucpro.reports.record_results import CALLS, read_run_json
+from virnucpro.reports.pages.run_page import name_inputs
+from virnucpro.reports.record_results import CALLS
+from virnucpro.reports.run_json import read_run_json
 from virnucpro.reports.tables import explaining_numbers, read_table
 
 # Rows that a reader without JavaScript sees.
@@ -56,7 +57,7 @@ def write_comparison_page(run_dirs: Sequence[Path], path: Path) -> None:
         OutputError: The page cannot be written.
     """
     directories = [find_run(one) for one in run_dirs]
-    runs = [read_run_json(one.run_json, RUN_KEYS) for one in directories]
+    runs = [read_run_json(one.run_json) for one in directories]
     names = _name_runs(run_dirs)
     shares = [
         {call: 100 * run["counts"][call] / max(1, run["counts"]["records"]) for call in CALLS}

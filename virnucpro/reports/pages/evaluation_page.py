@@ -10,8 +10,9 @@ from typing import Any
 from virnucpro.errors import InputError, first_line
 from virnucpro.reports.metrics import METRICS
 from virnucpro.reports.pages.render import write_page
-from virnucpro.reports.record_results import STALE_NAME, check_schema_version
+from virnucpro.reports.record_results import STALE_NAME
 from virnucpro.reports.report import REPORT_NAME, REPORT_SCHEMA_VERSION
+from virnucpro.reports.run_json import check_schema_version
 
 _KEYS = ("schema_version", "sections")
 

@@ -18,11 +18,9 @@ from virnucpro.reports.pages.plots import (
 from virnucpro.reports.pages.records import Records, read_records, show_text
 from virnucpro.reports.pages.render import write_page
 from virnucpro.reports.pages.tracks import MIDDLE, Tracks, read_tracks
-from virnucpro.reports.record_results import CALLS, read_run_json
+from virnucpro.reports.record_results import CALLS
+from virnucpro.reports.run_json import read_run_json
 from virnucpro.scoring.decisions import CONFIDENCE_TIERS
-
-RUN_KEYS = ("calls", "counts", "histograms", "inputs", "reasons", "seconds", "settings")
-"""What run.json must have for a page."""
 
 # Rows and tracks that a reader without JavaScript sees.
 _NUM_STATIC = 100
@@ -51,7 +49,7 @@ def write_run_page(directory: RunDirectory, path: Path) -> None:
         InputError: A file of the run cannot be read.
         OutputError: The page cannot be written.
     """
-    run = read_run_json(directory.run_json, RUN_KEYS)
+    run = read_run_json(directory.run_json)
     records = read_records(directory)
     tracks = read_tracks(directory, records, _NUM_STATIC)
     rule = run["calls"]
