@@ -105,3 +105,15 @@ def test_nothing_is_called_where_nothing_can_be(probability: list[float]) -> Non
     found = np.array(probability, np.float64)
     assert choose_threshold(found, 0.01) is None
     assert expect_fdr(found, np.zeros(len(found), bool)) is None
+
+
+def test_a_probability_does_not_depend_on_the_other_records() -> None:
+    rng = np.random.default_rng(0)
+    score, num_open_chunks = rng.random(4001), rng.integers(0, 50, 4001)
+    calibration = Calibration(slope=4.1, slope_growth=0.53, offset=-0.27, most_chunks=20)
+    together = calibration.probabilities(score, num_open_chunks, 0.05)
+    alone = [
+        calibration.probabilities(score[[place]], num_open_chunks[[place]], 0.05)
+        for place in range(4001)
+    ]
+    assert (together == np.concatenate(alone)).all()

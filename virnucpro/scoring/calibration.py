@@ -67,7 +67,8 @@ class Calibration:
         """
         # Beyond the chunks of the fit, nobody has seen how certain a mean is.
         inputs_NK = _make_inputs(score, np.minimum(num_open_chunks, self.most_chunks))
-        logits_N = inputs_NK @ np.array([self.slope, self.slope_growth, self.offset])
+        # Not a matrix product: the last bits of its sums depend on the number of records.
+        logits_N = (inputs_NK * [self.slope, self.slope_growth, self.offset]).sum(1)
         # Another share of viral records shifts the prior odds, and so all logits alike.
         if viral_share is not None:
             logits_N += logit(viral_share) - logit(self.viral_share)
