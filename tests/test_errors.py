@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from virnucpro.errors import first_line, format_rounded
+from virnucpro.errors import count_who, first_line, format_rounded
 
 
 def test_a_system_error_names_its_file_if_the_message_does_not() -> None:
@@ -14,3 +14,12 @@ def test_a_system_error_names_its_file_if_the_message_does_not() -> None:
 def test_a_rounded_number_is_readable() -> None:
     numbers = (0, 0.0456, 1.84, 9.96, 12.3, 177.4, 3_600.4)
     assert [*map(format_rounded, numbers)] == ["0", "0.046", "1.8", "10", "12", "177", "3,600"]
+
+
+def test_one_has_and_two_have() -> None:
+    assert count_who(1, "record", "have", of=1) == "1 of 1 record has"
+    assert count_who(1, "record", "have", of=5) == "1 of 5 records has"
+    assert count_who(2, "record", "are", of=1200) == "2 of 1,200 records are"
+    assert count_who(0, "record", "were") == "0 records were"
+    assert count_who(1, "batch", "belong") == "1 batch belongs"
+    assert count_who(2, "process", "have") == "2 processes have"

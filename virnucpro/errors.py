@@ -15,6 +15,8 @@ _MAX_MESSAGE_LETTERS = 2_000
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
 _REPR.maxstring = 80
+# Verbs whose form for one thing has more than an s.
+_OF_ONE = {"are": "is", "were": "was", "have": "has", "do": "does"}
 
 
 class VirnucproError(Exception):
@@ -135,8 +137,21 @@ def shorten(text: str, max_letters: int) -> str:
 
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: `1 record`, `1,200 batches`."""
-    plural = "es" if noun.endswith("ch") else "s"
+    plural = "es" if noun.endswith(("ch", "s")) else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def count_who(number: int, noun: str, verb: str, *, of: int | None = None) -> str:
+    """Return a number with its noun and its verb: `1 row is`, or `2 of 5 records have`.
+
+    Args:
+        number: How many do it; they decide the form of the verb.
+        noun: What one of them is called.
+        verb: What several of them do, such as `are`.
+        of: How many there are; None if this is not told.
+    """
+    who = count(number, noun) if of is None else f"{number:,} of {count(of, noun)}"
+    return f"{who} {_OF_ONE.get(verb, f'{verb}s') if number == 1 else verb}"
 
 
 def format_rounded(value: float) -> str:

@@ -16,7 +16,7 @@ from virnucpro.backend.interface import Attention, TokenBatch
 from virnucpro.backend.tokens import mark_tokens, mean_where, pad_tokens
 from virnucpro.backend.trainable import checkpoint_layers
 from virnucpro.backend.weights import find_weight_files
-from virnucpro.errors import UsageError, WeightsError, first_line
+from virnucpro.errors import UsageError, WeightsError, count_who, first_line
 from virnucpro_transformers.tokens import load_tokenizer
 from virnucpro_transformers.weights import guarded, import_transformers
 
@@ -130,9 +130,10 @@ def _load(path: Path, dtype: torch.dtype, attention: Attention) -> Any:
     learned = {name for name, _ in model.named_parameters() if name.split(".")[0] not in _UNUSED}
     missing = sorted(learned.intersection(found["missing_keys"]))
     if missing or found["mismatched_keys"]:
+        others = count_who(len(found["mismatched_keys"]), "tensor", "have")
         raise WeightsError(
-            f"{path}: {len(missing)} tensors of the model are missing (first: "
-            f"{missing[0] if missing else 'none'}), and {len(found['mismatched_keys'])} have "
-            "another shape; the files are incomplete or of another model"
+            f"{path}: {count_who(len(missing), 'tensor', 'are')} missing (first: "
+            f"{missing[0] if missing else 'none'}), and {others} another shape; the files are "
+            "incomplete or of another model"
         )
     return model

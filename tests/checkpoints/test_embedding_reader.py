@@ -48,7 +48,7 @@ def test_rows_that_are_nowhere_are_named(tmp_path):
     reader = EmbeddingReader([write(tmp_path, [1, 5])])
     with pytest.raises(CheckpointError, match=r"2 of 3 rows .*first: row 3"):
         reader.gather(np.array([1, 3, 9]))
-    with pytest.raises(CheckpointError, match="1 of 1 rows"):
+    with pytest.raises(CheckpointError, match="1 of 1 row is in no part"):
         EmbeddingReader([]).gather(np.array([0]))
 
 

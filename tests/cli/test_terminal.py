@@ -94,7 +94,7 @@ def test_the_summary_of_a_run(directory, capsys) -> None:
         "\n"
         "called viral from a probability of 0.75 on\n"
         "expected false discovery rate of the viral records: 0.063\n"
-        "1 of 2 viral calls rest on one or two scored chunks\n"
+        "1 of 2 viral calls rests on one or two scored chunks\n"
         "1 viral region in records not called viral (proviruses): viral_regions.tsv\n"
         "\n"
         "most viral records                             bp  score  probability   call  confidence\n"

@@ -74,7 +74,7 @@ def test_processes_that_nobody_launched_meet():
 
 def test_a_process_that_stays_alone_says_so():
     alone = [start(free_port(), rank, sys.executable, "-c", MEET, "1") for rank in (0, 1)]
-    for process, reason in zip(alone, ("1 of 2 processes have", "nobody answers"), strict=True):
+    for process, reason in zip(alone, ("1 of 2 processes has", "nobody answers"), strict=True):
         output, errors = process.communicate(timeout=100)
         assert output == "here\n"
         assert reason in errors

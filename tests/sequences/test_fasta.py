@@ -147,7 +147,7 @@ def test_rna_is_read_as_dna_and_said_once(write: Write, caplog: pytest.LogCaptur
     assert [record.sequence for record in reader] == ["ACGT", "acgt", "acgttN"]
     assert reader.num_changed == 2
     assert reader.sha256 == hashlib.sha256(RNA).hexdigest()
-    assert caplog.messages == [f"{path}: 2 of 3 records are RNA: their U is read as T"]
+    assert caplog.messages == [f"{path}: 2 of 3 records are RNA: U is read as T"]
 
 
 def test_the_u_of_a_protein_stays(write: Write, caplog: pytest.LogCaptureFixture) -> None:
@@ -214,7 +214,7 @@ def test_sequences_for_another_program_keep_their_letters(write: Write) -> None:
 def test_gaps_are_counted(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     assert len(list(RecordReader(write(b">a\nAC-T\n>b\nACGT\n>c\nAC.U\n"), "dna"))) == 3
     assert "2 of 3 records have gaps (- or .)" in caplog.messages[0]
-    assert "1 of 3 records are RNA" in caplog.messages[1]
+    assert "1 of 3 records is RNA" in caplog.messages[1]
 
 
 BAD_INPUTS = {

@@ -76,7 +76,7 @@ def test_weights_decide_what_counts() -> None:
 
 def test_one_frame_is_not_enough() -> None:
     one = Examples(np.zeros((1, 6), np.float32), np.array([True]), np.ones(1))
-    with pytest.raises(UsageError, match="1 frames to train on, wanted at least two; add"):
+    with pytest.raises(UsageError, match="1 frame to train on, wanted at least two; add"):
         fit_head(one, one, epochs=1, seed=0, device=CPU)
 
 
@@ -136,5 +136,5 @@ def test_what_is_not_a_stretch_is_not_learnt_from() -> None:
 
 
 def test_one_chunk_is_not_enough() -> None:
-    with pytest.raises(UsageError, match="1 chunks to train on, wanted at least two"):
+    with pytest.raises(UsageError, match="1 chunk to train on, wanted at least two"):
         fit_head(make_chunks(1, 0), make_chunks(2, 1), epochs=1, seed=0, device=CPU)

@@ -138,7 +138,7 @@ def test_what_is_cut_is_counted_and_marked(command: Run) -> None:
     proteins = make_proteins(1_500, 1_024, 30)
     write_fasta(Path("in.fa"), [*proteins, proteins[0][:1_024]])
     result = command("esm2")
-    assert "Warning: 1 of 4 sequences are longer than the 1024 letters that esm2 reads" in (
+    assert "Warning: 1 of 4 sequences is longer than the 1024 letters that esm2 reads" in (
         result.stderr
     )
     assert read_lengths(Path("out.h5")) == ([1_500, 1_024, 30, 1_024], [1_024, 1_024, 30, 1_024])
@@ -250,7 +250,7 @@ def test_dna_is_not_taken_for_proteins(command: Run) -> None:
 def test_the_stop_codon_of_a_protein_is_left_off(command: Run) -> None:
     write_fasta(Path("in.fa"), ["MKTAYIAK*", "MKTAYIAK", "*", "MK*AYIAK"])
     result = command("esm2")
-    assert "1 of 4 records have * inside" in result.stderr
+    assert "1 of 4 records has * inside" in result.stderr
     assert "empty records, which get no embedding: 1 of 4" in result.stderr
     rows, _, embeddings_NE = read(Path("out.h5"))
     assert rows == [0, 1, 3]

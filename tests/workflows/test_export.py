@@ -246,7 +246,7 @@ def test_a_table_of_other_frames_gives_no_scores(run, tmp_path, caplog):
 def test_rows_without_partner_are_counted(migrated, tmp_path, caplog):
     summary = export_embeddings(ExportConfig(migrated, tmp_path / "npz", "npz"))
     assert (summary.num_rows, summary.num_partial) == (20, 10)
-    assert "10 rows are left out because one of their embeddings is missing" in caplog.text
+    assert "10 rows are left out because an embedding is missing" in caplog.text
 
 
 def test_one_kind_of_embeddings(unfinished, tmp_path, caplog):

@@ -63,7 +63,7 @@ def test_rna_gives_the_table_of_its_dna(fasta: bytes) -> None:
     Path("rna.fa").write_bytes(fasta.replace(b"T", b"U").replace(b"t", b"u"))
     result = run("rna.fa", "-e", "300", "-o", "frames.tsv")
     assert Path("frames.tsv").read_bytes() == TABLE
-    assert result.stderr.count("3 of 3 records are RNA: their U is read as T") == 1
+    assert result.stderr.count("3 of 3 records are RNA: U is read as T") == 1
 
 
 STRETCHES = (

@@ -135,7 +135,7 @@ def test_rna_gets_the_calls_of_its_dna(predict_into, tmp_path, caplog):
     wanted = predict_into("dna", (str(dna),))
     caplog.clear()
     found = predict_into("rna", (str(rna),))
-    assert caplog.text.count("40 of 40 records are RNA: their U is read as T") == 1
+    assert caplog.text.count("40 of 40 records are RNA: U is read as T") == 1
     tables = [
         {name.replace("rna", "dna"): table for name, table in read_tables(run.output_dir).items()}
         for run in (found, wanted)

@@ -9,7 +9,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.parts import Part, concatenate_rows, read_part
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, count_who
 
 
 class EmbeddingReader:
@@ -88,10 +88,10 @@ class EmbeddingReader:
         found = np.searchsorted(self._sorted_rows, rows, side="left")
         missing = found == np.searchsorted(self._sorted_rows, rows, side="right")
         if missing.any():
+            who = count_who(int(missing.sum()), "row", "are", of=len(rows))
             raise CheckpointError(
-                f"{missing.sum()} of {len(rows)} rows asked for are in none of the "
-                f"{len(self._parts)} parts (first: row {rows[missing][0]}); compute them "
-                "with --resume"
+                f"{who} in no part (first: row {rows[missing][0]}); compute what is missing with "
+                "--resume"
             )
         slots = self._slots[found]
         # In the order of the slots, each part is visited once, and read from front to back.

@@ -24,7 +24,7 @@ from virnucpro.checkpoints import hdf5
 from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.whole_files import link_or_copy, replace_when_whole
 from virnucpro.config.frame_rule import FrameRule
-from virnucpro.errors import CheckpointError, OutputError, UsageError, brief
+from virnucpro.errors import CheckpointError, OutputError, UsageError, brief, count
 
 FORMAT_NAME = "virnucpro-embeddings"
 FORMAT_VERSION = 3
@@ -280,12 +280,16 @@ def check_part(path: Path, *, full: bool = True) -> None:
         num_bytes = path.stat().st_size
         # The size comes first, because it costs nothing. The digest reads the whole part.
         if num_bytes != done["num_bytes"]:
-            raise CheckpointError(f"{path}: has {num_bytes} bytes instead of {done['num_bytes']}")
+            raise CheckpointError(
+                f"{path}: has {count(num_bytes, 'byte')} instead of {done['num_bytes']}"
+            )
         if full and read_sha256(path) != done["sha256"]:
             raise CheckpointError(f"{path}: has changed since it was written (SHA-256)")
     part = read_part(path)
     if part.num_rows != done["num_rows"]:
-        raise CheckpointError(f"{path}: has {part.num_rows} rows instead of {done['num_rows']}")
+        raise CheckpointError(
+            f"{path}: has {count(part.num_rows, 'row')} instead of {done['num_rows']}"
+        )
     if full and part.num_rows:
         embeddings_NE = part.map_embeddings()
         # Minimum and maximum need no second array of this size, and NaN propagates through both.

@@ -16,6 +16,7 @@ from virnucpro.cli.options import config_command
 from virnucpro.cli.starting import require_classifier, require_single_process, wants_progress
 from virnucpro.cli.terminal import echo, format_table
 from virnucpro.config import CheckPrecisionConfig, ProgressConfig
+from virnucpro.errors import count
 
 if TYPE_CHECKING:
     from virnucpro.workflows.check_precision import PrecisionCheck, ScoreDifference
@@ -59,7 +60,7 @@ def _describe(check: PrecisionCheck) -> Iterator[str]:
 
     yield (
         f"{check.precision} against fp32 on {check.device}: {check.num_records:,} of "
-        f"{check.num_input_records:,} records, seed {check.seed}"
+        f"{count(check.num_input_records, 'record')}, seed {check.seed}"
     )
     yield ""
     yield format_table(

@@ -15,7 +15,7 @@ from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import OPEN_RULE, FrameRule, ShowCheckpointsConfig, VerifyCheckpointsConfig
 from virnucpro.errors import CheckpointError, UsageError, count
-from virnucpro.sequences.records import NAMES_OF_ROWS
+from virnucpro.sequences.records import NAME_OF_ROW
 
 if TYPE_CHECKING:
     from virnucpro.workflows.checkpoints import FileSummary, RunSummary
@@ -131,7 +131,7 @@ def echo_verdicts(summaries: Iterable[FileSummary]) -> tuple[int, int]:
         echo(f"{'bad' if reason else 'ok '}  {summary.path}{reason}")
         for note in summary.notes:
             echo(f"     note: {note}")
-    echo(f"{num_files - num_bad:,} of {num_files:,} checkpoints can be used")
+    echo(f"{num_files - num_bad:,} of {count(num_files, 'checkpoint')} can be used")
     return num_files, num_bad
 
 
@@ -140,11 +140,12 @@ def _echo_run(path: Path, run: RunSummary) -> None:
     # Only another rule than the original's is named.
     rule = "" if run.frame_rule == str(OPEN_RULE) else f", frame rule {run.frame_rule}"
     echo(
-        f"{path}: a run of {run.num_frames:,} {NAMES_OF_ROWS[kind]}, chunks of "
+        f"{path}: a run of {count(run.num_frames, NAME_OF_ROW[kind])}, chunks of "
         f"{run.chunk_length_bp} bp{rule}"
     )
     for alphabet, finished in run.finished.items():
-        echo(f"  {alphabet}: {finished:,} of {run.wanted[alphabet]:,} distinct sequences embedded")
+        wanted = count(run.wanted[alphabet], "distinct sequence")
+        echo(f"  {alphabet}: {finished:,} of {wanted} embedded")
     for error in run.errors:
         echo(f"  bad: {error}")
 

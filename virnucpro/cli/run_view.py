@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from virnucpro.errors import format_seconds, shorten
+from virnucpro.errors import count, format_seconds, shorten
 from virnucpro.runtime.monitoring import RunState, TrainingStatus, describe_speed
 from virnucpro.runtime.monitoring.gpu import GpuReading
 from virnucpro.runtime.monitoring.history import ProcessHistory
@@ -128,7 +128,7 @@ def describe_outcome(state: RunState) -> str:
 
 
 def _describe_rows(state: RunState) -> str:
-    return f"{state.history.num_rows:,} of {state.history.total_rows:,} rows"
+    return f"{state.history.num_rows:,} of {count(state.history.total_rows, 'row')}"
 
 
 def _describe_totals(state: RunState) -> str:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virnucpro.errors import OutputError, count, format_seconds, printable, shorten, writing_remedy
+from virnucpro.errors import (
+    OutputError,
+    count,
+    count_who,
+    format_seconds,
+    printable,
+    shorten,
+    writing_remedy,
+)
 
 if TYPE_CHECKING:
     from virnucpro.checkpoints.run_directory import RunDirectory
@@ -144,8 +152,8 @@ def _describe_calls(
         yield f"expected false discovery rate of the viral records: {expected:.2g}"
     if counts["virus"]:
         yield (
-            f"{counts['virus_few_chunks']:,} of {counts['virus']:,} viral calls rest on one or "
-            "two scored chunks"
+            f"{count_who(counts['virus_few_chunks'], 'viral call', 'rest', of=counts['virus'])} on "
+            "one or two scored chunks"
         )
     # Runs of earlier states do not count them.
     if number := counts.get("proviruses", 0):

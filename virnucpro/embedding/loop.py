@@ -21,6 +21,7 @@ from virnucpro.embedding.batches import Batches, ClaimedBatches
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.workers import explaining_workers
 from virnucpro.embedding.writer import PartWriter
+from virnucpro.errors import count
 from virnucpro.runtime.devices import is_out_of_memory
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run
@@ -162,11 +163,11 @@ class Loop:
         # So the monitor and run.json tell what this process really works with.
         self.status.budget_tokens = len(batch.rows) * batch.max_length // 2
         logger.warning(
-            "%s: process %d on %s ran out of memory on %d sequences of up to %d tokens; it goes on "
-            "with batches of half the size",
+            "%s: process %d on %s ran out of memory on %s of up to %s; it goes on with batches of "
+            "half the size",
             *where,
-            len(batch.rows),
-            batch.max_length,
+            count(len(batch.rows), "sequence"),
+            count(batch.max_length, "token"),
         )
 
     def _moment(self) -> Any:

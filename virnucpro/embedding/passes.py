@@ -28,7 +28,7 @@ from virnucpro.embedding.estimates import has_room
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.loader import Loader
 from virnucpro.embedding.loop import Loop
-from virnucpro.errors import MemoryExhaustedError, count
+from virnucpro.errors import MemoryExhaustedError, count, count_who
 from virnucpro.runtime.devices import (
     count_affordable,
     device_name,
@@ -158,7 +158,7 @@ def _run_pass(run: Run, job: Job, then: Job | None, loader: Loader) -> Pass:
             logger.info("%s", describe_speed(done.summaries))
     if done.failed_rows and not done.parts:
         raise MemoryExhaustedError(
-            f"{job.name}: none of {len(done.failed_rows)} sequences fits the memory of "
+            f"{job.name}: none of {count(len(done.failed_rows), 'sequence')} fits the memory of "
             f"{run.device}; use a device with more memory, or smaller weights, and --resume"
         )
     return done
@@ -219,7 +219,8 @@ def _embed_batches(
         # The store that counts is open to others. What was lost there is dealt out without it.
         left = np.flatnonzero(~is_done)
         if len(left) and run.is_main:
-            logger.warning("%s: %d batches are left over and are computed now", job.name, len(left))
+            who = count_who(len(left), "batch", "are")
+            logger.warning("%s: %s left over, and computed now", job.name, who)
         # The last number is the end of the list, which ends `ClaimedBatches`.
         claim = iter([*left[run.rank :: run.num_processes].tolist(), len(batches)]).__next__
     return parts

@@ -18,7 +18,7 @@ import numpy as np
 from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import next_part_number, part_name, write_part
-from virnucpro.errors import NonFiniteEmbeddingError
+from virnucpro.errors import NonFiniteEmbeddingError, count
 from virnucpro.runtime.monitoring import PassStatus
 
 # Eight batches of 150-bp reads are some 50 MB of embeddings of ESM-2 3B.
@@ -136,8 +136,8 @@ class PartWriter:
         if bad.any():
             raise NonFiniteEmbeddingError(
                 f"{self._identity.backend} in {self._identity.precision} returned NaN or infinity "
-                f"for {bad.sum()} of {len(rows)} sequences (first row: {rows[bad][0]}); try "
-                "--precision bf16 or fp32, or check the weights"
+                f"for {bad.sum()} of {count(len(rows), 'sequence')} (first row: "
+                f"{rows[bad][0]}); try --precision bf16 or fp32, or check the weights"
             )
         if not self._rows:
             self._part_began = time.monotonic()

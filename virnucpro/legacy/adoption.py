@@ -20,7 +20,7 @@ from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import finished_parts, finished_rows, next_part_number
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import OPEN_RULE
-from virnucpro.errors import CheckpointError
+from virnucpro.errors import CheckpointError, count_who
 from virnucpro.legacy.joining import (
     Choice,
     Conversion,
@@ -272,10 +272,10 @@ def _summarize(tasks: Sequence[Conversion], choice: Choice) -> dict[Alphabet, in
     # A warning, because nobody but the user knows which weights those were.
     for alphabet, num_rows in adopted.items():
         logger.warning(
-            "%s: %d embeddings of an older run were taken over (%d ids with several values were "
-            "not); make sure that they come from the same weights",
+            "%s: %s taken over from an older run, and %s not, because several values were there; "
+            "make sure that they come from the same weights",
             _NAMES[alphabet],
-            num_rows,
-            choice.num_ambiguous.get(alphabet, 0),
+            count_who(num_rows, "embedding", "were"),
+            count_who(choice.num_ambiguous.get(alphabet, 0), "id", "were"),
         )
     return adopted

@@ -20,7 +20,7 @@ from virnucpro.backend.digests import read_sha256
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import CallsConfig
-from virnucpro.errors import count
+from virnucpro.errors import count_who
 from virnucpro.reports.region_tables import (
     list_regions,
     write_bedgraph,
@@ -244,18 +244,20 @@ def note_short_records(store: FrameStore) -> None:
         return
     chunk = f"a chunk of {length_bp} bp"
     if store.reads_per_record == 1:
-        are = "is" if num_short == 1 else "are"
-        who = f"{count(store.num_records, 'record')} {are} shorter than {chunk}"
+        who, what = (
+            count_who(num_short, "record", "are", of=store.num_records),
+            f"shorter than {chunk}",
+        )
         why = "each is one chunk, so its call rests on one score and is less sure"
     else:
-        have = "has" if num_short == 1 else "have"
-        who = f"{count(store.num_records, 'pair')} {have} reads shorter than {chunk}"
+        who = count_who(num_short, "pair", "have", of=store.num_records)
+        what = f"reads shorter than {chunk}"
         why = "each read is one chunk, so the call rests on two scores and is less sure"
     remedy = "see docs/results.md, Short records"
     # A few short contigs among long ones are no reads.
     if length_bp > _READ_CHUNK_BP and 2 * num_short > np.count_nonzero(num_chunks):
         remedy = "for reads, use a classifier for 300 bp (-m 300, or -m mini -e 300)"
-    logger.info("%s of %s: %s; %s", f"{num_short:,}", who, why, remedy)
+    logger.info("%s %s: %s; %s", who, what, why, remedy)
 
 
 def _as_json(value: Any) -> Any:

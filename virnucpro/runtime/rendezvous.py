@@ -14,7 +14,7 @@ import psutil
 import torch.distributed
 from torch._C._distributed_c10d import Store, TCPStore
 
-from virnucpro.errors import VirnucproError, first_line
+from virnucpro.errors import VirnucproError, count_who, first_line
 from virnucpro.runtime.environment import (
     LAUNCH_VARIABLES,
     LISTENER,
@@ -70,9 +70,8 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
     key = f"{_COUNT}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     num_present = store.add(key, 1)
     while num_present < num_processes():
-        meeting.wait(
-            f"{num_processes() - num_present} of {num_processes()} processes have not come"
-        )
+        missing = num_processes() - num_present
+        meeting.wait(f"{count_who(missing, 'process', 'have', of=num_processes())} not come")
         try:
             # Adding 0 reads the number, and waits for no key.
             num_present = store.add(key, 0)

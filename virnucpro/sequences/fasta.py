@@ -17,7 +17,7 @@ from xopen import xopen
 
 from virnucpro.backend.contents import HEAD_BYTES, identify
 from virnucpro.config import STDIN
-from virnucpro.errors import InputError, first_line
+from virnucpro.errors import InputError, count_who, first_line
 from virnucpro.sequences.gunzip import MAGIC as GZIP_MAGIC
 from virnucpro.sequences.gunzip import Gunzip
 from virnucpro.sequences.judging import describe_letter, judge_alphabet
@@ -132,7 +132,9 @@ class RecordReader:
         self.sha256 = hashing.sha256.hexdigest()
         self.num_bytes = hashing.num_bytes
         for finding, num in self._findings.items():
-            logger.warning("%s: %s of %s records %s", self._name, num, self.num_records, finding)
+            verb, _, what = finding.partition(" ")
+            who = count_who(num, "record", verb, of=self.num_records)
+            logger.warning("%s: %s %s", self._name, who, what)
 
     def read_fastq(self) -> Iterator[tuple[str, str, str]]:
         """Yield headers, letters and qualities as they are in the file; nothing if not FASTQ.
@@ -364,7 +366,7 @@ class RecordReader:
         sequence = record.sequence
         if self._alphabet == "dna":
             if b"U" in unusual or b"u" in unusual:
-                self._findings["are RNA: their U is read as T"] += 1
+                self._findings["are RNA: U is read as T"] += 1
                 # The models know no U: each would be an unknown base.
                 sequence = sequence.translate(_RNA_TO_DNA)
         elif b"*" in unusual:

@@ -15,7 +15,7 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Int64Array, number_spans, split_rows
 from virnucpro.config import input_stem
-from virnucpro.errors import InputError, brief
+from virnucpro.errors import InputError, brief, count
 from virnucpro.reports.tables import read_table
 from virnucpro.sequences.frame_store import FrameStore
 
@@ -131,8 +131,8 @@ def read_groups(path: Path, record_ids: Sequence[str]) -> list[str]:
             )
     if groups.keys().isdisjoint(record_ids):
         raise InputError(
-            f"{path}: none of its {len(groups)} ids is among the {len(record_ids)} records; wanted "
-            "the first words of the sequences' headers"
+            f"{path}: none of its {count(len(groups), 'id')} is among the "
+            f"{count(len(record_ids), 'record')}; wanted the first words of the sequences' headers"
         )
     # The word before the id keeps a record out of a group of the same name.
     return [groups.get(name, f"record {name}") for name in record_ids]

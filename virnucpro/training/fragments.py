@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import Float64Array, Int64Array
+from virnucpro.errors import count
 from virnucpro.reports.metrics import Predictions
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.training.corpus import Corpus
@@ -28,7 +29,7 @@ def name_size(size: int) -> str:
     min_chunks = size // 2 + 1
     if min_chunks < size:
         return f"{min_chunks}-{size} chunks"
-    return "1 chunk" if size == 1 else f"{size} chunks"
+    return count(size, "chunk")
 
 
 class Fragments(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, count
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 
 logger = logging.getLogger(__name__)
@@ -157,10 +157,8 @@ def fit_head(
     """
     is_mlp = isinstance(train, Examples)
     if len(train.weight) < 2:
-        raise UsageError(
-            f"{len(train.weight)} {'frames' if is_mlp else 'chunks'} to train on, wanted at least "
-            "two; add sequences"
-        )
+        found = count(len(train.weight), "frame" if is_mlp else "chunk")
+        raise UsageError(f"{found} to train on, wanted at least two; add sequences")
     # A generator of its own for the order, so that the order is the same on every device.
     random = np.random.default_rng(seed)
     losses: list[dict[str, float]] = []

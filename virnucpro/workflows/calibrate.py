@@ -144,11 +144,11 @@ def _read_labelled(path: Path, truth_path: Path) -> _Labelled:
     num_viral = int(is_viral.sum())
     if num_viral in (0, len(labels)):
         raise InputError(
-            f"{truth_path}: {num_viral} viral and {len(labels) - num_viral} other records of "
-            f"{path} have a label and a score; wanted both kinds"
+            f"{truth_path}: found {num_viral} viral and {len(labels) - num_viral} other records of "
+            f"{path} with a label and a score; wanted both kinds"
         )
     logger.info(
-        "%d viral and %d other records have a label and a score", num_viral, (~is_viral).sum()
+        "records with a label and a score: %d viral, %d others", num_viral, (~is_viral).sum()
     )
     score, num_open_chunks = zip(*numbers, strict=True)
     return _Labelled(

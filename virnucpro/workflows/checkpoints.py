@@ -25,13 +25,13 @@ from virnucpro.checkpoints.parts import (
     read_identity,
 )
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
-from virnucpro.errors import CheckpointError, WeightsError
+from virnucpro.errors import CheckpointError, WeightsError, count
 from virnucpro.legacy.documents import NOT_MARKED
 from virnucpro.legacy.joining import inspect_file
 from virnucpro.legacy.old_runs import FEATURE_SUFFIXES, list_files
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.sequences.frame_store import FrameStore, open_frame_store
-from virnucpro.sequences.records import NAMES_OF_ROWS
+from virnucpro.sequences.records import NAME_OF_ROW
 
 
 @dataclass
@@ -207,8 +207,8 @@ def _count_finished(
     rows = finished_rows(parts)
     if not np.isin(rows, wanted).all():
         raise CheckpointError(
-            f"{layout.parts_dir(alphabet)}: has rows that are not among the {store.num_rows} "
-            f"{NAMES_OF_ROWS[store.rule.kind]} of the run"
+            f"{layout.parts_dir(alphabet)}: has rows that are not among the "
+            f"{count(store.num_rows, NAME_OF_ROW[store.rule.kind])} of the run"
         )
     # Parts of two runs may lie here if somebody has copied them together.
     identities = [read_identity(path) for path in parts]

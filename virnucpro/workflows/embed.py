@@ -20,7 +20,7 @@ from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.embedding.workers import prepare_workers
-from virnucpro.errors import ClassifierError, IncompleteError, InputError
+from virnucpro.errors import ClassifierError, IncompleteError, InputError, count, count_who
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.classifier_files import load_classifier
@@ -72,9 +72,10 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
             done = run_pass(run, job)
             run.once(lambda: _join_parts(config.output_path, store, done))
             if done.failed_rows:
+                left_out = count(len(done.failed_rows), "sequence")
                 raise IncompleteError(
-                    f"{config.output_path}: written without {len(done.failed_rows)} sequences that "
-                    "exceed the memory of a device; use a device with more memory, and --resume"
+                    f"{config.output_path}: written without {left_out}, because the memory of a "
+                    "device is too small; use a device with more memory, and --resume"
                 )
         # The parts go only when no process reads them any more.
         run.wait()
@@ -197,11 +198,9 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
     num_cut = np.count_nonzero(embedded_lengths < lengths)
     if num_cut:
         logger.warning(
-            "%d of %d sequences are longer than the %d letters that %s reads: only their "
-            "beginning is embedded, and embedded_lengths in the file says how much; give --long "
-            "windows to embed all of it",
-            num_cut,
-            len(rows),
+            "%s longer than the %d letters that %s reads: only the beginning is embedded, and "
+            "embedded_lengths in the file says how much; give --long windows to embed all of it",
+            count_who(int(num_cut), "sequence", "are", of=len(rows)),
             limit,
             done.job.model.name,
         )

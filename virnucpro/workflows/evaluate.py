@@ -15,7 +15,7 @@ from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.run_directory import suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import EvaluateConfig
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, count, count_who
 from virnucpro.reports.figures import Curve, draw_report
 from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
@@ -140,13 +140,13 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
         records.append(_Record(line["record_id"], label, line["call"], line["reason"], *numbers))
     if not records:
         raise InputError(
-            f"{config.truth}: none of its {len(truth)} ids is among the {num_records} records of "
-            f"{path}; wanted the first words of the sequences' headers"
+            f"{config.truth}: none of its {count(len(truth), 'id')} is among the "
+            f"{count(num_records, 'record')} of {path}; wanted the first words of the sequences' "
+            "headers"
         )
     logger.info(
-        "%d of %d records have a label; labels without a record: %d",
-        len(records),
-        num_records,
+        "%s a label; labels without a record: %d",
+        count_who(len(records), "record", "have", of=num_records),
         len(truth.keys() - {record.id for record in records}),
     )
     return records

@@ -26,7 +26,7 @@ from virnucpro.checkpoints.parts import check_part, finished_parts, finished_row
 from virnucpro.checkpoints.run_directory import find_run, suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, replace_when_whole
 from virnucpro.config import ExportConfig
-from virnucpro.errors import CheckpointError, OutputExistsError, UsageError
+from virnucpro.errors import CheckpointError, OutputExistsError, UsageError, count_who
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.sequences.records import ROW_ID
 from virnucpro.workflows import CountListener, require_package
@@ -81,10 +81,10 @@ def export_embeddings(
         )
     if source.num_partial:
         logger.warning(
-            "%s: %d rows are left out because one of their embeddings is missing; the run may be "
-            "unfinished, or its classifier reads only the DNA of the first open frame of a chunk",
+            "%s: %s left out because an embedding is missing; the run may be unfinished, or its "
+            "classifier reads only the DNA of the first open frame of a chunk",
             config.source,
-            source.num_partial,
+            count_who(source.num_partial, "row", "are"),
         )
     make_output_dir(directory)
     if config.to == "anndata":

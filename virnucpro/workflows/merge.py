@@ -24,7 +24,7 @@ from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
 from virnucpro.embedding.jobs import Job, make_frame_job
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass
-from virnucpro.errors import InputError, UsageError
+from virnucpro.errors import InputError, UsageError, count_who
 from virnucpro.reports.record_results import PredictResult
 from virnucpro.reports.run_json import explaining_settings, read_run_json
 from virnucpro.runtime.monitoring import PassStatus
@@ -210,9 +210,10 @@ def _collect_pass(
     num_missing = len(np.setdiff1d(job.rows, finished))
     if num_missing:
         budgets = sorted({summary.budget_tokens for summary in summaries} - {0})
+        who = count_who(num_missing, "sequence", "are", of=len(job.rows))
         raise InputError(
-            f"{job.name}: {num_missing:,} of {len(job.rows):,} sequences are in no share. A share "
-            "is damaged (run its command again with --resume), or the shares cut the input into "
+            f"{job.name}: {who} in no share. A share is damaged (run its command again with "
+            "--resume), or the shares cut the input into "
             f"other batches (found budgets of {', '.join(map(str, budgets))} tokens; give all "
             "shares the same --dna-batch-tokens and --protein-batch-tokens)"
         )

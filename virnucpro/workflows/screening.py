@@ -21,7 +21,7 @@ from virnucpro.config import DEFAULT_THRESHOLD, MINI_DIRECTORY, PredictConfig
 from virnucpro.embedding.jobs import Job, make_frame_job
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, run_passes
-from virnucpro.errors import ClassifierError
+from virnucpro.errors import ClassifierError, count_who
 from virnucpro.runtime.logs import prefixed_messages
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration
@@ -136,10 +136,9 @@ def judge_records(
         models = [each.job.model for each in passes]
         about = _describe(config, models, records, calibration, bound, is_cellular)
         logger.info(
-            "screen: %s of %s records have a probability below %.4g and are cellular; %.2g %% of "
-            "the viral records are expected among them",
-            f"{np.count_nonzero(is_cellular):,}",
-            f"{len(is_cellular):,}",
+            "screen: %s a probability below %.4g (cellular); %.2g %% of the viral records "
+            "are expected to be among them",
+            count_who(int(is_cellular.sum()), "record", "have", of=len(is_cellular)),
             bound,
             100 * about["expected_loss"],
         )

@@ -18,7 +18,7 @@ from virnucpro.config import FrameRule, TrainConfig
 from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, gather_features, run_passes
-from virnucpro.errors import IncompleteError
+from virnucpro.errors import IncompleteError, count, count_who
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.reports.pages.evaluation_page import write_evaluation_page
@@ -45,7 +45,7 @@ from virnucpro.sequences.frame_store import (
     open_frame_store,
     prepare_frame_store,
 )
-from virnucpro.sequences.records import NAMES_OF_ROWS
+from virnucpro.sequences.records import NAME_OF_ROW, NAMES_OF_ROWS
 from virnucpro.training.corpus import (
     Corpus,
     make_corpus,
@@ -178,9 +178,9 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
     # A classifier that lacks the longest sequences would be worse on them, and nobody would know.
     num_failed = sum(len(each.failed_rows) for each in passes)
     if num_failed:
+        who = count_who(num_failed, NAME_OF_ROW[rule.kind], "exceed")
         raise IncompleteError(
-            f"{num_failed} {NAMES_OF_ROWS[rule.kind]} exceed the memory of a device; use a device "
-            "with more memory, and --resume"
+            f"{who} the memory of a device; use a device with more memory, and --resume"
         )
     metadata = _describe_models(config, store, passes)
     gather = partial(gather_features, passes)
@@ -266,7 +266,7 @@ def _make_classifier(
         write_report(directory.path, sections, about)
         write_evaluation_page(directory.path, directory.path / PAGE_NAME)
     if material.tuned is None:
-        logger.info("%s: trained on %d chunks", config.output_path, len(chunks["train"]))
+        logger.info("%s: trained on %s", config.output_path, count(len(chunks["train"]), "chunk"))
     return TrainResult(config.output_path, directory.path, sections)
 
 

@@ -18,7 +18,7 @@ from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import staged_dir
 from virnucpro.config import STDIN
-from virnucpro.errors import CheckpointError, OutputError, count, writing_remedy
+from virnucpro.errors import CheckpointError, OutputError, count_who, writing_remedy
 from virnucpro.sequences.frame_store.reading import FrameStore, RecordStore, open_frame_store
 from virnucpro.sequences.frame_store.writing import (
     StoreSettings,
@@ -70,9 +70,8 @@ def prepare_frame_store(
         # As in two files of mates, or in a BAM file of pairs.
         all_twice = store.reads_per_record == 1 and store.num_records == 2 * store.num_duplicate_ids
         logger.warning(
-            "%s %s to several records; each record has its own lines in every table%s: %s",
-            count(store.num_duplicate_ids, "id"),
-            "belongs" if store.num_duplicate_ids == 1 else "belong",
+            "%s to several records; each record has its own lines in every table%s: %s",
+            count_who(store.num_duplicate_ids, "id", "belong"),
             "; if they are the mates of pairs, give predict --paired" if all_twice else "",
             ", ".join(store.duplicate_ids(limit=5)),
         )
