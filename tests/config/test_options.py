@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from virnucpro.config import COMMANDS, command_options
 from virnucpro.config.options import Config, argument, option, options_of
 from virnucpro.errors import UsageError
 
@@ -71,3 +73,16 @@ def test_values_become_the_type_of_their_field() -> None:
 def test_an_invalid_value_is_refused_by_its_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Example(**{"inputs": ("a.fa",)} | settings)
+
+
+def test_the_sentences_of_the_help_have_a_subject() -> None:
+    # `Looked for in ...` or `Needs a ...` does not say who does it; commands such as `Use ...` do.
+    verbs = "Looked|Required|Used|Computed|Measured|Kept|Needs|Replaces|Overrides|Takes|Requires"
+    lacks_subject = re.compile(rf"(?:^|\. )((?:{verbs})\b.*)")
+    found = [
+        (command, name, match[1])
+        for command in COMMANDS
+        for name, one in command_options(command).items()
+        if (match := lacks_subject.search(f"{one.help} {one.details}"))
+    ]
+    assert found == []

@@ -33,7 +33,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         None,
         help="Call as many records viral as this expected false discovery rate allows, instead of "
         "using --threshold.",
-        details="Needs a classifier with a calibration.",
+        details="The classifier needs a calibration for this.",
         metavar="RATE",
         within="share",
     )
@@ -42,7 +42,7 @@ class CallsConfig(Config, group="Classifier and calls"):
         help="relaxed: call as many records viral as an expected false discovery rate of "
         f"{PRESETS['relaxed']:g} allows, and at least those of the default. conservative: call as "
         f"many as a rate of {PRESETS['conservative']:g} allows, and only those of the default.",
-        details="Needs a classifier with a calibration.",
+        details="The classifier needs a calibration for this.",
         choices=tuple(PRESETS),
         shorthands={f"--{name}": name for name in PRESETS},
     )

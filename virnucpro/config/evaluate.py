@@ -13,8 +13,8 @@ def truth_option() -> Path:
     # Two commands read the same table, so it is described once.
     field: Path = option(
         REQUIRED,
-        help="Table with the columns id and label (virus or others). class (measured separately) "
-        "and group (related records) are optional.",
+        help="Table with the columns id and label (virus or others). It may also have the columns "
+        "class (each class is measured separately) and group (related records).",
         details="Records of one group are resampled together.",
         group="Input",
         metavar="TSV",

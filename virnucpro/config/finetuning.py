@@ -30,7 +30,8 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
     finetune_all: bool = option(
         False,
         help="Train all weights of the encoders, instead of low-rank adapters (LoRA).",
-        details="For small models: the classifier's file then holds all weights in float32.",
+        details="Use it for small models only: the classifier's file then holds all weights in "
+        "float32.",
     )
     lora_rank: int = option(8, help="Rank of the adapters.", minimum=1)
     lora_targets: str | None = option(
@@ -74,7 +75,7 @@ class FineTuningConfig(FramesConfig, group="Fine-tuning"):
     gradient_checkpointing: bool = option(
         False,
         help="Compute hidden states twice instead of keeping them, to save memory.",
-        details="For large models. A step then computes the encoders' forward pass twice.",
+        details="Large models may need this. A step then takes longer.",
     )
     max_mutation_rate: float = option(
         0.6,

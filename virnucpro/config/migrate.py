@@ -24,8 +24,8 @@ class MigrateConfig(DimsConfig, group="Embedding models"):
         None,
         "-o",
         "--output",
-        help="Directory for features, or FILE.safetensors for a classifier. Required, "
-        "except with --dry-run.",
+        help="Directory for features, or FILE.safetensors for a classifier. You must "
+        "name it, except with --dry-run.",
         group="Output",
         metavar="PATH",
         path="new",
@@ -42,7 +42,7 @@ class MigrateConfig(DimsConfig, group="Embedding models"):
     )
     verify: int | None = option(
         None,
-        help="Embed N rows again and compare. Needs --dna-weights or --protein-weights.",
+        help="Embed N rows again and compare. Give --dna-weights or --protein-weights, too.",
         minimum=1,
     )
     # No defaults, because only --verify embeds anything.

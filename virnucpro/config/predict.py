@@ -70,13 +70,14 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         help="File of the classifier; custom needs it. virnucpro models download 500 fetches the "
         "published one.",
         unset="{model type}_model.pth",
-        details="Looked for in the working directory, then among the models that virnucpro models "
-        "download has fetched. mini has its classifiers in this package.",
+        details="Without this option, virnucpro looks for the published classifier in the working "
+        "directory, and then among the models that virnucpro models download has fetched. mini has "
+        "its classifiers in this package.",
         path="new file",
     )
     # Not set here, because the model type decides; `__post_init__` fills it in.
     chunk_length_bp: int = chunk_length_option(
-        None, unset="by the model type", details="500 for mini and custom.", within="chunk"
+        None, unset="by the model type", details="It is 500 for mini and custom.", within="chunk"
     )
     paired: bool = option(
         False,
@@ -88,8 +89,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         None,
         help="Judge records by a small classifier first: mini, or a file. The large models "
         "do not read records that are surely cellular.",
-        details="A file needs a calibration. The column judged_by of records.tsv says what "
-        "judged a record.",
+        details="The classifier in a file needs a calibration. The column judged_by of "
+        "records.tsv says what judged a record.",
         metavar="MODEL",
         group="Screening",
     )

@@ -128,7 +128,7 @@ class ComputeConfig(DeviceConfig, group="Speed and memory"):
 
     compile: str = option(
         "auto",
-        help="Compile the models with torch.compile. auto: where it saves time.",
+        help="Compile the models with torch.compile. auto: compile where this saves time.",
         details="on takes some seconds for each model and needs a C++ compiler. auto compiles on a "
         "GPU if a model has no kernels of ours and the pass is long enough. Models with our "
         "kernels or with oneDNN stay as they are, so use --attention sdpa together with on. "
@@ -231,8 +231,8 @@ class LaunchConfig(ProgressConfig, group="Processes"):
         None,
         help="Use these GPUs only, for example 0,1.",
         unset="all",
-        details="Replaces CUDA_VISIBLE_DEVICES; cuda:N counts among these GPUs. One process starts "
-        "for each, unless the command already runs in a launch.",
+        details="The option replaces CUDA_VISIBLE_DEVICES, and --device cuda:N counts these GPUs "
+        "only. One process starts for each of them, unless the command already runs in a launch.",
         metavar="N[,N...]",
     )
     num_processes: int | None = option(

@@ -45,7 +45,8 @@ class TrainConfig(FineTuningConfig, group="Training"):
         "-o",
         "--output",
         help="Classifier to write, for predict -p. The report goes to MODEL_training.",
-        details="MODEL_training is MODEL without its ending. It also keeps finished work.",
+        details="For my.safetensors, this is the directory my_training. It also keeps finished "
+        "work.",
         group="Output",
         metavar="MODEL",
         path="new file",
