@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.reports.pages.conftest import HOSTILE_IDS
 from tests.samples import wait_for
+from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.main import main
 from virnucpro.reports.pages import records as reading
@@ -180,6 +183,25 @@ def test_a_page_that_would_be_too_large_says_so(run_directory, tmp_path, monkeyp
     write_run_page(run_directory, tmp_path / "small.html")
     text = (tmp_path / "small.html").read_text()
     assert f"{len(found.packed)} most viral of {found.num_records} records" in text
+
+
+def test_records_of_one_chunk_have_no_track(repository: Path, tmp_path: Path) -> None:
+    virus = (repository / "examples" / "example.fasta").read_text().rpartition(">")[2]
+    letters = "".join(virus.split("\n")[1:])
+    (tmp_path / "contigs.fa").write_text(f">short\n{letters[:500]}\n>long\n{letters[:501]}\n")
+    config = PredictConfig(
+        inputs=str(tmp_path / "contigs.fa"), model_type="mini", threshold=0.0, device="cpu"
+    )
+    directory = predict(dataclasses.replace(config, output_dir=tmp_path / "both")).directory
+    page = directory.report_html.read_text()
+    assert re.findall('<figure class="track" id="track-(.)">', page) == ["1"]
+    assert "Records of one chunk have no track. Their one score is in the table." in page
+    # A page of reads has no tracks at all, and no word about them.
+    (tmp_path / "contigs.fa").write_text(f">short\n{letters[:500]}\n")
+    directory = predict(dataclasses.replace(config, output_dir=tmp_path / "one")).directory
+    page = directory.report_html.read_text()
+    assert '<h2 id="tracks">' not in page
+    assert "no track" not in page
 
 
 def test_records_of_one_id_keep_their_own_regions(run_directory) -> None:

@@ -64,6 +64,11 @@ class Record(NamedTuple):
         return self.call == "virus" or bool(self.regions)
 
     @property
+    def has_track(self) -> bool:
+        """Whether a track shows more than the table: one chunk has one score, which is there."""
+        return self.has_virus and self.num_chunks > 1
+
+    @property
     def rank(self) -> float:
         """By which records are listed, the most viral first."""
         known = self.probability if self.probability is not None else self.score
@@ -84,6 +89,7 @@ class Records(NamedTuple):
     Attributes:
         total: How many records the table has.
         num_with_virus: How many of them are viral or have a viral region.
+        num_with_track: How many of these have more than one chunk.
         listed: Some of them, the most viral first: all that are viral or have a viral region if
             there is room, and then the most viral others.
         cells: For `score` and `probability` how many records have about the same call, length and
@@ -94,6 +100,7 @@ class Records(NamedTuple):
 
     total: int
     num_with_virus: int
+    num_with_track: int
     listed: list[Record]
     cells: dict[str, dict[tuple[str, float, float], int]]
     confidence: dict[tuple[str, str], int]
@@ -111,7 +118,7 @@ def read_records(directory: RunDirectory) -> Records:
     # Counted in cells, because a dot for each record would be too much for a page.
     counted: dict[str, Counter[tuple[str, int, int]]] = {name: Counter() for name in _SHARES}
     confidence: Counter[tuple[str, str]] = Counter()
-    num_with_virus = 0
+    num_with_virus = num_with_track = 0
     best: list[tuple[bool, float, int, Record]] = []
     # 8 bytes a record, because a table may have millions. Only of listed records more is kept.
     num_chunks = array("q")
@@ -138,6 +145,7 @@ def read_records(directory: RunDirectory) -> Records:
                 height = min(_CELLS_OF_SHARES - 1, math.floor(share * _CELLS_OF_SHARES))
                 counted[name][record.call, decade, height] += 1
         num_with_virus += record.has_virus
+        num_with_track += record.has_track
         # Of equal records the earlier one is kept, and no record is ever compared.
         entry = (record.has_virus, record.rank, -record.place, record)
         if len(best) < MAX_LISTED:
@@ -154,7 +162,8 @@ def read_records(directory: RunDirectory) -> Records:
         if found
     }
     listed = [record for *_, record in best]
-    return Records(len(num_chunks), num_with_virus, listed, cells, confidence, num_chunks)
+    counts = len(num_chunks), num_with_virus, num_with_track
+    return Records(*counts, listed, cells, confidence, num_chunks)
 
 
 def read_chunks(

@@ -29,13 +29,16 @@ class Tracks(NamedTuple):
     """The tracks of a page.
 
     Attributes:
-        num_records: The records that are viral or have a viral region, on the page or not.
+        num_records: The records that are viral or have a viral region, on the page or not; without
+            those of one chunk.
+        num_left_out: Those of one chunk, whose score is in the table.
         packed: The tracks that the script can draw, by the place of the record: the most viral of
             those records, the most viral first.
         drawn: The first of them, drawn for readers without JavaScript.
     """
 
     num_records: int
+    num_left_out: int
     packed: dict[int, list[Any]]
     drawn: dict[int, Plot]
 
@@ -47,8 +50,8 @@ def read_tracks(directory: RunDirectory, records: Records, num_drawn: int) -> Tr
         InputError: The table of the chunks cannot be read.
     """
     if not directory.chunks_tsv.is_file():
-        return Tracks(0, {}, {})
-    wanted = [one for one in records.listed if one.has_virus]
+        return Tracks(0, 0, {}, {})
+    wanted = [one for one in records.listed if one.has_track]
     sizes = accumulate(_OTHER_BYTES + 4 * min(one.num_chunks, _MAX_CHUNKS) // 3 for one in wanted)
     num_packed = sum(1 for _ in takewhile(lambda size: size <= MAX_BYTES, sizes))
     by_place = {record.place: record for record in wanted[:num_packed]}
@@ -63,7 +66,8 @@ def read_tracks(directory: RunDirectory, records: Records, num_drawn: int) -> Tr
             )
     # In the order of the table. The chunks came in the order of the input.
     return Tracks(
-        records.num_with_virus,
+        records.num_with_track,
+        records.num_with_virus - records.num_with_track,
         {place: packed[place] for place in by_place if place in packed},
         {place: drawn[place] for place in by_place if place in drawn},
     )
