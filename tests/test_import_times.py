@@ -43,7 +43,7 @@ def test_torch_is_not_imported_by(program, tmp_path):
     imported = list_imports(done.stderr)
     assert "virnucpro" in imported
     # The last two each took a tenth of the time of `frames`.
-    assert not imported & {"torch", "accelerate", "Bio.SeqIO", "numpy.ma"}
+    assert not imported & {"torch", "accelerate", "jsonschema", "Bio.SeqIO", "numpy.ma"}
 
 
 def test_a_run_on_a_cpu_does_not_import_the_compiler(tmp_path):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from tests.runs import invoke
@@ -18,7 +15,6 @@ from virnucpro.errors import InputError
 from virnucpro.reports.run_json import read_run_json
 
 MISSING = object()
-WRONG = (5, -1.5, "x", [], ["x"], {}, {"x": 1}, None, True, 0.25, MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +30,6 @@ def document(example_run: Path) -> dict[str, Any]:
     return document
 
 
-def list_places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    if place:
-        yield place
-    if isinstance(value, dict):
-        for name in value:
-            yield from list_places(value[name], (*place, name))
-    elif isinstance(value, list) and value:
-        yield from list_places(value[0], (*place, 0))
-
-
 def change(document: dict[str, Any], place: tuple[str | int, ...], value: Any) -> dict[str, Any]:
     changed = copy.deepcopy(document)
     at: Any = changed
@@ -56,45 +42,24 @@ def change(document: dict[str, Any], place: tuple[str | int, ...], value: Any) -
     return changed
 
 
-def test_verdicts_are_those_of_jsonschema(document, tmp_path: Path) -> None:
-    schema = json.loads(files("virnucpro.reports").joinpath("schemas", "run.json").read_text())
-    validator = jsonschema.Draft202012Validator(schema)
-    path = tmp_path / "run.json"
-    num_right = num_wrong = 0
-    for place in list_places(document):
-        # A date, and the number of bins of a histogram: our reader knows more of these.
-        if place[0] == "started_at" or (place[0] == "histograms" and len(place) > 2):
-            continue
-        for value in WRONG:
-            changed = change(document, place, value)
-            path.write_text(json.dumps(changed))
-            is_right = validator.is_valid(changed)
-            try:
-                assert read_run_json(path) == changed
-            except InputError:
-                assert not is_right, (place, value)
-                num_wrong += 1
-            else:
-                assert is_right, (place, value)
-                num_right += 1
-    assert num_right > 300
-    assert num_wrong > 1000
-
-
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
         (("counts", "virus"), "many", "counts.virus is 'many', wanted a whole number of at least"),
         (("counts", "virus"), True, "counts.virus is True, wanted a whole number of at least 0;"),
+        (("counts", "virus"), 1.0, "counts.virus is 1.0, wanted a whole number of at least 0;"),
         (("counts", "virus"), MISSING, "lacks counts.virus; the file was changed"),
         (("counts",), [1], "counts is [1], wanted an object; the file was changed, or is of ano"),
         (("calls", "by"), "x", "calls.by is 'x', wanted 'probability' or 'score';"),
-        (("calls", "threshold"), 2, "calls.threshold is 2, wanted a number from 0 to 1 or null;"),
+        (("calls", "threshold"), 2, "wanted a number of at least 0 and at most 1, or null;"),
         (("inputs", 0, "path"), 7, "inputs[0].path is 7, wanted a text;"),
         (("backends",), [], "backends is [], wanted a list of at least 2;"),
-        (("started_at",), "noon", "started_at is 'noon', wanted a date and time, such as 2026-01"),
-        (("histograms", "length", "none"), [1], "histograms.length.none has 1 numbers, wanted "),
+        (("started_at",), "noon", "started_at is 'noon', wanted a text such as '2026-01-31T"),
+        (("histograms", "length", "none"), [1], "histograms.length.none has 1 number, wanted "),
         (("reasons",), {"\x1b[31m": "x"}, r"reasons.'\x1b[31m' is 'x', wanted a whole number of "),
+        (("reasons",), {"x" * 1000: "x"}, "reasons.'xxxxxx"),
+        (("most_viral",), [{}] * 6, "}], wanted a list of at most 5;"),
+        (("schema_version",), True, "schema_version is True, wanted 1;"),
         (("warnings",), "x" * 1000, "warnings is 'xxxxxx"),
         (("settings",), 3, "settings is 3, wanted an object"),
         (("classifier", "made_for", "calibration", "slope"), "x", "calibration.slope is 'x', want"),
@@ -130,6 +95,14 @@ def test_what_is_no_run_json_is_explained(tmp_path, content: str, message: str) 
     with pytest.raises(InputError) as caught:
         read_run_json(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [("new",), ("histograms", "new"), ("histograms", "score", "new")])
+def test_keys_of_later_versions_are_accepted(document, tmp_path: Path, place) -> None:
+    path = tmp_path / "run.json"
+    changed = change(document, place, 5)
+    path.write_text(json.dumps(changed))
+    assert read_run_json(path) == changed
 
 
 def test_bytes_that_are_no_unicode_stay(document, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_shares_of_a_later_version_are_refused(shares: list[Path], tmp_path: Pat
         ({"passes": {}}, r"s2/run\.json: lacks passes\.'DNA embeddings', which the settings of"),
         (
             {"passes": {"x": [{"failed_rows": [-1]}]}},
-            r"passes\.'x'\[0\]\.failed_rows\[0\] is -1, w",
+            r"passes\.x\[0\]\.failed_rows\[0\] is -1, w",
         ),
         ({"frame_rule": None}, r"s2/run\.json: frame_rule is None, wanted a text; the file was ch"),
     ],

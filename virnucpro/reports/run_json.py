@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from virnucpro.checkpoints.run_directory import METRICS_NAME, suggest_runs
-from virnucpro.errors import InputError, UsageError, brief, first_line
+from virnucpro.errors import InputError, UsageError, brief, count, first_line
 from virnucpro.reports.report import REPORT_NAME
 
 RUN_SCHEMA_VERSION = 1
@@ -28,20 +28,23 @@ _REMEDY = (
     "that wrote it with --resume, which writes it anew"
 )
 
-# The types of JSON: what Python reads them as, and what people call them.
-_TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
-    "object": (dict, "an object"),
-    "array": (list, "a list"),
-    "string": (str, "a text"),
-    "integer": (int, "a whole number"),
-    "number": ((int, float), "a number"),
-    "boolean": (bool, "true or false"),
-    "null": (type(None), "null"),
+# What people call the types of JSON, and the limits that a schema sets.
+_TYPES = {
+    "object": "an object",
+    "array": "a list",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
 }
-
-
-class _FieldError(ValueError):
-    """A field is missing or has a wrong value; the message names it."""
+_LIMITS = {
+    "examples": "such as {0[0]!r}",
+    "minimum": "of at least {}",
+    "maximum": "and at most {}",
+    "minItems": "of at least {}",
+    "maxItems": "of at most {}",
+}
 
 
 def read_run_json(
@@ -86,19 +89,14 @@ def read_run_json(
             f"{path}: is share {brief(document['shard'])} of a run; virnucpro merge makes the run "
             "of all shares"
         )
-    schema = _read_schema()
-    wanted = {*schema["required"], "shard"} - _OF_CALLS if is_share else {*schema["required"]}
-    missing = sorted(wanted - document.keys())
+    validator = _make_validator(is_share)
+    missing = sorted({*validator.schema["required"]} - document.keys())
     if missing:
         raise refuse(f"lacks {', '.join(missing)}")
-    try:
-        for name, value in document.items():
-            if name in schema["properties"] and not (is_share and name in _OF_CALLS):
-                _check(value, schema["properties"][name], name)
-        for name, histogram in {} if is_share else document["histograms"].items():
-            _check_bins(histogram, f"histograms.{name}")
-    except _FieldError as error:
-        raise InputError(f"{path}: {error}; {_REMEDY}") from error
+    for wrong in validator.iter_errors(document):
+        raise InputError(f"{path}: {_explain(wrong)}; {_REMEDY}")
+    if not is_share:
+        _check_bins(path, document["histograms"])
     return document
 
 
@@ -157,98 +155,62 @@ def check_schema_version(path: Path, document: Any, known: int) -> None:
 
 
 @cache
-def _read_schema() -> dict[str, Any]:
+def _make_validator(is_share: bool) -> Any:
+    """Return what compares a run.json, or that of a share, with the schema."""
+    # Commands that read no run.json start sooner without it.
+    from jsonschema import Draft4Validator, Draft202012Validator, FormatChecker
+    from jsonschema.validators import extend
+
     path = files("virnucpro.reports").joinpath("schemas", "run.json")
-    schema: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return schema
+    schema = json.loads(path.read_text("utf-8"))
+    if is_share:
+        schema["required"] = ["shard", *{*schema["required"]} - _OF_CALLS]
+        for name in _OF_CALLS:
+            del schema["properties"][name]
+    formats = FormatChecker(formats=())
+    formats.checks("date-time", (TypeError, ValueError))(datetime.fromisoformat)
+    # Since draft 6, 1.0 is an integer. In Python it is none.
+    make = extend(Draft202012Validator, type_checker=Draft4Validator.TYPE_CHECKER)
+    return make(schema, format_checker=formats)
 
 
-def _check(value: Any, schema: Mapping[str, Any], place: str) -> None:
-    """Compare a value with its schema, by the words of JSON Schema that ours uses.
-
-    A test compares the verdicts with those of the package jsonschema, which need not be installed.
-
-    Raises:
-        _FieldError: The value, or one inside it, is wrong.
-    """
-    if "$ref" in schema:
-        schema = _read_schema()["$defs"][schema["$ref"].removeprefix("#/$defs/")]
-    if not _fits(value, schema):
-        raise _FieldError(f"{place} is {brief(value)}, wanted {_describe(schema)}")
-    if isinstance(value, dict):
-        for name in schema.get("required", ()):
-            if name not in value:
-                raise _FieldError(f"lacks {place}.{name}")
-        properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-        for name, one in value.items():
-            # A name of the schema is short and plain. The file may have any other.
-            known = name in properties
-            inner = f"{place}.{name}" if known else f"{place}.{brief(name)}"
-            _check(one, properties.get(name, others), inner)
-    elif isinstance(value, list):
-        for number, one in enumerate(value):
-            _check(one, schema.get("items", {}), f"{place}[{number}]")
-
-
-def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Tell whether a value itself is right; what is inside it is not looked at."""
-    if "const" in schema or "enum" in schema:
-        allowed = schema.get("enum", [schema.get("const")])
-        # In Python, true is equal to 1.
-        return any(type(value) is type(one) and value == one for one in allowed)
-    if not any(_is_of(value, kind) for kind in _list_types(schema)):
-        return False
-    if isinstance(value, int | float):
-        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
-    if isinstance(value, list):
-        size = len(value)
-        return bool(schema.get("minItems", size) <= size <= schema.get("maxItems", size))
-    if isinstance(value, str) and "pattern" in schema:
-        return re.search(schema["pattern"], value) is not None
-    if schema.get("format") == "date-time":
-        try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            return False
-    return True
-
-
-def _list_types(schema: Mapping[str, Any]) -> list[str]:
-    kinds = schema.get("type", list(_TYPES))
-    return [kinds] if isinstance(kinds, str) else kinds
-
-
-def _is_of(value: Any, kind: str) -> bool:
-    # In Python, a truth value is an integer.
-    return isinstance(value, _TYPES[kind][0]) and isinstance(value, bool) <= (kind == "boolean")
+def _explain(error: Any) -> str:
+    """Return in words what is wrong with a field; the file may have any names and values."""
+    place = ""
+    for step in error.absolute_path:
+        if isinstance(step, int):
+            place += f"[{step}]"
+        else:
+            is_plain = step.isidentifier() and len(step) < 50
+            place += f".{step if is_plain else brief(step)}"
+    place = place.removeprefix(".")
+    if error.validator == "required":
+        return f"lacks {place}.{min({*error.validator_value} - error.instance.keys())}"
+    return f"{place} is {brief(error.instance)}, wanted {_describe(error.schema)}"
 
 
 def _describe(schema: Mapping[str, Any]) -> str:
     """Return in words what a value must be."""
-    if "const" in schema or "enum" in schema:
+    if "type" not in schema:
         return " or ".join(map(brief, schema.get("enum", [schema.get("const")])))
-    first, *others = (_TYPES[kind][1] for kind in _list_types(schema))
-    if schema.get("format") == "date-time":
-        first = "a date and time, such as 2026-01-31T12:00:00+00:00"
-    if "pattern" in schema:
-        first += f" such as {brief(schema['examples'][0])}"
-    for low, high in (("minimum", "maximum"), ("minItems", "maxItems")):
-        if low in schema and high in schema:
-            first += f" from {schema[low]} to {schema[high]}"
-        elif low in schema:
-            first += f" of at least {schema[low]}"
-        elif high in schema:
-            first += f" of at most {schema[high]}"
-    return " or ".join([first, *others])
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    first, *others = (_TYPES[kind] for kind in kinds)
+    limits = [words.format(schema[key]) for key, words in _LIMITS.items() if key in schema]
+    return ", or ".join([" ".join([first, *limits]), *others])
 
 
-def _check_bins(histogram: Mapping[str, Any], place: str) -> None:
-    """Make sure that a histogram has a number for each bin.
+def _check_bins(path: Path, histograms: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that each histogram has a number for each bin.
 
     Raises:
-        _FieldError: It has not.
+        InputError: One has not.
     """
-    num_bins = len(histogram["edges"]) - 1
-    for name, numbers in histogram.items():
-        if name != "edges" and len(numbers) != num_bins:
-            raise _FieldError(f"{place}.{name} has {len(numbers)} numbers, wanted {num_bins}")
+    # Other versions may add other keys.
+    for histogram, name in product(("length", "probability", "score"), ("virus", "others", "none")):
+        found = len(histograms[histogram][name])
+        wanted = len(histograms[histogram]["edges"]) - 1
+        if found != wanted:
+            place = f"histograms.{histogram}.{name}"
+            raise InputError(
+                f"{path}: {place} has {count(found, 'number')}, wanted {wanted}; {_REMEDY}"
+            )
