@@ -15,15 +15,20 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def make_records(num_records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def make_records(
+    num_records: int, seed: int = 0, offset_growth: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return scores, open chunks and truth of records whose probabilities are known to be P.
 
-    logit P = (0.4 + 0.5 ln n) logit(score), over symmetric scores, so that half are viral.
+    logit P = (0.4 + 0.5 ln n) logit(score) + offset_growth ln n. Scores are symmetric, so that half
+    of the records are viral if there is no offset growth.
     """
     random = np.random.default_rng(seed)
     score = sigmoid(random.standard_normal(num_records) * 2)
     num_open_chunks = random.integers(1, 20, num_records)
-    chance = sigmoid((0.4 + 0.5 * np.log(num_open_chunks)) * np.log(score / (1 - score)))
+    log_chunks = np.log(num_open_chunks)
+    logits = (0.4 + 0.5 * log_chunks) * np.log(score / (1 - score)) + offset_growth * log_chunks
+    chance = sigmoid(logits)
     return score, num_open_chunks, random.random(num_records) < chance
 
 
@@ -32,12 +37,25 @@ def test_known_probabilities_are_found_again() -> None:
     assert calibration.slope == pytest.approx(0.4, abs=0.05)
     assert calibration.slope_growth == pytest.approx(0.5, abs=0.05)
     assert calibration.offset == pytest.approx(0, abs=0.05)
+    assert calibration.offset_growth == pytest.approx(0, abs=0.05)
     assert (calibration.most_chunks, calibration.viral_share) == (19, 0.5)
     score, num_open_chunks, is_viral = make_records(40_000, seed=1)
     probability = calibration.probabilities(score, num_open_chunks)
     for low in np.arange(0, 1, 0.1):
         chosen = (probability >= low) & (probability < low + 0.1)
         assert is_viral[chosen].mean() == pytest.approx(probability[chosen].mean(), abs=0.04)
+
+
+def test_an_offset_that_grows_with_the_chunks_is_found_again() -> None:
+    score, num_open_chunks, is_viral = make_records(60_000, offset_growth=0.3)
+    calibration = fit_calibration(score, num_open_chunks, is_viral)
+    assert calibration.offset_growth == pytest.approx(0.3, abs=0.05)
+    # The fit assumes that half of the records are viral.
+    share = float(is_viral.mean())
+    for least, most in ((1, 3), (8, 12), (17, 19)):
+        chosen = (num_open_chunks >= least) & (num_open_chunks <= most)
+        probability = calibration.probabilities(score[chosen], num_open_chunks[chosen], share)
+        assert probability.mean() == pytest.approx(is_viral[chosen].mean(), abs=0.02)
 
 
 def test_unequal_numbers_of_each_kind_count_one_half_each() -> None:

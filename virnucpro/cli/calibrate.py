@@ -31,6 +31,7 @@ def calibrate_command(ctx: click.Context, config: CalibrateConfig) -> None:
     made = result.calibration
     echo(
         f"calibration: slope {made.slope:.4g}, slope growth {made.slope_growth:.4g}, offset "
-        f"{made.offset:.4g}, up to {made.most_chunks} scored chunks"
+        f"{made.offset:.4g}, offset growth {made.offset_growth:.4g}, up to {made.most_chunks} "
+        "scored chunks"
     )
     echo(f"classifier: {result.output_path}")

@@ -2,9 +2,10 @@
 
 A score is the mean over the open chunks of a record. A mean over more chunks is more certain: 0.8
 over 20 chunks says more than 0.8 over one. So the slope of Platt scaling (J. C. Platt, 1999) grows
-with the number of chunks:
+with the number of chunks, and the offset changes with it:
 
-    logit P = (slope + slope_growth * ln(open chunks)) * logit(score) + offset
+    logit P = (slope + slope_growth * n) * logit(score) + offset + offset_growth * n
+    n = ln(open chunks)
 
 Shapes: N records, K coefficients.
 """
@@ -32,10 +33,12 @@ class Calibration:
     Attributes:
         slope: The factor of the logit of a score over one chunk; not negative.
         slope_growth: What is added to the slope for each unit of ln(open chunks); not negative.
-        offset: What is added to the logit.
+        offset: What is added to the logit of a record of one chunk.
         most_chunks: The maximum of open chunks in the records of the fit. Records with more chunks
             count as if they had this number.
         viral_share: The share of viral records that the probabilities assume.
+        offset_growth: What is added to the offset for each unit of ln(open chunks): a mean over
+            more chunks may lean to one side.
 
     Raises:
         ValueError: A number is impossible.
@@ -46,10 +49,11 @@ class Calibration:
     offset: float
     most_chunks: int
     viral_share: float = 0.5
+    offset_growth: float = 0.0
 
     def __post_init__(self) -> None:
         slopes = (self.slope, self.slope_growth)
-        if not all(math.isfinite(number) for number in (*slopes, self.offset)):
+        if not all(math.isfinite(number) for number in (*slopes, self.offset, self.offset_growth)):
             raise ValueError(f"a calibration with numbers that are not finite: {self}")
         if min(slopes) < 0 or self.most_chunks < 1 or not 0 < self.viral_share < 1:
             raise ValueError(f"a calibration with numbers out of range: {self}")
@@ -68,7 +72,8 @@ class Calibration:
         # Beyond the chunks of the fit, nobody has seen how certain a mean is.
         inputs_NK = _make_inputs(score, np.minimum(num_open_chunks, self.most_chunks))
         # Not a matrix product: the last bits of its sums depend on the number of records.
-        logits_N = (inputs_NK * [self.slope, self.slope_growth, self.offset]).sum(1)
+        factors = [self.slope, self.slope_growth, self.offset, self.offset_growth]
+        logits_N = (inputs_NK * factors).sum(1)
         # Another share of viral records shifts the prior odds, and so all logits alike.
         if viral_share is not None:
             logits_N += logit(viral_share) - logit(self.viral_share)
@@ -100,15 +105,18 @@ def fit_calibration(
     margin_N = 1 / (np.where(is_viral, is_viral.sum(), (~is_viral).sum()) + 2)
     targets_N = np.where(is_viral, 1 - margin_N, margin_N)
     inputs_NK = _make_inputs(score, num_open_chunks)
-    used_K = np.array([True, True, True])
+    used_K = np.ones(inputs_NK.shape[1], np.bool_)
     while True:
-        coefficients_K = np.zeros(3)
+        coefficients_K = np.zeros(len(used_K))
         coefficients_K[used_K] = _fit_logistic(inputs_NK[:, used_K], targets_N, balanced_N / 2)
-        # A higher score, or more chunks behind it, must never make a record less certain.
+        # A higher score must never make a record less viral, nor more chunks flatten the slope.
         worst = int(coefficients_K[:2].argmin())
         if coefficients_K[worst] >= 0:
-            slope, slope_growth, offset = coefficients_K.tolist()
-            return Calibration(slope, slope_growth, offset, int(num_open_chunks.max()))
+            slope, slope_growth, offset, offset_growth = coefficients_K.tolist()
+            most_chunks = int(num_open_chunks.max())
+            return Calibration(
+                slope, slope_growth, offset, most_chunks, offset_growth=offset_growth
+            )
         # The fit begins again without this factor, because the others depend on it.
         used_K[worst] = False
 
@@ -137,11 +145,12 @@ def expect_fdr(probability: Float64Array, is_called: BoolArray) -> float | None:
 
 
 def _make_inputs(score: Float64Array, num_open_chunks: Int64Array) -> Float64Array:
-    """Return float64 (N, 3): the factors of slope, slope growth and offset."""
+    """Return float64 (N, 4): the factors of slope, slope growth, offset and offset growth."""
     logits_N = logit(np.clip(score, _MIN_SCORE, 1 - _MIN_SCORE))
     # A record without open chunks has no score. The 1 only keeps its logarithm finite.
     log_chunks_N = np.log(np.maximum(num_open_chunks, 1))
-    return np.stack([logits_N, logits_N * log_chunks_N, np.ones(len(score))], axis=1)
+    columns = (logits_N, logits_N * log_chunks_N, np.ones(len(score)), log_chunks_N)
+    return np.stack(columns, axis=1)
 
 
 def _fit_logistic(
