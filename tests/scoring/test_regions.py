@@ -111,10 +111,3 @@ def test_without_a_calibration_the_score_decides() -> None:
     assert np.isnan(chunks.probability).all()
     assert chunks.evidence[1:3] == pytest.approx([0, np.log(9)], abs=1e-4)
     assert np.isfinite(chunks.evidence).all()
-
-
-def test_weights_make_the_evidence() -> None:
-    weighed = np.array([1.23456, np.nan])
-    chunks = describe_chunks(ChunkEvidence(np.array([0.5, np.nan]), None, weighed=weighed), None)
-    assert chunks.evidence[0] == 1.2346
-    assert np.isnan(chunks.evidence[1])

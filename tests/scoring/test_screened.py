@@ -48,16 +48,13 @@ def test_scores_that_a_screened_record_has_by_chance_are_left_out(tmp_path: Path
     frames = np.full((store.num_rows, 2), 0.5, np.float32)
     # The first record shares all frames with the second, and lacks one.
     frames[0] = np.nan
-    scores = Scores(
-        call_chunks(frames, store.chunk_first_frame), frames.copy(), np.ones(store.num_chunks)
-    )
+    scores = Scores(call_chunks(frames, store.chunk_first_frame), frames.copy())
     left = leave_out(scores, store, np.array([True, False, True]))
     is_out = np.repeat([True, False, True], 2)
     assert left.frames is not None
-    assert left.weighed is not None
     is_row_out = is_out[store.find_chunks(np.arange(store.num_rows))]
     np.testing.assert_array_equal(np.isnan(left.frames[:, 1]), is_row_out)
-    for found in (left.weighed, left.chunks.max_virus, left.chunks.max_others):
+    for found in (left.chunks.max_virus, left.chunks.max_others):
         np.testing.assert_array_equal(np.isnan(found), is_out)
     np.testing.assert_array_equal(left.chunks.is_open, ~is_out)
     assert scores.chunks.num_unscored.sum() == 1

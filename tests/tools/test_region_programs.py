@@ -9,26 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import REPOSITORY, read_table
+from tests.runs import read_table
 from tools import fit_regions, plant_phages
-from tools.fit_regions import (
-    Contig,
-    ContigSet,
-    Genome,
-    add_logit,
-    divide,
-    fit_rules,
-    fit_weights,
-    join_chunks,
-    read_planted,
-    weigh,
-)
+from tools.fit_regions import Contig, ContigSet, fit_rules, join_chunks, read_planted
 from tools.measure_finer_windows import place_end
 from tools.measure_regions import match, measure, read_bed, read_regions
-from virnucpro.scoring.classifier_files import read_classifier
+from virnucpro.backend.arrays import Float64Array
 from virnucpro.scoring.region_model import REGION_MODEL
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frames import reverse_complement
+
+CHUNK_BP = 500
 
 
 @pytest.fixture(scope="module")
@@ -134,125 +125,75 @@ def test_the_best_region_is_matched() -> None:
 
 def test_a_model_is_measured_on_chunks() -> None:
     bacteria, phages = [np.full(240, -2.0), np.full(200, -1.0)], [np.full(90, 2.0)]
-    contigs = join_chunks(bacteria, phages, num_contigs=20, seed=0)
+    contigs = join_chunks(bacteria, phages, CHUNK_BP, num_contigs=20, seed=0)
     assert len(contigs) == 62
-    clean = ContigSet(contigs).measure(REGION_MODEL)
+    clean = ContigSet(contigs, CHUNK_BP).measure(REGION_MODEL)
     assert clean.found == [1.0, 1.0, 1.0]
     assert clean.false_per_mb == 0
     lysogen = np.full(200, -2.0)
     lysogen[50:70] = 2.0
-    found = ContigSet([*contigs, Contig(lysogen, None)]).measure(REGION_MODEL)
+    found = ContigSet([*contigs, Contig(lysogen, None)], CHUNK_BP).measure(REGION_MODEL)
     assert found.false_per_mb == pytest.approx(1 / 0.32)
 
 
-def make_genomes(generator: np.random.Generator) -> dict[str, list[Genome]]:
-    """Return genomes of which a chunk says little, and many chunks say much."""
-    return {
-        kind: [
-            Genome(
-                generator.normal(middle, 1.5, 220),
-                generator.normal(middle, 2, (220, 4)) * [1, 1, 1, 0.1],
-            )
-            for _ in range(6)
-        ]
-        for kind, middle in (("bacteria", -1.2), ("phages", 1.2))
-    }
+def draw_evidence(seed: int) -> tuple[list[Float64Array], list[Float64Array]]:
+    """Return the evidence of bacteria and phages: one chunk says little, and many say much."""
+    generator = np.random.default_rng(seed)
+    bacteria, phages = (
+        [generator.normal(mean, 1.5, 220) for _ in range(6)] for mean in (-1.2, 1.2)
+    )
+    return bacteria, phages
 
 
-def plant(genomes: dict[str, list[Genome]]) -> fit_regions.Planted:
+def plant(bacteria: list[Float64Array], phages: list[Float64Array]) -> list[Contig]:
     """Return each bacterium as it is, and with 20, 40 and 80 chunks of a phage after chunk 50."""
-    planted: fit_regions.Planted = [(bacterium, None) for bacterium in genomes["bacteria"]]
+    planted = [Contig(bacterium, None) for bacterium in bacteria]
     for size in (20, 40, 80):
-        for pair in zip(genomes["bacteria"], genomes["phages"], strict=True):
-            whole = zip(*pair, strict=True)
-            joined = (np.concatenate([host[:50], phage[:size], host[50:]]) for host, phage in whole)
-            planted.append((Genome(*joined), (50, 50 + size)))
+        for host, phage in zip(bacteria, phages, strict=True):
+            joined = np.concatenate([host[:50], phage[:size], host[50:]])
+            planted.append(Contig(joined, (50, 50 + size)))
     return planted
 
 
 @pytest.fixture
 def few_rules(monkeypatch) -> None:
-    """Compare two rules of each threshold, with one penalty and share of the logit."""
-    monkeypatch.setattr(fit_regions, "_PENALTIES", (1.0,))
-    monkeypatch.setattr(fit_regions, "_SHARES", (0.3,))
+    """Compare three rules of each threshold."""
     every_rule = fit_regions.list_rules
-    monkeypatch.setattr(fit_regions, "list_rules", lambda weights: [*every_rule(weights)][::9])
+    monkeypatch.setattr(fit_regions, "list_rules", lambda: [*every_rule()][::15])
 
 
 @pytest.mark.usefixtures("few_rules")
 def test_a_rule_is_fitted_to_genomes() -> None:
-    generator = np.random.default_rng(0)
-    train, planted = make_genomes(generator), plant(make_genomes(generator))
-    for use_weights in (True, False):
-        best, *others = rules = fit_rules(train, planted, [], use_weights, num=2)
-        assert len(best.model.weights) == (5 if use_weights else 0)
-        worths = [sum(one.worth for one in rule.found) for rule in rules]
-        assert worths == sorted(worths, reverse=True)
-        assert min(min(one.found) for one in best.found) > 0.7
-        assert len(others) > 1
-        assert fit_rules(train, planted, [], use_weights, num=2) == rules
+    joined = join_chunks(*draw_evidence(0), CHUNK_BP, num_contigs=10, seed=0)
+    planted = plant(*draw_evidence(1))
+    best, *others = rules = fit_rules(joined, planted, [], CHUNK_BP)
+    worths = [sum(one.worth for one in rule.found) for rule in rules]
+    assert worths == sorted(worths, reverse=True)
+    assert min(min(one.found) for one in best.found) > 0.7
+    assert len(others) > 1
 
 
 @pytest.mark.usefixtures("few_rules")
 def test_a_rule_finds_a_weak_virus_and_sees_few_false_regions() -> None:
-    train = make_genomes(np.random.default_rng(0))
-    planted = plant(train)
-    log_odds = np.repeat([0, 0.55, 0], (152, 300, 152))
-    weak = Genome(log_odds, np.zeros((604, 4)))
+    joined = join_chunks(*draw_evidence(0), CHUNK_BP, num_contigs=10, seed=0)
+    planted = plant(*draw_evidence(0))
+    weak = Contig(np.repeat([0, 0.55, 0], (152, 300, 152)), (152, 452))
 
-    def thresholds(planted: fit_regions.Planted, must_find: fit_regions.Planted) -> set[float]:
-        return {rule.model.least for rule in fit_rules(train, planted, must_find, False, num=2)}
+    def thresholds(planted: list[Contig], must_find: list[Contig]) -> set[float]:
+        return {model.least for _, model in fit_rules(joined, planted, must_find, CHUNK_BP)}
 
     assert thresholds(planted, []) == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8}
-    assert thresholds(planted, [(weak, (152, 452))]) == {0.3, 0.4, 0.5}
+    assert thresholds(planted, [weak]) == {0.3, 0.4, 0.5}
     # The same stretch in a bacterium is false: one in less than a megabase is too many.
-    assert thresholds([*planted, (weak, None)], []) == {0.6, 0.7, 0.8}
+    assert thresholds([*planted, weak._replace(phage=None)], []) == {0.6, 0.7, 0.8}
 
 
 def test_contigs_of_a_run_are_read_with_their_phages(example_run: Path, tmp_path: Path) -> None:
     truth = tmp_path / "truth.tsv"
     truth.write_text("record_id\tstart\tend\nNC_073849.1\t-\t-\nNC_008253.1:1-8000\t1000\t4000\n")
-    (bacterium, place), (virus, nowhere) = read_planted(example_run, truth)
-    assert (place, nowhere) == ((2, 8), None)
-    assert (len(bacterium.log_odds), len(virus.log_odds)) == (16, 7)
-    _, metadata, _ = read_classifier(REPOSITORY / "virnucpro/data/mini/500_model.safetensors")
+    virus, bacterium = read_planted(example_run, truth)
+    assert (bacterium.phage, virus.phage) == ((1, 4), None)
+    assert (len(bacterium.evidence), len(virus.evidence)) == (8, 4)
     rows = read_table(example_run / "chunks.tsv")
     wanted = [float(row["evidence"]) for row in rows if row["record_id"] == "NC_073849.1"]
-    # The scores of the table are rounded, and so is the logit.
-    assert weigh(virus, metadata.regions.weights) == pytest.approx(wanted, abs=0.01)
-
-
-def test_the_weights_of_a_fold_do_not_know_its_genomes() -> None:
-    train = make_genomes(np.random.default_rng(0))
-    folds = divide(train, 1.0)
-    for kind, genomes in train.items():
-        held = [one for fold in folds for one in fold.genomes[kind]]
-        assert sorted(map(id, held)) == sorted(map(id, genomes))
-    # Other genomes in the fold, and the same weights.
-    changed = {kind: list(genomes) for kind, genomes in train.items()}
-    changed["phages"][0] = Genome(np.ones(220), np.full((220, 4), 99.0))
-    again = divide(changed, 1.0)
-    assert [one.weights == other.weights for one, other in zip(folds, again, strict=True)] == [
-        True,
-        *[False] * 4,
-    ]
-
-
-def test_weights_tell_phages_from_bacteria_by_means_of_chunks() -> None:
-    """Single chunks overlap, and windows of them do not."""
-    generator = np.random.default_rng(0)
-    genomes = {
-        kind: [Genome(np.zeros(100), generator.normal(middle, 2, (100, 4))) for _ in range(9)]
-        for kind, middle in (("bacteria", -0.5), ("phages", 0.5))
-    }
-    weights = tuple(fit_weights(genomes, penalty=0.01))
-    low, high = ([weigh(each, weights) for each in genomes[kind]] for kind in genomes)
-    assert max(each.mean() for each in low) < min(each.mean() for each in high)
-    assert max(each.max() for each in low) > min(each.min() for each in high)
-
-
-def test_a_share_of_the_logit_is_added_and_the_spread_stays() -> None:
-    genome = Genome(np.zeros(3), np.array([[1.0, 2.0], [3.0, -4.0], [5.0, 0.0]]))
-    evidence = weigh(genome, (0.5, 0.0, 1.0))
-    added = weigh(genome, add_logit((0.5, 0.0, 1.0), 0.5))
-    assert added == pytest.approx((evidence + 0.5 * genome.features[:, -1]) / 1.3, rel=1e-5)
+    assert virus.evidence.tolist() == wanted

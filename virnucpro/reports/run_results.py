@@ -89,7 +89,6 @@ def write_tables(
         score_chunks(chunks),
         classifier.calibration,
         classifier.region_model,
-        scores.weighed,
         by_logit=scores.frames is None,
     )
     counts = write_decision(directory, store, decision, config, evidence)

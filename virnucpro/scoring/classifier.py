@@ -75,11 +75,8 @@ class ClassifierMetadata:
     finetuned: Mapping[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return it in words of JSON for run.json, but for the weights of the region model."""
-        document = asdict(self)
-        if self.regions is not None:
-            del document["regions"]["weights"]
-        return document
+        """Return it in words of JSON for run.json."""
+        return asdict(self)
 
 
 class Classifier:

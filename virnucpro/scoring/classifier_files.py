@@ -144,6 +144,8 @@ def save_classifier(
     for name in ("regions", "finetuned"):
         if document[name] is None:
             del document[name]
+    if metadata.calibration is not None and not metadata.calibration.offset_growth:
+        del document["calibration"]["offset_growth"]
     sizes = document.pop("chunk_head")
     document["head"] = {"kind": "frame"} if sizes is None else {"kind": "chunk", **sizes}
     is_plain = sizes is None and metadata.frame_rule == str(OPEN_RULE) and not tensors_of_changes
@@ -319,21 +321,8 @@ def _parse_metadata(path: Path, document: Mapping[str, Any]) -> ClassifierMetada
     if values.get("calibration") is not None:
         values["calibration"] = Calibration(**values["calibration"])
     if values.get("regions") is not None:
-        values["regions"] = _parse_regions(path, values["regions"], values["chunk_head"])
+        values["regions"] = RegionModel(**values["regions"])
     return ClassifierMetadata(**values)
-
-
-def _parse_regions(
-    path: Path, document: Mapping[str, Any], sizes: ChunkHeadSizes | None
-) -> RegionModel:
-    model = RegionModel(**document)
-    wanted = 0 if sizes is None else sizes.dna_dim + sizes.protein_dim + 2
-    if len(model.weights) not in (0, wanted):
-        raise ClassifierError(
-            f"{path}: {len(model.weights)} weights for regions, wanted {wanted} or none; the file "
-            "is damaged"
-        )
-    return model
 
 
 def _parse_head(path: Path, document: Mapping[str, Any]) -> ChunkHeadSizes | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from virnucpro.backend.arrays import BoolArray, Float32Array, Float64Array, Int64Array, split_rows
+from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array, split_rows
 from virnucpro.backend.weights import find_download
 from virnucpro.config import FramesConfig, PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
@@ -53,13 +53,10 @@ class Scores(NamedTuple):
         chunks: The calls of all chunks.
         frames: float32 (F, 2), P(others) and P(virus) of every open frame, in row order; a frame
             without an embedding has NaN. None if the classifier scores chunks as a whole.
-        weighed: float64 (C,), the evidence for regions, NaN without a score; None if the
-            classifier has no weights for it.
     """
 
     chunks: ChunkCalls
     frames: Float32Array | None
-    weighed: Float64Array | None = None
 
 
 class Embedded(NamedTuple):
@@ -160,7 +157,7 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
         is_cellular: bool (R,), the records that the screen has judged.
     """
     is_out = np.repeat(is_cellular, np.diff(store.record_first_chunk))
-    chunks, frames, weighed = scores
+    chunks, frames = scores
     unscored = chunks._replace(
         is_open=chunks.is_open & ~is_out,
         # These frames were left out on purpose, and no device lacked the memory for them.
@@ -170,9 +167,7 @@ def leave_out(scores: Scores, store: FrameStore, is_cellular: BoolArray) -> Scor
     )
     if frames is not None:
         frames[np.repeat(is_out, np.diff(store.chunk_first_frame))] = np.nan
-    if weighed is not None:
-        weighed[is_out] = np.nan
-    return Scores(unscored, frames, weighed)
+    return Scores(unscored, frames)
 
 
 def score_records(
@@ -255,21 +250,16 @@ def _one_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkClassifier) -> Scores:
-    """Return the calls of all chunks by the head over their rows, and their evidence.
+    """Return the calls of all chunks by the head over their rows.
 
     A row without an embedding is left out. A chunk without any embedded row has no score.
     """
     num_unscored = np.zeros(store.num_chunks, np.int64)
     logits = np.full(store.num_chunks, np.nan, np.float32)
-    model = classifier.region_model
-    weighed = np.full(store.num_chunks, np.nan) if model.weights else None
     for scored, arrays in _one_ahead(_gather_chunks(store, passes, classifier, num_unscored)):
         logits[scored] = classifier.score(*arrays)
-        if weighed is not None:
-            dna_CQ, protein_CSP, _, is_stretch_CS = arrays
-            weighed[scored] = model.weigh(dna_CQ, protein_CSP, is_stretch_CS, logits[scored])
     num_rows = np.diff(store.chunk_first_frame)
-    return Scores(call_chunk_logits(logits, num_rows, num_unscored), None, weighed)
+    return Scores(call_chunk_logits(logits, num_rows, num_unscored), None)
 
 
 def _gather_chunks(

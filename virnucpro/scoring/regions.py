@@ -29,14 +29,12 @@ class ChunkEvidence(NamedTuple):
         score: float64 (C,), rounded or not; NaN for chunks without a score.
         calibration: Of the classifier; None if it has none.
         model: What finds the regions.
-        weighed: float64 (C,), the evidence that its weights make; None if it has no weights.
         by_logit: Whether a head over chunks made the scores, so that means are those of logits.
     """
 
     score: Float64Array
     calibration: Calibration | None
     model: RegionModel = REGION_MODEL
-    weighed: Float64Array | None = None
     by_logit: bool = False
 
 
@@ -47,9 +45,8 @@ class ChunkScores(NamedTuple):
         score: float64 (C,), rounded as in `chunks.tsv`; NaN without a score.
         probability: float64 (C,), the probability that a record of this one chunk is viral; NaN
             without a score or a calibration.
-        evidence: float64 (C,), by which regions are found. The weights of the region model make it.
-            Without weights, it is the log-odds of the probability if half of all records are viral.
-            Without a calibration, it is the log-odds of the score.
+        evidence: float64 (C,), by which regions are found: the log-odds of the probability if half
+            of all records are viral. Without a calibration, it is the log-odds of the score.
     """
 
     score: Float64Array
@@ -92,11 +89,10 @@ def describe_chunks(chunks: ChunkEvidence, viral_share: float | None) -> ChunkSc
     score, calibration = round_shares(chunks.score), chunks.calibration
     one = np.ones(len(score), np.int64)
     if calibration is None:
-        probability, log_odds = np.full(len(score), np.nan), _logit(score)
+        probability, evidence = np.full(len(score), np.nan), _logit(score)
     else:
         probability = round_shares(calibration.probabilities(score, one, viral_share))
-        log_odds = _logit(calibration.probabilities(score, one, 0.5))
-    evidence = log_odds if chunks.weighed is None else chunks.weighed
+        evidence = _logit(calibration.probabilities(score, one, 0.5))
     # The digits of `chunks.tsv`, so that `call` finds the regions that `predict` found.
     return ChunkScores(score, probability, np.round(evidence, _EVIDENCE_DIGITS))
 

@@ -159,19 +159,15 @@ def _read_chunks(
     """
     path = directory.chunks_tsv
     # 8 bytes a chunk: a list of Python's numbers would take four times as much.
-    score, evidence = array("d"), array("d")
-    for number, line in read_table(path, ["score"], ["evidence"]):
+    score = array("d")
+    for number, line in read_table(path, ["score"]):
         with explaining_numbers(path, number):
             score.append(parse_number(line["score"]))
-            # Runs of earlier states do not have this column.
-            if "evidence" in line:
-                evidence.append(parse_number(line["evidence"]))
     _check_number(path, "chunks", len(score), num_chunks)
     return ChunkEvidence(
         np.array(score),
         calibration,
         _make(RegionModel, made_for.get("regions"), directory) or REGION_MODEL,
-        np.array(evidence) if evidence else None,
         by_logit=made_for.get("chunk_head") is not None,
     )
 
