@@ -12,10 +12,10 @@ with a piece of a phage inserted, at least 10 kb from the ends. Groups are drawn
 first of bacteria and of phages, and then a sequence of the group. The chromosomes follow as they
 are, in turns from each group. `truth.tsv` has a line for each contig: where its phage is, if any.
 
-Windows start at multiples of 500 bp, and phages at the same remainder as the place where they go.
-So most chunks of 500 bp of different contigs are the same, and `virnucpro predict` embeds each
-once: 600 contigs of 150 kb take as long as the genomes that they come from. Where a phage begins
-in a chunk is still random.
+Windows start at multiples of 1,000 bp, and phages at the same remainder as the place where they go.
+So most chunks of 1,000 or 500 bp of different contigs are the same, and `virnucpro predict` embeds
+each once: 600 contigs of 150 kb take as long as the genomes that they come from. Where a phage
+begins in a chunk is still random.
 
 With `--whole`, nothing is planted: `bacteria.fasta` and `phages.fasta` have whole genomes, in turns
 from each group. `tools.fit_regions` reads runs over them.
@@ -40,7 +40,7 @@ CONTIG_BP = (100_000, 200_000)
 MARGIN_BP = 10_000
 """Between a phage and the ends of its contig."""
 
-CHUNK_BP = 500
+CHUNK_BP = 1000
 
 
 class Genome(NamedTuple):

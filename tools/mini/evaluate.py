@@ -31,7 +31,6 @@ from tools.mini.figures import Bools
 from tools.mini.genomes import Genomes, read_genomes
 from tools.mini.kmers import count_kmers
 from tools.mini.records import (
-    CHUNK_LENGTHS_BP,
     LENGTHS_BP,
     CalledRecords,
     DrawnRecords,
@@ -178,11 +177,9 @@ def main() -> None:
             for genomes in collections.values()
         ]
         records = join_records(parts)
-        chunk_length_bp = length_bp if length_bp in CHUNK_LENGTHS_BP else max(CHUNK_LENGTHS_BP)
         directory = args.output / str(length_bp)
         called = {
-            name: call_records(records, model, chunk_length_bp, directory / name)
-            for name, model in models.items()
+            name: call_records(records, model, directory / name) for name, model in models.items()
         }
         called[_BASELINE] = score_by_kmers(train, valid, records, args.num_chunks, args.seed)
         part_N = np.repeat(list(collections), [len(part.kinds_N) for part in parts])

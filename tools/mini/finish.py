@@ -31,10 +31,11 @@ from tools.mini.calibrating import (
     share_called,
 )
 from tools.mini.genomes import Genomes, read_genomes
-from tools.mini.records import CHUNK_LENGTHS_BP, LENGTHS_BP, call_records, draw_records
+from tools.mini.records import LENGTHS_BP, call_records, draw_records
 from tools.mini.settings import MODEL_NAME, SETTINGS_NAME
 from virnucpro import __version__
 from virnucpro.backend.weights import digest_files
+from virnucpro.config import MINI_LENGTHS_BP
 from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 
 # The valid split has been drawn from with small seeds while the model was chosen.
@@ -55,7 +56,7 @@ def score_valid(
     for length_bp in lengths_bp:
         records = draw_records(valid, length_bp, num_of_kind, _SEED)
         directory = work / f"{chunk_length_bp}_{length_bp}"
-        called = call_records(records, model, chunk_length_bp, directory)
+        called = call_records(records, model, directory, chunk_length_bp)
         run = called.run
         has_call = called.has_call
         columns = (
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--threshold", type=float, help="instead of the lowest that keeps the bounds"
     )
-    parser.add_argument("--chunk-lengths", type=int, nargs="+", default=CHUNK_LENGTHS_BP)
+    parser.add_argument("--chunk-lengths", type=int, nargs="+", default=MINI_LENGTHS_BP)
     args = parser.parse_args()
     valid = read_genomes(args.genomes, "valid")
     origin = describe_origin(args.genomes, args.run)

@@ -21,7 +21,6 @@ from tools.mini.sampling import Sampler
 from virnucpro import PredictConfig, predict
 from virnucpro.reports.metrics import Predictions
 
-CHUNK_LENGTHS_BP = (300, 500)
 LENGTHS_BP = (300, 500, 1000, 3000, 10_000)
 """Of the records that figures and calibrations are made of."""
 
@@ -107,16 +106,19 @@ def join_records(parts: Sequence[DrawnRecords]) -> DrawnRecords:
 
 
 def call_records(
-    records: DrawnRecords, model: Path, chunk_length_bp: int, directory: Path
+    records: DrawnRecords, model: Path, directory: Path, chunk_length_bp: int | None = None
 ) -> CalledRecords:
     """Write the records into `directory`, call them as `virnucpro predict` does, return the calls.
 
     Args:
         records: What to call.
         model: A directory as `tools.mini.export` writes it.
-        chunk_length_bp: Which of its classifiers.
         directory: Made if it is not there; an earlier run in it is overwritten.
+        chunk_length_bp: Which of its classifiers; that for the longest chunks, if nothing is said.
     """
+    if chunk_length_bp is None:
+        classifiers = model.glob("*_model.safetensors")
+        chunk_length_bp = max(int(path.name.partition("_")[0]) for path in classifiers)
     directory.mkdir(parents=True, exist_ok=True)
     fasta = directory / "records.fasta"
     with fasta.open("wb") as file:

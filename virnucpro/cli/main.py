@@ -353,7 +353,7 @@ def main(
 ) -> None:
     """Find viral contigs and reads.
 
-    virnucpro cuts sequences into chunks of 300 or 500 bp and reads each chunk in six frames.
+    virnucpro cuts sequences into chunks of 300 to 1,000 bp and reads each chunk in six frames.
     DNABERT-S and ESM-2 embed the frames without a stop codon, and a classifier scores them.
 
     \b

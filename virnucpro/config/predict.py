@@ -27,7 +27,8 @@ MODEL_TYPES = ("300", "500", "mini", "custom")
 # Of the name that result files share: file systems allow 255 in all.
 _MAX_STEM_BYTES = 200
 
-MINI_LENGTHS_BP = (300, 500)
+MINI_LENGTHS_BP = (300, 500, 1000)
+_DEFAULT_LENGTHS_BP = {"300": 300, "mini": 1000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         "-m",
         help="Classifier for chunks of 300 or 500 bp, the small model in this package (mini), or "
         "your own (custom).",
-        details="mini is for chunks of 500 bp or, with --chunk-length-bp 300, of 300 bp.",
+        details="mini reads chunks of 1,000 bp or, with --chunk-length-bp, of 500 or 300 bp.",
         choices=MODEL_TYPES,
     )
     model_path: Path | None = option(
@@ -77,7 +78,10 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     )
     # Not set here, because the model type decides; `__post_init__` fills it in.
     chunk_length_bp: int = chunk_length_option(
-        None, unset="by the model type", details="It is 500 for mini and custom.", within="chunk"
+        None,
+        unset="by the model type",
+        details="It is 1,000 for mini and 500 for custom.",
+        within="chunk",
     )
     paired: bool = option(
         False,
@@ -174,7 +178,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         if self.model_type == "mini":
             self._use_mini()
         # `str`, because from Python the model type may be a number.
-        self._set_default("chunk_length_bp", 300 if str(self.model_type) == "300" else 500)
+        self._set_default("chunk_length_bp", _DEFAULT_LENGTHS_BP.get(str(self.model_type), 500))
         # Those of `call` are left open instead: it takes them from the run.
         self._set_default("regions", "all")
         self._set_default("fastq", False)
@@ -250,8 +254,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             and self.chunk_length_bp not in MINI_LENGTHS_BP
         ):
             raise UsageError(
-                f"chunk length {self.chunk_length_bp}: model type mini is for chunks of "
-                f"{' or '.join(map(str, MINI_LENGTHS_BP))} bp"
+                f"chunk length {self.chunk_length_bp}: model type mini is for chunks of one of "
+                f"{', '.join(map(str, MINI_LENGTHS_BP))} bp"
             )
 
     @property

@@ -242,7 +242,7 @@ def note_short_records(store: FrameStore) -> None:
     num_short = int(np.count_nonzero(is_short))
     if not num_short:
         return
-    chunk = f"a chunk of {length_bp} bp"
+    chunk = f"a chunk of {length_bp:,} bp"
     if store.reads_per_record == 1:
         who, what = (
             count_who(num_short, "record", "are", of=store.num_records),
@@ -254,9 +254,10 @@ def note_short_records(store: FrameStore) -> None:
         what = f"reads shorter than {chunk}"
         why = "each read is one chunk, so the call rests on two scores and is less sure"
     remedy = "see docs/results.md, Short records"
-    # A few short contigs among long ones are no reads.
-    if length_bp > _READ_CHUNK_BP and 2 * num_short > np.count_nonzero(num_chunks):
-        remedy = "for reads, use a classifier for 300 bp (-m 300, or -m mini -e 300)"
+    # A few short contigs among long ones are no reads. Classifiers of stretches read any length.
+    is_of_reads = store.rule.kind == "open" and 2 * num_short > np.count_nonzero(num_chunks)
+    if length_bp > _READ_CHUNK_BP and is_of_reads:
+        remedy = "for reads, use a classifier for 300 bp (-m 300) or the small model (-m mini)"
     logger.info("%s %s: %s; %s", who, what, why, remedy)
 
 
