@@ -245,7 +245,7 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
             "predict a.fa -m 300 --dna-weights dnabert-s --protein-weights esm2-650m",
             "`virnucpro models download 300 dnabert-s esm2-650m`",
         ),
-        ("predict a.fa -m 300", "or -m mini for the small model"),
+        ("predict a.fa -m 300", "or -m mini -e 300 for the small model"),
         ("export a.fa --to npz -o x", "a.fa: is a file; wanted the directory of a run"),
     ],
 )

@@ -163,7 +163,7 @@ def test_the_end_counts_viral_calls_that_rest_on_little(finished: PredictConfig)
     # All reads are shorter than a chunk.
     assert result.num_virus_few_chunks == result.num_virus > 0
     log = result.directory.run_log.read_text()
-    assert "less sure; for reads, use a classifier for 300 bp (-m 300) or the small model" in log
+    assert "less sure; for reads, use a classifier for 300 bp (-m 300, or -m mini -e 300)" in log
     assert log.count("60 of 60 records are shorter than a chunk of 500 bp") == len(
         re.findall("find open frames", log)
     )

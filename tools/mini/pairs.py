@@ -25,6 +25,7 @@ from virnucpro import PredictConfig, predict
 from virnucpro.cli.terminal import format_table
 from virnucpro.reports.metrics import Estimate, estimate_metrics, measure_metrics
 
+CHUNK_LENGTH_BP = 300
 HEADINGS = ("records", "called", "AUROC all", "AUROC called", "virus", "wrong", "calibration error")
 
 _LETTERS = np.frombuffer(b"ACGTN", np.uint8)
@@ -46,6 +47,7 @@ def measure(records: DrawnRecords, inputs: list[Path], directory: Path) -> list[
             inputs=tuple(map(str, inputs)),
             output_dir=directory,
             model_type="mini",
+            chunk_length_bp=CHUNK_LENGTH_BP,
             paired=len(inputs) == 2,
             precision="fp32",
             force=True,

@@ -62,10 +62,11 @@ def require_classifier(config: PredictConfig) -> None:
         )
         # Weights of the user's own are no models to download.
         names = [model.name for model in PUBLISHED.values() if model.location in weights]
+        mini = "-m mini" if config.chunk_length_bp == 500 else "-m mini -e 300"
         raise UsageError(
             f"{config.resolved_model_path}: no such classifier; get it and its models with "
             f"`virnucpro models download {' '.join([config.model_type, *names])}`, give the path "
-            f"of one with -p, or -m mini for the small model that ships with virnucpro"
+            f"of one with -p, or {mini} for the small model that ships with virnucpro"
         )
     raise UsageError(
         f"{config.resolved_model_path}: no such classifier; give the path of one with "

@@ -254,10 +254,9 @@ def note_short_records(store: FrameStore) -> None:
         what = f"reads shorter than {chunk}"
         why = "each read is one chunk, so the call rests on two scores and is less sure"
     remedy = "see docs/results.md, Short records"
-    # A few short contigs among long ones are no reads. Classifiers of stretches read any length.
-    is_of_reads = store.rule.kind == "open" and 2 * num_short > np.count_nonzero(num_chunks)
-    if length_bp > _READ_CHUNK_BP and is_of_reads:
-        remedy = "for reads, use a classifier for 300 bp (-m 300) or the small model (-m mini)"
+    # A few short contigs among long ones are no reads.
+    if length_bp > _READ_CHUNK_BP and 2 * num_short > np.count_nonzero(num_chunks):
+        remedy = "for reads, use a classifier for 300 bp (-m 300, or -m mini -e 300)"
     logger.info("%s %s: %s; %s", who, what, why, remedy)
 
 
