@@ -1,7 +1,7 @@
 """Measures what a screen saves and loses, on a sample of which the truth is known.
 
     python -m tools.mini.sample_fragments valid.npz --split valid --output sample
-    virnucpro predict sample.fasta -m mini -o screen
+    virnucpro predict sample.fasta -m mini -e 500 -o screen
     python -m tools.measure_screening screen sample.tsv --viral-share 0.05 0.5
 
 It prints, for each bound on the expected loss and each assumed share of viral records: which part
