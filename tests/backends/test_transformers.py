@@ -274,7 +274,7 @@ def test_a_missing_tensor_is_never_random(tmp_path: Path) -> None:
     del tensors[name]
     save_file(tensors, path, metadata={"format": "pt"})
     weights = backend.open_weights(location)
-    with pytest.raises(WeightsError, match=r"1 tensors .*layer\.1\.intermediate\.dense\.weight"):
+    with pytest.raises(WeightsError, match=r"1 tensor .*layer\.1\.intermediate\.dense\.weight"):
         backend.load_encoder(
             weights, dtype=torch.float32, device=torch.device("cpu"), attention="auto"
         )

@@ -72,7 +72,7 @@ def test_the_command_prints_and_writes_nothing(tmp_path, monkeypatch):
     options = ["-m", "mini", "--device", "cpu", "--num-processes", "2"]
     result = CliRunner().invoke(main, ["predict", EXAMPLE, "--dry-run", *options])
     assert result.exit_code == 0
-    assert "9 records, 78 chunks, 156 stretches" in result.stdout
+    assert "9 records, 40 chunks, 80 stretches" in result.stdout
     assert "processes    2, each on cpu" in result.stdout
     assert "a run without" not in result.stdout
     assert not list(tmp_path.iterdir())

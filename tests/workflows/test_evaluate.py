@@ -247,7 +247,7 @@ def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> No
         ("id\tlabel\np1\tvirus\np2\n", "line 3: found 1 columns, wanted 2"),
         ("id\tlabel\np1\tvirus\np1\tothers\n", "line 3: 'p1' had another label, class or group"),
         ("id\tlabel\tgroup\np1\t1\ta\np1\t1\tb\n", "line 3: 'p1' had another label, class or"),
-        ("id\tlabel\nq\tvirus\n", "none of its 1 ids is among the 10 records"),
+        ("id\tlabel\nq\tvirus\n", "none of its 1 id is among the 10 records"),
         ("", "line 1: the columns are none"),
     ],
 )

@@ -228,7 +228,7 @@ def test_a_training_is_refused_before_anything_is_embedded(configure, tmp_path: 
     with pytest.raises(UsageError, match="the valid split has no usable chunk of viral sequences"):
         train(few)
     (tmp_path / "groups.tsv").write_text("id\tgroup\nnobody\tx\n")
-    with pytest.raises(InputError, match="none of its 1 ids is among the 150 records"):
+    with pytest.raises(InputError, match="none of its 1 id is among the 150 records"):
         train(configure(tmp_path / "b.safetensors", groups=tmp_path / "groups.tsv"))
     assert not list(tmp_path.glob("*_training/checkpoints/dna"))
     (tmp_path / "c.safetensors").write_text("somebody's")

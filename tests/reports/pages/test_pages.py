@@ -119,7 +119,7 @@ def test_each_viral_record_has_a_track_with_its_regions(run_directory, look, wid
         for _, line in read_table(run_directory.chunks_tsv, ["record_id", "score"])
         if line["record_id"] == "mixed"
     ]
-    assert track.locator("rect.chunk").count() == len(chunks) > 40
+    assert track.locator("rect.chunk").count() == len(chunks) > 20
 
 
 DRAWN = """figure => [...figure.querySelectorAll("svg > *")].map(one => [
@@ -188,7 +188,7 @@ def test_a_page_that_would_be_too_large_says_so(run_directory, tmp_path, monkeyp
 def test_records_of_one_chunk_have_no_track(repository: Path, tmp_path: Path) -> None:
     virus = (repository / "examples" / "example.fasta").read_text().rpartition(">")[2]
     letters = "".join(virus.split("\n")[1:])
-    (tmp_path / "contigs.fa").write_text(f">short\n{letters[:500]}\n>long\n{letters[:501]}\n")
+    (tmp_path / "contigs.fa").write_text(f">short\n{letters[:1000]}\n>long\n{letters[:1001]}\n")
     config = PredictConfig(
         inputs=str(tmp_path / "contigs.fa"), model_type="mini", threshold=0.0, device="cpu"
     )
@@ -197,7 +197,7 @@ def test_records_of_one_chunk_have_no_track(repository: Path, tmp_path: Path) ->
     assert re.findall('<figure class="track" id="track-(.)">', page) == ["1"]
     assert "Records of one chunk have no track. Their one score is in the table." in page
     # A page of reads has no tracks at all, and no word about them.
-    (tmp_path / "contigs.fa").write_text(f">short\n{letters[:500]}\n")
+    (tmp_path / "contigs.fa").write_text(f">short\n{letters[:1000]}\n")
     directory = predict(dataclasses.replace(config, output_dir=tmp_path / "one")).directory
     page = directory.report_html.read_text()
     assert '<h2 id="tracks">' not in page
