@@ -42,6 +42,7 @@ def test_defaults_are_those_of_the_fork():
         ({"model_type": "300", "chunk_length_bp": 400}, 400),
         ({"model_type": "custom", "model_path": "mine.pth"}, 500),
         ({"model_type": "mini"}, 1000),
+        ({"model_type": "mini", "paired": True}, 300),
         ({"model_type": "mini", "chunk_length_bp": 300}, 300),
     ],
 )

@@ -51,7 +51,7 @@ def test_the_score_of_a_pair_is_that_of_the_mean_logit_of_its_mates(tmp_path: Pa
     ]
     config = run("pairs", paths, paired=True)
     log = (config.output_dir / "run.log").read_text()
-    assert "24 of 24 pairs have reads shorter than a chunk of 1,000 bp: each read is one" in log
+    assert "24 of 24 pairs have reads shorter than a chunk of 300 bp: each read is one" in log
     wanted = "another run: --paired: the input is in single reads now and was in pairs there"
     with pytest.raises(IdentityMismatchError, match=wanted):
         predict(replace(config, paired=False, resume=True))

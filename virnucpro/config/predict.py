@@ -29,6 +29,8 @@ _MAX_STEM_BYTES = 200
 
 MINI_LENGTHS_BP = (300, 500, 1000)
 _DEFAULT_LENGTHS_BP = {"300": 300, "mini": 1000}
+# A calibration counts a pair as two chunks, and two chunks of 1,000 bp say more than two reads.
+_MINI_PAIRS_BP = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     chunk_length_bp: int = chunk_length_option(
         None,
         unset="by the model type",
-        details="It is 1,000 for mini and 500 for custom.",
+        details="It is 1,000 for mini (300 with --paired), and 500 for custom.",
         within="chunk",
     )
     paired: bool = option(
@@ -178,7 +180,10 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         if self.model_type == "mini":
             self._use_mini()
         # `str`, because from Python the model type may be a number.
-        self._set_default("chunk_length_bp", _DEFAULT_LENGTHS_BP.get(str(self.model_type), 500))
+        length_bp = _DEFAULT_LENGTHS_BP.get(str(self.model_type), 500)
+        if self.model_type == "mini" and self.paired:
+            length_bp = _MINI_PAIRS_BP
+        self._set_default("chunk_length_bp", length_bp)
         # Those of `call` are left open instead: it takes them from the run.
         self._set_default("regions", "all")
         self._set_default("fastq", False)
