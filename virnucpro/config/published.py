@@ -104,7 +104,7 @@ PUBLISHED: Mapping[str, PublishedModel] = {
             "mini",
             "the small model of this package: both models and their classifiers",
             "MIT",
-            6_800_000,
+            7_300_000,
             str(MINI_DIRECTORY),
         ),
         _classifier(300, "a0b5b85e7c1e44f00cde146d091beb82b2c8e855"),
