@@ -113,7 +113,7 @@ def _echo_estimate(config: PredictConfig, launch: LaunchConfig, *, as_json: bool
     echo_wrapped(
         "input        ",
         f"{count(found.num_records, 'record')}, {count(found.num_chunks, 'chunk')}, "
-        f"{found.num_rows:,} {found.names_of_rows}",
+        + count(found.num_rows, found.name_of_row),
     )
     for one in found.passes:
         echo_wrapped(

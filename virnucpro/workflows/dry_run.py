@@ -30,7 +30,7 @@ from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import open_classifier
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
-from virnucpro.sequences.records import NAMES_OF_ROWS
+from virnucpro.sequences.records import NAME_OF_ROW
 from virnucpro.workflows.finding import settings_of_store
 
 # Python with torch and all that a run imports, without weights.
@@ -92,7 +92,7 @@ class RunEstimate:
 
     Attributes:
         computing: The device, the precision and the attention.
-        names_of_rows: What the rows are called.
+        name_of_row: What a row is called.
         num_records: Records of the input.
         num_chunks: Their chunks.
         num_rows: Open frames or stretches.
@@ -106,7 +106,7 @@ class RunEstimate:
     """
 
     computing: str
-    names_of_rows: str
+    name_of_row: str
     num_records: int
     num_chunks: int
     num_rows: int
@@ -151,7 +151,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
         host_bytes = _PROCESS_BYTES + on_cpu * max(one.device_bytes for one in passes)
         return RunEstimate(
             computing=describe_computing(run.device, run.precision, config.attention),
-            names_of_rows=NAMES_OF_ROWS[classifier.rule.kind],
+            name_of_row=NAME_OF_ROW[classifier.rule.kind],
             num_records=len(store.record_lengths),
             num_chunks=store.num_chunks,
             num_rows=store.num_rows,
