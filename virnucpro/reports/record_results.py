@@ -244,10 +244,8 @@ def note_short_records(store: FrameStore) -> None:
         return
     chunk = f"a chunk of {length_bp:,} bp"
     if store.reads_per_record == 1:
-        who, what = (
-            count_who(num_short, "record", "are", of=store.num_records),
-            f"shorter than {chunk}",
-        )
+        who = count_who(num_short, "record", "are", of=store.num_records)
+        what = f"shorter than {chunk}"
         why = "each is one chunk, so its call rests on one score and is less sure"
     else:
         who = count_who(num_short, "pair", "have", of=store.num_records)

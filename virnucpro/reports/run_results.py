@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import compress
 from typing import Any, NamedTuple
@@ -176,7 +177,7 @@ def _describe_run(run: Run, config: PredictConfig, embedded: Embedded) -> dict[s
         "classifier": {
             "path": str(config.resolved_model_path),
             "identity": classifier.identity,
-            "made_for": classifier.metadata and classifier.metadata.describe(),
+            "made_for": classifier.metadata and asdict(classifier.metadata),
         },
         # Counted in the passes, because `merge` itself is one process.
         "num_processes": len(passes[0].summaries),

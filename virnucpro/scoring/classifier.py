@@ -10,7 +10,7 @@ P numbers of a protein embedding, Q numbers of a DNA embedding, K features of a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,10 +73,6 @@ class ClassifierMetadata:
     chunk_head: ChunkHeadSizes | None = None
     regions: RegionModel | None = None
     finetuned: Mapping[str, Any] | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Return it in words of JSON for run.json."""
-        return asdict(self)
 
 
 class Classifier:

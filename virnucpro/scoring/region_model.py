@@ -37,4 +37,4 @@ class RegionModel:
 
 
 REGION_MODEL = RegionModel()
-"""Fitted to the log-odds of the small model, and a start for those of others."""
+"""Fitted to an earlier small model, with chunks of 500 bp, and a start for other classifiers."""

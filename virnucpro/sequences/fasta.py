@@ -52,6 +52,7 @@ _MAX_FASTQ_BYTES = 1 << 24
 _MAX_RECORD_BYTES = 1_000_000_000
 _LINE_BYTES = 50
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
+_GAPS = "gaps (- or .), which are read as letters; if the records are aligned, remove the gaps"
 _NO_UNMAPPED_READS = "holds no unmapped reads, and only these are read; `samtools fasta` writes all"
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ class RecordReader:
         self._change_letters = change_letters
         self._judges_alphabet = judge_alphabet
         self._allow_empty = allow_empty
-        self._findings: Counter[str] = Counter()
+        # By verb, and what the records are or have.
+        self._findings: Counter[tuple[str, str]] = Counter()
         self._name = "standard input" if self.path == STDIN else self.path
         self._lack = "holds no records; look at the step that made it"
         self._line_number = 0
@@ -131,8 +133,7 @@ class RecordReader:
         # Only here: the digest of half a file would be that of another input.
         self.sha256 = hashing.sha256.hexdigest()
         self.num_bytes = hashing.num_bytes
-        for finding, num in self._findings.items():
-            verb, _, what = finding.partition(" ")
+        for (verb, what), num in self._findings.items():
             who = count_who(num, "record", verb, of=self.num_records)
             logger.warning("%s: %s %s", self._name, who, what)
 
@@ -344,8 +345,7 @@ class RecordReader:
             raise InputError(
                 f"{self._name}, {place}: the header has a NUL byte; the file is damaged or not text"
             )
-        # A letter beyond ASCII becomes `?`, which no alphabet has, and keeps its place for the
-        # message.
+        # A letter beyond ASCII becomes `?`, which no alphabet has, and keeps its place.
         letters = record.sequence.encode("ascii", "replace")
         unusual = letters.translate(None, _PLAIN_BYTES[self._alphabet])
         if not unusual:
@@ -359,21 +359,18 @@ class RecordReader:
     def _read_unusual(self, record: Record, unusual: bytes) -> Record:
         """Return the record as it is to be read, and note what is unusual about its letters."""
         if b"-" in unusual or b"." in unusual:
-            self._findings[
-                "have gaps (- or .), which are read as letters; if the records are aligned, remove "
-                "the gaps"
-            ] += 1
+            self._findings["have", _GAPS] += 1
         sequence = record.sequence
         if self._alphabet == "dna":
             if b"U" in unusual or b"u" in unusual:
-                self._findings["are RNA: U is read as T"] += 1
+                self._findings["are", "RNA: U is read as T"] += 1
                 # The models know no U: each would be an unknown base.
                 sequence = sequence.translate(_RNA_TO_DNA)
         elif b"*" in unusual:
             # Gene finders write the stop codon after nearly every protein, so that needs no word.
             sequence = sequence.removesuffix("*")
             if "*" in sequence:
-                self._findings["have * inside, which is read as an unknown residue"] += 1
+                self._findings["have", "* inside, which is read as an unknown residue"] += 1
         # Gaps and lower case are noted or normal, and stay as they are.
         if sequence == record.sequence:
             return record

@@ -63,9 +63,9 @@ class TextFile:
 
     def read_many(self, start: Int64Array, length: Int64Array) -> list[bytes]:
         """Return the bytes at each start, as many as each length says."""
-        end = start + length
-        spans = zip(start.tolist(), end.tolist(), strict=True)
-        first, stop = min(start.tolist(), default=0), max(end.tolist(), default=0)
+        begins, ends = start.tolist(), (start + length).tolist()
+        spans = zip(begins, ends, strict=True)
+        first, stop = min(begins, default=0), max(ends, default=0)
         # Most spans are neighbours, and reading them together is much faster.
         if stop - first > min(_MAX_SPREAD * int(length.sum()), _PREAD_BYTES):
             return [self.read(begin, end) for begin, end in spans]
