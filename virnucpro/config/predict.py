@@ -259,8 +259,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             and self.chunk_length_bp not in MINI_LENGTHS_BP
         ):
             raise UsageError(
-                f"chunk length {self.chunk_length_bp}: model type mini is for chunks of one of "
-                f"{', '.join(map(str, MINI_LENGTHS_BP))} bp"
+                f"chunk length {self.chunk_length_bp}: model type mini has classifiers for chunks "
+                f"of {', '.join(map(str, MINI_LENGTHS_BP))} bp; give one of these lengths"
             )
 
     @property
