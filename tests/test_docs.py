@@ -1,16 +1,21 @@
-"""The links of the pages lead somewhere, and the tutorial's commands print what it shows."""
+"""What the pages say: links lead somewhere, commands exist, and tutorials print what they show."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
+
+from virnucpro.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +66,79 @@ def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     page = tmp_path / "page.md"
     page.write_text("# A `b.c` d\n[1](#a-bc-d) [2](page.md#e) [3](none.md) [4](https://x.org/y)\n")
     assert find_broken_links(page) == ["page.md#e", "none.md"]
+
+
+def find_commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command line in the code blocks of a page."""
+    fenced = "\n".join(block[2] for block in _FENCE.findall(text))
+    indented = "\n".join(re.findall(r"^    (.*)$", text, re.MULTILINE))
+    for line in re.sub(r"\\\n", " ", f"{fenced}\n{indented}").split("\n"):
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        # Other lines have quotation marks that do not end.
+        if re.match(r"\s*(virnucpro|python -m) ", line):
+            yield list(words)
+
+
+def parse(command: click.Command, words: list[str], parent: click.Context | None = None) -> None:
+    """Parse a command line; files that it reads are made empty first.
+
+    Raises:
+        click.UsageError: There is no such command, option, choice or number of arguments.
+    """
+    try:
+        ctx = command.make_context(command.name, list(words), parent=parent)
+    except click.exceptions.Exit:
+        return
+    except click.BadParameter as error:
+        missing = re.fullmatch(r"(?:File|Path) '(.+)' does not exist\.", error.message)
+        if missing is None:
+            raise
+        path = Path(missing[1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        parse(command, words, parent)
+        return
+    if isinstance(command, click.Group):
+        # The attribute goes with click 9, where `args` has all words.
+        _, inner, rest = command.resolve_command(
+            ctx, [*getattr(ctx, "_protected_args", ()), *ctx.args]
+        )
+        assert inner is not None
+        parse(inner, rest, ctx)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_command_of_a_page_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in find_commands(page.read_text(encoding="utf-8")):
+        # A backslash that does not end its line: two lines of a command were joined.
+        assert not any(word.startswith(" ") for word in words), words
+        is_end = [bool(re.fullmatch(r"[|&;<>()]+", word)) for word in words]
+        # The page of commands also shows their general form.
+        if words[0] == "virnucpro" and "COMMAND" not in words:
+            parse(main, words[1 : [*is_end, True].index(True)])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "virnucpro predict a.fa --no-such-option",
+        "virnucpro models download 500 virnucpro predict a.fa -m 500",
+        "virnucpro monitor RUN_DIR the same view",
+        "virnucpro predict a.fa -m none",
+        "virnucpro no-such-command",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (words,) = find_commands(f"Text:\n\n    {line} > out  # a remark\n\nText.\n")
+    with pytest.raises(click.UsageError):
+        parse(main, words[1 : words.index(">")])
 
 
 def test_the_architecture_names_every_module() -> None:
