@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import pty
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,6 +23,8 @@ from click.testing import CliRunner
 
 from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.cli.main import main
+from virnucpro.reports.checked_json import load_schema, make_validator
+from virnucpro.reports.report import REPORT_NAME, read_report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VIRNUCPRO = (sys.executable, "-m", "virnucpro")
@@ -30,6 +34,9 @@ SMALL_PARTS = (sys.executable, str(Path(__file__).with_name("small_parts.py")))
 
 ROUNDED = 1.001e-4
 """A step of the last digit in records.tsv, which has 4 digits of a score."""
+
+MISSING = object()
+"""For `change`: takes the key out."""
 
 SCORE_COLUMNS = {"score", "score1", "score2", "max_score_0", "max_score_1"}
 
@@ -176,6 +183,36 @@ def read_table(path: Path) -> list[dict[str, str]]:
     header, *lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     names = header.split("\t")
     return [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
+
+
+def read_known_report(directory: Path) -> dict[str, Any]:
+    """Return the report.json in a directory, of which the schema knows every key."""
+    report = read_report(directory / REPORT_NAME)
+    make_validator(_forbid_others(load_schema(REPORT_NAME))).validate(report)
+    return report
+
+
+def _forbid_others(schema: Any) -> Any:
+    """Return a schema that allows no keys but those that it names."""
+    if isinstance(schema, list):
+        return [_forbid_others(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    strict = {name: _forbid_others(one) for name, one in schema.items()}
+    return strict | {"additionalProperties": False} if "properties" in schema else strict
+
+
+def change(document: dict[str, Any], place: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    """Return a copy of a document with another value at a place, or without one."""
+    changed = copy.deepcopy(document)
+    at: Any = changed
+    for name in place[:-1]:
+        at = at[name]
+    if value is MISSING:
+        del at[place[-1]]
+    else:
+        at[place[-1]] = value
+    return changed
 
 
 def assert_same_table(path: Path, wanted_path: Path, bound: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from tests.legacy_files import save
+from tests.runs import read_known_report
 from virnucpro import TrainConfig, train
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.merged import read_merged
@@ -80,7 +80,7 @@ def test_a_classifier_is_made_of_them(features: list[str], tmp_path: Path) -> No
     classifier.check_fits(("dnabert-s", 6), ("esm2", 4), 500, ("any", "weights"))
     origin = classifier.metadata.origin
     assert [file["path"] for file in origin["inputs"]] == features
-    report = json.loads((config.work_dir / "report.json").read_text())
+    report = read_known_report(config.work_dir)
     assert report["classes"][2]["num_records"] == 30
 
 

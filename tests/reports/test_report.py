@@ -8,9 +8,24 @@ import numpy as np
 import pytest
 
 from tests.reports.test_metrics import make_predictions
-from tests.runs import read_table
+from tests.runs import MISSING, change, invoke, read_table
+from virnucpro.errors import InputError
 from virnucpro.reports.metrics import METRICS
-from virnucpro.reports.report import against_the_rest, measure_subsets, write_report
+from virnucpro.reports.report import against_the_rest, measure_subsets, read_report, write_report
+
+EVALUATED = {
+    **{"predictions": "records.tsv", "truth": "labels.tsv", "num_labels": 60},
+    "without_call": {"virus": {}, "others": {"empty": 1}},
+}
+SPLIT = {"num_groups": 1, "num_records": 1, "num_chunks": 2, "num_frames": 3}
+TRAINED = {
+    "classifier": {"path": "head.safetensors", "identity": "sha256:0", "metadata": {}},
+    "classes": [
+        {"class": "phages", "is_viral": True, "num_records": 3, "num_records_without_frames": 0}
+        | dict.fromkeys(("train", "valid", "test"), SPLIT)
+    ],
+    **{"best_epoch": 1, "losses": [{"train": 0.5, "valid": 0.6}], "warnings": []},
+}
 
 
 def test_each_subset_that_has_records_is_measured_after_all_of_them() -> None:
@@ -63,3 +78,63 @@ def test_both_files_hold_the_same_figures(tmp_path: Path) -> None:
             assert float(row["value"]) == pytest.approx(estimate["value"], rel=1e-5)
             assert (row["low"] == "NA") == (estimate["low"] is None)
     assert math.isnan(sections[1].estimates["auroc"].value)
+
+
+@pytest.mark.parametrize(
+    ("about", "place", "value", "message"),
+    [
+        (TRAINED, ("classifier", "path"), 7, "classifier.path is 7, wanted a text;"),
+        (TRAINED, ("losses", 0, "valid"), "x", "losses[0].valid is 'x', wanted a number;"),
+        (TRAINED, ("losses",), [], "losses is [], wanted a list of at least 1;"),
+        (TRAINED, ("best_epoch",), 2, "best_epoch is 2, and there are losses of 1 epoch;"),
+        (TRAINED, ("classes", 0, "test"), MISSING, "lacks classes[0].test;"),
+        (TRAINED, ("classes",), MISSING, "lacks classes; wanted the directory of a report of v"),
+        (TRAINED, ("warnings",), "x", "warnings is 'x', wanted a list;"),
+        (EVALUATED, ("truth",), MISSING, "lacks truth; wanted the directory of a report of virn"),
+        (EVALUATED, ("num_labels",), 1.5, "num_labels is 1.5, wanted a whole number of at least"),
+        (EVALUATED, ("without_call", "virus"), MISSING, "lacks without_call.virus;"),
+        (EVALUATED, ("without_call", "virus"), {"\x1b[2J": -1}, r"virus.'\x1b[2J' is -1, wanted "),
+        (EVALUATED, ("sections",), {}, "sections is {}, wanted a list;"),
+        (EVALUATED, ("sections", 0, "records"), None, "sections[0].records is None, wanted a te"),
+        (
+            EVALUATED,
+            ("sections", 0, "estimates", "mcc"),
+            MISSING,
+            "lacks sections[0].estimates.mcc",
+        ),
+        (EVALUATED, ("sections", 0, "estimates", "mcc"), 1, "mcc is 1, wanted an object, or null"),
+        (EVALUATED, ("sections", 0, "num_viral"), True, "num_viral is True, wanted a whole numb"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, about, place, value, message: str) -> None:
+    path = tmp_path / "report.json"
+    write_report(tmp_path, measure_subsets("test", make_predictions(60), [], "records"), about)
+    document = json.loads(path.read_text())
+    assert read_report(path) == document
+    assert invoke("report", tmp_path, "-o", tmp_path / "whole.html").returncode == 0
+    path.write_text(json.dumps(change(document, place, value)))
+    with pytest.raises(InputError) as caught:
+        read_report(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    done = invoke("report", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "\x1b" not in done.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "is not JSON (found lists within lists, and so on); wanted the directory"),
+        ('{"sections": NaN}', "is not JSON (found NaN)"),
+        ("[]", "is []; wanted the directory of a report"),
+        ("{}", "lacks schema_version, sections; wanted the directory of a report"),
+    ],
+)
+def test_what_is_no_report_is_explained(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_report(path)
+    assert message in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.runs import invoke
+from tests.runs import MISSING, change, invoke
 from virnucpro.errors import InputError
 from virnucpro.reports.run_json import read_run_json
-
-MISSING = object()
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +25,6 @@ def document(example_run: Path) -> dict[str, Any]:
         "calibration": document["classifier"]["made_for"]["calibration"],
     }
     return document
-
-
-def change(document: dict[str, Any], place: tuple[str | int, ...], value: Any) -> dict[str, Any]:
-    changed = copy.deepcopy(document)
-    at: Any = changed
-    for name in place[:-1]:
-        at = at[name]
-    if value is MISSING:
-        del at[place[-1]]
-    else:
-        at[place[-1]] = value
-    return changed
 
 
 @pytest.mark.parametrize(
@@ -58,7 +43,7 @@ def change(document: dict[str, Any], place: tuple[str | int, ...], value: Any) -
         (("histograms", "length", "none"), [1], "histograms.length.none has 1 number, wanted "),
         (("reasons",), {"\x1b[31m": "x"}, r"reasons.'\x1b[31m' is 'x', wanted a whole number of "),
         (("reasons",), {"x" * 1000: "x"}, "reasons.'xxxxxx"),
-        (("most_viral",), [{}] * 6, "}], wanted a list of at most 5;"),
+        (("most_viral",), [{}] * 6, "}], wanted a list of at least 0 and at most 5;"),
         (("schema_version",), True, "schema_version is True, wanted 1;"),
         (("warnings",), "x" * 1000, "warnings is 'xxxxxx"),
         (("settings",), 3, "settings is 3, wanted an object"),
@@ -86,6 +71,7 @@ def test_the_error_names_the_field(document, tmp_path, place, value, message: st
         ('{"counts": "\\ud800"}', "is not JSON ('utf-8' codec can't encode"),
         ("7", "is 7; wanted the output directory of a finished virnucpro predict"),
         ("{}", "lacks backends, calls, classifier, counts"),
+        ('{"counts": 3}', "lacks backends, calls, classifier, frame_rule"),
         ('{"shard": ["x"]}', "is share ['x'] of a run"),
     ],
 )

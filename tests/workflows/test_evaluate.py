@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -14,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sklearn.metrics import average_precision_score, matthews_corrcoef, roc_auc_score
 
-from tests.runs import read_table
+from tests.runs import read_known_report, read_table
 from virnucpro.cli.main import main
 from virnucpro.reports.labels import read_truth
 
@@ -107,7 +106,7 @@ def test_records_without_a_call_are_counted_for_each_kind(evaluated: tuple[Path,
     assert "without a call, others: 1 empty, 1 no_open_frame\n" in output
     few = "3 viral, 3 others; 3 viral and 3 other records are too few for intervals\n"
     assert f"with a call: {few}  auroc              0.778\n" in output
-    document = json.loads((directory / "evaluation/report.json").read_text())
+    document = read_known_report(directory / "evaluation")
     assert document["without_call"]["others"] == {"empty": 1, "no_open_frame": 1}
     assert document["num_labels"] == 10
     pictures = [directory / f"evaluation/report.{ending}" for ending in ("png", "svg")]
@@ -116,7 +115,7 @@ def test_records_without_a_call_are_counted_for_each_kind(evaluated: tuple[Path,
 
 @pytest.mark.slow
 def test_length_bins_and_classes(evaluated: tuple[Path, str]) -> None:
-    document = json.loads((evaluated[0] / "evaluation/report.json").read_text())
+    document = read_known_report(evaluated[0] / "evaluation")
     counts = {
         section["subset"]: (section["num_viral"], section["num_others"])
         for section in document["sections"]
@@ -186,7 +185,7 @@ def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
         "grouped": ["groups", "30", "30"],
         "apart": ["records", "300", "291"],
     }
-    document = json.loads((tmp_path / "grouped/evaluation/report.json").read_text())
+    document = read_known_report(tmp_path / "grouped/evaluation")
     assert {section["resampled"] for section in document["sections"]} == {"groups"}
     # The largest groups are also measured one by one, where nothing is left to resample.
     groups = [

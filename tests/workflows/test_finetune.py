@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.runs import VIRNUCPRO, read_table, run
+from tests.runs import VIRNUCPRO, read_known_report, read_table, run
 from virnucpro import PredictConfig, TrainConfig, predict, train
 from virnucpro.cli.main import main
 from virnucpro.errors import ClassifierError, IdentityMismatchError, UsageError
@@ -107,7 +107,7 @@ def test_the_file_holds_adapters_and_predict_merges_them(tuned, settings, tmp_pa
 
 
 def test_the_report_has_the_curve_of_the_steps(tuned):
-    report = json.loads((tuned.with_name("tuned_training") / "report.json").read_text())
+    report = read_known_report(tuned.with_name("tuned_training"))
     assert [one["step"] for one in report["losses"]] == [10, 20]
     assert all(0 <= one["auroc"] <= 1 for one in report["losses"])
     metrics = (tuned.with_name("tuned_training") / "metrics.jsonl").read_text().splitlines()
@@ -117,6 +117,8 @@ def test_the_report_has_the_curve_of_the_steps(tuned):
     first, last = (one["auroc"] for one in report["losses"])
     assert [line["auroc"] for line in told] == [None, first, first, last]
     assert told[-1]["loss"] == report["losses"][-1]["train"]
+    page = (tuned.with_name("tuned_training") / "report.html").read_text()
+    assert f"2 evaluations; step {10 * report['best_epoch']} was kept" in page
 
 
 def test_composition_is_learned_from_open_frames(settings, demo_weights, tmp_path):
@@ -128,7 +130,7 @@ def test_composition_is_learned_from_open_frames(settings, demo_weights, tmp_pat
     with pytest.raises(ClassifierError, match="scores single frames; give a teacher"):
         train(replace(config, teacher=Path(demo_weights["model_path"])))
     train(replace(config, resume=True))
-    report = json.loads((tmp_path / "all_training" / "report.json").read_text())
+    report = read_known_report(tmp_path / "all_training")
     assert report["losses"][-1]["auroc"] > 0.95
     classifier = load_classifier(path)
     assert isinstance(classifier, ChunkClassifier)
@@ -164,7 +166,7 @@ def test_two_processes_learn_together(settings, tmp_path):
     path = tmp_path / "two.safetensors"
     few = {**settings, "steps": 4, "evaluate_steps": 2, "finetune": "dna", "num_processes": 2}
     run(*VIRNUCPRO, "train", *list_options(few), "-o", path)
-    report = json.loads((tmp_path / "two_training" / "report.json").read_text())
+    report = read_known_report(tmp_path / "two_training")
     assert [one["step"] for one in report["losses"]] == [2, 4]
     assert set(load_classifier(path).changes) == {"dna"}
 
@@ -202,7 +204,7 @@ def test_a_training_ends_before_its_last_step(settings, tmp_path, monkeypatch, l
     path = tmp_path / "short.safetensors"
     often = {"steps": 5000, "evaluate_steps": 5000 if limit else 1, "step_chunks": 4}
     train(TrainConfig(**settings | often | limit, output_path=path, finetune="protein"))
-    report = json.loads((tmp_path / "short_training" / "report.json").read_text())
+    report = read_known_report(tmp_path / "short_training")
     losses, best = report["losses"], report["best_epoch"]
     assert losses[-1]["step"] < 5000
     # The time was over, or one evaluation was not better than that before.
@@ -215,7 +217,7 @@ def test_a_teacher_is_learned_from(settings, tuned, tmp_path):
     path = tmp_path / "student.safetensors"
     few = {"steps": 4, "evaluate_steps": 2, "output_path": path, "finetune": "protein"}
     train(TrainConfig(**settings | few | {"teacher": tuned, "teacher_weight": 0.9}))
-    report = json.loads((tmp_path / "student_training" / "report.json").read_text())
+    report = read_known_report(tmp_path / "student_training")
     assert len(report["losses"]) == 2
 
 

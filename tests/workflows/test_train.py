@@ -6,7 +6,6 @@ classes here.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from click.testing import CliRunner
 from tests.runs import (
     VIRNUCPRO,
     predict_options,
+    read_known_report,
     read_table,
     rows_of,
     run,
@@ -84,10 +84,6 @@ def trained(configure, tmp_path_factory) -> tuple[TrainConfig, TrainResult]:
     return config, train(config)
 
 
-def read_report(config: TrainConfig) -> dict:
-    return json.loads((config.work_dir / "report.json").read_text())
-
-
 def test_records_that_were_held_out_are_told_apart(trained) -> None:
     _, result = trained
     found = {(section.records, section.subset): section for section in result.sections}
@@ -120,7 +116,7 @@ def test_the_report_is_there_in_every_form(trained) -> None:
     assert (config.work_dir / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (config.work_dir / "report.svg").read_text()
     assert "data:image/svg+xml" in (config.work_dir / "report.html").read_text()
-    report = read_report(config)
+    report = read_known_report(config.work_dir)
     assert len(report["losses"]) >= report["best_epoch"] >= 1
     assert (
         min(loss["valid"] for loss in report["losses"])
@@ -198,7 +194,7 @@ def test_only_what_is_used_is_embedded(trained) -> None:
     config, _ = trained
     used = sum(
         one[split]["num_frames"]
-        for one in read_report(config)["classes"]
+        for one in read_known_report(config.work_dir)["classes"]
         for split in ("train", "valid", "test")
     )
     table = config.work_dir / "checkpoints/frames/frame_codes.uint8"
@@ -216,7 +212,7 @@ def test_a_group_is_never_on_two_sides(configure, genomes, tmp_path) -> None:
     everything = result.sections[0]
     assert everything.resampled == "groups"
     assert everything.num_viral_resampled < 20 < everything.num_viral
-    for one in read_report(config)["classes"]:
+    for one in read_known_report(config.work_dir)["classes"]:
         groups = [one[split]["num_groups"] for split in ("train", "valid", "test")]
         assert sum(groups) <= 20
         assert all(groups)
@@ -294,7 +290,7 @@ def test_options_of_files_take_several(genomes: Path, weights, tmp_path: Path) -
     )
     assert result.exit_code == 0, result.output
     assert "test: " in result.output
-    report = json.loads((tmp_path / "head_training/report.json").read_text())
+    report = read_known_report(tmp_path / "head_training")
     assert [one["class"] for one in report["classes"]] == ["phages", "bacteria", "fungi"]
 
 

@@ -1,9 +1,10 @@
-"""Measures predictions in subsets, and writes the figures as a table and as JSON."""
+"""Measures predictions in subsets, writes the figures as a table and as JSON, and reads these."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.whole_files import open_whole, write_json
+from virnucpro.errors import InputError, count
+from virnucpro.reports.checked_json import check_fields, load_schema, make_validator, read_object
 from virnucpro.reports.metrics import Estimate, Predictions, count_clusters, estimate_metrics
 
 REPORT_NAME = "report.json"
@@ -20,6 +23,10 @@ PAGE_NAME = "report.html"
 """Of the page beside it."""
 
 REPORT_SCHEMA_VERSION = 1
+_REMEDY = (
+    "the file was changed, or is of another version of virnucpro. Repeat the `virnucpro evaluate` "
+    "that wrote it with --force, or the `virnucpro train` with --resume"
+)
 # By how much the loss of the held-out records may rise before it is called an overfit.
 _OVERFIT_RISE = 0.05
 _COLUMNS = (
@@ -150,6 +157,34 @@ def write_report(directory: Path, sections: Sequence[Section], about: dict[str, 
         ],
     }
     write_json(directory / REPORT_NAME, document)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return a report.json, all of whose fields have the types of the schema.
+
+    Raises:
+        InputError: It cannot be read, is of another version, or a field is missing or wrong.
+    """
+
+    def refuse(found: str) -> InputError:
+        return InputError(
+            f"{path}: {found}; wanted the directory of a report of virnucpro train or evaluate"
+        )
+
+    report = read_object(path, REPORT_SCHEMA_VERSION, refuse)
+    check_fields(path, report, _make_validator(), refuse, _REMEDY)
+    losses, best_epoch = report.get("losses", []), report.get("best_epoch", 0)
+    if best_epoch > len(losses):
+        raise InputError(
+            f"{path}: best_epoch is {best_epoch}, and there are losses of "
+            f"{count(len(losses), 'epoch')}; {_REMEDY}"
+        )
+    return report
+
+
+@cache
+def _make_validator() -> Any:
+    return make_validator(load_schema(REPORT_NAME))
 
 
 def _describe(estimate: Estimate) -> dict[str, float | None] | None:
