@@ -38,7 +38,10 @@ def document(example_run: Path) -> dict[str, Any]:
         (("calls", "by"), "x", "calls.by is 'x', wanted 'probability' or 'score';"),
         (("calls", "threshold"), 2, "wanted a number of at least 0 and at most 1, or null;"),
         (("inputs", 0, "path"), 7, "inputs[0].path is 7, wanted a text;"),
-        (("backends",), [], "backends is [], wanted a list of at least 2;"),
+        (("backends",), [], "backends is [], wanted a list of at least 2 and at most 2;"),
+        (("backends", 1, "alphabet"), "dna", "backends[1].alphabet is 'dna', wanted 'protein';"),
+        (("screen", "backends", 0, "alphabet"), "protein", "[0].alphabet is 'protein', wanted 'd"),
+        (("settings", "chunk_length_bp"), MISSING, "lacks settings.chunk_length_bp; the file was"),
         (("started_at",), "noon", "started_at is 'noon', wanted a text such as '2026-01-31T"),
         (("histograms", "length", "none"), [1], "histograms.length.none has 1 number, wanted "),
         (("reasons",), {"\x1b[31m": "x"}, r"reasons.'\x1b[31m' is 'x', wanted a whole number of "),
@@ -95,6 +98,13 @@ def test_bytes_that_are_no_unicode_stay(document, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps(change(document, ("inputs", 0, "path"), "a\udcff.fa")))
     assert read_run_json(path)["inputs"][0]["path"] == "a\udcff.fa"
+
+
+def test_a_list_longer_than_the_schema_allows_is_refused(document, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(change(document, ("backends",), [*document["backends"]] * 2)))
+    with pytest.raises(InputError, match="wanted a list of at least 2 and at most 2;"):
+        read_run_json(path)
 
 
 @pytest.mark.parametrize("command", [("call",), ("report",), ("report", "{run}")])

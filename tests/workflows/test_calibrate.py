@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import invoke, read_table, write_reads
+from tests.runs import MISSING, change, invoke, read_table, write_reads
 from virnucpro import CalibrateConfig, PredictConfig, calibrate, predict
 from virnucpro.errors import ClassifierError, InputError, OutputExistsError
 from virnucpro.scoring.calibration import fit_calibration
@@ -95,6 +95,16 @@ def test_a_published_classifier_learns_what_it_is_for(labelled, tmp_path: Path) 
     assert calls["by"] == "probability"
     assert calls["expected_fdr"] <= 0.2
     assert after.num_virus > 0
+    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    for place, value, message in (
+        (("backends", 1), document["backends"][0], r"backends\[1\].alphabet is 'dna', wanted 'pro"),
+        (("settings", "chunk_length_bp"), MISSING, "lacks settings.chunk_length_bp; the file was"),
+    ):
+        (tmp_path / "run" / "run.json").write_text(json.dumps(change(document, place, value)))
+        with pytest.raises(InputError, match=message):
+            calibrate(
+                replace(labelled, classifier=published, run=tmp_path / "run", output_path=out)
+            )
 
 
 def test_cross_fitted_probabilities_know_nothing_of_their_group(labelled, tmp_path) -> None:
