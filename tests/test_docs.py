@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 PAGES = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    REPOSITORY / "examples" / "README.md",
+    *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
+    *(REPOSITORY / name / "README.md" for name in ("examples", "tools", "tools/mini")),
     REPOSITORY / "virnucpro" / "checkpoints" / "FORMAT.md",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
@@ -66,6 +66,28 @@ def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     page = tmp_path / "page.md"
     page.write_text("# A `b.c` d\n[1](#a-bc-d) [2](page.md#e) [3](none.md) [4](https://x.org/y)\n")
     assert find_broken_links(page) == ["page.md#e", "none.md"]
+
+
+def find_damage(text: str) -> list[str]:
+    """Return the lines that GitHub and the site show in different ways, or not as they are meant.
+
+    The site nests a list only by four spaces, and GitHub ends a cell of a table at each bar.
+    """
+    text = _FENCE.sub("", text)
+    nested = re.findall(r"^ {1,3}[-*] .*", text, re.MULTILINE)
+    indented = re.findall(r"(?<=\n\n) {1,3}\S.*", text)
+    rows = re.findall(r"^\|.*", text, re.MULTILINE)
+    return nested + indented + [row for row in rows if re.search(r"`[^`|]*\|[^`]*` *\|", row)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_page_looks_as_it_is_meant(page: Path) -> None:
+    assert not find_damage(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("line", ["  - an item", " A paragraph", "| `a|b` | c |"])
+def test_a_line_that_looks_wrong_is_found(line: str) -> None:
+    assert set(find_damage(f"Text:\n\n| `a` | `b` |\n\n{line}\n")) == {line}
 
 
 def find_commands(text: str) -> Iterator[list[str]]:

@@ -56,7 +56,7 @@ class DownloadModelsConfig(Config):
         None,
         help="Take the models from here: a directory that --to has filled, or its address on a "
         "file server.",
-        metavar="URL|DIR",
+        metavar="PLACE",
     )
 
     def __post_init__(self) -> None:
