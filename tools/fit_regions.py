@@ -19,7 +19,7 @@ It measures every rule on two sets of contigs, by the evidence in `chunks.tsv`:
 - Contigs of valid, in which phages are really planted.
 
 A line shows which share of the phages of each length a rule finds (overlap of at least 0.5), and
-how many false regions of 5 kb or more it sees in a megabase of bacteria, on each set. A rule may
+how many false regions of 5 kb or more it sees per megabase of bacteria, on each set. A rule may
 not exceed the limits of false regions, and must find the viruses of `--must-find`: for the small
 model, the one of docs/tutorial-assembly.md (a table like truth.tsv: `contig_1`, 8000, 14334). The
 best misses the goals by the least on both sets. `--output` writes the classifier with its numbers.
@@ -126,7 +126,7 @@ class Measured(NamedTuple):
 
     Attributes:
         found: The share of the phages of each length of `GOALS`.
-        false_per_mb: False regions in a megabase.
+        false_per_mb: False regions per megabase.
     """
 
     found: list[float]
