@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from virnucpro.errors import count_who, first_line, format_rounded
+from virnucpro.errors import count_who, first_line, format_rounded, name_few
 
 
 def test_a_system_error_names_its_file_if_the_message_does_not() -> None:
@@ -23,3 +23,10 @@ def test_one_has_and_two_have() -> None:
     assert count_who(0, "record", "were") == "0 records were"
     assert count_who(1, "batch", "belong") == "1 batch belongs"
     assert count_who(2, "process", "have") == "2 processes have"
+
+
+def test_a_few_of_many_are_named() -> None:
+    assert name_few([]) == ""
+    assert name_few([*"abcde"]) == "a, b, c, d, e"
+    assert name_few([*"abcdef"]) == "a, b, c, d, e and 1 more"
+    assert name_few(range(1_006)) == "0, 1, 2, 3, 4 and 1,001 more"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import reprlib
+from collections.abc import Sequence
 
 # Values in messages come from files, also from hostile ones, and a message must stay readable.
 _MAX_VALUE_LETTERS = 100
@@ -15,6 +16,7 @@ _MAX_MESSAGE_LETTERS = 2_000
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
 _REPR.maxstring = 80
+_MAX_NAMES = 5
 # Verbs whose form for one thing has more than an s.
 _OF_ONE = {"are": "is", "were": "was", "have": "has", "do": "does"}
 
@@ -133,6 +135,13 @@ def brief(value: object) -> str:
 def shorten(text: str, max_letters: int) -> str:
     """Return a text of at most so many letters, with an ellipsis where it was cut."""
     return text if len(text) <= max_letters else f"{text[: max_letters - 1]}…"
+
+
+def name_few(names: Sequence[object]) -> str:
+    """Return a list of names: of many, the first five, and how many others there are."""
+    listed = ", ".join(map(str, names[:_MAX_NAMES]))
+    num_others = len(names) - _MAX_NAMES
+    return f"{listed} and {num_others:,} more" if num_others > 0 else listed
 
 
 def count(number: int, noun: str) -> str:

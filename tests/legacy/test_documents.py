@@ -215,7 +215,10 @@ REFUSED = {
         {"ids": ["a"], "data": torch.zeros((1, 10), dtype=torch.int64)},
         "int64, wanted floating-point",
     ),
-    "a state dict": ({"hidden_layer.weight": torch.zeros(2)}, "hidden_layer.weight: no features"),
+    "a state dict": (
+        {"hidden_layer.weight": torch.zeros(2)},
+        "holds 'hidden_layer.weight': no features",
+    ),
     "a list": ([1, 2], "holds list, wanted a dict"),
 }
 

@@ -195,6 +195,7 @@ def test_optional_columns_are_read_where_they_are(tmp_path: Path) -> None:
     [
         ("", r"t\.tsv, line 1: the columns are none, wanted id, label"),
         ("id\tx\n", "line 1: the columns are id, x, wanted id, label, separated by TABs"),
+        ("x" * 500 + "\ty" * 9, r"x…, y, y, y, y and 5 more, wanted id, label, sep"),
         ("id\tlabel\na\tb\n\nc\n", "line 4: found 1 columns, wanted 2 as in the first line"),
     ],
 )

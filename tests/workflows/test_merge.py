@@ -100,6 +100,19 @@ def test_a_missing_share_is_named(shares: list[Path], tmp_path: Path) -> None:
     assert not (tmp_path / "merged").exists()
 
 
+def test_of_many_missing_shares_a_few_are_named(shares: list[Path], tmp_path: Path) -> None:
+    moved = [Path(shutil.copytree(share, tmp_path / share.name)) for share in shares]
+    for number, share in zip((10, 9, 2), moved, strict=True):
+        document = json.loads((share / "run.json").read_text())
+        (share / "run.json").write_text(json.dumps(document | {"shard": f"{number}/999999"}))
+    with pytest.raises(InputError) as caught:
+        merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "m"))
+    assert str(caught.value).endswith(
+        ": found the shares 2/999999, 9/999999, 10/999999; missing: 1/999999, 3/999999, 4/999999, "
+        "5/999999, 6/999999 and 999,991 more. Name the directories of all shares"
+    )
+
+
 def test_shares_of_other_settings_are_refused(
     config: PredictConfig, shares: list[Path], tmp_path: Path
 ) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from virnucpro.errors import name_few
+
 HEAD_BYTES = 512
 """What `identify` wants to see of a file."""
 
@@ -95,7 +97,7 @@ def explain_directory(directory: Path) -> str:
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     if any(name.startswith("adapter_") for name in names):
         return f", but {ADAPTER}"
-    return f"; it holds {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}"
+    return f"; it holds {name_few(names) or 'nothing'}"
 
 
 def explain_hub_cache(path: Path) -> str | None:

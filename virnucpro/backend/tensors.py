@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virnucpro.errors import WeightsError, brief
+from virnucpro.errors import WeightsError, brief, count, name_few
 
 if TYPE_CHECKING:
     import torch
@@ -111,5 +111,5 @@ def check_tensors(
 
 def _name_some(names: Sequence[str]) -> str:
     # A name may come from a hostile file, so it is shortened as a value is.
-    shown = ", ".join(brief(name)[1:-1] for name in names[:3])
-    return f"{len(names)} tensors" + (f" ({shown}, ...)" if names else "")
+    shown = name_few([brief(name)[1:-1] for name in names])
+    return count(len(names), "tensor") + (f" ({shown})" if names else "")

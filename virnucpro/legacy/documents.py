@@ -16,7 +16,7 @@ from virnucpro.checkpoints.parts import (
     check_part,
     read_identity,
 )
-from virnucpro.errors import CheckpointError, brief
+from virnucpro.errors import CheckpointError, brief, name_few
 from virnucpro.legacy.pickles import is_zip, read_torch_file
 from virnucpro.legacy.steps import Document, EmbeddingDims, migrate_document
 
@@ -77,7 +77,9 @@ def _read_pickle(path: Path) -> tuple[Generation, Document]:
         generation = Generation(2, "v2.0, batch")
         document["embeddings"] = np.asarray(document["embeddings"])
     elif "data" not in document or not document.keys() & {"nucleotide", "proteins", "ids"}:
-        raise CheckpointError(f"holds {', '.join(map(str, document)) or 'nothing'}: no features")
+        raise CheckpointError(
+            f"holds {name_few([*map(brief, document)]) or 'nothing'}: no features"
+        )
     elif document.get("version") is None:
         generation = Generation(
             0, "A or C: the original, the fork before v1.0, or proteins of v2.0"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.checkpoints.whole_files import open_whole
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, name_few, shorten
 from virnucpro.scoring.calls import ChunkCalls
 
 FASTA_WIDTH = 80
@@ -177,8 +177,10 @@ def read_table(
             lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             header = next(lines, [])
             if not set(required).issubset(header):
+                # Of another file, the first line may be one word of any length.
+                found = [shorten(name, 80) for name in header]
                 raise InputError(
-                    f"{path}, line 1: the columns are {', '.join(header) or 'none'}, wanted "
+                    f"{path}, line 1: the columns are {name_few(found) or 'none'}, wanted "
                     f"{', '.join(required)}, separated by TABs; name them in the first line"
                 )
             # By name and not by position: later versions may add columns.

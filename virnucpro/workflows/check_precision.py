@@ -15,7 +15,7 @@ from virnucpro.config import CheckPrecisionConfig, FrameRule, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
-from virnucpro.errors import InputError, UsageError
+from virnucpro.errors import InputError, UsageError, name_few
 from virnucpro.reports.tables import write_fasta
 from virnucpro.runtime.devices import device_name
 from virnucpro.runtime.run import open_run
@@ -203,7 +203,7 @@ def _draw_records(config: CheckPrecisionConfig, rule: FrameRule) -> tuple[FrameS
     if not store.num_rows:
         wanted = "an open frame" if rule.kind == "open" else "a stretch"
         raise InputError(
-            f"{', '.join(config.inputs)}: none of the {len(records)} records drawn has {wanted}, "
+            f"{name_few(config.inputs)}: none of the {len(records)} records drawn has {wanted}, "
             "so there is nothing to compare; draw more (--num-records)"
         )
     return store, num_input_records

@@ -24,7 +24,7 @@ from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
 from virnucpro.embedding.jobs import Job, make_frame_job
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass
-from virnucpro.errors import InputError, UsageError, count_who
+from virnucpro.errors import InputError, UsageError, count_who, name_few
 from virnucpro.reports.record_results import PredictResult
 from virnucpro.reports.run_json import explaining_settings, read_run_json
 from virnucpro.runtime.monitoring import PassStatus
@@ -151,17 +151,15 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
                 f"{run}: is no share of the same run as {runs[0]}: {', '.join(others)} differ; "
                 "merge the shares of one command only"
             )
-    found = {document["shard"] for document in documents}
     num_shares = int(first["shard"].partition("/")[2])
-    missing = [
-        shard
-        for number in range(num_shares)
-        if (shard := f"{number + 1}/{num_shares}") not in found
-    ]
+    wanted = [f"{number + 1}/{num_shares}" for number in range(num_shares)]
+    found = {document["shard"] for document in documents}
+    missing = [shard for shard in wanted if shard not in found]
     if missing or len(found) > num_shares:
+        listed = sorted(found, key=lambda shard: int(shard.partition("/")[0]))
         raise InputError(
-            f"{', '.join(map(str, runs))}: found the shares {', '.join(sorted(found))}; "
-            f"missing: {', '.join(missing) or 'none'}. Name the directories of all shares"
+            f"{name_few(runs)}: found the shares {name_few(listed)}; missing: "
+            f"{name_few(missing) or 'none'}. Name the directories of all shares"
         )
 
 

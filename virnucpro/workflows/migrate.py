@@ -18,7 +18,7 @@ from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import finished_parts, finished_rows, part_name
 from virnucpro.checkpoints.whole_files import make_output_dir, write_json
 from virnucpro.config import MigrateConfig
-from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
+from virnucpro.errors import ClassifierError, OutputExistsError, UsageError, name_few
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
     Choice,
@@ -78,7 +78,7 @@ def migrate_features(
     paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
     if not paths:
         raise UsageError(
-            f"{', '.join(map(str, config.sources))}: holds no file of features "
+            f"{name_few(config.sources)}: holds no file of features "
             f"({', '.join(sorted(FEATURE_SUFFIXES))}); wanted features, a directory of them, or a "
             "run of the original VirNucPro or of the fork"
         )
