@@ -19,6 +19,7 @@ from virnucpro.embedding.budgets import BudgetKey, store_budget
 from virnucpro.embedding.estimates import estimate_bytes, measure_weights, warn_of_slow_cpu
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import open_frame_models
+from virnucpro.errors import ClassifierError
 from virnucpro.runtime.run import open_run
 from virnucpro.sequences.frame_store import open_frame_store
 from virnucpro.workflows.dry_run import estimate_run
@@ -90,6 +91,11 @@ def test_an_empty_input_and_a_share_are_estimated(tmp_path, monkeypatch):
     assert f"MB in {output}\n" in result.stdout
     assert result.stdout.startswith("input        0 records, 0 chunks, 0 stretches\n")
     assert result.stdout.endswith("\nThese figures are for a run without --shard\n")
+
+
+def test_a_screen_that_cannot_be_used_is_found(done):
+    with pytest.raises(ClassifierError, match=r"none\.pth: no such classifier"):
+        estimate_run(dataclasses.replace(done[0], screen="none.pth"))
 
 
 def test_a_speed_that_profile_stored_is_used(done, estimated, tmp_path, monkeypatch):

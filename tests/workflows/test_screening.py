@@ -27,6 +27,7 @@ from virnucpro.checkpoints.parts import finished_parts, finished_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.errors import ClassifierError, InputError
 from virnucpro.reports.pages.run_page import write_run_page
+from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +136,21 @@ def test_what_the_threshold_would_call_viral_is_not_left_out(
     assert about["bound"] == threshold
     judges = [one["judged_by"] for one in records_of(directory.path)]
     assert ("screen" in judges) == (threshold > 0)
+
+
+def test_what_the_classifier_of_the_run_would_call_viral_is_not_left_out(
+    config: PredictConfig, weights: dict[str, str], tmp_path: Path
+) -> None:
+    state, metadata, _ = read_classifier(Path(weights["model_path"]))
+    stated = tmp_path / "stated.safetensors"
+    save_classifier(stated, state, dataclasses.replace(metadata, threshold=0.1))
+    asked = {"model_path": stated, "screen_loss": 0.9}
+    for threshold, bound in ((None, 0.1), (0.2, 0.2)):
+        again = dataclasses.replace(
+            config, **asked, threshold=threshold, output_dir=tmp_path / f"{bound}"
+        )
+        document = json.loads(predict(again).directory.run_json.read_text())
+        assert (document["calls"]["threshold"], document["screen"]["bound"]) == (bound, bound)
 
 
 def test_a_screened_run_is_called_again_alike(config: PredictConfig, tmp_path: Path) -> None:

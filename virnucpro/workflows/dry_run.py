@@ -32,6 +32,7 @@ from virnucpro.scoring.frame_scores import open_classifier
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
 from virnucpro.sequences.records import NAME_OF_ROW
 from virnucpro.workflows.finding import settings_of_store
+from virnucpro.workflows.screening import open_screen
 
 # Python with torch and all that a run imports, without weights.
 _PROCESS_BYTES = 700 << 20
@@ -131,6 +132,8 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
     # Without the run's directory: a dry run leaves nothing in it.
     with open_run(config) as run, TemporaryDirectory(prefix="virnucpro-") as directory:
         classifier = open_classifier(config)
+        if config.screen is not None:
+            open_screen(config, classifier)
         store = build_frame_store(
             config.inputs,
             Path(directory) / "frames",

@@ -81,7 +81,9 @@ def merge(config: MergeConfig) -> PredictResult:
             screened = None
             if predict_config.screen is not None:
                 # Every share has screened the whole input, and all of them found the same.
-                screened = _judge_again(run, predict_config, directory, shares[0], first)
+                screened = _judge_again(
+                    *(run, predict_config, classifier, directory, shares[0], first)
+                )
             rows = None if screened is None else screened.rows_to_judge(store)
             models = [_describe_model(backend, classifier) for backend in first["backends"]]
             jobs = [
@@ -108,6 +110,7 @@ def _take_settings(config: MergeConfig, settings: dict[str, Any]) -> PredictConf
 def _judge_again(
     run: Run,
     config: PredictConfig,
+    run_classifier: Classifier,
     directory: RunDirectory,
     share: RunDirectory,
     document: Mapping[str, Any],
@@ -117,7 +120,7 @@ def _judge_again(
     Raises:
         VirnucproError: They are damaged, or the screen's classifier is not here.
     """
-    config, classifier = open_screen(config)
+    config, classifier = open_screen(config, run_classifier)
     ours, theirs = directory.screen, share.screen
     _link_files(theirs.frame_store_dir, ours.frame_store_dir)
     store = open_frame_store(ours.frame_store_dir, verify=True)

@@ -109,7 +109,7 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
         models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
         rule = classifier.rule
-    screen = open_screen_models(run, config) if config.screen else None
+    screen = open_screen_models(run, config, classifier) if config.screen else None
     if config.screen is None and not config.resume:
         # A run that resumes may find this pass finished, and then needs no weights.
         models[0].load_ahead(run.device, run.precision, config.attention)

@@ -59,8 +59,13 @@ class Screen(NamedTuple):
 
 
 @prefixed_messages(_PREFIX)
-def open_screen_models(run: Run, config: PredictConfig) -> Screen:
-    """Open the screen of a run with the settings `config`; every process of a launch calls this.
+def open_screen_models(run: Run, config: PredictConfig, run_classifier: Classifier) -> Screen:
+    """Open the screen of a run; every process of a launch calls this.
+
+    Args:
+        run: The run.
+        config: Its settings.
+        run_classifier: Its classifier.
 
     Raises:
         ClassifierError: The screen's classifier cannot be used, or has no calibration.
@@ -69,7 +74,7 @@ def open_screen_models(run: Run, config: PredictConfig) -> Screen:
     if run.is_main and config.screen == config.model_type == MINI and config.model_path is None:
         logger.warning("the screen is the run's own model, so it saves no time")
     with run.stage(f"{_PREFIX}open models"):
-        config, classifier = open_screen(config)
+        config, classifier = open_screen(config, run_classifier)
         models = open_frame_models(run, config, classifier.changes)
         check_models(config, classifier, models)
     return Screen(config, classifier, models)
@@ -128,8 +133,8 @@ def judge_records(
             scores = score_passes(store, passes, classifier)
             records = decide_records(config, store, scores.chunks, classifier).records
         # What would be called viral is never left out, whatever may be lost.
-        asked = DEFAULT_THRESHOLD if config.threshold is None else config.threshold
-        bound = choose_bound(records.probability, config.screen_loss, min(asked, DEFAULT_THRESHOLD))
+        usual = DEFAULT_THRESHOLD if config.threshold is None else config.threshold
+        bound = choose_bound(records.probability, config.screen_loss, min(usual, DEFAULT_THRESHOLD))
         # A record without a probability is NaN here, which is below nothing: the large models judge
         # it.
         is_cellular = records.probability < bound
@@ -165,13 +170,19 @@ def choose_screen_precision(precision: str) -> str:
 
 
 @prefixed_messages(_PREFIX)
-def open_screen(config: PredictConfig) -> tuple[PredictConfig, Classifier]:
-    """Return the settings of the screen of a run with the settings `config`, and its classifier.
+def open_screen(
+    config: PredictConfig, run_classifier: Classifier
+) -> tuple[PredictConfig, Classifier]:
+    """Return the settings of the screen of a run, and the screen's classifier.
+
+    Args:
+        config: The settings of the run.
+        run_classifier: The classifier of the run.
 
     Raises:
         ClassifierError: The classifier cannot be used, or has no calibration.
     """
-    config = _configure(config)
+    config = _configure(config, run_classifier)
     classifier = open_classifier(config)
     if classifier.calibration is None:
         raise ClassifierError(
@@ -181,7 +192,7 @@ def open_screen(config: PredictConfig) -> tuple[PredictConfig, Classifier]:
     return config, classifier
 
 
-def _configure(config: PredictConfig) -> PredictConfig:
+def _configure(config: PredictConfig, run_classifier: Classifier) -> PredictConfig:
     """Return the settings of the screen's own prediction."""
     assert config.screen is not None, "predict asks only then"
     # Anything else is a path.
@@ -197,6 +208,8 @@ def _configure(config: PredictConfig) -> PredictConfig:
         protein_weights=config.screen_protein_weights or str(MINI_DIRECTORY / "esm2"),
         dna_batch_tokens=None,
         protein_batch_tokens=None,
+        # That of the run, and not what the screen's own file states.
+        threshold=run_classifier.threshold if config.threshold is None else config.threshold,
         max_fdr=None,
         preset=None,
         screen=None,
