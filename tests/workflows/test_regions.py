@@ -130,7 +130,10 @@ def test_a_prophage_is_a_region_and_a_viral_record_is_one(with_prophage: RunDire
         "num_open_chunks": "20",
         "score": "0.95",
         "probability": "NA",
+        "record_number": "1",
     }
+    records = read_table(with_prophage.records_tsv)
+    assert records[int(virus["record_number"]) - 1]["record_id"] == "twin"
     assert [virus[name] for name in ("record_id", "start", "end", "kind", "reaches", "score")] == [
         *("twin", "0", "12000", "virus", "both", "0.9")
     ]

@@ -144,12 +144,12 @@ def write_regions(directory: RunDirectory, store: FrameStore, regions: Regions) 
     with open_whole(directory.regions_tsv) as file:
         file.write(
             "record_id\tregion\tstart\tend\tlength\trecord_length\tkind\treaches"
-            "\tnum_open_chunks\tscore\tprobability\n"
+            "\tnum_open_chunks\tscore\tprobability\trecord_number\n"
         )
         file.writelines(
             f"{each.record_id}\t{each.number}\t{each.start}\t{each.end}\t{each.end - each.start}"
             f"\t{each.record_length}\t{each.kind}\t{each.reaches}\t{each.num_open_chunks}"
-            f"\t{format_number(each.score)}\t{format_number(each.probability)}\n"
+            f"\t{format_number(each.score)}\t{format_number(each.probability)}\t{each.record + 1}\n"
             for each in list_regions(store, regions)
         )
     # Listed again for each file, so that the regions are never all in memory as objects.

@@ -211,6 +211,16 @@ def test_records_of_one_id_keep_their_own_regions(run_directory) -> None:
     assert twice["virus"] == [(0, 6_334)]
 
 
+def test_a_provirus_is_not_that_of_an_equal_record(run_directory, tmp_path: Path) -> None:
+    header, *lines = run_directory.records_tsv.read_text(errors="replace").splitlines()
+    equal = "\n".join([header, *[one for one in lines if one.startswith("mixed\t")] * 3])
+    (tmp_path / "records.tsv").write_text(f"{equal}\n")
+    (tmp_path / "viral_regions.tsv").write_text("record_number\tstart\tend\n2\t1\t4\n2\t5\t9\n")
+    records = reading.read_records(RunDirectory(tmp_path, ""))
+    found = {one.place: one.regions for one in records.listed}
+    assert found == {0: (), 1: [(1, 4), (5, 9)], 2: ()}
+
+
 def test_records_that_are_not_listed_count_all_the_same(run_directory, monkeypatch) -> None:
     everything = reading.read_records(run_directory)
     monkeypatch.setattr(reading, "MAX_LISTED", 2)
@@ -301,7 +311,7 @@ def make_large_run(source: RunDirectory, directory: Path, num_records: int) -> R
             file.write("\t".join(values.get(name, "1") for name in header.split("\t")) + "\n")
     lines = source.regions_tsv.read_text(errors="replace").splitlines()
     region = dict(zip(lines[0].split("\t"), lines[1].split("\t"), strict=True))
-    region |= {"record_id": "contig_0", "region": "1", "kind": "provirus", "record_length": "500"}
+    region |= {"record_number": "1", "kind": "provirus", "record_length": "500"}
     (directory / "viral_regions.tsv").write_text(
         f"{lines[0]}\n" + "\t".join(region.values()) + "\n"
     )

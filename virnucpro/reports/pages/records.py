@@ -25,6 +25,7 @@ _CELLS_OF_SHARES = 50
 
 _NUMBERS = {"length": int, "num_chunks": int, "num_open_chunks": int, "num_viral_chunks": int}
 _SHARES = ("score", "probability")
+_NO_REGIONS: tuple[int, list[tuple[int, int]]] = (-1, [])
 
 
 class Record(NamedTuple):
@@ -76,13 +77,6 @@ class Record(NamedTuple):
         return -1.0 if known is None else known
 
 
-class _RegionsOfRecord(NamedTuple):
-    record_id: str
-    length: str
-    is_in_viral_record: bool
-    spans: list[tuple[int, int]]
-
-
 class Records(NamedTuple):
     """What a page shows of a table of records.
 
@@ -122,19 +116,15 @@ def read_records(directory: RunDirectory) -> Records:
     best: list[tuple[bool, float, int, Record]] = []
     # 8 bytes a record, because a table may have millions. Only of listed records more is kept.
     num_chunks = array("q")
-    groups = _read_regions(directory.regions_tsv)
-    next_group = next(groups, None)
+    regions = _read_regions(directory.regions_tsv)
+    next_place, spans = next(regions, _NO_REGIONS)
     for number, line in read_table(path, columns):
         record = _read_record(path, number, len(num_chunks), line)
         num_chunks.append(record.num_chunks)
-        # Records may share an id, so regions find theirs by the order of both tables.
-        if next_group is not None and next_group[:3] == (
-            line["record_id"],
-            line["length"],
-            record.call == "virus",
-        ):
-            record = record._replace(regions=next_group.spans)
-            next_group = next(groups, None)
+        # Both tables have the order of the input.
+        if record.place == next_place:
+            record = record._replace(regions=spans)
+            next_place, spans = next(regions, _NO_REGIONS)
         confidence[record.confidence, record.call] += 1
         for name in _SHARES:
             share = getattr(record, name)
@@ -182,37 +172,29 @@ def read_chunks(
             for _ in found:
                 pass
             continue
-        yield (
-            place,
-            [
-                (int(line["start"]), int(line["end"]), float(line["score"]))
-                for _, line in found
-                if line["score"] != "NA"
-            ],
-        )
+        scored = []
+        for number, line in found:
+            if line["score"] != "NA":
+                with explaining_numbers(directory.chunks_tsv, number):
+                    scored.append((int(line["start"]), int(line["end"]), float(line["score"])))
+        yield place, scored
 
 
-def _read_regions(path: Path) -> Iterator[_RegionsOfRecord]:
-    """Yield the viral regions of each record that has some; none if the run has no such table."""
+def _read_regions(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Yield the place of each record with viral regions, and the start and the end of each.
+
+    There are none if the run has no such table.
+    """
     if not path.is_file():
         return
-    columns = ("record_id", "region", "start", "end", "record_length", "kind")
-    lines = (line for _, line in read_table(path, columns))
-    record = 0
-
-    def number_record(line: dict[str, str]) -> int:
-        nonlocal record
-        # Neighbours may have one id, but the numbers of regions begin again with each record.
-        record += line["region"] == "1"
-        return record
-
-    for _, group in groupby(lines, number_record):
-        found = list(group)
-        first = found[0]
-        spans = [(int(line["start"]), int(line["end"])) for line in found]
-        yield _RegionsOfRecord(
-            first["record_id"], first["record_length"], first["kind"] == "virus", spans
-        )
+    lines = read_table(path, ("record_number", "start", "end"))
+    for _, group in groupby(lines, lambda line: line[1]["record_number"]):
+        spans = []
+        for number, line in group:
+            with explaining_numbers(path, number):
+                place = int(line["record_number"]) - 1
+                spans.append((int(line["start"]), int(line["end"])))
+        yield place, spans
 
 
 def show_text(text: str) -> str:
