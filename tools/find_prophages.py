@@ -26,6 +26,7 @@ from Bio.Align import PairwiseAligner, substitution_matrices
 
 from tools.plant_phages import CONTIG_BP, Groups, read_groups
 from tools.write_genbank import Gene, find_genes
+from virnucpro.checkpoints.whole_files import open_whole
 
 WINDOW_BP = 20_000
 MIN_GENES = 8
@@ -113,7 +114,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     bacteria = read_groups(args.indexes, args.split, ("bacteria", "chromosome"))
-    with args.output.open("w") as file:
+    # Whole: a failure on the way must not leave a table that names a few of them only.
+    with open_whole(args.output) as file:
         file.write("id\tstart\tend\tphage_genes\n")
         for name, begin, num in list_prophages(bacteria, read_phages(args.indexes)):
             file.write(f"{name}\t{begin}\t{begin + WINDOW_BP}\t{num}\n")

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.reports.tables import read_table
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frames import reverse_complement
@@ -163,8 +164,8 @@ def write_planted(args: argparse.Namespace) -> None:
                 group[index] = genome._replace(sequence=sequence)
     args.output.mkdir(parents=True, exist_ok=True)
     with (
-        (args.output / "contigs.fasta").open("w") as fasta,
-        (args.output / "truth.tsv").open("w") as truth,
+        open_whole(args.output / "contigs.fasta") as fasta,
+        open_whole(args.output / "truth.tsv") as truth,
     ):
         truth.write("record_id\tstart\tend\tbacterium\tphage\n")
         for phage_bp in PHAGE_LENGTHS_BP:
@@ -189,7 +190,7 @@ def write_whole(args: argparse.Namespace) -> None:
     ):
         groups = leave_out(read_groups(args.indexes, args.split, kind), args.without)
         drawn = draw_whole(random.Random(args.seed), groups, min_length_bp, int(num_mb * 1e6))
-        with (args.output / f"{name}.fasta").open("w") as fasta:
+        with open_whole(args.output / f"{name}.fasta") as fasta:
             fasta.writelines(f">{genome.id}\n{genome.sequence}\n" for genome in drawn)
 
 

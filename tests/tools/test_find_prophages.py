@@ -9,6 +9,7 @@ import pytest
 from tests.runs import read_table
 from tools import find_prophages
 from tools.find_prophages import PhageProteins, cut_words, find_densest
+from virnucpro.errors import InputError
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 CODONS = [
@@ -71,3 +72,8 @@ def test_a_bacterium_with_the_genes_of_a_phage_is_listed(
     assert 39_000 < int(row["start"]) < 45_000
     assert int(row["end"]) == int(row["start"]) + 20_000
     assert int(row["phage_genes"]) >= 10
+    # A failure leaves the earlier table.
+    (tmp_path / "index.tsv").write_text("\n".join(index).replace("all.fa", "none.fa", 1) + "\n")
+    with pytest.raises(InputError, match=r"none\.fa"):
+        find_prophages.main()
+    assert read_table(tmp_path / "prophages.tsv") == [row]

@@ -16,6 +16,7 @@ import torch
 
 from tools.mini.genomes import read_genomes
 from tools.mini.sampling import Sampler
+from virnucpro.checkpoints.whole_files import open_whole
 
 _LETTERS = np.frombuffer(b"ACGTN", np.uint8)
 
@@ -41,7 +42,7 @@ def main() -> None:
         for side, share in ((True, args.viral_bases), (False, 1 - args.viral_bases))
     }
     fasta, table = Path(f"{args.output}.fasta"), Path(f"{args.output}.tsv")
-    with fasta.open("wb") as sequences, table.open("w") as labels:
+    with open_whole(fasta) as sequences, open_whole(table) as labels:
         labels.write("id\tlabel\tclass\tgroup\n")
         for number in range(1_000_000):
             length_bp = int(np.exp(rng.uniform(*np.log(args.lengths))))
@@ -56,8 +57,8 @@ def main() -> None:
             )
             kind = sampler.kind_of(torch.tensor([index]))[0]
             group = genomes.names["group"][genomes.labels["group"][index]]
-            letters = _LETTERS[codes_CL[0].numpy()].tobytes()
-            sequences.write(b">fragment_%d\n%s\n" % (number, letters))
+            letters = _LETTERS[codes_CL[0].numpy()].tobytes().decode()
+            sequences.write(f">fragment_{number}\n{letters}\n")
             label = "virus" if is_viral else "others"
             labels.write(f"fragment_{number}\t{label}\t{kind}\t{group}\n")
             left[bool(is_viral)] -= length_bp
