@@ -23,7 +23,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 PAGES = [
     *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
-    *(REPOSITORY / name / "README.md" for name in ("examples", "tools", "tools/mini")),
+    *(
+        REPOSITORY / name / "README.md"
+        for name in ("containers", "examples", "recipe", "tools", "tools/mini")
+    ),
     REPOSITORY / "virnucpro" / "checkpoints" / "FORMAT.md",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
