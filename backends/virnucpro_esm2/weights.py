@@ -330,7 +330,8 @@ def _check(
     num_layers = len({found[1] for found in map(layer_key.match, tensors) if found})
     if num_layers != config.num_layers:
         raise WeightsError(
-            f"{path}: the settings say {config.num_layers} layers, the tensors have {num_layers}"
+            f"{path}: the settings say {config.num_layers} layers, and the tensors have "
+            f"{num_layers}"
         )
     check_stated_sizes(path, {"width": config.embed_dim, "ffn_dim": config.ffn_dim}, tensors)
     names = source_names(config, layout)

@@ -193,10 +193,10 @@ def test_an_unreachable_hub_is_explained(tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         message = locate_elsewhere("owner/toy", endpoint, tmp_path)
-        assert message.startswith("refused: owner/toy: no such file or directory, not whole in")
+        assert message.startswith("refused: owner/toy: no such file or directory, the hub's cache")
         assert "the Hugging Face hub cannot be reached (Connection refused)" in message
         offline = locate_elsewhere("owner/toy", endpoint, tmp_path, HF_HUB_OFFLINE="1")
-        assert offline.startswith("refused: owner/toy: no such file or directory, not whole in")
+        assert offline.startswith("refused: owner/toy: no such file or directory, the hub's cache")
         assert "HF_HUB_OFFLINE" in offline
 
 

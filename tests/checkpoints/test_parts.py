@@ -394,7 +394,7 @@ def test_a_part_of_another_run_stops_and_changes_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(("version", "advice"), [(4, "update virnucpro"), (2, "migrating")])
+@pytest.mark.parametrize(("version", "advice"), [(4, "update virnucpro"), (2, "virnucpro migrate")])
 def test_a_part_of_another_version_stops_and_stays(tmp_path, version, advice):
     path = write(tmp_path, [1])
     with h5py.File(path, "r+") as file:

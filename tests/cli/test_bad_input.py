@@ -273,7 +273,7 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
         (
             "--dna-weights some/model@main",
             1,
-            "some/model@main: no such file or directory, not whole",
+            "some/model@main: no such file or directory, the hub's cache",
         ),
         ("--dna-weights void", 1, "void: holds no config.json and no tokenizer.json"),
         ("--protein-weights good.fa", 1, "good.fa: refused, because"),
@@ -282,7 +282,7 @@ def test_records_without_a_call_are_accounted_for(predict: Run) -> None:
         ("--model-path nowhere.pth", 2, "nowhere.pth: no such classifier"),
         ("--model-path good.fa", 1, "good.fa: refused, because"),
         ("--model-path other.safetensors", 1, "the classifier wants 24 = dnabert-s 16 + esm2 8"),
-        ("--expected-length 300", 1, "trained on chunks of 500 bp, the run cuts chunks of 300"),
+        ("--expected-length 300", 1, "trained on chunks of 500 bp, and the run cuts chunks of 300"),
     ],
 )
 def test_settings_that_do_not_fit(
@@ -315,11 +315,11 @@ def test_settings_that_do_not_fit(
         ("good.fa --attention flash", 2, "attention flash needs a CUDA GPU"),
         ("good.fa --max-fdr 0.1", 1, "needs probabilities, and this classifier has no calibr"),
         ("good.fa --expected-length 300", 1, "the run cuts chunks of 300 bp"),
-        ("good.fa --dna-backend esm2", 2, "backend esm2 reads protein, dna was wanted"),
+        ("good.fa --dna-backend esm2", 2, "backend esm2 reads protein, and dna was wanted"),
         (
             "good.fa --model-path other.safetensors",
             1,
-            "wants 24 = dnabert-s 16 + esm2 8 numbers for a frame, the backends give 3328",
+            "wants 24 = dnabert-s 16 + esm2 8 numbers for a frame, and the backends give 3328",
         ),
     ],
 )

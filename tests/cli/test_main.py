@@ -342,7 +342,7 @@ def test_signals_end_it_while_it_imports(tmp_path, fasta, number, code, message)
     process.stdout.readline()
     process.send_signal(number)
     _, messages = process.communicate(timeout=30)
-    more = "finished work is kept: run the same command with --resume to go on"
+    more = "finished work is kept: run the same command with --resume to continue"
     assert (process.returncode, messages) == (code, f"Error: {message}; {more}\n")
 
 
@@ -483,7 +483,7 @@ def occupied(fasta):
 def test_without_a_terminal_existing_results_are_an_error(run, occupied):
     result = run("predict", "a.fa")
     assert result.exit_code == 2
-    assert "a_predictions exists; give --resume to go on" in result.stderr
+    assert "a_predictions exists; give --resume to continue" in result.stderr
     assert "--force to overwrite the results in it (other files stay)" in result.stderr
 
 
@@ -501,7 +501,7 @@ def test_only_the_main_process_of_a_launch_looks(occupied, monkeypatch):
 def test_on_a_terminal_the_user_is_asked(occupied):
     code, seen = on_a_terminal("-m", "virnucpro", "predict", "a.fa", answer="n")
     assert (
-        "a_predictions exists; --resume would go on with what is there. "
+        "a_predictions exists; --resume would continue the run in it. "
         "Overwrite the results in it (other files stay)? [y/N]" in seen
     )
     assert code == 0

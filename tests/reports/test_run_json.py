@@ -60,7 +60,7 @@ def test_the_error_names_the_field(document, tmp_path, place, value, message: st
         read_run_json(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
-    assert "--resume, which writes it anew" in str(caught.value)
+    assert "--resume, which writes it again" in str(caught.value)
     assert len(str(caught.value)) < 500
 
 

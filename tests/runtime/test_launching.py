@@ -32,7 +32,7 @@ from virnucpro.runtime import launching
 
 pytestmark = pytest.mark.slow
 
-HOW_TO_GO_ON = "; finished work is kept: run the same command with --resume to go on\n"
+HOW_TO_GO_ON = "; finished work is kept: run the same command with --resume to continue\n"
 
 launch = pytest.mark.launch
 

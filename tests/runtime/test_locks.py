@@ -51,14 +51,14 @@ def test_a_second_run_is_kept_away(tmp_path: Path) -> None:
     other = [sys.executable, "-c", script, str(tmp_path / ".lock")]
     with locked(tmp_path / ".lock"):
         refused = subprocess.run(other, capture_output=True, text=True, check=False)
-    assert f"{tmp_path}: another run is going on here" in refused.stderr
+    assert f"{tmp_path}: another run is working here" in refused.stderr
     assert subprocess.run(other, check=False).returncode == 0
 
 
 def test_not_even_one_process_does_two_runs_in_one_place(tmp_path: Path) -> None:
     with (
         locked(tmp_path / ".lock"),
-        pytest.raises(UsageError, match="another run is going on here; wait for it"),
+        pytest.raises(UsageError, match="another run is working here; wait for it"),
         locked(tmp_path / ".lock"),
     ):
         pytest.fail("two held the lock")

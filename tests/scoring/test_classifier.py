@@ -130,7 +130,7 @@ def test_dimensions_are_compared_when_the_file_tells_no_more(published: Path) ->
         (("dnabert-s", 12), ("esm2", 8), 500, r"give 20 = dnabert-s 12 \+ esm2 8"),
         (("other", 8), PROTEIN, 500, r"give 20 = other 8 \+ esm2 12"),
         (("other", None), PROTEIN, 500, r"give other \? \+ esm2 12;"),
-        (DNA, PROTEIN, 300, "chunks of 500 bp, the run cuts chunks of 300 bp"),
+        (DNA, PROTEIN, 300, "chunks of 500 bp, and the run cuts chunks of 300 bp"),
     ],
 )
 def test_misfits_are_named(
@@ -152,7 +152,7 @@ def test_other_weights_of_the_same_size_are_refused(published: Path, tmp_path: P
     save_classifier(tmp_path / "c", read_state(published), CALIBRATED)
     classifier = load_classifier(tmp_path / "c")
     classifier.check_fits(DNA, PROTEIN, 500, IDENTITIES)
-    with pytest.raises(ClassifierError, match="trained on esm2 weights sha256:p, the run uses"):
+    with pytest.raises(ClassifierError, match="trained on esm2 weights sha256:p, and the run uses"):
         classifier.check_fits(DNA, PROTEIN, 500, (IDENTITIES[0], "sha256:q"))
 
 

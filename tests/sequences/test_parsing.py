@@ -75,7 +75,9 @@ def test_a_bad_letter_far_into_fastq_is_named_with_its_line(tmp_path: Path) -> N
 def test_fasta_behind_many_reads_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "reads.fastq"
     path.write_bytes(make_fastq(1_600, seed=3) + b">a\nACGT\n")
-    with pytest.raises(InputError, match=r"line 6401: the FASTQ record that starts here is broken"):
+    with pytest.raises(
+        InputError, match=r"line 6401: the FASTQ record that starts here is damaged"
+    ):
         list(RecordReader(path, "dna"))
 
 
@@ -175,7 +177,7 @@ def test_bam_that_contradicts_itself_is_refused(tmp_path: Path, place: int, valu
     start = data.index(b"one\0") + place
     data[start : start + len(value)] = value
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"behind unmapped read 0 \(a read contradicts"):
+    with pytest.raises(InputError, match=r"after unmapped read 0 \(a read contradicts"):
         list(RecordReader(path, "dna"))
 
 

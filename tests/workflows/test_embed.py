@@ -320,7 +320,7 @@ def test_not_even_force_disturbs_a_run_at_work(config: EmbedConfig) -> None:
     (work_dir / "part-00000-000000.h5").touch()
     with (
         locked(work_dir / ".lock"),
-        pytest.raises(UsageError, match="another run is going on here"),
+        pytest.raises(UsageError, match="another run is working here"),
     ):
         embed(replace(config, force=True))
     assert (work_dir / "part-00000-000000.h5").exists()
@@ -337,7 +337,7 @@ def test_a_second_run_is_refused_where_there_are_no_locks(
 
     def start_another(_: object) -> None:
         if not refused:
-            with pytest.raises(UsageError, match="another run may be going on here"):
+            with pytest.raises(UsageError, match="another run may be working here"):
                 embed(replace(config, resume=True))
             refused.append(True)
 

@@ -185,7 +185,7 @@ def test_a_killed_training_resumes_to_the_same_file(settings, tuned, tmp_path):
     train(TrainConfig(**settings | more))
     # One that began anew would end with the same file.
     log = (tmp_path / "tuned_training" / "run.log").read_text()
-    assert "the training goes on after step " in log
+    assert "the training continues after step " in log
     assert path.read_bytes() == tuned.read_bytes()
 
 

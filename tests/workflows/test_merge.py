@@ -202,7 +202,7 @@ def test_two_runs_cannot_share_checkpoints(
     refused = []
 
     def start_another(status: object) -> None:
-        with pytest.raises(UsageError, match=rf"{locked}: another run is going on here") as error:
+        with pytest.raises(UsageError, match=rf"{locked}: another run is working here") as error:
             predict(there)
         refused.append(error)
 

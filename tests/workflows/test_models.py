@@ -131,7 +131,7 @@ def test_verify_finds_what_a_disk_has_damaged_without_a_new_time(models, tmp_pat
     [
         (["moved"], None),
         (["cut"], None),
-        (["cut", "down"], "bytes are kept, and the next attempt goes on there"),
+        (["cut", "down"], "bytes are kept, and the next attempt continues there"),
         (["long"], "Consistency check failed"),
         (["short"], f"wanted {DIGESTS['500']['500_model.pth']}"),
         (["flip"], f"wanted {DIGESTS['500']['500_model.pth']}"),

@@ -319,7 +319,7 @@ def test_another_backend_is_asked_for_by_its_name(predict_into, reads, tmp_path)
     assert result.num_virus + result.num_others > 0
     with pytest.raises(ClassifierError, match=r"dnabert-s 48 .* give toy \? \+ esm2"):
         predict_into("mixed", reads, **toy)
-    with pytest.raises(UsageError, match="backend toy reads dna, protein was wanted"):
+    with pytest.raises(UsageError, match="backend toy reads dna, and protein was wanted"):
         predict_into("swapped", reads, protein_backend="toy", protein_weights=toy["dna_weights"])
 
 
@@ -359,7 +359,7 @@ def test_a_second_run_in_the_same_directory_is_refused(reads, demo_weights, tmp_
 
     def start_another(progress) -> None:
         again = {"output_dir": config.output_dir, "resume": True} | demo_weights
-        with pytest.raises(UsageError, match="out: another run is going on here") as refused:
+        with pytest.raises(UsageError, match="out: another run is working here") as refused:
             predict(PredictConfig(inputs=reads, device="cpu", **again))
         refusals.append(refused)
 

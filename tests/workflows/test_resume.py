@@ -349,7 +349,7 @@ def test_another_run_is_not_continued(changes, reads, demo_weights, undisturbed,
         result = CliRunner().invoke(main, list(map(str, command)))
         assert result.exit_code == 1
         assert re.search(message, result.stderr)
-        assert "Give another output directory (-o), start afresh with --force" in result.stderr
+        assert "Give another output directory (-o), start again with --force" in result.stderr
         assert read_tree(finished / "checkpoints") == before
     predict(make_config(reads, finished, demo_weights, resume=True))
     assert rows_embedded(finished) == 0

@@ -160,7 +160,9 @@ def test_predict_uses_it_and_nothing_else_may(trained, genomes, weights, tmp_pat
     assert result.num_virus >= 8
     rows = read_table(result.directory.records_tsv)
     assert all(float(row["probability"]) > 0.5 for row in rows if row["call"] == "virus")
-    with pytest.raises(ClassifierError, match="trained on chunks of 90 bp, the run cuts chunks of"):
+    with pytest.raises(
+        ClassifierError, match="trained on chunks of 90 bp, and the run cuts chunks of"
+    ):
         predict(replace(fitting, chunk_length_bp=300))
     others = make_demo_weights(tmp_path / "others", seed=1)
     with pytest.raises(ClassifierError, match="trained on esm2 weights sha256:"):

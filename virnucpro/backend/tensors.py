@@ -104,7 +104,7 @@ def check_tensors(
             raise WeightsError(f"{path}: {name} should hold floating-point numbers, found {kind}")
         if tensor.shape != tuple(shape):
             raise WeightsError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, the settings ask for "
+                f"{path}: {name} has shape {tuple(tensor.shape)}, and the settings ask for "
                 f"{tuple(shape)}; give files that belong together"
             )
 

@@ -138,10 +138,10 @@ def fetch_snapshot(
         return path if any(path.glob("model*.safetensors")) else fetch([])
     except LocalEntryNotFoundError as error:
         raise WeightsError(
-            f"{location}: no such file or directory, not whole in the hub's cache (HF_HOME), and "
-            f"the Hugging Face hub cannot be reached ({obstacle or on_one_line(error)}); give a "
-            "local path, or try again with a network. `virnucpro models download --to` fetches "
-            "models for a machine without one"
+            f"{location}: no such file or directory, the hub's cache (HF_HOME) lacks it or "
+            "files of it, and the Hugging Face hub cannot be reached "
+            f"({obstacle or on_one_line(error)}); give a local path, or try again with a network. "
+            "`virnucpro models download --to` fetches models for a machine without one"
         ) from error
     # The releases of huggingface_hub raise errors of three HTTP libraries.
     except Exception as error:
@@ -303,7 +303,7 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" It names {found[1].rstrip('.')}." if found else ""
         raise WeightsError(
-            f"{path}: refused, because loading it could run code or it is damaged.{what} Only "
+            f"{path}: refused, because it is damaged, or loading it could run code.{what} Only "
             "tensors and plain containers are read from pickles; save it as safetensors or as a "
             "state dict."
         ) from error

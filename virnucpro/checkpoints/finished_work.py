@@ -120,6 +120,6 @@ def _find_fault(path: Path, identity: Identity, *, full: bool) -> CheckpointErro
     if differences:
         raise IdentityMismatchError(
             f"{path} belongs to another run: {'; '.join(differences)}. Give another output "
-            "directory (-o), start afresh with --force, or go back to the old input and settings"
+            "directory (-o), start again with --force, or go back to the old input and settings"
         )
     return None

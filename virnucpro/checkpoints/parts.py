@@ -230,7 +230,7 @@ def _check_version(path: Path, version: int) -> None:
     if version < FORMAT_VERSION:
         raise FormatVersionError(
             f"{path}: format version {version} is older than version {FORMAT_VERSION}, which this "
-            "virnucpro reads; it needs migrating"
+            "virnucpro reads; convert it with `virnucpro migrate`"
         )
 
 

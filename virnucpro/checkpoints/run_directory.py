@@ -151,7 +151,7 @@ class RunDirectory(_OwnFiles):
             if leads_nowhere:
                 raise UsageError(
                     f"{link}: is a link to {link.readlink()}, which is not there; say where the "
-                    "checkpoints are now (--checkpoint-dir), or remove the link to start afresh"
+                    "checkpoints are now (--checkpoint-dir), or remove the link to start again"
                 )
             return
         # Runs of earlier states may have such a link, and go on.

@@ -14,7 +14,8 @@ from virnucpro.errors import count
 def export_command(ctx: click.Context, config: ExportConfig) -> None:
     """Write the embeddings of a run in the format of another program.
 
-    A row that lacks one of its embeddings is left out; the number of such rows is reported.
+    A row is an open frame or a stretch. A row that lacks one of its embeddings is left out, and
+    the command prints how many such rows there are.
 
     \b
     Examples:

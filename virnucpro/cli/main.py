@@ -141,7 +141,7 @@ def _how_to_go_on(command: str | None) -> str:
     # Groups of commands, which have no settings of their own, begin no runs.
     if not command or command not in COMMANDS or "resume" not in command_options(command):
         return ""
-    return "; finished work is kept: run the same command with --resume to go on"
+    return "; finished work is kept: run the same command with --resume to continue"
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
@@ -321,7 +321,8 @@ def _install_completion(ctx: click.Context, param: click.Parameter, shell: str |
     "--config",
     type=SETTINGS_PATH,
     metavar="FILE",
-    help="Read settings of the commands from this YAML file; see utils generate-config.",
+    help="Read settings of the commands from this YAML file; virnucpro utils generate-config "
+    "writes one.",
 )
 @click.option(
     "--version",
@@ -329,7 +330,7 @@ def _install_completion(ctx: click.Context, param: click.Parameter, shell: str |
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show the version, and that of torch with what it is built for.",
+    help="Show the versions of virnucpro and torch, and whether torch is built for CUDA.",
 )
 @click.option(
     "--install-completion",
@@ -337,7 +338,7 @@ def _install_completion(ctx: click.Context, param: click.Parameter, shell: str |
     is_eager=True,
     expose_value=False,
     callback=_install_completion,
-    help="Let the Tab key complete commands and options in this shell, from the next one on.",
+    help="Let the Tab key complete commands and options in this shell. Then start a new shell.",
 )
 @click.option(
     "--citation",

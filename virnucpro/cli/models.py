@@ -50,7 +50,7 @@ def list_command(ctx: click.Context, config: ListModelsConfig) -> None:
 def download_command(ctx: click.Context, config: DownloadModelsConfig) -> None:
     """Download models, and compare every file with its digest.
 
-    A download that broke off goes on where it stopped. Models of the Hugging Face hub go to the
+    A download that broke off continues where it stopped. Models of the Hugging Face hub go to the
     hub's cache (HF_HOME), and HF_ENDPOINT names another hub. With --to, all models go to one
     directory.
 

@@ -95,10 +95,10 @@ def settle_output(
     # A launch has no terminal to itself, and data on standard input cannot answer a question.
     if num_processes() > 1 or not (may_ask and sys.stdin.isatty() and sys.stderr.isatty()):
         raise OutputExistsError(
-            f"{path} exists; give --resume to go on with what is there, --force to overwrite "
+            f"{path} exists; give --resume to continue the run in it, --force to overwrite "
             f"{what}, or another output with -o"
         )
-    question = f"{path} exists; --resume would go on with what is there. Overwrite {what}?"
+    question = f"{path} exists; --resume would continue the run in it. Overwrite {what}?"
     # Asked on standard error, because standard output may be JSON for a program.
     if click.confirm(question, err=True):
         return dataclasses.replace(config, force=True)

@@ -41,8 +41,8 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
 
     The command embeds stretches without a stop codon (or open frames), and trains a neural network
     to tell viral records from others. It calibrates the scores on records that the network has not
-    seen, and measures them on yet others. The report is in MODEL_training: report.html, .tsv,
-    .json, .png, .svg.
+    seen. It measures the classifier on other records that nothing has seen. The report is in
+    MODEL_training: report.html, .tsv, .json, .png, .svg.
 
     \b
     Examples:

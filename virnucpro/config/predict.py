@@ -145,7 +145,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         None,
         help="Directory for the checkpoints, for example on storage that outlives this machine.",
         unset="checkpoints in the output directory",
-        details="The output directory gets a link to it. With --resume, a run goes on from this "
+        details="The output directory gets a link to it. With --resume, a run continues from this "
         "directory, also on another machine and with an empty output directory.",
         group="Output",
         path="new directory",

@@ -76,17 +76,21 @@ class TrainConfig(FineTuningConfig, group="Training"):
     )
     valid_share: float = option(
         0.1,
-        help="Share of the records that decides when to stop and calibrates the scores.",
+        help="Share of the frames for the split valid, which decides when to stop, and calibrates "
+        "the scores.",
         metavar="SHARE",
         within="share",
     )
     test_share: float = option(
-        0.1, help="Share of the records that only the report uses.", metavar="SHARE", within="share"
+        0.1,
+        help="Share of the frames for the split test, which only the report uses.",
+        metavar="SHARE",
+        within="share",
     )
     epochs: int = option(
         100,
-        help="Maximum number of passes over the training frames. Training stops earlier if it no "
-        "longer improves.",
+        help="Largest number of epochs (passes over the training frames). Training stops earlier "
+        "if it no longer improves.",
         minimum=1,
     )
     seed: int = option(

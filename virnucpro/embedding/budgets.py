@@ -112,8 +112,8 @@ def store_budget(key: BudgetKey, batch_tokens: int, tokens_per_s: float | None =
         path = budgets_path()
     except RuntimeError as error:
         raise OutputError(
-            "the budget cannot be stored, because you have no home directory; name a file in "
-            f"{_PATH_VARIABLE}, or set HOME"
+            "the number of tokens in a batch cannot be stored, because you have no home "
+            f"directory; name a file in {_PATH_VARIABLE}, or set HOME"
         ) from error
     entry = {**dataclasses.asdict(key), "batch_tokens": batch_tokens, "tokens_per_s": tokens_per_s}
     try:

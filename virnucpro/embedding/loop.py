@@ -163,8 +163,8 @@ class Loop:
         # So the monitor and run.json tell what this process really works with.
         self.status.budget_tokens = len(batch.rows) * batch.max_length // 2
         logger.warning(
-            "%s: process %d on %s ran out of memory on %s of up to %s; it goes on with batches of "
-            "half the size",
+            "%s: process %d on %s ran out of memory on %s of up to %s; it continues with batches "
+            "of half the size",
             *where,
             count(len(batch.rows), "sequence"),
             count(batch.max_length, "token"),

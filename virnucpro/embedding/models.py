@@ -289,8 +289,8 @@ def check_backends(config: FramesConfig, changes: Mapping[Alphabet, Changes] = {
         found = loaded.backend.info.alphabet
         if found != alphabet:
             raise UsageError(
-                f"backend {name} reads {found}, {alphabet} was wanted; `virnucpro backends` lists "
-                "what each one reads"
+                f"backend {name} reads {found}, and {alphabet} was wanted; `virnucpro backends` "
+                "lists what each one reads"
             )
 
 

@@ -21,7 +21,7 @@ RUN_SCHEMA_VERSION = 1
 _OF_CALLS = {"calls", "counts", "histograms", "most_viral", "reasons", "warnings"}
 _REMEDY = (
     "the file was changed, or is of another version of virnucpro. Repeat the `virnucpro predict` "
-    "that wrote it with --resume, which writes it anew"
+    "that wrote it with --resume, which writes it again"
 )
 
 
@@ -50,7 +50,7 @@ def read_run_json(
     if has_begun and not path.exists():
         raise InputError(
             f"{path}: is not there, because the run has not finished; `virnucpro monitor` shows "
-            "how far it is, and its command with --resume goes on"
+            "how far it is, and its command with --resume continues it"
         )
     document = read_object(path, RUN_SCHEMA_VERSION, refuse)
     if not is_share and "shard" in document:

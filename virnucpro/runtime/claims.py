@@ -48,7 +48,7 @@ def make_counter(accelerator: Accelerator) -> Callable[[], int]:
         except RuntimeError as error:
             # No error: what this process has computed is kept, and the end of the pass finds what
             # is missing.
-            logger.warning("the launch's store does not count any more (%s)", first_line(error))
+            logger.warning("the store of the launch gives no more batches (%s)", first_line(error))
             # Beyond every list, so this process ends its loop. The others do the rest.
             return sys.maxsize
 

@@ -90,7 +90,7 @@ def _fetch(source: str, part: Path) -> None:
     # The releases of huggingface_hub raise errors of three HTTP libraries.
     except Exception as error:
         kept = part.stat().st_size if part.is_file() else 0
-        begun = f" The first {kept:,} bytes are kept, and the next attempt goes on there."
+        begun = f" The first {kept:,} bytes are kept, and the next attempt continues there."
         raise WeightsError(
             f"{source}: cannot be fetched ({on_one_line(error)}).{begun if kept else ''} Check the "
             "address and the network, or name another source with --mirror"

@@ -45,7 +45,7 @@ def locked(path: Path, *, or_plain: bool = True) -> Iterator[None]:
         except OSError as error:
             if error.errno in _HELD:
                 raise UsageError(
-                    f"{path.parent}: another run is going on here; wait for it, or choose another "
+                    f"{path.parent}: another run is working here; wait for it, or choose another "
                     "directory"
                 ) from None
             if or_plain:
@@ -120,7 +120,7 @@ def _take_plain(path: Path) -> None:
             continue
         if _may_run(holder):
             raise UsageError(
-                f"{path}: another run may be going on here, and this file system has no locks to "
+                f"{path}: another run may be working here, and this file system has no locks to "
                 "tell; wait for it, or remove this file if nothing runs"
             )
         # A run of this very machine that was killed. Several runs may see that at once. If each

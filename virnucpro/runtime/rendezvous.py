@@ -77,7 +77,7 @@ def wait_for_all(timeout_seconds: float) -> Store | None:
             num_present = store.add(key, 0)
         except torch.distributed.DistError as error:
             raise VirnucproError(
-                f"the process that held the launch together has ended ({first_line(error)})"
+                f"the main process of the launch has ended ({first_line(error)})"
             ) from error
     return store
 

@@ -151,9 +151,9 @@ class Classifier:
             # A file without metadata tells one number only: the sum of both dimensions.
             if len(known) == 2 and self.input_dim != sum(known):
                 raise ClassifierError(
-                    f"the classifier wants {self.input_dim} numbers for a frame, the backends give "
-                    f"{_describe_features(dna, protein)}; choose the backends and weights that it "
-                    "was trained on, or another classifier"
+                    f"the classifier wants {self.input_dim} numbers for a frame, and the backends "
+                    f"give {_describe_features(dna, protein)}; choose the backends and weights "
+                    "that it was trained on, or another classifier"
                 )
             return
         wanted_dna = trained.dna_backend, trained.dna_dim
@@ -168,14 +168,14 @@ class Classifier:
         if found != [wanted_dna, wanted_protein]:
             raise ClassifierError(
                 f"the classifier wants {_describe_features(wanted_dna, wanted_protein)} numbers "
-                f"for a frame, the backends give {_describe_features(dna, protein)}; choose the "
-                f"backends and weights that it was trained on{self._describe_weights()}, or "
+                f"for a frame, and the backends give {_describe_features(dna, protein)}; choose "
+                f"the backends and weights that it was trained on{self._describe_weights()}, or "
                 "another classifier"
             )
         if trained.chunk_length_bp != chunk_length_bp:
             raise ClassifierError(
-                f"the classifier was trained on chunks of {trained.chunk_length_bp} bp, the run "
-                f"cuts chunks of {chunk_length_bp} bp; give -e "
+                f"the classifier was trained on chunks of {trained.chunk_length_bp} bp, and the "
+                f"run cuts chunks of {chunk_length_bp} bp; give -e "
                 f"{trained.chunk_length_bp}, or choose another classifier"
             )
         if weights_identities is not None:
@@ -198,10 +198,10 @@ class Classifier:
         # A classifier of older files does not know its weights. Then nothing can be compared.
         if backend != name or wanted not in (None, identity):
             raise ClassifierError(
-                f"the classifier was trained on {name} weights {wanted}, the run uses {backend} "
-                f"weights {identity}; use the same files as the training{self._describe_weights()} "
-                "(the same model in another file format has another identity), or choose another "
-                "classifier"
+                f"the classifier was trained on {name} weights {wanted}, and the run uses "
+                f"{backend} weights {identity}; use the same files as the training"
+                f"{self._describe_weights()} (the same model in another file format has another "
+                "identity), or choose another classifier"
             )
 
     def _describe_weights(self) -> str:

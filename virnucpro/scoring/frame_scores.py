@@ -98,7 +98,7 @@ def open_classifier(config: PredictConfig) -> Classifier:
     needed = config if config.screen is None else replace(config, viral_share=None)
     check_calibrated(needed, classifier.calibration, config.resolved_model_path)
     logger.info(
-        "frame rule: %s, as %s wants; chunks of %d bp",
+        "frame rule: %s, as %s states; chunks of %d bp",
         classifier.rule,
         config.resolved_model_path,
         config.chunk_length_bp,

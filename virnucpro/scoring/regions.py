@@ -1,4 +1,4 @@
-"""Finds the stretches of records that are viral, by a hidden Markov model over their chunks.
+"""Finds the viral regions of records by a hidden Markov model over their chunks.
 
 Shapes: R records, C chunks, G regions.
 """
@@ -55,7 +55,7 @@ class ChunkScores(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """The viral stretches of all records, in the order of the records and of their places.
+    """The viral regions of all records, in the order of the records and of their places.
 
     Attributes:
         record: int64 (G,), the index of each region's record.
@@ -135,7 +135,7 @@ def find_viral_chunks(
 def find_spans(
     evidence: Float64Array, record_first_chunk: Int64Array, model: RegionModel = REGION_MODEL
 ) -> tuple[Int64Array, Int64Array]:
-    """Return the viral stretches: the first chunk of each and the chunk behind it, int64 (n,).
+    """Return the viral parts: the first chunk of each and the chunk behind it, int64 (n,).
 
     Args:
         evidence: float64 (C,), for "viral" in each chunk; NaN without a score.

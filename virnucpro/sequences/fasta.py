@@ -151,7 +151,7 @@ class RecordReader:
                     yield from read_any_fastq(itertools.chain([first], lines))
                 except ValueError as error:
                     raise InputError(
-                        f"{self._name}: is broken FASTQ ({str(error)[:200]})"
+                        f"{self._name}: is damaged FASTQ ({str(error)[:200]})"
                     ) from error
 
     def _open(self) -> AbstractContextManager[Any]:
@@ -273,7 +273,7 @@ class RecordReader:
         except ValueError as error:
             raise InputError(
                 f"{self._name}, line {self._start_line}: the FASTQ record that starts here is "
-                f"broken ({str(error)[:200]}); is the file complete?"
+                f"damaged ({str(error)[:200]}); is the file complete?"
             ) from error
 
     def _read_lines(self, blocks: Iterator[bytes]) -> Iterator[str]:
@@ -310,8 +310,8 @@ class RecordReader:
                 yield [self._check(record, f"unmapped read {number}")]
         except ValueError as error:
             raise InputError(
-                f"{self._name}: is damaged BAM behind unmapped read {number} ({error}); copy it "
-                "again"
+                f"{self._name}: is a BAM file that is damaged after unmapped read {number} "
+                f"({error}); copy it again"
             ) from error
 
     def _parse_cram(self, blocks: Iterator[bytes]) -> Iterator[list[Record]]:

@@ -174,7 +174,7 @@ class TrainingLoop(ABC):
         if not math.isfinite(train_loss):
             raise VirnucproError(
                 f"the training diverged: the loss before step {progress.step} is not finite; "
-                "begin anew with a smaller --learning-rate"
+                "begin again with a smaller --learning-rate"
             )
         best = max((one[self.figure] for one in progress.losses), default=-math.inf)
         with self.averaged():
@@ -279,7 +279,7 @@ class TrainingLoop(ABC):
         self.progress, found = load_state(self._state_path, self._fingerprint, shapes)
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
-        logger.info("the training goes on after step %d", self.progress.step)
+        logger.info("the training continues after step %d", self.progress.step)
 
 
 def _make_optimizer(

@@ -90,15 +90,15 @@ def load_state(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: is damaged ({first_line(error)}); remove it, and the fine-tuning begins anew"
+            f"{path}: is damaged ({first_line(error)}); remove it, and the fine-tuning begins again"
         ) from error
     if found != fingerprint:
         raise IdentityMismatchError(
             f"{path}: belongs to a fine-tuning with other sequences, weights or settings, or with "
-            "another number of processes; repeat those, or begin anew with --force"
+            "another number of processes; repeat those, or begin again with --force"
         )
     if {name: tensor.shape for name, tensor in tensors.items()} != dict(shapes):
         raise CheckpointError(
-            f"{path}: lacks tensors, or has others; remove it, and the fine-tuning begins anew"
+            f"{path}: lacks tensors, or has others; remove it, and the fine-tuning begins again"
         )
     return progress, tensors

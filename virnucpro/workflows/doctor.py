@@ -130,7 +130,7 @@ def _check_gpus() -> Iterator[Check]:
             )
             yield Check("GPU", "failure", f"an NVIDIA driver is here, but {build}", remedy)
             return
-        remedy = "nothing for -m mini. The large models need an NVIDIA GPU (docker run --gpus all)"
+        remedy = "-m mini needs none. The large models need an NVIDIA GPU (docker run --gpus all)"
         yield Check("GPU", "warning", f"no NVIDIA GPU; {build}", remedy)
         return
     archs = torch.cuda.get_arch_list()
@@ -204,7 +204,7 @@ def _check_memory() -> Iterator[Check]:
     if Path("/dev/shm").is_dir():
         found += f", {shutil.disk_usage('/dev/shm').free / _GIB:.2f} GiB in /dev/shm"
     if free < _MIN_HOST_GIB * _GIB:
-        remedy = f"nothing for -m mini; ESM-2 3B needs {_MIN_HOST_GIB} GiB while it is loaded"
+        remedy = f"-m mini needs no more; ESM-2 3B needs {_MIN_HOST_GIB} GiB while it is loaded"
         yield Check("memory", "warning", found, remedy)
     else:
         yield Check("memory", "ok", found)

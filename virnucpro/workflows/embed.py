@@ -99,7 +99,7 @@ def _open_model(run: Run, config: EmbedConfig) -> Model:
     if classifier is not None and not changes:
         raise ClassifierError(
             f"{config.classifier}: changes no {alphabet} model, and {config.backend} is one; leave "
-            "--classifier away, or give a classifier that was fine-tuned together with the model"
+            "out --classifier, or give a classifier that was fine-tuned together with the model"
         )
     run.once(lambda: check_beginnings([config.input], alphabet))
     # The workers import their modules while this process opens the weights.

@@ -235,7 +235,7 @@ def _make_network(
     if not batches:
         raise UsageError(
             f"none of {config.step_chunks} drawn chunks has anything that the frame rule "
-            f"{config.frame_rule} takes; choose another rule (--frames), or more --step-chunks"
+            f"{config.frame_rule} takes; choose another rule (--frame-rule), or more --step-chunks"
         )
     sizes = ChunkHeadSizes(*(model.weights.embedding_dim for model in models))
     # The caller's random numbers stay as they were. All numbers are drawn on the CPU.
@@ -286,7 +286,8 @@ def _open_teacher(run: Run, config: TrainConfig) -> TeacherModels | None:
     if str(classifier.rule) != config.frame_rule:
         raise ClassifierError(
             f"{config.teacher}: reads chunks by the rule {classifier.rule}, and this training by "
-            f"{config.frame_rule}; give a teacher with the same rule, or choose its rule (--frames)"
+            f"{config.frame_rule}; give a teacher with the same rule, or choose its rule "
+            "(--frame-rule)"
         )
     backends = metadata.dna_backend, metadata.protein_backend
     given = config.teacher_dna_weights, config.teacher_protein_weights

@@ -181,7 +181,7 @@ def _fetch_from_hub(model: PublishedModel, directory: Path | None) -> Path:
     try:
         _check(model, path, wanted)
     except WeightsError as error:
-        logger.warning("%s. It is downloaded anew", error)
+        logger.warning("%s. It is downloaded again", error)
         # Once more, and only once: a second wrong file is no accident of the network.
         path = fetch_snapshot(model.location, _PATTERNS, directory, anew=True)
         _check(model, path, wanted)
