@@ -58,6 +58,21 @@ def test_an_offset_that_grows_with_the_chunks_is_found_again() -> None:
         assert probability.mean() == pytest.approx(is_viral[chosen].mean(), abs=0.02)
 
 
+def test_records_of_nearly_one_length_do_not_decide_about_other_lengths() -> None:
+    score, _, is_viral = make_records(48, seed=2)
+    num_open_chunks = np.full(48, 6)
+    # Two short records, which both happen to be viral.
+    num_open_chunks[np.flatnonzero(is_viral)[:2]] = 3, 4
+    calibration = fit_calibration(score, num_open_chunks, is_viral)
+    assert abs(calibration.offset_growth) < 0.5
+    asked = np.array([0.01, 0.1, 0.5, 0.9, 0.99])
+    for number in (1, 2, 6):
+        probability = calibration.probabilities(asked, np.full(5, number))
+        assert (np.diff(probability) > 0).all()
+        assert probability[0] < 0.2
+        assert probability[-1] > 0.8
+
+
 def test_unequal_numbers_of_each_kind_count_one_half_each() -> None:
     score, num_open_chunks, is_viral = make_records(60_000)
     is_kept = ~is_viral | (np.arange(len(score)) % 10 == 0)

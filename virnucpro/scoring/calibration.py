@@ -23,6 +23,9 @@ from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
 _MIN_SCORE = 2.0**-24
 # The penalty keeps the coefficients finite and changes them only in late digits.
 _RIDGE = 1e-6
+# How far the two growths are from 0 in a usual classifier. Records of nearly one length say nothing
+# about them, and a few odd ones would decide the probabilities of all other lengths.
+_USUAL_GROWTH = 1.0
 _MAX_STEPS = 100
 
 
@@ -105,10 +108,16 @@ def fit_calibration(
     margin_N = 1 / (np.where(is_viral, is_viral.sum(), (~is_viral).sum()) + 2)
     targets_N = np.where(is_viral, 1 - margin_N, margin_N)
     inputs_NK = _make_inputs(score, num_open_chunks)
+    # A normal distribution of the growths, which weighs as much as one record. So it decides where
+    # the records say nothing, and thousands of records hardly feel it.
+    num_records = 4 / (balanced_N**2).sum()
+    penalty_K = np.array([0.0, 1.0, 0.0, 1.0]) / (2 * _USUAL_GROWTH**2 * num_records)
     used_K = np.ones(inputs_NK.shape[1], np.bool_)
     while True:
         coefficients_K = np.zeros(len(used_K))
-        coefficients_K[used_K] = _fit_logistic(inputs_NK[:, used_K], targets_N, balanced_N / 2)
+        coefficients_K[used_K] = _fit_logistic(
+            inputs_NK[:, used_K], targets_N, balanced_N / 2, penalty_K[used_K]
+        )
         # A higher score must never make a record less viral, nor more chunks flatten the slope.
         worst = int(coefficients_K[:2].argmin())
         if coefficients_K[worst] >= 0:
@@ -154,19 +163,23 @@ def _make_inputs(score: Float64Array, num_open_chunks: Int64Array) -> Float64Arr
 
 
 def _fit_logistic(
-    inputs_NK: Float64Array, targets_N: Float64Array, weights_N: Float64Array
+    inputs_NK: Float64Array,
+    targets_N: Float64Array,
+    weights_N: Float64Array,
+    penalty_K: Float64Array,
 ) -> Float64Array:
-    """Return float64 (K,): the coefficients that minimize the weighted cross-entropy."""
+    """Return float64 (K,): the coefficients that minimize the penalized, weighted cross-entropy."""
     # Newton's method, on inputs of one scale.
     # The factors differ by orders of magnitude, which would make the equations below inexact.
     scale_K = np.sqrt(np.mean(inputs_NK**2, axis=0)).clip(min=1e-12)
     scaled_NK = inputs_NK / scale_K
+    ridge_K = _RIDGE + penalty_K / scale_K**2
 
     def measure_loss(coefficients_K: Float64Array) -> float:
         logits_N = scaled_NK @ coefficients_K
         # log(1 + exp(z)) - t z is the cross-entropy, without overflow.
         entropy_N = np.logaddexp(0, logits_N) - targets_N * logits_N
-        return float(weights_N @ entropy_N + _RIDGE * (coefficients_K**2).sum())
+        return float(weights_N @ entropy_N + ridge_K @ coefficients_K**2)
 
     coefficients_K = np.zeros(scaled_NK.shape[1])
     loss = measure_loss(coefficients_K)
@@ -175,7 +188,7 @@ def _fit_logistic(
         gradient_K = scaled_NK.T @ (weights_N * (probability_N - targets_N))
         curvature_N = weights_N * probability_N * (1 - probability_N)
         hessian_KK = scaled_NK.T @ (scaled_NK * curvature_N[:, None])
-        ridge_KK = 2 * _RIDGE * np.eye(len(coefficients_K))
+        ridge_KK = 2 * np.diag(ridge_K)
         step_K = np.linalg.solve(hessian_KK + ridge_KK, gradient_K + ridge_KK @ coefficients_K)
         # A step can overshoot where the curve is flat.
         while (new_loss := measure_loss(coefficients_K - step_K)) > loss:

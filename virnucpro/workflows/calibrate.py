@@ -147,10 +147,11 @@ def _read_labelled(path: Path, truth_path: Path) -> _Labelled:
             f"{truth_path}: found {num_viral} viral and {len(labels) - num_viral} other records of "
             f"{path} with a label and a score; wanted both kinds"
         )
-    logger.info(
-        "records with a label and a score: %d viral, %d others", num_viral, (~is_viral).sum()
-    )
     score, num_open_chunks = zip(*numbers, strict=True)
+    logger.info(
+        "records with a label and a score: %d viral, %d others, with %d to %d scored chunks",
+        *(num_viral, (~is_viral).sum(), min(num_open_chunks), max(num_open_chunks)),
+    )
     return _Labelled(
         is_viral=is_viral,
         score=np.array(score, np.float64),
