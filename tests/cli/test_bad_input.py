@@ -321,6 +321,14 @@ def test_settings_that_do_not_fit(
             1,
             "wants 24 = dnabert-s 16 + esm2 8 numbers for a frame, and the backends give 3328",
         ),
+        # The default weights are those of the default backend, so they say nothing here.
+        (
+            "good.fa --model-path other.safetensors --protein-backend fair-esm",
+            1,
+            "the backends give dnabert-s 768 + fair-esm ?; choose another classifier, or the "
+            "backends and weights that it was trained on: --dna-backend dnabert-s; "
+            "--protein-backend esm2",
+        ),
     ],
 )
 def test_cheap_checks_come_before_a_download(

@@ -161,5 +161,11 @@ def test_what_the_file_says_of_its_weights_is_told(published: Path, tmp_path: Pa
     save_classifier(tmp_path / "c", read_state(published), replace(CALIBRATED, origin=origin))
     classifier = load_classifier(tmp_path / "c")
     classifier.check_fits(("dnabert-s", None), ("esm2", None), 500, None)
-    with pytest.raises(ClassifierError, match=r"esm2_t6 with the digest sha256:p\)"):
-        classifier.check_fits(("dnabert-s", None), ("esm2", 2560), 500, None)
+    wanted = (
+        "on: --dna-backend dnabert-s --dna-weights models/dna, digest of the weights sha256:d; "
+        "--protein-backend esm2 --protein-weights facebook/esm2_t6, digest of the weights sha256:p"
+    )
+    # The name of the backend, too: it may be the only thing that is wrong.
+    for protein in (("esm2", 2560), ("fair-esm", None)):
+        with pytest.raises(ClassifierError, match=f"{wanted}$"):
+            classifier.check_fits(("dnabert-s", None), protein, 500, None)

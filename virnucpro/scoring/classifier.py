@@ -168,9 +168,9 @@ class Classifier:
         if found != [wanted_dna, wanted_protein]:
             raise ClassifierError(
                 f"the classifier wants {_describe_features(wanted_dna, wanted_protein)} numbers "
-                f"for a frame, and the backends give {_describe_features(dna, protein)}; choose "
-                f"the backends and weights that it was trained on{self._describe_weights()}, or "
-                "another classifier"
+                f"for a frame, the backends give {_describe_features(dna, protein)}; choose "
+                "another classifier, or the backends and weights that it was trained on: "
+                f"{self._describe_models()}"
             )
         if trained.chunk_length_bp != chunk_length_bp:
             raise ClassifierError(
@@ -198,28 +198,29 @@ class Classifier:
         # A classifier of older files does not know its weights. Then nothing can be compared.
         if backend != name or wanted not in (None, identity):
             raise ClassifierError(
-                f"the classifier was trained on {name} weights {wanted}, and the run uses "
-                f"{backend} weights {identity}; use the same files as the training"
-                f"{self._describe_weights()} (the same model in another file format has another "
-                "identity), or choose another classifier"
+                f"the classifier was trained on {name} weights {wanted}, and the run uses {backend} "
+                f"weights {identity} (the same model in another file format has another digest); "
+                "choose another classifier, or the backends and weights that it was trained on: "
+                f"{self._describe_models()}"
             )
 
-    def _describe_weights(self) -> str:
-        """Return what the file says of the weights of the training; empty if it says nothing."""
+    def _describe_models(self) -> str:
+        """Return the options that name the models of the training, as far as the file says."""
         trained = self.metadata
         assert trained is not None, "only a file with metadata says it"
         described = [
-            (f"--{name}-weights {location}" if location else f"{name} weights")
-            + (f" with the digest {identity}" if identity else "")
-            for name, location, identity in zip(
+            f"--{alphabet}-backend {backend}"
+            + (f" --{alphabet}-weights {location}" if location else "")
+            + (f", digest of the weights {identity}" if identity else "")
+            for alphabet, backend, location, identity in zip(
                 ALPHABETS,
+                (trained.dna_backend, trained.protein_backend),
                 self.weights_locations,
                 (trained.dna_weights_identity, trained.protein_weights_identity),
                 strict=True,
             )
-            if location or identity
         ]
-        return f" ({'; '.join(described)})" if described else ""
+        return "; ".join(described)
 
 
 class FrameClassifier(Classifier):

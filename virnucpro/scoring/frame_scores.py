@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array, split_rows
+from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import find_download
 from virnucpro.config import FramesConfig, PredictConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
@@ -90,8 +91,8 @@ def open_classifier(config: PredictConfig) -> Classifier:
     # First what costs nothing: a name that is wrong must show before a file of gigabytes is read.
     check_backends(config)
     classifier = load_classifier(config.resolved_model_path)
-    dna = config.dna_backend, _expect_dim(config, "dna_weights", DNA_DIM)
-    protein = config.protein_backend, _expect_dim(config, "protein_weights", PROTEIN_DIM)
+    dna = config.dna_backend, _expect_dim(config, "dna", DNA_DIM)
+    protein = config.protein_backend, _expect_dim(config, "protein", PROTEIN_DIM)
     classifier.check_fits(dna, protein, config.chunk_length_bp, None)
     check_backends(config, classifier.changes)
     # A screen has probabilities of its own, which depend on the share of viral records.
@@ -106,13 +107,16 @@ def open_classifier(config: PredictConfig) -> Classifier:
     return classifier
 
 
-def _expect_dim(config: PredictConfig, name: str, published: int) -> int | None:
+def _expect_dim(config: PredictConfig, alphabet: Alphabet, published: int) -> int | None:
     """Return the numbers in an embedding by published weights that are not here yet, or None."""
-    default: str = getattr(FramesConfig, name)
+    names = f"{alphabet}_backend", f"{alphabet}_weights"
+    if any(getattr(config, name) != getattr(FramesConfig, name) for name in names):
+        return None
+    default: str = getattr(FramesConfig, names[1])
     # Weights that are here say it themselves when they are opened. In a hub's cache, smaller ones
     # may stand for the published ones.
     is_here = find_download(default) or find_download(default.partition("@")[0])
-    return published if getattr(config, name) == default and not is_here else None
+    return None if is_here else published
 
 
 def check_models(config: PredictConfig, classifier: Classifier, models: Sequence[Model]) -> None:
