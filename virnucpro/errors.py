@@ -93,12 +93,13 @@ class IncompleteError(VirnucproError):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: finished parts are kept, and the command ends with exit code 143.
+    """SIGTERM or SIGHUP arrived: finished parts are kept, and the exit code is 143.
 
     Like KeyboardInterrupt, it is not an Exception, so that no handler on the way catches it.
     """
 
-    # What a shell reports of a process that SIGTERM ended: 128 + 15.
+    # What a shell reports of a process that SIGTERM ended: 128 + 15. When SIGHUP comes, that shell
+    # is gone.
     exit_code = 143
 
 

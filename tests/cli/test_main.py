@@ -314,7 +314,11 @@ def test_quiet_and_log_file(run, fasta, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "message"),
-    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+    [
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 143, "terminated"),
+        (signal.SIGINT, 130, "interrupted"),
+    ],
 )
 def test_signals_end_it_with_their_exit_code(number, code, message):
     process = start("utils", "validate", "-")
@@ -330,7 +334,11 @@ def test_signals_end_it_with_their_exit_code(number, code, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "message"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 143, "terminated"),
+    ],
 )
 def test_signals_end_it_while_it_imports(tmp_path, fasta, number, code, message):
     # As modules in C do, this one loses exceptions.
@@ -344,6 +352,51 @@ def test_signals_end_it_while_it_imports(tmp_path, fasta, number, code, message)
     _, messages = process.communicate(timeout=30)
     more = "finished work is kept: run the same command with --resume to continue"
     assert (process.returncode, messages) == (code, f"Error: {message}; {more}\n")
+
+
+@pytest.mark.slow
+def test_nohup_lets_it_go_on_when_the_terminal_closes():
+    # What nohup does; an ignored signal stays ignored in the program that starts.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start("utils", "validate", "-", stdout=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.stdin.write(">a\nACGT\n" * 50_000)
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate(">b\nACGT\n")
+    assert "50,001" in output
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_closes_says_so_in_its_log(tmp_path):
+    (tmp_path / "a.fa").write_text(f">a\n{'ATGGCGTTACGTCC' * 40_000}\n")
+    terminal, inner = os.openpty()
+    # The terminal belongs to the session of a shell, as at a desk.
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, os, sys, termios; "
+            "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.orig_argv[:1] + "
+            "'-m virnucpro predict a.fa -m mini --device cpu -o out'.split())",
+        ],
+        cwd=tmp_path,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    )
+    os.close(inner)
+    shown = b""
+    while b"find stretches" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    process.wait(timeout=60)
+    log = (tmp_path / "out" / "run.log").read_text()
+    assert log.endswith("ERROR virnucpro.runtime.logs: ended by Terminated\n")
+    last = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["outcome"] == "Terminated"
 
 
 @pytest.mark.slow

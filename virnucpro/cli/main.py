@@ -121,7 +121,7 @@ class _Program(click.Group):
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             # click ends by these itself, and a reader such as `head` has seen enough.
             raise
-        # Also Ctrl-C and SIGTERM, which are no Exceptions and have exit codes of their own.
+        # Also Ctrl-C and Terminated, which are no Exceptions and have exit codes of their own.
         except BaseException as error:
             raise click.exceptions.Exit(_explain(error, ctx.invoked_subcommand)) from error
 
@@ -211,7 +211,9 @@ def _printable_complaints() -> Iterator[None]:
 
 @contextmanager
 def _signals_raise(ctx: click.Context) -> Iterator[None]:
-    """Let SIGTERM raise Terminated, and end at once where it or Ctrl-C meets an import.
+    """Let SIGTERM and SIGHUP raise Terminated, and end at once where one meets an import.
+
+    A terminal that closes sends SIGHUP. Ctrl-C raises KeyboardInterrupt, as it does without us.
 
     Modules in C turn an exception into errors of their own, or lose it.
     """
@@ -223,15 +225,19 @@ def _signals_raise(ctx: click.Context) -> Iterator[None]:
     def terminate(signum: int, frame: FrameType | None) -> None:
         _end_if_importing(frame, ctx, "terminated", Terminated.exit_code)
         # A second signal must not interrupt the cleaning up that follows.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         # torch raises when a loader's worker dies, and the same signal often reached that as well.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Terminated
 
     handlers = {signal.SIGTERM: terminate}
-    # A shell lets programs in the background ignore Ctrl-C, and so it stays.
+    # A shell lets programs in the background ignore Ctrl-C, and nohup lets them ignore that the
+    # terminal closes. So it stays.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         handlers[signal.SIGINT] = interrupt
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        handlers[signal.SIGHUP] = terminate
     # Put back at the end, because tests and programs call commands in their own process.
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

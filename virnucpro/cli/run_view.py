@@ -25,7 +25,7 @@ _GIB = 1 << 30
 _OUTCOMES = {
     "finished": "finished",
     "KeyboardInterrupt": "interrupted (Ctrl-C)",
-    "Terminated": "terminated (SIGTERM)",
+    "Terminated": "terminated",
 }
 
 # In a narrow terminal, these columns are left out, in this order.

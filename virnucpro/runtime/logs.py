@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from virnucpro import __version__
 from virnucpro.checkpoints.whole_files import open_to_append
-from virnucpro.errors import UsageError, printable
+from virnucpro.errors import Terminated, UsageError, printable
 from virnucpro.runtime.environment import is_main_process
 
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -90,9 +90,13 @@ def log_to_file(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        message = f"ended by {type(error).__name__}: {error}"
-        # With the traceback, which helps whoever has to explain the error later.
-        details = (type(error), error, error.__traceback__)
+        if isinstance(error, (KeyboardInterrupt, Terminated)):
+            # Where a person or a system happened to stop it explains nothing.
+            message, details = f"ended by {type(error).__name__}", None
+        else:
+            message = f"ended by {type(error).__name__}: {error}"
+            # With the traceback, which helps whoever has to explain the error later.
+            details = (type(error), error, error.__traceback__)
         record = ours.makeRecord(__name__, logging.ERROR, __file__, 0, message, (), details)
         # Only to this file: the command line shows the error to people.
         handler.handle(record)

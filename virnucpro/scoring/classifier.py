@@ -168,7 +168,7 @@ class Classifier:
         if found != [wanted_dna, wanted_protein]:
             raise ClassifierError(
                 f"the classifier wants {_describe_features(wanted_dna, wanted_protein)} numbers "
-                f"for a frame, the backends give {_describe_features(dna, protein)}; choose "
+                f"for a frame, and the backends give {_describe_features(dna, protein)}; choose "
                 "another classifier, or the backends and weights that it was trained on: "
                 f"{self._describe_models()}"
             )
