@@ -24,7 +24,7 @@ from virnucpro.errors import OutputError
 COUNTS = dict.fromkeys(
     (*("records", "chunks", "frames", "distinct_dna"), "distinct_proteins", "duplicate_ids"), 6
 ) | {"unscored_frames": 0}
-RULE = {"preset": None, "max_fdr": None, "viral_share": None}
+RULE = {"preset": None, "max_fdr": None, "viral_share": 0.5}
 BACKEND = {
     **{"name": "toy", "version": "1", "alphabet": "dna", "weights": "w", "weights_identity": "i"},
     "embedding_dim": 8,
@@ -93,7 +93,8 @@ def test_the_summary_of_a_run(directory, capsys) -> None:
         "  no_stretch        2\n"
         "\n"
         "called viral from a probability of 0.75 on\n"
-        "expected false discovery rate of the viral records: 0.063\n"
+        "expected false discovery rate of the viral records: 0.063, "
+        "if 50 % of all records are viral (--viral-share)\n"
         "1 of 2 viral calls rests on one or two scored chunks\n"
         "1 viral region in records not called viral (proviruses): viral_regions.tsv\n"
         "\n"

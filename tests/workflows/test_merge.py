@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import VIRNUCPRO, read_tables, run, write_reads
+from tests.runs import VIRNUCPRO, invoke, read_tables, run, write_reads
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import MergeConfig, PredictConfig, merge, predict, predict_shard
 from virnucpro.errors import InputError, OutputExistsError, UsageError
@@ -284,3 +284,13 @@ def test_a_run_goes_on_elsewhere_from_its_checkpoints(
     # Starting afresh empties the directory of the checkpoints, and keeps the link.
     predict(dataclasses.replace(here, resume=False, force=True))
     assert (tmp_path / "here" / "checkpoints").is_symlink()
+
+
+def test_a_share_prints_what_it_did_as_json(config: PredictConfig, tmp_path: Path) -> None:
+    options = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in GIVEN]
+    share = ["--shard", "2/3", "--output-dir", str(tmp_path / "out"), "--json"]
+    found = invoke("-q", "predict", *config.inputs, *options, *share)
+    summary = json.loads(found.stdout)
+    assert (summary["shard"], summary["counts"]["records"]) == ("2/3", 60)
+    assert summary["output_dir"] == str(tmp_path / "out")
+    assert summary["seconds"]["total"] > 0

@@ -82,13 +82,18 @@ def predict_command(
     leave_to_launch(ctx, settled, launch, force=settled.force and not config.force)
     from virnucpro import predict, predict_shard
     from virnucpro.cli.progress import shown_progress
+    from virnucpro.reports.record_results import summarize_run
 
     with shown_progress(layout.metrics_path, wanted=wants_progress(ctx, launch)):
         if settled.shard is not None:
             predict_shard(settled)
             logger.info("share %s is done; virnucpro merge makes the results", settled.shard)
-            return
-        result = predict(settled)
+        else:
+            result = predict(settled)
+    if settled.shard is not None:
+        if summary.json and is_main_process():
+            echo(json.dumps(summarize_run(layout, is_share=True), indent=2))
+        return
     if is_main_process():
         echo_summary(result.directory, as_json=summary.json, quiet=is_quiet(ctx))
     # Last, because the results are whole but for these frames.

@@ -142,14 +142,18 @@ def echo_summary(
 def _describe_calls(
     counts: Mapping[str, int], rule: Mapping[str, Any], regions_name: str
 ) -> Iterator[str]:
-    threshold, expected = rule["threshold"], rule["expected_fdr"]
+    threshold, expected, share = rule["threshold"], rule["expected_fdr"], rule["viral_share"]
     if threshold is None:
         yield "no record may be called viral: none meets the bound on false discoveries"
     else:
         # Enough digits for a threshold near 1, such as 0.9998765.
         yield f"called viral from a {rule['by']} of {threshold:.10g} on"
-    if expected is not None:
-        yield f"expected false discovery rate of the viral records: {expected:.2g}"
+    # Both are known if the classifier has a calibration.
+    if expected is not None and share is not None:
+        yield (
+            f"expected false discovery rate of the viral records: {expected:.2g}, if "
+            f"{100 * share:.3g} % of all records are viral (--viral-share)"
+        )
     if counts["virus"]:
         yield (
             f"{count_who(counts['virus_few_chunks'], 'viral call', 'rest', of=counts['virus'])} on "

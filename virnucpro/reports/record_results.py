@@ -207,14 +207,17 @@ def describe_calls(store: FrameStore, decision: Decision) -> dict[str, Any]:
     }
 
 
-def summarize_run(directory: RunDirectory) -> dict[str, Any]:
+def summarize_run(directory: RunDirectory, *, is_share: bool = False) -> dict[str, Any]:
     """Return the summary of a finished run that a command prints at its end, in words of JSON.
+
+    A share of a run has no calls to tell of.
 
     Raises:
         InputError: run.json cannot be read.
     """
-    keys = ("counts", "reasons", "calls", "most_viral", "warnings", "seconds")
-    run = read_run_json(directory.run_json)
+    run = read_run_json(directory.run_json, is_share=is_share)
+    of_calls = ("reasons", "calls", "most_viral", "warnings")
+    keys = ("shard", "counts", "seconds") if is_share else ("counts", *of_calls, "seconds")
     return {name: run[name] for name in keys} | {"output_dir": str(directory.path)}
 
 
