@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from virnucpro.config import COMMANDS, command_options
@@ -73,6 +74,28 @@ def test_values_become_the_type_of_their_field() -> None:
 def test_an_invalid_value_is_refused_by_its_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Example(**{"inputs": ("a.fa",)} | settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("seed", np.int64(3), 3),
+        ("share", np.float64(0.25), 0.25),
+        ("share", np.float32(0.25), 0.25),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(name: str, given: Any, wanted: float) -> None:
+    found = getattr(Example(inputs=("a.fa",), **{name: given}), name)
+    assert (found, type(found)) == (wanted, type(wanted))
+
+
+def test_what_is_no_settings_is_refused() -> None:
+    config = Example(inputs=("a.fa",))
+    Example.require(config)
+    for given, shown in (("a.fa", "'a.fa'"), ({"inputs": "a.fa"}, "{'inputs': 'a.fa'}")):
+        wanted = f"found {shown}; wanted settings, as in Example(inputs=...)"
+        with pytest.raises(UsageError, match=re.escape(wanted)):
+            Example.require(given)
 
 
 def test_the_sentences_of_the_help_have_a_subject() -> None:

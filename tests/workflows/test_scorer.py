@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def test_threads_share_a_scorer(
         check_equal(found, scored, [place])
 
 
+def test_a_scorer_can_be_sent_to_another_process(
+    scorer: Scorer, scored: ScoredRecords, sequences: dict[str, str]
+) -> None:
+    copy = pickle.loads(pickle.dumps(scorer))
+    check_equal(copy.score(dict([next(iter(sequences.items()))])), scored, [0])
+
+
 def test_every_kind_of_collection_is_read(scorer: Scorer, sequences: dict[str, str]) -> None:
     short = {name: letters[:600] for name, letters in list(sequences.items())[:2]}
     records = [record[:600] for record in list(SeqIO.parse(EXAMPLE, "fasta"))[:2]]
@@ -103,10 +111,11 @@ def test_sequences_without_a_call_have_a_reason(scorer: Scorer) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("ACGT", "sequences are a str; wanted a list"),
-        (7, "sequences are a int"),
+        ("ACGT", "the sequences are 'ACGT'; wanted a list"),
+        (7, "the sequences are 7;"),
+        (pd.DataFrame({"dna": ["ACGT"]}), r"wanted one column of it, for example table\["),
         ([], "no sequences"),
-        (["ACGT", None], "sequence '1' is a NoneType"),
+        (["ACGT", None], "sequence '1' is None; wanted a text"),
         (["ACGT\n>b\nACGT"], "sequence '0' has the letter '>'"),
         ({"p": "MKTAYIE"}, "^the sequences, line 1: record 'p' has 'I' at position 6"),
     ],

@@ -9,6 +9,7 @@ import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -43,8 +44,9 @@ _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
     # YAML reads 500 as a number, also where a name such as a model type is meant.
     str: ((str, Path, int), "text"),
     Path: ((str, Path, int), "a path"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
+    # The abstract types, because NumPy's numbers are of these, and not of Python's.
+    int: ((Integral,), "a whole number"),
+    float: ((Real,), "a number"),
     bool: ((bool,), "true or false"),
 }
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
@@ -287,6 +289,19 @@ class Config:
                     f"{path}: is read by this command and would be replaced; choose another "
                     "output (-o)"
                 )
+
+    @classmethod
+    def require(cls, given: object) -> None:
+        """Refuse what is no object of this class, such as the path of an input.
+
+        Raises:
+            UsageError: It is none.
+        """
+        if not isinstance(given, cls):
+            first = next(iter(options_of(cls)))
+            raise UsageError(
+                f"found {brief(given)}; wanted settings, as in {cls.__name__}({first}=...)"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return every setting as JSON knows values, for run.json."""

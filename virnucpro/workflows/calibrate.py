@@ -75,6 +75,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         OutputExistsError: The file exists.
         OutputError: The file cannot be written.
     """
+    CalibrateConfig.require(config)
     if not config.force:
         refuse_existing(config.output_path)
     # The tensors are written again as they are, so the scores stay the same.

@@ -47,6 +47,7 @@ def call(config: CallConfig) -> PredictResult:
         UsageError: Another run is going on in the directory.
         OutputError: A file cannot be written.
     """
+    CallConfig.require(config)
     began = time.monotonic()
     directory = find_run(config.run_dir)
     document = read_run_json(directory.run_json)

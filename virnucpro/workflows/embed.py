@@ -54,6 +54,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
     Raises:
         VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
     """
+    EmbedConfig.require(config)
     directory = EmbedDirectory(config.output_path)
     with open_run(config, directory, [config.input], on_progress) as run:
         with run.stage("open model"):

@@ -73,6 +73,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         InputError: A table cannot be read, or no record has a label.
         OutputExistsError: There is a report already.
     """
+    EvaluateConfig.require(config)
     directory = config.resolved_output_dir
     stale = directory / STALE_NAME
     # The run was called again after that report, so the report may be replaced without --force.

@@ -56,6 +56,7 @@ def merge(config: MergeConfig) -> PredictResult:
         UsageError: The output directory is one of the shares.
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
+    MergeConfig.require(config)
     shares = [find_run(run) for run in config.runs]
     documents = [
         read_run_json(share.run_json, "virnucpro predict --shard", is_share=True)

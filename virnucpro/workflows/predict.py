@@ -46,6 +46,7 @@ def predict(config: PredictConfig, on_progress: ProgressListener | None = None) 
     Raises:
         VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
     """
+    PredictConfig.require(config)
     # Calls by a false discovery rate depend on all records, so a share cannot make them.
     if config.shard is not None:
         raise UsageError(
@@ -67,6 +68,7 @@ def predict_shard(config: PredictConfig, on_progress: ProgressListener | None = 
     Raises:
         VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
     """
+    PredictConfig.require(config)
     directory = _prepare(config)
     with open_run(config, directory, config.inputs, on_progress) as run:
         embedded = _embed_frames(run, directory, config)

@@ -27,6 +27,7 @@ def report(config: ReportConfig) -> Path:
         UsageError: The page would replace a result of one of the runs.
         OutputError: The page cannot be written.
     """
+    ReportConfig.require(config)
     first, *others = config.runs
     runs = [find_run(run) for run in config.runs]
     path = config.output_path or (Path("report.html") if others else runs[0].report_html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from virnucpro.config import EmbedConfig, PredictConfig
 from virnucpro.embedding.jobs import make_frame_job
 from virnucpro.embedding.models import HeldModel, open_frame_models
 from virnucpro.embedding.passes import run_passes
-from virnucpro.errors import InputError, UsageError
+from virnucpro.errors import InputError, UsageError, brief
 from virnucpro.runtime.run import open_run
 from virnucpro.scoring.calls import RecordCalls
 from virnucpro.scoring.frame_scores import (
@@ -65,7 +66,8 @@ class Scorer:
 
     The result for a sequence does not depend on the other sequences, except for the last digits and
     for settings that look at all records (`max_fdr`, `preset`). Several threads may share a scorer,
-    but only one of them computes at a time.
+    but only one of them computes at a time. A scorer can be pickled; its copy in another process
+    loads the models again.
 
     Args:
         model: `mini`, `300`, `500` or `custom`, as `model_type` of `PredictConfig`.
@@ -79,6 +81,7 @@ class Scorer:
         # Starting workers for each call would take longer than what they do for a few sequences.
         given: dict[str, Any] = {"dataloader_workers": 0, "output_dir": "unused"} | settings
         self._config = PredictConfig(inputs=("-",), model_type=model, **given)
+        self._arguments = model, settings
         # torch's settings and the loop belong to one caller at a time.
         self._lock = threading.Lock()
         with open_run(self._config) as run:
@@ -96,6 +99,10 @@ class Scorer:
         for one in self._models:
             # Now, so that a lack of memory shows here and not at the first sequence.
             one.load_encoder(run.device, run.precision, self._config.attention)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        model, settings = self._arguments
+        return functools.partial(Scorer, model, **settings), ()
 
     def score(self, sequences: Any) -> ScoredRecords:
         """Score DNA sequences, and return their scores and calls.
@@ -190,9 +197,14 @@ def _written(sequences: Any) -> Iterator[tuple[list[str], Path]]:
 
 def _name_sequences(sequences: Any) -> Iterator[tuple[str, str]]:
     """Yield the id and the letters of each sequence."""
+    if hasattr(sequences, "columns"):
+        raise InputError(
+            "the sequences are a whole table; wanted one column of it, for example "
+            'table["sequence"]'
+        )
     if isinstance(sequences, str | bytes) or not isinstance(sequences, Iterable):
         raise InputError(
-            f"sequences are a {type(sequences).__name__}; wanted a list, a dict or a column of them"
+            f"the sequences are {brief(sequences)}; wanted a list, a dict or a column of them"
         )
     # A dict and a pandas column both have pairs of ids and values.
     named = sequences.items() if hasattr(sequences, "items") else enumerate(sequences)
@@ -204,8 +216,8 @@ def _name_sequences(sequences: Any) -> Iterator[tuple[str, str]]:
         letters = value.seq if from_record else value
         if not isinstance(letters, str) and not type(letters).__module__.startswith("Bio.Seq"):
             raise InputError(
-                f"sequence {str(name)[:80]!r} is a {type(letters).__name__}; wanted a text or a "
-                "sequence of Biopython"
+                f"sequence {str(name)[:80]!r} is {brief(letters)}; wanted a text or a sequence of "
+                "Biopython"
             )
         # Line breaks inside a sequence are usual in texts that were copied from FASTA.
         text = "".join(str(letters).split())

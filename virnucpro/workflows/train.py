@@ -104,6 +104,7 @@ def train(config: TrainConfig, on_progress: ProgressListener | None = None) -> T
     Raises:
         VirnucproError: Every error that a user can correct; see `virnucpro.errors`.
     """
+    TrainConfig.require(config)
     if not (config.force or config.resume):
         refuse_existing(config.output_path)
     directory = RunDirectory(config.work_dir, config.output_path.stem)
