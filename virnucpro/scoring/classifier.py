@@ -198,10 +198,10 @@ class Classifier:
         # A classifier of older files does not know its weights. Then nothing can be compared.
         if backend != name or wanted not in (None, identity):
             raise ClassifierError(
-                f"the classifier was trained on {name} weights {wanted}, and the run uses {backend} "
-                f"weights {identity} (the same model in another file format has another digest); "
-                "choose another classifier, or the backends and weights that it was trained on: "
-                f"{self._describe_models()}"
+                f"the classifier was trained on {name} weights {wanted}, and the run uses "
+                f"{backend} weights {identity} (the same model in another file format has another "
+                "digest); choose another classifier, or the backends and weights that it was "
+                f"trained on: {self._describe_models()}"
             )
 
     def _describe_models(self) -> str:
