@@ -87,8 +87,9 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
     )
     paired: bool = option(
         False,
-        help="The inputs are read pairs: the files of first and second mates in turn, or one file "
-        "with both mates of each pair. A pair is one record, and has the chunks of both mates.",
+        help="The inputs are read pairs: the file of first mates and then the file of second "
+        "mates, or one file with both mates of each pair. A pair is one record, and has the chunks "
+        "of both mates.",
         group="Input",
     )
     screen: str | None = option(
@@ -232,8 +233,8 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             )
         if self.paired and len(self.inputs) > 1 and len(self.inputs) % 2:
             raise UsageError(
-                f"--paired: found {len(self.inputs)} inputs, wanted the files of first and second "
-                "mates in turn, or one file with both"
+                f"--paired: found {len(self.inputs)} inputs, wanted pairs of files (first "
+                "mates, then second mates), or one file with both"
             )
         files = [os.path.realpath(path) for path in self.inputs]
         # Each read would be its own mate.
