@@ -1,6 +1,6 @@
 """Simulates how claimed batches spread over GPUs: one to thousands, equal and unequal.
 
-    python -m tools.simulate_scheduling                      # greedy and static, 1 to 4,096 GPUs
+    python -m tools.simulate_scheduling                      # claims and static shares
     python -m tools.simulate_scheduling --remedies           # ways to shorten the end
     python -m tools.simulate_scheduling --sequences sample.fa --model dnabert-s --json
 
@@ -255,12 +255,12 @@ def make_fleets(
 
 
 def compare(args: argparse.Namespace, num_tokens: FloatArray) -> Iterator[dict[str, Any]]:
-    """Yield the figures of greedy and static scheduling for each fleet."""
+    """Yield the figures of claims and of static shares for each fleet."""
     batch_s = MODELS[args.model].seconds(num_tokens)
     rng = np.random.default_rng(0)
     for fleet, speeds in make_fleets(args.gpus, args.speeds):
         ready_s = rng.uniform(args.startup[0], args.startup[1], len(speeds))
-        greedy = simulate(
+        claimed = simulate(
             batch_s,
             speeds,
             ready_s,
@@ -273,12 +273,12 @@ def compare(args: argparse.Namespace, num_tokens: FloatArray) -> Iterator[dict[s
             "fleet": fleet,
             "gpus": len(speeds),
             "batches_per_gpu": len(batch_s) / len(speeds),
-            "ideal_s": greedy.ideal_s,
-            "claims_per_s": greedy.claims_per_s,
-            "makespan_s": greedy.makespan_s,
-            "efficiency": greedy.efficiency,
-            "losses": greedy.losses,
-            "spread_s": greedy.spread_s,
+            "ideal_s": claimed.ideal_s,
+            "claims_per_s": claimed.claims_per_s,
+            "makespan_s": claimed.makespan_s,
+            "efficiency": claimed.efficiency,
+            "losses": claimed.losses,
+            "spread_s": claimed.spread_s,
             "static_makespan_s": static.makespan_s,
             "static_efficiency": static.efficiency,
             "static_spread_s": static.spread_s,
@@ -315,7 +315,7 @@ def compare_remedies(args: argparse.Namespace, num_tokens: FloatArray) -> Iterat
 def print_comparison(rows: Iterator[dict[str, Any]]) -> None:
     """Print one line for each fleet, its losses in per cent of the capacity."""
     print(
-        f"{'':13} {'batches':>8} {'ideal':>9} | {'greedy':>9} {'effi-':>6} {'lost to':>7} "
+        f"{'':13} {'batches':>8} {'ideal':>9} | {'claims':>9} {'effi-':>6} {'lost to':>7} "
         f"{'':>6} {'':>6} {'spread':>7} {'claims':>8} | {'static':>9} {'effi-':>6} {'spread':>9}\n"
         f"{'GPUs':13} {'per GPU':>8} {'s':>9} | {'s':>9} {'ciency':>6} {'start':>7} "
         f"{'claims':>6} {'end':>6} {'s':>7} {'per s':>8} | {'s':>9} {'ciency':>6} {'s':>9}"
