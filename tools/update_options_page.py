@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virnucpro.config import Option, command_options
+from virnucpro.config.calls import PRESETS
 from virnucpro.config.options import REQUIRED
+from virnucpro.config.shared import ATTENTIONS
 from virnucpro.legacy.options import FORK_OPTIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 
 _TABLE = re.compile(r"(<!-- options of (?P<command>[a-z -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# Of --preset, --attention and --model-type, as texts of other options name them.
+_VALUES = "|".join((*PRESETS, *ATTENTIONS, "mini"))
 
 
 def main() -> None:
@@ -78,8 +83,8 @@ def _make_row(names: str, default: str, meaning: str) -> str:
 
 
 def _mark_options(text: str) -> str:
-    """Return text with the names of options in it as code."""
-    return re.sub(r"(?<![`\w-])--[a-z][a-z-]*", r"`\g<0>`", text)
+    """Return text with the options in it, and values that follow them, as code."""
+    return re.sub(rf"(?<![`\w-])--[a-z][a-z-]*( ({_VALUES})\b)?", r"`\g<0>`", text)
 
 
 if __name__ == "__main__":

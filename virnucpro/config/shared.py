@@ -101,8 +101,7 @@ class DeviceConfig(Config, group="Device and precision"):
         "auto",
         help="Number format of the models. auto: bf16 on GPUs that have it, fp16 on older GPUs, "
         "fp32 on a CPU. fp8 needs a Hopper GPU or newer.",
-        details="fp8 is never chosen automatically. A backend that has no fp8 computes in bf16 "
-        "instead.",
+        details="auto never chooses fp8. A backend that has no fp8 computes in bf16 instead.",
         choices=PRECISIONS,
     )
     attention: str = option(
@@ -129,11 +128,11 @@ class ComputeConfig(DeviceConfig, group="Speed and memory"):
     compile: str = option(
         "auto",
         help="Compile the models with torch.compile. auto: compile where this saves time.",
-        details="on takes some seconds for each model and needs a C++ compiler. auto compiles on a "
-        "GPU if a model has no kernels of ours and the pass is long enough. Models with our "
-        "kernels or with oneDNN stay as they are, so use --attention sdpa together with on. "
-        "The compiled code is kept below ~/.cache/virnucpro ($XDG_CACHE_HOME), or in "
-        "$TORCHINDUCTOR_CACHE_DIR.",
+        details="Compiling takes some seconds for each model and needs a C++ compiler. With auto, "
+        "a model is compiled on a GPU if it has no kernels of ours and the pass is long enough. "
+        "Models with our kernels or with oneDNN are never compiled, so give --attention sdpa, "
+        "too, if you give on. The compiled code is kept below ~/.cache/virnucpro "
+        "($XDG_CACHE_HOME), or in $TORCHINDUCTOR_CACHE_DIR.",
         group="Device and precision",
         choices=COMPILE_SETTINGS,
     )
