@@ -15,4 +15,4 @@ def test_budgets_double_and_stop_where_they_should() -> None:
     assert list_budgets("cuda", 512, 2048, 512) == [512, 1024, 1536, 2048]
     assert list_budgets("cpu", 20_000) == [20_000]
     with pytest.raises(UsageError, match="at least the smallest"):
-        ProfileConfig(backend="esm2", min_batch=512, max_batch=100)
+        ProfileConfig(backend="esm2", min_batch_tokens=512, max_batch_tokens=100)

@@ -35,19 +35,25 @@ class ProfileConfig(DeviceConfig, group="Measuring"):
         group="Embedding models",
         metavar="WEIGHTS",
     )
-    min_batch: int = option(
-        512, help="Smallest number of tokens in a batch.", metavar="TOKENS", minimum=1
+    min_batch_tokens: int = option(
+        512,
+        "--min-batch",
+        help="Smallest number of tokens in a batch.",
+        metavar="TOKENS",
+        minimum=1,
     )
-    max_batch: int | None = option(
+    max_batch_tokens: int | None = option(
         None,
+        "--max-batch",
         help="Largest number of tokens in a batch.",
         unset="131072, on a CPU 8192",
         details="Measuring stops earlier when memory is full. The fork's default was 8192.",
         metavar="TOKENS",
         minimum=1,
     )
-    step: int | None = option(
+    step_tokens: int | None = option(
         None,
+        "--step",
         help="Difference between two numbers of tokens.",
         unset="each number is twice the previous one",
         details="The fork's default was 512.",
@@ -76,10 +82,11 @@ class ProfileConfig(DeviceConfig, group="Measuring"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_batch is not None and self.max_batch < self.min_batch:
+        smallest, largest = self.min_batch_tokens, self.max_batch_tokens
+        if largest is not None and largest < smallest:
             raise UsageError(
-                f"batches of {self.min_batch} to {self.max_batch} tokens: the largest has to be at "
-                "least the smallest"
+                f"batches of {smallest} to {largest} tokens: the largest has to be at least the "
+                "smallest"
             )
 
 

@@ -53,22 +53,25 @@ class BudgetProfile:
 
 
 def list_budgets(
-    device_type: str, min_tokens: int, max_tokens: int | None = None, step_tokens: int | None = None
+    device_type: str,
+    min_batch_tokens: int,
+    max_batch_tokens: int | None = None,
+    step_tokens: int | None = None,
 ) -> list[int]:
     """Return the budgets to measure, rising.
 
     Args:
         device_type: A key of `MAX_BUDGETS`.
-        min_tokens: The first budget.
-        max_tokens: The limit; None for the device's limit.
+        min_batch_tokens: The first budget.
+        max_batch_tokens: The limit; None for the device's limit.
         step_tokens: From one budget to the next; None to double each time.
     """
-    max_tokens = max_tokens or max(min_tokens, MAX_BUDGETS[device_type])
+    limit = max_batch_tokens or max(min_batch_tokens, MAX_BUDGETS[device_type])
     # The fork went up in equal steps. Doubling covers the same range in a few.
     if step_tokens is not None:
-        return list(range(min_tokens, max_tokens + 1, step_tokens))
-    doubled = (min_tokens << exponent for exponent in itertools.count())
-    return list(itertools.takewhile(lambda budget: budget <= max_tokens, doubled))
+        return list(range(min_batch_tokens, limit + 1, step_tokens))
+    doubled = (min_batch_tokens << exponent for exponent in itertools.count())
+    return list(itertools.takewhile(lambda budget: budget <= limit, doubled))
 
 
 def profile_budgets(config: ProfileConfig, compute: ComputeConfig, location: str) -> BudgetProfile:
@@ -97,8 +100,9 @@ def profile_budgets(config: ProfileConfig, compute: ComputeConfig, location: str
                 raise
         if not speeds:
             raise MemoryExhaustedError(
-                f"{model.name}: the weights and a batch of {config.min_batch} tokens do not fit "
-                f"the memory of {run.device}; use a device with more, or a smaller --min-batch"
+                f"{model.name}: the weights and a batch of {config.min_batch_tokens} tokens do not "
+                f"fit the memory of {run.device}; use a device with more, or a smaller "
+                "--min-batch-tokens"
             )
         place = (device_name(run.device), model.name, model.weights.embedding_dim)
         precision = model.compute_precision(run.precision)
@@ -119,7 +123,7 @@ def _measure(run: Run, model: Model, config: ProfileConfig) -> Iterator[tuple[in
                 f"{config.test_file}: holds empty records only; give some with sequences"
             )
     encoder = model.load_encoder(run.device, run.precision, run.config.attention)
-    limits = config.min_batch, config.max_batch, config.step
+    limits = config.min_batch_tokens, config.max_batch_tokens, config.step_tokens
     for budget_tokens in list_budgets(run.device.type, *limits):
         # Begun anew for each budget, so that all budgets are measured on the same sequences.
         random_ones = make_sequences(model.alphabet, _LENGTH_BP)
