@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from virnucpro.backend.remembered import get_state, recall, remember
-from virnucpro.errors import WeightsError, first_line
+from virnucpro.errors import WeightsError, brief, first_line
 
 _BLOCK_BYTES = 1 << 20
 _LOCAL_HEADER_BYTES = 30
@@ -91,7 +91,7 @@ def _digest(path: Path) -> str:
             # One reading for both: a file of 12 GB takes long to read.
             if _feed(file, member.num_bytes, hashes) != member.crc:
                 raise WeightsError(
-                    f"{path}: is damaged, because {member.name[:80]!r} in it does not fit its "
+                    f"{path}: is damaged, because {brief(member.name)} in it does not fit its "
                     "checksum (CRC-32); download or copy the file again"
                 )
         # What follows the last member belongs to the digest, too.
@@ -154,7 +154,7 @@ def _find_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     encoding = "utf-8" if entry.flag_bits & _UTF8_FLAG else "cp437"
     name = file.read(name_bytes).decode(encoding)
     if (mark, name, entry.file_size) != (b"PK\3\4", entry.orig_filename, entry.compress_size):
-        raise ValueError(f"the header of {entry.filename[:80]!r} contradicts the directory")
+        raise ValueError(f"the header of {brief(entry.filename)} contradicts the directory")
     return file.tell() + int(extra_bytes)
 
 

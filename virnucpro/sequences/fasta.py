@@ -17,7 +17,7 @@ from xopen import xopen
 
 from virnucpro.backend.contents import HEAD_BYTES, identify
 from virnucpro.config import STDIN
-from virnucpro.errors import InputError, count_who, first_line
+from virnucpro.errors import InputError, brief, count_who, first_line
 from virnucpro.sequences.gunzip import MAGIC as GZIP_MAGIC
 from virnucpro.sequences.gunzip import Gunzip
 from virnucpro.sequences.judging import describe_letter, judge_alphabet
@@ -332,7 +332,7 @@ class RecordReader:
             )
         if line[0] not in ">@":
             raise InputError(
-                f"{self._name}, line {self._line_number}: found {line.strip()[:40]!r} before the "
+                f"{self._name}, line {self._line_number}: found {brief(line.strip())} before the "
                 "first header; FASTA starts with '>', FASTQ with '@'"
             )
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, brief
 from virnucpro.sequences.records import Record
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def describe_letter(record: Record, position: int, alphabet: Alphabet) -> str:
     letter = record.sequence[position]
     wanted, unknown = ("a nucleotide", "N") if alphabet == "dna" else ("an amino acid", "X")
     text = (
-        f"record {record.id[:80]!r} has {letter!r} at position {position + 1}, which is not "
+        f"record {brief(record.id)} has {letter!r} at position {position + 1}, which is not "
         f"{wanted} letter"
     )
     if alphabet == "dna" and letter in _ONLY_IN_PROTEINS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, brief
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.records import Record
 
@@ -37,7 +37,7 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
             if first is None or second is None:
                 alone = first or second
                 raise InputError(
-                    f"{names}: pair {number}, {alone.id[:80]!r}, lacks a mate; {_REMEDY}"
+                    f"{names}: pair {number}, {brief(alone.id)}, lacks a mate; {_REMEDY}"
                 )
             # Two files that are sorted differently would give pairs of strangers, each with one
             # call.
@@ -48,7 +48,7 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
                     else f"the ids of two mates may differ only in /1 and /2 at the end; {_REMEDY}"
                 )
                 raise InputError(
-                    f"{names}: pair {number} has the ids {first.id[:80]!r} and {second.id[:80]!r}; "
+                    f"{names}: pair {number} has the ids {brief(first.id)} and {brief(second.id)}; "
                     f"{wanted}"
                 )
             yield first

@@ -22,7 +22,7 @@ from virnucpro.backend.remembered import forget, get_state, read_remembered
 from virnucpro.backend.weights import fetch_snapshot, find_download, find_weight_files
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import PUBLISHED, PublishedModel
-from virnucpro.errors import UsageError, WeightsError
+from virnucpro.errors import UsageError, WeightsError, brief
 from virnucpro.runtime.downloads import digest_like, fetch_file
 
 logger = logging.getLogger(__name__)
@@ -276,7 +276,7 @@ def _read_checksums(path: Path, source: str) -> dict[str, str]:
         if match is None:
             raise WeightsError(
                 f"{source}, line {number}: wanted a SHA-256, two spaces and the name of a file, as "
-                f"sha256sum writes them, found {line[:80]!r}; the directory of a mirror is made by "
+                f"sha256sum writes them, found {brief(line)}; the directory of a mirror is made by "
                 "`virnucpro models download --to`"
             )
         digests[match["file"]] = f"sha256:{match['digest']}"

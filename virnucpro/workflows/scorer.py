@@ -216,12 +216,12 @@ def _name_sequences(sequences: Any) -> Iterator[tuple[str, str]]:
         letters = value.seq if from_record else value
         if not isinstance(letters, str) and not type(letters).__module__.startswith("Bio.Seq"):
             raise InputError(
-                f"sequence {str(name)[:80]!r} is {brief(letters)}; wanted a text or a sequence of "
+                f"sequence {brief(str(name))} is {brief(letters)}; wanted a text or a sequence of "
                 "Biopython"
             )
         # Line breaks inside a sequence are usual in texts that were copied from FASTA.
         text = "".join(str(letters).split())
         # It would begin another record in the file, and shift all results that follow.
         if ">" in text:
-            raise InputError(f"sequence {str(name)[:80]!r} has the letter '>'; wanted no header")
+            raise InputError(f"sequence {brief(str(name))} has the letter '>'; wanted no header")
         yield str(name), text
