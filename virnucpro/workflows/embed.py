@@ -20,7 +20,7 @@ from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.embedding.workers import prepare_workers
-from virnucpro.errors import ClassifierError, IncompleteError, InputError, count, count_who
+from virnucpro.errors import ClassifierError, IncompleteError, InputError, brief, count, count_who
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.classifier_files import load_classifier
@@ -158,10 +158,13 @@ def _check_lengths(config: EmbedConfig, store: RecordStore, model: Model) -> Non
     Raises:
         InputError: A sequence is too long to be read as a whole.
     """
-    is_whole = config.long != "windows" and model.backend.info.max_letters is None
-    for row in np.flatnonzero(store.record_lengths > _MAX_WHOLE_LETTERS)[:1] if is_whole else ():
+    if config.long == "windows" or model.backend.info.max_letters is not None:
+        return
+    is_too_long = store.record_lengths > _MAX_WHOLE_LETTERS
+    if is_too_long.any():
+        row = int(is_too_long.argmax())
         raise InputError(
-            f"{config.input}: record {store.record_id(row)[:80]!r} has "
+            f"{config.input}: record {brief(store.record_id(row))} has "
             f"{store.record_lengths[row]:,} letters, and {model.name} would read it as a whole; "
             "the time grows with the square of the length, and the limit is "
             f"{_MAX_WHOLE_LETTERS:,} letters; give --long windows"
