@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from virnucpro.errors import InputError, OutputError
 from virnucpro.reports.tables import (
+    parse_count,
+    parse_share,
     read_table,
     write_fasta,
     write_highest_scores,
@@ -188,6 +191,24 @@ def test_optional_columns_are_read_where_they_are(tmp_path: Path) -> None:
     assert read_text(tmp_path / "t.tsv", "id\tlabel\tgroup\na\tb\tc\n") == [
         (2, {"id": "a", "label": "b", "group": "c"})
     ]
+
+
+@pytest.mark.parametrize("word", ["", "x", "-1", "1.0", "1_0", "٣", f"{1 << 63}", "9" * 5000])
+def test_what_is_no_count_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="wanted a whole number of at least 0"):
+        parse_count(word)
+
+
+@pytest.mark.parametrize("word", ["", "x", "nan", "inf", "1e400", "-0.5", "1.001"])
+def test_what_is_no_share_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="wanted a number from 0 to 1, or NA"):
+        parse_share(word)
+
+
+def test_numbers_of_tables_are_read() -> None:
+    assert [*map(parse_count, ("0", "12", f"{(1 << 63) - 1}"))] == [0, 12, (1 << 63) - 1]
+    assert [*map(parse_share, ("0.0", "1", "4.5e-07"))] == [0.0, 1.0, 4.5e-07]
+    assert math.isnan(parse_share("NA"))
 
 
 @pytest.mark.parametrize(

@@ -171,10 +171,10 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     with pytest.raises(InputError, match=r"records\.tsv: 59 records, wanted 60"):
         call(CallConfig(run_dir=run_dir))
     table.write_text(text.replace("\tNA\t", "\tnothing\t", 1))
-    with pytest.raises(InputError, match=r"records\.tsv, line \d+: found no number"):
+    with pytest.raises(InputError, match=r"records\.tsv, line \d+: found 'nothing', wanted a n"):
         call(CallConfig(run_dir=run_dir))
     table.write_text(text.replace("\t1\t", f"\t{1 << 63}\t", 1))
-    with pytest.raises(InputError, match=r"records\.tsv, line \d+: found no number \(int too big"):
+    with pytest.raises(InputError, match=r"records\.tsv, line \d+: found '9223372036854775808', "):
         call(CallConfig(run_dir=run_dir))
     table.write_text(text)
     document = json.loads((run_dir / "run.json").read_text())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from virnucpro.backend.arrays import Float32Array, split_rows
 from virnucpro.checkpoints.whole_files import open_whole
-from virnucpro.errors import InputError, name_few, shorten
+from virnucpro.errors import InputError, brief, name_few, shorten
 from virnucpro.scoring.calls import ChunkCalls
 
 FASTA_WIDTH = 80
@@ -103,26 +103,45 @@ def format_number(value: float) -> str:
     return "NA" if math.isnan(value) else repr(value)
 
 
-def parse_number(word: str) -> float:
-    """Return the number that `format_number` wrote; NaN for `NA`.
+def parse_count(word: str) -> int:
+    """Return a whole number of a table that is not negative, and that an int64 can hold.
 
     Raises:
-        ValueError: It is no number.
+        ValueError: It is something else.
     """
-    return math.nan if word == "NA" else float(word)
+    # int() would also read "1_000", and digits of other scripts.
+    if len(word) < 20 and word.isascii() and word.isdigit() and int(word) < 1 << 63:
+        return int(word)
+    raise ValueError(f"found {brief(word)}, wanted a whole number of at least 0")
+
+
+def parse_share(word: str) -> float:
+    """Return a score or a probability that `format_number` wrote; NaN for `NA`.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if word == "NA":
+        return math.nan
+    with suppress(ValueError):
+        share = float(word)
+        # `nan` is none: it is not between any two numbers.
+        if 0 <= share <= 1:
+            return share
+    raise ValueError(f"found {brief(word)}, wanted a number from 0 to 1, or NA")
 
 
 @contextmanager
 def explaining_numbers(path: Path, line_number: int) -> Iterator[None]:
-    """Say in which line of a table a number cannot be read.
+    """Say in which line of a table a number is wrong.
 
     Raises:
-        InputError: The body has raised a ValueError, or an OverflowError.
+        InputError: The body has raised a ValueError.
     """
     try:
         yield
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{path}, line {line_number}: found no number ({error})") from error
+    except ValueError as error:
+        raise InputError(f"{path}, line {line_number}: {error}") from error
 
 
 def write_fasta(

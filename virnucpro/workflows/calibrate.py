@@ -23,7 +23,7 @@ from virnucpro.reports.labels import number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
 from virnucpro.reports.report import Resampled, Section, measure_subsets
 from virnucpro.reports.run_json import read_run_json
-from virnucpro.reports.tables import explaining_numbers, read_table
+from virnucpro.reports.tables import explaining_numbers, parse_count, parse_share, read_table
 from virnucpro.scoring.calibration import Calibration, fit_calibration
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import read_classifier, save_classifier
@@ -139,7 +139,7 @@ def _read_labelled(path: Path, truth_path: Path) -> _Labelled:
         if label is None or line["score"] == "NA":
             continue
         with explaining_numbers(path, number):
-            numbers.append((float(line["score"]), int(line["num_open_chunks"])))
+            numbers.append((parse_share(line["score"]), parse_count(line["num_open_chunks"])))
         labels.append(label)
     is_viral = np.array([label.is_viral for label in labels], np.bool_)
     num_viral = int(is_viral.sum())

@@ -23,7 +23,7 @@ from virnucpro.errors import InputError
 from virnucpro.reports.pages.run_page import write_run_page
 from virnucpro.reports.record_results import PredictResult, describe_calls, write_decision
 from virnucpro.reports.run_json import explaining_settings, read_run_json
-from virnucpro.reports.tables import explaining_numbers, parse_number, read_table
+from virnucpro.reports.tables import explaining_numbers, parse_count, parse_share, read_table
 from virnucpro.runtime.locks import locked
 from virnucpro.runtime.logs import log_to_file
 from virnucpro.scoring.calibration import Calibration
@@ -127,8 +127,8 @@ def _read_records(path: Path, num_records: int) -> RecordCalls:
     for number, line in read_table(path, (*counts, "score", *words)):
         with explaining_numbers(path, number):
             for name, column in counts.items():
-                column.append(int(line[name]))
-            score.append(parse_number(line["score"]))
+                column.append(parse_count(line[name]))
+            score.append(parse_share(line["score"]))
         for name, found in words.items():
             found.append(sys.intern(line[name]))
     _check_number(path, "records", len(score), num_records)
@@ -163,7 +163,7 @@ def _read_chunks(
     score = array("d")
     for number, line in read_table(path, ["score"]):
         with explaining_numbers(path, number):
-            score.append(parse_number(line["score"]))
+            score.append(parse_share(line["score"]))
     _check_number(path, "chunks", len(score), num_chunks)
     return ChunkEvidence(
         np.array(score),

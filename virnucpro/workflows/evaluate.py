@@ -29,7 +29,7 @@ from virnucpro.reports.report import (
     measure_subsets,
     write_report,
 )
-from virnucpro.reports.tables import explaining_numbers, parse_number, read_table
+from virnucpro.reports.tables import explaining_numbers, parse_count, parse_share, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class _Record(NamedTuple):
     label: Label
     call: str
     reason: str
-    length: float
+    length: int
     score: float
     probability: float
 
@@ -134,11 +134,17 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
         if line["record_id"] not in truth:
             continue
         with explaining_numbers(path, number):
-            # Tables of earlier states have no column of probabilities.
-            names = ("length", "score", "probability")
-            numbers = [parse_number(line.get(name, "NA")) for name in names]
-        label = truth[line["record_id"]]
-        records.append(_Record(line["record_id"], label, line["call"], line["reason"], *numbers))
+            record = _Record(
+                line["record_id"],
+                truth[line["record_id"]],
+                line["call"],
+                line["reason"],
+                parse_count(line["length"]),
+                parse_share(line["score"]),
+                # Tables of earlier states have no column of probabilities.
+                parse_share(line.get("probability", "NA")),
+            )
+        records.append(record)
     if not records:
         raise InputError(
             f"{config.truth}: none of its {count(len(truth), 'id')} is among the "

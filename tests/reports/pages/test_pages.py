@@ -221,6 +221,29 @@ def test_a_provirus_is_not_that_of_an_equal_record(run_directory, tmp_path: Path
     assert found == {0: (), 1: [(1, 4), (5, 9)], 2: ()}
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "word"),
+    [
+        ("records.tsv", "num_chunks", "-1"),
+        ("records.tsv", "score", "nan"),
+        ("records.tsv", "length", str(1 << 63)),
+        ("viral_regions.tsv", "start", "x"),
+        ("viral_regions.tsv", "record_number", ""),
+    ],
+)
+def test_a_wrong_number_in_a_table_is_named(
+    run_directory, tmp_path: Path, table: str, column: str, word: str
+) -> None:
+    shutil.copytree(run_directory.path, tmp_path / "run")
+    header, first, *lines = (tmp_path / "run" / table).read_bytes().split(b"\n")
+    cells = first.split(b"\t")
+    cells[header.decode().split("\t").index(column)] = word.encode()
+    (tmp_path / "run" / table).write_bytes(b"\n".join([header, b"\t".join(cells), *lines]))
+    result = report(tmp_path / "run")
+    assert result.exit_code == 1
+    assert f"{table}, line 2: found {word!r}, wanted a" in result.stderr
+
+
 def test_records_that_are_not_listed_count_all_the_same(run_directory, monkeypatch) -> None:
     everything = reading.read_records(run_directory)
     monkeypatch.setattr(reading, "MAX_LISTED", 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.reports.tables import explaining_numbers, read_table
+from virnucpro.reports.tables import explaining_numbers, parse_count, parse_share, read_table
 
 MAX_LISTED = 100_000
 """Rows in a table of a page; a browser stays quick with so many."""
@@ -23,7 +23,7 @@ _MAX_ID = 200
 _CELLS_A_DECADE = 24
 _CELLS_OF_SHARES = 50
 
-_NUMBERS = {"length": int, "num_chunks": int, "num_open_chunks": int, "num_viral_chunks": int}
+_COUNTS = ("length", "num_chunks", "num_open_chunks", "num_viral_chunks")
 _SHARES = ("score", "probability")
 _NO_REGIONS: tuple[int, list[tuple[int, int]]] = (-1, [])
 
@@ -176,7 +176,8 @@ def read_chunks(
         for number, line in found:
             if line["score"] != "NA":
                 with explaining_numbers(directory.chunks_tsv, number):
-                    scored.append((int(line["start"]), int(line["end"]), float(line["score"])))
+                    span = parse_count(line["start"]), parse_count(line["end"])
+                    scored.append((*span, parse_share(line["score"])))
         yield place, scored
 
 
@@ -192,8 +193,8 @@ def _read_regions(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         spans = []
         for number, line in group:
             with explaining_numbers(path, number):
-                place = int(line["record_number"]) - 1
-                spans.append((int(line["start"]), int(line["end"])))
+                place = parse_count(line["record_number"]) - 1
+                spans.append((parse_count(line["start"]), parse_count(line["end"])))
         yield place, spans
 
 
@@ -207,11 +208,12 @@ def show_text(text: str) -> str:
 def _read_record(path: Path, number: int, place: int, line: dict[str, str]) -> Record:
     values: dict[str, Any] = dict(line)
     with explaining_numbers(path, number):
-        values |= {name: kind(line[name]) for name, kind in _NUMBERS.items()}
+        values |= {name: parse_count(line[name]) for name in _COUNTS}
         values |= {name: read_share(line[name]) for name in _SHARES}
     return Record(place, **values | {"record_id": show_text(line["record_id"])})
 
 
 def read_share(word: str) -> float | None:
     """Return a score or a probability of a table; None for `NA`."""
-    return None if word == "NA" else float(word)
+    share = parse_share(word)
+    return None if math.isnan(share) else share
