@@ -56,7 +56,11 @@ def test_the_docs_have_the_numbers_of_the_shipped_model() -> None:
         f"A region must have at least {own.min_length_bp:,} bp",
     ):
         assert told in results
-    assert f"probability of {small.threshold:g} on.**" in mini
+    assert THRESHOLDS[300] == THRESHOLDS[500]
+    assert (
+        f"probability of {THRESHOLDS[1000]:g} on**, or from {THRESHOLDS[300]:g} on with chunks of "
+        "300 or 500 bp" in mini
+    )
 
 
 def test_the_example_is_called_as_the_demonstration_says(example_run: Path) -> None:
