@@ -1,4 +1,4 @@
-"""Tells which short contigs and reads are viral.
+"""Tells which contigs and reads are viral.
 
 The public names are loaded when first used, so that `import virnucpro` costs nothing.
 """
