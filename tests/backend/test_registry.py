@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.plugins import TOY_PLUGIN, install_module, install_project, run_python
-from virnucpro.backend.registry import BackendListing, describe_backends, load_backend
+from virnucpro.backend.registry import (
+    BackendListing,
+    describe_backends,
+    find_culprit,
+    load_backend,
+)
 from virnucpro.errors import BackendError
 
 INFO = "BackendInfo('toy', 'dna', 4, None, 'mean', interface_version={version})"
@@ -87,6 +92,19 @@ def test_a_plugin_is_listed_and_loaded(site: Path) -> None:
     assert (loaded.name, loaded.distribution, loaded.version) == ("toy", "toy-plugin", "1.0")
     assert loaded.backend.info == listing.info
     assert loaded.backend.token_cost("ACGT") == 4
+
+
+def test_an_error_in_a_plugin_is_blamed_on_it(site: Path) -> None:
+    methods = METHODS.replace("lambda self: None", "lambda self, *_: self.mistake")
+    install_module(site, backend_source(methods=methods), "toy-one")
+    importlib.invalidate_caches()
+    with pytest.raises(AttributeError) as caught:
+        load_backend("toy").backend.token_cost("ACGT")
+    assert find_culprit(caught.value) == "backend toy (package toy-one 1.0)"
+    # A plug-in that is only installed is not to blame, and the built-in ones are ours.
+    with pytest.raises(TypeError) as blameless:
+        load_backend("esm2").backend.token_cost(1)  # type: ignore[arg-type]
+    assert find_culprit(blameless.value) is None
 
 
 def test_loading_imports_the_one_asked_for_alone(site: Path) -> None:

@@ -7,9 +7,10 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from virnucpro.embedding.loader import Loader
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import run_pass
 from virnucpro.errors import (
+    BackendError,
     MemoryExhaustedError,
     NonFiniteEmbeddingError,
     UsageError,
@@ -253,6 +255,28 @@ def test_a_row_that_becomes_nan_is_named(run: Run, job: Job, tmp_path: Path) -> 
         embed(run, replace(job, model=replace(job.model, weights=weights)))
     named = int(str(caught.value).partition("first row: ")[2].partition(")")[0])
     assert named in starting_alike
+    assert finished_parts(job.parts_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda vectors: vectors.half(), r"\((\d+), 16\) in torch.float16, and \(\1, 16\)"),
+        (lambda vectors: vectors[:, :4], r"\((\d+), 4\) in torch.float32, and \(\1, 16\)"),
+        (lambda vectors: vectors[0], r"\(16,\) in torch.float32, and \(\d+, 16\)"),
+        (lambda vectors: torch.cat([vectors, vectors]), r"in torch.float32, and \(\d+, 16\)"),
+    ],
+)
+def test_other_embeddings_than_the_interface_wants_are_refused(
+    run: Run, job: Job, change: Callable[[torch.Tensor], torch.Tensor], found: str
+) -> None:
+    class Backend(ToyBackend):
+        def load_encoder(self, *args: Any, **settings: Any) -> Any:
+            encoder = super().load_encoder(*args, **settings)
+            return lambda batch: change(encoder(batch))
+
+    with pytest.raises(BackendError, match=f"backend toy returned embeddings .* {found}"):
+        embed(run, with_backend(job, Backend()))
     assert finished_parts(job.parts_dir) == []
 
 

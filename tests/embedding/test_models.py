@@ -127,6 +127,12 @@ def test_whatever_breaks_in_opening_becomes_an_error_of_ours(model, monkeypatch,
         open_model("dnabert-s", "there")
 
 
+def test_what_is_no_weights_is_refused(model, monkeypatch) -> None:
+    monkeypatch.setattr(type(model.backend), "open_weights", lambda self, location: location)
+    with pytest.raises(BackendError, match="of backend dnabert-s returned 'there', and Weights"):
+        open_model("dnabert-s", "there")
+
+
 def test_an_interrupt_in_opening_stays_one(model, monkeypatch) -> None:
     def open_weights(self: object, location: str) -> None:
         raise KeyboardInterrupt

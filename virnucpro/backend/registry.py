@@ -110,6 +110,21 @@ def _load_backend(name: str, path: tuple[str, ...]) -> LoadedBackend:
     return LoadedBackend(backend, name, distribution, version)
 
 
+def find_culprit(error: BaseException) -> str | None:
+    """Return the backend of another package whose code an error has passed through, if any."""
+    modules = set()
+    step = error.__traceback__
+    while step is not None:
+        modules.add(str(step.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        step = step.tb_next
+    for entries in _find_entry_points().values():
+        for entry in entries:
+            distribution, version = _origin(entry)
+            if distribution != "virnucpro" and entry.module.partition(".")[0] in modules:
+                return f"backend {entry.name} (package {distribution} {version})"
+    return None
+
+
 def _find_entry_points() -> dict[str, list[EntryPoint]]:
     """Return the entry points of each name, sorted by name and distribution."""
     found: dict[str, list[EntryPoint]] = {}

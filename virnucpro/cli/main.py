@@ -186,11 +186,16 @@ def _explain(error: BaseException, command: str | None) -> int:
             logger.error("%s%s", place, on_one_line(error), exc_info=with_traceback)
             return 1
         case Exception():
+            from virnucpro.backend.registry import find_culprit
+
+            culprit = find_culprit(error)
             logger.error(
-                "%s: %s\nThis is a bug in virnucpro; please report it with what follows, and with "
-                "the output of `virnucpro doctor`.",
+                "%s: %s\nThis is a bug in %s; please report it%s with what follows, and with the "
+                "output of `virnucpro doctor`.",
                 type(error).__name__,
                 error,
+                culprit or "virnucpro",
+                " to its authors" if culprit else "",
                 exc_info=True,
             )
             return 1

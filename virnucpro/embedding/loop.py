@@ -21,7 +21,7 @@ from virnucpro.embedding.batches import Batches, ClaimedBatches
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.workers import explaining_workers
 from virnucpro.embedding.writer import PartWriter
-from virnucpro.errors import count
+from virnucpro.errors import BackendError, count
 from virnucpro.runtime.devices import is_out_of_memory
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run
@@ -133,15 +133,27 @@ class Loop:
             yield from self._embed(encoder, half)
 
     def _try(self, encoder: Encoder, batch: TokenBatch) -> torch.Tensor | None:
-        """Return the embeddings, or None if the memory does not suffice."""
+        """Return the embeddings, or None if the memory does not suffice.
+
+        Raises:
+            BackendError: The encoder returned something else.
+        """
         try:
             # On a GPU this only queues the kernels. Memory is allocated while queueing, so its lack
             # shows here.
-            return encoder(batch)
+            embeddings = encoder(batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None
+        wanted = (len(batch.rows), self.job.identity.embedding_dim)
+        if embeddings.shape != wanted or embeddings.dtype != torch.float32:
+            raise BackendError(
+                f"backend {self.job.model.name} returned embeddings of the shape "
+                f"{tuple(embeddings.shape)} in {embeddings.dtype}, and {wanted} in torch.float32 "
+                "was expected; report this to its authors"
+            )
+        return embeddings
 
     def _make_room(self, batch: TokenBatch) -> None:
         """Note that a batch does not fit, so that no other of its size is tried."""

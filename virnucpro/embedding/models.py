@@ -29,10 +29,12 @@ from virnucpro.config import OPEN_RULE, FrameRule, FramesConfig
 from virnucpro.config.published import ESM2_3B, find_weights
 from virnucpro.embedding.workers import prepare_workers
 from virnucpro.errors import (
+    BackendError,
     Terminated,
     UsageError,
     VirnucproError,
     WeightsError,
+    brief,
     first_line,
 )
 from virnucpro.runtime.devices import DTYPES
@@ -251,7 +253,7 @@ def open_model(
 def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
     """Return the opened weights; whatever a strange file breaks becomes an error of ours."""
     try:
-        return loaded.backend.open_weights(location)
+        weights = loaded.backend.open_weights(location)
     except (VirnucproError, MemoryError, KeyboardInterrupt, SystemExit, Terminated):
         raise
     # A panic of native code is no Exception.
@@ -261,6 +263,12 @@ def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
             f"({type(error).__name__}: {first_line(error, with_file=True)}); the files are "
             "damaged, or of another kind; -v shows where it failed"
         ) from error
+    if not isinstance(weights, Weights):
+        raise BackendError(
+            f"open_weights of backend {loaded.name} returned {brief(weights)}, and Weights were "
+            "expected; report this to its authors"
+        )
+    return weights
 
 
 def refuse_changes(loaded: LoadedBackend, changes: Changes | None) -> None:
