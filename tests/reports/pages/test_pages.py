@@ -88,6 +88,8 @@ def test_search_finds_and_calls_are_chosen(run_directory, look, width: int) -> N
     page.select_option(".records select", "none")
     assert sorted(column(page, "record_id")) == ["empty", "unknown"]
     assert set(column(page, "call")) == {"none"}
+    page.select_option(".records select", label="with a provirus")
+    assert column(page, "record_id") == ["mixed"]
 
 
 @WIDTHS
@@ -97,7 +99,7 @@ def test_each_viral_record_has_a_track_with_its_regions(run_directory, look, wid
     tracks = page.locator("figure.track")
     # Each viral record, and the bacterium with a virus inside.
     assert tracks.count() == calls.count("virus") + 1
-    assert "1\nviral regions in other records (proviruses)" in page.inner_text(".cards")
+    assert "1\nviral region in other records (proviruses)" in page.inner_text(".cards")
     page.fill(".records input", "mixed")
     page.click(".records tbody a")
     track = page.locator("figure.track:target")
@@ -110,6 +112,9 @@ def test_each_viral_record_has_a_track_with_its_regions(run_directory, look, wid
     region = track.locator("rect.region")
     start, end = int(line["start"]), int(line["end"])
     assert region.locator("title").text_content() == f"viral region {start:,} to {end:,}"
+    # Also without a mouse. Of the records that are viral as a whole, the whole is no news.
+    assert track.locator("figcaption").inner_text() == f"Viral: {start:,} to {end:,}"
+    assert page.locator("figure.track figcaption").count() == 1
     # The virus is from 8,000 to 14,334 of 22,334 bp.
     frame, shaded = track.locator("path.axis").bounding_box(), region.bounding_box()
     assert (shaded["x"] - frame["x"]) / frame["width"] == pytest.approx(8_000 / 22_334, abs=0.05)
@@ -157,6 +162,13 @@ def test_the_script_draws_the_tracks_that_the_page_has_as_numbers(
         for shape, other in zip(drawn, expected, strict=True):
             # A score of one byte moves a bar by an eighth of a pixel.
             assert shape[4:] == pytest.approx(other[4:], abs=0.25)
+        captions = [
+            one.eval_on_selector(
+                f"#{place}", "figure => figure.querySelector('figcaption')?.textContent"
+            )
+            for one in (whole, page)
+        ]
+        assert captions[0] == captions[1]
     assert page.evaluate("window.harmed") is None
 
 

@@ -62,6 +62,7 @@ class Plot(NamedTuple):
         height: Of the plot.
         bottom: The y of the x axis.
         left: The x of the y axis.
+        caption: What stands below it; empty for nothing.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Plot(NamedTuple):
     height: float = HEIGHT
     bottom: float = HEIGHT - _BOTTOM
     left: float = _LEFT
+    caption: str = ""
 
 
 def draw_columns(
@@ -199,7 +201,7 @@ def draw_track(
     title: str,
     length: int,
     chunks: Iterable[tuple[int, int, float]],
-    regions: Iterable[tuple[int, int]],
+    regions: Sequence[tuple[int, int]],
     middle: float = 0.5,
 ) -> Plot:
     """Return the scores of a record's chunks along the record, with its viral regions behind.
@@ -238,7 +240,11 @@ def draw_track(
         shapes.append(Shape("rect", f"chunk {kind}", box, f"{start:,} to {end:,}: {score:.3f}"))
     x_ticks = [(place(value), _short(value)) for value in _nice(length)]
     y_ticks = [(rise(share), f"{share:g}") for share in (0, 0.5, 1)]
-    return Plot(title, shapes, x_ticks, y_ticks, "position (bp)", "score", _TRACK_HEIGHT, bottom)
+    # Of a record that is viral as a whole, the region says nothing new.
+    parts = [f"{start:,} to {end:,}" for start, end in regions if end - start < length]
+    caption = f"Viral: {'; '.join(parts)}" if parts else ""
+    labels = ("position (bp)", "score")
+    return Plot(title, shapes, x_ticks, y_ticks, *labels, _TRACK_HEIGHT, bottom, caption=caption)
 
 
 def _level(y: float) -> dict[str, float]:

@@ -65,6 +65,11 @@ class Record(NamedTuple):
         return self.call == "virus" or bool(self.regions)
 
     @property
+    def num_proviruses(self) -> int:
+        """How many viral regions it has, if it is not viral as a whole."""
+        return 0 if self.call == "virus" else len(self.regions)
+
+    @property
     def has_track(self) -> bool:
         """Whether a track shows more than the table: one chunk has one score, which is there."""
         return self.has_virus and self.num_chunks > 1

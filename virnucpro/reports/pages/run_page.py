@@ -143,7 +143,8 @@ def _name_devices(run: Mapping[str, Any]) -> list[str]:
 
 def _make_table(records: Records, tracks: Tracks) -> dict[str, Any]:
     """Return the records as columns, which are smaller than objects."""
-    names = ("place", *(name for name, _, _ in _COLUMNS))
+    # The last for a choice above the table, and not for a column.
+    names = ("place", *(name for name, _, _ in _COLUMNS), "num_proviruses")
     return {
         "columns": _COLUMNS,
         "tracks": tracks.packed,

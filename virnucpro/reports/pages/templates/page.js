@@ -120,9 +120,10 @@
       }
       return line;
     }
+    const isChosen = (row) => call.value === "provirus" ? values.num_proviruses[row] > 0 : values.call[row] === call.value;
     function filter() {
       const wanted = search.value.trim().toLowerCase();
-      shown = order.filter((row) => (!wanted || ids[row].includes(wanted)) && (!call?.value || values.call[row] === call.value));
+      shown = order.filter((row) => (!wanted || ids[row].includes(wanted)) && (!call?.value || isChosen(row)));
       find(".shown").textContent = `${shown.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")} records`;
       scroll.scrollTop = 0;
       draw();
@@ -196,11 +197,19 @@
       const { left, right, top, bottom, middle } = frame;
       const x = (position) => left + position / Math.max(1, length) * (right - left);
       const y = (score) => bottom - score * (bottom - top);
-      const line = svg.querySelector(".threshold");
+      const line = svg.querySelector(".threshold"), parts = [];
       for (let i = 0; i < regions.length; i += 2) {
         const [start, end] = regions.slice(i, i + 2);
         const box = { x: x(start), y: top, width: Math.max(1, x(end) - x(start)), height: bottom - top };
         line.before(makeBox("region", box, `viral region ${show(start, end)}`));
+        if (end - start < length) parts.push(show(start, end));
+      }
+      figure.querySelector("figcaption")?.remove();
+      if (parts.length) {
+        const caption = document.createElement("figcaption");
+        caption.className = "soft";
+        caption.textContent = `Viral: ${parts.join("; ")}`;
+        figure.append(caption);
       }
       const bytes = atob(scores), chunks = [];
       let start = 0;
