@@ -198,7 +198,7 @@ def test_the_page_on_packages_lists_every_package() -> None:
 
 @pytest.mark.parametrize("page", ["tutorial.md", "tutorial-assembly.md"])
 def test_a_tutorial_shows_what_its_commands_print(tmp_path: Path, page: str) -> None:
-    """Each `text` block is part of what the `sh` block before it prints."""
+    """Each `text` block is part of what the `sh` or `python` block before it prints."""
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "virnucpro"
@@ -215,9 +215,10 @@ def test_a_tutorial_shows_what_its_commands_print(tmp_path: Path, page: str) -> 
     assert {"sh", "text"} <= {language for _, language, _ in blocks}
     printed = ""
     for _, language, text in blocks:
-        if language == "sh":
+        if language in ("sh", "python"):
+            interpreter = ["bash", "-e"] if language == "sh" else [sys.executable]
             printed = subprocess.run(
-                ["bash", "-e", "-c", text],
+                [*interpreter, "-c", text],
                 cwd=tmp_path,
                 env=environment,
                 stdout=subprocess.PIPE,
