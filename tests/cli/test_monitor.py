@@ -49,6 +49,7 @@ def test_a_run_says_what_ended_it(tmp_path: Path, outcome: str, shown: str):
     for options in ([], ["--once"]):
         result = CliRunner().invoke(main, ["monitor", str(tmp_path), *options])
         assert shown in result.stdout
+    assert "  ran 1" in result.stdout
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_a_machine_without_a_gpu_and_without_models_is_well(tmp_path, monkeypatc
     assert "found mini, 500" in models["found"]
     assert "virnucpro models download dnabert-s" in models["remedy"]
     assert all(one["remedy"] for found in checks.values() for one in found if one["state"] != "ok")
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
+    # Root may write everywhere, so the system's answer is replaced.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: tmp_path not in (path, *path.parents))
+    code, checks = examine_quickly()
+    (cache,) = (one for one in checks["disk"] if one["found"].startswith("the cache: "))
+    assert (code, cache["state"]) == (0, "warning")
+    assert cache["found"].endswith(", not writable")
+    assert cache["remedy"].startswith("let XDG_CACHE_HOME name a writable directory; otherwise")
 
 
 def test_a_broken_backend_is_a_failure(tmp_path, monkeypatch):

@@ -282,6 +282,19 @@ def test_a_directory_that_is_no_run_is_named(tables, tmp_path: Path) -> None:
     assert "empty/records.tsv: no such file; wanted the output directory" in result.output
 
 
+def test_a_run_without_records_is_explained(tables, tmp_path: Path) -> None:
+    for name in ("share", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").touch()
+    (tmp_path / "share" / "run.json").write_text('{"shard": "1/3"}')
+    for name, message in (
+        ("share", "is share '1/3' of a run; virnucpro merge makes"),
+        ("killed", "is not there, because the run has not finished"),
+    ):
+        result = evaluate(tmp_path / name, "--truth", tables[1])
+        assert (result.exit_code, message in result.output) == (1, True), result.output
+
+
 @pytest.mark.slow
 def test_a_report_is_not_overwritten_unasked(evaluated: tuple[Path, str]) -> None:
     directory, _ = evaluated

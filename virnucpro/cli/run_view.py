@@ -141,7 +141,8 @@ def _describe_totals(state: RunState) -> str:
     on = " + ".join(f"{number} x {name}" for name, number in sorted(devices.items()))
     return (
         f"{_describe_rows(state)}  {history.tokens_per_second(state.last_time):,.0f} tokens/s  "
-        f"running {format_seconds(state.last_time - state.began_at)}  {on} on {where}"
+        f"{'running' if state.outcome is None else 'ran'} "
+        f"{format_seconds(state.last_time - state.began_at)}  {on} on {where}"
     )
 
 

@@ -211,10 +211,16 @@ def _check_memory() -> Iterator[Check]:
 
 
 def _check_disks() -> Iterator[Check]:
+    remedies = {
+        "TMPDIR": "let TMPDIR name a writable directory",
+        "the working directory": "work in another directory, or give each command an output (-o)",
+        "the cache": "let XDG_CACHE_HOME name a writable directory; otherwise nothing is kept "
+        "between runs",
+    }
     try:
         places = {"TMPDIR": Path(tempfile.gettempdir())}
     except FileNotFoundError as error:
-        yield Check("disk", "failure", str(error), "let TMPDIR name a writable directory")
+        yield Check("disk", "failure", str(error), remedies["TMPDIR"])
         places = {}
     places["the working directory"] = Path()
     try:
@@ -230,9 +236,12 @@ def _check_disks() -> Iterator[Check]:
         if not os.access(there, os.W_OK):
             # Without a cache, a run is only slower. Without a temporary directory, it fails.
             state: State = "failure" if name == "TMPDIR" else "warning"
-            yield Check("disk", state, f"{found}, not writable", f"choose another place for {name}")
+            yield Check("disk", state, f"{found}, not writable", remedies[name])
         elif free < _MIN_DISK_GIB * _GIB:
-            yield Check("disk", "warning", found, "make room; a run needs 13 KB for each frame")
+            need = "a run needs 13 KB for each frame"
+            if name == "the cache":
+                need = "the large models need 12 GB, and mini needs no room there"
+            yield Check("disk", "warning", found, f"make room; {need}")
         else:
             yield Check("disk", "ok", found)
 

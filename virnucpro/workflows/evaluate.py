@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray
-from virnucpro.checkpoints.run_directory import suggest_runs
+from virnucpro.checkpoints.run_directory import find_run, suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import EvaluateConfig
 from virnucpro.errors import InputError, count, count_who
@@ -29,6 +29,7 @@ from virnucpro.reports.report import (
     measure_subsets,
     write_report,
 )
+from virnucpro.reports.run_json import read_run_json
 from virnucpro.reports.tables import explaining_numbers, parse_count, parse_share, read_table
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         refuse_existing(directory)
     # A pipe is as good as a file.
     if not config.records_tsv.exists():
+        run = find_run(config.predictions)
+        if run.run_json.is_file() or run.metrics_path.is_file():
+            # It says that the run has not finished, or that it is a share.
+            read_run_json(run.run_json)
         raise InputError(
             f"{config.records_tsv}: no such file; wanted the output directory of a finished "
             f"virnucpro predict, or its records.tsv{suggest_runs(config.predictions)}"
