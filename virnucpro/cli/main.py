@@ -366,7 +366,7 @@ def main(
     """Find viral contigs and reads.
 
     virnucpro cuts sequences into chunks of 300 to 1,000 bp and reads each chunk in six frames.
-    DNABERT-S and ESM-2 embed the frames without a stop codon, and a classifier scores them.
+    DNABERT-S and ESM-2 embed the parts without a stop codon, and a classifier scores them.
 
     \b
     Examples:
