@@ -141,7 +141,7 @@ def _echo_run(path: Path, run: RunSummary) -> None:
     rule = "" if run.frame_rule == str(OPEN_RULE) else f", frame rule {run.frame_rule}"
     echo(
         f"{path}: a run of {count(run.num_frames, NAME_OF_ROW[kind])}, chunks of "
-        f"{run.chunk_length_bp} bp{rule}"
+        f"{run.chunk_length_bp:,} bp{rule}"
     )
     for alphabet, finished in run.finished.items():
         wanted = count(run.wanted[alphabet], "distinct sequence")

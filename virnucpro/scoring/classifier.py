@@ -174,8 +174,8 @@ class Classifier:
             )
         if trained.chunk_length_bp != chunk_length_bp:
             raise ClassifierError(
-                f"the classifier was trained on chunks of {trained.chunk_length_bp} bp, and the "
-                f"run cuts chunks of {chunk_length_bp} bp; give -e "
+                f"the classifier was trained on chunks of {trained.chunk_length_bp:,} bp, and the "
+                f"run cuts chunks of {chunk_length_bp:,} bp; give -e "
                 f"{trained.chunk_length_bp}, or choose another classifier"
             )
         if weights_identities is not None:

@@ -99,10 +99,10 @@ def open_classifier(config: PredictConfig) -> Classifier:
     needed = config if config.screen is None else replace(config, viral_share=None)
     check_calibrated(needed, classifier.calibration, config.resolved_model_path)
     logger.info(
-        "frame rule: %s, as %s states; chunks of %d bp",
+        "frame rule: %s, as %s states; chunks of %s bp",
         classifier.rule,
         config.resolved_model_path,
-        config.chunk_length_bp,
+        f"{config.chunk_length_bp:,}",
     )
     return classifier
 
