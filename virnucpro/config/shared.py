@@ -189,7 +189,8 @@ class FramesConfig(RunConfig, group="Embedding models"):
         help="Weights of the DNA backend: a file, a directory, a hub id (owner/name@revision) or a "
         "name of virnucpro models list.",
         unset="zhihan1996/DNABERT-S",
-        details="The default is pinned to one revision. --model-type mini of predict has its own weights.",
+        details="The default is pinned to one revision. --model-type mini of predict has its own "
+        "weights.",
         metavar="WEIGHTS",
     )
     protein_weights: str = option(
@@ -197,7 +198,8 @@ class FramesConfig(RunConfig, group="Embedding models"):
         help="Weights of the protein backend: a file, a directory, a hub id or a name of "
         "virnucpro models list.",
         unset="facebook/esm2_t36_3B_UR50D",
-        details="The default is pinned to one revision. --model-type mini of predict has its own weights.",
+        details="The default is pinned to one revision. --model-type mini of predict has its own "
+        "weights.",
         metavar="WEIGHTS",
     )
     dna_batch_tokens: int | None = batch_tokens_option("DNA", "--dnabert-batch-size")
