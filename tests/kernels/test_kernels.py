@@ -126,6 +126,22 @@ def test_attention_reads_nothing_of_a_neighbour(fused: ModuleType) -> None:
 
 
 @pytest.mark.gpu
+def test_attention_of_a_sequence_with_more_numbers_than_an_int32_counts(
+    fused: ModuleType,
+) -> None:
+    length, num_heads, head_dim = 90_000, 64, 128
+    assert length * 3 * num_heads * head_dim > 1 << 31
+    qkv_T3HK = torch.randn(length, 3, num_heads, head_dim, dtype=torch.float16, device=CUDA)
+    # Large, so that a few keys decide: means of all values would be alike whatever is read.
+    qkv_T3HK[:, :2] *= 2
+    found_THK = fused.attend(qkv_T3HK, make_offsets([length]), length)
+    query_TK, key_TK, value_TK = qkv_T3HK[:, :, -1].double().unbind(1)
+    scores_QT = query_TK[-64:] @ key_TK.T / head_dim**0.5
+    wanted_QK = scores_QT.softmax(-1) @ value_TK
+    assert deviation(found_THK[-64:, -1], wanted_QK) < BOUNDS[torch.float16]
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 @pytest.mark.parametrize("width", [40, 768, 2560, 5120])
 def test_residual_and_norm(width: int, dtype: torch.dtype, fused: ModuleType) -> None:

@@ -38,7 +38,8 @@ def _load_halves(
     The halves are apart because rotation mixes number i of the first with number i of the second.
     Rows after the last repeat the last, because masking them would take longer.
     """
-    row = tl.minimum(row, length - 1)[:, None]
+    # int64, because one long sequence has more numbers than an int32 counts.
+    row = tl.minimum(row, length - 1).to(tl.int64)[:, None]
     col = tl.arange(0, COLS)[None, :]
     mask = col < HALF
     first_ptr = start_ptr + row * STRIDE + col
@@ -87,7 +88,7 @@ def _sum_values(
     for begin in range(0, length, BLOCK):
         key_row = begin + tl.arange(0, BLOCK)
         # Values are needed last. They are loaded first, so that they arrive during the rest.
-        value_row = tl.minimum(key_row, length - 1)[:, None]
+        value_row = tl.minimum(key_row, length - 1).to(tl.int64)[:, None]
         value = tl.load(value_ptr + value_row * (3 * WIDTH) + col, col < 2 * HALF, 0.0)
         key_1, key_2 = _load_halves(
             key_ptr, key_row, length, cos_ptr, sin_ptr, 3 * WIDTH, HALF, COLS
@@ -162,7 +163,7 @@ def _attention_kernel(
     # One division for a row and then products: a division takes many times as long as a product.
     out *= (1.0 / total)[:, None]
     out_mask = (row[:, None] < length) & (col < 2 * HALF)
-    tl.store(out_ptr + row[:, None] * WIDTH + col, out, out_mask)
+    tl.store(out_ptr + row.to(tl.int64)[:, None] * WIDTH + col, out, out_mask)
 
 
 def attend(
