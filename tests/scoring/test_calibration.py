@@ -5,7 +5,9 @@ import pytest
 
 from virnucpro.scoring.calibration import (
     Calibration,
+    assume_share,
     choose_threshold,
+    estimate_share,
     expect_fdr,
     fit_calibration,
 )
@@ -114,6 +116,30 @@ def test_scores_at_the_ends_and_none_at_all() -> None:
     assert 0 < probability[0] < 1e-6
     assert 1 - 1e-6 < probability[1] < 1
     assert np.isnan(probability[2])
+
+
+# Shares
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9])
+def test_the_share_of_viral_records_is_found_by_their_probabilities(share: float) -> None:
+    random = np.random.default_rng(4)
+    is_viral = random.random(200_000) < share
+    # Probabilities that are right if half of the records are viral.
+    calibrated = np.where(
+        is_viral, random.beta(2, 1, len(is_viral)), random.beta(1, 2, len(is_viral))
+    )
+    assert estimate_share(calibrated, 0.5) == pytest.approx(share, abs=0.01)
+    moved = assume_share(calibrated, 0.5, share)
+    assert moved.mean() == pytest.approx(share, abs=0.01)
+    # It does not matter which share the probabilities assume.
+    assert estimate_share(moved, share) == pytest.approx(share, abs=0.01)
+
+
+def test_a_share_at_the_ends_is_less_than_one_record() -> None:
+    assert estimate_share(np.full(99, 0.01), 0.5) == pytest.approx(0.01, abs=1e-3)
+    assert estimate_share(np.ones(99), 0.5) == pytest.approx(0.99, abs=1e-3)
+    assert assume_share(np.array([0.0, 1.0]), 0.5, 0.1).tolist() == [0, 1]
 
 
 # Thresholds

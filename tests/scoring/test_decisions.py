@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,36 @@ def test_a_list_of_which_a_fifth_is_wrong_is_warned_of() -> None:
     assert decide(make_records([0.81]), CALIBRATION).warnings == []
     (warning,) = decide(make_records([0.6]), CALIBRATION).warnings
     assert "is 0.4: that share of them is probably not viral" in warning
+
+
+def draw_calibrated(num_viral: int, num_others: int) -> RecordCalls:
+    """Return records whose scores are right probabilities if half of the records are viral."""
+    random = np.random.default_rng(3)
+    # Of these, the density of viral scores is 2 p, and that of others 2 (1 - p).
+    return make_records([*random.beta(2, 1, num_viral), *random.beta(1, 2, num_others)])
+
+
+def test_probabilities_that_contradict_their_share_are_warned_of() -> None:
+    rare = draw_calibrated(300, 5_700)
+    decision = decide(rare, CALIBRATION, threshold=0.9)
+    assert decision.rule.expected_fdr == pytest.approx(0.05, abs=0.02)
+    # Of the 300 viral ones, 19 % have 0.9 or more, and so have 1 % of the others.
+    assert (decision.records.call[300:] == "virus").sum() == pytest.approx(57, abs=15)
+    (warning,) = decision.warnings
+    found = re.fullmatch(
+        r"the probabilities assume that 50 % of all records are viral, but suggest about (\S+) %. "
+        r"With that share, the expected false discovery rate of the viral records is (\S+), and "
+        r"not 0\.0\d+\. Give the share that you expect in your sample, for example "
+        r"--viral-share 0\.0\d+",
+        warning,
+    )
+    assert found is not None
+    assert float(found[1]) == pytest.approx(5, abs=2)
+    assert float(found[2]) == pytest.approx(0.5, abs=0.1)
+    # The user knows better, half of the records are viral indeed, or there are too few of them.
+    assert decide(rare, CALIBRATION, threshold=0.9, viral_share=0.5).warnings == []
+    assert decide(draw_calibrated(3_000, 3_000), CALIBRATION, threshold=0.9).warnings == []
+    assert decide(draw_calibrated(45, 855), CALIBRATION, threshold=0.9).warnings == []
 
 
 def test_the_rule_is_a_sentence() -> None:

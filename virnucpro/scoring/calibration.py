@@ -27,6 +27,8 @@ _RIDGE = 1e-6
 # about them, and a few odd ones would decide the probabilities of all other lengths.
 _USUAL_GROWTH = 1.0
 _MAX_STEPS = 100
+# Records that are enough to estimate the share of viral ones.
+_MAX_FOR_SHARE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,38 @@ def choose_threshold(probability: Float64Array, max_fdr: float) -> float | None:
 def expect_fdr(probability: Float64Array, is_called: BoolArray) -> float | None:
     """Return the expected share of others among the called records; None if there are none."""
     return float((1 - probability[is_called]).mean()) if is_called.any() else None
+
+
+def estimate_share(probability: Float64Array, assumed: float) -> float:
+    """Return the share of viral records under which the probabilities are likeliest.
+
+    This is the share that the EM algorithm of M. Saerens and others (2002) finds.
+
+    Args:
+        probability: float64 (N,), without NaN; N is at least 1.
+        assumed: The share of viral records that these probabilities assume.
+    """
+    # So many tell it as well as millions do.
+    some_N = probability[:: 1 + len(probability) // _MAX_FOR_SHARE]
+    # How much likelier the score of a record is if the record is viral, minus 1.
+    excess_N = np.exp(logit(some_N.clip(_MIN_SCORE, 1 - _MIN_SCORE)) - logit(assumed)) - 1
+    # A smaller share would be less than one record.
+    low, high = 1 / (len(some_N) + 1), 1 - 1 / (len(some_N) + 1)
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        # The likelihood has one maximum, and this is its slope.
+        if (excess_N / (1 + middle * excess_N)).sum() > 0:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def assume_share(probability: Float64Array, assumed: float, share: float) -> Float64Array:
+    """Return float64 (N,): probabilities that assume `share` where they assumed another share."""
+    # The prior odds change, and so all logits alike.
+    with np.errstate(divide="ignore"):
+        return _sigmoid(logit(probability) - logit(assumed) + logit(share))
 
 
 def _make_inputs(score: Float64Array, num_open_chunks: Int64Array) -> Float64Array:

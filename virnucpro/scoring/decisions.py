@@ -16,7 +16,13 @@ import numpy as np
 from virnucpro.backend.arrays import Float64Array, Int64Array
 from virnucpro.config import DEFAULT_THRESHOLD, PRESETS, CallsConfig
 from virnucpro.errors import ClassifierError
-from virnucpro.scoring.calibration import Calibration, choose_threshold, expect_fdr
+from virnucpro.scoring.calibration import (
+    Calibration,
+    assume_share,
+    choose_threshold,
+    estimate_share,
+    expect_fdr,
+)
 from virnucpro.scoring.calls import SCREEN, RecordCalls, Words, make_calls
 
 SIGNIFICANT_DIGITS = 4
@@ -28,6 +34,8 @@ MEDIUM_CONFIDENCE = 0.8
 ENOUGH_CHUNKS = 3
 """A call with fewer scored chunks rests on little."""
 
+# With fewer records, the estimate of the share is too rough.
+_ENOUGH_FOR_SHARE = 1000
 MAX_EXPECTED_FDR = 0.2
 """Above it, a warning says that the viral records hold many others."""
 
@@ -175,7 +183,8 @@ def decide_calls(
         viral_share=viral_share,
         expected_fdr=None if calibration is None else expect_fdr(probability, call == "virus"),
     )
-    return Decision(records, rule, list(_warn(records, rule)))
+    warnings = _warn(records, rule, is_share_given=config.viral_share is not None)
+    return Decision(records, rule, warnings)
 
 
 def round_shares(value: Float64Array) -> Float64Array:
@@ -220,7 +229,7 @@ def _choose_threshold(config: CallsConfig, probability: Float64Array, usual: flo
     return None if found is None else max(usual, found)
 
 
-def _warn(records: RecordCalls, rule: CallRule) -> list[str]:
+def _warn(records: RecordCalls, rule: CallRule, *, is_share_given: bool) -> list[str]:
     if rule.expected_fdr is not None and rule.expected_fdr > MAX_EXPECTED_FDR:
         return [
             f"the expected false discovery rate of the viral records is {rule.expected_fdr:.2g}: "
@@ -228,8 +237,26 @@ def _warn(records: RecordCalls, rule: CallRule) -> list[str]:
             "--conservative, or a higher --threshold)"
         ]
     if (records.call == "virus").any():
-        return []
+        return [] if is_share_given else _warn_of_share(records, rule)
     return [f"no record is called viral: {_explain_nothing(records, rule)}"]
+
+
+def _warn_of_share(records: RecordCalls, rule: CallRule) -> list[str]:
+    """Return a warning if the probabilities contradict the share of viral records they assume."""
+    is_known = ~np.isnan(records.probability)
+    if rule.viral_share is None or is_known.sum() < _ENOUGH_FOR_SHARE:
+        return []
+    share = estimate_share(records.probability[is_known], rule.viral_share)
+    of_viral = records.probability[records.call == "virus"]
+    found = float((1 - assume_share(of_viral, rule.viral_share, share)).mean())
+    if found <= MAX_EXPECTED_FDR:
+        return []
+    return [
+        f"the probabilities assume that {100 * rule.viral_share:.3g} % of all records are viral, "
+        f"but suggest about {100 * share:.2g} %. With that share, the expected false discovery "
+        f"rate of the viral records is {found:.2g}, and not {rule.expected_fdr:.2g}. Give the "
+        f"share that you expect in your sample, for example --viral-share {share:.2g}"
+    ]
 
 
 def _explain_nothing(records: RecordCalls, rule: CallRule) -> str:
