@@ -124,7 +124,7 @@ def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path
     assert result.num_virus == result.num_records - result.num_none
     assert json.loads(result.directory.run_json.read_text())["calls"]["by"] == "score"
     page = result.directory.report_html.read_text()
-    assert "so a score is not a probability" in page
+    assert "So a score is not a probability, and" in page
     assert "Confidence is" not in page
     reads.unlink()
     before = (output / "records.tsv").read_bytes()

@@ -226,7 +226,7 @@ def test_run_json_and_the_log_name_the_rule(finished, weights) -> None:
     assert document["frame_rule"] == RULE
     assert document["classifier"]["made_for"]["chunk_head"] == dataclasses.asdict(SIZES)
     log = result.directory.run_log.read_text()
-    assert f"frame rule: {RULE}, as {weights['model_path']} wants" in log
+    assert f"frame rule: {RULE}, as {weights['model_path']} states" in log
     assert "find stretches" in log
     assert "open frames" not in log
     # The DNA of a chunk is embedded once, whatever the number of its stretches.
