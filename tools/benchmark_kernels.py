@@ -7,6 +7,7 @@ It needs a CUDA GPU and no files.
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Callable
 
@@ -140,6 +141,9 @@ def time_products() -> None:
 @torch.inference_mode()
 def main() -> None:
     """Print one line for each kernel and shape of ESM-2 3B and DNABERT-S."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, {NUM_TOKENS} tokens")
     print(
         f"copy {CEILINGS.copy_bytes_per_s / 1e12:.2f} TB/s, "

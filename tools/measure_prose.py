@@ -8,8 +8,8 @@ links do not count as prose.
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,9 +59,13 @@ def count_comments(path: Path) -> tuple[int, int]:
     return sum(not _PRAGMA.match(comment) for comment in comments), tokens[-1].end[0] - 1
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Print a line for each Markdown file and one for all Python files."""
-    roots = [Path(name) for name in names]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", type=Path, nargs="+", help="files and directories")
+    roots = parser.parse_args().paths
     files = sorted({f for root in roots for f in (root.rglob("*") if root.is_dir() else [root])})
     print("words  words/sentence  longest line  file")
     for path in (path for path in files if path.suffix == ".md"):
@@ -74,4 +78,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,6 +7,7 @@ Needs Playwright (in the extra `dev`), and Chromium on the path.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,9 @@ SIZE: ViewportSize = {"width": 1280, "height": 1000}
 
 def main() -> None:
     """Call the example, open its page, and write the pictures."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         sys.exit("found no chromium and no google-chrome on the path; install one of them")

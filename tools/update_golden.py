@@ -7,6 +7,7 @@ Look at the difference before you commit it.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import shutil
 import tempfile
@@ -27,6 +28,9 @@ INPUTS = (
 
 def main() -> None:
     """Run `predict` and copy its three tables; write the small model's calls of the example."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as directory:
         weights: dict[str, Any] = make_demo_weights(Path(directory) / "weights")
         output_dir = Path(directory) / "golden"

@@ -5,6 +5,7 @@ Usage: python -m tools.update_options_page
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ _VALUES = "|".join((*PRESETS, *ATTENTIONS, "mini"))
 
 def main() -> None:
     """Bring the page up to date."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     PAGE.write_text(fill_in(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def test_the_readme_lists_every_file(folder: Path) -> None:
         for name in module_names(folder)
     ],
 )
-def test_a_program_finds_what_it_imports(module: str) -> None:
+def test_a_program_finds_what_it_imports_and_describes_itself(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     needed = {
         "tools.benchmark_kernels": "triton",
         "tools.docs_settings": "griffe",
@@ -41,4 +44,10 @@ def test_a_program_finds_what_it_imports(module: str) -> None:
     }
     if module in needed:
         pytest.importorskip(needed[module], reason=f"needs {needed[module]}")
-    importlib.import_module(module)
+    main = getattr(importlib.import_module(module), "main", None)
+    if main is None:
+        return
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
+    assert capsys.readouterr().out.startswith("usage: ")
