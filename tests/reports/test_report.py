@@ -123,6 +123,16 @@ def test_a_wrong_field_is_named(tmp_path: Path, about, place, value, message: st
     assert not (tmp_path / "report.html").exists()
 
 
+def test_half_an_interval_is_none(tmp_path: Path) -> None:
+    write_report(tmp_path, measure_subsets("test", make_predictions(60), [], "records"), EVALUATED)
+    document = json.loads((tmp_path / "report.json").read_text())
+    half = change(document, ("sections", 0, "estimates", "mcc", "high"), None)
+    (tmp_path / "report.json").write_text(json.dumps(half))
+    assert invoke("report", tmp_path, "-o", tmp_path / "page.html").returncode == 0
+    value = document["sections"][0]["estimates"]["mcc"]["value"]
+    assert f'<td class="number">{value:.3f}</td>' in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
