@@ -250,7 +250,9 @@ def test_rows_without_partner_are_counted(migrated, tmp_path, caplog):
 
 
 def test_one_kind_of_embeddings(unfinished, tmp_path, caplog):
-    with pytest.raises(CheckpointError, match=r"unfinished: holds dna embeddings only.*npz"):
+    with pytest.raises(
+        CheckpointError, match=r"unfinished: holds dna embeddings only.*format \(--to\)"
+    ):
         export_embeddings(ExportConfig(unfinished, tmp_path / "pt", "pt"))
     (path,) = export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz")).paths
     with np.load(path) as arrays:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from virnucpro.checkpoints.whole_files import open_whole, refuse_existing
@@ -11,6 +9,7 @@ from virnucpro.cli.checkpoints import NO_SUCH_PLACE, echo_run_errors, echo_verdi
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import GenerateConfigConfig, ValidateCheckpointsConfig, ValidateConfig
+from virnucpro.runtime.environment import num_cores
 
 # What is left of a sequence without these letters is ambiguous.
 _WITHOUT_BASES = str.maketrans("", "", "ACGTacgt")
@@ -27,7 +26,7 @@ def list_devices_command() -> None:
     # Not above: no other command of this group needs it.
     import torch
 
-    echo(f"cpu     {os.cpu_count()} cores")
+    echo(f"cpu     {num_cores()} cores")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         echo(f"cuda:{index}  {properties.name}, {properties.total_memory / 2**30:.0f} GiB")

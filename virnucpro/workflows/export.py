@@ -68,17 +68,14 @@ def export_embeddings(
     if config.to == "parquet":
         require_package("pyarrow", "parquet")
     source = _Source(config.source)
-    if config.to == "pt" and len(source.readers) < len(ALPHABETS):
-        raise CheckpointError(
-            f"{config.source}: holds {' and '.join(source.readers)} embeddings only, and the "
-            "original's files hold both; choose --to npz or --to anndata"
-        )
     if len(source.readers) < len(ALPHABETS):
-        logger.warning(
-            "%s: holds %s embeddings only; the output lacks all others",
-            config.source,
-            " and ".join(source.readers),
-        )
+        (alphabet,) = source.readers
+        found = f"{config.source}: holds {alphabet} embeddings only"
+        if config.to == "pt":
+            raise CheckpointError(
+                f"{found}, and the original's files hold both; choose another format (--to)"
+            )
+        logger.warning("%s; the output lacks all others", found)
     if source.num_partial:
         logger.warning(
             "%s: %s left out because an embedding is missing; the run may be unfinished, or its "

@@ -219,7 +219,7 @@ def _configure(config: PredictConfig, run_classifier: Classifier) -> PredictConf
 
 def _describe(
     config: PredictConfig,
-    models: Sequence[Any],
+    models: Sequence[Model],
     records: RecordCalls,
     calibration: Calibration,
     bound: float,
