@@ -373,7 +373,7 @@ def become_contact_regression(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (remove_query, r"1 tensors \(layers\.1\.self_attn\.q_proj.* missing"),
+        (remove_query, r"1 tensor \(layers\.1\.self_attn\.q_proj.* missing"),
         (cut_query, r"q_proj\.weight has shape \(39, 40\), and the settings ask for \(40, 40\)"),
         (quantize_query, r"should hold floating-point numbers, found torch\.int8"),
         (cut_frequencies, r"inv_freq has shape \(3,\), and the settings ask for \(10,\)"),
