@@ -69,7 +69,8 @@ def test_a_file_that_has_lost_reads(tmp_path: Path, files: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "cannot be opened"), ("@a\nACGT", "broken")]
+    ("content", "reason"),
+    [(None, "is not there any more, .*call --no-fastq"), ("@a\nACGT", "damaged FASTQ")],
 )
 def test_a_file_that_is_gone_or_broken(
     tmp_path: Path, files: list[Path], content: str | None, reason: str

@@ -29,6 +29,12 @@ def write_viral_fastq(path: Path, store: FrameStore, is_viral: BoolArray) -> Non
         InputError: An input cannot be read, or has changed since the run.
         OutputError: The file cannot be written.
     """
+    gone = [source["path"] for source in store.inputs if not Path(source["path"]).exists()]
+    if gone:
+        raise InputError(
+            f"{gone[0]}: is not there any more, and viral.fastq is written from it; put it back, "
+            "or do without viral.fastq (virnucpro call --no-fastq)"
+        )
     first = 0
     # The files of first and second mates are read side by side.
     width = min(store.reads_per_record, len(store.inputs))
@@ -62,5 +68,5 @@ def _check_same(path: str, is_same: bool) -> None:
     if not is_same:
         raise InputError(
             f"{path}: has other reads than in the run, so viral.fastq cannot be written; give the "
-            "file of the run, or do without --fastq"
+            "file of the run, or do without viral.fastq (virnucpro call --no-fastq)"
         )
