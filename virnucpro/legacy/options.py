@@ -39,7 +39,8 @@ FORK_OPTIONS = (
     ),
     ForkOption(
         ("-t", "--threads", "--merge-threads"),
-        why="translating is one fast pass, and nothing is merged",
+        why="translating is one fast pass, and nothing is merged; the variable OMP_NUM_THREADS "
+        "limits the threads on a CPU",
         takes_number=True,
     ),
     ForkOption(("--cuda-streams/--no-cuda-streams",), why="copying always overlaps with computing"),

@@ -26,6 +26,7 @@ process VIRNUCPRO_PREDICT {
     """
     # Work directories have longer names than a socket may have.
     export TMPDIR=/tmp
+    export OMP_NUM_THREADS=${task.cpus}
     ${use_models}
     virnucpro predict ${sequences} --output-dir results --prefix ${prefix} \\
         --allow-empty --no-progress ${args}
