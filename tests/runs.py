@@ -188,8 +188,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def read_known_report(directory: Path) -> dict[str, Any]:
     """Return the report.json in a directory, of which the schema knows every key."""
     report = read_report(directory / REPORT_NAME)
-    make_validator(_forbid_others(load_schema(REPORT_NAME))).validate(report)
+    assert_schema_knows(report, REPORT_NAME)
     return report
+
+
+def assert_schema_knows(document: Mapping[str, Any], name: str) -> None:
+    """Compare a document with a schema of the package, and allow no other key in it."""
+    make_validator(_forbid_others(load_schema(name))).validate(document)
 
 
 def _forbid_others(schema: Any) -> Any:

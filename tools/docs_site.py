@@ -28,6 +28,7 @@ PUBLISHED = {
     "examples/slurm.sh": "examples/slurm.sh",
     "virnucpro/reports/schemas/run.json": "schemas/run.json",
     "virnucpro/reports/schemas/report.json": "schemas/report.json",
+    "virnucpro/reports/schemas/migration.json": "schemas/migration.json",
     "virnucpro/reports/schemas/records.json": "schemas/records.json",
     "virnucpro/reports/schemas/chunks.json": "schemas/chunks.json",
     "virnucpro/reports/schemas/viral_regions.json": "schemas/viral_regions.json",

@@ -82,7 +82,7 @@ def test_run_json_fits_its_schema(runs) -> None:
             validator.validate(document | {"counts": {"records": -1}})
 
 
-@pytest.mark.parametrize("name", ["run", "report"])
+@pytest.mark.parametrize("name", ["run", "report", "migration"])
 def test_a_schema_is_one(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(read_schema(name))
 

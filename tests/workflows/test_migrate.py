@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import legacy_files as old
+from tests.runs import MISSING, assert_schema_knows, change
 from tools.make_classifier_weights import make_classifier
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
@@ -58,7 +59,7 @@ def run(tmp_path):
 
 
 def migrate(*sources, to=None, **settings):
-    return migrate_features(
+    report = migrate_features(
         MigrateConfig(
             sources=sources,
             output_path=to,
@@ -67,6 +68,8 @@ def migrate(*sources, to=None, **settings):
             **{"jobs": 1, **settings},
         )
     )
+    assert_schema_knows(report, REPORT_NAME)
+    return report
 
 
 def read_migrated(directory):
@@ -217,6 +220,25 @@ def test_a_finished_migration_is_not_done_again(run, tmp_path):
     first = migrate(run, to=tmp_path / "new")
     before = snapshot(tmp_path / "new")
     assert migrate(run, to=tmp_path / "new") == first
+    assert snapshot(tmp_path / "new") == before
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("counts",), MISSING),
+        (("counts", "ids"), "many"),
+        (("files", 0, "rows"), None),
+        (("status",), "finished"),
+        (("schema_version",), 2),
+    ],
+)
+def test_a_report_that_was_changed_is_none(run, tmp_path, place, value):
+    document = migrate(run, to=tmp_path / "new")
+    (tmp_path / "new" / REPORT_NAME).write_text(json.dumps(change(document, place, value)))
+    before = snapshot(tmp_path / "new")
+    with pytest.raises(OutputExistsError, match="does not hold an earlier migration"):
+        migrate(run, to=tmp_path / "new")
     assert snapshot(tmp_path / "new") == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -18,7 +17,13 @@ from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import finished_parts, finished_rows, part_name
 from virnucpro.checkpoints.whole_files import make_output_dir, write_json
 from virnucpro.config import MigrateConfig
-from virnucpro.errors import ClassifierError, OutputExistsError, UsageError, name_few
+from virnucpro.errors import (
+    ClassifierError,
+    InputError,
+    OutputExistsError,
+    UsageError,
+    name_few,
+)
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
     Choice,
@@ -34,6 +39,7 @@ from virnucpro.legacy.joining import (
 from virnucpro.legacy.old_runs import FEATURE_SUFFIXES, feature_files, read_expected_length
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.legacy.verification import verify_rows
+from virnucpro.reports.checked_json import check_fields, load_schema, make_validator, read_object
 from virnucpro.runtime.locks import locked
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import check_state, read_classifier, save_classifier
@@ -150,15 +156,17 @@ def _read_earlier(
             )
     if not directory.exists() or not any(directory.iterdir()):
         return None
+    path = directory / REPORT_NAME
     try:
-        earlier: dict[str, Any] = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
-        files = [
-            {name: entry[name] for name in ("path", "num_bytes", "mtime_ns")}
-            for entry in earlier["files"]
-        ]
+        earlier = read_object(path, REPORT_SCHEMA_VERSION, InputError)
+        check_fields(path, earlier, make_validator(load_schema(REPORT_NAME)), InputError, "")
     # Whatever this file is, it is no report on these files, and is left alone.
-    except (OSError, RecursionError, ValueError, KeyError, TypeError):
-        files = []
+    except InputError:
+        earlier = {"files": []}
+    files = [
+        {name: entry[name] for name in ("path", "num_bytes", "mtime_ns")}
+        for entry in earlier["files"]
+    ]
     if files != [_describe_path(path) for path in paths]:
         raise OutputExistsError(
             f"{directory}: is not empty, and does not hold an earlier migration of the same files; "
