@@ -264,7 +264,9 @@ def test_changes_of_another_encoder_are_refused(
 
 def test_other_weights_are_refused(make: Make, settings, tmp_path: Path) -> None:
     mixed = settings["tuned"] | {"dna_weights": settings["by hand"]["dna_weights"]}
-    with pytest.raises(ClassifierError, match=r"trained on dnabert-s weights sha256:\w+, the run"):
+    with pytest.raises(
+        ClassifierError, match=r"trained on dnabert-s weights sha256:\w+, and the run"
+    ):
         predict(make(output_dir=tmp_path / "out", **mixed))
 
 
@@ -282,7 +284,11 @@ def test_embed_refuses_a_classifier_of_another_model(
 ) -> None:
     dna = ["--backend", "dnabert-s", "--weights"]
     cases = [
-        ("by hand", "by hand", "changes no dna model, and dnabert-s is one; leave --classifier"),
+        (
+            "by hand",
+            "by hand",
+            "changes no dna model, and dnabert-s is one; leave out --classifier",
+        ),
         ("tuned", "by hand", "trained on dnabert-s weights sha256:"),
     ]
     for classifier, weights, message in cases:

@@ -115,7 +115,9 @@ def test_the_report_is_there_in_every_form(trained) -> None:
     assert {row["resampled"] for row in rows} == {"records"}
     assert (config.work_dir / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (config.work_dir / "report.svg").read_text()
-    assert "data:image/svg+xml" in (config.work_dir / "report.html").read_text()
+    page = (config.work_dir / "report.html").read_text()
+    assert "data:image/svg+xml" in page
+    assert "The records of the split test were cut into fragments of 1 to 16 chunks" in page
     report = read_known_report(config.work_dir)
     assert len(report["losses"]) >= report["best_epoch"] >= 1
     assert (

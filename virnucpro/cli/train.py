@@ -66,6 +66,7 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
     with shown_progress(layout.metrics_path, wanted=wants_progress(ctx, launch)):
         result = train(settled)
     if is_main_process():
+        echo("The split test, cut into fragments of 1 to 16 chunks:")
         echo_sections([section for section in result.sections if section.subset == "all"])
         echo(f"classifier: {result.model_path}")
         echo(f"report: {result.report_dir}")
