@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,10 +36,15 @@ def test_several_threads_leave_standard_error_in_its_place(
 
 
 @pytest.mark.slow
-def test_without_a_standard_error() -> None:
+@pytest.mark.parametrize("path", [None, "/dev/full"])
+def test_without_a_standard_error_that_can_be_written(path: str | None) -> None:
     child = os.fork()
     if not child:
         os.close(2)
+        # As Python starts if nobody gave it a standard error, and with one on a full disk.
+        sys.stderr = None if path is None else Path(path).open("w")  # type: ignore[assignment]  # noqa: SIM115
+        if path is not None:
+            sys.stderr.write("a message that waits")
         try:
             with explaining_panics(Path("x")):
                 pass

@@ -399,6 +399,20 @@ def test_a_run_whose_terminal_closes_says_so_in_its_log(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_without_standard_streams(tmp_path, processes):
+    """As some schedulers start programs."""
+    (tmp_path / "a.fa").write_text(f">a\n{'ATGGCGTTACGTCC' * 50}\n")
+    command = [sys.executable, "-m", "virnucpro", "predict", "a.fa", "-m", "mini", "-o", "out"]
+    command += ["--device", "cpu", "--num-processes", str(processes), "--no-report"]
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+    assert subprocess.run(closed, cwd=tmp_path, check=False).returncode == 0
+    *_, last = (tmp_path / "out" / "run.log").read_text().splitlines()
+    assert "scores and tables: " in last
+    assert (tmp_path / "out" / "records.tsv").read_text().count("\n") == 2
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_trouble(tmp_path):
     (tmp_path / "same.fa").write_text("".join(f">{n}\nACGT\n" for n in range(25_000)) * 2)
     reading, writing = os.pipe()

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from virnucpro.errors import WeightsError, first_line
@@ -34,7 +34,7 @@ def explaining_panics(path: Path) -> Iterator[None]:
             yield
             return
         is_panic = False
-        sys.stderr.flush()
+        _flush_errors()
         # The descriptor itself, because Rust knows nothing of Python's sys.stderr.
         os.dup2(said.fileno(), 2)
         try:
@@ -49,10 +49,18 @@ def explaining_panics(path: Path) -> Iterator[None]:
                 "damaged, or of another kind"
             ) from error
         finally:
-            sys.stderr.flush()
+            _flush_errors()
             os.dup2(kept, 2)
             os.close(kept)
             with said:
                 said.seek(0)
                 if not is_panic:
-                    os.write(2, said.read())
+                    # Its disk may be full, which is no fault of the file that is read.
+                    with suppress(OSError):
+                        os.write(2, said.read())
+
+
+def _flush_errors() -> None:
+    # Python has no object for a standard error that is closed, and its disk may be full.
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stderr.flush()

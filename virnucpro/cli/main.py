@@ -21,7 +21,7 @@ import click
 from virnucpro import __version__
 from virnucpro.cli import ARGUMENTS, SHELLS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
-from virnucpro.cli.terminal import echo
+from virnucpro.cli.terminal import echo, open_missing_streams
 from virnucpro.config import COMMANDS, command_options
 from virnucpro.errors import (
     INTERRUPTED,
@@ -102,6 +102,7 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         # Before anything that may take long, because the launcher may be killed meanwhile.
         end_with_launcher()
+        open_missing_streams()
         _collect_rarely()
         try:
             with _signals_raise(ctx), off_the_working_directory(), _printable_complaints():

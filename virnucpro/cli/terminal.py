@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -36,6 +37,20 @@ _MAX_ID_LETTERS = 41
 _NUM_STAGES = 2
 _LINE_LETTERS = 100
 _NO_BREAK = "\u00a0"
+
+
+def open_missing_streams() -> None:
+    """Open /dev/null where the program was started without standard input, output or error.
+
+    Otherwise a file that is opened later takes such a place, and gets what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It takes the lowest number that is free, which is that of the missing stream.
+            stream = open(os.devnull, mode)  # noqa: SIM115, PTH123
+            # For the processes of a launch.
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def echo(text: str, *, err: bool = False) -> None:
