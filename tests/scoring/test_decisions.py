@@ -119,10 +119,10 @@ def test_probabilities_that_contradict_their_share_are_warned_of() -> None:
     assert (decision.records.call[300:] == "virus").sum() == pytest.approx(57, abs=15)
     (warning,) = decision.warnings
     found = re.fullmatch(
-        r"the probabilities assume that 50 % of all records are viral, but suggest about (\S+) %. "
-        r"With that share, the expected false discovery rate of the viral records is (\S+), and "
-        r"not 0\.0\d+\. Give the share that you expect in your sample, for example "
-        r"--viral-share 0\.0\d+",
+        r"the probabilities assume that 50 % of all records are viral, but the scores suggest "
+        r"about (\S+) %. With that share, the expected false discovery rate of the viral records "
+        r"is (\S+), and not 0\.0\d+\. Give the share that you expect in your sample "
+        r"\(--viral-share\), or --estimate-viral-share",
         warning,
     )
     assert found is not None
@@ -131,7 +131,64 @@ def test_probabilities_that_contradict_their_share_are_warned_of() -> None:
     # The user knows better, half of the records are viral indeed, or there are too few of them.
     assert decide(rare, CALIBRATION, threshold=0.9, viral_share=0.5).warnings == []
     assert decide(draw_calibrated(3_000, 3_000), CALIBRATION, threshold=0.9).warnings == []
-    assert decide(draw_calibrated(45, 855), CALIBRATION, threshold=0.9).warnings == []
+    assert decide(draw_calibrated(4, 95), CALIBRATION, threshold=0.8).warnings == []
+
+
+@pytest.mark.parametrize("num_viral", [60, 300, 3_000, 5_700])
+def test_the_share_of_viral_records_is_estimated(num_viral: int) -> None:
+    records = draw_calibrated(num_viral, 6_000 - num_viral)
+    decision = decide(records, CALIBRATION, max_fdr=0.2, estimate_viral_share=True)
+    assert decision.rule.is_share_estimated
+    assert decision.rule.viral_share == pytest.approx(num_viral / 6_000, abs=0.02)
+    # So the expected rate is the real one.
+    is_viral = np.arange(6_000) < num_viral
+    is_called = decision.records.call == "virus"
+    if is_called.sum() > 100:
+        real = (is_called & ~is_viral).sum() / is_called.sum()
+        assert decision.rule.expected_fdr == pytest.approx(real, abs=0.05)
+    # The estimate is the same number for a person who gives it.
+    given = decide(records, CALIBRATION, max_fdr=0.2, viral_share=decision.rule.viral_share)
+    np.testing.assert_array_equal(given.records.probability, decision.records.probability)
+    assert "estimated share of viral records" in decision.rule.describe()
+
+
+def test_too_few_records_estimate_nothing() -> None:
+    decision = decide(draw_calibrated(4, 95), CALIBRATION, estimate_viral_share=True)
+    assert (decision.rule.viral_share, decision.rule.is_share_estimated) == (0.5, False)
+    assert decision.warnings[0] == (
+        "the share of viral records is not estimated, because fewer than 100 records have a "
+        "probability; the probabilities assume 0.5"
+    )
+
+
+def test_a_screen_counts_for_the_estimate() -> None:
+    records = draw_calibrated(300, 5_700)
+    half = Calibration(slope=2.0, slope_growth=0.0, offset=0.0, most_chunks=20, viral_share=0.1)
+    # The screen has seen the least viral ones, with scores of its own.
+    is_screened = records.score < 0.2
+    score = np.where(is_screened, half_scores(records.score), records.score)
+    judged_by = np.where(is_screened, "screen", "classifier").astype(object)
+    mixed = records._replace(score=score, judged_by=judged_by)
+    decision = decide_calls(
+        mixed,
+        CallConfig(run_dir=Path(), estimate_viral_share=True),
+        CALIBRATION,
+        None,
+        half,
+        0.07,
+    )
+    assert decision.rule.viral_share == pytest.approx(0.05, abs=0.02)
+    # What the screen has judged keeps the share that the screen assumed.
+    wanted = half.probabilities(round_shares(score), records.num_open_chunks, 0.07)
+    np.testing.assert_array_equal(
+        decision.records.probability[is_screened], round_shares(wanted)[is_screened]
+    )
+
+
+def half_scores(score: np.ndarray) -> np.ndarray:
+    """Return scores of a classifier whose calibration doubles the logit and assumes a tenth."""
+    logit = np.log(score / (1 - score)) + np.log(0.1 / 0.9)
+    return 1 / (1 + np.exp(-logit / 2))
 
 
 def test_the_rule_is_a_sentence() -> None:

@@ -75,6 +75,7 @@ def test_every_called_record_has_a_probability(finished: PredictConfig) -> None:
         "preset": None,
         "max_fdr": None,
         "viral_share": 0.5,
+        "is_share_estimated": False,
         "expected_fdr": pytest.approx(np.mean(viral)),
     }
     made_for = json.loads(result.directory.run_json.read_text())["classifier"]["made_for"]
@@ -170,7 +171,13 @@ def test_the_end_counts_viral_calls_that_rest_on_little(finished: PredictConfig)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_fdr": 0.05}, {"viral_share": 0.1}, {"preset": "relaxed"}]
+    "settings",
+    [
+        {"max_fdr": 0.05},
+        {"viral_share": 0.1},
+        {"estimate_viral_share": True},
+        {"preset": "relaxed"},
+    ],
 )
 def test_without_a_calibration_a_score_is_no_probability(
     demo_weights, tmp_path: Path, settings
@@ -181,7 +188,8 @@ def test_without_a_calibration_a_score_is_no_probability(
     )
     with pytest.raises(ClassifierError, match="its score is not a probability"):
         predict(config)
-    result = predict(replace(config, max_fdr=None, preset=None, viral_share=None, force=True))
+    without = dict.fromkeys(("max_fdr", "preset", "viral_share", "estimate_viral_share"))
+    result = predict(replace(config, force=True, **without))
     assert np.isnan(read_probabilities(result)).all()
     assert (read_rule(result)["by"], read_rule(result)["threshold"]) == ("score", 0.5)
     log = result.directory.run_log.read_text()

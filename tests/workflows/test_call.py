@@ -12,7 +12,7 @@ import pytest
 
 from tests.runs import VIRNUCPRO, invoke, read_table, read_tables, run, write_reads
 from virnucpro import CallConfig, PredictConfig, call, predict
-from virnucpro.errors import ClassifierError, InputError
+from virnucpro.errors import ClassifierError, InputError, UsageError
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.classifier_files import read_classifier, save_classifier
 
@@ -26,7 +26,8 @@ def config(demo_weights: dict[str, str], tmp_path_factory) -> PredictConfig:
     state, metadata, _ = read_classifier(Path(demo_weights["model_path"]))
     save_classifier(path, state, replace(metadata, calibration=CALIBRATION))
     weights = demo_weights | {"model_path": str(path)}
-    reads = write_reads(directory / "reads.fa", 60)
+    # Enough to estimate the share of viral ones.
+    reads = write_reads(directory / "reads.fa", 200)
     return PredictConfig(
         inputs=reads, output_dir=directory / "out", device="cpu", resume=True, **weights
     )
@@ -39,6 +40,7 @@ def config(demo_weights: dict[str, str], tmp_path_factory) -> PredictConfig:
         {"threshold": 0.7},
         {"preset": "relaxed", "viral_share": 0.05},
         {"preset": "conservative", "viral_share": 0.9},
+        {"max_fdr": 0.3, "estimate_viral_share": True},
         {},
     ],
     ids=lambda rule: "-".join(rule) or "default",
@@ -68,6 +70,24 @@ def test_the_viral_share_of_the_run_stays(config: PredictConfig) -> None:
     assert (document["calls"]["viral_share"], document["calls"]["threshold"]) == (0.1, 0.6)
     log = result.directory.run_log.read_text()
     assert "a record is viral from a probability of 0.6 on" in log
+
+
+def test_the_estimate_of_the_run_stays_until_another_share_is_given(config: PredictConfig) -> None:
+    result = predict(replace(config, estimate_viral_share=True))
+
+    def call_again(**settings: object) -> tuple[float, bool]:
+        call(CallConfig(run_dir=result.output_dir, **settings))
+        found = json.loads(result.directory.run_json.read_text())["calls"]
+        return found["viral_share"], found["is_share_estimated"]
+
+    estimated = call_again(threshold=0.6)
+    assert estimated == (pytest.approx(0.5, abs=0.499), True)
+    assert estimated[0] != 0.5
+    assert call_again(viral_share=0.3) == (0.3, False)
+    assert call_again(estimate_viral_share=False) == (0.5, False)
+    assert call_again() == estimated
+    with pytest.raises(UsageError, match=r"--viral-share and --estimate-viral-share both say"):
+        CallConfig(run_dir=result.output_dir, viral_share=0.3, estimate_viral_share=True)
 
 
 @pytest.mark.slow
@@ -128,7 +148,7 @@ def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path
     assert "Confidence is" not in page
     reads.unlink()
     before = (output / "records.tsv").read_bytes()
-    with pytest.raises(InputError, match=r"reads\.fa: cannot be opened"):
+    with pytest.raises(InputError, match=r"reads\.fa: is not there any more"):
         call(CallConfig(run_dir=output, threshold=1.0, fastq=True))
     assert (output / "records.tsv").read_bytes() == before
 
@@ -167,8 +187,8 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     with pytest.raises(InputError, match=rf"did you mean {re.escape(str(run_dir))}\?"):
         call(CallConfig(run_dir=table))
     text = table.read_text()
-    table.write_text(text.rpartition("\nread_59")[0] + "\n")
-    with pytest.raises(InputError, match=r"records\.tsv: 59 records, wanted 60"):
+    table.write_text(text.rpartition("\nread_199")[0] + "\n")
+    with pytest.raises(InputError, match=r"records\.tsv: 199 records, wanted 200"):
         call(CallConfig(run_dir=run_dir))
     table.write_text(text.replace("\tNA\t", "\tnothing\t", 1))
     with pytest.raises(InputError, match=r"records\.tsv, line \d+: found 'nothing', wanted a n"):

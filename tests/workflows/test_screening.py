@@ -175,6 +175,27 @@ def test_a_screened_run_is_called_again_alike(config: PredictConfig, tmp_path: P
     assert (tmp_path / "run" / "records.tsv").read_bytes() == asked
 
 
+def test_a_screen_estimates_the_share_of_viral_records(
+    config: PredictConfig, tmp_path: Path
+) -> None:
+    reads = write_reads(tmp_path / "reads.fa", 300)
+    again = dataclasses.replace(
+        config, inputs=reads, output_dir=tmp_path / "run", estimate_viral_share=True
+    )
+    assumed = dataclasses.replace(again, output_dir=tmp_path / "half", estimate_viral_share=None)
+    found, usual = (
+        json.loads(predict(each).directory.run_json.read_text())["screen"]
+        for each in (again, assumed)
+    )
+    # Stretches in random letters look viral, because few cellular genes are like them.
+    assert found["viral_share"] > 0.9
+    assert usual["viral_share"] == 0.5
+    assert found["expected_loss"] <= MAX_LOSS
+    first = (tmp_path / "run" / "records.tsv").read_bytes()
+    call(CallConfig(run_dir=tmp_path / "run"))
+    assert (tmp_path / "run" / "records.tsv").read_bytes() == first
+
+
 def test_another_loss_embeds_what_is_missing(config: PredictConfig, tmp_path: Path) -> None:
     run_config = dataclasses.replace(config, output_dir=tmp_path / "run")
     before = predict(run_config)

@@ -158,6 +158,8 @@ def _describe_calls(
     counts: Mapping[str, int], rule: Mapping[str, Any], regions_name: str
 ) -> Iterator[str]:
     threshold, expected, share = rule["threshold"], rule["expected_fdr"], rule["viral_share"]
+    # Runs of earlier states assumed every share.
+    is_estimated = rule.get("is_share_estimated", False)
     if threshold is None:
         yield "no record may be called viral: none meets the bound on false discoveries"
     else:
@@ -167,7 +169,8 @@ def _describe_calls(
     if expected is not None and share is not None:
         yield (
             f"expected false discovery rate of the viral records: {expected:.2g}, if "
-            f"{100 * share:.3g} % of all records are viral (--viral-share)"
+            f"{100 * share:.3g} % of all records are viral "
+            f"({'estimated' if is_estimated else '--viral-share'})"
         )
     if counts["virus"]:
         yield (

@@ -55,6 +55,12 @@ class CallsConfig(Config, group="Classifier and calls"):
         within="share",
     )
     # Not set here: `call` takes from the run what nobody gives, and `predict` fills in the rest.
+    estimate_viral_share: bool | None = option(
+        None,
+        help="Estimate the share of viral records from the input, instead of --viral-share.",
+        unset="off",
+        details="This needs 100 records with a probability.",
+    )
     regions: str | None = option(
         None,
         help="all: write the tables of viral regions. provirus: also write proviruses.fasta, with "
@@ -79,6 +85,11 @@ class CallsConfig(Config, group="Classifier and calls"):
             raise UsageError(
                 f"{' and '.join(given)} both decide what is called viral; give only one of them"
             )
+        if self.estimate_viral_share and self.viral_share is not None:
+            raise UsageError(
+                "--viral-share and --estimate-viral-share both say how many records are viral; "
+                "give only one of them"
+            )
 
     def name_given(self, *names: str) -> list[str]:
         """Return the options that have a value, of the settings `names`, as users type them."""
@@ -86,7 +97,7 @@ class CallsConfig(Config, group="Classifier and calls"):
             # By its shorthand, --relaxed or --conservative, which the docs use.
             f"--{self.preset}" if name == "preset" else option_name(name)
             for name in names
-            if getattr(self, name) is not None
+            if getattr(self, name) not in (None, False)
         ]
 
 
@@ -105,5 +116,6 @@ class CallConfig(CallsConfig, group="Classifier and calls"):
         help="Output directory of a finished predict.", metavar="RUN_DIR", path="run"
     )
     viral_share: float | None = _kept_from_run("viral_share")
+    estimate_viral_share: bool | None = _kept_from_run("estimate_viral_share")
     regions: str | None = _kept_from_run("regions")
     fastq: bool | None = _kept_from_run("fastq")

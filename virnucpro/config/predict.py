@@ -324,6 +324,7 @@ class CheckPrecisionConfig(PredictConfig, group="Measuring"):
     prefix: str = ""
     preset: str | None = None
     viral_share: float | None = None
+    estimate_viral_share: bool | None = None
     regions: str | None = None
     fastq: bool | None = None
     allow_empty: bool = False

@@ -7,6 +7,7 @@ decide, and a finished run can be called again from its table alone. Shapes: N r
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -34,8 +35,8 @@ MEDIUM_CONFIDENCE = 0.8
 ENOUGH_CHUNKS = 3
 """A call with fewer scored chunks rests on little."""
 
-# With fewer records, the estimate of the share is too rough.
-_ENOUGH_FOR_SHARE = 1000
+# With 100 records like a metagenome, the estimate is off by 0.02 (docs/mini.md).
+_ENOUGH_FOR_SHARE = 100
 MAX_EXPECTED_FDR = 0.2
 """Above it, a warning says that the viral records hold many others."""
 
@@ -53,6 +54,7 @@ class CallRule:
         preset: `relaxed` or `conservative`; None if the run has none.
         max_fdr: The bound on the expected false discovery rate that was asked for; None for none.
         viral_share: The share of viral records that probabilities assume; None without them.
+        is_share_estimated: Whether this share was estimated from the scores.
         expected_fdr: The mean of 1 - probability over the viral records; None if unknown.
     """
 
@@ -61,6 +63,7 @@ class CallRule:
     preset: str | None
     max_fdr: float | None
     viral_share: float | None
+    is_share_estimated: bool
     expected_fdr: float | None
 
     def describe(self) -> str:
@@ -85,7 +88,8 @@ class CallRule:
                 f"; expected false discovery rate of the viral records: {self.expected_fdr:.2g}"
             )
         return (
-            f"calls by probability: {threshold}{bound}; assumed share of viral records "
+            f"calls by probability: {threshold}{bound}; "
+            f"{'estimated' if self.is_share_estimated else 'assumed'} share of viral records "
             f"{self.viral_share:g}{expected}"
         )
 
@@ -121,7 +125,7 @@ def check_calibrated(config: CallsConfig, calibration: Calibration | None, path:
     Raises:
         ClassifierError: It has none.
     """
-    asked = config.name_given("max_fdr", "preset", "viral_share")
+    asked = config.name_given("max_fdr", "preset", "viral_share", "estimate_viral_share")
     if asked and calibration is None:
         raise ClassifierError(
             f"{path}: {asked[0]} needs probabilities, and this classifier has no calibration: its "
@@ -136,6 +140,7 @@ def decide_calls(
     calibration: Calibration | None,
     default_threshold: float | None = None,
     screen_calibration: Calibration | None = None,
+    screen_share: float | None = None,
 ) -> Decision:
     """Return the final calls of N records.
 
@@ -148,28 +153,31 @@ def decide_calls(
         calibration: Of the classifier; None if it has none.
         default_threshold: The threshold that the classifier states; None if it states none.
         screen_calibration: Of the screen; None if there is none.
+        screen_share: The share of viral records that the screen assumed.
     """
     # Rounded first: `virnucpro call` reads rounded scores from the table, and must come to the same
     # calls.
-    score = round_shares(records.score)
-    probability, viral_share = records.probability, None
+    records = records._replace(score=round_shares(records.score))
+    probability, viral_share, suggested = records.probability, None, None
     is_screened = records.judged_by == SCREEN
     if calibration is not None:
-        viral_share = config.viral_share or calibration.viral_share
-        exact = calibration.probabilities(score, records.num_open_chunks, viral_share)
+        suggested = _suggest_share(records, calibration, screen_calibration)
+        estimated = suggested if config.estimate_viral_share else None
+        viral_share = config.viral_share or estimated or calibration.viral_share
+        exact = calibration.probabilities(records.score, records.num_open_chunks, viral_share)
         probability = round_shares(exact)
     if screen_calibration is not None:
-        exact = screen_calibration.probabilities(score, records.num_open_chunks, config.viral_share)
+        share = config.viral_share or screen_share
+        exact = screen_calibration.probabilities(records.score, records.num_open_chunks, share)
         probability = np.where(is_screened, round_shares(exact), probability)
     # What the classifier's file states stands between the user's word and our default.
     usual = DEFAULT_THRESHOLD if default_threshold is None else default_threshold
     threshold = _choose_threshold(config, probability, usual)
-    call = make_calls(score if calibration is None else probability, threshold)
+    call = make_calls(records.score if calibration is None else probability, threshold)
     # The screen left these records out because it is sure. No bound on the rate may call them
     # viral.
     call[is_screened] = "others"
     records = records._replace(
-        score=score,
         call=call,
         probability=probability,
         scored_share=np.round(records.scored_share, SIGNIFICANT_DIGITS),
@@ -181,10 +189,10 @@ def decide_calls(
         preset=config.preset,
         max_fdr=config.max_fdr if config.preset is None else PRESETS[config.preset],
         viral_share=viral_share,
+        is_share_estimated=bool(config.estimate_viral_share) and suggested is not None,
         expected_fdr=None if calibration is None else expect_fdr(probability, call == "virus"),
     )
-    warnings = _warn(records, rule, is_share_given=config.viral_share is not None)
-    return Decision(records, rule, warnings)
+    return Decision(records, rule, list(_warn(records, rule, config, suggested)))
 
 
 def round_shares(value: Float64Array) -> Float64Array:
@@ -229,34 +237,50 @@ def _choose_threshold(config: CallsConfig, probability: Float64Array, usual: flo
     return None if found is None else max(usual, found)
 
 
-def _warn(records: RecordCalls, rule: CallRule, *, is_share_given: bool) -> list[str]:
-    if rule.expected_fdr is not None and rule.expected_fdr > MAX_EXPECTED_FDR:
-        return [
+def _suggest_share(
+    records: RecordCalls, calibration: Calibration, screen_calibration: Calibration | None
+) -> float | None:
+    """Return the share of viral records that the scores suggest; None for too few records."""
+    # Half, because two calibrations may assume different shares.
+    probability = calibration.probabilities(records.score, records.num_open_chunks, 0.5)
+    if screen_calibration is not None:
+        by_screen = screen_calibration.probabilities(records.score, records.num_open_chunks, 0.5)
+        probability = np.where(records.judged_by == SCREEN, by_screen, probability)
+    known = probability[~np.isnan(probability)]
+    if len(known) < _ENOUGH_FOR_SHARE:
+        return None
+    return float(f"{estimate_share(known, 0.5):.3g}")
+
+
+def _warn(
+    records: RecordCalls, rule: CallRule, config: CallsConfig, suggested: float | None
+) -> Iterator[str]:
+    if config.estimate_viral_share and rule.viral_share is not None and suggested is None:
+        yield (
+            f"the share of viral records is not estimated, because fewer than {_ENOUGH_FOR_SHARE} "
+            f"records have a probability; the probabilities assume {rule.viral_share:g}"
+        )
+    if not (records.call == "virus").any():
+        yield f"no record is called viral: {_explain_nothing(records, rule)}"
+    elif rule.expected_fdr is None or rule.viral_share is None:
+        return
+    elif rule.expected_fdr > MAX_EXPECTED_FDR:
+        yield (
             f"the expected false discovery rate of the viral records is {rule.expected_fdr:.2g}: "
             "that share of them is probably not viral. Call fewer records (--max-fdr, "
             "--conservative, or a higher --threshold)"
-        ]
-    if (records.call == "virus").any():
-        return [] if is_share_given else _warn_of_share(records, rule)
-    return [f"no record is called viral: {_explain_nothing(records, rule)}"]
-
-
-def _warn_of_share(records: RecordCalls, rule: CallRule) -> list[str]:
-    """Return a warning if the probabilities contradict the share of viral records they assume."""
-    is_known = ~np.isnan(records.probability)
-    if rule.viral_share is None or is_known.sum() < _ENOUGH_FOR_SHARE:
-        return []
-    share = estimate_share(records.probability[is_known], rule.viral_share)
-    of_viral = records.probability[records.call == "virus"]
-    found = float((1 - assume_share(of_viral, rule.viral_share, share)).mean())
-    if found <= MAX_EXPECTED_FDR:
-        return []
-    return [
-        f"the probabilities assume that {100 * rule.viral_share:.3g} % of all records are viral, "
-        f"but suggest about {100 * share:.2g} %. With that share, the expected false discovery "
-        f"rate of the viral records is {found:.2g}, and not {rule.expected_fdr:.2g}. Give the "
-        f"share that you expect in your sample, for example --viral-share {share:.2g}"
-    ]
+        )
+    elif config.viral_share is None and suggested is not None:
+        of_viral = records.probability[records.call == "virus"]
+        found = float((1 - assume_share(of_viral, rule.viral_share, suggested)).mean())
+        if found > MAX_EXPECTED_FDR:
+            yield (
+                f"the probabilities assume that {100 * rule.viral_share:.3g} % of all records are "
+                f"viral, but the scores suggest about {100 * suggested:.2g} %. With that share, "
+                f"the expected false discovery rate of the viral records is {found:.2g}, and not "
+                f"{rule.expected_fdr:.2g}. Give the share that you expect in your sample "
+                "(--viral-share), or --estimate-viral-share"
+            )
 
 
 def _explain_nothing(records: RecordCalls, rule: CallRule) -> str:

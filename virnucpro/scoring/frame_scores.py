@@ -96,7 +96,9 @@ def open_classifier(config: PredictConfig) -> Classifier:
     classifier.check_fits(dna, protein, config.chunk_length_bp, None)
     check_backends(config, classifier.changes)
     # A screen has probabilities of its own, which depend on the share of viral records.
-    needed = config if config.screen is None else replace(config, viral_share=None)
+    needed = config
+    if config.screen is not None:
+        needed = replace(config, viral_share=None, estimate_viral_share=None)
     check_calibrated(needed, classifier.calibration, config.resolved_model_path)
     logger.info(
         "frame rule: %s, as %s states; chunks of %s bp",
@@ -207,6 +209,7 @@ def decide_records(
         classifier.calibration,
         classifier.threshold,
         None if screened is None else screened.calibration,
+        None if screened is None else screened.about["viral_share"],
     )
 
 

@@ -70,6 +70,7 @@ def call(config: CallConfig) -> PredictResult:
             calibration,
             made_for.get("threshold"),
             _make(Calibration, screen.get("calibration"), directory),
+            screen.get("viral_share"),
         )
         # Only now: a command that was refused leaves no line in the log of the run.
         with log_to_file(directory.run_log):
@@ -85,9 +86,14 @@ def call(config: CallConfig) -> PredictResult:
 def _fill_in(config: CallConfig, document: Mapping[str, Any]) -> CallConfig:
     """Return the settings with those of the run where nothing is given."""
     # Of `predict`, and not of an earlier `call`. Runs of earlier states lack some settings.
-    run = {"regions": "all", "fastq": False, "viral_share": None} | document["settings"]
-    names = ("viral_share", "regions", "fastq")
-    return replace(config, **{name: run[name] for name in names if getattr(config, name) is None})
+    run = {"regions": "all", "fastq": False} | document["settings"]
+    names = ["regions", "fastq"]
+    # Either of the two replaces what the run had.
+    if config.viral_share is None and config.estimate_viral_share is None:
+        names += ["viral_share", "estimate_viral_share"]
+    return replace(
+        config, **{name: run.get(name) for name in names if getattr(config, name) is None}
+    )
 
 
 def _make(kind: Callable[..., Part], values: Any, directory: RunDirectory) -> Part | None:

@@ -25,8 +25,8 @@ from virnucpro.errors import ClassifierError, count_who
 from virnucpro.runtime.logs import prefixed_messages
 from virnucpro.runtime.run import Run
 from virnucpro.scoring.calibration import Calibration
-from virnucpro.scoring.calls import RecordCalls
 from virnucpro.scoring.classifier import Classifier
+from virnucpro.scoring.decisions import Decision
 from virnucpro.scoring.frame_scores import (
     check_models,
     decide_records,
@@ -131,7 +131,8 @@ def judge_records(
     if run.is_main:
         with run.stage("screen: scores"):
             scores = score_passes(store, passes, classifier)
-            records = decide_records(config, store, scores.chunks, classifier).records
+            decision = decide_records(config, store, scores.chunks, classifier)
+            records = decision.records
         # What would be called viral is never left out, whatever may be lost.
         usual = DEFAULT_THRESHOLD if config.threshold is None else config.threshold
         bound = choose_bound(records.probability, config.screen_loss, min(usual, DEFAULT_THRESHOLD))
@@ -139,7 +140,7 @@ def judge_records(
         # it.
         is_cellular = records.probability < bound
         models = [each.job.model for each in passes]
-        about = _describe(config, models, records, calibration, bound, is_cellular)
+        about = _describe(config, models, decision, calibration, bound, is_cellular)
         logger.info(
             "screen: %s a probability below %.4g (cellular); %.2g %% of the viral records "
             "are expected to be among them",
@@ -220,7 +221,7 @@ def _configure(config: PredictConfig, run_classifier: Classifier) -> PredictConf
 def _describe(
     config: PredictConfig,
     models: Sequence[Model],
-    records: RecordCalls,
+    decision: Decision,
     calibration: Calibration,
     bound: float,
     is_cellular: BoolArray,
@@ -229,9 +230,9 @@ def _describe(
         "path": str(config.resolved_model_path),
         "backends": [model.describe() for model in models],
         "calibration": dataclasses.asdict(calibration),
-        "viral_share": config.viral_share or calibration.viral_share,
+        "viral_share": decision.rule.viral_share,
         "max_loss": config.screen_loss,
-        "expected_loss": expect_loss(records.probability, is_cellular),
+        "expected_loss": expect_loss(decision.records.probability, is_cellular),
         "bound": bound,
         "num_records": int(np.count_nonzero(is_cellular)),
     }
