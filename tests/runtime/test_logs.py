@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,20 @@ def test_a_run_log_says_what_ended_the_run(tmp_path, capsys):
         1 / 0  # noqa: B018
     assert "ended by ZeroDivisionError: division by zero\nTraceback" in path.read_text()
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_says_when_with_the_time_zone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        with log_to_file(tmp_path / "run.log"):
+            ours.info("during")
+        shown, zone = re.match(r"(.*)(\+05:45) INFO ", (tmp_path / "run.log").read_text()).groups()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    moment = datetime.fromisoformat(shown + zone)
+    assert abs(moment.timestamp() - time.time()) < 60
 
 
 def test_no_message_controls_the_terminal(capsys, tmp_path):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,6 +147,11 @@ class _Formatter(logging.Formatter):
         if not record.message.startswith(_prefix.get()):
             record.message = _prefix.get() + record.message
         return super().formatMessage(record)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        # With the time zone: logs are read on other machines, and run.json has UTC.
+        moment = datetime.fromtimestamp(record.created).astimezone()
+        return moment.isoformat(" ", "milliseconds")
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
