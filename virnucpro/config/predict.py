@@ -29,7 +29,7 @@ _MAX_STEM_BYTES = 200
 
 MINI_LENGTHS_BP = (300, 500, 1000)
 _DEFAULT_LENGTHS_BP = {"300": 300, "mini": 1000}
-# A calibration counts a pair as two chunks, and two chunks of 1,000 bp say more than two reads.
+# The calibration for chunks of 1,000 bp does not fit pairs (docs/mini.md).
 _MINI_PAIRS_BP = 300
 
 
