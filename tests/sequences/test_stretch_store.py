@@ -25,16 +25,18 @@ from virnucpro.sequences.frame_store.files import digest_manifest
 from virnucpro.sequences.records import ROW_ID
 
 RULE = FrameRule("stretches", 3, 15)
+# Twelve codons and no stop.
+SENSE = "GCAGATCTCAAATCCGGTCATTTCCAGACGATGGTC"
 CHUNK_LENGTH_BP = 120
 
 
 @pytest.fixture
 def fasta(tmp_path: Path) -> str:
-    """Random records, one of them twice, one without a stretch, and one of a single letter."""
+    """Random records, one of them twice, one without a stretch, and one without a stop codon."""
     rng = random.Random(5)
     lengths = [900, 119, 50, 1, 361]
     sequences = ["".join(rng.choices("ACGTacgt", k=length)) for length in lengths]
-    sequences += ["N" * 200, sequences[0].swapcase(), "GCA" * 100]
+    sequences += ["N" * 200, sequences[0].swapcase(), (SENSE * 9)[:300]]
     path = tmp_path / "input.fa"
     path.write_text("".join(f">r{n} x\n{text}\n" for n, text in enumerate(sequences)))
     return str(path)

@@ -118,3 +118,59 @@ def test_a_codon_that_is_stop_and_sense_is_sense() -> None:
     table = CodonTable.unambiguous_dna_by_id[27]
     assert "TGA" in table.stop_codons
     assert find(["TGA" * 5], FrameRule("stretches", 1, 5, 27)) == [[(0, 0, "WWWWW")]]
+
+
+# Repetitive chunks
+
+
+def is_repetitive_plainly(chunk: str) -> bool:
+    codons = [chunk[start : start + 3].upper() for start in range(0, len(chunk) - 2, 3)]
+    known = [codon for codon in codons if set(codon) <= set("ACGT")]
+    pairs = list(itertools.permutations(range(len(known)), 2))
+    return 7 * sum(known[a] == known[b] for a, b in pairs) > len(pairs)
+
+
+def test_repetitive_chunks_are_found_as_plainly_as_one_can() -> None:
+    rng = random.Random(4)
+    chunks = ["", "A", "N" * 90, "GGG", "GGGGGG", "acgtacgtacgtNNN"]
+    # From pure repeats to none of them.
+    for size in [3, 50, 99, 150, 300]:
+        for share in [0, 20, 35, 40, 45, 60, 100]:
+            repeat = "".join(rng.choices("ACGTacgtN", k=rng.randint(1, 5)))
+            num = size * share // 100
+            random_part = "".join(rng.choices("ACGTacgtN", k=size - num))
+            chunks.append((repeat * size)[:num] + random_part)
+    length = np.array([len(chunk) for chunk in chunks], np.int64)
+    start = np.cumsum(length) - length
+    found = frames.find_repetitive("".join(chunks).encode("ascii"), start, length)
+    assert found.tolist() == [is_repetitive_plainly(chunk) for chunk in chunks]
+    assert 8 < found.sum() < len(found) - 8
+
+
+@pytest.mark.parametrize("length", [75, 150, 300, 1000])
+@pytest.mark.parametrize("repeat", ["G", "a", "GC", "CA", "CAG", "TATC", "AATGG", "TTAGGG"])
+def test_short_repeats_hold_no_stretch(repeat: str, length: int) -> None:
+    rule = FrameRule("stretches")
+    rng = random.Random(length)
+    gene = "".join(rng.choices("ACGT", k=length))
+    letters = (gene + (repeat * length)[:length] + gene).encode("ascii")
+    start, lengths = np.arange(3) * length, np.full(3, length)
+    found = frames.find_rows(letters, start, lengths, rule)
+    # Its neighbours are read as before.
+    alone = frames.find_stretches(gene.encode("ascii"), start[:1], lengths[:1], rule)
+    assert found.chunk.tolist() == [0] * len(alone.code) + [2] * len(alone.code)
+    assert found.proteins == 2 * alone.proteins
+    assert found.first_codon.tolist() == 2 * alone.first_codon.tolist()
+    # The original's rule reads everything.
+    assert 1 in frames.find_rows(letters, start, lengths, FrameRule("open")).chunk
+
+
+def test_genes_are_not_repetitive() -> None:
+    """A gene of the most uneven genomes: nine of ten bases are A or T."""
+    rng = random.Random(1)
+    for weights in ([1, 1, 1, 1], [45, 5, 5, 45], [10, 40, 40, 10]):
+        letters = "".join(rng.choices("ACGT", weights, k=75_000)).encode("ascii")
+        for size in (75, 300, 1000):
+            start = np.arange(0, 75_000 - size, size)
+            found = frames.find_repetitive(letters, start, np.full(len(start), size))
+            assert found.mean() < (0.01 if size == 75 else 0.001)

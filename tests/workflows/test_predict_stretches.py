@@ -29,6 +29,8 @@ from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.frame_store import open_frame_store
 
 RULE = "stretches:2:15"
+# Twelve codons and no stop.
+SENSE = "GCAGATCTCAAATCCGGTCATTTCCAGACGATGGTC"
 SIZES = ChunkHeadSizes(DNA_DIM, PROTEIN_DIM, width=16, hidden=8)
 CALIBRATION = Calibration(slope=4.0, slope_growth=0.5, offset=-0.25, most_chunks=20)
 
@@ -74,7 +76,13 @@ def contigs(tmp_path_factory) -> Path:
         f"contig_{number}": "".join(generator.choices("ACGT", k=generator.randint(100, 1800)))
         for number in range(12)
     }
-    contigs |= {"unknown": "N" * 700, "empty": "", "tiny": "AC", "half": "N" * 500 + "GCC" * 160}
+    contigs |= {
+        "unknown": "N" * 700,
+        "empty": "",
+        "tiny": "AC",
+        "half": "N" * 500 + SENSE * 13,
+        "poly_g": "G" * 600,
+    }
     contigs["repeated"] = contigs["contig_3"]
     path = tmp_path_factory.mktemp("input") / "contigs.fa"
     path.write_text("".join(f">{name}\n{letters}\n" for name, letters in contigs.items()))
@@ -160,8 +168,11 @@ def test_the_score_of_a_record_is_that_of_its_mean_logit(finished) -> None:
             np.array([float(row["score"])]), np.array([len(logits[name])])
         )
         assert float(row["probability"]) == pytest.approx(probability[0], abs=_STEP)
-    assert {name: rows[name]["reason"] for name in ("unknown", "empty", "tiny", "half")} == {
+    assert {
+        name: rows[name]["reason"] for name in ("unknown", "empty", "tiny", "half", "poly_g")
+    } == {
         "unknown": "no_stretch",
+        "poly_g": "no_stretch",
         "empty": "empty",
         "tiny": "too_short",
         "half": "-",

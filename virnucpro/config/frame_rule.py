@@ -30,7 +30,8 @@ class FrameRule:
 
     `open` takes each whole frame without a stop codon, as the original VirNucPro does. `stretches`
     takes the longest runs of codons without a stop codon and without an ambiguous codon, over the
-    six frames of a chunk. Then the whole chunk's DNA is embedded.
+    six frames of a chunk, and nothing of repetitive chunks (`frames.find_repetitive`). Then the
+    whole chunk's DNA is embedded.
 
     Attributes:
         kind: `open` or `stretches`.

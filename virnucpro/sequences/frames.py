@@ -34,7 +34,11 @@ def code_bases(other: int) -> bytes:
 
 
 _BASE_CODES = code_bases(_AMBIGUOUS)
-_UNTRANSLATED = bytes([_NOTHING]) * (256 - 64)
+_NUM_CODONS = 64
+_UNTRANSLATED = bytes([_NOTHING]) * (256 - _NUM_CODONS)
+
+# Of pairs of codons, more than one of so many are equal in a repetitive chunk.
+_CASES_OF_EQUALS = 7
 _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 
 _FRAME_OFFSETS = np.array([0, 1, 2, 0, 1, 2])
@@ -128,10 +132,44 @@ def _count_chunks(record_length: Int64Array, chunk_length_bp: int) -> Int64Array
 def find_rows(
     letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array, rule: FrameRule
 ) -> Rows:
-    """Return what the rule takes of each chunk; see `find_open_frames` and `find_stretches`."""
+    """Return what the rule takes of each chunk; see `find_open_frames` and `find_stretches`.
+
+    Stretches of repetitive chunks are left out; see `find_repetitive`.
+    """
     if rule.kind == "open":
         return find_open_frames(letters, chunk_start, chunk_length, rule.genetic_code)
-    return find_stretches(letters, chunk_start, chunk_length, rule)
+    is_repetitive = find_repetitive(letters, chunk_start, chunk_length)
+    # A chunk of no length has no stretch.
+    return find_stretches(letters, chunk_start, np.where(is_repetitive, 0, chunk_length), rule)
+
+
+def find_repetitive(letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array) -> BoolArray:
+    """Return which chunks consist of short repeats, such as GGGG or CACA: bool (C,).
+
+    A chunk is repetitive if two codons of its first frame, drawn at random, are equal in more than
+    one of seven cases. In genes, this is one of 20 to 60 cases. Repeats of up to five bases exceed
+    the limit, and so do those of up to six codons. They have long stretches, but they are no genes,
+    so a classifier cannot judge them.
+
+    Args:
+        letters: The sequences of the chunks' records, end to end.
+        chunk_start: int64 (C,), the start of each chunk in `letters`.
+        chunk_length: int64 (C,).
+    """
+    bases = np.frombuffer(letters.translate(_BASE_CODES), np.uint8)
+    num_codons = chunk_length // 3
+    chunk = np.repeat(np.arange(len(num_codons)), num_codons)
+    place = chunk_start[chunk] + 3 * number_spans(np.zeros_like(num_codons), num_codons)
+    codon = 16 * bases[place] + 4 * bases[place + 1] + bases[place + 2]
+    # Those with an ambiguous letter have larger numbers.
+    is_known = codon < _NUM_CODONS
+    counts = np.bincount(
+        _NUM_CODONS * chunk[is_known] + codon[is_known], minlength=_NUM_CODONS * len(num_codons)
+    ).reshape(-1, _NUM_CODONS)
+    total = counts.sum(axis=1)
+    num_equal = (counts * (counts - 1)).sum(axis=1)
+    is_repetitive: BoolArray = _CASES_OF_EQUALS * num_equal > total * (total - 1)
+    return is_repetitive
 
 
 def find_open_frames(
