@@ -37,18 +37,24 @@ sys.dont_write_bytecode = False
 runpy.run_path(str(OWN_PLUGINS / "sitecustomize.py"))
 
 
-_SLOW_CONTRACTS = {
-    "test_collator_works_in_a_spawned_worker",
-    "test_module_is_imported_without_torch",
+_CONTRACTS = {
+    "test_collator_works_in_a_spawned_worker": "slow",
+    "test_module_is_imported_without_torch": "slow",
+    "test_gpu_is_near_float32_on_the_cpu": "gpu",
+    "test_gradients_on_a_gpu": "gpu",
 }
-"""Tests of `BackendContract` that start a process; plug-ins of others do not know our markers."""
+"""The markers of tests of `BackendContract`; plug-ins of others do not know our markers."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        # A test with parameters has them in its other name.
+        contract = _CONTRACTS.get(getattr(item, "originalname", item.name))
+        if contract is not None:
+            item.add_marker(contract)
         # The fixture `published` lets another process write a classifier.
-        if item.name in _SLOW_CONTRACTS or "published" in getattr(item, "fixturenames", ()):
+        if "published" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
     # The longest files first: one that began last would leave all processes but its own idle.
     for name in ("slow", "launch"):

@@ -332,7 +332,6 @@ class BackendContract(TrainableContract):
         cosine_B = cosine_similarity(half_BE, embed(encoder, batch))
         assert cosine_B.min() > self.half_precision_cosine
 
-    @pytest.mark.gpu
     @needs_gpu
     @pytest.mark.parametrize("attention", ["auto", "eager", "sdpa", "flash"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -181,7 +181,6 @@ class TrainableContract:
     ) -> None:
         self._compare_half_gradients(trainable, weights, collator, CPU, dtype, is_cast=True)
 
-    @pytest.mark.gpu
     @needs_gpu
     @pytest.mark.parametrize("is_cast", [True, False])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
