@@ -3,13 +3,17 @@ from __future__ import annotations
 import json
 import os
 import resource
+import threading
+from pathlib import Path
 
 import pytest
 
 from virnucpro.checkpoints.whole_files import (
     open_to_append,
     open_whole,
+    remove_file,
     replace_when_whole,
+    replaced_together,
     write_json,
 )
 from virnucpro.errors import OutputError
@@ -103,6 +107,60 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, num_bytes):
     # With the size given, the room is missed before anything is computed.
     assert has_begun == (num_bytes == 0)
     assert names(tmp_path) == []
+
+
+def write_three(directory: Path) -> None:
+    for name in ("a", "b", "c"):
+        with open_whole(directory / name) as file:
+            file.write(f"new {name}")
+    remove_file(directory / "old")
+
+
+def read_all(directory: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in directory.iterdir()}
+
+
+def test_files_change_together_at_the_end(tmp_path):
+    before = {"a": "old a", "old": "x"}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    with replaced_together():
+        write_three(tmp_path)
+        # Not those of other threads, such as the writer of parts.
+        thread = threading.Thread(target=lambda: write_json(tmp_path / "other", {}))
+        thread.start()
+        thread.join()
+        shown = {path.name: path.read_text() for path in tmp_path.glob("[!.]*")}
+        assert shown == before | {"other": "{}\n"}
+    assert read_all(tmp_path) == {"a": "new a", "b": "new b", "c": "new c", "other": "{}\n"}
+    # Outside, each file changes at once.
+    write_three(tmp_path)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, OSError])
+def test_an_error_among_files_keeps_all_old_ones(tmp_path, error):
+    (tmp_path / "a").write_text("old a")
+    (tmp_path / "old").write_text("x")
+
+    def fail():
+        with replaced_together():
+            write_three(tmp_path)
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert read_all(tmp_path) == {"a": "old a", "old": "x"}
+
+
+def test_a_file_that_cannot_be_replaced_is_named(tmp_path):
+    def write():
+        with replaced_together():
+            write_three(tmp_path)
+            (tmp_path / "b").mkdir()
+
+    with pytest.raises(OutputError, match="b: cannot be replaced"):
+        write()
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_a_link_of_the_temporary_name_is_not_followed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -205,3 +206,19 @@ def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: P
     shutil.rmtree(run_dir / "checkpoints")
     with pytest.raises(InputError, match=r"frames: not there, and viral\.fasta is written from"):
         call(CallConfig(run_dir=run_dir))
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_former_calls_whole(config: PredictConfig, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(predict(config).output_dir, tmp_path / "full"))
+    before = {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    # The tables fit, and a file that is written after them does not.
+    limit = 2048 + max(path.stat().st_size for path in directory.glob("*.tsv"))
+    command = shlex.join(map(str, [*VIRNUCPRO, "call", directory, "--threshold", "0.01"]))
+    done = run("bash", "-c", f"ulimit -f {limit // 1024} && {command}")
+    assert done.returncode == 1
+    assert "viral_regions.gff3: cannot be written (File too large)" in done.stderr
+    after = {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    log = directory / "run.log"
+    assert after.pop(log) != before.pop(log)
+    assert after == before

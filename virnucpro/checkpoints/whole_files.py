@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -15,6 +16,9 @@ from virnucpro.errors import OutputError, OutputExistsError, writing_remedy
 
 # For what a format adds to its content.
 _SPARE_BYTES = 1 << 16
+
+# Of each path that waits for `replaced_together`: whether a new file takes its place, or none.
+_waiting: ContextVar[dict[Path, bool] | None] = ContextVar("waiting", default=None)
 
 
 def refuse_existing(path: Path) -> None:
@@ -61,8 +65,8 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     Raises:
         OutputError: The file cannot be written.
     """
-    # Beside the file, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary_path(path)
+    waiting = _waiting.get()
     try:
         _refuse_devices(path)
         with create_file(temporary) as file:
@@ -73,10 +77,11 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
         yield temporary
         # A rename may reach the disk before the content does, so the content goes first.
         _sync(temporary)
-        temporary.replace(path)
-        # Some network file systems cannot sync a directory.
-        with suppress(OSError):
-            _sync(path.parent)
+        if waiting is None:
+            temporary.replace(path)
+            _sync_names(path.parent)
+        else:
+            waiting[path] = True
     except OSError as error:
         needed = f"; {num_bytes:,} bytes are needed" if num_bytes else ""
         raise OutputError(
@@ -84,9 +89,58 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
             f"{writing_remedy(error)}"
         ) from error
     finally:
-        with suppress(OSError):
-            # After a success nothing is there any more. After an error, half a file must not stay.
-            temporary.unlink(missing_ok=True)
+        if waiting is None or not waiting.get(path):
+            with suppress(OSError):
+                # After a success nothing is there any more. After an error, half a file must not
+                # stay.
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_together() -> Iterator[None]:
+    """Let all files that the body writes whole, or removes, change when it has ended.
+
+    After an error, all are as they were. So a full disk does not leave tables of two kinds. Files
+    that other threads write are not concerned.
+
+    Raises:
+        OutputError: A file cannot be moved to its place.
+    """
+    waiting: dict[Path, bool] = {}
+    token = _waiting.set(waiting)
+    try:
+        yield
+        for path, is_new in waiting.items():
+            try:
+                if is_new:
+                    _temporary_path(path).replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"{path}: cannot be replaced ({error.strerror}); {writing_remedy(error)}"
+                ) from error
+        for directory in {path.parent for path in waiting}:
+            _sync_names(directory)
+    finally:
+        _waiting.reset(token)
+        for path in waiting:
+            with suppress(OSError):
+                _temporary_path(path).unlink(missing_ok=True)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there; inside `replaced_together` only at its end."""
+    waiting = _waiting.get()
+    if waiting is None:
+        path.unlink(missing_ok=True)
+    else:
+        waiting[path] = False
+
+
+def _temporary_path(path: Path) -> Path:
+    # Beside the file, because a rename is atomic only within one file system.
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _refuse_devices(path: Path) -> None:
@@ -166,6 +220,12 @@ def open_to_append(path: Path, *, errors: str = "strict") -> TextIO:
 def _open_itself(path: str, flags: int) -> int:
     # A link in a shared directory could make the run append to any file of the user.
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _sync_names(directory: Path) -> None:
+    # Some network file systems cannot sync a directory.
+    with suppress(OSError):
+        _sync(directory)
 
 
 def _sync(path: Path) -> None:

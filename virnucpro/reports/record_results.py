@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from operator import itemgetter
@@ -18,7 +19,7 @@ import numpy as np
 
 from virnucpro.backend.digests import read_sha256
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.checkpoints.whole_files import open_whole
+from virnucpro.checkpoints.whole_files import open_whole, remove_file, replaced_together
 from virnucpro.config import CallsConfig
 from virnucpro.errors import count_who
 from virnucpro.reports.region_tables import (
@@ -102,7 +103,7 @@ def write_decision(
     config: CallsConfig,
     evidence: ChunkEvidence,
 ) -> dict[str, int]:
-    """Write all that the calls decide, log the rule, and mark a report that is out of date.
+    """Write all that the calls decide, and log the rule.
 
     Args:
         directory: Where the files go.
@@ -123,9 +124,7 @@ def write_decision(
     if config.fastq:
         write_viral_fastq(directory.viral_fastq, store, records.call == "virus")
     else:
-        directory.viral_fastq.unlink(missing_ok=True)
-    # Before the table is replaced.
-    before = _digest(directory.records_tsv)
+        remove_file(directory.viral_fastq)
     write_records(
         directory.records_tsv,
         in_blocks(store.record_ids, store.num_records),
@@ -143,14 +142,30 @@ def write_decision(
         write_fasta(directory.proviruses_fasta, _cut_proviruses(store, regions))
     else:
         # Otherwise the file of earlier calls would stay beside these.
-        directory.proviruses_fasta.unlink(missing_ok=True)
-    # Compared by content: calls that came out the same leave the report true.
-    if before != _digest(directory.records_tsv):
-        _mark_stale(directory.evaluation_dir)
+        remove_file(directory.proviruses_fasta)
     logger.info("%s", decision.rule.describe())
     for warning in decision.warnings:
         logger.warning("%s", warning)
     return decision.counts() | {"proviruses": int(regions.is_provirus.sum())}
+
+
+@contextmanager
+def replaced_results(directory: RunDirectory) -> Iterator[None]:
+    """Let the results that the body writes replace those of before, all together at its end.
+
+    The page of before goes, too. A report of `evaluate` is marked if it is out of date now.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    before = _digest(directory.records_tsv)
+    with replaced_together():
+        # It is made of the new results later, and must not show others if that fails.
+        remove_file(directory.report_html)
+        yield
+    # Compared by content: calls that came out the same leave the report true.
+    if before != _digest(directory.records_tsv):
+        _mark_stale(directory.evaluation_dir)
 
 
 def _head_viral_records(

@@ -21,7 +21,12 @@ from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
 from virnucpro.errors import InputError
 from virnucpro.reports.pages.run_page import write_run_page
-from virnucpro.reports.record_results import PredictResult, describe_calls, write_decision
+from virnucpro.reports.record_results import (
+    PredictResult,
+    describe_calls,
+    replaced_results,
+    write_decision,
+)
 from virnucpro.reports.run_json import explaining_settings, read_run_json
 from virnucpro.reports.tables import explaining_numbers, parse_count, parse_share, read_table
 from virnucpro.runtime.locks import locked
@@ -74,11 +79,13 @@ def call(config: CallConfig) -> PredictResult:
         )
         # Only now: a command that was refused leaves no line in the log of the run.
         with log_to_file(directory.run_log):
-            # `settings` stays as it is: it says what `predict` was asked for.
-            document["counts"] |= write_decision(directory, store, decision, config, chunks)
-            write_json(directory.run_json, document | describe_calls(store, decision))
             # Only where there is one: the run may have been told --no-report.
-            if directory.report_html.is_file():
+            has_page = directory.report_html.is_file()
+            with replaced_results(directory):
+                # `settings` stays as it is: it says what `predict` was asked for.
+                document["counts"] |= write_decision(directory, store, decision, config, chunks)
+                write_json(directory.run_json, document | describe_calls(store, decision))
+            if has_page:
                 write_run_page(directory, directory.report_html)
     return PredictResult.of(directory, document["counts"], time.monotonic() - began)
 

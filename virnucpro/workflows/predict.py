@@ -13,7 +13,11 @@ from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import UsageError
 from virnucpro.legacy.adoption import adopt_legacy_run, find_old_features
 from virnucpro.reports.pages.run_page import write_run_page
-from virnucpro.reports.record_results import PredictResult, note_short_records
+from virnucpro.reports.record_results import (
+    PredictResult,
+    note_short_records,
+    replaced_results,
+)
 from virnucpro.reports.run_results import write_shard_summary, write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
@@ -84,12 +88,13 @@ def write_results(
     Raises:
         VirnucproError: An embedding is missing, or a file cannot be written.
     """
-    with run.stage("scores and tables"):
-        scores = score_passes(embedded.store, embedded.passes, embedded.classifier)
-        if embedded.screened is not None:
-            scores = leave_out(scores, embedded.store, embedded.screened.is_cellular)
-        calls = write_tables(directory, config, embedded, scores)
-    result = write_summary(run, directory, config, embedded, calls)
+    with replaced_results(directory):
+        with run.stage("scores and tables"):
+            scores = score_passes(embedded.store, embedded.passes, embedded.classifier)
+            if embedded.screened is not None:
+                scores = leave_out(scores, embedded.store, embedded.screened.is_cellular)
+            calls = write_tables(directory, config, embedded, scores)
+        result = write_summary(run, directory, config, embedded, calls)
     # Last, because the page is made from run.json and the tables.
     if config.report:
         write_run_page(directory, directory.report_html)
