@@ -172,7 +172,8 @@ def test_run_json_tells_what_was_run(golden_run, demo_weights):
     assert run_json["settings"]["protein_weights"] == demo_weights["protein_weights"]
     assert (run_json["precision"], run_json["num_processes"]) == ("fp32", 1)
     unknown = dict.fromkeys(("preset", "max_fdr", "viral_share", "expected_fdr"))
-    assert run_json["calls"] == {"by": "score", "threshold": 0.5} | unknown
+    known = {"by": "score", "threshold": 0.5, "is_share_estimated": False}
+    assert run_json["calls"] == known | unknown
     assert run_json["warnings"] == []
 
 
