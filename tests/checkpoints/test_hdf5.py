@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,3 +155,16 @@ def test_attributes(tmp_path):
         assert read_attribute(file, "backend") == "toy"
         assert read_attribute(file, "embedding_dim") == 4
         assert read_attribute(file, "none") is None
+
+
+def test_an_error_keeps_nothing_of_the_library(tmp_path: Path) -> None:
+    """What the library frees after Python has ended crashes the process (seen with Python 3.13)."""
+    path = tmp_path / "part.h5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
+    with pytest.raises(CheckpointError, match="cannot be read") as caught, open_file(path):
+        pass
+    cause = caught.value.__cause__
+    assert isinstance(cause, OSError)
+    frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
+    assert frames
+    assert not [one for one in frames if "/h5py/" in one.f_code.co_filename]

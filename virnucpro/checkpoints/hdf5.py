@@ -62,7 +62,13 @@ class File(h5py.File):  # type: ignore[misc]  # h5py has no types
 
     def __init__(self, reader: _Reader) -> None:
         self.reader = reader
-        super().__init__(reader, "r")
+        try:
+            super().__init__(reader, "r")
+        except Exception as error:
+            # Without the frames of h5py. They hold objects that the library would free after Python
+            # has ended, and for which it calls Python: from Python 3.13 on, this ends in a crash.
+            error.__traceback__ = None
+            raise
 
 
 class _Reader(io.FileIO):
