@@ -146,6 +146,31 @@ def test_the_classifier_tells_what_it_is_for(trained, genomes: Path, weights) ->
     assert metadata.origin["settings"]["seed"] == 1
 
 
+def test_published_weights_keep_their_name(configure, tmp_path: Path) -> None:
+    named = {"dna_weights": "mini", "protein_weights": "mini", "frame_rule": "stretches:1:20"}
+    config = configure(tmp_path / "small.safetensors", epochs=1, **named)
+    train(config)
+    wanted = "--protein-backend esm2 --protein-weights mini, digest of the weights sha256:"
+    with pytest.raises(ClassifierError, match=wanted):
+        predict(
+            PredictConfig(
+                inputs=config.viral,
+                output_dir=tmp_path / "out",
+                model_type="custom",
+                model_path=config.output_path,
+                chunk_length_bp=CHUNK_BP,
+                device="cpu",
+            )
+        )
+    # A teacher is found by this name, too.
+    taught = configure(
+        tmp_path / "taught.safetensors",
+        **named | {"teacher": config.output_path, "finetune": "dna", "steps": 1},
+        evaluate_steps=1,
+    )
+    assert train(taught).model_path.is_file()
+
+
 def test_predict_uses_it_and_nothing_else_may(trained, genomes, weights, tmp_path) -> None:
     config, _ = trained
     write_genomes(tmp_path / "new.fa", 10, 0.35, seed=9)

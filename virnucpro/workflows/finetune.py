@@ -16,6 +16,7 @@ from virnucpro.backend.interface import ALPHABETS, Collator, TrainableBackend
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir
 from virnucpro.config import TrainConfig
+from virnucpro.config.published import find_weights
 from virnucpro.embedding.models import Model, open_model
 from virnucpro.embedding.workers import count_workers, pins_memory
 from virnucpro.errors import ClassifierError, UsageError, brief
@@ -293,7 +294,7 @@ def _open_teacher(run: Run, config: TrainConfig) -> TeacherModels | None:
     given = config.teacher_dna_weights, config.teacher_protein_weights
     models = []
     for number, alphabet in enumerate(ALPHABETS):
-        told = classifier.weights_locations[number]
+        told = find_weights(classifier.weights_locations[number], backends[number])
         # A file of others must not decide what is downloaded.
         location = given[number] or (told if told and Path(told).exists() else None)
         if location is None:

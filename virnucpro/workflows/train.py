@@ -216,8 +216,9 @@ def _describe_models(
         origin={
             "inputs": [{"path": file["path"], "sha256": file["sha256"]} for file in store.inputs],
             "precision": [dna.precision, protein.precision],
-            # `Classifier.check_fits` names them to a user who has other weights.
-            "weights": [each.job.model.weights.location for each in passes],
+            # `Classifier.check_fits` names them to a user who has other weights. They are as given,
+            # because the directory of mini is another one on each machine.
+            "weights": [config.dna_weights, config.protein_weights],
         },
         frame_rule=config.frame_rule,
         chunk_head=None
