@@ -134,11 +134,13 @@ def test_probabilities_that_contradict_their_share_are_warned_of() -> None:
     assert decide(draw_calibrated(4, 95), CALIBRATION, threshold=0.8).warnings == []
 
 
-@pytest.mark.parametrize("num_viral", [60, 300, 3_000, 5_700])
+@pytest.mark.parametrize("num_viral", [0, 60, 300, 3_000, 5_700, 6_000])
 def test_the_share_of_viral_records_is_estimated(num_viral: int) -> None:
     records = draw_calibrated(num_viral, 6_000 - num_viral)
     decision = decide(records, CALIBRATION, max_fdr=0.2, estimate_viral_share=True)
     assert decision.rule.is_share_estimated
+    assert 0 < decision.rule.viral_share < 1
+    assert not np.isnan(decision.records.probability).any()
     assert decision.rule.viral_share == pytest.approx(num_viral / 6_000, abs=0.02)
     # So the expected rate is the real one.
     is_viral = np.arange(6_000) < num_viral

@@ -249,7 +249,8 @@ def _suggest_share(
     known = probability[~np.isnan(probability)]
     if len(known) < _ENOUGH_FOR_SHARE:
         return None
-    return float(f"{estimate_share(known, 0.5):.3g}")
+    # Never rounded to 0 or to 1, under which every record would have the same probability.
+    return float(round_shares(np.array(estimate_share(known, 0.5))))
 
 
 def _warn(
