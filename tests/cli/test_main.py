@@ -413,6 +413,18 @@ def test_a_run_without_standard_streams(tmp_path, processes):
 
 
 @pytest.mark.slow
+def test_a_working_directory_that_was_removed_is_named(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = [sys.executable, "-m", "virnucpro", "doctor", "--quick"]
+    line = f"rmdir {tmp_path / 'gone'} && {shlex.join(command)}"
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: the working directory cannot be used (No such file")
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_trouble(tmp_path):
     (tmp_path / "same.fa").write_text("".join(f">{n}\nACGT\n" for n in range(25_000)) * 2)
     reading, writing = os.pipe()

@@ -39,6 +39,7 @@ from virnucpro.runtime.environment import (
     num_processes,
     off_the_working_directory,
     read_torch_build,
+    require_working_directory,
 )
 from virnucpro.runtime.logs import set_up_logging
 from virnucpro.runtime.orphans import end_with_launcher
@@ -385,5 +386,6 @@ def main(
         raise UsageError(
             f"{log_file}: cannot be written ({error.strerror}); name another file (-l)"
         ) from error
+    require_working_directory()
     if config is not None:
         use_settings(ctx, config)

@@ -150,6 +150,21 @@ def machine_name() -> str:
     return f"{platform.node()} (machine {os.environ.get('GROUP_RANK', '0')})"
 
 
+def require_working_directory() -> None:
+    """Refuse to work in a directory that was removed, where MKL ends the program with a riddle.
+
+    Raises:
+        UsageError: There is no working directory.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"the working directory cannot be used ({error.strerror}), perhaps because it was "
+            "removed; change to another one (cd)"
+        ) from error
+
+
 @contextmanager
 def off_the_working_directory() -> Iterator[None]:
     """Let processes that start meanwhile import nothing from the working directory.
