@@ -14,10 +14,12 @@ import pytest
 from tests.runs import REPOSITORY, VIRNUCPRO, predict_options, run, write_reads
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import (
+    CalibrateConfig,
     CallConfig,
     MergeConfig,
     PredictConfig,
     PredictResult,
+    calibrate,
     call,
     merge,
     predict,
@@ -173,6 +175,22 @@ def test_a_screened_run_is_called_again_alike(config: PredictConfig, tmp_path: P
     call(CallConfig(run_dir=tmp_path / "run"))
     call(CallConfig(run_dir=tmp_path / "run", max_fdr=0.2, viral_share=0.5))
     assert (tmp_path / "run" / "records.tsv").read_bytes() == asked
+
+
+def test_a_screened_run_calibrates_no_classifier(
+    config: PredictConfig, screened: PredictResult, tmp_path: Path
+) -> None:
+    num_screened = sum(line["judged_by"] == "screen" for line in records_of(screened.output_dir))
+    settings = CalibrateConfig(
+        classifier=config.resolved_model_path,
+        run=screened.output_dir,
+        truth=REPOSITORY / "examples" / "labels.tsv",
+        output_path=tmp_path / "calibrated.safetensors",
+    )
+    message = f"its screen judged {num_screened} records, which have scores of the screen's model"
+    with pytest.raises(InputError, match=message):
+        calibrate(settings)
+    assert not settings.output_path.exists()
 
 
 def test_a_screen_estimates_the_share_of_viral_records(

@@ -18,7 +18,7 @@ from virnucpro.backend.weights import digest_files
 from virnucpro.checkpoints.run_directory import find_run
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import DEFAULT_THRESHOLD, CalibrateConfig
-from virnucpro.errors import ClassifierError, InputError
+from virnucpro.errors import ClassifierError, InputError, count
 from virnucpro.reports.labels import number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
 from virnucpro.reports.report import Resampled, Section, measure_subsets
@@ -89,6 +89,13 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
             f"{config.classifier}: did not make the run in {config.run}: its identity is "
             f"{identity}, the run's classifier has {document['classifier']['identity']}; give the "
             f"run's classifier ({document['classifier']['path']}), or another run"
+        )
+    num_screened = document.get("screen", {}).get("num_records", 0)
+    if num_screened:
+        # And those that are left are no sample of the labelled records.
+        raise InputError(
+            f"{config.run}: its screen judged {count(num_screened, 'record')}, which have scores "
+            "of the screen's model; run virnucpro predict on the labelled records without --screen"
         )
     records = _read_labelled(directory.records_tsv, config.truth)
     calibration = records.fit(np.full(len(records.score), True))
