@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import math
 import resource
 from collections.abc import Iterator
@@ -214,15 +215,28 @@ def test_numbers_of_tables_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"t\.tsv, line 1: the columns are none, wanted id, label"),
-        ("id\tx\n", "line 1: the columns are id, x, wanted id, label, separated by TABs"),
-        ("x" * 500 + "\ty" * 9, r"x…, y, y, y, y and 5 more, wanted id, label, sep"),
+        ("", r"t\.tsv, line 1: the columns are none; wanted the columns id, label, separated by"),
+        ("id\tx\n", "line 1: the columns are 'id', 'x'; wanted the columns id, label, separated"),
+        ("x" * 500 + "\ty" * 9, r"x…', 'y', 'y', 'y', 'y' and 5 more; wanted the columns id, lab"),
+        ("id,label\n", "line 1: the columns are 'id,label', with commas; wanted"),
+        ("id;label;class\n", "'id;label;class', with semicolons; wanted"),
+        ("id label\n", "'id label', with spaces; wanted"),
+        ("PK\3\4xl/workbook", r"t\.tsv: is an Excel workbook or another zip archive; save the ta"),
+        ("i\0d\0\t\0l\0", r"t\.tsv: is UTF-16 text or no text; save the table as UTF-8 text; wa"),
+        ("<html><body>", r"t\.tsv: is a web page \(HTML\).* wanted the columns id, label"),
         ("id\tlabel\na\tb\n\nc\n", "line 4: found 1 columns, wanted 2 as in the first line"),
     ],
 )
 def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_text(tmp_path / "t.tsv", text)
+
+
+def test_a_compressed_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv.gz"
+    path.write_bytes(gzip.compress(b"id\tlabel\n"))
+    with pytest.raises(InputError, match="is a compressed file; decompress it first; wanted"):
+        list(read_table(path, ("id",)))
 
 
 def test_what_a_spreadsheet_adds_is_no_content(tmp_path: Path) -> None:

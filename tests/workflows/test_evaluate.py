@@ -241,7 +241,10 @@ def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id\tclass\np1\tvirus\n", "line 1: the columns are id, class, wanted id, label"),
+        (
+            "id\tclass\np1\tvirus\n",
+            "line 1: the columns are 'id', 'class'; wanted the columns id, label",
+        ),
         ("id\tlabel\np1\tphage\n", "line 2: the label is 'phage', wanted one of virus"),
         ("id\tlabel\np1\tvirus\np2\n", "line 3: found 1 columns, wanted 2"),
         ("id\tlabel\np1\tvirus\np1\tothers\n", "line 3: 'p1' had another label, class or group"),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from virnucpro.backend.arrays import Float32Array, split_rows
+from virnucpro.backend.contents import identify
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.errors import InputError, brief, name_few, shorten
 from virnucpro.scoring.calls import ChunkCalls
@@ -23,6 +24,9 @@ from virnucpro.scoring.calls import ChunkCalls
 FASTA_WIDTH = 80
 
 _MAX_FIELD = (1 << 31) - 1
+
+# What separates the columns of other tables.
+_SIGNS = {",": "commas", ";": "semicolons", " ": "spaces"}
 
 Column = npt.NDArray[Any]
 
@@ -174,6 +178,24 @@ def iterate_rows(*columns: Column) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column[block].tolist() for column in columns), strict=True)
 
 
+def _explain_header(path: Path, header: Sequence[str], required: Sequence[str]) -> str:
+    """Return what the first line of a table has in place of the columns that are wanted."""
+    first = "\t".join(header)
+    kind = identify(first.encode("utf-8", "surrogateescape"))
+    if first.startswith("PK"):
+        kind = "an Excel workbook or another zip archive; save the table as text"
+    elif kind is None and "\0" in first:
+        kind = "UTF-16 text or no text; save the table as UTF-8 text"
+    wanted = f"wanted the columns {', '.join(required)}, separated by TABs"
+    if kind is not None:
+        return f"{path}: is {kind}; {wanted}"
+    # Of another file, the first line may be one word of any length.
+    found = name_few([repr(shorten(name, 80)) for name in header]) or "none"
+    if len(header) == 1:
+        found += next((f", with {name}" for sign, name in _SIGNS.items() if sign in first), "")
+    return f"{path}, line 1: the columns are {found}; {wanted}; name them in the first line"
+
+
 def read_table(
     path: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
@@ -196,12 +218,7 @@ def read_table(
             lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             header = next(lines, [])
             if not set(required).issubset(header):
-                # Of another file, the first line may be one word of any length.
-                found = [shorten(name, 80) for name in header]
-                raise InputError(
-                    f"{path}, line 1: the columns are {name_few(found) or 'none'}, wanted "
-                    f"{', '.join(required)}, separated by TABs; name them in the first line"
-                )
+                raise InputError(_explain_header(path, header, required))
             # By name and not by position: later versions may add columns.
             places = {name: header.index(name) for name in (*required, *optional) if name in header}
             # A blank line has no words.
