@@ -34,16 +34,14 @@ def code_bases(other: int) -> bytes:
 
 
 _BASE_CODES = code_bases(_AMBIGUOUS)
-_NUM_CODONS = 64
-_UNTRANSLATED = bytes([_NOTHING]) * (256 - _NUM_CODONS)
-
-# Of pairs of codons, more than one of so many are equal in a repetitive chunk.
-_CASES_OF_EQUALS = 7
+_UNTRANSLATED = bytes([_NOTHING]) * (256 - 64)
 _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 
 _FRAME_OFFSETS = np.array([0, 1, 2, 0, 1, 2])
 _ALL_FRAMES = np.arange(len(_FRAME_OFFSETS), dtype=np.uint8)
 _NUM_FORWARD = 3
+
+_PERIODS_BP = range(7, 13)
 
 
 class Chunks(NamedTuple):
@@ -146,29 +144,27 @@ def find_rows(
 def find_repetitive(letters: bytes, chunk_start: Int64Array, chunk_length: Int64Array) -> BoolArray:
     """Return which chunks consist of short repeats, such as GGGG or CACA: bool (C,).
 
-    A chunk is repetitive if two codons of its first frame, drawn at random, are equal in more than
-    one of seven cases. In genes, this is one of 20 to 60 cases. Repeats of up to five bases exceed
-    the limit, and so do those of up to six codons. They have long stretches, but they are no genes,
-    so a classifier cannot judge them.
+    A chunk is repetitive if more than three of four bases are the same as those P places further,
+    for one P from 7 to 12. A repeat of 1 to 12 bases is one of these P bases, too. Repeats have
+    long stretches, but they are no genes, so a classifier cannot judge them.
 
     Args:
         letters: The sequences of the chunks' records, end to end.
         chunk_start: int64 (C,), the start of each chunk in `letters`.
         chunk_length: int64 (C,).
     """
-    bases = np.frombuffer(letters.translate(_BASE_CODES), np.uint8)
-    num_codons = chunk_length // 3
-    chunk = np.repeat(np.arange(len(num_codons)), num_codons)
-    place = chunk_start[chunk] + 3 * number_spans(np.zeros_like(num_codons), num_codons)
-    codon = 16 * bases[place] + 4 * bases[place + 1] + bases[place + 2]
-    # Those with an ambiguous letter have larger numbers.
-    is_known = codon < _NUM_CODONS
-    counts = np.bincount(
-        _NUM_CODONS * chunk[is_known] + codon[is_known], minlength=_NUM_CODONS * len(num_codons)
-    ).reshape(-1, _NUM_CODONS)
-    total = counts.sum(axis=1)
-    num_equal = (counts * (counts - 1)).sum(axis=1)
-    is_repetitive: BoolArray = _CASES_OF_EQUALS * num_equal > total * (total - 1)
+    # Behind the last base too, so that there are as many comparisons as bases for each period.
+    padded = np.frombuffer((letters + b"-" * max(_PERIODS_BP)).translate(_BASE_CODES), np.uint8)
+    bases = padded[: len(letters)]
+    is_known = bases != _AMBIGUOUS
+    is_repetitive = np.zeros(len(chunk_start), np.bool_)
+    num_before = np.zeros(len(bases) + 1, np.int32)
+    for period in _PERIODS_BP:
+        is_equal = (bases == padded[period : period + len(bases)]) & is_known
+        np.cumsum(is_equal, out=num_before[1:])
+        num_pairs = np.maximum(chunk_length - period, 0)
+        num_equal = num_before[chunk_start + num_pairs] - num_before[chunk_start]
+        is_repetitive |= 4 * num_equal > 3 * num_pairs
     return is_repetitive
 
 
