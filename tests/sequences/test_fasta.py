@@ -217,6 +217,21 @@ def test_gaps_are_counted(write: Write, caplog: pytest.LogCaptureFixture) -> Non
     assert "1 of 3 records is RNA" in caplog.messages[1]
 
 
+@pytest.mark.parametrize("form", [">r{}\n{}\n", "@r{}\n{}\n+\n{}\n"], ids=["fasta", "fastq"])
+def test_poly_g_at_the_end_is_warned_of(
+    write: Write, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    reads = ["ACGT" + 20 * "G", 19 * "G", "ACGT", 30 * "G", "ACGT" + 40 * "G" + "A"]
+    lines = [form.format(number, read, len(read) * "I") for number, read in enumerate(reads)]
+    path = write("".join(lines).encode())
+    assert [record.sequence for record in RecordReader(path, "dna")] == reads
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}: 2 of 5 records end in 20 or more G, as errors of some")
+    caplog.clear()
+    list(RecordReader(path, "protein"))
+    assert not caplog.messages
+
+
 BAD_INPUTS = {
     "empty": (b"", "holds no records"),
     "blank": (b"\n\n  \n", "holds no records"),

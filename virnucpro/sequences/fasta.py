@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import logging
-import string
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from virnucpro.config import STDIN
 from virnucpro.errors import InputError, brief, count_who, first_line
 from virnucpro.sequences.gunzip import MAGIC as GZIP_MAGIC
 from virnucpro.sequences.gunzip import Gunzip
-from virnucpro.sequences.judging import describe_letter, judge_alphabet
+from virnucpro.sequences.judging import PLAIN_BYTES, VALID_BYTES, describe_letter, judge_alphabet
 from virnucpro.sequences.parsing import (
     LINES_OF_FASTQ,
     BlockReader,
@@ -37,13 +36,6 @@ from virnucpro.sequences.records import Record, record_id
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Alphabet
 
-# IUPAC-IUB codes (Cornish-Bowden 1985) and gaps. DNA does not have `*`, the end of a protein.
-_LETTERS = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": string.ascii_uppercase + "*-."}
-_VALID_BYTES = {
-    name: (letters + letters.lower()).encode("ascii") for name, letters in _LETTERS.items()
-}
-# Records of these letters alone, which nearly all are, need no second look.
-_PLAIN_BYTES = {"dna": b"ACGTNacgtn", "protein": b"ACDEFGHIKLMNPQRSTVWXY"}
 _BLOCK_BYTES = 1 << 17
 # Larger FASTQ records are left to the parser that can explain them.
 _MAX_FASTQ_BYTES = 1 << 24
@@ -52,6 +44,10 @@ _MAX_FASTQ_BYTES = 1 << 24
 _MAX_RECORD_BYTES = 1_000_000_000
 _LINE_BYTES = 50
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
+_POLY_G = (
+    "in 20 or more G, as errors of some sequencers do. They look viral: trim the ends of reads "
+    "first, for example with fastp"
+)
 _GAPS = "gaps (- or .), which are read as letters; if the records are aligned, remove the gaps"
 _NO_UNMAPPED_READS = "holds no unmapped reads, and only these are read; `samtools fasta` writes all"
 
@@ -66,7 +62,7 @@ class RecordReader:
     Only the unmapped reads of BAM and CRAM are records.
 
     RNA is read as DNA: U becomes T. The `*` at the end of a protein is left off. At the end of the
-    file, a warning counts the records that are RNA, have gaps, or have `*` inside.
+    file, a warning counts the records that are RNA, have gaps, have `*` inside, or end in poly-G.
 
     Attributes:
         path: The path as the user gave it; `-` is standard input.
@@ -125,6 +121,9 @@ class RecordReader:
             for records in blocks:
                 yield from records
                 self.num_records += len(records)
+                if self._alphabet == "dna":
+                    has_tail = [record.sequence.endswith(20 * "G") for record in records]
+                    self._findings["end", _POLY_G] += sum(has_tail)
         # An empty file is mostly the mistake of an earlier step.
         if not self.num_records and not self._allow_empty:
             raise InputError(
@@ -133,7 +132,7 @@ class RecordReader:
         # Only here: the digest of half a file would be that of another input.
         self.sha256 = hashing.sha256.hexdigest()
         self.num_bytes = hashing.num_bytes
-        for (verb, what), num in self._findings.items():
+        for (verb, what), num in (+self._findings).items():
             who = count_who(num, "record", verb, of=self.num_records)
             logger.warning("%s: %s %s", self._name, who, what)
 
@@ -240,7 +239,7 @@ class RecordReader:
         letters = "".join([sequence for _, sequence in records]).encode("ascii")
         return (
             b"\0" not in text
-            and not letters.translate(None, _PLAIN_BYTES[self._alphabet])
+            and not letters.translate(None, PLAIN_BYTES[self._alphabet])
             and all(header for header, _ in records)
         )
 
@@ -347,10 +346,10 @@ class RecordReader:
             )
         # A letter beyond ASCII becomes `?`, which no alphabet has, and keeps its place.
         letters = record.sequence.encode("ascii", "replace")
-        unusual = letters.translate(None, _PLAIN_BYTES[self._alphabet])
+        unusual = letters.translate(None, PLAIN_BYTES[self._alphabet])
         if not unusual:
             return record
-        invalid = unusual.translate(None, _VALID_BYTES[self._alphabet])
+        invalid = unusual.translate(None, VALID_BYTES[self._alphabet])
         if invalid:
             wrong = describe_letter(record, letters.index(invalid[:1]), self._alphabet)
             raise InputError(f"{self._name}, {place}: {wrong}")

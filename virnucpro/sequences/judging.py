@@ -1,8 +1,9 @@
-"""Telling DNA from proteins by the letters of the first records."""
+"""The letters of DNA and of proteins, and telling one from the other by the first records."""
 
 from __future__ import annotations
 
 import itertools
+import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,16 @@ from virnucpro.sequences.records import Record
 
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Alphabet
+
+# IUPAC-IUB codes (Cornish-Bowden 1985) and gaps. DNA does not have `*`, the end of a protein.
+_LETTERS = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": string.ascii_uppercase + "*-."}
+VALID_BYTES = {
+    name: (letters + letters.lower()).encode("ascii") for name, letters in _LETTERS.items()
+}
+"""The letters of each alphabet."""
+
+PLAIN_BYTES = {"dna": b"ACGTNacgtn", "protein": b"ACDEFGHIKLMNPQRSTVWXY"}
+"""Records of these letters alone, which nearly all are, need no second look."""
 
 _LETTERS_TO_JUDGE_BY = 10_000
 _MIN_LETTERS_TO_JUDGE_BY = 20
