@@ -38,7 +38,8 @@ def run_directory(repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
     data += "".join(f">{name}\n{virus}" for name in HOSTILE_IDS)
     path = directory / "contigs.fasta"
     # Bytes that are not UTF-8, an empty record, and one without a stretch.
-    path.write_bytes(data.encode() + b">\xff\xfe\n" + b"ACGT" * 200 + b"\n>empty\n>unknown\nNNNN\n")
+    odd = b">\xff\xfe\n" + bacterium[:800].encode() + b"\n>empty\n>unknown\nNNNN\n"
+    path.write_bytes(data.encode() + odd)
     config = PredictConfig(inputs=str(path), output_dir=directory / "run", model_type="mini")
     return predict(config).directory
 
