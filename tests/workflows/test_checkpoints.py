@@ -97,7 +97,7 @@ def test_show_a_run(run):
 
 def test_show_and_verify_a_run_of_stretches(tmp_path):
     reads = tmp_path / "reads.fa"
-    reads.write_text(f">a\n{'ATGGCCAAC' * 20}\n")
+    reads.write_text(f">a\n{'GCAGATCTCAAATCCGGTCATTTCCAGACGATGGTC' * 5}\n")
     store = build_frame_store(
         [str(reads)],
         tmp_path / "run/checkpoints/frames",

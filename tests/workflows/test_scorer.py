@@ -160,7 +160,8 @@ def test_a_finished_run_is_read(example_run: Path, scored: ScoredRecords) -> Non
 
 def test_chunks_without_a_score_have_columns_of_numbers(tmp_path: Path) -> None:
     reads = tmp_path / "reads.fa"
-    reads.write_text(f">known\n{'ATGGCGTTACGT' * 100}\n>unknown\n{'N' * 1200}\n")
+    sense = "GCAGATCTCAAATCCGGTCATTTCCAGACGATGGTC"
+    reads.write_text(f">known\n{(sense * 34)[:1200]}\n>unknown\n{'N' * 1200}\n")
     config = PredictConfig(
         inputs=str(reads), output_dir=tmp_path / "run", model_type="mini", device="cpu"
     )

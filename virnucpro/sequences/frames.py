@@ -42,6 +42,7 @@ _ALL_FRAMES = np.arange(len(_FRAME_OFFSETS), dtype=np.uint8)
 _NUM_FORWARD = 3
 
 _PERIODS_BP = range(7, 13)
+_MIN_REPETITIVE_BP = 48
 
 
 class Chunks(NamedTuple):
@@ -145,8 +146,9 @@ def find_repetitive(letters: bytes, chunk_start: Int64Array, chunk_length: Int64
     """Return which chunks consist of short repeats, such as GGGG or CACA: bool (C,).
 
     A chunk is repetitive if more than three of four bases are the same as those P places further,
-    for one P from 7 to 12. A repeat of 1 to 12 bases is one of these P bases, too. Repeats have
-    long stretches, but they are no genes, so a classifier cannot judge them.
+    for one P from 7 to 12. A repeat of 1 to 12 bases is one of these P bases, too. A chunk of less
+    than 48 bases is too short to tell. Repeats have long stretches, but they are no genes, so a
+    classifier cannot judge them.
 
     Args:
         letters: The sequences of the chunks' records, end to end.
@@ -165,7 +167,7 @@ def find_repetitive(letters: bytes, chunk_start: Int64Array, chunk_length: Int64
         num_pairs = np.maximum(chunk_length - period, 0)
         num_equal = num_before[chunk_start + num_pairs] - num_before[chunk_start]
         is_repetitive |= 4 * num_equal > 3 * num_pairs
-    return is_repetitive
+    return is_repetitive & (chunk_length >= _MIN_REPETITIVE_BP)
 
 
 def find_open_frames(
