@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -370,7 +371,8 @@ def test_nohup_lets_it_go_on_when_the_terminal_closes():
 
 @pytest.mark.slow
 def test_a_run_whose_terminal_closes_says_so_in_its_log(tmp_path):
-    (tmp_path / "a.fa").write_text(f">a\n{'ATGGCGTTACGTCC' * 40_000}\n")
+    letters = random.Random(0).choices("ACGT", k=200_000)
+    (tmp_path / "a.fa").write_text(f">a\n{''.join(letters)}\n")
     terminal, inner = os.openpty()
     # The terminal belongs to the session of a shell, as at a desk.
     process = subprocess.Popen(
@@ -402,7 +404,8 @@ def test_a_run_whose_terminal_closes_says_so_in_its_log(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_without_standard_streams(tmp_path, processes):
     """As some schedulers start programs."""
-    (tmp_path / "a.fa").write_text(f">a\n{'ATGGCGTTACGTCC' * 50}\n")
+    letters = random.Random(0).choices("ACGT", k=700)
+    (tmp_path / "a.fa").write_text(f">a\n{''.join(letters)}\n")
     command = [sys.executable, "-m", "virnucpro", "predict", "a.fa", "-m", "mini", "-o", "out"]
     command += ["--device", "cpu", "--num-processes", str(processes), "--no-report"]
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
