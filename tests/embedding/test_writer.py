@@ -146,6 +146,8 @@ def interrupt(call: Callable[[], None], at_instruction: int) -> bool:
             raise KeyboardInterrupt
         return trace
 
+    # Python 3.12 looks only here whether instructions are traced at all.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()
