@@ -161,7 +161,9 @@ def decide_calls(
     probability, viral_share, suggested = records.probability, None, None
     is_screened = records.judged_by == SCREEN
     if calibration is not None:
-        suggested = _suggest_share(records, calibration, screen_calibration)
+        # Only where it may be used: it computes a probability of every record once more.
+        if config.viral_share is None:
+            suggested = _suggest_share(records, calibration, screen_calibration)
         estimated = suggested if config.estimate_viral_share else None
         viral_share = config.viral_share or estimated or calibration.viral_share
         exact = calibration.probabilities(records.score, records.num_open_chunks, viral_share)
@@ -271,7 +273,7 @@ def _warn(
             "that share of them is probably not viral. Call fewer records (--max-fdr, "
             "--conservative, or a higher --threshold)"
         )
-    elif config.viral_share is None and suggested is not None:
+    elif suggested is not None:
         of_viral = records.probability[records.call == "virus"]
         found = float((1 - assume_share(of_viral, rule.viral_share, suggested)).mean())
         if found > MAX_EXPECTED_FDR:
