@@ -13,6 +13,7 @@ import torch
 
 from tests.runs import VIRNUCPRO, run, write_reads
 from virnucpro.config import ComputeConfig
+from virnucpro.runtime import environment
 from virnucpro.runtime.devices import few_threads, keep_compiled, make_accelerator
 
 # In a process of its own: what a heap that others have used looks like is chance.
@@ -90,6 +91,25 @@ def test_few_threads_compute_small_products() -> None:
                 assert torch.get_num_threads() == num_inside
                 raise KeyError
             assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("by_user", "num_cores", "num_threads"), [(None, 2, 2), (None, 64, 6), ("6", 2, 6)]
+)
+def test_torch_has_no_more_threads_than_cores(
+    monkeypatch: pytest.MonkeyPatch, by_user: str | None, num_cores: int, num_threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if by_user is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", by_user)
+    monkeypatch.setattr(environment, "_num_allowed_cores", num_cores)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(6)
+        make_accelerator(ComputeConfig(device="cpu"))
+        assert torch.get_num_threads() == num_threads
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from virnucpro.errors import UsageError
@@ -121,3 +123,54 @@ def test_machines_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("GROUP_RANK", rank)
         names.add(environment.machine_name())
     assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quotas"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, [1.5]),
+        ("0::/", {"cpu.max": "max 100000"}, []),
+        ("0::/", {}, []),
+        # A limit of a parent counts.
+        (
+            "0::/pods/one",
+            {"pods/one/cpu.max": "max 100000", "pods/cpu.max": "200000 50000"},
+            [4],
+        ),
+        ("0::/pods/one", {"pods/one/cpu.max": "8 4", "pods/cpu.max": "3 1"}, [2, 3]),
+        # The name outside of the container, whose files are at the root.
+        ("0::/../outside/name:with:colons", {"cpu.max": "2 1"}, [2]),
+        (
+            "4:memory:/one\n3:cpu,cpuacct:/one\n2:cpuset:/two\n0::/",
+            {"cpu/one/cpu.cfs_quota_us": "250000\n", "cpu/one/cpu.cfs_period_us": "100000\n"},
+            [2.5],
+        ),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        # No quota, and whatever a sandbox may show.
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "0\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ("nonsense", {"cpu.max": "2 1"}, []),
+    ],
+)
+def test_quotas_are_those_of_the_group_and_its_parents(
+    tmp_path: Path, membership: str, files: dict[str, str], quotas: list[float]
+) -> None:
+    mounted = tmp_path / "mounted"
+    for name, content in files.items():
+        path = mounted / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "membership").write_text(membership)
+    assert list(environment.read_cpu_quotas(tmp_path / "membership", mounted)) == quotas
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
+    assert not list(environment.read_cpu_quotas(tmp_path / "none", tmp_path))
+
+
+@pytest.mark.parametrize(("quota", "num_cores"), [(0.2, 1), (1.5, 2), (2.0, 2)])
+def test_a_quota_limits_the_cores(
+    monkeypatch: pytest.MonkeyPatch, quota: float, num_cores: int
+) -> None:
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: set(range(64)), False)
+    monkeypatch.setattr(environment, "read_cpu_quotas", lambda *_: iter([96.0, quota]))
+    assert environment._count_allowed_cores() == num_cores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +31,8 @@ class MigrateConfig(DimsConfig, group="Embedding models"):
     )
     dry_run: bool = option(False, help="Report what would be done; write nothing.", group="Output")
     json: bool = option(False, help="Print the report as JSON.", group="Output")
-    jobs: int = option(
-        # Few, because each process holds a whole file in memory: 600 MB for 10,000 frames.
-        min(4, os.cpu_count() or 1),
+    jobs: int | None = option(
+        None,
         help="Processes that read files.",
         unset="by the machine, up to 4",
         group="Processes",

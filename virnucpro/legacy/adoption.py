@@ -40,13 +40,10 @@ from virnucpro.legacy.old_runs import (
     run_parts,
 )
 from virnucpro.legacy.steps import EmbeddingDims
-from virnucpro.runtime.environment import num_cores
 from virnucpro.sequences.frame_store import FrameStore
 
 logger = logging.getLogger(__name__)
 
-# Each process holds one old file in memory, so there are few of them.
-_MAX_PROCESSES = 4
 # A process takes longer to start than to read so much.
 _LITTLE_BYTES = 32 << 20
 _NAMES = {"dna": "DNA", "protein": "protein"}
@@ -100,7 +97,7 @@ def adopt_legacy_run(
         reason = f"the old run used chunks of {length_bp} bp, this one {store.chunk_length_bp}"
         return _leave_out(directory, reason)
     is_little = sum(path.stat().st_size for path in paths) <= _LITTLE_BYTES
-    jobs = 1 if is_little else min(_MAX_PROCESSES, num_cores())
+    jobs = 1 if is_little else None
     # All files are looked at before any is used: an id is ambiguous only by what other files say.
     reports = list(run_parallel(partial(inspect_file, dims=_dims(identities)), paths, jobs))
     choice = choose_rows(reports)

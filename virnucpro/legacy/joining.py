@@ -25,12 +25,15 @@ from virnucpro.checkpoints.parts import is_finished, part_name, write_part
 from virnucpro.errors import CheckpointError
 from virnucpro.legacy.documents import Generation, read_documents
 from virnucpro.legacy.steps import EmbeddingDims, UnmatchedRowsError
+from virnucpro.runtime.environment import num_cores
 
 DigestArray = np.ndarray[Any, np.dtype[np.uint64]]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _ROWS_PER_PART = 8192
+# Few, because each process holds a whole file in memory: 600 MB for 10,000 frames.
+_MAX_PROCESSES = 4
 
 
 @dataclass
@@ -248,21 +251,24 @@ def _read_again(work: Conversion) -> Iterator[tuple[Generation, dict[str, Any]]]
 
 
 def run_parallel(
-    function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
+    function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int | None
 ) -> Iterator[Result]:
     """Yield the results of the tasks in their order, computed in up to `jobs` processes.
+
+    None stands for as many as this machine has cores for, up to 4.
 
     Raises:
         CheckpointError: A process was killed, for example because the memory was full.
     """
-    if min(jobs, len(tasks)) <= 1:
+    num_processes = min(jobs or min(_MAX_PROCESSES, num_cores()), len(tasks))
+    if num_processes <= 1:
         yield from map(function, tasks)
         return
     # A forked process would inherit threads and CUDA, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
     # Ctrl-C reaches all processes at once, and this one stops the others.
     pool = ProcessPoolExecutor(
-        min(jobs, len(tasks)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        num_processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
     )
     with pool:
         try:

@@ -21,7 +21,12 @@ from virnucpro.backend.places import user_cache_dir
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import MemoryExhaustedError, UsageError, count, first_line
 from virnucpro.kernels import describe_attention
-from virnucpro.runtime.environment import LAUNCH_VARIABLES, check_launch, num_processes
+from virnucpro.runtime.environment import (
+    LAUNCH_VARIABLES,
+    check_launch,
+    num_cores,
+    num_processes,
+)
 from virnucpro.runtime.orphans import end_with_launcher
 from virnucpro.runtime.rendezvous import wait_for_all
 
@@ -76,6 +81,7 @@ def make_accelerator(compute: ComputeConfig) -> Accelerator:
     # Early, because the launcher may be killed while this process waits for the others.
     end_with_launcher()
     keep_compiled()
+    limit_threads()
     wanted = None if device == "auto" else torch.device(device)
     num_gpus = torch.cuda.device_count()
     if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
@@ -149,6 +155,15 @@ def _settled_variables() -> Iterator[None]:
         for name in filter(is_hidden, list(os.environ)):
             del os.environ[name]
         os.environ.update({name: before[name] for name in filter(is_hidden, before)})
+
+
+def limit_threads() -> None:
+    """Let torch compute in no more threads than this process may use cores.
+
+    OpenMP does not know the limits of containers. The variable OMP_NUM_THREADS goes before.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > num_cores():
+        torch.set_num_threads(num_cores())
 
 
 def keep_compiled() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import runpy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from virnucpro.errors import UsageError
@@ -55,10 +56,50 @@ def num_cores() -> int:
 
 
 def _count_allowed_cores() -> int:
+    num_cores = os.cpu_count() or 1
     # A job may have only some cores of its machine. macOS does not have this function.
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        num_cores = len(os.sched_getaffinity(0))
+    # Or it may see all of them, and have the time of a few.
+    quotas = read_cpu_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return math.ceil(min([num_cores, *quotas]))
+
+
+def read_cpu_quotas(membership: Path, mounted: Path) -> Iterator[float]:
+    """Yield how many cores' time Linux allows the control groups of this process, where it says so.
+
+    `docker run --cpus` and the CPU limits of Kubernetes set this.
+
+    Args:
+        membership: The groups of this process, as /proc/self/cgroup lists them.
+        mounted: Where the file system of control groups is mounted.
+    """
+    with suppress(OSError, ValueError):
+        for line in membership.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            # Version 2 has one tree for all controllers, and names none.
+            is_v1 = "cpu" in controllers.split(",")
+            if controllers and not is_v1:
+                continue
+            group = PurePosixPath(name.lstrip("/"))
+            # A limit of a parent counts, too. A container may see itself as the root, and yet be
+            # told the name that it has outside: then only the last of these exists.
+            for one in (group, *group.parents):
+                with suppress(OSError, ValueError):
+                    yield _read_quota(mounted / ("cpu" if is_v1 else "") / one, is_v1=is_v1)
+
+
+def _read_quota(group: Path, *, is_v1: bool) -> float:
+    """Return the cores' time of one control group; a ValueError says that it is not limited."""
+    if is_v1:
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        quota, period = ((group / name).read_text() for name in names)
+    else:
+        quota, period = (group / "cpu.max").read_text().split()
+    # Without a limit, version 1 says -1 and version 2 says `max`, which is no number.
+    if int(quota) <= 0:
+        raise ValueError(quota)
+    return int(quota) / int(period)
 
 
 # Counted at the start. Accelerate may tie this process to the cores near its GPU later, and then
