@@ -434,9 +434,9 @@ def test_no_room_for_the_log_alone(undisturbed: Tables, predict: Run) -> None:
 def test_a_file_where_the_output_should_be(predict: Run) -> None:
     Path("out").touch()
     assert_one_error(predict("good.fa"), 2, "Directory 'out' is a file")
-    assert_one_error(
-        predict("good.fa", "out/below"), 1, "out/below: the output directory cannot be made (Not a"
-    )
+    for command in ("good.fa", "good.fa --dry-run"):
+        refusal = "out/below: the output directory cannot be made (Not a"
+        assert_one_error(predict(command, "out/below"), 1, refusal)
     Path("out").unlink()
     assert predict("good.fa").exit_code == 0
 
@@ -452,7 +452,27 @@ def test_a_file_where_checkpoints_should_be(undisturbed: Tables, predict: Run) -
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="root may write everywhere else")
 def test_an_output_directory_that_nobody_may_make(predict: Run) -> None:
     assert not os.path.lexists("/sys/out")
-    assert_one_error(predict("good.fa", "/sys/out"), 1, "/sys/out: the output directory cannot")
+    for command in ("good.fa", "good.fa --dry-run"):
+        assert_one_error(predict(command, "/sys/out"), 1, "/sys/out: the output directory cannot")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="root may write everywhere else")
+def test_a_dry_run_sees_what_the_run_could_not_write(predict: Run, tmp_path: Path) -> None:
+    refusal = "/sys: nothing can be written in this directory ("
+    assert_one_error(predict("good.fa --dry-run", "/sys"), 1, refusal)
+    assert_one_error(predict("good.fa --dry-run --checkpoint-dir /sys"), 1, refusal)
+    Path("link").mkdir()
+    Path("link/checkpoints").symlink_to("gone")
+    refusal = "link/checkpoints: is a link to gone, which is not there"
+    assert_one_error(predict("good.fa --dry-run", "link"), 2, refusal)
+    Path("held/checkpoints").mkdir(parents=True)
+    refusal = "held/checkpoints: holds the checkpoints of this run already, wanted kept"
+    assert_one_error(predict("good.fa --dry-run --checkpoint-dir kept", "held"), 2, refusal)
+    # An archive of finished checkpoints may be what the run goes on from.
+    before = sorted(tmp_path.rglob("*"))
+    assert predict("good.fa --dry-run --resume --checkpoint-dir /sys").exit_code == 0
+    assert predict("good.fa --dry-run --checkpoint-dir new/kept", "new/out").exit_code == 0
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # The input as its own output
@@ -464,6 +484,8 @@ def test_a_result_is_no_input_of_the_run_that_would_replace_it(predict: Run) -> 
     result = predict("out/viral.fasta --force")
     assert_one_error(result, 2, "out/viral.fasta: is an input, and also a result that this run")
     assert Path("out/viral.fasta").read_bytes() == GOOD
+    dry = predict("out/viral.fasta --dry-run")
+    assert_one_error(dry, 2, "out/viral.fasta: is an input, and also a result that this run")
 
 
 def test_embed_does_not_overwrite_its_input(

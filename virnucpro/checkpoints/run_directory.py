@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from virnucpro.backend.interface import ALPHABETS, Alphabet
-from virnucpro.errors import OutputError, UsageError
+from virnucpro.errors import OutputError, UsageError, name_few
 
 METRICS_NAME = "metrics.jsonl"
 """Of the file in a run's directory that tells how it goes; docs/monitoring.md describes it."""
 
 # What a run writes before it has computed anything: it must not stand in the way of the next.
 _WORTHLESS = re.compile(rf"\.lock(\.holder)?|\.launch|run\.log|{re.escape(METRICS_NAME)}")
-
-_MAX_SUGGESTED = 5
 
 
 def staged_dir(directory: Path) -> Path:
@@ -135,10 +133,10 @@ class RunDirectory(_OwnFiles):
     checkpoints_dir = _Named("checkpoints")
     """The directory of the frame store and of the parts, or a link to it."""
 
-    def place_checkpoints(self, target: Path | None) -> None:
+    def place_checkpoints(self, target: Path | None, *, dry_run: bool = False) -> None:
         """Keep the checkpoints in `target`, or where they are if it is None.
 
-        The processes of a launch may do this at once.
+        The processes of a launch may do this at once. With `dry_run`, only look whether it can be.
 
         Raises:
             OutputError: The link cannot be made.
@@ -160,10 +158,21 @@ class RunDirectory(_OwnFiles):
                 f"{target}: is the output directory itself; leave out --checkpoint-dir, or name "
                 "another directory for the checkpoints"
             )
+        if not dry_run:
+            self._link_checkpoints(target, replace=leads_nowhere)
+        # Also true if real checkpoints lie here, which a link must not hide.
+        if link.exists() and link.resolve() != target.resolve():
+            raise UsageError(
+                f"{link}: holds the checkpoints of this run already, wanted {target}; leave out "
+                "--checkpoint-dir, or choose another output directory (-o)"
+            )
+
+    def _link_checkpoints(self, target: Path, *, replace: bool) -> None:
+        link = self.checkpoints_dir
         try:
             target.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            if leads_nowhere:
+            if replace:
                 # In one step: another process of the launch may have made the new link by now.
                 # Not by process number: in containers, those of two machines are often equal.
                 new_link = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
@@ -171,20 +180,13 @@ class RunDirectory(_OwnFiles):
                 new_link.replace(link)
             # Another process of the launch was first. Below we see whether it made the same link.
             with suppress(FileExistsError):
-                # A link and no setting: every later command finds the checkpoints without being
-                # told.
+                # A link and no setting, so that every later command finds the checkpoints.
                 link.symlink_to(target.resolve(), target_is_directory=True)
         except OSError as error:
             raise OutputError(
                 f"{link}: cannot be made a link to {target} ({error.strerror}); choose another "
                 "output directory (-o)"
             ) from error
-        # Also true if real checkpoints lie here, which a link must not hide.
-        if link.resolve() != target.resolve():
-            raise UsageError(
-                f"{link}: holds the checkpoints of this run already, wanted {target}; leave out "
-                "--checkpoint-dir, or choose another output directory (-o)"
-            )
 
     @property
     def checkpoints_lock_paths(self) -> list[Path]:
@@ -335,8 +337,7 @@ def suggest_runs(path: Path) -> str:
     # A file of a run, or the directory of runs with prefixes.
     runs = [f"{directory}"] if path.is_file() and (directory / "run.json").is_file() else []
     runs += sorted(f"{found}".removesuffix("_run.json") for found in directory.glob("?*_run.json"))
-    more = ", ..." if len(runs) > _MAX_SUGGESTED else ""
-    return f"; did you mean {', '.join(runs[:_MAX_SUGGESTED])}{more}?" if runs else ""
+    return f"; did you mean {name_few(runs)}?" if runs else ""
 
 
 def _hold_work(directories: Set[Path], stores: Set[Path]) -> bool:

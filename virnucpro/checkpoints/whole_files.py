@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO, TextIO
 
 from virnucpro.errors import OutputError, OutputExistsError, writing_remedy
@@ -50,6 +51,30 @@ def make_output_dir(path: Path) -> None:
             f"{path}: the output directory cannot be made ({reason}); choose another, where you "
             "may write (-o)"
         ) from error
+
+
+def check_output_dir(path: Path) -> None:
+    """Make sure that a directory for results can be made and written to; nothing of it stays.
+
+    Raises:
+        OutputError: It cannot be made, or nothing can be written in it.
+    """
+    made = [directory for directory in (path, *path.parents) if not os.path.lexists(directory)]
+    try:
+        make_output_dir(path)
+        # Tried, because only the file system knows: root may write anywhere but in a read-only one.
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{path}: nothing can be written in this directory ({error.strerror}); choose another, "
+            "where you may write (-o)"
+        ) from error
+    finally:
+        for directory in made:
+            # Not if another run has begun there meanwhile.
+            with suppress(OSError):
+                directory.rmdir()
 
 
 @contextmanager

@@ -233,12 +233,7 @@ def _hold(
 ) -> Iterator[None]:
     """Lock the directory, clear it unless the run resumes, and log into it."""
     # Before `clear`, which would remove the input.
-    own = [name for name in inputs if name != STDIN and directory.owns(Path(name))]
-    if own:
-        raise UsageError(
-            f"{own[0]}: is an input, and also a result that this run would replace; choose another "
-            "output (-o)"
-        )
+    refuse_own_inputs(directory, inputs)
     if directory.is_used() and not (config.force or config.resume):
         raise OutputExistsError(
             f"{directory.output_path}: exists already, or its checkpoints do; continue that run "
@@ -260,6 +255,20 @@ def _hold(
             directory.clear()
         with _forgetting_refusals(directory, made), log_to_file(directory.run_log):
             yield
+
+
+def refuse_own_inputs(directory: RunDirectory | EmbedDirectory, inputs: Sequence[str]) -> None:
+    """Refuse inputs that are also results of a run in this directory.
+
+    Raises:
+        UsageError: One is.
+    """
+    own = [name for name in inputs if name != STDIN and directory.owns(Path(name))]
+    if own:
+        raise UsageError(
+            f"{own[0]}: is an input, and also a result that this run would replace; choose another "
+            "output (-o)"
+        )
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import psutil
 
 from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.registry import load_backend
+from virnucpro.checkpoints.run_directory import RunDirectory
+from virnucpro.checkpoints.whole_files import check_output_dir
 from virnucpro.config import PredictConfig
 from virnucpro.config.published import find_weights
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
@@ -26,7 +28,7 @@ from virnucpro.embedding.estimates import (
 from virnucpro.embedding.models import open_model
 from virnucpro.errors import WeightsError
 from virnucpro.runtime.devices import describe_computing, device_name
-from virnucpro.runtime.run import Run, open_run
+from virnucpro.runtime.run import Run, open_run, refuse_own_inputs
 from virnucpro.scoring.classifier import Classifier
 from virnucpro.scoring.frame_scores import open_classifier
 from virnucpro.sequences.frame_store import FrameStore, build_frame_store
@@ -129,6 +131,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
     Raises:
         VirnucproError: Every error that would end the run before its passes.
     """
+    _check_output(config)
     # Without the run's directory: a dry run leaves nothing in it.
     with open_run(config) as run, TemporaryDirectory(prefix="virnucpro-") as directory:
         classifier = open_classifier(config)
@@ -167,6 +170,20 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
             seconds=seconds,
             card_seconds=_scale_to_cards(passes),
         )
+
+
+def _check_output(config: PredictConfig) -> None:
+    """Refuse an output that the run could not make.
+
+    Results that are there already are no mistake: whether to keep them is decided with the run.
+    """
+    directory = RunDirectory(config.resolved_output_dir, config.stem, config.prefix)
+    directory.place_checkpoints(config.checkpoint_dir, dry_run=True)
+    refuse_own_inputs(directory, config.inputs)
+    check_output_dir(directory.path)
+    # Finished checkpoints may have become an archive, which only can be read.
+    if not config.resume:
+        check_output_dir(config.checkpoint_dir or directory.checkpoints_dir)
 
 
 def _scale_to_cards(passes: list[PassEstimate]) -> dict[str, float]:
