@@ -52,6 +52,23 @@ def test_the_report_of_a_dry_run(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
 
 
+def test_a_dry_run_sees_what_would_be_refused(run, tmp_path):
+    (tmp_path / "file").touch()
+    result = migrate(run, "--dry-run", "-o", tmp_path / "file/new")
+    assert result.exit_code == 1
+    assert "file/new: the output directory cannot be made (Not a directory)" in result.stderr
+    result = migrate(run, "--dry-run", "-o", run / "new")
+    assert "lies within" in result.stderr
+    (tmp_path / "new").mkdir()
+    assert migrate(run, "--dry-run", "-o", tmp_path / "new").exit_code == 0
+    assert not any((tmp_path / "new").iterdir())
+    make_classifier(tmp_path / "500_model.safetensors", 768, 2560, 500)
+    torch.save(read_classifier(tmp_path / "500_model.safetensors")[0], tmp_path / "500_model.pth")
+    target = tmp_path / "file/500.safetensors"
+    result = migrate(tmp_path / "500_model.pth", "--dry-run", "-e", 500, "-o", target)
+    assert "file: the output directory cannot be made (" in result.stderr
+
+
 def test_features_are_written(run, tmp_path):
     result = migrate(run, "-o", tmp_path / "new", "--jobs", 1, "--json")
     assert result.exit_code == 0

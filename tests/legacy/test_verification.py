@@ -53,9 +53,40 @@ def test_mixed_ids_are_found(embedded, demo_weights, tmp_path):
     run = shutil.copytree(embedded, tmp_path / "run")
     with h5py.File(run / "esm_v2/shard_0.h5", "r+") as file:
         file["embeddings"][:] = np.roll(file["embeddings"][:], 1, axis=0)
-    with pytest.raises(CheckpointError, match=r"12 of 12 protein embeddings differ.*nothing was"):
+    with pytest.raises(CheckpointError, match=r"12 of 12 protein embeddings differ.*do not use"):
         verify(run, demo_weights, 100, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_complete_migration_is_verified(embedded, demo_weights, tmp_path):
+    run = shutil.copytree(embedded, tmp_path / "run")
+    config = MigrateConfig(
+        sources=(run,), output_path=tmp_path / "new", dna_dim=DNA_DIM, protein_dim=PROTEIN_DIM
+    )
+    assert "verified" not in migrate_features(config)
+    (part,) = (tmp_path / "new/protein").glob("part-*.h5")
+    written_at = part.stat().st_mtime_ns
+    verified = verify(run, demo_weights, to=tmp_path / "new")["verified"]["protein"]
+    assert verified["rows"] == 5
+    assert part.stat().st_mtime_ns == written_at
+    # It is in the report for good.
+    again = migrate_features(config)
+    assert (again["status"], again["verified"]["protein"]) == ("complete", verified)
+
+
+def test_mixed_ids_of_a_complete_migration_are_found(embedded, demo_weights, tmp_path):
+    run = shutil.copytree(embedded, tmp_path / "run")
+    with h5py.File(run / "esm_v2/shard_0.h5", "r+") as file:
+        file["embeddings"][:] = np.roll(file["embeddings"][:], 1, axis=0)
+    migrate_features(
+        MigrateConfig(
+            sources=(run,), output_path=tmp_path / "new", dna_dim=DNA_DIM, protein_dim=PROTEIN_DIM
+        )
+    )
+    report = (tmp_path / "new/migration.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"12 of 12 protein embeddings differ"):
+        verify(run, demo_weights, 100, tmp_path / "new")
+    assert (tmp_path / "new/migration.json").read_bytes() == report
 
 
 def test_verifying_needs_sequences(embedded, demo_weights):

@@ -73,7 +73,7 @@ def verify_rows(
             raise CheckpointError(
                 f"{num_bad} of {len(names)} {alphabet} embeddings differ from new ones (most: "
                 f"{names[worst]}, by {errors[worst]:.0%}): the weights differ, or a resumed run "
-                "mixed the ids; nothing was written"
+                "mixed the ids; do not use these embeddings"
             )
         results[alphabet] = {"rows": len(names), "largest relative error": errors[worst]}
     return results

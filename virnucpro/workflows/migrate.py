@@ -15,7 +15,7 @@ from virnucpro.backend.arrays import Int64Array
 from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import finished_parts, finished_rows, part_name
-from virnucpro.checkpoints.whole_files import make_output_dir, write_json
+from virnucpro.checkpoints.whole_files import check_output_dir, make_output_dir, write_json
 from virnucpro.config import MigrateConfig
 from virnucpro.errors import (
     ClassifierError,
@@ -78,7 +78,7 @@ def migrate_features(
         raise UsageError(
             "--verify needs --dna-weights or --protein-weights, and these need --verify"
         )
-    directory = None if config.dry_run else config.output_path
+    directory = config.output_path
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     # Each file once, also if one source lies in another.
     paths = list(dict.fromkeys(path for source in config.sources for path in feature_files(source)))
@@ -89,9 +89,12 @@ def migrate_features(
             "run of the original VirNucPro or of the fork"
         )
     earlier = None if directory is None else _read_earlier(directory, config.sources, paths)
-    if earlier is not None and earlier["status"] == "complete":
+    # A verification reads the sources, which are still the same files.
+    if earlier is not None and earlier["status"] == "complete" and config.verify is None:
         logger.info("%s: is complete already", directory)
         return earlier
+    if directory is not None:
+        check_output_dir(directory)
     inspect = partial(inspect_file, dims=dims)
     reports = _collect(
         run_parallel(inspect, paths, config.jobs), "reading", len(paths), on_progress
@@ -101,7 +104,7 @@ def migrate_features(
     report = _describe(reports, choice, dims)
     if config.verify is not None:
         report["verified"] = verify_rows(config, reports, choice, dims)
-    if directory is None or not report["counts"]["ids"]:
+    if directory is None or config.dry_run or not report["counts"]["ids"]:
         return report
     make_output_dir(directory)
     # Two migrations at once would write parts of the same names.
@@ -136,7 +139,9 @@ def migrate_classifier(
         raise ClassifierError(f"{source}: is in the current format already; nothing to migrate")
     # In a dry run, too: it must find what the real one would refuse.
     check_state(source, state, metadata)
+    check_output_dir(target.parent)
     if not dry_run:
+        make_output_dir(target.parent)
         save_classifier(target, state, metadata)
 
 
