@@ -28,7 +28,7 @@ from virnucpro.checkpoints.parts import finished_parts
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import MINI_DIRECTORY, FrameRule, PredictConfig
 from virnucpro.embedding.batches import measure_costs, plan_batches
-from virnucpro.embedding.jobs import Job, make_frame_job
+from virnucpro.embedding.jobs import Job, make_frame_jobs
 from virnucpro.embedding.models import open_model
 from virnucpro.embedding.passes import Pass, gather_features
 from virnucpro.embedding.writer import PartWriter
@@ -175,7 +175,7 @@ def benchmark_rows(store: FrameStore, rows_per_part: int, directory: Path) -> No
     passes = []
     for name, weights in (("dnabert-s", "dnabert_s"), ("esm2", "esm2")):
         model = open_model(name, str(MINI_DIRECTORY / weights))
-        job = make_frame_job(config, RunDirectory(directory, "contigs"), store, model, "fp32")
+        [job] = make_frame_jobs(config, RunDirectory(directory, "contigs"), store, [model], "fp32")
         benchmark_pass(job, rows_per_part)
         passes.append(Pass(job, [], finished_parts(job.parts_dir)))
     rows = np.arange(store.num_rows)

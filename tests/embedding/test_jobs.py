@@ -9,7 +9,7 @@ from tests.runs import write_reads
 from virnucpro import PredictConfig
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import OPEN_RULE, FrameRule
-from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.jobs import make_frame_jobs
 from virnucpro.embedding.models import open_model
 from virnucpro.embedding.passes import Pass
 from virnucpro.sequences.frame_store import StoreSettings, build_frame_store
@@ -26,7 +26,7 @@ def test_the_identity_has_the_rule_of_the_frame_store(
         [str(reads)], directory.frame_store_dir, StoreSettings(300, rule=rule)
     )
     model = open_model("dnabert-s", demo_weights["dna_weights"])
-    job = make_frame_job(config, directory, store, model, "fp32")
+    [job] = make_frame_jobs(config, directory, store, [model], "fp32")
     assert job.identity.frame_rule == str(rule)
     # A chunk's DNA is embedded once, however many stretches the chunk has.
     if rule.kind == "stretches":
@@ -48,8 +48,8 @@ def test_for_a_chosen_copy_the_first_of_its_equals_is_embedded(
     model = open_model("dnabert-s", demo_weights["dna_weights"])
     num_rows = store.num_rows // 3
     rows = np.arange(num_rows, store.num_rows)
-    job = make_frame_job(config, directory, store, model, "fp32", rows)
-    first = make_frame_job(config, directory, store, model, "fp32").rows
-    assert job.rows.tolist() == first.tolist()
-    assert first.max() < num_rows
+    [job] = make_frame_jobs(config, directory, store, [model], "fp32", rows)
+    [first] = make_frame_jobs(config, directory, store, [model], "fp32")
+    assert job.rows.tolist() == first.rows.tolist()
+    assert first.rows.max() < num_rows
     assert Pass(job, [], []).has(rows).all()

@@ -17,7 +17,7 @@ from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.cli.main import main
 from virnucpro.embedding.budgets import BudgetKey, store_budget
 from virnucpro.embedding.estimates import estimate_bytes, measure_weights, warn_of_slow_cpu
-from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.jobs import make_frame_jobs
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.errors import ClassifierError
 from virnucpro.runtime.run import open_run
@@ -143,12 +143,12 @@ def test_a_large_model_without_a_gpu_is_warned_of(done, tmp_path, monkeypatch, c
     store = open_frame_store(result.directory.frame_store_dir)
     config = dataclasses.replace(config, device="auto")
     with open_run(config) as run, caplog.at_level(logging.WARNING):
-        _, model = open_frame_models(run, config)
-        job = make_frame_job(config, RunDirectory(tmp_path, ""), store, model, run.precision)
+        models = open_frame_models(run, config)
+        _, job = make_frame_jobs(config, RunDirectory(tmp_path, ""), store, models, run.precision)
         warn_of_slow_cpu(run, [job])
         assert "no GPU" not in caplog.text
-        large = Weights(str(tmp_path), tmp_path, model.weights.identity, 2560)
-        job = dataclasses.replace(job, model=dataclasses.replace(model, weights=large))
+        large = Weights(str(tmp_path), tmp_path, job.model.weights.identity, 2560)
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, weights=large))
         warn_of_slow_cpu(run, [job, job, job, job])
         # A share of a quarter of the batches takes a quarter of the time.
         warn_of_slow_cpu(run, [dataclasses.replace(job, shard=(1, 4))] * 8)

@@ -100,33 +100,37 @@ def warn_of_cuts(store: FrameStore, models: Sequence[Model]) -> None:
             )
 
 
-def make_frame_job(
+def make_frame_jobs(
     config: FramesConfig,
     directory: RunDirectory,
     store: FrameStore,
-    model: Model,
+    models: Sequence[Model],
     precision: str,
     rows: Int64Array | None = None,
     *,
     reads_chunks: bool = False,
-) -> Job:
-    """Return the job of one model over the frame store's `rows`; None for all rows.
+) -> list[Job]:
+    """Return the job of each model over the frame store's `rows`; None for all rows.
 
-    With `reads_chunks`, it embeds one DNA of each chunk: a head over chunks reads no other.
+    With `reads_chunks`, one DNA of each chunk is embedded: a head over chunks reads no other.
     """
-    is_dna = model.alphabet == "dna"
-    source = store.chunk_dna() if is_dna and reads_chunks else store.sequences(model.alphabet)
-    return Job(
-        name="DNA embeddings" if is_dna else "protein embeddings",
-        model=model,
-        source=source,
-        # Chosen rows may be copies: what is embedded for a copy is the first of its equals.
-        rows=unique_rows(source) if rows is None else np.unique(source.representatives[rows]),
-        parts_dir=directory.parts_dir(model.alphabet),
-        input_digest=store.digest_for_parts,
-        precision=precision,
-        attention=config.attention,
-        chunk_length_bp=store.chunk_length_bp,
-        frame_rule=store.rule,
-        batch_tokens=config.dna_batch_tokens if is_dna else config.protein_batch_tokens,
-    )
+    jobs = []
+    for model in models:
+        is_dna = model.alphabet == "dna"
+        source = store.chunk_dna() if is_dna and reads_chunks else store.sequences(model.alphabet)
+        job = Job(
+            name="DNA embeddings" if is_dna else "protein embeddings",
+            model=model,
+            source=source,
+            # Chosen rows may be copies: what is embedded for a copy is the first of its equals.
+            rows=unique_rows(source) if rows is None else np.unique(source.representatives[rows]),
+            parts_dir=directory.parts_dir(model.alphabet),
+            input_digest=store.digest_for_parts,
+            precision=precision,
+            attention=config.attention,
+            chunk_length_bp=store.chunk_length_bp,
+            frame_rule=store.rule,
+            batch_tokens=config.dna_batch_tokens if is_dna else config.protein_batch_tokens,
+        )
+        jobs.append(job)
+    return jobs

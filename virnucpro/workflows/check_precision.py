@@ -12,7 +12,7 @@ import numpy.typing as npt
 from virnucpro.backend.arrays import BoolArray, split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import CheckPrecisionConfig, FrameRule, PredictConfig
-from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.jobs import make_frame_jobs
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import Pass, run_pass
 from virnucpro.errors import InputError, UsageError, name_few
@@ -150,12 +150,9 @@ def check_precision(config: CheckPrecisionConfig) -> PrecisionCheck:
         def embed(settings: PredictConfig, precision: str) -> list[Pass]:
             # A directory for each precision: parts of two precisions must never be mixed.
             own = RunDirectory(work.path / precision, work.stem)
-            jobs = [
-                make_frame_job(
-                    *(settings, own, store, model, precision), reads_chunks=classifier.reads_chunks
-                )
-                for model in models
-            ]
+            jobs = make_frame_jobs(
+                *(settings, own, store, models, precision), reads_chunks=classifier.reads_chunks
+            )
             return [
                 run_pass(run, replace(job, name=f"{job.name} in {job.identity.precision}"))
                 for job in jobs

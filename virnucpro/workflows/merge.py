@@ -21,7 +21,7 @@ from virnucpro.checkpoints.parts import finished_rows, link_parts
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.checkpoints.whole_files import link_or_copy
 from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
-from virnucpro.embedding.jobs import Job, make_frame_job
+from virnucpro.embedding.jobs import Job, make_frame_jobs
 from virnucpro.embedding.models import Model
 from virnucpro.embedding.passes import Pass
 from virnucpro.errors import InputError, UsageError, count_who, name_few
@@ -87,13 +87,10 @@ def merge(config: MergeConfig) -> PredictResult:
                 )
             rows = None if screened is None else screened.rows_to_judge(store)
             models = [_describe_model(backend, classifier) for backend in first["backends"]]
-            jobs = [
-                make_frame_job(
-                    *(predict_config, directory, store, model, first["precision"], rows),
-                    reads_chunks=classifier.reads_chunks,
-                )
-                for model in models
-            ]
+            jobs = make_frame_jobs(
+                *(predict_config, directory, store, models, first["precision"], rows),
+                reads_chunks=classifier.reads_chunks,
+            )
             passes = [_collect_pass(job, shares, documents) for job in jobs]
         check_models(predict_config, classifier, models)
         embedded = Embedded(classifier, store, passes, screened)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import PredictConfig
 from virnucpro.embedding.estimates import warn_of_slow_cpu
-from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.jobs import make_frame_jobs
 from virnucpro.embedding.models import open_frame_models
 from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import UsageError
@@ -127,15 +127,11 @@ def _embed_frames(run: Run, directory: RunDirectory, config: PredictConfig) -> E
     screened = screen_records(run, directory, screen, store) if screen else None
     rows = None if screened is None else screened.rows_to_judge(store)
     jobs = [
-        replace(
-            make_frame_job(
-                *(config, directory, store, model, run.precision, rows),
-                reads_chunks=classifier.reads_chunks,
-            ),
-            trust_parts=config.skip_checkpoint_validation,
-            shard=config.shard_numbers,
+        replace(job, trust_parts=config.skip_checkpoint_validation, shard=config.shard_numbers)
+        for job in make_frame_jobs(
+            *(config, directory, store, models, run.precision, rows),
+            reads_chunks=classifier.reads_chunks,
         )
-        for model in models
     ]
     warn_of_slow_cpu(run, jobs)
     # The models of older programs were never fine-tuned, so their features are of no use then.

@@ -17,7 +17,7 @@ from virnucpro.backend.arrays import Float32Array, Int64Array
 from virnucpro.checkpoints.parts import read_part
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import EmbedConfig, PredictConfig
-from virnucpro.embedding.jobs import make_frame_job
+from virnucpro.embedding.jobs import make_frame_jobs
 from virnucpro.embedding.models import HeldModel, open_frame_models
 from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import InputError, UsageError, brief
@@ -125,13 +125,10 @@ class Scorer:
             )
             # Its parts go with the temporary directory when the call ends.
             directory = RunDirectory(fasta.parent, fasta.stem)
-            jobs = [
-                make_frame_job(
-                    *(config, directory, store, model, self._run.precision),
-                    reads_chunks=self._classifier.reads_chunks,
-                )
-                for model in self._models
-            ]
+            jobs = make_frame_jobs(
+                *(config, directory, store, self._models, self._run.precision),
+                reads_chunks=self._classifier.reads_chunks,
+            )
             passes = run_passes(self._run, jobs)
             chunks = score_passes(store, passes, self._classifier).chunks
             decision = decide_records(config, store, chunks, self._classifier)

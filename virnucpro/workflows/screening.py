@@ -18,7 +18,7 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.config import DEFAULT_THRESHOLD, MINI_DIRECTORY, PredictConfig
-from virnucpro.embedding.jobs import Job, make_frame_job
+from virnucpro.embedding.jobs import Job, make_frame_jobs
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, run_passes
 from virnucpro.errors import ClassifierError, count_who
@@ -159,7 +159,7 @@ def make_screen_jobs(
     precision: str,
 ) -> list[Job]:
     """Return the jobs of the screen of the run in `directory`."""
-    jobs = [make_frame_job(config, directory.screen, store, model, precision) for model in models]
+    jobs = make_frame_jobs(config, directory.screen, store, models, precision)
     # Named apart, because run.json and the monitor tell passes by their names.
     return [dataclasses.replace(job, name=f"{_PREFIX}{job.name}") for job in jobs]
 

@@ -15,7 +15,7 @@ from virnucpro.backend.arrays import split_rows
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import FrameRule, TrainConfig
-from virnucpro.embedding.jobs import make_frame_job, refuse_other_parts, warn_of_cuts
+from virnucpro.embedding.jobs import make_frame_jobs, refuse_other_parts, warn_of_cuts
 from virnucpro.embedding.models import Model, open_frame_models
 from virnucpro.embedding.passes import Pass, gather_features, run_passes
 from virnucpro.errors import IncompleteError, count, count_who
@@ -169,12 +169,9 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
         embedded = SPLITS[1:]
     # Sorted, as a job wants its rows. The splits share no chunk, so no row comes twice.
     rows = corpus.rows(np.sort(np.concatenate([labelled.chunks[name] for name in embedded])))
-    jobs = [
-        make_frame_job(
-            *(config, directory, store, one, run.precision, rows), reads_chunks=tuned is not None
-        )
-        for one in models
-    ]
+    jobs = make_frame_jobs(
+        *(config, directory, store, models, run.precision, rows), reads_chunks=tuned is not None
+    )
     passes = run_passes(run, jobs)
     # A classifier that lacks the longest sequences would be worse on them, and nobody would know.
     num_failed = sum(len(each.failed_rows) for each in passes)
