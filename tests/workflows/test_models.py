@@ -135,7 +135,7 @@ def test_verify_finds_what_a_disk_has_damaged_without_a_new_time(models, tmp_pat
         (["long"], "Consistency check failed"),
         (["short"], f"wanted {DIGESTS['500']['500_model.pth']}"),
         (["flip"], f"wanted {DIGESTS['500']['500_model.pth']}"),
-        (["page"], "It is a web page, as a login or a proxy sends it"),
+        (["page"], "it is a web page (HTML), as a failed download leaves"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from virnucpro.backend.contents import explain_no_weights
+from virnucpro.backend.digests import read_sha256
 from virnucpro.backend.weights import drop_hub_handler
 from virnucpro.errors import WeightsError, on_one_line
 from virnucpro.runtime.locks import in_turn
@@ -19,18 +21,13 @@ def digest_like(path: Path, digest: str) -> str:
         path: The file.
         digest: `sha256:HEX`, or `git:HEX` for the id of a git blob.
     """
-    kind = digest.partition(":")[0]
-
-    def start() -> hashlib._Hash:
-        if kind == "sha256":
-            return hashlib.sha256()
-        # git digests `blob SIZE`, a NUL and the content. SHA-1 names the file; it protects nothing
-        # that the published id does not.
-        header = b"blob %d\0" % path.stat().st_size
-        return hashlib.sha1(header, usedforsecurity=False)
-
+    if digest.startswith("sha256:"):
+        return f"sha256:{read_sha256(path)}"
+    # git digests `blob SIZE`, a NUL and the content. SHA-1 names the file; it protects nothing that
+    # the published id does not.
+    sha1 = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        return f"{kind}:{hashlib.file_digest(file, start).hexdigest()}"
+        return f"git:{hashlib.file_digest(file, lambda: sha1).hexdigest()}"
 
 
 def fetch_file(source: str, path: Path, digest: str) -> None:
@@ -62,16 +59,14 @@ def fetch_file(source: str, path: Path, digest: str) -> None:
             _fetch(source, part)
         found = digest_like(part, digest)
         if found != digest:
-            with part.open("rb") as file:
-                # Proxies and login pages answer with status 200, so only the content gives them
-                # away.
-                is_page = file.read(100).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+            # Proxies and login pages answer with status 200, so only the content gives them away.
+            kind = explain_no_weights(part)
             # Not a beginning of the right file, with which another attempt could go on.
             part.unlink()
-            page = " It is a web page, as a login or a proxy sends it." if is_page else ""
             raise WeightsError(
-                f"{source}: has the digest {found}, wanted {digest}.{page} Nothing of it was kept; "
-                "try again, or name another source with --mirror"
+                f"{source}: has the digest {found}, wanted {digest}"
+                f"{f'; it {kind}' if kind else ''}. Nothing of it was kept; try again, or name "
+                "another source with --mirror"
             )
         part.replace(path)
 

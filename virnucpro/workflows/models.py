@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from virnucpro.backend.digests import read_sha256
 from virnucpro.backend.places import CHECKSUMS, MODELS_VARIABLE, find_model, models_dir
 from virnucpro.backend.remembered import forget, get_state, read_remembered
 from virnucpro.backend.weights import fetch_snapshot, find_download, find_weight_files
@@ -286,5 +287,4 @@ def _read_checksums(path: Path, source: str) -> dict[str, str]:
 def _write_checksums(path: Path) -> None:
     with open_whole(path / CHECKSUMS) as file:
         for one in _list_files(path):
-            digest = digest_like(one, "sha256:").removeprefix("sha256:")
-            file.write(f"{digest}  {one.name}\n")
+            file.write(f"{read_sha256(one)}  {one.name}\n")
