@@ -129,7 +129,7 @@ def test_a_sequence_beyond_the_memory_of_the_machine_is_refused(
     model = load(published)
     monkeypatch.setattr(host_memory, "_ALWAYS_THERE", 0)
     assert embed(model, random_tokens([50])).isfinite().all()
-    monkeypatch.setattr(host_memory, "_measure_free", lambda: 50_000)
+    monkeypatch.setattr(host_memory, "measure_free", lambda: 50_000)
     with pytest.raises(torch.OutOfMemoryError, match="bytes of memory are needed, 50,000 are free"):
         embed(model, random_tokens([50]))
 

@@ -21,12 +21,12 @@ def require_memory(num_bytes: int, device: torch.device) -> None:
     """
     if device.type != "cpu" or num_bytes < _ALWAYS_THERE:
         return
-    free = _measure_free()
+    free = measure_free()
     if num_bytes > free:
         raise torch.OutOfMemoryError(f"{num_bytes:,} bytes of memory are needed, {free:,} are free")
 
 
-def _measure_free() -> int:
+def measure_free() -> int:
     """Return the bytes that this process can still take from the machine and from its container."""
     free = [int(psutil.virtual_memory().available)]
     # There may be no cgroups, or no limit ("max").
@@ -36,6 +36,5 @@ def _measure_free() -> int:
         limits = [_CGROUP / group / "memory.max", _CGROUP / "memory.max"]
         limit = int(next(path for path in limits if path.exists()).read_text())
         free.append(limit - int(psutil.Process().memory_info().rss))
-    # In a container the machine has more memory than the container may take. The smaller one
-    # counts.
+    # In a container the machine has more memory than the container may take.
     return min(free)

@@ -193,13 +193,9 @@ def _check_computing() -> Iterator[Check]:
 
 
 def _check_memory() -> Iterator[Check]:
-    import psutil
+    from virnucpro.kernels.host_memory import measure_free
 
-    free = psutil.virtual_memory().available
-    # A container may use less than its host has, and psutil sees the host.
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()))
+    free = measure_free()
     found = f"{free / _GIB:.1f} GiB of memory free"
     if Path("/dev/shm").is_dir():
         found += f", {shutil.disk_usage('/dev/shm').free / _GIB:.2f} GiB in /dev/shm"
