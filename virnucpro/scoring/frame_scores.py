@@ -17,7 +17,7 @@ import numpy as np
 from virnucpro.backend.arrays import BoolArray, Float32Array, Int64Array, split_rows
 from virnucpro.backend.interface import Alphabet
 from virnucpro.backend.weights import find_download
-from virnucpro.config import FramesConfig, PredictConfig
+from virnucpro.config import FramesConfig, PredictConfig, TrainConfig
 from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM
 from virnucpro.embedding.models import Model, check_backends
 from virnucpro.embedding.passes import Pass, gather_features
@@ -121,7 +121,9 @@ def _expect_dim(config: PredictConfig, alphabet: Alphabet, published: int) -> in
     return None if is_here else published
 
 
-def check_models(config: PredictConfig, classifier: Classifier, models: Sequence[Model]) -> None:
+def check_models(
+    config: PredictConfig | TrainConfig, classifier: Classifier, models: Sequence[Model]
+) -> None:
     """Check that the opened models are those of the classifier.
 
     Raises:

@@ -25,6 +25,7 @@ from virnucpro.runtime.run import Run
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ChunkClassifier
 from virnucpro.scoring.classifier_files import load_classifier, read_classifier
+from virnucpro.scoring.frame_scores import check_models
 from virnucpro.sequences.frame_store import FrameStore
 from virnucpro.training.chunk_source import (
     ChunkSource,
@@ -305,12 +306,7 @@ def _open_teacher(run: Run, config: TrainConfig) -> TeacherModels | None:
             )
         changes = classifier.changes.get(alphabet)
         models.append(open_model(backends[number], location, run, changes))
-    classifier.check_fits(
-        (models[0].name, models[0].weights.embedding_dim),
-        (models[1].name, models[1].weights.embedding_dim),
-        config.chunk_length_bp,
-        (models[0].weights.identity, models[1].weights.identity),
-    )
+    check_models(config, classifier, models)
     return TeacherModels(classifier, models)
 
 
