@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from virnucpro.backend.interface import TokenBatch
+from virnucpro.backend.tokens import mean_where
 from virnucpro.kernels import flash, onednn, plain
 from virnucpro.kernels.halves import embed_halves
 from virnucpro.kernels.host_memory import require_memory
@@ -142,10 +143,7 @@ class DnabertS(nn.Module):
             return attend_BHLK(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(2)
 
         hidden_BLD = self._hidden_states(batch.token_ids_T[index_BL], attend, kernels)
-        # Zeros, so that padding adds nothing to the sum of a sequence.
-        hidden_BLD = hidden_BLD.masked_fill(~is_token_BL[..., None], 0)
-        # In float32, because a sum of many tokens in half precision loses digits.
-        return hidden_BLD.sum(dim=1, dtype=torch.float32) / batch.lengths_B[:, None]
+        return mean_where(hidden_BLD, is_token_BL)
 
     def _embed_packed(self, batch: TokenBatch) -> Tensor:
         offsets = functional.pad(batch.lengths_B.cumsum(0, dtype=torch.int32), (1, 0))

@@ -39,6 +39,7 @@ def mark_tokens(batch: TokenBatch, num_ends: int = 0) -> Tensor:
 
 def mean_where(hidden_BLD: Tensor, is_counted_BL: Tensor) -> Tensor:
     """Return float32 (B, D): each sequence's mean over the tokens that count."""
-    # Set to zero and not multiplied: a zero times NaN is NaN.
+    # Set to zero and not multiplied: a zero times NaN is NaN. In float32, because a sum of many
+    # tokens in half precision loses digits.
     hidden_BLD = hidden_BLD.masked_fill(~is_counted_BL[..., None], 0)
     return hidden_BLD.sum(dim=1, dtype=torch.float32) / is_counted_BL.sum(1)[:, None]
