@@ -82,11 +82,13 @@ def read_chunks(codes_CL: Tensor, rule: FrameRule, word_bp: int) -> ChunkTokens:
         word_bp: The bases in a word of DNA.
     """
     stretches = find_stretches(codes_CL, rule)
-    length_CN, is_whole_CN = stretches.length_CN, stretches.is_whole_CN
+    length_CN = stretches.length_CN
+    num_bases = codes_CL.shape[1]
+    is_whole_CN = (length_CN > 0) & (length_CN == (num_bases - stretches.frame_CN % 3) // 3)
     return ChunkTokens(
         tokenize_dna(codes_CL, word_bp),
         tokenize_stretches(stretches),
-        stretch_features(length_CN, is_whole_CN, codes_CL.shape[1]),
+        stretch_features(length_CN, is_whole_CN, num_bases),
         length_CN > 0,
     )
 

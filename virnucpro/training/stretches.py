@@ -35,14 +35,12 @@ class Stretches(NamedTuple):
         frame_CN: int64, the frame's code: 0 to 2 forward by offset, 3 to 5 the other strand.
         start_CN: int64, the first codon, counted in the frame.
         codons_CNK: uint8, the codons from the start on; `NO_CODON` beyond the stretch.
-        is_whole_CN: bool, whether a stretch is all of its frame.
     """
 
     length_CN: Tensor
     frame_CN: Tensor
     start_CN: Tensor
     codons_CNK: Tensor
-    is_whole_CN: Tensor
 
 
 def find_stretches(codes_CL: Tensor, rule: FrameRule) -> Stretches:
@@ -52,7 +50,6 @@ def find_stretches(codes_CL: Tensor, rule: FrameRule) -> Stretches:
         codes_CL: uint8, bases as `CODE_OF_BYTE` codes them.
         rule: Which stretches count.
     """
-    num_bases = codes_CL.shape[1]
     strands_C2L = torch.stack((codes_CL, reverse_complement(codes_CL)), 1)
     codons_C6K = _number_codons(strands_C2L)
     num_codons = codons_C6K.shape[2]
@@ -79,8 +76,7 @@ def find_stretches(codes_CL: Tensor, rule: FrameRule) -> Stretches:
     frames_CNK = codons_C6K.gather(1, frame_CN[..., None].expand(-1, -1, num_codons))
     is_inside_CNK = position_K < length_CN[..., None]
     codons_CNK = frames_CNK.gather(2, index_CNK).masked_fill(~is_inside_CNK, NO_CODON)
-    is_whole_CN = (length_CN > 0) & (length_CN == (num_bases - frame_CN % 3) // 3)
-    return Stretches(length_CN, frame_CN, start_CN, codons_CNK, is_whole_CN)
+    return Stretches(length_CN, frame_CN, start_CN, codons_CNK)
 
 
 def write_codons(codes_CL: Tensor, stretches: Stretches, number: int, codons_CK: Tensor) -> Tensor:
