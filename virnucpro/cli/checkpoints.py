@@ -39,12 +39,12 @@ def show_command(ctx: click.Context, config: ShowCheckpointsConfig) -> None:
       virnucpro checkpoints show old/output_1_ESM.pt --json
     """
     from virnucpro.legacy.steps import EmbeddingDims
-    from virnucpro.workflows.checkpoints import summarize_files, summarize_run
+    from virnucpro.workflows.checkpoints import summarize_files, summarize_progress
 
     path = config.path
     if not _is_place(path):
         raise UsageError(f"{path}: no such file or directory{suggest_runs(path)}")
-    run = summarize_run(path, digests=False)
+    run = summarize_progress(path, digests=False)
     dims = EmbeddingDims(config.dna_dim, config.protein_dim)
     summaries = list(summarize_files(path, dims, digests=False))
     if config.json:
@@ -107,10 +107,10 @@ def _is_place(path: Path) -> bool:
 
 def echo_run_errors(path: Path, *, digests: bool) -> bool:
     """Print what is wrong with the frame store of a run, and return whether nothing is."""
-    from virnucpro.workflows.checkpoints import summarize_run
+    from virnucpro.workflows.checkpoints import summarize_progress
 
     try:
-        run = summarize_run(path, digests=digests)
+        run = summarize_progress(path, digests=digests)
         errors = run.errors if run else []
     # A damaged store is a finding here and no reason to stop: the parts are checked as well.
     except CheckpointError as error:

@@ -168,7 +168,7 @@ class RunSummary:
     errors: list[str]
 
 
-def summarize_run(directory: Path, *, digests: bool) -> RunSummary | None:
+def summarize_progress(directory: Path, *, digests: bool) -> RunSummary | None:
     """Return the progress of the run in `directory`; None if there is no run.
 
     Args:
