@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from virnucpro.config.calls import DEFAULT_THRESHOLD, PRESETS, CallConfig, CallsConfig
 from virnucpro.config.embed import EmbedConfig
 from virnucpro.config.evaluate import CalibrateConfig, EvaluateConfig
-from virnucpro.config.export import ExportConfig, ExportFormat
+from virnucpro.config.export import ExportConfig
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.measure import BenchmarkConfig, ProfileConfig
 from virnucpro.config.merge import MergeConfig
@@ -112,7 +112,6 @@ __all__ = [
     "EmbedConfig",
     "EvaluateConfig",
     "ExportConfig",
-    "ExportFormat",
     "FrameRule",
     "FrameTableConfig",
     "FramesConfig",

@@ -111,18 +111,18 @@ class PassStatus:
 
 def describe_speed(processes: Sequence[PassStatus]) -> str:
     """Return one line about a pass that is over, from the counters of all its processes."""
-    seconds = [one.loop_seconds for one in processes]
-    # A process that had nothing to do has spent no time. The pass takes as long as the slowest.
-    num_tokens, longest, total = (
-        sum(one.num_tokens for one in processes),
-        max(seconds),
-        sum(seconds),
-    )
+
+    def total(name: str) -> Any:
+        return sum(getattr(one, name) for one in processes)
+
+    # The pass takes as long as the slowest. A process that had nothing to do has spent no time.
+    longest = max(one.loop_seconds for one in processes)
+    seconds = total("loop_seconds") or 1
     return (
-        f"{processes[0].name}: {count(sum(one.num_rows for one in processes), 'row')} in "
-        f"{format_seconds(longest)}, {num_tokens / (longest or 1):,.0f} tokens/s, device busy "
-        f"{100 * sum(one.device_seconds for one in processes) / (total or 1):.0f} % of the time, "
-        f"waiting for data {100 * sum(one.data_seconds for one in processes) / (total or 1):.0f} %"
+        f"{processes[0].name}: {count(total('num_rows'), 'row')} in {format_seconds(longest)}, "
+        f"{total('num_tokens') / (longest or 1):,.0f} tokens/s, device busy "
+        f"{100 * total('device_seconds') / seconds:.0f} % of the time, waiting for data "
+        f"{100 * total('data_seconds') / seconds:.0f} %"
     )
 
 
