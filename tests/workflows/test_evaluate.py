@@ -238,6 +238,44 @@ def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> No
     assert read_report(tmp_path / "evaluation")["with a call", "all", "brier"] == "NA"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_calibrated", [True, False])
+def test_screened_records_rank_below_all_that_the_classifier_judged(
+    tmp_path: Path, is_calibrated: bool
+) -> None:
+    # Score, probability and judge; the scores of the screen are those of another model.
+    judged = {
+        "v1": ("0.9", "0.8", "classifier"),
+        "v2": ("0.3", "0.2", "classifier"),
+        "v3": ("0.6", "0.04", "screen"),
+        "c1": ("0.35", "0.25", "classifier"),
+        "c2": ("0.7", "0.05", "screen"),
+        "c3": ("0.5", "0.01", "screen"),
+    }
+    lines, labels = ["record_id\tlength\tscore\tcall\treason\tprobability\tjudged_by"], []
+    for name, (score, known, judge) in judged.items():
+        probability = known if is_calibrated or judge == "screen" else "NA"
+        call = "virus" if name == "v1" else "others"
+        lines.append(f"{name}\t900\t{score}\t{call}\t-\t{probability}\t{judge}")
+        labels.append(f"{name}\t{'virus' if name[0] == 'v' else 'others'}")
+    lines.append("x\t0\tNA\tnone\tempty\tNA\t-")
+    (tmp_path / "records.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "labels.tsv").write_text("\n".join(["id\tlabel", *labels, "x\tvirus"]) + "\n")
+    result = evaluate(tmp_path, "--truth", tmp_path / "labels.tsv")
+    assert "judged by the screen: 1 viral, 2 others; in auroc and auprc, they rank" in result.output
+    report = read_report(tmp_path / "evaluation")
+    # v1 above c1, v2 below c1 alone, v3 above c3 alone; x below all.
+    assert float(report["with a call", "all", "auroc"]) == pytest.approx((3 + 2 + 1) / 9)
+    assert float(report["all", "all", "auroc"]) == pytest.approx((3 + 2 + 1) / 12)
+    squares = [(float(one) - (name[0] == "v")) ** 2 for name, (_, one, _) in judged.items()]
+    brier = report["with a call", "all", "brier"]
+    assert brier == (f"{np.mean(squares):.6g}" if is_calibrated else "NA")
+    document = read_known_report(tmp_path / "evaluation")
+    assert document["judged_by_screen"] == {"virus": 1, "others": 2}
+    page = (tmp_path / "evaluation/report.html").read_text()
+    assert "<dt>Judged by the screen</dt><dd>1 viral, 2 others;" in page
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -28,4 +28,10 @@ def evaluate_command(ctx: click.Context, config: EvaluateConfig) -> None:
     for name, reasons in evaluation.without_call.items():
         told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
         echo(f"without a call, {name}: {told or '0'}")
+    screened = evaluation.judged_by_screen
+    if any(screened.values()):
+        echo(
+            f"judged by the screen: {screened['virus']:,} viral, {screened['others']:,} others; "
+            "in auroc and auprc, they rank below all records that the classifier judged"
+        )
     echo(f"report: {evaluation.output_dir}")

@@ -202,8 +202,9 @@ def _measure_calls(predictions: Predictions) -> tuple[float, float]:
 def _draw_calibration(axes: Axes, curve: Curve) -> None:
     predictions = curve.predictions
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":")
-    # `evaluate` gives records without a call a score below 0, so that they rank last.
-    lines = [("score, before calibration", predictions.score.clip(0, 1))]
+    # `evaluate` ranks records below 0 that have no score of the classifier.
+    score = np.where(predictions.score < 0, np.nan, predictions.score)
+    lines = [("score, before calibration", score)]
     if not np.isnan(predictions.probability).all():
         lines.append(("probability", predictions.probability))
     for name, promised in lines:

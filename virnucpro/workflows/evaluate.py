@@ -31,13 +31,16 @@ from virnucpro.reports.report import (
 )
 from virnucpro.reports.run_json import read_run_json
 from virnucpro.reports.tables import explaining_numbers, parse_count, parse_share, read_table
+from virnucpro.scoring.calls import SCREEN
 
 logger = logging.getLogger(__name__)
 
 _LENGTH_EDGES_BP = (500, 1000, 3000, 10_000)
 _MAX_GROUPS = 50
-# It is below every score, so that a record without a call ranks last.
-_SCORE_WITHOUT_CALL = -1.0
+# Scores are from 0 to 1. Those of a screen are another model's, and no rule calls its records
+# viral, so all of them rank below those of the classifier. Records without a call rank last.
+_SCREENED_LOWER_BY = 2.0
+_SCORE_WITHOUT_CALL = -3.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Evaluation:
     Attributes:
         sections: All figures; the first section is that of all records with a call.
         without_call: How many records of `virus` and of `others` have no call, by reason.
+        judged_by_screen: How many records of `virus` and of `others` the screen judged.
         output_dir: The directory of the report.
     """
 
     sections: list[Section]
     without_call: dict[str, dict[str, int]]
+    judged_by_screen: dict[str, int]
     output_dir: Path
 
 
@@ -65,6 +70,7 @@ class _Record(NamedTuple):
     length: int
     score: float
     probability: float
+    is_screened: bool
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -93,6 +99,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     truth = read_truth(config.truth)
     records = _read_records(config, truth)
     without_call = _count_without_call(records)
+    judged_by_screen = _count_screened(records)
     has_call = np.array([record.call != "none" for record in records])
     predictions = _make_predictions(records, has_call)
     called = predictions.select(has_call)
@@ -113,6 +120,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         "truth": str(config.truth),
         "num_labels": len(truth),
         "without_call": without_call,
+        "judged_by_screen": judged_by_screen,
     }
     write_report(directory, sections, about)
     curves = [
@@ -125,7 +133,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     draw_report(directory, f"{config.records_tsv}", curves, subsets_of_called, classes)
     stale.unlink(missing_ok=True)
     write_evaluation_page(directory, directory / PAGE_NAME)
-    return Evaluation(sections, without_call, directory)
+    return Evaluation(sections, without_call, judged_by_screen, directory)
 
 
 def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Record]:
@@ -133,7 +141,7 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
     path = config.records_tsv
     columns = ("record_id", "length", "score", "call", "reason")
     records, num_records = [], 0
-    for number, line in read_table(path, columns, ("probability",)):
+    for number, line in read_table(path, columns, ("probability", "judged_by")):
         num_records += 1
         # Labels of a part of the records are enough.
         if line["record_id"] not in truth:
@@ -146,8 +154,9 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
                 line["reason"],
                 parse_count(line["length"]),
                 parse_share(line["score"]),
-                # Tables of earlier states have no column of probabilities.
+                # Tables of earlier states do not have these columns.
                 parse_share(line.get("probability", "NA")),
+                line.get("judged_by") == SCREEN,
             )
         records.append(record)
     if not records:
@@ -173,12 +182,23 @@ def _count_without_call(records: Sequence[_Record]) -> dict[str, dict[str, int]]
     return {name: dict(found) for name, found in counts.items()}
 
 
+def _count_screened(records: Sequence[_Record]) -> dict[str, int]:
+    """Return how many records of `virus` and of `others` the screen judged."""
+    is_viral = [record.label.is_viral for record in records if record.is_screened]
+    return {"virus": sum(is_viral), "others": len(is_viral) - sum(is_viral)}
+
+
 def _make_predictions(records: Sequence[_Record], has_call: BoolArray) -> Predictions:
     score = np.array([record.score for record in records])
+    is_screened = np.array([record.is_screened for record in records])
+    probability = np.array([record.probability for record in records])
+    # Those of a screen alone say nothing of a run whose classifier has no calibration.
+    if np.isnan(probability[has_call]).any():
+        probability = np.full(len(records), np.nan)
     return Predictions(
         is_viral=np.array([record.label.is_viral for record in records]),
-        score=np.where(has_call, score, _SCORE_WITHOUT_CALL),
-        probability=np.array([record.probability for record in records]),
+        score=np.where(has_call, score - _SCREENED_LOWER_BY * is_screened, _SCORE_WITHOUT_CALL),
+        probability=probability,
         is_called=np.array([record.call == "virus" for record in records]),
         cluster=number_groups([record.label.group for record in records]),
         # Each record counts once. Only `train` balances classes.
