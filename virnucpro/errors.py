@@ -98,8 +98,7 @@ class Terminated(BaseException):
     Like KeyboardInterrupt, it is not an Exception, so that no handler on the way catches it.
     """
 
-    # What a shell reports of a process that SIGTERM ended: 128 + 15. When SIGHUP comes, that shell
-    # is gone.
+    # What a shell reports of a process that SIGTERM ended: 128 + 15. At SIGHUP, the shell is gone.
     exit_code = 143
 
 

@@ -118,9 +118,8 @@ class BpeCollator:
     def __init__(self, tokenizer_path: Path) -> None:
         self._tokenizer_path = tokenizer_path
         self._tokenizer = read_tokenizer(tokenizer_path)
-        # Otherwise `encode_batch_fast` starts threads of the library. They would compete for the
-        # cores that the loader's workers share, and the library warns when a process with such
-        # threads forks.
+        # Otherwise `encode_batch_fast` starts threads. They would compete for the cores that the
+        # loader's workers share, and the library warns when a process with threads forks.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -86,8 +86,7 @@ def interleave(qkv: nn.Linear, head_dim: int) -> None:
 
 def _rotate_halves(x_T2HK: Tensor, cos_T11K: Tensor, sin_T11K: Tensor) -> Tensor:
     first, second = x_T2HK.chunk(2, -1)
-    # Each angle is stored twice with the sines of opposite sign. This way needs one copy: the
-    # second.
+    # Each angle is stored twice with the sines of opposite sign. This way needs the second one.
     cos, sin = cos_T11K.chunk(2, -1)[0], sin_T11K.chunk(2, -1)[1]
     rotated_T2HK = torch.empty_like(x_T2HK)
     rotated_first, rotated_second = rotated_T2HK.chunk(2, -1)

@@ -165,12 +165,10 @@ def load_model(
             stacked = torch.cat([source.to(device) for source in sources])
             parameter.copy_(apply_change(stacked, changes[name]))
             continue
-        # Part by part: stacking queries, keys and values first would need a copy of them on the
-        # host.
+        # Part by part: stacking queries, keys and values first would copy them on the host.
         for part, source in zip(parameter.chunk(len(sources)), sources, strict=True):
-            # Through pinned memory, because a pass may run meanwhile, and its kernels wait while a
-            # GPU reads a mapped file. A blocking copy would convert on the CPU, which takes seconds
-            # for 3B.
+            # Through pinned memory: a pass may run meanwhile, and its kernels wait while a GPU
+            # reads a mapped file. A blocking copy would convert on the CPU: seconds for 3B.
             sent = source.pin_memory() if device.type == "cuda" else source
             part.copy_(sent, non_blocking=True)
     # The file's own frequencies win: in float16 they are rounded, and meant to be.

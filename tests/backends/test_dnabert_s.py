@@ -451,8 +451,7 @@ def test_the_fast_way_gives_the_same_tokens_without_threads(
     rng = np.random.default_rng(0)
     sequences = ["".join(rng.choice(list("ACGTNRY-"), size)) for size in range(1, 400, 7)]
     batch = BpeCollator(path)(np.arange(len(sequences)), sequences)
-    # The library reads it at each call. Its threads cannot be counted here: `write_weights` has
-    # started them.
+    # The library reads it at each call. `write_weights` has started threads, so no count helps.
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
     tokenizer = read_tokenizer(path)
     assert batch.token_ids_T.tolist() == [

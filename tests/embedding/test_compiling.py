@@ -33,8 +33,7 @@ CPU = torch.device("cpu")
 EARLY_LENGTHS = ([40] * 3, [9, 8, 8], [1], [2] * 30)
 LATE_LENGTHS = ([41] * 3, [60, 33, 2], [70], [5] * 12, [7, 7], [1, 1], [100, 3], [3])
 
-# Of the first layer, which has nothing to add yet, and of the others; of single sequences, and of
-# several.
+# Of the first layer, which has nothing to add yet, and of the others; of one sequence, and of more.
 MOST_GRAPHS = 4
 
 

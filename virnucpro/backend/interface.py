@@ -112,8 +112,7 @@ class TokenBatch(NamedTuple):
         before = int(self.lengths_B[: sequences.start or 0].sum())
         lengths_B = self.lengths_B[sequences]
         tokens = slice(before, before + int(lengths_B.sum()))
-        # Not the longest of the whole batch: kernels start for the longest sequence, and padding
-        # follows it.
+        # Their own longest: kernels start for it, and padding follows it.
         max_length = int(lengths_B.max())
         return TokenBatch(self.token_ids_T[tokens], lengths_B, max_length, self.rows[sequences])
 

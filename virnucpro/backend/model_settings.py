@@ -77,8 +77,7 @@ def get_rope_theta(path: Path, fields: Mapping[str, Any]) -> float:
         found.append(nested.get("rope_theta"))
     values = [value for value in found if value is not None] or [DEFAULT_ROPE_THETA]
     for value in values:
-        # Two places may contradict each other. NaN fails the comparison, as every comparison with
-        # it.
+        # Two places may contradict each other. NaN is in no range.
         if type(value) not in (int, float) or not 1 < value < math.inf or value != values[0]:
             raise WeightsError(
                 f"{path}: rope_theta should be one number above 1, found {brief(values)}"

@@ -43,8 +43,7 @@ def check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
 
     num_bytes = path.stat().st_size
     for name, tensor in tensors.items():
-        # Sparse and quantized tensors take other memory than their shape says, and other
-        # arithmetic.
+        # The shape of sparse and quantized tensors does not tell their memory and arithmetic.
         is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not is_plain or tensor.is_quantized:
             raise WeightsError(

@@ -296,8 +296,7 @@ def read_pickle(path: Path, safe_globals: Sequence[Any] = ()) -> Any:
     check_torch_zip(path)
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
-            # Mapped: weights of 12 GB are shared by all processes, and read only where they are
-            # used.
+            # Mapped: all processes share weights of 12 GB, and read only what they use.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -47,8 +47,7 @@ class Identity:
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of a part that has this identity."""
         attributes = asdict(self)
-        # As FORMAT.md wants it: versions from before there were frame rules can then read these
-        # parts.
+        # As FORMAT.md wants it: versions without frame rules can then read these parts.
         if self.frame_rule == str(OPEN_RULE):
             del attributes["frame_rule"]
         return attributes

@@ -82,8 +82,7 @@ def write_part(
     # Overwriting would lose rows that others already count as finished.
     if path.exists():
         raise CheckpointError(f"{path}: exists already, and parts are never overwritten")
-    # In memory first: so the digest is of exactly the bytes that were meant, whatever the disk
-    # does.
+    # In memory first: so the digest is of the bytes that were meant, whatever the disk does.
     image = _make_image(rows, embeddings, identity, ids)
     digest = hashlib.sha256(image).hexdigest()
     # The size finds a part that was cut off without reading all of it.
@@ -314,8 +313,7 @@ def is_finished(path: Path) -> bool:
 
 def finished_parts(directory: Path) -> list[Path]:
     """Return the parts in `directory` that are marked done, sorted; opens none of them."""
-    # Sorted, because directories list files in any order, and all processes must see the same
-    # order.
+    # Sorted, because directories list files in any order, and all processes must see the same.
     return sorted(path for path in directory.glob("part-*.h5") if done_path(path).exists())
 
 

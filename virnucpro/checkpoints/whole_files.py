@@ -116,8 +116,7 @@ def replace_when_whole(path: Path, num_bytes: int = 0) -> Iterator[Path]:
     finally:
         if waiting is None or not waiting.get(path):
             with suppress(OSError):
-                # After a success nothing is there any more. After an error, half a file must not
-                # stay.
+                # After a success nothing is there. After an error, half a file must not stay.
                 temporary.unlink(missing_ok=True)
 
 

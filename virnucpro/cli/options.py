@@ -281,8 +281,7 @@ def _resolve_flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     for param in ctx.command.params:
         if isinstance(param, ConfigFlag) and param.name in given:
             name, value = param.sets
-            # A flag overrides a settings file, but it cannot override another word of the command
-            # line.
+            # A flag overrides a settings file, but no other word of the command line.
             is_typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
             other = by_flag.get(name, option_name(name) if is_typed else None)
             if other is not None and resolved[name] != value:

@@ -252,8 +252,7 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
             )
         if self.model_type == "custom" and self.model_path is None:
             raise UsageError("model type custom needs a classifier; give its file (-p)")
-        # With a path, the classifier's own file says its length, and the models are compared with
-        # it.
+        # With a path, the classifier's file says its length, and the models are compared with it.
         if (
             self.model_type == "mini"
             and self.model_path is None

@@ -96,8 +96,7 @@ def plan_batches(
     num_long = int((costs >= min_tokens).sum())
     starts = [0]
     while starts[-1] < len(order):
-        # Costs fall, so the first sequence of a batch is its longest. Padding makes all others as
-        # long.
+        # Costs fall, so the first sequence of a batch is its longest. Padding makes all as long.
         longest = max(1, int(sorted_costs[starts[-1]]))
         limit = num_long if starts[-1] < num_long else len(order)
         starts.append(min(limit, starts[-1] + max(1, budget_tokens // longest)))

@@ -140,8 +140,7 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    # Deeply nested JSON raises RecursionError. The file only makes runs faster, so it never ends
-    # one.
+    # Deeply nested JSON raises RecursionError. The file only makes runs faster: it never ends one.
     except (OSError, RecursionError, ValueError) as error:
         return _pass_over(path, str(error))
     header = (_FORMAT, _FORMAT_VERSION)

@@ -87,8 +87,7 @@ def pays(module: nn.Module, num_tokens: int, device: torch.device) -> bool:
 def _find_obstacle(device: torch.device) -> str | None:
     """Return why torch.compile does not work here, or None if it does."""
     try:
-        # A small function needs the same compiler, driver and cache as a model, and fails in the
-        # same way.
+        # A small function needs the compiler, driver and cache of a model, and fails like it.
         torch.compile(lambda x: x.sin() + x)(torch.zeros(16, device=device))
     # Compilers, caches and drivers fail in many ways.
     except Exception as error:

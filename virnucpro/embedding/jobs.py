@@ -78,8 +78,7 @@ def refuse_other_parts(
         identity = model.make_identity(
             store.digest_for_parts, precision, store.chunk_length_bp, store.rule
         )
-        # For all models before anything is changed: one of two directories may belong to another
-        # run.
+        # For all models before anything is changed: one directory may belong to another run.
         refuse_other_runs(directory.parts_dir(model.alphabet), identity)
 
 

@@ -59,8 +59,7 @@ class Loop:
         if self.on_gpu:
             # Earlier passes in the same process may have had a larger model.
             torch.cuda.reset_peak_memory_stats(self.device)
-        # Leaving the writer writes what it holds. So an error or Ctrl-C below loses no finished
-        # batch.
+        # Leaving the writer writes what it holds: an error or Ctrl-C below loses no finished batch.
         writer = PartWriter(self.job.parts_dir, self.rank, self.job.identity, status)
         with writer:
             for batch in self._receive(batches):
@@ -68,8 +67,7 @@ class Loop:
                     status.begin_loop()
                 for piece, embeddings, began in self._embed(encoder, batch):
                     writer.put(piece.rows, self._fetcher(embeddings, began))
-                # Batches come out of the loader in the order of their claims, so the oldest claim
-                # is this batch.
+                # The loader gives batches in the order of their claims, so this is the oldest.
                 cost = self.batches.cost(self.claimed.popleft())
                 status.count_batch(len(batch.rows), len(batch.token_ids_T), cost)
                 if self.on_progress is not None:
@@ -88,8 +86,7 @@ class Loop:
         """Yield batches on the device, their copies issued on a stream of their own."""
         while True:
             began = time.monotonic()
-            # Accelerate copies the batch to the GPU here. On its own stream, the copy runs beside
-            # the model.
+            # Accelerate copies the batch to the GPU here: beside the model, on its own stream.
             with torch.cuda.stream(self.upload), explaining_workers():
                 batch = next(batches, None)
             if batch is None:
@@ -99,8 +96,7 @@ class Loop:
                 self.status.data_seconds += time.monotonic() - began
             if self.upload is not None:
                 current = torch.cuda.current_stream(self.device)
-                # The GPU waits for the copy, but the CPU does not: it queues the next kernels
-                # meanwhile.
+                # The GPU waits for the copy. Meanwhile the CPU queues the next kernels.
                 current.wait_stream(self.upload)
                 for tensor in (batch.token_ids_T, batch.lengths_B):
                     # Otherwise torch's allocator would reuse this memory when `upload` is done with
@@ -115,8 +111,7 @@ class Loop:
 
         With each piece goes the moment at which the device began to compute it.
         """
-        # Halves are halved again until they fit. A single sequence cannot be halved, so it ends the
-        # recursion.
+        # Halves are halved again until they fit. A single sequence ends the recursion.
         alone = len(batch.rows) == 1
         if alone or _area(batch) <= self.max_area:
             began = self._moment()
@@ -139,8 +134,7 @@ class Loop:
             BackendError: The encoder returned something else.
         """
         try:
-            # On a GPU this only queues the kernels. Memory is allocated while queueing, so its lack
-            # shows here.
+            # On a GPU this only queues the kernels, but it takes their memory: a lack shows here.
             embeddings = encoder(batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -199,8 +193,7 @@ class Loop:
         # The copy must not begin before the embeddings are computed.
         self.download.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.download):
-            # Only a copy into pinned memory runs beside the computation; any other makes the CPU
-            # wait.
+            # Only a copy into pinned memory runs beside the computation: the CPU waits for others.
             host_BE = torch.empty(embeddings_BE.shape, dtype=torch.float32, pin_memory=True)
             host_BE.copy_(embeddings_BE, non_blocking=True)
             # Keeps the allocator from giving this memory to the next batch before it is copied.

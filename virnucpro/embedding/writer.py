@@ -120,8 +120,7 @@ class PartWriter:
                 item = self._queue.get()
             self._write()
         except BaseException as error:
-            # Kept for `put` and `__exit__`: an error in a thread would otherwise vanish, and the
-            # run look well.
+            # Kept for `put` and `__exit__`: otherwise an error in a thread would vanish.
             self._failure = error
         # After a failure, the thread goes on freeing slots, or `put` would wait for ever.
         while item is not None:
@@ -162,7 +161,6 @@ class PartWriter:
         )
         self.parts.append(part)
         self._status.disk_seconds += time.monotonic() - began
-        # Only after the part is whole. A number is never used again, so no part is ever
-        # overwritten.
+        # Only after the part is whole. No number is used twice, so no part is overwritten.
         self._number += 1
         self._rows, self._embeddings, self._num_rows = [], [], 0

@@ -73,8 +73,7 @@ class Float8Linear(nn.Module):
         """Return (X, N)."""
         return functional.scaled_mm(
             rows.values_XK,
-            # cuBLAS wants the second matrix column by column. The transposed view is that, without
-            # a copy.
+            # cuBLAS wants the second matrix column by column, as the transposed view is.
             self.weight.t(),
             rows.scale_X1,
             ScalingType.RowWise,

@@ -165,8 +165,7 @@ def _add_norm(
     write_sum: bool = True,
 ) -> Tensor:
     """Fill `normed_XD` and `scale_X1`, and return the sum, which is computed if `write_sum`."""
-    # With nothing to add, the sum is the hidden state itself: writing it again would move bytes in
-    # vain.
+    # With nothing to add, the sum is the hidden state itself, and need not be written again.
     sum_XD = None if delta_XD is None or not write_sum else _empty_like(hidden_XD)
     width = hidden_XD.shape[-1]
     block = triton.next_power_of_2(width)

@@ -100,8 +100,7 @@ def _sum_values(
             score -= tl.load(slopes_ptr + head) * LOG2_E * distance
         # These keys repeat the last key. Minus infinity gives them a weight of exactly zero.
         score = tl.where(key_row[None, :] < length, score, -float("inf"))
-        # Every block has at least one real key, so this is never minus infinity, and no NaN can
-        # arise.
+        # Every block has a real key, so this is never minus infinity, and no NaN can arise.
         higher = tl.maximum(highest, tl.max(score, 1))
         weight = tl.exp2(score - higher[:, None])
         shrink = tl.exp2(highest - higher)
@@ -143,8 +142,7 @@ def _attention_kernel(
     # The grid is made for the longest sequence, so short ones have programs without queries.
     if block * BLOCK >= length:
         return
-    # int64, because queries, keys and values of a large batch have more numbers than an int32
-    # counts.
+    # int64, because queries, keys and values of a large batch are more than an int32 counts.
     query_ptr = qkv_ptr + start.to(tl.int64) * (3 * WIDTH) + head * (2 * HALF)
     out_ptr += start.to(tl.int64) * WIDTH + head * (2 * HALF)
 
@@ -225,8 +223,7 @@ def _attend(
 ) -> None:
     num_heads, head_dim = qkv_T3HK.shape[2:]
     cos_PR, sin_PR = angles or (None, None)
-    # 128 queries, or 32 or 128 keys, took longer on an H200 (docs/notes/performance.md,
-    # "Attempts").
+    # On an H200, 128 queries, or 32 or 128 keys, took longer (docs/notes/performance.md).
     block = 64
     num_blocks = triton.cdiv(max_length, block)
     # One dimension of the grid, because the other two dimensions of CUDA end at 65,535.

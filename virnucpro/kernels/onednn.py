@@ -57,8 +57,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     gelu_XF = functional.gelu(functional.linear(x_XD, weight[:16], bias))
     sum_XD = x_XD + functional.linear(gelu_XF, weight[:16], bias)
     wanted = plain.geglu(functional.linear(sum_XD, weight))
-    # Rounding to half precision changes a number by less than this; a wrong layout changes it by
-    # more.
+    # Rounding to half precision changes a number by less than this; a wrong layout, by more.
     is_right = torch.allclose(found, wanted, rtol=0.05, atol=0.05 * float(wanted.abs().max()))
     if not is_right:
         logger.warning("oneDNN multiplies %s wrongly here, so torch's products are used", dtype)

@@ -74,8 +74,7 @@ def inspect_file(path: Path, dims: EmbeddingDims) -> FileReport:
             report.generation, report.precision = generation, document["precision"]
             ids.append(digest_ids(document["ids"]))
             for alphabet, embeddings in document["embeddings"].items():
-                # Digests of the bytes: equal values are found without keeping the embeddings in
-                # memory.
+                # Digests find equal embeddings without keeping these in memory.
                 lines = (line.tobytes() for line in embeddings)
                 values.setdefault(alphabet, []).append(_digest(lines, len(embeddings)))
     except UnmatchedRowsError as error:

@@ -46,8 +46,7 @@ def make_counter(accelerator: Accelerator) -> Callable[[], int]:
             return int(store.add(key, 1)) - 1
         # torch's stores have no narrower error.
         except RuntimeError as error:
-            # No error: what this process has computed is kept, and the end of the pass finds what
-            # is missing.
+            # No error: what was computed is kept, and the end of the pass finds what is missing.
             logger.warning("the store of the launch gives no more batches (%s)", first_line(error))
             # Beyond every list, so this process ends its loop. The others do the rest.
             return sys.maxsize

@@ -57,8 +57,7 @@ def locked(path: Path, *, or_plain: bool = True) -> Iterator[None]:
         if is_plain:
             with suppress(OSError):
                 plain_path.unlink()
-        # Closing gives the lock back. The file stays: a run that has just opened it may be about to
-        # lock it.
+        # Closing gives the lock back. The file stays: another run may be about to lock it.
         os.close(descriptor)
 
 
@@ -110,8 +109,7 @@ def _take_plain(path: Path) -> None:
     """
     place = _describe_place()
     while True:
-        # "x" fails if the file exists. This is the one step that even file systems without locks do
-        # whole.
+        # "x" fails if the file exists. Even file systems without locks do this in one step.
         with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
             file.write(f"{place}\n{os.getpid()}\n")
             return

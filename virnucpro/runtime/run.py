@@ -217,8 +217,7 @@ def open_run(
             yield Run(config, accelerator, None, on_progress)
             return
         assert isinstance(config, RunConfig)
-        # The main process alone holds the lock: flock would refuse a second process of the same
-        # launch.
+        # The main process alone holds the lock: flock would refuse a second one of the launch.
         hold = _hold(directory, config, inputs) if accelerator.is_main_process else nullcontext()
         with hold:
             wait_for_others()
@@ -312,8 +311,7 @@ def _leaving_launch(accelerator: Accelerator) -> Iterator[None]:
         VirnucproError: Another process has ended, so this one cannot go on.
     """
     if is_launched():
-        # What the imports have made stays. `_leave` would take a third of a second to look through
-        # it.
+        # What the imports have made stays. `_leave` would look through it for a third of a second.
         gc.freeze()
     try:
         yield

@@ -34,8 +34,7 @@ class ChunkHeadSizes:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor of the head, without building it."""
-        # The numbers are those of `nn.Sequential` below, which counts layers without tensors as
-        # well.
+        # The numbers are those of `nn.Sequential` below, which also counts layers without tensors.
         layers = {
             "protein.1": (self.width, self.protein_dim),
             "features": (self.width, NUM_FEATURES),

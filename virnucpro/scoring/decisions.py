@@ -155,8 +155,7 @@ def decide_calls(
         screen_calibration: Of the screen; None if there is none.
         screen_share: The share of viral records that the screen assumed.
     """
-    # Rounded first: `virnucpro call` reads rounded scores from the table, and must come to the same
-    # calls.
+    # Rounded first: `virnucpro call` reads rounded scores, and must come to the same calls.
     records = records._replace(score=round_shares(records.score))
     probability, viral_share, suggested = records.probability, None, None
     is_screened = records.judged_by == SCREEN
@@ -176,8 +175,7 @@ def decide_calls(
     usual = DEFAULT_THRESHOLD if default_threshold is None else default_threshold
     threshold = _choose_threshold(config, probability, usual)
     call = make_calls(records.score if calibration is None else probability, threshold)
-    # The screen left these records out because it is sure. No bound on the rate may call them
-    # viral.
+    # The screen left these out because it is sure. No bound on the rate may call them viral.
     call[is_screened] = "others"
     records = records._replace(
         call=call,

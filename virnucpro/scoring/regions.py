@@ -122,8 +122,7 @@ def find_viral_chunks(
     for step, active in enumerate(num_active, start=1):
         chunk = first[:active] + step
         lead[chunk] += np.clip(lead[chunk - 1], -model.switch, model.switch)
-    # The path is read backwards: the last chunk is free, and each earlier one pays to differ from
-    # the next.
+    # The path is read backwards: each chunk but the last pays to differ from the next.
     is_viral = lead > 0
     for step, active in reversed(list(enumerate(num_active))):
         chunk = first[:active] + step
@@ -193,8 +192,7 @@ def find_regions(
         & (records.call != "none")[record]
     )
     first, stop, record, length = (each[is_part] for each in (first, stop, record, length))
-    # Half of the bases decides, and not half of the chunks: chunks overlap, and the last may be
-    # short.
+    # Half of the bases decides, not of the chunks: chunks overlap, and the last may be short.
     covered = np.bincount(record, weights=length, minlength=store.num_records)
     is_whole = (2 * covered >= store.record_lengths) | (covered == 0)
     # All of the record is the virus, so its region is the record.
@@ -265,8 +263,7 @@ def _sum_spans(value: npt.NDArray[Any], first: Int64Array, stop: Int64Array) -> 
     if not len(first):
         return value[:0]
     # The last span may end behind the last value, so a 0 stands there.
-    # reduceat sums between all neighbours of this list. Every second sum is a span, the others are
-    # gaps.
+    # reduceat sums between all neighbours of this list: every second sum is a span.
     edges = np.stack([first, stop], axis=1).ravel()
     return np.asarray(np.add.reduceat(np.append(value, 0), edges)[::2])
 

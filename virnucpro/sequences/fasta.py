@@ -225,8 +225,7 @@ class RecordReader:
                 continue
             records = read_four_line_fastq(taken)
             if not records or not self._is_clean(taken, records):
-                # From the first record that was not yielded, so that none is lost and none comes
-                # twice.
+                # From the first record that was not yielded: none is lost, and none comes twice.
                 lines = self._read_lines(itertools.chain([text], blocks))
                 yield from self._parse_lines(lines, read_any_fastq)
                 return

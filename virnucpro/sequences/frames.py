@@ -194,8 +194,7 @@ def find_open_frames(
     first, num_codons = first[is_open], num_codons[is_open]
     begin = np.cumsum(num_codons) - num_codons
     residues = amino_acids[number_spans(first, num_codons)]
-    # Codons with ambiguous bases have no amino acid: the original leaves them out and joins the
-    # rest.
+    # The original leaves out codons with ambiguous bases, and joins the rest.
     is_residue = residues != _NOTHING
     protein_length = np.add.reduceat(is_residue, begin, dtype=np.int64)
     is_kept = protein_length > 0

@@ -83,8 +83,7 @@ class Gunzip(io.RawIOBase):
 
     def _finish(self) -> None:
         """Count what is left of the file."""
-        # bgzip ends with an empty block, so a file without it was perhaps cut off between two
-        # blocks.
+        # bgzip ends with an empty block: a file without it was perhaps cut off between blocks.
         self.lacks_end = self._is_bgzip and not self._is_empty_member
         self.num_trailing = len(self._pending)
         while chunk := self._source.read(_READ_BYTES):

@@ -39,8 +39,7 @@ def read_pairs(readers: Sequence[RecordReader]) -> Iterator[Record]:
                 raise InputError(
                     f"{names}: pair {number}, {brief(alone.id)}, lacks a mate; {_REMEDY}"
                 )
-            # Two files that are sorted differently would give pairs of strangers, each with one
-            # call.
+            # Files that are sorted differently would give pairs of strangers, each with one call.
             if not _are_mates(first.id, second.id):
                 wanted = (
                     "the mate /1 comes first; change the order of the files, or of the reads"

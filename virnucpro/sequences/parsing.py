@@ -126,8 +126,7 @@ def whole_fastq_records(text: bytes) -> bytes:
     """Return the beginning of `text` that has whole records, of four lines each."""
     end = len(text)
     for _ in range(text.count(b"\n") % LINES_OF_FASTQ + 1):
-        # Step back over the lines of the record that is not whole yet, and over a line without an
-        # end.
+        # Step back over the lines of the record that is not whole yet, and over half a line.
         end = text.rfind(b"\n", 0, end)
     return text[: end + 1]
 

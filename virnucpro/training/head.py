@@ -255,8 +255,7 @@ def _learn(
 @torch.no_grad()
 def _judge(module: nn.Module, valid: Examples | ChunkExamples) -> float:
     """Return the mean loss of the held-out examples."""
-    # Without dropout, and with the statistics of the training: held-out rows must not depend on
-    # each other.
+    # Without dropout, and by the statistics of the training: held-out rows must be independent.
     module.eval()
     row_numbers = np.arange(len(valid.weight))
     starts = range(0, len(row_numbers), _ROWS_AT_ONCE)

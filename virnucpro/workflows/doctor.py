@@ -175,8 +175,7 @@ def _check_computing() -> Iterator[Check]:
     try:
         with open_run(ComputeConfig()) as run:
             found = describe_computing(run.device, run.precision, "auto")
-            # Our kernels need a GPU since Ampere. Older ones have no bf16, and nothing is wrong
-            # with them.
+            # Our kernels need Ampere or later. Nothing is wrong with GPUs that have no bf16.
             on_old_gpu = run.precision == "fp16"
             has_kernels = "our kernels" in found
     except VirnucproError as error:

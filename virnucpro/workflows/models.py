@@ -155,8 +155,7 @@ def remove_model(name: str) -> list[Path]:
 
             # Only such models lie in the hub's cache.
             assert model.hub_id is not None
-            # Revisions share files in the hub's cache, and its library knows which are still
-            # needed.
+            # Revisions share files in the hub's cache. Its library knows which are still needed.
             scan_cache_dir().delete_revisions(model.hub_id[1]).execute()
         removed.append(path)
     return removed

@@ -91,8 +91,7 @@ def profile_budgets(config: ProfileConfig, compute: ComputeConfig, location: str
         speeds: dict[int, Speed] = {}
         try:
             for budget_tokens, speed in _measure(run, model, config):
-                # Kept one by one, so that a budget that exceeds the memory does not lose those
-                # before it.
+                # Kept one by one: a budget that exceeds the memory must not lose those before.
                 speeds[budget_tokens] = speed
                 logger.info("measured batches of %s tokens", f"{budget_tokens:,}")
         except RuntimeError as error:

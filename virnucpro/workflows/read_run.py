@@ -56,8 +56,7 @@ class FinishedRun:
         from anndata import read_h5ad
 
         with tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch:
-            # Through `export`, which joins copies with the sequence that was embedded, and checks
-            # the parts.
+            # Through `export`, which joins copies with what was embedded, and checks the parts.
             config = ExportConfig(
                 source=self.directory.output_path,
                 output_dir=Path(scratch, "exported"),

@@ -136,8 +136,7 @@ def judge_records(
         # What would be called viral is never left out, whatever may be lost.
         usual = DEFAULT_THRESHOLD if config.threshold is None else config.threshold
         bound = choose_bound(records.probability, config.screen_loss, min(usual, DEFAULT_THRESHOLD))
-        # A record without a probability is NaN here, which is below nothing: the large models judge
-        # it.
+        # A record without a probability is NaN here, and below nothing: the large models judge it.
         is_cellular = records.probability < bound
         models = [each.job.model for each in passes]
         about = _describe(config, models, decision, calibration, bound, is_cellular)

@@ -240,7 +240,6 @@ def _open_after_last_line(path: Path) -> IO[str]:
         with path.open("rb") as before:
             before.seek(-1, 2)
             if before.read() != b"\n":
-                # Otherwise the first line of this run would be glued to the half line, and both be
-                # lost.
+                # Otherwise the half line and the first line of this run would be one, and lost.
                 file.write("\n")
     return file

@@ -273,8 +273,7 @@ class FrameStore(StoredRecords):
             is_inside = self.find_records(later) == self.find_records(later - 1)
             later = np.where(is_inside, later, chunks)
             before = np.where(is_inside, later - 1, chunks)
-            # From the start of the later chunk to the end of the earlier one is where both read the
-            # same bases.
+            # Both chunks read from the start of the later one to the end of the earlier one.
             middle = (self.locate_chunks(later)[0] + self.locate_chunks(before)[1]) // 2
             edges.append(np.where(is_inside, middle, border))
         return edges[0], edges[1]

@@ -191,8 +191,7 @@ def _open_writer(directory: Path, names: Sequence[str]) -> Iterator[_StoreWriter
         # Without its manifest an old store does not count while its files are overwritten.
         (directory / MANIFEST).unlink(missing_ok=True)
         with ExitStack() as stack:
-            # New files, in place of old ones: processes that still map the old store keep its
-            # bytes.
+            # New files in place of old ones: processes that still map the old store keep that.
             files = {name: stack.enter_context(create_file(directory / name)) for name in names}
             yield _StoreWriter(directory, files)
     except OSError as error:
