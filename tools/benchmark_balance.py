@@ -86,7 +86,7 @@ def measure(run: Run, directory: Path, how: str) -> None:
         run.make_counter = lambda: count.__next__  # type: ignore[method-assign]
     job = make_job(directory, how, SLOWDOWNS[run.rank])
     seconds = [summary.loop_seconds for summary in run_pass(run, job).summaries]
-    num_tokens = int(measure_costs(job.model.backend.token_cost, job.source, job.rows).sum())
+    num_tokens = int(measure_costs(job.model.backend, job.source, job.rows).sum())
     ideal = num_tokens * SECONDS_PER_TOKEN / sum(1 / slowdown for slowdown in SLOWDOWNS)
     if run.is_main:
         each = ", ".join(f"{value:.1f}" for value in seconds)

@@ -147,7 +147,7 @@ def benchmark_pass(job: Job, rows_per_part: int) -> None:
     sequences: list[list[str]] = []
 
     def plan() -> None:
-        costs = measure_costs(model.backend.token_cost, job.source, job.rows)
+        costs = measure_costs(model.backend, job.source, job.rows)
         found = plan_batches(job.rows, costs, BATCH_TOKENS)
         batches.extend(found[index] for index in range(len(found)))
 

@@ -55,7 +55,7 @@ def plan(path: Path, directory: Path) -> str:
     for backend, kind in (("dnabert-s", "dna"), ("esm2", "protein")):
         source = store.sequences(kind)  # type: ignore[arg-type]
         rows = unique_rows(source)
-        costs = measure_costs(load_backend(backend).backend.token_cost, source, rows)
+        costs = measure_costs(load_backend(backend).backend, source, rows)
         batches = plan_batches(rows, costs, 32_768)
         for number in range(len(batches)):
             source.get_many(batches[number])

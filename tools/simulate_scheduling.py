@@ -228,7 +228,7 @@ def plan_tokens(
         store = build_frame_store(paths, Path(directory), StoreSettings(chunk_length_bp))
         source = store.sequences(model.kind)
         rows = unique_rows(source)
-        costs = measure_costs(model.backend.token_cost, source, rows)
+        costs = measure_costs(model.backend, source, rows)
     batches = plan_batches(rows, costs, budget_tokens)
     num_tokens = np.add.reduceat(batches.costs, batches.starts[:-1]).astype(np.float64)
     # A run has one partial batch, however large it is.

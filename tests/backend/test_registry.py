@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.plugins import TOY_PLUGIN, install_module, install_project, run_python
 from virnucpro.backend.registry import (
@@ -20,7 +21,10 @@ from virnucpro.errors import BackendError
 
 INFO = "BackendInfo('toy', 'dna', 4, None, 'mean', interface_version={version})"
 TRAINABLE = "BackendInfo('toy', 'dna', 4, None, 'mean', linear_layers={})"
-METHODS = "    token_cost = open_weights = load_collator = load_encoder = lambda self: None\n"
+METHODS = (
+    "    token_cost = open_weights = load_collator = load_encoder = lambda self, *_, **s: None\n"
+)
+TRAINABLE_METHODS = f"{METHODS}    def load_trainable(self, weights, *, dtype, device): ...\n"
 PREAMBLE = "from virnucpro.backend.interface import BackendInfo\n"
 
 BROKEN = {
@@ -52,8 +56,19 @@ BROKEN |= {
     backend_source(info=TRAINABLE.format("('a.b',)")): r"linear_layers are \('a.b',\)",
     backend_source(info=TRAINABLE.format("('fc1',)")): "linear_layers, and lacks load_trainable",
     backend_source(
-        info=TRAINABLE.format("('fc1',)"), methods=METHODS + "    load_trainable = len\n"
+        info=TRAINABLE.format("('fc1',)"),
+        methods=f"{METHODS}    load_trainable = len\n"
+        "    def load_encoder(self, weights, *, dtype, device, attention): ...\n",
     ): "its load_encoder does not take `changes`",
+    backend_source(
+        info=TRAINABLE.format("('fc1',)"), methods=TRAINABLE_METHODS
+    ): "its load_trainable cannot be called as it should be: .* 'gradient_checkpointing'",
+    backend_source(
+        methods=METHODS + "    def load_encoder(self, weights, dtype, device): ...\n"
+    ): "its load_encoder cannot be called as it should be: got an unexpected .* 'attention'",
+    backend_source(methods=METHODS + "    def token_cost(self, sequence, alphabet): ...\n"): (
+        "its token_cost cannot be called as it should be: missing .* 'alphabet'"
+    ),
 }
 
 
@@ -95,7 +110,7 @@ def test_a_plugin_is_listed_and_loaded(site: Path) -> None:
 
 
 def test_an_error_in_a_plugin_is_blamed_on_it(site: Path) -> None:
-    methods = METHODS.replace("lambda self: None", "lambda self, *_: self.mistake")
+    methods = METHODS.replace("None", "self.mistake")
     install_module(site, backend_source(methods=methods), "toy-one")
     importlib.invalidate_caches()
     with pytest.raises(AttributeError) as caught:
@@ -105,6 +120,28 @@ def test_an_error_in_a_plugin_is_blamed_on_it(site: Path) -> None:
     with pytest.raises(TypeError) as blameless:
         load_backend("esm2").backend.token_cost(1)  # type: ignore[arg-type]
     assert find_culprit(blameless.value) is None
+
+
+def test_an_error_of_a_plugin_in_a_worker_is_blamed_on_it(site: Path) -> None:
+    source = "\ndef collate(rows, sequences):\n    return mistake\n"
+    install_module(site, backend_source() + source, "toy-one")
+    importlib.invalidate_caches()
+    load_backend("toy")
+    loader = DataLoader(
+        [()], collate_fn=Collates(), num_workers=1, multiprocessing_context="spawn", batch_size=None
+    )
+    with pytest.raises(NameError, match="in DataLoader worker") as caught:
+        list(loader)
+    assert find_culprit(caught.value) == "backend toy (package toy-one 1.0)"
+
+
+class Collates:
+    """Calls the plug-in in a worker."""
+
+    def __call__(self, item: object) -> object:
+        import toy_one
+
+        return toy_one.collate((), ())
 
 
 def test_loading_imports_the_one_asked_for_alone(site: Path) -> None:

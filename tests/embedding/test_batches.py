@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virnucpro.backend.testing import ToyBackend
 from virnucpro.embedding.batches import ClaimedBatches, measure_costs, plan_batches, unique_rows
+from virnucpro.errors import BackendError
 
 cost_lists = st.lists(st.integers(min_value=0, max_value=300), max_size=200)
 
@@ -98,6 +102,35 @@ def test_unique_rows_keep_the_first_of_identical_sequences() -> None:
 def test_costs_are_aligned_with_the_rows_asked_for() -> None:
     source = ListSource(["A" * n for n in range(10)])
 
-    costs = measure_costs(lambda sequence: len(sequence) + 2, source, np.asarray([7, 3]))
+    costs = measure_costs(Costing(lambda length: length + 2), source, np.asarray([7, 3]))
 
     assert costs.tolist() == [9, 5]
+
+
+@pytest.mark.parametrize(
+    ("cost", "found"),
+    [
+        (lambda length: length / 2, "3.5"),
+        (lambda length: length - 3, "0"),
+        (lambda length: -length, "-7"),
+        (lambda length: None, "None"),
+        (lambda length: float("nan"), "nan"),
+        (lambda length: 10**30, "10+"),
+    ],
+)
+def test_a_cost_that_is_no_positive_integer_is_refused(
+    cost: Callable[[int], Any], found: str
+) -> None:
+    source = ListSource(["A" * n for n in range(10)])
+    with pytest.raises(BackendError, match=f"token_cost of backend toy returned {found}, and a"):
+        measure_costs(Costing(cost), source, np.asarray([7, 3]))
+
+
+class Costing(ToyBackend):
+    """A backend with other costs."""
+
+    def __init__(self, cost: Callable[[int], Any]) -> None:
+        self._cost = cost
+
+    def token_cost(self, sequence: str) -> int:
+        return cast("int", self._cost(len(sequence)))

@@ -18,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
+from virnucpro.backend.interface import Weights
 from virnucpro.backend.registry import LoadedBackend
 from virnucpro.backend.testing import ToyBackend, write_toy_weights
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
@@ -116,7 +117,7 @@ def embed_alone(job: Job) -> np.ndarray:
 
 def plan(job: Job) -> Batches:
     assert job.batch_tokens is not None
-    costs = measure_costs(job.model.backend.token_cost, job.source, job.rows)
+    costs = measure_costs(job.model.backend, job.source, job.rows)
     return plan_batches(job.rows, costs, job.batch_tokens)
 
 
@@ -276,6 +277,28 @@ def test_other_embeddings_than_the_interface_wants_are_refused(
             return lambda batch: change(encoder(batch))
 
     with pytest.raises(BackendError, match=f"backend toy returned embeddings .* {found}"):
+        embed(run, with_backend(job, Backend()))
+    assert finished_parts(job.parts_dir) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: batch._replace(rows=batch.rows[::-1]),
+        lambda batch: batch._replace(rows=np.arange(len(batch.rows))),
+        lambda batch: batch._replace(rows=None),
+        tuple,
+    ],
+)
+def test_other_batches_than_the_claimed_ones_are_refused(
+    run: Run, job: Job, change: Callable[[Any], Any]
+) -> None:
+    class Backend(ToyBackend):
+        def load_collator(self, weights: Weights) -> Any:
+            collator = super().load_collator(weights)
+            return lambda *batch: change(collator(*batch))
+
+    with pytest.raises(BackendError, match=r"the collator of backend toy returned .* was expected"):
         embed(run, with_backend(job, Backend()))
     assert finished_parts(job.parts_dir) == []
 

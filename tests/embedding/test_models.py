@@ -133,6 +133,24 @@ def test_what_is_no_weights_is_refused(model, monkeypatch) -> None:
         open_model("dnabert-s", "there")
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"identity": ""}, "identity '', and a digest"),
+        ({"identity": None}, "identity None, and a digest"),
+        ({"embedding_dim": 0}, "embedding_dim 0, and a positive integer"),
+        ({"embedding_dim": 768.0}, "embedding_dim 768.0, and a positive integer"),
+    ],
+)
+def test_weights_that_say_too_little_are_refused(model, monkeypatch, change, found) -> None:
+    wrong = dataclasses.replace(model.weights, **change)
+    monkeypatch.setattr(type(model.backend), "open_weights", lambda self, location: wrong)
+    with pytest.raises(
+        BackendError, match=f"of backend dnabert-s returned Weights with the {found}"
+    ):
+        open_model("dnabert-s", "there")
+
+
 def test_an_interrupt_in_opening_stays_one(model, monkeypatch) -> None:
     def open_weights(self: object, location: str) -> None:
         raise KeyboardInterrupt

@@ -12,13 +12,21 @@ import inspect
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import cast, get_args
 
 from virnucpro.backend.interface import INTERFACE_VERSION, Alphabet, Backend, BackendInfo
 from virnucpro.errors import BackendError
 
 GROUP = "virnucpro.backends"
-METHODS = ("token_cost", "open_weights", "load_collator", "load_encoder")
+METHODS: dict[str, tuple[str, ...]] = {
+    "token_cost": (),
+    "open_weights": (),
+    "load_collator": (),
+    "load_encoder": ("dtype", "device", "attention"),
+}
+"""What a run calls with one argument, and the keywords that it adds."""
+TRAINING_KEYWORDS = ("dtype", "device", "gradient_checkpointing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +128,20 @@ def find_culprit(error: BaseException) -> str | None:
     for entries in _find_entry_points().values():
         for entry in entries:
             distribution, version = _origin(entry)
-            if distribution != "virnucpro" and entry.module.partition(".")[0] in modules:
+            module = entry.module.partition(".")[0]
+            if distribution == "virnucpro":
+                continue
+            # An error of a loader's worker has the worker's traceback in its text.
+            if module in modules or f'File "{_place_of(module)}' in str(error):
                 return f"backend {entry.name} (package {distribution} {version})"
     return None
+
+
+def _place_of(module: str) -> Path | None:
+    """Return the file or the directory of a module; None if it was not imported."""
+    imported = sys.modules.get(module)
+    path = getattr(imported, "__file__", None)
+    return path and (Path(path).parent if hasattr(imported, "__path__") else Path(path))
 
 
 def _find_entry_points() -> dict[str, list[EntryPoint]]:
@@ -184,6 +203,9 @@ def _find_fault(backend: object, entry: EntryPoint) -> str | None:
             return f"its {field} is {value!r}, a positive number or None was expected"
     if not isinstance(info.pooling, str) or not info.pooling:
         return "its `pooling` does not say how token vectors become one vector"
+    for name, keywords in METHODS.items():
+        if reason := _find_fault_in_call(backend, name, keywords):
+            return reason
     return _find_fault_in_training(backend, info.linear_layers)
 
 
@@ -201,6 +223,18 @@ def _find_fault_in_training(backend: object, linear_layers: object) -> str | Non
     parameters = inspect.signature(getattr(backend, "load_encoder")).parameters.values()  # noqa: B009
     if not any(one.name == "changes" or one.kind is one.VAR_KEYWORD for one in parameters):
         return "it states linear_layers, and its load_encoder does not take `changes`"
+    return _find_fault_in_call(backend, "load_trainable", TRAINING_KEYWORDS)
+
+
+def _find_fault_in_call(backend: object, name: str, keywords: tuple[str, ...]) -> str | None:
+    """Return why a method cannot be called as virnucpro calls it, or None."""
+    try:
+        inspect.signature(getattr(backend, name)).bind(None, **dict.fromkeys(keywords))
+    except TypeError as error:
+        return f"its {name} cannot be called as it should be: {error}"
+    # A function in C may not say what it takes.
+    except ValueError:
+        pass
     return None
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Int64Array, split_rows
+from virnucpro.backend.interface import Backend
+from virnucpro.errors import BackendError, brief
 from virnucpro.sequences.frame_store import SequenceSource
 
 
@@ -19,14 +21,26 @@ def unique_rows(source: SequenceSource) -> Int64Array:
     return np.flatnonzero(stands)
 
 
-def measure_costs(
-    token_cost: Callable[[str], int], source: SequenceSource, rows: Int64Array
-) -> Int64Array:
-    """Return the cost of each of `rows`, in tokens, as a backend's `token_cost` estimates it."""
+def measure_costs(backend: Backend, source: SequenceSource, rows: Int64Array) -> Int64Array:
+    """Return the cost of each of `rows`, in tokens, as the backend estimates it.
+
+    Raises:
+        BackendError: A cost is no positive integer.
+    """
     costs = np.empty(len(rows), dtype=np.int64)
     # In blocks, because the text of all sequences may exceed the memory.
     for block in split_rows(0, len(rows)):
-        costs[block] = [token_cost(sequence) for sequence in source.get_many(rows[block])]
+        found = [backend.token_cost(sequence) for sequence in source.get_many(rows[block])]
+        array = np.asarray(found)
+        # Too large a number makes an array of another kind.
+        if array.dtype.kind != "i" or array.min() < 1:
+            kinds = (int, np.integer)
+            wrong = (cost for cost in found if not isinstance(cost, kinds) or not 0 < cost < 2**63)
+            raise BackendError(
+                f"token_cost of backend {backend.info.name} returned {brief(next(wrong))}, and a "
+                "positive integer was expected; report this to its authors"
+            )
+        costs[block] = array
     return costs
 
 

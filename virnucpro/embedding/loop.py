@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from virnucpro.backend.arrays import Float32Array
@@ -21,7 +22,7 @@ from virnucpro.embedding.batches import Batches, ClaimedBatches
 from virnucpro.embedding.jobs import Job
 from virnucpro.embedding.workers import explaining_workers
 from virnucpro.embedding.writer import PartWriter
-from virnucpro.errors import BackendError, count
+from virnucpro.errors import BackendError, brief, count
 from virnucpro.runtime.devices import is_out_of_memory
 from virnucpro.runtime.monitoring import PassStatus
 from virnucpro.runtime.run import Run
@@ -91,6 +92,7 @@ class Loop:
                 batch = next(batches, None)
             if batch is None:
                 return
+            self._check_rows(batch)
             # Waiting for the first batch counts as loading.
             if self.status.state == "embedding":
                 self.status.data_seconds += time.monotonic() - began
@@ -103,6 +105,20 @@ class Loop:
                     # it, while the model still reads it.
                     tensor.record_stream(current)
             yield batch
+
+    def _check_rows(self, batch: object) -> None:
+        """Make sure that a batch is the next one, because others would be stored under its rows.
+
+        Raises:
+            BackendError: The collator returned something else.
+        """
+        wanted = self.batches[self.claimed[0]]
+        if not isinstance(batch, TokenBatch) or not np.array_equal(batch.rows, wanted):
+            found = batch.rows if isinstance(batch, TokenBatch) else batch
+            raise BackendError(
+                f"the collator of backend {self.job.model.name} returned {brief(found)}, and a "
+                f"TokenBatch of the rows {brief(wanted)} was expected; report this to its authors"
+            )
 
     def _embed(
         self, encoder: Encoder, batch: TokenBatch

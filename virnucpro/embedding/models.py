@@ -268,7 +268,18 @@ def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
             f"open_weights of backend {loaded.name} returned {brief(weights)}, and Weights were "
             "expected; report this to its authors"
         )
-    return weights
+    identity, dim = weights.identity, weights.embedding_dim
+    stated = loaded.backend.info.embedding_dim
+    if not isinstance(identity, str) or not identity:
+        wrong = f"identity {brief(identity)}, and a digest in a string"
+    elif type(dim) is not int or dim < 1 or stated not in (None, dim):
+        wrong = f"embedding_dim {brief(dim)}, and {stated or 'a positive integer'}"
+    else:
+        return weights
+    raise BackendError(
+        f"open_weights of backend {loaded.name} returned Weights with the {wrong} was expected; "
+        "report this to its authors"
+    )
 
 
 def refuse_changes(loaded: LoadedBackend, changes: Changes | None) -> None:

@@ -176,7 +176,7 @@ def _embed_rest(
     # Before loading, which may take minutes, so that the monitor shows what this process does.
     run.monitor.begin_pass(status)
     # Of all rows, finished ones too: the plan must be that of the undisturbed run.
-    costs = measure_costs(job.model.backend.token_cost, job.source, job.rows)
+    costs = measure_costs(job.model.backend, job.source, job.rows)
     # They start while the weights are loaded.
     loader.start_workers()
     encoder = _load_encoder(run, job)

@@ -215,7 +215,7 @@ def _estimate_pass(
     one_dna = is_dna and classifier.reads_chunks
     source = store.chunk_dna() if one_dna else store.sequences(alphabet)
     rows = unique_rows(source)
-    costs = measure_costs(loaded.backend.token_cost, source, rows)
+    costs = measure_costs(loaded.backend, source, rows)
     key = BudgetKey(device_name(run.device), name, dim, precision, config.attention)
     given = config.dna_batch_tokens if is_dna else config.protein_batch_tokens
     budget = given or read_budget(key) or default_batch_tokens(run.device.type, precision)
