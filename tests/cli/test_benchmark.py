@@ -78,7 +78,9 @@ def test_both_models_are_measured_beside_other_implementations(output_dir: Path)
     ]
     for line in report["lines"]:
         assert line["tokens_per_s"] > line["sequences_per_s"] > 0
-        assert line["ceiling_share"] > 0
+        flop_per_s = line["tokens_per_s"] * line["flop_per_token"]
+        best = report["ceilings"]["flop_per_s"][line["precision"]]
+        assert line["ceiling_share"] == pytest.approx(flop_per_s / best)
         assert line["worst_cosine"] == pytest.approx(1, abs=1e-5)
         assert not line["note"]
 

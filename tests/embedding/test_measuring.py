@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from virnucpro_esm2.model import Esm2
 
 from tools.make_esm2_weights import make_config, write_fair_esm
 from virnucpro.embedding.measuring import (
+    Ceilings,
+    _measure_best,
     count_flop_per_token,
     embed_mixed,
     fill_batch,
@@ -34,6 +37,18 @@ def test_operations_are_those_of_the_published_sizes() -> None:
     # 12 D^2 numbers in each of 36 layers of ESM-2; 4 D^2 and 3 D F in each of 12 of DNABERT-S.
     assert count_flop_per_token(esm2_3b) == 2 * 36 * 12 * 2560**2
     assert count_flop_per_token(published) == 2 * 12 * (4 * 768**2 + 3 * 768 * 3072)
+
+
+def test_a_ceiling_is_the_best_that_was_measured() -> None:
+    # The warm-up, and five calls, of which other programs slow down four.
+    seconds = iter([0.0, 0.05, 0.05, 0.001, 0.05, 0.05])
+    assert 0.001 <= _measure_best(lambda: time.sleep(next(seconds)), CPU) < 0.05
+    assert not list(seconds)
+    before, after = (
+        Ceilings({"fp32": 1.0, "bf16": 4.0}, 5.0),
+        Ceilings({"fp32": 2.0, "bf16": 3.0}, 6.0),
+    )
+    assert before.raise_to(after) == Ceilings({"fp32": 2.0, "bf16": 4.0}, 6.0)
 
 
 def test_layers_in_8_bits_count_as_the_others() -> None:

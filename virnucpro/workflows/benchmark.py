@@ -106,6 +106,7 @@ class Line:
         batch_tokens: The tokens of the timed batch.
         tokens_per_s: Tokens a second, special tokens included.
         sequences_per_s: Open frames a second.
+        flop_per_token: The operations of a token in products with weights.
         ceiling_share: The share of the speed that one large matrix product of this precision has.
         peak_memory_bytes: The GPU memory that was allocated, weights included.
         worst_cosine: The smallest cosine of 32 embeddings and the same in float32, eager attention.
@@ -121,6 +122,7 @@ class Line:
     batch_tokens: int | None = None
     tokens_per_s: float | None = None
     sequences_per_s: float | None = None
+    flop_per_token: int | None = None
     ceiling_share: float | None = None
     peak_memory_bytes: int | None = None
     worst_cosine: float | None = None
@@ -159,23 +161,32 @@ def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
         subjects = [
             (label, model, _list_implementations(run, config, model)) for label, model in models
         ]
-        ceilings = None
-        if config.suite != "equivalence":
-            precisions = {each.precision for *_, found in subjects for each in found}
-            # On this very device and now: a card's limit of power may differ from the data sheet.
-            ceilings = measure_ceilings(run.device, sorted(precisions))
+        precisions = sorted({each.precision for *_, found in subjects for each in found})
+        is_timed = config.suite != "equivalence"
+        # On this very device and now: a card's limit of power may differ from the data sheet.
+        ceilings = measure_ceilings(run.device, precisions) if is_timed else None
+        lines = [
+            line for subject in subjects for line in _measure_model(run, config, is_timed, *subject)
+        ]
+        if ceilings is not None:
+            # Once more: other programs may have slowed down the first measurement alone.
+            ceilings = ceilings.raise_to(measure_ceilings(run.device, precisions))
+            lines = [_compare_with_ceiling(line, ceilings) for line in lines]
         return Report(
             virnucpro=__version__,
             torch=torch.__version__,
             device=device_name(run.device),
             num_threads=torch.get_num_threads(),
             ceilings=ceilings,
-            lines=[
-                line
-                for subject in subjects
-                for line in _measure_model(run, config, ceilings, *subject)
-            ],
+            lines=lines,
         )
+
+
+def _compare_with_ceiling(line: Line, ceilings: Ceilings) -> Line:
+    if line.tokens_per_s is None or line.flop_per_token is None:
+        return line
+    flop_per_s = line.tokens_per_s * line.flop_per_token
+    return replace(line, ceiling_share=flop_per_s / ceilings.flop_per_s[line.precision])
 
 
 def open_models(
@@ -244,7 +255,7 @@ def _list_implementations(run: Run, config: BenchmarkConfig, model: Model) -> li
 def _measure_model(
     run: Run,
     config: BenchmarkConfig,
-    ceilings: Ceilings | None,
+    is_timed: bool,
     label: str,
     model: Model,
     implementations: list[Implementation],
@@ -273,11 +284,11 @@ def _measure_model(
                 cosine = find_min_cosine(found_BE, wanted_BE)
                 is_off = each.is_ours and cosine < MIN_COSINES[each.precision]
                 line = replace(line, worst_cosine=cosine, is_off=is_off)
-            if ceilings is None:
-                yield line
+            line = replace(line, flop_per_token=flop_per_token)
+            if is_timed:
+                yield from _time(run, config, model, each, encoder, line)
             else:
-                ceiling = ceilings.flop_per_s[each.precision] / flop_per_token
-                yield from _time(run, config, model, each, encoder, ceiling, line)
+                yield line
         except UsageError as error:
             # Of others, a package may be missing. Of ours, it is the user's setting that is wrong.
             if each.is_ours:
@@ -298,7 +309,6 @@ def _time(
     model: Model,
     implementation: Implementation,
     encoder: Encoder,
-    ceiling_tokens_per_s: float,
     line: Line,
 ) -> Iterator[Line]:
     """Yield `line` with the speeds on each length."""
@@ -315,7 +325,6 @@ def _time(
             line,
             length_bp=length_bp,
             batch_tokens=len(batch.token_ids_T),
-            ceiling_share=speed.tokens_per_s / ceiling_tokens_per_s,
             **asdict(speed),
         )
 
