@@ -39,18 +39,18 @@ def cap_groups(rows: list[Row], max_bases: int) -> dict[str, int]:
     return {group: min(size, low) for group, size in sizes.items()}
 
 
-def choose_lengths(rows: list[Row], class_mb: float, train_split: str = "train") -> dict[str, int]:
+def choose_lengths(rows: list[Row], class_mb: float) -> dict[str, int]:
     """Return how many bases of each sequence are kept, by id.
 
-    Each class keeps at most `class_mb` million bases of `train_split` and a tenth of that of each
-    other split; every sequence of a group that is cut gives the same share, its first bases.
+    Each class keeps at most `class_mb` million bases of the split `train`, and a tenth of that of
+    each other split; every sequence of a group that is cut gives the same share, its first bases.
     """
     parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         parts[row["split"], row["class"]].append(row)
     kept = {}
     for (split, _), part in parts.items():
-        max_bases = int(class_mb * 1e6 * (1 if split == train_split else 0.1))
+        max_bases = int(class_mb * 1e6 * (1 if split == "train" else 0.1))
         caps = cap_groups(part, max_bases)
         sizes: Counter[str] = Counter()
         for row in part:
