@@ -127,7 +127,7 @@ class SloppyContract(TestToyBackend):
 
 
 @pytest.mark.slow
-def test_the_contract_finds_faults(tmp_path: Path) -> None:
+def test_the_contract_finds_faults() -> None:
     node = f"{__file__}::SloppyContract"
     args = ["-m", "pytest", "-q", "-rf", "-o", "python_classes=SloppyContract", node]
     child = run_python(*args, sites=[], cwd=Path(__file__).parents[2])

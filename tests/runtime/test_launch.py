@@ -137,7 +137,7 @@ def test_runs_with_less_work_than_processes(
     assert (tmp_path / "launched.h5").read_bytes() == (tmp_path / "single.h5").read_bytes()
 
 
-def test_an_error_ends_the_launch_and_is_told_once(inputs, demo_weights, tmp_path):
+def test_an_error_ends_the_launch_and_is_told_once(demo_weights, tmp_path):
     (tmp_path / "broken.fa").write_text(">a\nACGT\n>b\nAC!T\n")
     command = ["virnucpro", "predict", tmp_path / "broken.fa", "-o", tmp_path / "out"]
     done = run(*accelerate_launch(2), *command, *predict_options(demo_weights))

@@ -86,7 +86,7 @@ def test_the_tables_are_those_of_weights_changed_by_hand(
     assert columns[0] != columns[1]
 
 
-def test_the_run_says_which_weights_it_had(runs: dict[str, Path], settings) -> None:
+def test_the_run_says_which_weights_it_had(runs: dict[str, Path]) -> None:
     document = json.loads((runs["tuned"] / "run.json").read_text())
     made_for = document["classifier"]["made_for"]
     assert made_for["finetuned"] == {"targets": ["dna", "protein"]}
@@ -156,7 +156,7 @@ def test_a_precision_is_checked_with_the_changes(make: Make) -> None:
 
 
 def test_a_screen_may_have_changes(
-    runs: dict[str, Path], make: Make, settings, demo_weights, tmp_path: Path
+    runs: dict[str, Path], make: Make, settings, tmp_path: Path
 ) -> None:
     tuned = settings["tuned"]
     screen = {

@@ -197,7 +197,7 @@ def test_what_is_refused_is_told_and_the_rest_is_migrated(run, tmp_path):
     assert_same(read_migrated(tmp_path / "new")["protein"], part_of(PROTEIN, 12, 25))
 
 
-def test_an_interrupted_migration_goes_on(run, tmp_path, monkeypatch):
+def test_an_interrupted_migration_goes_on(run, tmp_path):
     target = tmp_path / "new"
     migrate(run, to=target)
     wanted = read_migrated(target)

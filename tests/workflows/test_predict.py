@@ -409,9 +409,7 @@ def test_python_virnucpro_from_a_checkout(predict_into, reads, demo_weights, tmp
     assert parts_of(tmp_path / "by_path").keys() == parts_of(wanted.output_dir).keys()
 
 
-def test_a_frame_that_does_not_fit_marks_its_record(
-    reads, demo_weights, tmp_path, monkeypatch, caplog
-):
+def test_a_frame_that_does_not_fit_marks_its_record(reads, demo_weights, tmp_path, monkeypatch):
     """The longest frames of one record do not fit, as with a GPU too small for them."""
     from virnucpro_esm2 import backend
 

@@ -169,7 +169,7 @@ def test_call_keeps_the_files_of_the_run_unless_told_otherwise(
 
 
 def test_predict_writes_the_viral_reads_with_their_qualities(
-    config: PredictConfig, records: Path, predicted: PredictResult, caplog
+    config: PredictConfig, records: Path, predicted: PredictResult
 ) -> None:
     result = predict(replace(config, fastq=True, threshold=0.0))
     wanted = [each for each in SeqIO.parse(records, "fastq") if each.id not in ("empty", CLOSED)]

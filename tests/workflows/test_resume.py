@@ -230,7 +230,7 @@ def test_standard_input_is_read_again(reads, demo_weights, undisturbed, tmp_path
 # Finished, or not begun
 
 
-def test_resuming_a_finished_run_computes_nothing(reads, demo_weights, undisturbed, finished):
+def test_resuming_a_finished_run_computes_nothing(reads, demo_weights, finished):
     before = parts_of(finished)
     tables = read_tables(finished)
     for path in (finished / "reads_merged").iterdir():

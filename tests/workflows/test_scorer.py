@@ -132,7 +132,7 @@ def test_settings_are_those_of_predict(sequences: dict[str, str]) -> None:
         Scorer("mini", threshold=0.5, max_fdr=0.1)
 
 
-def test_embeddings_are_those_of_embed(scorer: Scorer) -> None:
+def test_embeddings_are_those_of_embed() -> None:
     proteins = ["MKTAYIAKQR", "", "MK"]
     found_NE = embed_sequences(proteins, "esm2", MINI_DIRECTORY / "esm2", device="cpu")
     assert found_NE.shape[0] == 3

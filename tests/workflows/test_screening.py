@@ -102,7 +102,7 @@ def test_cellular_records_keep_the_word_of_the_screen(
 
 
 def test_the_large_models_see_the_other_records_only(
-    config: PredictConfig, screened: PredictResult, tmp_path: Path
+    screened: PredictResult, tmp_path: Path
 ) -> None:
     directory = screened.directory
     document = json.loads(directory.run_json.read_text())
@@ -272,7 +272,7 @@ def test_a_screen_of_an_earlier_state_is_found(config: PredictConfig, tmp_path: 
 
 
 def test_two_processes_screen_as_one(
-    config: PredictConfig, screened: PredictResult, weights: dict[str, str], tmp_path: Path
+    screened: PredictResult, weights: dict[str, str], tmp_path: Path
 ) -> None:
     options = (*predict_options(weights), "--screen=mini", f"--screen-loss={MAX_LOSS}")
     started = run(

@@ -134,7 +134,7 @@ def test_the_report_is_there_in_every_form(trained) -> None:
     assert everything["num_others_resampled"] == num_tested[1] + num_tested[2]
 
 
-def test_the_classifier_tells_what_it_is_for(trained, genomes: Path, weights) -> None:
+def test_the_classifier_tells_what_it_is_for(trained, genomes: Path) -> None:
     config, _ = trained
     metadata = load_classifier(config.output_path).metadata
     assert (metadata.dna_backend, metadata.chunk_length_bp) == ("dnabert-s", CHUNK_BP)

@@ -172,6 +172,13 @@ def test_the_script_draws_the_tracks_that_the_page_has_as_numbers(
     assert page.evaluate("window.harmed") is None
 
 
+def test_a_track_of_too_many_chunks_has_their_means(monkeypatch) -> None:
+    monkeypatch.setattr(tracks, "_MAX_CHUNKS", 2)
+    chunks = [(0, 9, 0.25), (8, 19, 0.75), (20, 24, 0.125)]
+    assert tracks._thin(chunks) == [(0, 19, 0.5), (20, 24, 0.125)]
+    assert tracks._thin(chunks[:2]) == chunks[:2]
+
+
 def test_an_address_with_a_track_opens_it(run_directory, look, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(run_page, "_NUM_STATIC", 1)
     write_run_page(run_directory, tmp_path / "one.html")
