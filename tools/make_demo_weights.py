@@ -28,9 +28,7 @@ def make_demo_weights(directory: Path, seed: int = 0) -> dict[str, str]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     dna = make_dnabert_s_weights.write_weights(
-        directory / "dnabert_s",
-        make_dnabert_s_config(width=DNA_DIM, num_heads=6),
-        seed=seed,
+        directory / "dnabert_s", make_dnabert_s_config(width=DNA_DIM, num_heads=6), seed=seed
     )
     protein = make_esm2_weights.write_fair_esm(
         directory / "esm2.pt",

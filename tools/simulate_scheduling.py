@@ -120,11 +120,7 @@ class Schedule:
     @property
     def losses(self) -> dict[str, float]:
         """Share of the GPUs' capacity that went into starting, claiming and waiting at the end."""
-        lost = {
-            "start": self.ready_s,
-            "claims": self.wait_s,
-            "end": self.makespan_s - self.end_s,
-        }
+        lost = {"start": self.ready_s, "claims": self.wait_s, "end": self.makespan_s - self.end_s}
         return {name: self._weigh(seconds) / self.makespan_s for name, seconds in lost.items()}
 
     def _weigh(self, seconds: FloatArray) -> float:

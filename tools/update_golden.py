@@ -20,10 +20,7 @@ from virnucpro import PredictConfig, predict
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = REPOSITORY / "tests/data/golden"
 CALLS = REPOSITORY / "examples/calls.tsv"
-INPUTS = (
-    str(REPOSITORY / "examples/example.fasta"),
-    str(GOLDEN / "odd_records.fasta"),
-)
+INPUTS = (str(REPOSITORY / "examples/example.fasta"), str(GOLDEN / "odd_records.fasta"))
 
 
 def main() -> None:

@@ -32,11 +32,7 @@ Queries, bias and contexts may be those of Q tokens only.
 
 # On a GPU this list selects the memory-efficient kernel. Without it, recent torch prefers cuDNN on
 # Hopper, which compiles a plan for each new (B, L), and nearly every batch has a new one.
-SDPA_BACKENDS = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # The memory-efficient kernel needs each row of its bias aligned to 16 bytes.
 LENGTH_MULTIPLE = 8

@@ -100,8 +100,7 @@ def load_model(
     model = make_meta_model(config, kernel)
     # Always a copy: otherwise the model would read the mapped file, which somebody may replace.
     model.load_state_dict(
-        {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()},
-        assign=True,
+        {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}, assign=True
     )
     model.requires_grad_(False)
     onednn.pack_where_it_pays(model, attention, dtype, device)

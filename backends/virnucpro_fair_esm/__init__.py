@@ -48,12 +48,7 @@ class FairEsmBackend:
         return FairEsmCollator(MAX_RESIDUES)
 
     def load_encoder(
-        self,
-        weights: Weights,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        attention: Attention,
+        self, weights: Weights, *, dtype: torch.dtype, device: torch.device, attention: Attention
     ) -> Encoder:
         """Load the model onto `device`."""
         from virnucpro_fair_esm.model import load_model

@@ -3,13 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virnucpro.backend.changes import (
-    Changes,
-    LowRank,
-    apply_change,
-    check_changes,
-    digest_changes,
-)
+from virnucpro.backend.changes import Changes, LowRank, apply_change, check_changes, digest_changes
 from virnucpro.errors import WeightsError
 
 

@@ -11,12 +11,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.plugins import TOY_PLUGIN, install_module, install_project, run_python
-from virnucpro.backend.registry import (
-    BackendListing,
-    describe_backends,
-    find_culprit,
-    load_backend,
-)
+from virnucpro.backend.registry import BackendListing, describe_backends, find_culprit, load_backend
 from virnucpro.errors import BackendError
 
 INFO = "BackendInfo('toy', 'dna', 4, None, 'mean', interface_version={version})"

@@ -75,11 +75,7 @@ def read_part(path: Path) -> dict[str, Any]:
     identity = read_identity(path)
     reader = EmbeddingReader([path])
     rows = finished_rows([path])
-    return {
-        "identity": identity,
-        "ids": reader.gather_ids(rows),
-        "embeddings": reader.gather(rows),
-    }
+    return {"identity": identity, "ids": reader.gather_ids(rows), "embeddings": reader.gather(rows)}
 
 
 def read_features(path: Path) -> list[dict[str, Any]]:

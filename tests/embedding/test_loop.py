@@ -318,11 +318,7 @@ def test_fp8_is_refused_on_a_cpu(run) -> None:
 
 def test_the_precision_is_what_the_model_computes_in(run: Run, job: Job) -> None:
     embed(run, job)
-    bf16 = replace(
-        job,
-        precision="bf16",
-        parts_dir=job.parts_dir.with_name("bf16"),
-    )
+    bf16 = replace(job, precision="bf16", parts_dir=job.parts_dir.with_name("bf16"))
     embed(run, bf16)
     deviation = np.abs(stored_embeddings(bf16) - stored_embeddings(job)).max()
     assert 1e-4 < deviation < 1e-2

@@ -126,9 +126,7 @@ def test_attention_reads_nothing_of_a_neighbour(fused: ModuleType) -> None:
 
 
 @pytest.mark.gpu
-def test_attention_of_a_sequence_with_more_numbers_than_an_int32_counts(
-    fused: ModuleType,
-) -> None:
+def test_attention_of_a_sequence_with_more_numbers_than_an_int32_counts(fused: ModuleType) -> None:
     length, num_heads, head_dim = 90_000, 64, 128
     assert length * 3 * num_heads * head_dim > 1 << 31
     qkv_T3HK = torch.randn(length, 3, num_heads, head_dim, dtype=torch.float16, device=CUDA)

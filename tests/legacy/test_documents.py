@@ -207,10 +207,7 @@ REFUSED = {
         old.protein_document(nan_at(PROTEIN, "r3_chunk_1F1")),
         r"1 of 5 embeddings hold NaN or infinity \(first: r3_chunk_1F1\)",
     ),
-    "no names": (
-        {"proteins": [1, 2], "data": [torch.zeros(4)] * 2},
-        "ids are not a list of names",
-    ),
+    "no names": ({"proteins": [1, 2], "data": [torch.zeros(4)] * 2}, "ids are not a list of names"),
     "whole numbers": (
         {"ids": ["a"], "data": torch.zeros((1, 10), dtype=torch.int64)},
         "int64, wanted floating-point",

@@ -125,10 +125,7 @@ def test_what_is_left_empty_sets_nothing(settings_file, text):
         ),
         ("predictions: {batch_size: 1}", r"'predictions'; did you mean 'prediction'\?"),
         ("esm: {toks_per_batch: 1}", r"unknown key 'esm'; did you mean 'features.esm'\?"),
-        (
-            "colour: red",
-            "unknown key 'colour'; known are backends, benchmark, calibrate, call, ",
-        ),
+        ("colour: red", "unknown key 'colour'; known are backends, benchmark, calibrate, call, "),
         (
             "prediction: {sequences_per_file: many}",
             "line 1: prediction.sequences_per_file is 'many', wanted a who",

@@ -5,12 +5,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as reference
 
-from virnucpro.reports.metrics import (
-    Predictions,
-    bin_equally,
-    estimate_metrics,
-    trace_curves,
-)
+from virnucpro.reports.metrics import Predictions, bin_equally, estimate_metrics, trace_curves
 
 
 def make_predictions(num_records: int = 400, seed: int = 0, num_clusters: int = 0) -> Predictions:

@@ -56,11 +56,7 @@ def test_highest_scores_are_the_forks_as_float32(tmp_path: Path) -> None:
     rows = read_lines(theirs)[1:]
     maxima = np.array([row[2:] for row in rows], F32)
     ours = tmp_path / "highest.csv"
-    write_highest_scores(
-        ours,
-        [row[0] for row in rows],
-        make_chunks([True] * len(rows), *maxima.T),
-    )
+    write_highest_scores(ours, [row[0] for row in rows], make_chunks([True] * len(rows), *maxima.T))
     assert [row[:2] for row in read_lines(ours)] == [row[:2] for row in read_lines(theirs)]
     assert read_lines(ours)[0] == read_lines(theirs)[0]
     ours_read = np.array([row[2:] for row in read_lines(ours)[1:]], F32)

@@ -30,9 +30,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 def write(tmp_path: Path, files: list[Path], is_viral: list[bool], *, paired: bool = False) -> str:
     store = build_frame_store(
-        [str(path) for path in files],
-        tmp_path / "store",
-        StoreSettings(12, paired=paired),
+        [str(path) for path in files], tmp_path / "store", StoreSettings(12, paired=paired)
     )
     write_viral_fastq(tmp_path / "viral.fastq", store, np.array(is_viral))
     return (tmp_path / "viral.fastq").read_text()

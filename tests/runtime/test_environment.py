@@ -80,23 +80,14 @@ def test_a_launch_is_whole_or_none(monkeypatch, variables) -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        (
-            {"WORLD_SIZE": "4"},
-            r"\(WORLD_SIZE=4\), but RANK, LOCAL_RANK, MASTER_PORT, MASTER_ADDR",
-        ),
+        ({"WORLD_SIZE": "4"}, r"\(WORLD_SIZE=4\), but RANK, LOCAL_RANK, MASTER_PORT, MASTER_ADDR"),
         ({"RANK": "3"}, r"\(RANK=3\), but WORLD_SIZE, LOCAL_RANK, .*; to run alone: unset RANK;"),
         ({"LOCAL_RANK": "1", "MASTER_ADDR": "x"}, "but WORLD_SIZE, RANK, MASTER_PORT: missing or"),
-        (
-            WHOLE | {"RANK": "4"},
-            "but RANK, LOCAL_RANK: missing or wrong; to run alone: unset",
-        ),
+        (WHOLE | {"RANK": "4"}, "but RANK, LOCAL_RANK: missing or wrong; to run alone: unset"),
         (WHOLE | {"MASTER_PORT": "abc"}, "MASTER_PORT=abc.*, but MASTER_PORT: missing or wrong"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1"),
-        (
-            {"OMPI_COMM_WORLD_SIZE": "2"},
-            r"\(OMPI_COMM_WORLD_SIZE=2\).*not work through MPI; to",
-        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, r"\(OMPI_COMM_WORLD_SIZE=2\).*not work through MPI; to"),
         ({"PMI_SIZE": "8", "WORLD_SIZE": "1"}, r"unset PMI_SIZE; to run in several"),
     ],
 )
@@ -132,11 +123,7 @@ def test_machines_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
         ("0::/", {"cpu.max": "max 100000"}, []),
         ("0::/", {}, []),
         # A limit of a parent counts.
-        (
-            "0::/pods/one",
-            {"pods/one/cpu.max": "max 100000", "pods/cpu.max": "200000 50000"},
-            [4],
-        ),
+        ("0::/pods/one", {"pods/one/cpu.max": "max 100000", "pods/cpu.max": "200000 50000"}, [4]),
         ("0::/pods/one", {"pods/one/cpu.max": "8 4", "pods/cpu.max": "3 1"}, [2, 3]),
         # The name outside of the container, whose files are at the root.
         ("0::/../outside/name:with:colons", {"cpu.max": "2 1"}, [2]),

@@ -51,11 +51,7 @@ def write_into_store(port: int) -> None:
     from torch.distributed import TCPStore
 
     store = TCPStore(
-        "127.0.0.1",
-        port,
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=30),
+        "127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
     )
     for number in range(2):
         prefix = "default_pg/0//virnucpro"

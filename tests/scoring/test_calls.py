@@ -6,13 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from virnucpro.scoring.calls import (
-    ChunkCalls,
-    call_chunks,
-    call_records,
-    make_calls,
-    score_chunks,
-)
+from virnucpro.scoring.calls import ChunkCalls, call_chunks, call_records, make_calls, score_chunks
 
 F32 = np.float32
 

@@ -14,13 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.scoring.test_classifier import (
-    CALIBRATED,
-    DNA,
-    METADATA,
-    PROTEIN,
-    read_state,
-)
+from tests.scoring.test_classifier import CALIBRATED, DNA, METADATA, PROTEIN, read_state
 from tools.make_classifier_weights import make_classifier
 from virnucpro.backend.changes import Changes, LowRank, digest_changes
 from virnucpro.backend.interface import Alphabet
@@ -28,11 +22,7 @@ from virnucpro.backend.weights import digest_files
 from virnucpro.errors import ClassifierError
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 from virnucpro.scoring.classifier import ClassifierMetadata
-from virnucpro.scoring.classifier_files import (
-    load_classifier,
-    read_classifier,
-    save_classifier,
-)
+from virnucpro.scoring.classifier_files import load_classifier, read_classifier, save_classifier
 from virnucpro.scoring.region_model import REGION_MODEL, RegionModel
 
 

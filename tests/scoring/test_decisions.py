@@ -172,12 +172,7 @@ def test_a_screen_counts_for_the_estimate() -> None:
     judged_by = np.where(is_screened, "screen", "classifier").astype(object)
     mixed = records._replace(score=score, judged_by=judged_by)
     decision = decide_calls(
-        mixed,
-        CallConfig(run_dir=Path(), estimate_viral_share=True),
-        CALIBRATION,
-        None,
-        half,
-        0.07,
+        mixed, CallConfig(run_dir=Path(), estimate_viral_share=True), CALIBRATION, None, half, 0.07
     )
     assert decision.rule.viral_share == pytest.approx(0.05, abs=0.02)
     # What the screen has judged keeps the share that the screen assumed.

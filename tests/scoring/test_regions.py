@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from virnucpro.scoring.calibration import Calibration
 from virnucpro.scoring.region_model import RegionModel
-from virnucpro.scoring.regions import (
-    ChunkEvidence,
-    describe_chunks,
-    find_spans,
-    find_viral_chunks,
-)
+from virnucpro.scoring.regions import ChunkEvidence, describe_chunks, find_spans, find_viral_chunks
 
 MODEL = RegionModel(least=0.25, most=2.0, switch=3.0, background=0.5)
 

@@ -60,9 +60,7 @@ def build(tmp_path: Path) -> BuildFrames:
     def build_store(records: Sequence[Record] = RECORDS, min_length_bp: int = 0) -> FrameStore:
         path = write_fasta(tmp_path / "input.fa", records)
         return build_frame_store(
-            [path],
-            tmp_path / "store",
-            StoreSettings(12, min_length_bp=min_length_bp),
+            [path], tmp_path / "store", StoreSettings(12, min_length_bp=min_length_bp)
         )
 
     return build_store

@@ -44,11 +44,7 @@ def test_rows_are_those_of_the_chunks(tmp_path: Path) -> None:
 
 def test_files_of_one_name_are_told_apart() -> None:
     classes = name_classes(["a/x.fa", "b/y.fa.gz"], ["c/x.fa"])
-    assert [tuple(one) for one in classes] == [
-        ("a/x.fa", True),
-        ("y", True),
-        ("c/x.fa", False),
-    ]
+    assert [tuple(one) for one in classes] == [("a/x.fa", True), ("y", True), ("c/x.fa", False)]
 
 
 def test_records_without_a_group_are_their_own(tmp_path: Path) -> None:

@@ -7,12 +7,7 @@ import torch
 from virnucpro.errors import UsageError
 from virnucpro.scoring.chunk_head import ChunkHeadSizes
 from virnucpro.scoring.classifier import ChunkClassifier, ClassifierMetadata, FrameClassifier
-from virnucpro.training.head import (
-    ChunkExamples,
-    Examples,
-    FittedHead,
-    fit_head,
-)
+from virnucpro.training.head import ChunkExamples, Examples, FittedHead, fit_head
 
 CPU = torch.device("cpu")
 

@@ -6,12 +6,7 @@ import torch
 
 from virnucpro.config import FrameRule
 from virnucpro.sequences import frames
-from virnucpro.training.stretches import (
-    CODE_OF_BYTE,
-    NO_CODON,
-    find_stretches,
-    reverse_complement,
-)
+from virnucpro.training.stretches import CODE_OF_BYTE, NO_CODON, find_stretches, reverse_complement
 
 
 def as_codes(letters: bytes, length: int) -> torch.Tensor:

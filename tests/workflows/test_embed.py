@@ -318,10 +318,7 @@ def test_not_even_force_disturbs_a_run_at_work(config: EmbedConfig) -> None:
     work_dir = Path(f"{config.output_path}.parts")
     work_dir.mkdir()
     (work_dir / "part-00000-000000.h5").touch()
-    with (
-        locked(work_dir / ".lock"),
-        pytest.raises(UsageError, match="another run is working here"),
-    ):
+    with locked(work_dir / ".lock"), pytest.raises(UsageError, match="another run is working here"):
         embed(replace(config, force=True))
     assert (work_dir / "part-00000-000000.h5").exists()
     embed(replace(config, force=True))

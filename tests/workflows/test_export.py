@@ -190,9 +190,7 @@ def test_rows_have_the_scores_of_their_chunks(tmp_path, caplog, rule):
     reads = write_reads(tmp_path / "reads.fa", 12)
     run = tmp_path / "run"
     store = build_frame_store(
-        [str(reads)],
-        run / "checkpoints/frames",
-        StoreSettings(300, rule=FrameRule.parse(rule)),
+        [str(reads)], run / "checkpoints/frames", StoreSettings(300, rule=FrameRule.parse(rule))
     )
     rng = np.random.default_rng(0)
     for alphabet in ("dna", "protein"):
@@ -276,9 +274,7 @@ def test_a_frame_store_of_another_input_is_refused(run, unfinished, tmp_path):
     for length_bp, min_length_bp in ((500, 0), (500, 50), (300, 0)):
         path = reads if length_bp == 500 and not min_length_bp else run.parent / "reads.fa"
         build_frame_store(
-            [str(path)],
-            frames,
-            StoreSettings(length_bp, min_length_bp=min_length_bp),
+            [str(path)], frames, StoreSettings(length_bp, min_length_bp=min_length_bp)
         )
         with pytest.raises(CheckpointError, match=r"part-.* and that of the run's frame store is"):
             export_embeddings(ExportConfig(unfinished, tmp_path / "npz", "npz"))

@@ -141,10 +141,7 @@ def test_shares_of_a_later_version_are_refused(shares: list[Path], tmp_path: Pat
         ({"settings": []}, r"s2/run\.json: settings is \[\], wanted an object; the file was chan"),
         ({"classifier": {"path": "c"}}, r"s2/run\.json: lacks classifier\.identity; the file was"),
         ({"passes": {}}, r"s2/run\.json: lacks passes\.'DNA embeddings', which the settings of"),
-        (
-            {"passes": {"x": [{"failed_rows": [-1]}]}},
-            r"passes\.x\[0\]\.failed_rows\[0\] is -1, w",
-        ),
+        ({"passes": {"x": [{"failed_rows": [-1]}]}}, r"passes\.x\[0\]\.failed_rows\[0\] is -1, w"),
         ({"frame_rule": None}, r"s2/run\.json: frame_rule is None, wanted a text; the file was ch"),
     ],
 )

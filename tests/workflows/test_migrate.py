@@ -15,22 +15,13 @@ from tests.runs import MISSING, assert_schema_knows, change
 from tools.make_classifier_weights import make_classifier
 from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.parts import (
-    check_part,
-    finished_parts,
-    finished_rows,
-    read_identity,
-)
+from virnucpro.checkpoints.parts import check_part, finished_parts, finished_rows, read_identity
 from virnucpro.config import MigrateConfig
 from virnucpro.errors import ClassifierError, OutputExistsError, UsageError
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.scoring.classifier import ClassifierMetadata
 from virnucpro.scoring.classifier_files import load_classifier, read_classifier
-from virnucpro.workflows.migrate import (
-    REPORT_NAME,
-    migrate_classifier,
-    migrate_features,
-)
+from virnucpro.workflows.migrate import REPORT_NAME, migrate_classifier, migrate_features
 
 DIMS = EmbeddingDims(6, 4)
 DNA = old.make_frames(30, DIMS.dna, seed=1)

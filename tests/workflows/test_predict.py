@@ -31,12 +31,7 @@ from tools.make_demo_weights import PROTEIN_DIM
 from tools.update_golden import GOLDEN, INPUTS
 from virnucpro import PredictConfig, PredictResult, predict
 from virnucpro.backend.testing import write_toy_weights
-from virnucpro.errors import (
-    ClassifierError,
-    InputError,
-    OutputExistsError,
-    UsageError,
-)
+from virnucpro.errors import ClassifierError, InputError, OutputExistsError, UsageError
 from virnucpro.sequences.fasta import RecordReader
 from virnucpro.sequences.records import Record
 

@@ -103,10 +103,7 @@ def start(num_processes: int, *arguments: object) -> subprocess.Popen[str]:
     if num_processes > 1:
         command = accelerate_launch(num_processes, *command[1:])
     return subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stderr=subprocess.PIPE,
-        text=True,
+        command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -244,10 +241,7 @@ def test_resuming_a_finished_run_computes_nothing(reads, demo_weights, finished)
 
 @pytest.mark.parametrize(
     ("name", "settings", "error"),
-    [
-        ("reads.fa", {"precision": "bf16"}, IdentityMismatchError),
-        ("bad.fa", {}, InputError),
-    ],
+    [("reads.fa", {"precision": "bf16"}, IdentityMismatchError), ("bad.fa", {}, InputError)],
 )
 def test_a_refused_command_leaves_no_trace_in_a_finished_run(
     reads, demo_weights, finished, tmp_path, name, settings, error

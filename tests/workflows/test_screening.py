@@ -303,10 +303,7 @@ def test_a_screen_needs_probabilities(
 
 
 def test_standard_input_is_screened_alike(
-    config: PredictConfig,
-    screened: PredictResult,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: PredictConfig, screened: PredictResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Path(EXAMPLE).open() as piped:
         monkeypatch.setattr("sys.stdin", piped)

@@ -15,23 +15,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.runs import (
-    VIRNUCPRO,
-    predict_options,
-    read_known_report,
-    read_table,
-    rows_of,
-    run,
-)
+from tests.runs import VIRNUCPRO, predict_options, read_known_report, read_table, rows_of, run
 from tools.make_demo_weights import make_demo_weights
 from virnucpro import PredictConfig, TrainConfig, TrainResult, predict, train
 from virnucpro.cli.main import main
-from virnucpro.errors import (
-    ClassifierError,
-    InputError,
-    OutputExistsError,
-    UsageError,
-)
+from virnucpro.errors import ClassifierError, InputError, OutputExistsError, UsageError
 from virnucpro.scoring.classifier_files import load_classifier
 
 pytestmark = pytest.mark.slow

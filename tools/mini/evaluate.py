@@ -39,12 +39,7 @@ from tools.mini.records import (
     join_records,
     make_predictions,
 )
-from virnucpro.reports.metrics import (
-    Predictions,
-    estimate_metrics,
-    measure_metrics,
-    trace_curves,
-)
+from virnucpro.reports.metrics import Predictions, estimate_metrics, measure_metrics, trace_curves
 from virnucpro.reports.report import against_the_rest
 
 _MAX_FALSE = 0.05

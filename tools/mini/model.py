@@ -23,13 +23,7 @@ from virnucpro_esm2.attention import Attend, Packing, choose_attend
 from virnucpro_esm2.model import TOKEN_DROPOUT_SCALE, Esm2, Esm2Config
 from virnucpro_esm2.rotary import default_frequencies
 
-from tools.mini.stretches import (
-    DNA_SPECIAL,
-    PROTEIN_MASK,
-    ChunkTokens,
-    Proteins,
-    first_word_id,
-)
+from tools.mini.stretches import DNA_SPECIAL, PROTEIN_MASK, ChunkTokens, Proteins, first_word_id
 from virnucpro.scoring.chunk_head import ChunkHead, ChunkHeadSizes
 
 

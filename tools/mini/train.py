@@ -54,12 +54,7 @@ from tools.mini.teachers import (
     read_model,
     resize_protein,
 )
-from tools.mini.validation import (
-    VALID_LENGTHS_BP,
-    make_valid_set,
-    measure_records,
-    score_chunks,
-)
+from tools.mini.validation import VALID_LENGTHS_BP, make_valid_set, measure_records, score_chunks
 from virnucpro.config import ComputeConfig, FrameRule
 from virnucpro.runtime.run import Run
 from virnucpro.training.loop import STEPS_PER_LOOK, TrainingLoop

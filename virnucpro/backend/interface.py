@@ -165,12 +165,7 @@ class Backend(Protocol):
         ...
 
     def load_encoder(
-        self,
-        weights: Weights,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        attention: Attention,
+        self, weights: Weights, *, dtype: torch.dtype, device: torch.device, attention: Attention
     ) -> Encoder:
         """Load the model onto `device`, to compute in `dtype`.
 

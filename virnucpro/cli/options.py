@@ -11,14 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from virnucpro.config import (
-    COMMANDS,
-    Config,
-    Option,
-    PredictConfig,
-    command_options,
-    options_of,
-)
+from virnucpro.config import COMMANDS, Config, Option, PredictConfig, command_options, options_of
 from virnucpro.config.options import GROUPS, REQUIRED, option_name
 from virnucpro.errors import UsageError
 

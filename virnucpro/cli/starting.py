@@ -23,12 +23,7 @@ from virnucpro.config import (
 )
 from virnucpro.config.published import PUBLISHED, find_weights
 from virnucpro.errors import OutputExistsError, UsageError
-from virnucpro.runtime.environment import (
-    check_launch,
-    is_launched,
-    is_main_process,
-    num_processes,
-)
+from virnucpro.runtime.environment import check_launch, is_launched, is_main_process, num_processes
 
 logger = logging.getLogger(__name__)
 

@@ -165,12 +165,7 @@ def _run_pass(run: Run, job: Job, then: Job | None, loader: Loader) -> Pass:
 
 
 def _embed_rest(
-    run: Run,
-    job: Job,
-    finished: Int64Array,
-    status: PassStatus,
-    then: Job | None,
-    loader: Loader,
+    run: Run, job: Job, finished: Int64Array, status: PassStatus, then: Job | None, loader: Loader
 ) -> list[Path]:
     """Embed the rows that are not in `finished`, count them, and return this process's parts."""
     # Before loading, which may take minutes, so that the monitor shows what this process does.

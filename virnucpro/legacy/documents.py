@@ -10,12 +10,7 @@ import h5py
 import numpy as np
 
 from virnucpro.checkpoints import hdf5
-from virnucpro.checkpoints.parts import (
-    FORMAT_NAME,
-    FormatVersionError,
-    check_part,
-    read_identity,
-)
+from virnucpro.checkpoints.parts import FORMAT_NAME, FormatVersionError, check_part, read_identity
 from virnucpro.errors import CheckpointError, brief, name_few
 from virnucpro.legacy.pickles import is_zip, read_torch_file
 from virnucpro.legacy.steps import Document, EmbeddingDims, migrate_document

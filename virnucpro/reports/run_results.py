@@ -16,11 +16,7 @@ from virnucpro.backend.interface import ALPHABETS, Alphabet
 from virnucpro.checkpoints.run_directory import RunDirectory
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import PredictConfig
-from virnucpro.reports.record_results import (
-    PredictResult,
-    describe_calls,
-    write_decision,
-)
+from virnucpro.reports.record_results import PredictResult, describe_calls, write_decision
 from virnucpro.reports.run_json import RUN_SCHEMA_VERSION
 from virnucpro.reports.tables import (
     in_blocks,
@@ -51,10 +47,7 @@ class Calls(NamedTuple):
 
 
 def write_tables(
-    directory: RunDirectory,
-    config: PredictConfig,
-    embedded: Embedded,
-    scores: Scores,
+    directory: RunDirectory, config: PredictConfig, embedded: Embedded, scores: Scores
 ) -> Calls:
     """Write the tables of frames, chunks, records and regions, and return the calls.
 
@@ -99,11 +92,7 @@ def write_tables(
 
 
 def write_summary(
-    run: Run,
-    directory: RunDirectory,
-    config: PredictConfig,
-    embedded: Embedded,
-    calls: Calls,
+    run: Run, directory: RunDirectory, config: PredictConfig, embedded: Embedded, calls: Calls
 ) -> PredictResult:
     """Write run.json, and return the run's counts and paths.
 

@@ -21,12 +21,7 @@ from virnucpro.backend.places import user_cache_dir
 from virnucpro.config import ComputeConfig
 from virnucpro.errors import MemoryExhaustedError, UsageError, count, first_line
 from virnucpro.kernels import describe_attention
-from virnucpro.runtime.environment import (
-    LAUNCH_VARIABLES,
-    check_launch,
-    num_cores,
-    num_processes,
-)
+from virnucpro.runtime.environment import LAUNCH_VARIABLES, check_launch, num_cores, num_processes
 from virnucpro.runtime.orphans import end_with_launcher
 from virnucpro.runtime.rendezvous import wait_for_all
 

@@ -272,10 +272,7 @@ def _score_chunks(store: FrameStore, passes: Sequence[Pass], classifier: ChunkCl
 
 
 def _gather_chunks(
-    store: FrameStore,
-    passes: Sequence[Pass],
-    classifier: ChunkClassifier,
-    num_unscored: Int64Array,
+    store: FrameStore, passes: Sequence[Pass], classifier: ChunkClassifier, num_unscored: Int64Array
 ) -> Iterator[tuple[Int64Array, tuple[Float32Array, Float32Array, Float32Array, BoolArray]]]:
     """Yield chunks with an embedded row, block by block, and what the classifier reads of them.
 

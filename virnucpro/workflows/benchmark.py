@@ -150,10 +150,7 @@ def run_benchmark(config: BenchmarkConfig, compute: ComputeConfig) -> Report:
         UsageError: A setting is not available on the device, or the weights are not given.
         WeightsError: The user's weights cannot be used.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch,
-        open_run(compute) as run,
-    ):
+    with tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch, open_run(compute) as run:
         # --quick measures the small models of a CPU, on whatever device.
         on_gpu = run.device.type == "cuda" and not config.quick
         models = open_models(config.backend, config.weights, Path(scratch), on_gpu=on_gpu)
@@ -269,10 +266,7 @@ def _measure_model(
     encoder: Encoder | None = None
     for each in implementations:
         line = Line(
-            model=label,
-            implementation=each.name,
-            is_ours=each.is_ours,
-            precision=each.precision,
+            model=label, implementation=each.name, is_ours=each.is_ours, precision=each.precision
         )
         logger.info("measuring %s: %s, %s", label, each.name, each.precision)
         try:
@@ -322,10 +316,7 @@ def _time(
         batch = fill_batch(model, sequences, budget_tokens)
         speed = measure_encoder(encoder, batch, run.device, min_seconds)
         yield replace(
-            line,
-            length_bp=length_bp,
-            batch_tokens=len(batch.token_ids_T),
-            **asdict(speed),
+            line, length_bp=length_bp, batch_tokens=len(batch.token_ids_T), **asdict(speed)
         )
 
 

@@ -277,11 +277,7 @@ def _run_example(name: str, *options: str) -> Check:
         command += ["--model-type=mini", f"--output-dir={output}", "--no-progress", *options]
         try:
             done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_LAUNCH_SECONDS,
+                command, capture_output=True, text=True, check=False, timeout=_LAUNCH_SECONDS
             )
         except subprocess.TimeoutExpired:
             remedy = "processes do not find each other: look for a firewall on the loopback device"

@@ -138,9 +138,7 @@ def estimate_run(config: PredictConfig, num_processes: int = 1) -> RunEstimate:
         if config.screen is not None:
             open_screen(config, classifier)
         store = build_frame_store(
-            config.inputs,
-            Path(directory) / "frames",
-            settings_of_store(config, classifier.rule),
+            config.inputs, Path(directory) / "frames", settings_of_store(config, classifier.rule)
         )
         # So far the run would have done the same, imports included.
         seconds = time.time() - psutil.Process().create_time()

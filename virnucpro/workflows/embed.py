@@ -183,9 +183,7 @@ def _join_parts(path: Path, store: RecordStore, done: Pass) -> None:
     is_empty = store.record_lengths == 0
     if is_empty.any():
         logger.warning(
-            "empty records, which get no embedding: %d of %d",
-            is_empty.sum(),
-            store.num_records,
+            "empty records, which get no embedding: %d of %d", is_empty.sum(), store.num_records
         )
     source = done.job.source
     assert isinstance(source, WindowSource)

@@ -17,13 +17,7 @@ from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import finished_parts, finished_rows, part_name
 from virnucpro.checkpoints.whole_files import check_output_dir, make_output_dir, write_json
 from virnucpro.config import MigrateConfig
-from virnucpro.errors import (
-    ClassifierError,
-    InputError,
-    OutputExistsError,
-    UsageError,
-    name_few,
-)
+from virnucpro.errors import ClassifierError, InputError, OutputExistsError, UsageError, name_few
 from virnucpro.legacy.documents import UNKNOWN
 from virnucpro.legacy.joining import (
     Choice,

@@ -13,11 +13,7 @@ from virnucpro.embedding.passes import run_passes
 from virnucpro.errors import UsageError
 from virnucpro.legacy.adoption import adopt_legacy_run, find_old_features
 from virnucpro.reports.pages.run_page import write_run_page
-from virnucpro.reports.record_results import (
-    PredictResult,
-    note_short_records,
-    replaced_results,
-)
+from virnucpro.reports.record_results import PredictResult, note_short_records, replaced_results
 from virnucpro.reports.run_results import write_shard_summary, write_summary, write_tables
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run

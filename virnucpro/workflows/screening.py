@@ -107,11 +107,7 @@ def screen_records(
 
 @prefixed_messages(_PREFIX)
 def judge_records(
-    run: Run,
-    config: PredictConfig,
-    store: FrameStore,
-    passes: list[Pass],
-    classifier: Classifier,
+    run: Run, config: PredictConfig, store: FrameStore, passes: list[Pass], classifier: Classifier
 ) -> Screened:
     """Return what the passes of a screen say of the records.
 

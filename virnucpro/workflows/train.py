@@ -22,21 +22,13 @@ from virnucpro.errors import IncompleteError, count, count_who
 from virnucpro.legacy.merged import read_merged
 from virnucpro.legacy.steps import EmbeddingDims
 from virnucpro.reports.pages.evaluation_page import write_evaluation_page
-from virnucpro.reports.report import (
-    PAGE_NAME,
-    Section,
-    write_report,
-)
+from virnucpro.reports.report import PAGE_NAME, Section, write_report
 from virnucpro.runtime.devices import few_threads
 from virnucpro.runtime.monitoring import ProgressListener
 from virnucpro.runtime.run import Run, open_run
 from virnucpro.scoring.calls import call_chunks, score_chunks, sigmoid
 from virnucpro.scoring.chunk_head import NUM_FEATURES, ChunkHeadSizes
-from virnucpro.scoring.classifier import (
-    ChunkClassifier,
-    ClassifierMetadata,
-    FrameClassifier,
-)
+from virnucpro.scoring.classifier import ChunkClassifier, ClassifierMetadata, FrameClassifier
 from virnucpro.scoring.classifier_files import save_classifier
 from virnucpro.sequences.fasta import check_beginnings
 from virnucpro.sequences.frame_store import (
@@ -46,23 +38,9 @@ from virnucpro.sequences.frame_store import (
     prepare_frame_store,
 )
 from virnucpro.sequences.records import NAME_OF_ROW, NAMES_OF_ROWS
-from virnucpro.training.corpus import (
-    Corpus,
-    make_corpus,
-    name_classes,
-    read_groups,
-)
-from virnucpro.training.fragments import (
-    Fragments,
-    calibrate_fragments,
-    join_chunks,
-)
-from virnucpro.training.head import (
-    ChunkExamples,
-    Examples,
-    FittedHead,
-    fit_head,
-)
+from virnucpro.training.corpus import Corpus, make_corpus, name_classes, read_groups
+from virnucpro.training.fragments import Fragments, calibrate_fragments, join_chunks
+from virnucpro.training.head import ChunkExamples, Examples, FittedHead, fit_head
 from virnucpro.training.splits import SPLITS, Labelled, balance, choose_chunks, split_groups
 from virnucpro.workflows.finetune import check_finetuning, describe_finetuning, finetune
 from virnucpro.workflows.training_report import (

@@ -28,9 +28,7 @@ def test_what_the_model_reads_is_what_the_program_reads(
     chunks = random_chunks(40, length, seed=length, letters=letters)
     (tmp_path / "chunks.fa").write_text("".join(f">c\n{chunk}\n" for chunk in chunks))
     store = build_frame_store(
-        [str(tmp_path / "chunks.fa")],
-        tmp_path / "store",
-        StoreSettings(length, rule=rule),
+        [str(tmp_path / "chunks.fa")], tmp_path / "store", StoreSettings(length, rule=rule)
     )
     rows = np.arange(store.num_rows)
     assert len(rows) > 40

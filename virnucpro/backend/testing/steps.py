@@ -12,14 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from virnucpro.backend.interface import (
-    Attention,
-    Backend,
-    Collator,
-    Encoder,
-    TokenBatch,
-    Weights,
-)
+from virnucpro.backend.interface import Attention, Backend, Collator, Encoder, TokenBatch, Weights
 from virnucpro.errors import UsageError
 
 CPU = torch.device("cpu")

@@ -173,11 +173,7 @@ class TrainableContract:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_gradients_under_autocast(
-        self,
-        trainable: TrainableBackend,
-        weights: Weights,
-        collator: Collator,
-        dtype: torch.dtype,
+        self, trainable: TrainableBackend, weights: Weights, collator: Collator, dtype: torch.dtype
     ) -> None:
         self._compare_half_gradients(trainable, weights, collator, CPU, dtype, is_cast=True)
 

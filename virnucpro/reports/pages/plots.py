@@ -78,10 +78,7 @@ class Plot(NamedTuple):
 
 
 def draw_columns(
-    title: str,
-    edges: Sequence[float],
-    counts: Mapping[str, Sequence[int]],
-    x_label: str,
+    title: str, edges: Sequence[float], counts: Mapping[str, Sequence[int]], x_label: str
 ) -> Plot:
     """Return a histogram; the columns of each kind stand on those of the kind before.
 
@@ -124,10 +121,7 @@ def draw_columns(
 
 
 def draw_cells(
-    title: str,
-    cells: Mapping[tuple[str, float, float], int],
-    y_label: str,
-    threshold: float | None,
+    title: str, cells: Mapping[tuple[str, float, float], int], y_label: str, threshold: float | None
 ) -> Plot:
     """Return dots over length and a share from 0 to 1; a dot is larger where it is more records.
 

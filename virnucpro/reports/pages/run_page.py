@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro.checkpoints.run_directory import RunDirectory
-from virnucpro.reports.pages.plots import (
-    TRACK_FRAME,
-    Plot,
-    draw_bars,
-    draw_cells,
-    draw_columns,
-)
+from virnucpro.reports.pages.plots import TRACK_FRAME, Plot, draw_bars, draw_cells, draw_columns
 from virnucpro.reports.pages.records import Records, read_records, show_text
 from virnucpro.reports.pages.render import write_page
 from virnucpro.reports.pages.tracks import MIDDLE, Tracks, read_tracks
