@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from virnucpro.config import CalibrateConfig, EmbedConfig, PredictConfig, TrainConfig, input_stem
+from virnucpro.config import (
+    CalibrateConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    MergeConfig,
+    PredictConfig,
+    ReportConfig,
+    TrainConfig,
+    input_stem,
+)
 from virnucpro.errors import UsageError
 
 
@@ -114,11 +125,29 @@ def test_what_a_command_reads_is_not_its_output(tmp_path):
     with pytest.raises(UsageError, match="link: is read by this command and would be replaced"):
         CalibrateConfig(
             classifier=tmp_path / "head.safetensors",
-            run=tmp_path,
+            run_dir=tmp_path,
             truth=tmp_path / "labels.tsv",
             output_path=tmp_path / "link",
             force=True,
         )
+
+
+def test_settings_have_their_former_names(tmp_path):
+    for make, former, value in (
+        (partial(EvaluateConfig, truth="truth.tsv"), "predictions", Path("run")),
+        (partial(CalibrateConfig, "a", truth="truth.tsv", output_path="b"), "run", Path("run")),
+        (MergeConfig, "runs", (Path("one"), Path("two"))),
+        (ReportConfig, "runs", (Path("one"),)),
+    ):
+        present = "run_dirs" if former == "runs" else "run_dir"
+        config = make(**{former: value})
+        assert config == make(**{present: value})
+        assert getattr(config, present) == value
+        other = value * 2 if former == "runs" else Path("other")
+        changed = dataclasses.replace(config, **{former: other})
+        assert changed == dataclasses.replace(config, **{present: other}) != config
+    with pytest.raises(TypeError, match="run_dir"):
+        EvaluateConfig(truth="truth.tsv")
 
 
 def test_embed_settings():

@@ -32,7 +32,7 @@ def labelled(demo_weights: dict[str, str], tmp_path_factory) -> CalibrateConfig:
     (directory / "labels.tsv").write_text("\n".join(lines) + "\n")
     return CalibrateConfig(
         classifier=Path(demo_weights["model_path"]),
-        run=directory / "run",
+        run_dir=directory / "run",
         truth=directory / "labels.tsv",
         output_path=directory / "calibrated.safetensors",
         force=True,
@@ -42,7 +42,7 @@ def labelled(demo_weights: dict[str, str], tmp_path_factory) -> CalibrateConfig:
 def test_the_fit_is_that_of_the_labelled_records(labelled: CalibrateConfig) -> None:
     result = calibrate(labelled)
     labels = {row["id"]: row["label"] for row in read_table(labelled.truth)}
-    rows = [row for row in read_table(labelled.run / "records.tsv") if row["score"] != "NA"]
+    rows = [row for row in read_table(labelled.run_dir / "records.tsv") if row["score"] != "NA"]
     wanted = fit_calibration(
         np.array([float(row["score"]) for row in rows]),
         np.array([int(row["num_open_chunks"]) for row in rows]),
@@ -70,7 +70,7 @@ def test_a_published_classifier_learns_what_it_is_for(labelled, tmp_path: Path) 
     state, metadata, _ = read_classifier(labelled.classifier)
     published = tmp_path / "500_model.pth"
     torch.save(state, published)
-    inputs = json.loads((labelled.run / "run.json").read_text())["settings"]
+    inputs = json.loads((labelled.run_dir / "run.json").read_text())["settings"]
     config = PredictConfig(
         inputs=tuple(inputs["inputs"]),
         output_dir=tmp_path / "run",
@@ -142,20 +142,21 @@ def test_two_groups_cannot_tell_the_error(labelled, tmp_path: Path, caplog) -> N
 @pytest.mark.slow
 def test_the_command_prints_the_error_and_the_file(labelled, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    options = ("--run", labelled.run, "--truth", labelled.truth, "-o", out)
+    options = ("--run-dir", labelled.run_dir, "--truth", labelled.truth, "-o", out)
     done = invoke("calibrate", labelled.classifier, *options)
     assert done.returncode == 0, done.stderr
     assert "cross-fitted: " in done.stdout
     assert "  calibration error  0." in done.stdout
     assert done.stdout.endswith(f"classifier: {out}\n")
-    again = invoke("calibrate", labelled.classifier, *options)
+    # By the former name.
+    again = invoke("calibrate", labelled.classifier, "--run", *options[1:])
     assert again.returncode == 2
     assert "exists already; overwrite it with --force" in again.stderr
 
 
 def test_mistakes_are_explained(labelled: CalibrateConfig, tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="exists already"):
-        calibrate(replace(labelled, output_path=labelled.run / "records.tsv", force=False))
+        calibrate(replace(labelled, output_path=labelled.run_dir / "records.tsv", force=False))
     state, metadata, _ = read_classifier(labelled.classifier)
     other = tmp_path / "other.safetensors"
     save_classifier(other, state, replace(metadata, origin={"a": 1}))

@@ -117,7 +117,7 @@ def test_shares_are_merged(runs: dict[str, Path], make: Make, tmp_path: Path) ->
     for share in shares:
         predict_shard(share)
     config = MergeConfig(
-        runs=tuple(share.output_dir for share in shares), output_dir=tmp_path / "merged"
+        run_dirs=tuple(share.output_dir for share in shares), output_dir=tmp_path / "merged"
     )
     assert read_tables(merge(config).output_dir) == read_tables(runs["tuned"])
 
@@ -177,7 +177,7 @@ def test_a_screen_may_have_changes(
     assert all(one["changes_identity"].startswith("sha256:") for one in backends)
     share = make("by hand", output_dir=tmp_path / "share", shard="1/1", **screen)
     predict_shard(share)
-    merged = merge(MergeConfig(runs=(share.output_dir,), output_dir=tmp_path / "merged"))
+    merged = merge(MergeConfig(run_dirs=(share.output_dir,), output_dir=tmp_path / "merged"))
     assert read_tables(merged.output_dir) == read_tables(output)
 
 
@@ -185,7 +185,7 @@ def test_embed_and_export_give_the_changed_embeddings(
     runs: dict[str, Path], make: Make, settings, tmp_path: Path
 ) -> None:
     exported = {
-        kind: export_embeddings(ExportConfig(source=run, output_dir=tmp_path / kind, to="npz"))
+        kind: export_embeddings(ExportConfig(run_dir=run, output_dir=tmp_path / kind, to="npz"))
         for kind, run in runs.items()
     }
     with (
@@ -224,7 +224,7 @@ def test_calls_and_calibrations_keep_the_changes(
     truth.write_text("id\tlabel\n" + "".join(lines))
     source = Path(settings["tuned"]["model_path"])
     config = CalibrateConfig(
-        classifier=source, run=runs["tuned"], truth=truth, output_path=tmp_path / "c"
+        classifier=source, run_dir=runs["tuned"], truth=truth, output_path=tmp_path / "c"
     )
     calibrate(config)
     found, wanted = load_classifier(tmp_path / "c"), load_classifier(source)

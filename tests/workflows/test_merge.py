@@ -57,7 +57,7 @@ def test_shares_become_the_run_that_embedded_everything(
     whole = predict(config)
     # The shares were computed elsewhere, and their order says nothing.
     moved = [Path(shutil.copytree(share, tmp_path / share.name)) for share in shares]
-    result = merge(MergeConfig(runs=tuple(moved[::-1]), output_dir=tmp_path / "merged"))
+    result = merge(MergeConfig(run_dirs=tuple(moved[::-1]), output_dir=tmp_path / "merged"))
     assert (result.num_virus, result.num_none) == (whole.num_virus, whole.num_none)
     for name in MERGED:
         assert (tmp_path / "merged" / name).read_bytes() == (
@@ -77,7 +77,7 @@ def test_shares_become_the_run_that_embedded_everything(
     # Every share embedded about a third.
     assert all(told["num_rows"] < rows[1] / 2 for told in ours["passes"]["DNA embeddings"])
     with pytest.raises(OutputExistsError):
-        merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "merged"))
+        merge(MergeConfig(run_dirs=tuple(moved), output_dir=tmp_path / "merged"))
 
 
 def test_a_share_is_not_overwritten_by_the_whole(shares: list[Path], tmp_path: Path) -> None:
@@ -90,13 +90,13 @@ def test_a_share_is_not_overwritten_by_the_whole(shares: list[Path], tmp_path: P
     before = sorted((tmp_path / "kept").rglob("*"))
     for output_dir in (tmp_path / "s1", tmp_path / "out"):
         with pytest.raises(UsageError, match="choose another output"):
-            merge(MergeConfig(runs=tuple(moved), output_dir=output_dir, force=True))
+            merge(MergeConfig(run_dirs=tuple(moved), output_dir=output_dir, force=True))
     assert sorted((tmp_path / "kept").rglob("*")) == before
 
 
 def test_a_missing_share_is_named(shares: list[Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found the shares 1/3, 3/3; missing: 2/3"):
-        merge(MergeConfig(runs=(shares[0], shares[2]), output_dir=tmp_path / "merged"))
+        merge(MergeConfig(run_dirs=(shares[0], shares[2]), output_dir=tmp_path / "merged"))
     assert not (tmp_path / "merged").exists()
 
 
@@ -106,7 +106,7 @@ def test_of_many_missing_shares_a_few_are_named(shares: list[Path], tmp_path: Pa
         document = json.loads((share / "run.json").read_text())
         (share / "run.json").write_text(json.dumps(document | {"shard": f"{number}/999999"}))
     with pytest.raises(InputError) as caught:
-        merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "m"))
+        merge(MergeConfig(run_dirs=tuple(moved), output_dir=tmp_path / "m"))
     assert str(caught.value).endswith(
         ": found the shares 2/999999, 9/999999, 10/999999; missing: 1/999999, 3/999999, 4/999999, "
         "5/999999, 6/999999 and 999,991 more. Name the directories of all shares"
@@ -119,7 +119,9 @@ def test_shares_of_other_settings_are_refused(
     other = dataclasses.replace(config, output_dir=tmp_path / "s2", shard="2/3", threshold=0.9)
     predict_shard(other)
     with pytest.raises(InputError, match=r"s2: is no share of the same run .*: threshold differ"):
-        merge(MergeConfig(runs=(shares[0], tmp_path / "s2", shares[2]), output_dir=tmp_path / "m"))
+        merge(
+            MergeConfig(run_dirs=(shares[0], tmp_path / "s2", shares[2]), output_dir=tmp_path / "m")
+        )
 
 
 def test_shares_of_a_later_version_are_refused(shares: list[Path], tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_shares_of_a_later_version_are_refused(shares: list[Path], tmp_path: Pat
         document["settings"]["new_setting"] = 1
         (share / "run.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"'new_setting'; .* is of another version of virnucpro"):
-        merge(MergeConfig(runs=tuple(moved), output_dir=tmp_path / "m"))
+        merge(MergeConfig(run_dirs=tuple(moved), output_dir=tmp_path / "m"))
     assert not (tmp_path / "m").exists()
 
 
@@ -152,7 +154,7 @@ def test_a_share_with_a_wrong_field_is_named(
     document = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps(document | change))
     with pytest.raises(InputError, match=message):
-        merge(MergeConfig(runs=(shares[0], moved, shares[2]), output_dir=tmp_path / "m"))
+        merge(MergeConfig(run_dirs=(shares[0], moved, shares[2]), output_dir=tmp_path / "m"))
 
 
 def test_shares_with_other_batches_are_refused(
@@ -163,7 +165,9 @@ def test_shares_with_other_batches_are_refused(
     )
     predict_shard(other)
     with pytest.raises(InputError, match=r"DNA embeddings: \d+ of \d+ .* 200, 1000 tokens"):
-        merge(MergeConfig(runs=(shares[0], tmp_path / "s2", shares[2]), output_dir=tmp_path / "m"))
+        merge(
+            MergeConfig(run_dirs=(shares[0], tmp_path / "s2", shares[2]), output_dir=tmp_path / "m")
+        )
 
 
 def test_a_share_calls_nothing_and_is_no_whole_run(
@@ -173,7 +177,7 @@ def test_a_share_calls_nothing_and_is_no_whole_run(
     whole = dataclasses.replace(config, output_dir=tmp_path / "whole")
     predict(whole)
     with pytest.raises(InputError, match=r"run\.json: lacks shard; wanted .* predict --shard"):
-        merge(MergeConfig(runs=(tmp_path / "whole",), output_dir=tmp_path / "m"))
+        merge(MergeConfig(run_dirs=(tmp_path / "whole",), output_dir=tmp_path / "m"))
     with pytest.raises(UsageError, match="calls need all shares"):
         predict(dataclasses.replace(config, shard="1/2"))
 

@@ -46,11 +46,11 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
         with pytest.raises(InputError, match=r"did you mean .*out/first, .*out/second"):
             call(CallConfig(run_dir=tmp_path / wrong))
         with pytest.raises(InputError, match=r"did you mean .*out/first, .*out/second"):
-            evaluate(EvaluateConfig(predictions=tmp_path / wrong, truth=tmp_path / "labels.tsv"))
+            evaluate(EvaluateConfig(run_dir=tmp_path / wrong, truth=tmp_path / "labels.tsv"))
     labels = tmp_path / "labels.tsv"
     ids = [line["record_id"] for line in read_table(tmp_path / "out/first_records.tsv")]
     labels.write_text("id\tlabel\n" + "".join(f"{one}\tothers\n" for one in ids))
-    found = evaluate(EvaluateConfig(predictions=tmp_path / "out/first", truth=labels))
+    found = evaluate(EvaluateConfig(run_dir=tmp_path / "out/first", truth=labels))
     assert found.output_dir == tmp_path / "out/first_evaluation"
     # So do the commands on embeddings, and the two runs keep theirs apart.
     tables = [read_run(tmp_path / f"out/{name}").embeddings for name in ("first", "second")]
@@ -68,7 +68,7 @@ def test_runs_with_prefixes_share_a_directory(demo_weights, tmp_path: Path) -> N
 
 
 def test_the_working_directory_may_be_the_run() -> None:
-    config = EvaluateConfig(predictions=Path(), truth=Path("labels.tsv"))
+    config = EvaluateConfig(run_dir=Path(), truth=Path("labels.tsv"))
     assert (config.records_tsv, config.resolved_output_dir) == (
         Path("records.tsv"),
         Path("evaluation"),

@@ -183,7 +183,7 @@ def test_a_screened_run_calibrates_no_classifier(
     num_screened = sum(line["judged_by"] == "screen" for line in records_of(screened.output_dir))
     settings = CalibrateConfig(
         classifier=config.resolved_model_path,
-        run=screened.output_dir,
+        run_dir=screened.output_dir,
         truth=REPOSITORY / "examples" / "labels.tsv",
         output_path=tmp_path / "calibrated.safetensors",
     )
@@ -329,7 +329,7 @@ def test_shares_of_a_screened_run_become_that_run(
     shares = [tmp_path / "1", tmp_path / "2"]
     for path in shares:
         predict_shard(dataclasses.replace(config, output_dir=path, shard=f"{path.name}/2"))
-    merged = merge(MergeConfig(runs=tuple(shares), output_dir=tmp_path / "merged"))
+    merged = merge(MergeConfig(run_dirs=tuple(shares), output_dir=tmp_path / "merged"))
     for name in ("records.tsv", "chunks.tsv", "viral_regions.tsv"):
         ours, theirs = (one.output_dir / name for one in (merged, screened))
         assert ours.read_bytes() == theirs.read_bytes(), name
@@ -344,4 +344,4 @@ def test_shares_of_a_screened_run_become_that_run(
     document["screen"]["num_records"] += 1
     run_json.write_text(json.dumps(document))
     with pytest.raises(InputError, match="screen differ"):
-        merge(MergeConfig(runs=tuple(shares), output_dir=tmp_path / "none"))
+        merge(MergeConfig(run_dirs=tuple(shares), output_dir=tmp_path / "none"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.config.options import REQUIRED, Config, argument, option
+from virnucpro.config.options import REQUIRED, Config, accepting_former, argument, option
 
 
 def truth_option() -> Path:
@@ -23,12 +23,13 @@ def truth_option() -> Path:
     return field
 
 
+@accepting_former(predictions="run_dir")
 @dataclass(frozen=True)
 class EvaluateConfig(Config, group="Output"):
     """The settings of `evaluate`."""
 
     # The table alone is enough, so this need not be a run.
-    predictions: Path = argument(
+    run_dir: Path = argument(
         help="Output directory of predict, or its records.tsv.", metavar="RUN_DIR", path="run"
     )
     truth: Path = truth_option()
@@ -44,7 +45,7 @@ class EvaluateConfig(Config, group="Output"):
     @property
     def records_tsv(self) -> Path:
         """The table of the run's records."""
-        path = self.predictions
+        path = self.run_dir
         if path.exists():
             return path / "records.tsv" if path.is_dir() else path
         # A run with a prefix is named as for other commands: by `directory/prefix`.
@@ -60,13 +61,15 @@ class EvaluateConfig(Config, group="Output"):
         return self.output_dir or self.records_tsv.with_name(name)
 
 
+@accepting_former(run="run_dir")
 @dataclass(frozen=True)
 class CalibrateConfig(Config, group="Output"):
     """The settings of `calibrate`."""
 
     classifier: Path = argument(help="Classifier that made the run.", path="file")
-    run: Path = option(
+    run_dir: Path = option(
         REQUIRED,
+        "--run",
         help="Output directory of predict with this classifier.",
         details="Its records must not be those that the classifier was trained on.",
         group="Input",

@@ -15,7 +15,7 @@ ExportFormat = Literal["pt", "npz", "anndata", "parquet"]
 class ExportConfig(Config, group="Output"):
     """The settings of `export`."""
 
-    source: Path = argument(
+    run_dir: Path = argument(
         help="Output directory of predict, finished or not, or of migrate.",
         metavar="RUN_DIR",
         path="run",

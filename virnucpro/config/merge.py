@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from virnucpro.config.options import Config, argument, option
+from virnucpro.config.options import Config, accepting_former, argument, option
 
 
+@accepting_former(runs="run_dirs")
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(Config, group="Output"):
     """The settings of `merge`."""
 
-    runs: tuple[Path, ...] = argument(
+    run_dirs: tuple[Path, ...] = argument(
         help="Output directories of predict --shard: all shares of one input.",
         metavar="RUN_DIR...",
         path="run",

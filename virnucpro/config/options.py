@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -11,9 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from virnucpro.errors import UsageError, brief
+
+AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 REQUIRED = MISSING
 """The default of a setting that has none."""
@@ -187,6 +190,29 @@ def option(default: Any, *aliases: str, **about: Any) -> Any:
 def argument(default: Any = REQUIRED, **about: Any) -> Any:
     """Return a dataclass field for a setting that the command line gives by its place."""
     return option(default, group="Arguments", is_argument=True, **about)
+
+
+def accepting_former(**names: str) -> Callable[[type[AnyConfig]], type[AnyConfig]]:
+    """Return a decorator that lets a class of settings take former names of its fields.
+
+    Args:
+        names: Each former name with the present one.
+    """
+
+    def decorate(config: type[AnyConfig]) -> type[AnyConfig]:
+        make = config.__init__
+
+        @functools.wraps(make)
+        def make_from_either(self: AnyConfig, *args: Any, **given: Any) -> None:
+            for former in names.keys() & given.keys():
+                # `dataclasses.replace` also gives the present name, with the value to be replaced.
+                given[names[former]] = given.pop(former)
+            make(self, *args, **given)
+
+        config.__init__ = make_from_either  # type: ignore[assignment, method-assign]
+        return config
+
+    return decorate
 
 
 def options_of(config: type[Config]) -> Mapping[str, Option]:

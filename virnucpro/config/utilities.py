@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
-from virnucpro.config.options import Config, argument, option
+from virnucpro.config.options import Config, accepting_former, argument, option
 from virnucpro.config.shared import SEQUENCE_FORMATS, STDIN, DimsConfig, chunk_length_option
 
 
@@ -60,11 +60,12 @@ class MonitorConfig(Config):
     json: bool = option(False, help="Print the present state as JSON and exit.")
 
 
+@accepting_former(runs="run_dirs")
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Config):
     """The settings of `report`."""
 
-    runs: tuple[Path, ...] = argument(
+    run_dirs: tuple[Path, ...] = argument(
         help="Output directory of predict, train or evaluate; several of predict are compared.",
         metavar="RUN_DIR...",
         path="run",

@@ -80,13 +80,13 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         refuse_existing(config.output_path)
     # The tensors are written again as they are, so the scores stay the same.
     state, found, changes = read_classifier(config.classifier)
-    directory = find_run(config.run)
+    directory = find_run(config.run_dir)
     document = read_run_json(directory.run_json)
     identity = digest_files([config.classifier])
     # By digest, because the file at the same path may have been replaced since.
     if document["classifier"]["identity"] != identity:
         raise ClassifierError(
-            f"{config.classifier}: did not make the run in {config.run}: its identity is "
+            f"{config.classifier}: did not make the run in {config.run_dir}: its identity is "
             f"{identity}, the run's classifier has {document['classifier']['identity']}; give the "
             f"run's classifier ({document['classifier']['path']}), or another run"
         )
@@ -94,8 +94,9 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     if num_screened:
         # And those that are left are no sample of the labelled records.
         raise InputError(
-            f"{config.run}: its screen judged {count(num_screened, 'record')}, which have scores "
-            "of the screen's model; run virnucpro predict on the labelled records without --screen"
+            f"{config.run_dir}: its screen judged {count(num_screened, 'record')}, which have "
+            "scores of the screen's model; run virnucpro predict on the labelled records without "
+            "--screen"
         )
     records = _read_labelled(directory.records_tsv, config.truth)
     calibration = records.fit(np.full(len(records.score), True))

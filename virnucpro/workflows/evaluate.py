@@ -88,13 +88,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         refuse_existing(directory)
     # A pipe is as good as a file.
     if not config.records_tsv.exists():
-        run = find_run(config.predictions)
+        run = find_run(config.run_dir)
         if run.run_json.is_file() or run.metrics_path.is_file():
             # It says that the run has not finished, or that it is a share.
             read_run_json(run.run_json)
         raise InputError(
             f"{config.records_tsv}: no such file; wanted the output directory of a finished "
-            f"virnucpro predict, or its records.tsv{suggest_runs(config.predictions)}"
+            f"virnucpro predict, or its records.tsv{suggest_runs(config.run_dir)}"
         )
     truth = read_truth(config.truth)
     records = _read_records(config, truth)

@@ -67,10 +67,10 @@ def export_embeddings(
     # Before the source is read, which checks all its parts.
     if config.to == "parquet":
         require_package("pyarrow", "parquet")
-    source = _Source(config.source)
+    source = _Source(config.run_dir)
     if len(source.readers) < len(ALPHABETS):
         (alphabet,) = source.readers
-        found = f"{config.source}: holds {alphabet} embeddings only"
+        found = f"{config.run_dir}: holds {alphabet} embeddings only"
         if config.to == "pt":
             raise CheckpointError(
                 f"{found}, and the original's files hold both; choose another format (--to)"
@@ -80,7 +80,7 @@ def export_embeddings(
         logger.warning(
             "%s: %s left out because an embedding is missing; the run may be unfinished, or its "
             "classifier reads only the DNA of the first open frame of a chunk",
-            config.source,
+            config.run_dir,
             count_who(source.num_partial, "row", "are"),
         )
     make_output_dir(directory)

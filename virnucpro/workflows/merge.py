@@ -57,13 +57,13 @@ def merge(config: MergeConfig) -> PredictResult:
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
     MergeConfig.require(config)
-    shares = [find_run(run) for run in config.runs]
+    shares = [find_run(one) for one in config.run_dirs]
     documents = [
         read_run_json(share.run_json, "virnucpro predict --shard", is_share=True)
         for share in shares
     ]
     # Before the directory is made: shares of two commands must leave nothing behind.
-    _check_shares(config.runs, documents)
+    _check_shares(config.run_dirs, documents)
     first = documents[0]
     with explaining_settings(shares[0].run_json):
         predict_config = _take_settings(config, first["settings"])
@@ -131,7 +131,7 @@ def _judge_again(
     return judge_records(run, config, store, passes, classifier)
 
 
-def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) -> None:
+def _check_shares(run_dirs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) -> None:
     """Make sure that the shares are of one run, and all there.
 
     Raises:
@@ -139,7 +139,7 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
     """
     first = documents[0]
     calls = options_of(CallsConfig)
-    for run, document in zip(runs, documents, strict=True):
+    for run_dir, document in zip(run_dirs, documents, strict=True):
         same = {name: document[name] == first[name] for name in _EQUAL}
         same["screen"] = _summarize_screen(document) == _summarize_screen(first)
         same["classifier"] = document["classifier"]["identity"] == first["classifier"]["identity"]
@@ -149,8 +149,8 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
         others = [name for name, is_same in same.items() if not is_same]
         if others:
             raise InputError(
-                f"{run}: is no share of the same run as {runs[0]}: {', '.join(others)} differ; "
-                "merge the shares of one command only"
+                f"{run_dir}: is no share of the same run as {run_dirs[0]}: {', '.join(others)} "
+                "differ; merge the shares of one command only"
             )
     num_shares = int(first["shard"].partition("/")[2])
     wanted = [f"{number + 1}/{num_shares}" for number in range(num_shares)]
@@ -159,7 +159,7 @@ def _check_shares(runs: Sequence[Path], documents: Sequence[Mapping[str, Any]]) 
     if missing or len(found) > num_shares:
         listed = sorted(found, key=lambda shard: int(shard.partition("/")[0]))
         raise InputError(
-            f"{name_few(runs)}: found the shares {name_few(listed)}; missing: "
+            f"{name_few(run_dirs)}: found the shares {name_few(listed)}; missing: "
             f"{name_few(missing) or 'none'}. Name the directories of all shares"
         )
 

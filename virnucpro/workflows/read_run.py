@@ -58,7 +58,7 @@ class FinishedRun:
         with tempfile.TemporaryDirectory(prefix="virnucpro-") as scratch:
             # Through `export`, which joins copies with what was embedded, and checks the parts.
             config = ExportConfig(
-                source=self.directory.output_path,
+                run_dir=self.directory.output_path,
                 output_dir=Path(scratch, "exported"),
                 to="anndata",
             )

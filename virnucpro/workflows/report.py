@@ -28,8 +28,8 @@ def report(config: ReportConfig) -> Path:
         OutputError: The page cannot be written.
     """
     ReportConfig.require(config)
-    first, *others = config.runs
-    runs = [find_run(run) for run in config.runs]
+    first, *others = config.run_dirs
+    runs = [find_run(one) for one in config.run_dirs]
     path = config.output_path or (Path("report.html") if others else runs[0].report_html)
     if any(path.resolve() != run.report_html.resolve() and run.owns(path) for run in runs):
         raise UsageError(f"{path}: is a result of the run; choose another name (-o)")
@@ -39,7 +39,7 @@ def report(config: ReportConfig) -> Path:
         refuse_existing(path)
     # Only runs of `predict` are compared; their tables have the same columns.
     if others:
-        write_comparison_page(config.runs, path)
+        write_comparison_page(config.run_dirs, path)
     # The files say what kind of directory it is, and nobody has to name it.
     elif (first / REPORT_NAME).is_file():
         write_evaluation_page(first, path)
