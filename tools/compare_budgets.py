@@ -32,26 +32,26 @@ def compare(run: Run, label: str, model: Model, args: argparse.Namespace) -> Non
     default = default_batch_tokens(run.device.type, run.precision)
     batches = {}
     for factor in FACTORS:
-        budget_tokens = int(factor * default)
+        batch_tokens = int(factor * default)
         sequences = make_sequences(model.alphabet, args.length)
-        batches[budget_tokens] = fill_batch(model, sequences, budget_tokens)
+        batches[batch_tokens] = fill_batch(model, sequences, batch_tokens)
     speeds = dict.fromkeys(batches, 0.0)
     for _ in range(args.rounds):
-        for budget_tokens, batch in batches.items():
+        for batch_tokens, batch in batches.items():
             try:
                 speed = measure_encoder(encoder, batch, run.device, args.seconds)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 continue
-            speeds[budget_tokens] = max(speeds[budget_tokens], speed.tokens_per_s)
+            speeds[batch_tokens] = max(speeds[batch_tokens], speed.tokens_per_s)
     precision = model.compute_precision(run.precision)
     print(f"\n{label}, {precision}, {args.length} bp, on {device_name(run.device)}")
     print(f"{'tokens a batch':>14} {'tokens/s':>11} {'gain':>7}")
-    for budget_tokens, tokens_per_s in speeds.items():
+    for batch_tokens, tokens_per_s in speeds.items():
         gain = tokens_per_s / speeds[default] - 1
-        note = "  (default)" if budget_tokens == default else ""
-        print(f"{budget_tokens:>14} {tokens_per_s:>11,.0f} {gain:>+7.1%}{note}", flush=True)
+        note = "  (default)" if batch_tokens == default else ""
+        print(f"{batch_tokens:>14} {tokens_per_s:>11,.0f} {gain:>+7.1%}{note}", flush=True)
 
 
 def main() -> None:

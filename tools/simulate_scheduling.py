@@ -214,7 +214,7 @@ def taper(batch_tokens: FloatArray, num_processes: int, smallest: int) -> FloatA
 
 
 def plan_tokens(
-    paths: Sequence[str], model: TimedModel, chunk_length_bp: int, budget_tokens: int, copies: int
+    paths: Sequence[str], model: TimedModel, chunk_length_bp: int, batch_tokens: int, copies: int
 ) -> FloatArray:
     """Return the tokens of each batch that a run over sequence files has for one model.
 
@@ -225,7 +225,7 @@ def plan_tokens(
         source = store.sequences(model.kind)
         rows = unique_rows(source)
         costs = measure_costs(model.backend, source, rows)
-    batches = plan_batches(rows, costs, budget_tokens)
+    batches = plan_batches(rows, costs, batch_tokens)
     num_tokens = np.add.reduceat(batches.costs, batches.starts[:-1]).astype(np.float64)
     # A run has one partial batch, however large it is.
     return np.append(np.repeat(num_tokens[:-1], copies), num_tokens[-1])

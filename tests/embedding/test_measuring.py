@@ -69,15 +69,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return open_model("esm2", str(esm2.write_random_weights(directory, "35M")))
 
 
-@pytest.mark.parametrize("budget_tokens", [1, 168, 336, 2048])
-def test_a_batch_is_as_full_as_in_a_run(model: Model, budget_tokens: int) -> None:
+@pytest.mark.parametrize("batch_tokens", [1, 168, 336, 2048])
+def test_a_batch_is_as_full_as_in_a_run(model: Model, batch_tokens: int) -> None:
     sequences = list(itertools.islice(make_sequences("protein", 500), 100))
     assert {len(sequence) for sequence in sequences} <= set(range(158, 167))
-    batch = fill_batch(model, sequences, budget_tokens)
+    batch = fill_batch(model, sequences, batch_tokens)
     num_taken = len(batch.rows)
-    assert num_taken == 1 or batch.max_length * num_taken <= budget_tokens
+    assert num_taken == 1 or batch.max_length * num_taken <= batch_tokens
     with_one_more = max(len(sequence) + 2 for sequence in sequences[: num_taken + 1])
-    assert with_one_more * (num_taken + 1) > budget_tokens
+    assert with_one_more * (num_taken + 1) > batch_tokens
 
 
 def test_mixed_sequences_keep_their_order(tmp_path: Path) -> None:

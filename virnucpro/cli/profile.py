@@ -61,12 +61,12 @@ def profile_command(ctx: click.Context, config: ProfileConfig) -> None:
 def _echo(profile: BudgetProfile) -> None:
     rows = [
         (
-            str(budget_tokens),
+            str(batch_tokens),
             f"{speed.tokens_per_s:,.0f}",
             f"{speed.sequences_per_s:,.0f}",
             f"{speed.peak_memory_bytes / 2**30:.2f}" if speed.peak_memory_bytes else "-",
         )
-        for budget_tokens, speed in profile.speeds.items()
+        for batch_tokens, speed in profile.speeds.items()
     ]
     echo(f"{profile.key.backend}, {profile.key.precision}, on {profile.key.device}\n")
     echo(format_table(("tokens a batch", "tokens/s", "sequences/s", "GiB"), rows))
@@ -77,8 +77,8 @@ def _write(path: Path, profile: BudgetProfile, location: str) -> None:
         **dataclasses.asdict(profile.key),
         "weights": location,
         "measurements": [
-            {"batch_tokens": budget_tokens, **dataclasses.asdict(speed)}
-            for budget_tokens, speed in profile.speeds.items()
+            {"batch_tokens": batch_tokens, **dataclasses.asdict(speed)}
+            for batch_tokens, speed in profile.speeds.items()
         ],
         "best_batch_tokens": profile.best,
     }

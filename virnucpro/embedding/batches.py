@@ -96,12 +96,12 @@ class Batches:
 
 
 def plan_batches(
-    rows: Int64Array, costs: Int64Array, budget_tokens: int, min_tokens: int = 0
+    rows: Int64Array, costs: Int64Array, batch_tokens: int, min_tokens: int = 0
 ) -> Batches:
-    """Return batches in which the number of sequences times the longest one fits the budget.
+    """Return batches: the number of sequences times the longest one is at most `batch_tokens`.
 
     The sequences of a batch have similar costs, so a backend that pads them needs little padding. A
-    sequence over the budget gets a batch of its own. Sequences below `min_tokens` are never in a
+    longer sequence gets a batch of its own. Sequences below `min_tokens` are never in a
     batch with others.
     """
     # Stable: rows of equal cost keep their order, so that every process makes the same plan.
@@ -113,7 +113,7 @@ def plan_batches(
         # Costs fall, so the first sequence of a batch is its longest. Padding makes all as long.
         longest = max(1, int(sorted_costs[starts[-1]]))
         limit = num_long if starts[-1] < num_long else len(order)
-        starts.append(min(limit, starts[-1] + max(1, budget_tokens // longest)))
+        starts.append(min(limit, starts[-1] + max(1, batch_tokens // longest)))
     return Batches(rows[order], sorted_costs, np.asarray(starts, dtype=np.int64))
 
 

@@ -171,14 +171,14 @@ def make_sequences(alphabet: Alphabet, length_bp: int) -> Iterator[str]:
         yield "".join(source.choices(_LETTERS[alphabet], k=length))
 
 
-def fill_batch(model: Model, sequences: Iterable[str], budget_tokens: int) -> TokenBatch:
+def fill_batch(model: Model, sequences: Iterable[str], batch_tokens: int) -> TokenBatch:
     """Return a batch of as many of the first `sequences` as a run's batch of that budget holds."""
     taken: list[str] = []
     max_cost = 0
     for sequence in sequences:
         max_cost = max(max_cost, model.backend.token_cost(sequence))
         # As `plan_batches` counts: the longest sequence stands for all.
-        if taken and max_cost * (len(taken) + 1) > budget_tokens:
+        if taken and max_cost * (len(taken) + 1) > batch_tokens:
             break
         taken.append(sequence)
     return model.load_collator()(np.arange(len(taken), dtype=np.int64), taken)

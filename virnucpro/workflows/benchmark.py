@@ -308,12 +308,12 @@ def _time(
     """Yield `line` with the speeds on each length."""
     min_seconds = SECONDS_PER_LINE["tiny" if config.quick else config.data_size]
     # Others are measured as they are used: fair-esm with the original's 2,048 tokens.
-    budget_tokens = implementation.batch_tokens or default_batch_tokens(
+    budget = implementation.batch_tokens or default_batch_tokens(
         run.device.type, implementation.precision
     )
     for length_bp in LENGTHS_BP if line.is_ours else LENGTHS_BP[:1]:
         sequences = make_sequences(model.alphabet, length_bp)
-        batch = fill_batch(model, sequences, budget_tokens)
+        batch = fill_batch(model, sequences, budget)
         speed = measure_encoder(encoder, batch, run.device, min_seconds)
         yield replace(
             line, length_bp=length_bp, batch_tokens=len(batch.token_ids_T), **asdict(speed)

@@ -46,8 +46,8 @@ class BudgetProfile:
         """The smallest budget that is at most 1 % slower than the fastest."""
         max_speed = max(speed.tokens_per_s for speed in self.speeds.values())
         return next(
-            budget_tokens
-            for budget_tokens, speed in self.speeds.items()
+            batch_tokens
+            for batch_tokens, speed in self.speeds.items()
             if speed.tokens_per_s >= _AS_GOOD_AS_THE_BEST * max_speed
         )
 
@@ -90,10 +90,10 @@ def profile_budgets(config: ProfileConfig, compute: ComputeConfig, location: str
         model = open_model(config.backend, location, run)
         speeds: dict[int, Speed] = {}
         try:
-            for budget_tokens, speed in _measure(run, model, config):
+            for batch_tokens, speed in _measure(run, model, config):
                 # Kept one by one: a budget that exceeds the memory must not lose those before.
-                speeds[budget_tokens] = speed
-                logger.info("measured batches of %s tokens", f"{budget_tokens:,}")
+                speeds[batch_tokens] = speed
+                logger.info("measured batches of %s tokens", f"{batch_tokens:,}")
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -123,8 +123,8 @@ def _measure(run: Run, model: Model, config: ProfileConfig) -> Iterator[tuple[in
             )
     encoder = model.load_encoder(run.device, run.precision, run.config.attention)
     limits = config.min_batch_tokens, config.max_batch_tokens, config.step_tokens
-    for budget_tokens in list_budgets(run.device.type, *limits):
+    for batch_tokens in list_budgets(run.device.type, *limits):
         # Begun anew for each budget, so that all budgets are measured on the same sequences.
         random_ones = make_sequences(model.alphabet, _LENGTH_BP)
-        batch = fill_batch(model, itertools.cycle(given) if given else random_ones, budget_tokens)
-        yield budget_tokens, measure_encoder(encoder, batch, run.device, _SECONDS_PER_BUDGET)
+        batch = fill_batch(model, itertools.cycle(given) if given else random_ones, batch_tokens)
+        yield batch_tokens, measure_encoder(encoder, batch, run.device, _SECONDS_PER_BUDGET)
