@@ -23,7 +23,7 @@ from virnucpro.backend import registry
 from virnucpro.backend.interface import BackendInfo
 from virnucpro.backend.registry import BackendListing
 from virnucpro.cli.main import main
-from virnucpro.cli.options import make_config
+from virnucpro.cli.options import ConfigArgument, ConfigOption, make_config
 from virnucpro.cli.predict import predict_command
 from virnucpro.cli.starting import settle_output
 from virnucpro.config import PredictConfig
@@ -731,3 +731,17 @@ def test_an_unknown_backend_is_named_before_its_weights(run):
     assert result.exit_code == 1
     assert "No backend is called 'esm3'; installed are: dnabert-s, esm2, " in result.stderr
     assert "Did you mean 'esm2'?" in result.stderr
+
+
+@pytest.mark.parametrize("words", [name for name, command in COMMANDS.items() if command.callback])
+def test_an_empty_value_is_not_the_working_directory(words, run):
+    for param in COMMANDS[words].get_params(click.Context(COMMANDS[words])):
+        if not isinstance(param, (ConfigOption, ConfigArgument)) or getattr(param, "is_flag", 0):
+            continue
+        given = [""] if isinstance(param, click.Argument) else [param.opts[-1], ""]
+        result = run(*words.split(), *given)
+        # A pipeline may say that there is no prefix.
+        if param.name == "prefix":
+            assert "is empty" not in result.stderr
+        else:
+            assert (result.exit_code, "it is empty; if a script" in result.stderr) == (2, True)

@@ -50,7 +50,19 @@ class _Number(click.ParamType):  # type: ignore[type-arg]
             return value
 
 
-class ConfigOption(click.Option):
+class _NotEmpty(click.Parameter):
+    """A parameter that refuses an empty text, which Python would take for the working directory."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the value in its type."""
+        # An option that is empty by default can be told to be empty.
+        if self.default != "" and "" in (value if isinstance(value, (tuple, list)) else [value]):
+            message = "it is empty; if a script gave it, look whether its variable is set"
+            raise click.BadParameter(message, ctx, self)
+        return super().type_cast_value(ctx, value)
+
+
+class ConfigOption(_NotEmpty, click.Option):
     """An option in a group of `--help`, which shows its own names alone."""
 
     def __init__(self, names: Sequence[str], *, group: str, num_shown: int = 2, **about: Any):
@@ -74,7 +86,7 @@ class ConfigFlag(ConfigOption):
         self.sets = sets
 
 
-class ConfigArgument(click.Argument):
+class ConfigArgument(_NotEmpty, click.Argument):
     """An argument that `--help` explains as well."""
 
     group = "Arguments"
