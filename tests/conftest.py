@@ -14,8 +14,10 @@ from pathlib import Path
 # several test processes share them. A hub must never be asked.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# And they must not depend on what `virnucpro profile` has found on this machine.
+# And they must not depend on what `virnucpro profile` has found on this machine, nor on the models
+# in its cache of the hub.
 os.environ["VIRNUCPRO_BUDGETS"] = "/nonexistent/budgets.json"
+os.environ["HF_HOME"] = "/nonexistent/huggingface"
 
 # Images of containers often set it, and then each process compiles our modules anew.
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
