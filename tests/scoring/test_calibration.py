@@ -98,6 +98,8 @@ def test_scores_that_tell_the_wrong_way_are_not_believed() -> None:
     score = np.repeat([0.1, 0.9], 50)
     calibration = fit_calibration(score, np.ones(100, np.int64), score < 0.5)
     np.testing.assert_allclose(calibration.probabilities(score, np.ones(100)), 0.5, atol=1e-9)
+    assert calibration.ignores_scores
+    assert not fit_calibration(score, np.ones(100, np.int64), score > 0.5).ignores_scores
 
 
 def test_more_chunks_make_surer_up_to_those_seen() -> None:

@@ -125,6 +125,16 @@ def test_cross_fitted_probabilities_know_nothing_of_their_group(labelled, tmp_pa
     assert odd > 1.5 * clean
 
 
+def test_scores_that_tell_the_wrong_way_give_no_calibration(labelled, tmp_path: Path) -> None:
+    path = tmp_path / "labels.tsv"
+    other = {"virus": "others", "others": "virus"}
+    rows = read_table(labelled.truth)
+    path.write_text("id\tlabel\n" + "".join(f"{r['id']}\t{other[r['label']]}\n" for r in rows))
+    with pytest.raises(InputError, match="do not tell its viral records from the others"):
+        calibrate(replace(labelled, truth=path, output_path=tmp_path / "new.safetensors"))
+    assert not (tmp_path / "new.safetensors").exists()
+
+
 def test_two_groups_cannot_tell_the_error(labelled, tmp_path: Path, caplog) -> None:
     path = tmp_path / "labels.tsv"
     path.write_text(

@@ -95,6 +95,27 @@ def test_the_calibration_improves_on_the_scores(trained) -> None:
     assert after.estimates["calibration_error"].value < 0.15
 
 
+def test_scores_that_tell_nothing_give_no_calibration(configure, tmp_path: Path, caplog) -> None:
+    """With one, the number of chunks alone would decide what is called viral."""
+    generator = random.Random(0)
+    # Of three groups, the smallest is the split valid. Its two kinds have changed places here.
+    for name, contents in (("viral.fa", (0.35, 0.35, 0.6)), ("other.fa", (0.6, 0.6, 0.35))):
+        with (tmp_path / name).open("w") as file:
+            for gc, length in zip(contents, (20_000, 6_000, 2_000), strict=True):
+                weights = [(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]
+                sequence = "".join(generator.choices("ACGT", weights, k=length))
+                file.write(f">{name}_{length}\n{sequence}\n")
+    kinds = {"viral": str(tmp_path / "viral.fa"), "other": (str(tmp_path / "other.fa"),)}
+    shares = {"valid_share": 0.05, "test_share": 0.05, "frame_rule": "stretches:2:5"}
+    config = configure(tmp_path / "head.safetensors", **kinds, **shares)
+    result = train(config)
+    assert load_classifier(config.output_path).calibration is None
+    assert {section.records for section in result.sections} == {"test"}
+    assert result.sections[0].estimates["auroc"].value > 0.9
+    assert "so the classifier has no calibration" in caplog.text
+    assert "no calibration" in read_known_report(config.work_dir)["warnings"][-1]
+
+
 def test_the_report_is_there_in_every_form(trained) -> None:
     config, result = trained
     assert result.report_dir == config.output_path.with_name("head_training")
@@ -238,7 +259,9 @@ def test_a_group_is_never_on_two_sides(configure, genomes, tmp_path) -> None:
 def test_a_training_is_refused_before_anything_is_embedded(configure, tmp_path: Path) -> None:
     (tmp_path / "one.fa").write_text(">a\n" + "ATGGCC" * 60 + "\n")
     few = configure(tmp_path / "head.safetensors", viral=str(tmp_path / "one.fa"))
-    with pytest.raises(UsageError, match="the valid split has no usable chunk of viral sequences"):
+    with pytest.raises(
+        UsageError, match=r"has no usable chunk of viral .* Put sequences of one kind into"
+    ):
         train(few)
     (tmp_path / "groups.tsv").write_text("id\tgroup\nnobody\tx\n")
     with pytest.raises(InputError, match="none of its 1 id is among the 150 records"):

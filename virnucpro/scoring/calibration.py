@@ -63,6 +63,12 @@ class Calibration:
         if min(slopes) < 0 or self.most_chunks < 1 or not 0 < self.viral_share < 1:
             raise ValueError(f"a calibration with numbers out of range: {self}")
 
+    @property
+    def ignores_scores(self) -> bool:
+        """Whether the records of the fit had scores that do not tell viral ones from others."""
+        # A fit takes out each factor that would be negative.
+        return self.slope == self.slope_growth == 0
+
     def probabilities(
         self, score: Float64Array, num_open_chunks: Int64Array, viral_share: float | None = None
     ) -> Float64Array:

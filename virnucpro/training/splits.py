@@ -109,8 +109,10 @@ def choose_chunks(corpus: Corpus, split_of_record: Int64Array, seed: int) -> dic
         if viral.all() or not viral.any():
             missing = "viral" if not viral.any() else "other"
             raise UsageError(
-                f"the {name} split has no usable chunk of {missing} sequences; wanted records of "
-                "at least three groups of each kind, or other shares (--valid-share, --test-share)"
+                f"the {name} split has no usable chunk of {missing} sequences. Each input is a "
+                "class, and a class is in all splits if it has at least three groups (--groups; "
+                "else each record is a group). Put sequences of one kind into one file, add "
+                "groups, or choose other shares (--valid-share, --test-share)"
             )
         wanted = corpus.num_frames[candidates[viral]].sum() / (~corpus.is_viral).sum()
         parts = [candidates[viral]]

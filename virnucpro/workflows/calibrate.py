@@ -71,7 +71,8 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
 
     Raises:
         ClassifierError: The classifier cannot be read, or did not make the run.
-        InputError: A table cannot be read, or the labelled records are not of both kinds.
+        InputError: A table cannot be read, the labelled records are not of both kinds, or the
+            scores do not tell these kinds apart.
         OutputExistsError: The file exists.
         OutputError: The file cannot be written.
     """
@@ -100,11 +101,11 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         )
     records = _read_labelled(directory.records_tsv, config.truth)
     calibration = records.fit(np.full(len(records.score), True))
-    # The fit takes out a factor that would be negative. Here it has taken out both.
-    if calibration.slope == calibration.slope_growth == 0:
-        logger.warning(
-            "the scores do not tell viral records from others, so all records get the same "
-            "probability; check the labels"
+    if calibration.ignores_scores:
+        raise InputError(
+            f"{config.truth}: the scores of the run in {config.run} do not tell its viral records "
+            "from the others, so nothing can be learned of probabilities; check the labels, or "
+            "label more records"
         )
     sections = list(_cross_fit(records))
     # What a published file does not say, the run knows: it has used the classifier.

@@ -225,7 +225,9 @@ def _make_classifier(
     with run.stage("calibration and report"), few_threads():
         # Calibrated on one part and measured on another, or the figures would be too good.
         valid = _score(material, head, "valid")
-        calibration = calibrate_fragments(corpus, valid)
+        found = calibrate_fragments(corpus, valid)
+        # With such a one, the number of chunks alone would decide what is called viral.
+        calibration = None if found.ignores_scores else found
         metadata = replace(
             material.metadata,
             calibration=calibration,

@@ -32,6 +32,11 @@ from virnucpro.training.head import FittedHead
 from virnucpro.training.splits import SPLITS, Labelled
 from virnucpro.workflows.finetune import describe_settings
 
+_NO_CALIBRATION = (
+    "the scores of the split valid do not tell viral records from others, so the classifier has no "
+    "calibration, and predict calls by its scores; more records, or more groups, would help"
+)
+
 
 class Material(NamedTuple):
     """Everything that a classifier is made of.
@@ -55,14 +60,16 @@ def report_test(
     config: TrainConfig,
     directory: RunDirectory,
     material: Material,
-    calibration: Calibration,
+    calibration: Calibration | None,
     test: Fragments,
     fitted: FittedHead,
 ) -> list[Section]:
     """Draw the figures and return the figures in numbers of what training has not seen."""
     corpus = material.labelled.corpus
     _, cluster_of_record = np.unique(np.array(material.labelled.groups), return_inverse=True)
-    probability = calibration.probabilities(test.score, test.num_open_chunks)
+    probability = test.score
+    if calibration is not None:
+        probability = calibration.probabilities(test.score, test.num_open_chunks)
     found = make_predictions(corpus, test, probability, cluster_of_record, DEFAULT_THRESHOLD)
     used = found.weight > 0
     found, size = found.select(used), test.size[used]
@@ -73,18 +80,16 @@ def report_test(
         for index, one in enumerate(corpus.classes)
     ]
     resampled: Resampled = "records" if config.groups is None else "groups"
-    # What probabilities would be worth without the calibration.
-    before = found._replace(probability=found.score)
     measured = measure_subsets("test", found, [*lengths, *classes], resampled, config.seed)
     title = f"{config.output_path.name}: held-out records"
     curves = [Curve(found, measured[0])]
     draw_report(directory.path, title, curves, measured, classes, fitted.losses, fitted.best_epoch)
-    return [
-        *measured,
-        *measure_subsets(
-            "test, score taken as probability", before, lengths, resampled, config.seed
-        ),
-    ]
+    if calibration is None:
+        return measured
+    # What probabilities would be worth without the calibration.
+    before = found._replace(probability=found.score)
+    name = "test, score taken as probability"
+    return [*measured, *measure_subsets(name, before, lengths, resampled, config.seed)]
 
 
 def describe_choice(config: TrainConfig, material: Material) -> dict[str, Any]:
@@ -121,7 +126,10 @@ def describe_training(
         "classes": describe_classes(corpus, chunks, groups),
         "best_epoch": fitted.best_epoch,
         "losses": fitted.losses,
-        "warnings": find_overfit(fitted.losses, fitted.best_epoch),
+        "warnings": [
+            *find_overfit(fitted.losses, fitted.best_epoch),
+            *([_NO_CALIBRATION] if metadata.calibration is None else []),
+        ],
     }
 
 
