@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from virnucpro.kernels.host_memory import require_memory
+from virnucpro.kernels.host_memory import measure_free, require_memory
 from virnucpro.runtime.devices import is_out_of_memory
 
 
@@ -19,3 +21,29 @@ def test_what_is_there_passes_and_a_gpu_answers_itself() -> None:
     require_memory(1 << 20, torch.device("cpu"))
     require_memory((1 << 30) + 1, torch.device("cpu"))
     require_memory(1 << 60, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("membership", "name"),
+    [
+        ("0::/job/task", "job/task/memory.max"),
+        # The limit of a job, of which this process is one task.
+        ("0::/job/task", "job/memory.max"),
+        # The name outside of the container, whose files are at the root.
+        ("0::/../outside", "memory.max"),
+        ("5:cpu:/\n4:memory:/job\n0::/", "memory/job/memory.limit_in_bytes"),
+    ],
+)
+def test_a_limit_of_a_group_or_of_its_parent_counts(
+    tmp_path: Path, membership: str, name: str
+) -> None:
+    (tmp_path / "membership").write_text(membership)
+    (tmp_path / "job/task").mkdir(parents=True)
+    (tmp_path / "job/task/memory.max").write_text("max\n")
+    limit = tmp_path / name
+    limit.parent.mkdir(parents=True, exist_ok=True)
+    limit.write_text("500\n")
+    # This process has taken more than that already.
+    assert measure_free(tmp_path / "membership", tmp_path) < 500
+    limit.write_text("max\n")
+    assert measure_free(tmp_path / "membership", tmp_path) > 500

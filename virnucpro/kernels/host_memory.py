@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup")
+from virnucpro.backend.control_groups import MEMBERSHIP, MOUNTED, list_groups
+
 # Most batches need less than this. They are spared the look at the system's files.
 _ALWAYS_THERE = 1 << 30
 
@@ -26,15 +27,18 @@ def require_memory(num_bytes: int, device: torch.device) -> None:
         raise torch.OutOfMemoryError(f"{num_bytes:,} bytes of memory are needed, {free:,} are free")
 
 
-def measure_free() -> int:
-    """Return the bytes that this process can still take from the machine and from its container."""
+def measure_free(membership: Path = MEMBERSHIP, mounted: Path = MOUNTED) -> int:
+    """Return the bytes that this process can still take from the machine and from its container.
+
+    Args:
+        membership: The control groups of this process, as `MEMBERSHIP` lists them.
+        mounted: As `MOUNTED`.
+    """
     free = [int(psutil.virtual_memory().available)]
-    # There may be no cgroups, or no limit ("max").
-    with suppress(OSError, StopIteration, ValueError):
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
-        # Inside a container the group's own path may be hidden, and the limit stands at the root.
-        limits = [_CGROUP / group / "memory.max", _CGROUP / "memory.max"]
-        limit = int(next(path for path in limits if path.exists()).read_text())
-        free.append(limit - int(psutil.Process().memory_info().rss))
+    for group, is_v1 in list_groups("memory", membership, mounted):
+        # Not every group has a limit: then there is no file, or it says `max`.
+        with suppress(OSError, ValueError):
+            limit = int((group / ("memory.limit_in_bytes" if is_v1 else "memory.max")).read_text())
+            free.append(limit - int(psutil.Process().memory_info().rss))
     # In a container the machine has more memory than the container may take.
     return min(free)

@@ -9,9 +9,10 @@ import runpy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from virnucpro.backend.control_groups import MEMBERSHIP, MOUNTED, list_groups
 from virnucpro.errors import UsageError
 
 RELAUNCHED = "VIRNUCPRO_RELAUNCHED"
@@ -61,7 +62,7 @@ def _count_allowed_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         num_cores = len(os.sched_getaffinity(0))
     # Or it may see all of them, and have the time of a few.
-    quotas = read_cpu_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    quotas = read_cpu_quotas(MEMBERSHIP, MOUNTED)
     return math.ceil(min([num_cores, *quotas]))
 
 
@@ -71,22 +72,12 @@ def read_cpu_quotas(membership: Path, mounted: Path) -> Iterator[float]:
     `docker run --cpus` and the CPU limits of Kubernetes set this.
 
     Args:
-        membership: The groups of this process, as /proc/self/cgroup lists them.
-        mounted: Where the file system of control groups is mounted.
+        membership: The groups of this process, as `MEMBERSHIP` lists them.
+        mounted: As `MOUNTED`.
     """
-    with suppress(OSError, ValueError):
-        for line in membership.read_text().splitlines():
-            _, controllers, name = line.split(":", 2)
-            # Version 2 has one tree for all controllers, and names none.
-            is_v1 = "cpu" in controllers.split(",")
-            if controllers and not is_v1:
-                continue
-            group = PurePosixPath(name.lstrip("/"))
-            # A limit of a parent counts, too. A container may see itself as the root, and yet be
-            # told the name that it has outside: then only the last of these exists.
-            for one in (group, *group.parents):
-                with suppress(OSError, ValueError):
-                    yield _read_quota(mounted / ("cpu" if is_v1 else "") / one, is_v1=is_v1)
+    for group, is_v1 in list_groups("cpu", membership, mounted):
+        with suppress(OSError, ValueError):
+            yield _read_quota(group, is_v1=is_v1)
 
 
 def _read_quota(group: Path, *, is_v1: bool) -> float:
