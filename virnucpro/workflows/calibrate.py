@@ -103,9 +103,9 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     calibration = records.fit(np.full(len(records.score), True))
     if calibration.ignores_scores:
         raise InputError(
-            f"{config.truth}: the scores of the run in {config.run} do not tell its viral records "
-            "from the others, so nothing can be learned of probabilities; check the labels, or "
-            "label more records"
+            f"{config.truth}: the scores of the run in {config.run_dir} do not tell its viral "
+            "records from the others, so nothing can be learned of probabilities; check the "
+            "labels, or label more records"
         )
     sections = list(_cross_fit(records))
     # What a published file does not say, the run knows: it has used the classifier.
