@@ -9,7 +9,7 @@ Shapes: B sequences in a batch, T tokens of all of them together, E the embeddin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, Protocol, TypedDict
@@ -27,6 +27,16 @@ INTERFACE_VERSION = 1
 Alphabet = Literal["dna", "protein"]
 ALPHABETS: tuple[Alphabet, Alphabet] = ("dna", "protein")
 Attention = Literal["auto", "eager", "sdpa", "flash"]
+
+USUAL_LETTERS: Mapping[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
+"""The letters that nearly all sequences consist of."""
+
+# IUPAC-IUB codes (Cornish-Bowden 1985) and gaps. DNA does not have `*`, the end of a protein.
+ALL_LETTERS: Mapping[Alphabet, str] = {
+    "dna": "ACGTRYSWKMBDHVNX-.",
+    "protein": "ABCDEFGHIJKLMNOPQRSTUVWXYZ*-.",
+}
+"""The letters that a backend may be given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,13 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from virnucpro.backend.interface import Alphabet, Encoder, TokenBatch
+from virnucpro.backend.interface import USUAL_LETTERS, Alphabet, Encoder, TokenBatch
 from virnucpro.embedding.batches import plan_batches
 from virnucpro.embedding.models import Model
 from virnucpro.kernels.float8 import Float8Linear, quantize
 from virnucpro.kernels.onednn import PackedLinear, can_pack
 from virnucpro.runtime.devices import DTYPES
 
-_LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 _BASES_PER_LETTER: dict[Alphabet, int] = {"dna": 1, "protein": 3}
 # Whole open frames are nearly as long as their chunk. Equal lengths would need no padding at all.
 _MIN_LENGTH_SHARE = 0.95
@@ -168,7 +167,7 @@ def make_sequences(alphabet: Alphabet, length_bp: int) -> Iterator[str]:
     min_length = max(1, round(_MIN_LENGTH_SHARE * max_length))
     while True:
         length = source.randint(min_length, max_length)
-        yield "".join(source.choices(_LETTERS[alphabet], k=length))
+        yield "".join(source.choices(USUAL_LETTERS[alphabet], k=length))
 
 
 def fill_batch(model: Model, sequences: Iterable[str], batch_tokens: int) -> TokenBatch:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from virnucpro.backend.interface import ALL_LETTERS
 from virnucpro.errors import InputError, brief
 from virnucpro.sequences.records import Record
 
 if TYPE_CHECKING:
     from virnucpro.backend.interface import Alphabet
 
-# IUPAC-IUB codes (Cornish-Bowden 1985) and gaps. DNA does not have `*`, the end of a protein.
-_LETTERS = {"dna": "ACGTURYSWKMBDHVNX-.", "protein": string.ascii_uppercase + "*-."}
+# RNA is read as DNA.
+_LETTERS = {"dna": f"{ALL_LETTERS['dna']}U", "protein": ALL_LETTERS["protein"]}
 VALID_BYTES = {
     name: (letters + letters.lower()).encode("ascii") for name, letters in _LETTERS.items()
 }
-"""The letters of each alphabet."""
+"""The letters that a file of each alphabet may have."""
 
 PLAIN_BYTES = {"dna": b"ACGTNacgtn", "protein": b"ACDEFGHIKLMNPQRSTVWXY"}
 """Records of these letters alone, which nearly all are, need no second look."""

@@ -25,7 +25,9 @@ from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 
 from virnucpro.backend.interface import (
+    ALL_LETTERS,
     INTERFACE_VERSION,
+    USUAL_LETTERS,
     Alphabet,
     Attention,
     Backend,
@@ -46,13 +48,7 @@ from virnucpro.backend.testing.steps import (
 from virnucpro.backend.testing.trainable_contract import TrainableContract
 from virnucpro.errors import WeightsError
 
-LETTERS: dict[Alphabet, str] = {"dna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 UNKNOWN_LETTER: dict[Alphabet, str] = {"dna": "N", "protein": "X"}
-ALL_LETTERS: dict[Alphabet, str] = {
-    "dna": "ACGTRYSWKMBDHVNX-.",
-    "protein": "ABCDEFGHIJKLMNOPQRSTUVWXYZ*-.",
-}
-"""What the sequences of a file may have; U of RNA is read as T."""
 
 
 class BackendContract(TrainableContract):
@@ -85,7 +81,9 @@ class BackendContract(TrainableContract):
         source = random.Random(0)
         # Two of one length, some very short, and no order: a backend may rely on nothing here.
         lengths = (60, 7, 150, 1, 33, 166, 2, 100, 60)
-        sequences = ["".join(source.choices(LETTERS[alphabet], k=length)) for length in lengths]
+        sequences = [
+            "".join(source.choices(USUAL_LETTERS[alphabet], k=length)) for length in lengths
+        ]
         return [*sequences, sequences[0][:20] + 3 * UNKNOWN_LETTER[alphabet] + sequences[0][20:]]
 
     @pytest.fixture
@@ -280,14 +278,14 @@ class BackendContract(TrainableContract):
     ) -> None:
         alphabet = backend.info.alphabet
         # The shortest frame has one codon, and so one letter.
-        letters = list(LETTERS[alphabet] + UNKNOWN_LETTER[alphabet])
+        letters = list(USUAL_LETTERS[alphabet] + UNKNOWN_LETTER[alphabet])
         assert torch.isfinite(embed(encoder, collate(collator, letters))).all()
 
     def test_every_letter_of_a_file_is_embedded(
         self, backend: Backend, collator: Collator, encoder: Encoder
     ) -> None:
         alphabet = backend.info.alphabet
-        sequences = [f"{LETTERS[alphabet]}{letter}" for letter in ALL_LETTERS[alphabet]]
+        sequences = [f"{USUAL_LETTERS[alphabet]}{letter}" for letter in ALL_LETTERS[alphabet]]
         assert torch.isfinite(embed(encoder, collate(collator, sequences))).all()
 
     def test_long_sequences_are_cut_or_embedded_whole(
@@ -295,7 +293,9 @@ class BackendContract(TrainableContract):
     ) -> None:
         max_tokens = backend.info.max_tokens
         num_letters = ((max_tokens or 1500) + 10) * self.letters_per_token
-        long = "".join(random.Random(1).choices(LETTERS[backend.info.alphabet], k=num_letters))
+        long = "".join(
+            random.Random(1).choices(USUAL_LETTERS[backend.info.alphabet], k=num_letters)
+        )
         batch = collate(collator, [long, long + long, long[:5]])
         length, double_length, _ = batch.lengths_B.tolist()
         # A backend that states no limit must not cut in silence.
