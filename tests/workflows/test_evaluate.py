@@ -238,6 +238,22 @@ def test_a_run_of_a_classifier_without_calibration(tables, tmp_path: Path) -> No
     assert read_report(tmp_path / "evaluation")["with a call", "all", "brier"] == "NA"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("0.9\tviral", "line 2: the call is 'viral', wanted one of virus, others, none"),
+        ("NA\tvirus", "line 2: the call is virus and the score NA; wanted a number from 0 to 1"),
+    ],
+)
+def test_calls_that_cannot_be_measured(tables, tmp_path: Path, wrong: str, message: str) -> None:
+    records, truth = tables
+    records.write_text(records.read_text().replace("0.9\tvirus", wrong, 1))
+    result = evaluate(records, "--truth", truth)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "evaluation").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_calibrated", [True, False])
 def test_screened_records_rank_below_all_that_the_classifier_judged(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from virnucpro.backend.arrays import BoolArray
 from virnucpro.checkpoints.run_directory import find_run, suggest_runs
 from virnucpro.checkpoints.whole_files import make_output_dir, refuse_existing
 from virnucpro.config import EvaluateConfig
-from virnucpro.errors import InputError, count, count_who
+from virnucpro.errors import InputError, brief, count, count_who
 from virnucpro.reports.figures import Curve, draw_report
 from virnucpro.reports.labels import Label, number_groups, read_truth
 from virnucpro.reports.metrics import Predictions
 from virnucpro.reports.pages.evaluation_page import write_evaluation_page
-from virnucpro.reports.record_results import STALE_NAME
+from virnucpro.reports.record_results import CALLS, STALE_NAME
 from virnucpro.reports.report import (
     PAGE_NAME,
     Resampled,
@@ -158,6 +159,7 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
                 parse_share(line.get("probability", "NA")),
                 line.get("judged_by") == SCREEN,
             )
+            _check_call(record)
         records.append(record)
     if not records:
         raise InputError(
@@ -171,6 +173,18 @@ def _read_records(config: EvaluateConfig, truth: dict[str, Label]) -> list[_Reco
         len(truth.keys() - {record.id for record in records}),
     )
     return records
+
+
+def _check_call(record: _Record) -> None:
+    """Refuse a call that another program wrote, and that would be taken for another one.
+
+    Raises:
+        ValueError: It is unknown, or has no score, so the record cannot be ranked.
+    """
+    if record.call not in CALLS:
+        raise ValueError(f"the call is {brief(record.call)}, wanted one of {', '.join(CALLS)}")
+    if record.call != "none" and math.isnan(record.score):
+        raise ValueError(f"the call is {record.call} and the score NA; wanted a number from 0 to 1")
 
 
 def _count_without_call(records: Sequence[_Record]) -> dict[str, dict[str, int]]:
