@@ -54,13 +54,13 @@ def test_the_report_of_a_dry_run(run, tmp_path):
 
 def test_a_dry_run_sees_what_would_be_refused(run, tmp_path):
     (tmp_path / "file").touch()
-    result = migrate(run, "--dry-run", "-o", tmp_path / "file/new")
+    result = migrate(run, "--dry-run", "--jobs", 1, "-o", tmp_path / "file/new")
     assert result.exit_code == 1
     assert "file/new: the output directory cannot be made (Not a directory)" in result.stderr
     result = migrate(run, "--dry-run", "-o", run / "new")
     assert "lies within" in result.stderr
     (tmp_path / "new").mkdir()
-    assert migrate(run, "--dry-run", "-o", tmp_path / "new").exit_code == 0
+    assert migrate(run, "--dry-run", "--jobs", 1, "-o", tmp_path / "new").exit_code == 0
     assert not any((tmp_path / "new").iterdir())
     make_classifier(tmp_path / "500_model.safetensors", 768, 2560, 500)
     torch.save(read_classifier(tmp_path / "500_model.safetensors")[0], tmp_path / "500_model.pth")
