@@ -117,6 +117,7 @@ def test_an_error_in_a_plugin_is_blamed_on_it(site: Path) -> None:
     assert find_culprit(blameless.value) is None
 
 
+@pytest.mark.slow
 def test_an_error_of_a_plugin_in_a_worker_is_blamed_on_it(site: Path) -> None:
     source = "\ndef collate(rows, sequences):\n    return mistake\n"
     install_module(site, backend_source() + source, "toy-one")

@@ -127,6 +127,7 @@ def test_a_full_disk_under_standard_output_is_explained() -> None:
         echo("a line")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["--help", "--version", "predict --help"])
 def test_a_full_disk_under_the_help_is_explained(words: str) -> None:
     with Path("/dev/full").open("wb") as full:

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.runs import REPOSITORY
 
 
+@pytest.mark.slow
 def test_headers_come_out_as_they_were_read(tmp_path: Path) -> None:
     content = b">a\xff of many\nACGTACGT\n>c\nGGG\n"
     (tmp_path / "in.fa").write_bytes(content)
