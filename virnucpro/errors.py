@@ -42,6 +42,12 @@ class OutputError(VirnucproError):
     """A file cannot be written: the disk is full, or a directory or permission is missing."""
 
 
+def is_denied(error: BaseException) -> bool:
+    """Tell whether the system does not let this user read or write a file."""
+    # A mount that is read-only is no PermissionError.
+    return isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS
+
+
 def writing_remedy(error: OSError) -> str:
     """Return what a user can do about output that cannot be written."""
     if error.errno in (errno.EMFILE, errno.ENFILE):

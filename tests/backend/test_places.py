@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,32 @@ def test_a_model_of_the_hub_counts_once_its_checksums_are_there(
     assert places.find_model("500_model.pth") is None
     (tmp_path / "500_model.pth").touch()
     assert places.find_model("500_model.pth") == tmp_path / "500_model.pth"
+
+
+DENIED = """
+import os
+from virnucpro.backend.places import find_model
+if os.getuid() == 0:
+    os.setuid(65534)
+print(find_model("500_model.pth"))
+"""
+
+
+@pytest.mark.parametrize("variable", ["VIRNUCPRO_MODELS", "XDG_CACHE_HOME"])
+def test_a_directory_that_may_not_be_read(variable: str, tmp_path: Path) -> None:
+    """The cache of somebody else holds nothing for us, but a directory that we name is meant."""
+    (tmp_path / "closed").mkdir(mode=0)
+    names = ("VIRNUCPRO_MODELS", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    child = subprocess.run(
+        [sys.executable, "-c", DENIED],
+        env=environment | {variable: str(tmp_path / "closed")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if variable == "XDG_CACHE_HOME":
+        assert child.stdout == "None\n", child.stderr
+    else:
+        assert f"WeightsError: {tmp_path}/closed/500_model.pth: may not be read" in child.stderr
+        assert f"let its owner run chmod -R a+rX {tmp_path}/closed" in child.stderr

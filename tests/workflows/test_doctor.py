@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,41 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
     assert (code, cache["state"]) == (0, "warning")
     assert cache["found"].endswith(", not writable")
     assert cache["remedy"].startswith("let XDG_CACHE_HOME name a writable directory; otherwise")
+
+
+DENIED = """
+import os
+from virnucpro.workflows import doctor
+examine = lambda: [*doctor._check_disks(), *doctor._check_models()]
+examine()  # the other user may not read the modules that this imports
+if os.getuid() == 0:
+    os.setuid(65534)
+for check in examine():
+    print(check.name, check.state, check.found, check.remedy, sep="|")
+"""
+
+
+def test_directories_that_may_not_be_read_are_told(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    names = {"XDG_CACHE_HOME": f"{closed}/cache", "VIRNUCPRO_MODELS": f"{closed}/models"}
+    child = subprocess.run(
+        [sys.executable, "-c", DENIED],
+        env=os.environ | names,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    found = [line.split("|") for line in child.stdout.splitlines()]
+    (cache,) = (one for one in found if one[2].startswith("the cache: "))
+    assert cache[1] == "warning"
+    assert cache[2].endswith(", not writable")
+    name, state, models, remedy = found[-1]
+    assert (name, state) == ("models", "failure")
+    assert models.startswith(f"{closed}/models/300_model.pth: may not be read, and VIRNUCPRO_")
+    assert remedy.startswith(f"let its owner run chmod -R a+rX {closed}/models, or")
 
 
 def test_a_broken_backend_is_a_failure(tmp_path, monkeypatch):

@@ -108,6 +108,29 @@ def test_models_are_downloaded_found_checked_and_removed(models, server, tmp_pat
     assert models("remove", "mini").exit_code == 2
 
 
+def test_a_shared_directory_that_has_all_is_not_touched(models, server, tmp_path, monkeypatch):
+    """It may be read-only, and its machine may have no network."""
+    shared = tmp_path / "shared"
+    assert models("download", *NAMES, "--to", shared).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in [shared, *shared.rglob("*")]}
+    num_requests = len(server.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("VIRNUCPRO_MODELS", str(shared))
+    for result in (models("download", *NAMES), models("download", *NAMES, "--to", shared)):
+        assert result.exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in [shared, *shared.rglob("*")]} == before
+    assert len(server.requests) == num_requests
+
+
+@pytest.mark.parametrize("name", ["500", DNABERT_S.name])
+def test_where_nothing_may_be_written_nothing_is_downloaded(models, name):
+    # Not even root may make a directory there.
+    result = models("download", name, "--to", "/sys/virnucpro")
+    assert result.exit_code == 1
+    assert "there is no permission" in result.stderr
+    assert "--to" in result.stderr
+
+
 def test_verify_finds_what_a_disk_has_damaged_without_a_new_time(models, tmp_path, monkeypatch):
     monkeypatch.setattr(remembered, "MIN_BYTES", 0)
     monkeypatch.setattr(remembered, "_MIN_AGE_NS", -1)

@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from virnucpro.errors import WeightsError
+
 MODELS_VARIABLE = "VIRNUCPRO_MODELS"
 """Names the directory with downloaded models."""
 
@@ -39,13 +41,25 @@ def find_model(name: str) -> Path | None:
 
     Args:
         name: Of a file, or `owner/name@revision` of a model on the hub.
+
+    Raises:
+        WeightsError: The user has named a directory that may not be read.
     """
     # Without a home directory, no model can be there.
     with suppress(RuntimeError):
         path = models_dir() / name
-        # A directory without it is a download that broke off.
-        if path.is_file() or (path / CHECKSUMS).is_file():
-            return path
+        try:
+            # A directory without it is a download that broke off.
+            if path.is_file() or (path / CHECKSUMS).is_file():
+                return path
+        except PermissionError as error:
+            # A container may give a user the home directory of another one.
+            if os.environ.get(MODELS_VARIABLE):
+                raise WeightsError(
+                    f"{error.filename}: may not be read, and {MODELS_VARIABLE} names its "
+                    f"directory; let its owner run chmod -R a+rX {models_dir()}, or let "
+                    f"{MODELS_VARIABLE} name another directory"
+                ) from error
     return None
 
 

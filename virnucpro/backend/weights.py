@@ -29,7 +29,7 @@ from virnucpro.backend.places import find_model
 from virnucpro.backend.tensor_names import with_new_names
 from virnucpro.backend.tensor_names import without_wrappers as without_wrappers
 from virnucpro.backend.tensors import check_state_dict
-from virnucpro.errors import WeightsError, brief, first_line, on_one_line
+from virnucpro.errors import WeightsError, brief, first_line, is_denied, on_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +145,12 @@ def fetch_snapshot(
         ) from error
     # The releases of huggingface_hub raise errors of three HTTP libraries.
     except Exception as error:
+        if is_denied(error):
+            raise WeightsError(
+                f"{location}: cannot be downloaded, because there is no permission for "
+                f"{getattr(error, 'filename', None)}; name a directory where you may write, with "
+                "HF_HOME or with `virnucpro models download --to`"
+            ) from error
         raise WeightsError(
             f"{location}: no such file or directory here, and the Hugging Face hub did not give it "
             f"({on_one_line(error)}); give a local path, or check the id and the network"

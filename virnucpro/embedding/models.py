@@ -258,10 +258,12 @@ def _open_weights(loaded: LoadedBackend, location: str) -> Weights:
         raise
     # A panic of native code is no Exception.
     except BaseException as error:
+        cause = "the files are damaged, or of another kind; -v shows where it failed"
+        if isinstance(error, PermissionError):
+            cause = "let their owner make the files readable (chmod -R a+rX)"
         raise WeightsError(
             f"{location}: cannot be opened as weights of {loaded.name} "
-            f"({type(error).__name__}: {first_line(error, with_file=True)}); the files are "
-            "damaged, or of another kind; -v shows where it failed"
+            f"({type(error).__name__}: {first_line(error, with_file=True)}); {cause}"
         ) from error
     if not isinstance(weights, Weights):
         raise BackendError(

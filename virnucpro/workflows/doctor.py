@@ -24,7 +24,7 @@ from virnucpro import __version__
 from virnucpro.backend.places import find_packaged, models_dir, user_cache_dir
 from virnucpro.backend.registry import describe_backends
 from virnucpro.config import PUBLISHED, ComputeConfig
-from virnucpro.errors import VirnucproError
+from virnucpro.errors import VirnucproError, WeightsError
 from virnucpro.workflows.models import find_published
 
 State = Literal["ok", "warning", "failure"]
@@ -225,7 +225,9 @@ def _check_disks() -> Iterator[Check]:
         yield Check("disk", "warning", "no home directory", remedy)
     for name, path in places.items():
         # A directory that is yet to be made will lie on the disk of its nearest parent.
-        there = next(one for one in (path.resolve(), *path.resolve().parents) if one.exists())
+        nearest = (path.resolve(), *path.resolve().parents)
+        # Not `Path.exists`, which raises if a parent may not be read.
+        there = next(one for one in nearest if os.path.exists(one))  # noqa: PTH110
         free = shutil.disk_usage(there).free
         found = f"{name}: {there}, {free / _GIB:.0f} GiB free"
         if not os.access(there, os.W_OK):
@@ -244,7 +246,12 @@ def _check_disks() -> Iterator[Check]:
 def _check_models() -> Iterator[Check]:
     from huggingface_hub import constants
 
-    here = [name for name, model in PUBLISHED.items() if find_published(model) is not None]
+    try:
+        here = [name for name, model in PUBLISHED.items() if find_published(model) is not None]
+    except WeightsError as error:
+        found, _, remedy = str(error).partition("; ")
+        yield Check("models", "failure", found, remedy)
+        return
     places = f"in the hub's cache {constants.HF_HUB_CACHE}; the hub is {constants.ENDPOINT}"
     if constants.HF_HUB_OFFLINE:
         places += "; HF_HUB_OFFLINE is set"

@@ -87,6 +87,8 @@ def download_model(name: str, to: Path | None = None, mirror: str | None = None)
         path = (models_dir() if to is None else to) / model.location
     except RuntimeError as error:
         raise UsageError(f"no home directory: {error}; name a directory with --to") from error
+    if _is_whole(model, path):
+        return path
     if model.url is not None:
         source = model.url if mirror is None else _join(mirror, model.location)
         fetch_file(source, path, model.digests[model.location])
@@ -95,6 +97,19 @@ def download_model(name: str, to: Path | None = None, mirror: str | None = None)
     else:
         _fetch_from_hub(model, path)
     return path
+
+
+def _is_whole(model: PublishedModel, path: Path) -> bool:
+    """Tell whether all files of a model of the hub are in its directory, without a network."""
+    if not (path / CHECKSUMS).is_file():
+        return False
+    try:
+        digests = _known_digests(model, path)
+        _check(model, path, digests)
+    # The download repairs what is damaged.
+    except WeightsError:
+        return False
+    return all((path / name).is_file() for name in digests)
 
 
 def verify_model(name: str) -> list[CheckedFile]:
