@@ -9,6 +9,7 @@ from virnucpro.cli.checkpoints import NO_SUCH_PLACE, echo_run_errors, echo_verdi
 from virnucpro.cli.options import config_command
 from virnucpro.cli.terminal import echo
 from virnucpro.config import GenerateConfigConfig, ValidateCheckpointsConfig, ValidateConfig
+from virnucpro.errors import count
 from virnucpro.runtime.environment import num_cores
 
 # What is left of a sequence without these letters is ambiguous.
@@ -26,7 +27,7 @@ def list_devices_command() -> None:
     # Not above: no other command of this group needs it.
     import torch
 
-    echo(f"cpu     {num_cores()} cores")
+    echo(f"cpu     {count(num_cores(), 'core')}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         echo(f"cuda:{index}  {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
