@@ -152,7 +152,8 @@ def done_path(path: Path) -> Path:
 class Part(NamedTuple):
     """A part's identity, and where its data lie in the file.
 
-    No file stays open: each method opens the file for itself.
+    No file stays open: each method opens the file for itself, and raises CheckpointError if the
+    file is damaged.
     """
 
     path: Path
