@@ -23,7 +23,7 @@ from virnucpro.embedding.batches import plan_batches
 from virnucpro.embedding.models import Model
 from virnucpro.kernels.float8 import Float8Linear, quantize
 from virnucpro.kernels.onednn import PackedLinear, can_pack
-from virnucpro.runtime.devices import DTYPES
+from virnucpro.runtime.devices import dtype_between
 
 _BASES_PER_LETTER: dict[Alphabet, int] = {"dna": 1, "protein": 3}
 # Whole open frames are nearly as long as their chunk. Equal lengths would need no padding at all.
@@ -87,7 +87,7 @@ def measure_ceilings(device: torch.device, precisions: Iterable[str]) -> Ceiling
 def measure_product(device: torch.device, precision: str) -> float:
     """Return the FLOP/s of `device` in a product of two large matrices, made in the fastest way."""
     size = _MATRIX_SIZE[device.type]
-    dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
+    dtype = dtype_between(precision)
     layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     input_XK = torch.randn(size, size, device=device, dtype=dtype)
     ways: list[Callable[[], object]] = [functools.partial(torch.mm, input_XK, layer.weight.t())]

@@ -291,6 +291,11 @@ def gpu_uuid(device: torch.device) -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
+def dtype_between(precision: str) -> torch.dtype:
+    """Return in what a model computes between its matrix products, such as attention."""
+    return torch.bfloat16 if precision == "fp8" else DTYPES[precision]
+
+
 def describe_computing(device: torch.device, precision: str, attention: str) -> str:
     """Return in one line for people what computes, and in what.
 
@@ -302,7 +307,5 @@ def describe_computing(device: torch.device, precision: str, attention: str) -> 
     name = f"cpu ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
         name = f"{device} ({torch.cuda.get_device_name(device)})"
-    # What is around the products in fp8 is computed in bf16.
-    dtype = torch.bfloat16 if precision == "fp8" else DTYPES[precision]
-    how = describe_attention(cast("Attention", attention), dtype, device)
+    how = describe_attention(cast("Attention", attention), dtype_between(precision), device)
     return f"{name}, {precision}, attention {how}, torch {torch.__version__}"

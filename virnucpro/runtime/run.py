@@ -37,10 +37,10 @@ from virnucpro.errors import (
 from virnucpro.kernels import flash
 from virnucpro.runtime.claims import launch_store, make_counter
 from virnucpro.runtime.devices import (
-    DTYPES,
     choose_precision,
     describe_computing,
     device_name,
+    dtype_between,
     gpu_uuid,
     make_accelerator,
 )
@@ -83,9 +83,7 @@ class Run:
         self.device: torch.device = accelerator.device
         self.precision = choose_precision(config.precision, accelerator)
         if config.attention == "flash":
-            # A model in fp8 attends in bf16.
-            precision = self.precision.replace("fp8", "bf16")
-            flash.check(DTYPES[precision], self.device)
+            flash.check(dtype_between(self.precision), self.device)
         self.monitor = monitor or Monitor()
         self.on_progress = on_progress
         self.started_at = datetime.now(UTC)
