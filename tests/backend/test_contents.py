@@ -56,6 +56,8 @@ def test_real_files(make, words, tmp_path):
         (b"\n<!DOCTYPE html>\n<html lang=en>", "a web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "an XML document"),
         (b"@SQ\tSN:chr1\tLN:100\n", "samtools fasta"),
+        (b"H\tVN:Z:1.0\nS\tedge_1\tACGT\n", "gfatools gfa2fa"),
+        (b"S\ts1.utg000001l\tACGT\tLN:i:4\n", "gfatools gfa2fa"),
         (b"LOCUS       NC_001416              48502 bp    DNA", "GenBank"),
         (b"##gff-version 3\n", "a table of features; give the FASTA file"),
     ],

@@ -37,6 +37,7 @@ _KINDS: Sequence[tuple[re.Pattern[bytes], str]] = [
         (rb"\s*<(!doctype html|html|head|script)", _WEB_PAGE),
         (rb"\s*<(\?xml|error)", "an XML document, as a failed download leaves; download it again"),
         (rb"@(HD|SQ|RG|PG|CO)\t", "a SAM file; `samtools fasta` converts it"),
+        (rb"H\tVN:Z:|S\t\S+\t", "an assembly graph (GFA); `gfatools gfa2fa` converts it"),
         (rb"NCBI\.sra", "an SRA archive; `fasterq-dump` converts it"),
         (rb"LOCUS  |ID   \S", "a GenBank or EMBL file; save its sequences as FASTA"),
         (rb"##gff|##fileformat=VCF", "a table of features; give the FASTA file of its sequences"),
