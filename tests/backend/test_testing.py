@@ -152,3 +152,14 @@ def test_the_contract_finds_faults() -> None:
         "test_changes_that_do_not_fit_are_refused",
         "test_gradients_under_autocast",
     }
+
+
+def test_the_contract_wants_files_of_weights(tmp_path: Path) -> None:
+    class Weightless(TestToyBackend):
+        def make_weights(self, directory: Path, seed: int) -> str:
+            return "none"
+
+    with pytest.raises(
+        AssertionError, match=r"make_weights wrote no file .* let a file of settings decide"
+    ):
+        Weightless()._make_location(tmp_path / "weights", seed=0)

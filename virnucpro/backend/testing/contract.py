@@ -357,7 +357,12 @@ class BackendContract(TrainableContract):
 
     def _make_location(self, directory: Path, seed: int) -> str:
         directory.mkdir()
-        return self.make_weights(directory, seed)
+        location = self.make_weights(directory, seed)
+        assert any(path.is_file() for path in directory.rglob("*")), (
+            "make_weights wrote no file into the directory; if the model has no weights, let a "
+            "file of settings decide its vectors (docs/backends.md)"
+        )
+        return location
 
     def _make_distinct_sequences(self) -> list[str]:
         """Return the sequences that are too long to be equal, or of one token, by chance."""
