@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from virnucpro.backend.weights import (
+    find_download,
     find_weight_files,
     locate_weights,
     read_json,
@@ -213,6 +214,21 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub: str, tmp_path: Path) ->
             )
         assert found == wanted
         assert "the Hugging Face hub cannot be reached (" in message
+
+
+def test_a_download_without_its_weights_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c"
+    snapshot.mkdir(parents=True)
+    assert find_download("a/b@c") is None
+    (snapshot / "model.safetensors").touch()
+    assert find_download("a/b@c") == snapshot
+    assert find_download("a/b@d") is find_download("a/b") is None
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text("c")
+    assert find_download("a/b") == snapshot
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"text"', "\udcff"])
