@@ -65,6 +65,7 @@ for check in examine():
 """
 
 
+@pytest.mark.slow
 def test_directories_that_may_not_be_read_are_told(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
