@@ -42,6 +42,7 @@ print(find_model("500_model.pth"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["VIRNUCPRO_MODELS", "XDG_CACHE_HOME"])
 def test_a_directory_that_may_not_be_read(variable: str, tmp_path: Path) -> None:
     """The cache of somebody else holds nothing for us, but a directory that we name is meant."""
