@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
-from virnucpro.checkpoints.embeddings_file import write_embeddings
+from virnucpro.checkpoints.embeddings_file import create_hdf5, write_embeddings
 from virnucpro.checkpoints.identity import Identity
 from virnucpro.checkpoints.parts import read_identity
 from virnucpro.errors import CheckpointError, OutputError
@@ -53,6 +54,13 @@ def test_it_is_a_part(tmp_path: Path) -> None:
     write_embeddings(path, ROWS, IDS, blocks(), IDENTITY)
     assert read_identity(path) == IDENTITY
     np.testing.assert_array_equal(EmbeddingReader([path]).gather(ROWS[::-1]), EMBEDDINGS[::-1])
+
+
+def test_hdf5_takes_no_lock(tmp_path: Path) -> None:
+    """Some file systems have none, and a lock of this test shows the library's."""
+    with create_hdf5(tmp_path / "x.h5") as file, (tmp_path / "x.h5").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.attrs["is"] = "open"
 
 
 def test_it_may_be_empty(tmp_path: Path) -> None:

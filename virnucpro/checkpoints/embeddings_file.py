@@ -42,13 +42,20 @@ def write_embeddings(
     bytes_per_row = 4 * identity.embedding_dim + 8 * len(columns) + 56
     num_bytes = len(rows) * bytes_per_row + sum(map(len, id_bytes))
     with replace_when_whole(path, num_bytes) as temporary:
-        with h5py.File(temporary, "w", locking="best-effort") as file:
+        with create_hdf5(temporary) as file:
             file.attrs.update(format=FORMAT_NAME, format_version=FORMAT_VERSION, **asdict(identity))
             for name, values in columns.items():
                 file.create_dataset(name, data=values, dtype="<i8")
             file.create_dataset("ids", (len(rows),), h5py.string_dtype(), id_bytes)
             offset = reserve_dataset(file, "embeddings", (len(rows), identity.embedding_dim))
         write_blocks(temporary, offset, blocks)
+
+
+def create_hdf5(path: Path) -> h5py.File:
+    """Return a new HDF5 file, open for writing, in place of any other at `path`."""
+    # Without the library's lock, which fails where the file system has none. Nobody else knows a
+    # file that is not whole yet.
+    return h5py.File(path, "w", locking=False)
 
 
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int]) -> int:

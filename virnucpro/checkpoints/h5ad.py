@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from virnucpro.backend.arrays import Float32Array
-from virnucpro.checkpoints.embeddings_file import reserve_dataset, write_blocks
+from virnucpro.checkpoints.embeddings_file import create_hdf5, reserve_dataset, write_blocks
 from virnucpro.checkpoints.hdf5 import encode_strings
 from virnucpro.checkpoints.whole_files import replace_when_whole
 
@@ -50,7 +50,7 @@ def write_h5ad(
     """
     num_bytes = shape[0] * (4 * shape[1] + _OBS_BYTES_PER_ROW)
     with replace_when_whole(path, num_bytes) as temporary:
-        with h5py.File(temporary, "w", locking="best-effort") as file:
+        with create_hdf5(temporary) as file:
             _mark(file, "anndata", "0.1.0")
             _write_frame(file, "obs", shape[0], obs)
             _write_frame(file, "var", shape[1], [var])
