@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from tests.runs import VIRNUCPRO, run, write_reads
 from virnucpro.config import ComputeConfig
 from virnucpro.runtime import environment
-from virnucpro.runtime.devices import few_threads, keep_compiled, make_accelerator
+from virnucpro.runtime.devices import few_threads, make_accelerator
 
 # In a process of its own: what a heap that others have used looks like is chance.
 PROGRAM = """
@@ -114,18 +115,30 @@ def test_torch_has_no_more_threads_than_cores(
         torch.set_num_threads(before)
 
 
-def test_triton_has_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    def has_no_home() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+HOMELESS = """
+import os
+from pathlib import Path
+def home(): raise RuntimeError
+Path.home = home
+from virnucpro.runtime.devices import keep_compiled
+keep_compiled()
+place = Path(os.environ["TRITON_CACHE_DIR"])
+print(place, oct(place.stat().st_mode & 0o777) if place.exists() else None)
+"""
 
-    for name in ("TRITON_CACHE_DIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
-        monkeypatch.setenv(name, "removed again")  # so that it is as before when the test ends
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(Path, "home", has_no_home)
-    keep_compiled()
-    place = Path(os.environ["TRITON_CACHE_DIR"])
-    assert place.stat().st_mode & 0o777 == 0o700
-    place.rmdir()
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
-    keep_compiled()
-    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+
+@pytest.mark.slow
+def test_triton_has_a_place_without_a_home_for_as_long_as_the_process(tmp_path: Path) -> None:
+    names = ("TRITON_CACHE_DIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["TMPDIR"] = str(tmp_path)
+
+    def start(**variables: str) -> list[str]:
+        command = [sys.executable, "-c", HOMELESS]
+        return subprocess.check_output(command, env=environment | variables, text=True).split()
+
+    place, mode = start()
+    assert Path(place).parent == tmp_path
+    assert mode == "0o700"
+    assert start(TRITON_CACHE_DIR="/mine") == ["/mine", "None"]
+    assert list(tmp_path.iterdir()) == []

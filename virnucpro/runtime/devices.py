@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -172,11 +174,15 @@ def keep_compiled() -> None:
         path = user_cache_dir() / "torchinductor"
         path.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(path))
+    if "TRITON_CACHE_DIR" in os.environ:
+        return
     try:
         Path.home()
     except RuntimeError:
         # Triton would make a directory called ~ here. Nobody else may write to its compiled code.
-        os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="virnucpro-triton-"))
+        directory = tempfile.mkdtemp(prefix="virnucpro-triton-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        os.environ["TRITON_CACHE_DIR"] = directory
 
 
 def keep_freed_memory() -> None:
