@@ -2,7 +2,7 @@
 # Runs `virnucpro predict` on all GPUs of several nodes. If the time is too short, the job continues
 # in further turns:
 #
-#   sbatch --nodes=4 examples/slurm.sh contigs.fasta -o /shared/results -p 500_model.pth
+#   sbatch --nodes=4 examples/slurm.sh contigs.fasta -o /shared/results -m 500
 #
 # Each node gets one launcher, which starts one process for each GPU of the node. Shortly before the
 # time ends, or when SLURM needs the nodes for other jobs, every process finishes the part that it

@@ -373,10 +373,10 @@ def main(
     \b
     Examples:
       virnucpro predict contigs.fasta -m mini
-      virnucpro predict contigs.fasta -p 500_model.pth
-      virnucpro predict reads.fastq.gz -m 300 -p 300_model.pth -o results
+      virnucpro predict contigs.fasta -m 500
+      virnucpro predict reads.fastq.gz -m 300 -o results
       virnucpro -c settings.yaml predict contigs.fasta
-      virnucpro predict contigs.fasta -p 500_model.pth --gpus 0,1
+      virnucpro predict contigs.fasta -m 500 --gpus 0,1
     """
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     try:
