@@ -187,7 +187,7 @@ def test_a_run_takes_the_budget_that_profile_stored(
     ]
     refused = profile(*options, "--output=/dev/null", "--force")
     assert refused.exit_code == 1
-    assert "/dev/null: cannot be written (it is there, and is no file)" in refused.stderr
+    assert "/dev/null: cannot be written (it exists, and is no ordinary file)" in refused.stderr
     assert budgets.exists()
 
     options.append(f"--output={tmp_path / 'link.json'}")

@@ -229,7 +229,7 @@ def test_no_option_has_a_name_that_the_page_lacks(command, repository):
         ("-l no/where.log backends", "no/where.log: cannot be written"),
         (
             "predict a.fa -p x.pth",
-            "x.pth: no such classifier; give the path of one with -p, or -m mini",
+            "x.pth: no such classifier; give the path of a classifier with -p, or -m mini",
         ),
         ("check-precision a.fa", "500_model.pth: no such classifier"),
         ("check-precision a.fa --sample 0", "--num-records 0: wanted a whole number, at least 1"),

@@ -233,7 +233,7 @@ def test_merged_files_alone(reads, known, undisturbed, demo_weights, tmp_path, c
         assert resume(reads, tmp_path, demo_weights) == NOTHING
     (tmp_path / "s_merged/output_1_merged.pt").unlink()
     assert "by the names of the frames alone" in caplog.text
-    assert "make sure that they come from the same weights" in caplog.text
+    assert "make sure that the older run used the same weights" in caplog.text
     assert read_tables(tmp_path) == read_tables(undisturbed)
 
 
@@ -287,7 +287,7 @@ def test_a_run_with_other_chunks_is_left_alone(
     old.write_state(tmp_path, ["completed"] * 9, expected_length=300)
     with caplog.at_level(logging.WARNING):
         assert resume(reads, tmp_path, demo_weights) == rows_embedded(undisturbed)
-    assert "used chunks of 300 bp, this one 500: its features are not used" in caplog.text
+    assert "used chunks of 300 bp, and this run 500: its features are not used" in caplog.text
 
 
 def test_old_features_do_not_fit_another_frame_rule(reads, known, tmp_path, caplog):
@@ -300,7 +300,7 @@ def test_old_features_do_not_fit_another_frame_rule(reads, known, tmp_path, capl
     )
     identity = replace(IDENTITY, frame_rule=str(rule))
     assert adopt_legacy_run(directory, store, {"dna": identity}, {"dna": np.arange(1)}) == {}
-    assert "embedded open frames, and the frame rule of this one is open:code=11" in caplog.text
+    assert "embedded open frames, and the frame rule of this run is open:code=11" in caplog.text
     assert not directory.parts_dir("dna").exists()
 
 

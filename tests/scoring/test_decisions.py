@@ -88,8 +88,8 @@ def test_presets_are_ordered_whatever_the_input() -> None:
         (
             [0.75],
             {"max_fdr": 0.1},
-            "even the record with the highest probability (0.75) exceeds the expected false "
-            "discovery rate of 0.1",
+            "even the record with the highest probability (0.75) has an expected false "
+            "discovery rate above 0.1",
         ),
     ],
 )

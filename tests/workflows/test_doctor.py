@@ -85,7 +85,7 @@ def test_directories_that_may_not_be_read_are_told(tmp_path):
     assert cache[2].endswith(", not writable")
     name, state, models, remedy = found[-1]
     assert (name, state) == ("models", "failure")
-    assert models.startswith(f"{closed}/models/300_model.pth: may not be read, and VIRNUCPRO_")
+    assert models.startswith(f"{closed}/models/300_model.pth: you have no permission to read this")
     assert remedy.startswith(f"let its owner run chmod -R a+rX {closed}/models, or")
 
 

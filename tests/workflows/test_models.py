@@ -104,7 +104,7 @@ def test_models_are_downloaded_found_checked_and_removed(models, server, tmp_pat
         assert models("path", name).exit_code == 1
     assert len(server.requests) == before
     assert models("verify", "500").exit_code == 1
-    assert models("remove", "500").output == "500: is not here\n"
+    assert models("remove", "500").output == "500: is not on this machine\n"
     assert models("remove", "mini").exit_code == 2
 
 

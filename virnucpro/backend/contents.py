@@ -20,8 +20,8 @@ ADAPTER = (
 _ZIP = b"PK\3\4"
 _UNPACK = "unpack it, and give a file in it"
 _POINTER = (
-    "a Git LFS pointer, which only stands for the real file; fetch that with `git lfs pull`, or "
-    "download it again"
+    "a Git LFS pointer, which only stands for the real file; get the real file with "
+    "`git lfs pull`, or download it again"
 )
 _WEB_PAGE = "a web page (HTML), as a failed download leaves; open the address in a browser to see"
 
@@ -108,13 +108,13 @@ def explain_hub_cache(path: Path) -> str | None:
     if any(path.glob("models--*")) or any(path.glob("hub/models--*")):
         return (
             "is the cache of the Hugging Face hub, for several models; give the hub id of one "
-            "(owner/name)"
+            "model (owner/name)"
         )
     if not path.name.startswith("models--") or not (path / "snapshots").is_dir():
         return None
     name = path.name.removeprefix("models--").replace("--", "/")
     # The directory of a model in the cache has no weights itself. Its snapshots have them.
     snapshots = sorted(map(str, (path / "snapshots").iterdir()))
-    return f"is the own directory of the hub's cache; give the hub id {name}" + (
+    return f"is a directory of the hub's cache, without weights; give the hub id {name}" + (
         f", or {snapshots[-1]}" if snapshots else "; nothing was downloaded here"
     )

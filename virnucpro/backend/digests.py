@@ -98,9 +98,9 @@ def _digest(path: Path) -> str:
         _feed(file, sys.maxsize, hashes)
     if known and known not in [one.hexdigest() for one in hashes]:
         raise WeightsError(
-            f"{path}: is damaged, because its digest is not {known}, as the Hugging Face hub says; "
-            "remove it and download it again. If you changed it on purpose, give a copy of its "
-            "directory outside the hub's cache"
+            f"{path}: is damaged, or was changed: the Hugging Face hub says that its digest is "
+            f"{known}. Remove the file and download it again. If you changed it on purpose, give "
+            "a copy of its directory outside the hub's cache"
         )
     return sha256.hexdigest()
 

@@ -56,9 +56,9 @@ def find_model(name: str) -> Path | None:
             # A container may give a user the home directory of another one.
             if os.environ.get(MODELS_VARIABLE):
                 raise WeightsError(
-                    f"{error.filename}: may not be read, and {MODELS_VARIABLE} names its "
-                    f"directory; let its owner run chmod -R a+rX {models_dir()}, or let "
-                    f"{MODELS_VARIABLE} name another directory"
+                    f"{error.filename}: you have no permission to read this file, and "
+                    f"{MODELS_VARIABLE} names its directory; let its owner run chmod -R a+rX "
+                    f"{models_dir()}, or let {MODELS_VARIABLE} name another directory"
                 ) from error
     return None
 

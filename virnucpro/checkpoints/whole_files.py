@@ -170,7 +170,7 @@ def _temporary_path(path: Path) -> Path:
 def _refuse_devices(path: Path) -> None:
     # The rename would put a file in the place of a pipe, or of /dev/null.
     if path.exists() and not path.is_file():
-        raise OSError(errno.EPERM, "it is there, and is no file")
+        raise OSError(errno.EPERM, "it exists, and is no ordinary file")
 
 
 @contextmanager

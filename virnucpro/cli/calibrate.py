@@ -19,8 +19,8 @@ def calibrate_command(ctx: click.Context, config: CalibrateConfig) -> None:
     \b
     Example:
       virnucpro predict known.fasta -m 500 -o known
-      virnucpro calibrate "$(virnucpro models path 500)" --run-dir known --truth labels.tsv \\
-        -o calibrated.safetensors
+      virnucpro calibrate "$(virnucpro models path 500)" --run-dir known \\
+        --truth labels.tsv -o calibrated.safetensors
       virnucpro predict contigs.fasta -p calibrated.safetensors --max-fdr 0.05
     """
     from virnucpro import calibrate

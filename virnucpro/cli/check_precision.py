@@ -28,9 +28,9 @@ def check_precision_command(
 ) -> None:
     """Compare a precision with float32 on a sample of INPUT.
 
-    Random records are embedded and scored as in predict, once in float32 and once in --precision.
-    The report compares embeddings and scores, and lists the calls that would change. Nothing is
-    kept. docs/precision.md explains when not to use a precision.
+    The command draws records at random. It embeds and scores them as predict does, once in float32
+    and once in --precision. The report compares embeddings and scores, and lists the calls that
+    would change. The command keeps no files. docs/precision.md says when not to use a precision.
 
     \b
     Examples:

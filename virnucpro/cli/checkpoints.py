@@ -72,8 +72,8 @@ def verify_command(ctx: click.Context, config: VerifyCheckpointsConfig) -> None:
     """Check checkpoints completely: digests, rows, finite values.
 
     Exit code 0: all checkpoints are good; 1: some are damaged or unfinished; 3: PATH does not
-    exist, or holds neither checkpoints nor a run. Nothing is changed. `predict --resume` puts
-    damaged and unfinished parts aside and computes them again.
+    exist, or holds neither checkpoints nor a run. The command changes nothing. `predict --resume`
+    puts damaged and unfinished parts aside and computes them again.
 
     \b
     Example:

@@ -14,7 +14,7 @@ def evaluate_command(ctx: click.Context, config: EvaluateConfig) -> None:
     """Compare the calls of a run with known labels.
 
     The report (report.html, .tsv, .json, .png, .svg) gives each number twice: for the records with
-    a call, and for all records. Among all records, one without a call counts as not viral.
+    a call, and for all records. Among all records, a record without a call counts as not viral.
 
     \b
     Example:

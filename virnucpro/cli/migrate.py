@@ -26,8 +26,8 @@ def migrate_command(ctx: click.Context, config: MigrateConfig) -> None:
     The contents of a file decide its kind. Sources are never changed. After an interruption, run
     the same command again to continue. Exit code 1: some files were refused.
 
-    You do not need this command to finish an old run: `virnucpro predict --resume` in its
-    directory does all of this.
+    You do not need this command to finish an old run: `virnucpro predict --resume -o OLD_RUN`
+    reads the files of the run itself.
 
     \b
     Examples:

@@ -77,7 +77,7 @@ def download_command(ctx: click.Context, config: DownloadModelsConfig) -> None:
 def verify_command(ctx: click.Context, config: VerifyModelsConfig) -> None:
     """Compare every file of the models with its digest, without a network.
 
-    Without NAME, this also reads all weights whose digests earlier runs have kept.
+    Without NAME, the command also reads all weights whose digests earlier runs have kept.
 
     Exit code 1: a file has another digest, or a model is missing.
 
@@ -129,7 +129,7 @@ def remove_command(ctx: click.Context, config: ModelConfig) -> None:
     for path in removed:
         echo(f"Removed: {path}")
     if not removed:
-        echo(f"{config.name}: is not here")
+        echo(f"{config.name}: is not on this machine")
 
 
 for _command in (list_command, download_command, verify_command, path_command, remove_command):

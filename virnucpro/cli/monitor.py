@@ -22,7 +22,7 @@ _ALL_LINES = 1 << 20
 def monitor_command(ctx: click.Context, config: MonitorConfig) -> None:
     """Show the state of a run, also of a run on another machine that shares the file system.
 
-    A run in progress is followed until it ends. Ctrl-C stops the view, and not the run.
+    The view follows a run in progress until the run ends. Ctrl-C stops the view, and not the run.
     """
     # Not above: `virnucpro --help` imports every command, and should be quick.
     from rich.console import Console

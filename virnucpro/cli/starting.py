@@ -61,10 +61,10 @@ def require_classifier(config: PredictConfig) -> None:
         raise UsageError(
             f"{config.resolved_model_path}: no such classifier; get it and its models with "
             f"`virnucpro models download {' '.join([config.model_type, *names])}`, give the path "
-            f"of one with -p, or {mini} for the small model that ships with virnucpro"
+            f"of a classifier with -p, or {mini} for the small model that ships with virnucpro"
         )
     raise UsageError(
-        f"{config.resolved_model_path}: no such classifier; give the path of one with "
+        f"{config.resolved_model_path}: no such classifier; give the path of a classifier with "
         "-p, or -m mini for the small model that ships with virnucpro"
     )
 

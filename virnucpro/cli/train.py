@@ -40,8 +40,8 @@ def train_command(ctx: click.Context, config: TrainConfig, launch: LaunchConfig)
     """Train a classifier on viral and other sequences.
 
     The command embeds stretches without a stop codon (or open frames), and trains a neural network
-    to tell viral records from others. It calibrates the scores on records that the network has not
-    seen. It measures the classifier on other records that nothing has seen. The report is in
+    to tell viral records from others. It calibrates the scores on held-out records, the split
+    valid. It measures the classifier on other held-out records, the split test. The report is in
     MODEL_training: report.html, .tsv, .json, .png, .svg.
 
     \b

@@ -137,7 +137,9 @@ class ValidateConfig(Config):
     """The settings of `utils validate`."""
 
     input: str = argument(help=f"FASTA, FASTQ, BAM or CRAM file, {SEQUENCE_FORMATS}", path="input")
-    max_errors: int = option(10, "-e", help="Number of names to show of each kind.", minimum=0)
+    max_errors: int = option(
+        10, "-e", help="Number of names to show of each kind of error.", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ def adopt_legacy_run(
     if not paths:
         return {}
     if store.rule != OPEN_RULE:
-        reason = f"the old run embedded open frames, and the frame rule of this one is {store.rule}"
+        reason = f"the old run embedded open frames, and the frame rule of this run is {store.rule}"
         return _leave_out(directory, reason)
     # Before old files are opened: a run that has all its rows must not read gigabytes again.
     missing = {name: _missing_rows(directory, store, name, rows[name]) for name in identities}
@@ -94,7 +94,7 @@ def adopt_legacy_run(
     # Frames of other chunks may have the same names, and other sequences.
     length_bp = read_expected_length(directory.path)
     if length_bp not in (None, store.chunk_length_bp):
-        reason = f"the old run used chunks of {length_bp} bp, this one {store.chunk_length_bp}"
+        reason = f"the old run used chunks of {length_bp} bp, and this run {store.chunk_length_bp}"
         return _leave_out(directory, reason)
     is_little = sum(path.stat().st_size for path in paths) <= _LITTLE_BYTES
     jobs = 1 if is_little else None
@@ -211,8 +211,8 @@ def _trusted_rows(
             trusted[rows[known][same]] = True
     if not paths:
         logger.warning(
-            "the old run left no %s sequences to compare with: its embeddings are taken by the "
-            "names of the frames alone",
+            "the old run has no file of its %s sequences: its embeddings are found by the names "
+            "of the frames alone",
             _NAMES[alphabet],
         )
         trusted[:] = True
@@ -269,8 +269,8 @@ def _summarize(tasks: Sequence[Conversion], choice: Choice) -> dict[Alphabet, in
     # A warning, because nobody but the user knows which weights those were.
     for alphabet, num_rows in adopted.items():
         logger.warning(
-            "%s: %s taken over from an older run, and %s not, because several values were there; "
-            "make sure that they come from the same weights",
+            "%s: %s taken over from an older run, and %s not, because the run has several "
+            "embeddings of them; make sure that the older run used the same weights",
             _NAMES[alphabet],
             count_who(num_rows, "embedding", "were"),
             count_who(choice.num_ambiguous.get(alphabet, 0), "id", "were"),

@@ -295,7 +295,7 @@ def _explain_nothing(records: RecordCalls, rule: CallRule) -> str:
     best = float(np.nanmax(value))
     if rule.threshold is None:
         return (
-            f"even the record with the highest probability ({best:.10g}) exceeds the expected "
-            f"false discovery rate of {rule.max_fdr:g}"
+            f"even the record with the highest probability ({best:.10g}) has an expected false "
+            f"discovery rate above {rule.max_fdr:g}"
         )
     return f"the highest {rule.by} is {best:.10g}, and the threshold is {rule.threshold:.10g}"

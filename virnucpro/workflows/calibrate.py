@@ -177,8 +177,8 @@ def _cross_fit(records: _Labelled) -> Iterator[Section]:
     fold = _deal_groups(records)
     if fold is None:
         logger.warning(
-            "the error of the probabilities is unknown: it takes at least two groups with viral "
-            "records and two with others"
+            "the error of the probabilities is unknown: to measure it, label at least two groups "
+            "with viral records and two with others"
         )
         return
     probability = np.empty(len(fold))

@@ -212,9 +212,9 @@ def _collect_pass(
         who = count_who(num_missing, "sequence", "are", of=len(job.rows))
         raise InputError(
             f"{job.name}: {who} in no share. A share is damaged (run its command again with "
-            "--resume), or the shares cut the input into "
-            f"other batches (found budgets of {', '.join(map(str, budgets))} tokens; give all "
-            "shares the same --dna-batch-tokens and --protein-batch-tokens)"
+            "--resume), or the shares cut the input into different batches (of up to "
+            f"{', '.join(map(str, budgets))} tokens; give all shares the same --dna-batch-tokens "
+            "and --protein-batch-tokens)"
         )
     return done
 

@@ -184,7 +184,9 @@ def require_published(name: str) -> Path:
     """
     path = find_published(PUBLISHED[name])
     if path is None:
-        raise WeightsError(f"{name}: is not here; get it with `virnucpro models download {name}`")
+        raise WeightsError(
+            f"{name}: is not on this machine; get it with `virnucpro models download {name}`"
+        )
     return path
 
 

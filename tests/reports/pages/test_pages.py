@@ -214,7 +214,7 @@ def test_records_of_one_chunk_have_no_track(repository: Path, tmp_path: Path) ->
     directory = predict(dataclasses.replace(config, output_dir=tmp_path / "both")).directory
     page = directory.report_html.read_text()
     assert re.findall('<figure class="track" id="track-(.)">', page) == ["1"]
-    assert "Records of one chunk have no track. Their one score is in the table." in page
+    assert "Records of one chunk have no track. Their score is in the table." in page
     # A page of reads has no tracks at all, and no word about them.
     (tmp_path / "contigs.fa").write_text(f">short\n{letters[:1000]}\n")
     directory = predict(dataclasses.replace(config, output_dir=tmp_path / "one")).directory

@@ -248,7 +248,7 @@
     }
     function showRest() {
       const rest = undrawn.slice(next).filter((place) => !byId(nameOf(place))).length;
-      more.textContent = `Draw ${Math.min(NUM_MORE, rest)} more of ${rest.toLocaleString("en")}`;
+      more.textContent = `Draw more tracks: ${Math.min(NUM_MORE, rest)} of ${rest.toLocaleString("en")}`;
       more.hidden = !rest;
     }
     more.addEventListener("click", () => {
