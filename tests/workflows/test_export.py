@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from tests import legacy_files as old
-from tests.checkpoints.test_parts import identity_over
+from tests.checkpoints.test_parts import IDENTITY, identity_over
 from tests.runs import write_reads
 from virnucpro import PredictConfig, predict
 from virnucpro.checkpoints.embedding_reader import EmbeddingReader
@@ -222,6 +222,15 @@ def test_rows_have_the_scores_of_their_chunks(tmp_path, caplog, rule):
     assert "has other frames than the embeddings" in caplog.text
     with h5py.File(path) as file:
         assert "score_virus" not in file["obs"]
+
+
+def test_models_that_embedded_no_row_in_common_are_refused(tmp_path):
+    for row, alphabet in enumerate(("dna", "protein")):
+        embeddings = np.ones((1, 4), np.float32)
+        rows = np.array([row])
+        write_part(tmp_path / alphabet, part_name(0, 0), rows, embeddings, IDENTITY, ["a"])
+    with pytest.raises(CheckpointError, match="no row has all its embeddings; finish the run"):
+        export_embeddings(ExportConfig(tmp_path, tmp_path / "out", "npz"))
 
 
 def test_what_migrate_wrote_has_no_scores(migrated, tmp_path):
