@@ -93,13 +93,16 @@ def test_miniwdl_runs_the_task(tmp_path: Path) -> None:
     run_tool(tmp_path, *miniwdl, "check", "--strict", task)
     if not find_spec("miniwdl_backend_bare"):
         pytest.skip("miniwdl-backend-bare is not installed")
-    inputs = (f"sequences={EXAMPLES}/snakemake/samples/plants.fasta", "model_type=mini")
+    sequences = f"sequences={EXAMPLES}/snakemake/samples/plants.fasta"
+    inputs = (sequences, "model_type=mini", "options=--regions provirus")
     run_tool(
         tmp_path, *miniwdl, "run", "--dir", f"{tmp_path}/run/.", "--task=predict", task, *inputs,
         MINIWDL__SCHEDULER__CONTAINER_BACKEND="bare",
     )  # fmt: skip
     outputs = json.loads((tmp_path / "run/outputs.json").read_text())
-    assert set(outputs) == {f"predict.{name}" for name in ("records", "viral", "page", "run_file")}
+    names = ("records", "viral", "regions", "proviruses", "page", "run_file")
+    assert set(outputs) == {f"predict.{name}" for name in names}
+    assert all(Path(path).is_file() for path in outputs.values())
     rows = read_table(Path(outputs["predict.records"]))
     assert [row["call"] for row in rows] == ["virus", "others"]
 

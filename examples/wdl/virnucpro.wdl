@@ -24,6 +24,8 @@ workflow virnucpro {
     output {
         Array[File] records = predict.records
         Array[File] viral = predict.viral
+        Array[File] regions = predict.regions
+        Array[File?] proviruses = predict.proviruses
         Array[File] pages = predict.page
     }
 }
@@ -66,6 +68,9 @@ task predict {
     output {
         File records = "results/~{name}_records.tsv"
         File viral = "results/~{name}_viral.fasta"
+        File regions = "results/~{name}_viral_regions.tsv"
+        # With the option --regions provirus.
+        File? proviruses = "results/~{name}_proviruses.fasta"
         File page = "results/~{name}_report.html"
         File run_file = "results/~{name}_run.json"
     }

@@ -10,11 +10,15 @@ process VIRNUCPRO_PREDICT {
     path models // the directory of `virnucpro models download NAMES --to models`, or []
 
     output:
-    tuple val(meta), path("*_records.tsv"), emit: records
-    tuple val(meta), path("*_viral.fasta"), emit: viral
-    tuple val(meta), path("*_report.html"), emit: page
-    tuple val(meta), path("*_run.json"),    emit: run
-    path "versions.yml",                    emit: versions
+    tuple val(meta), path("*_records.tsv"),       emit: records
+    tuple val(meta), path("*_viral.fasta"),       emit: viral
+    tuple val(meta), path("*_viral_regions.tsv"), emit: regions
+    tuple val(meta), path("*_run.json"),          emit: run
+    path "versions.yml",                          emit: versions
+    // By ext.args: not with --no-report, only with --regions provirus, and only with --fastq.
+    tuple val(meta), path("*_report.html"),      optional: true, emit: page
+    tuple val(meta), path("*_proviruses.fasta"), optional: true, emit: proviruses
+    tuple val(meta), path("*_viral.fastq"),      optional: true, emit: reads
 
     when:
     task.ext.when == null || task.ext.when
@@ -41,7 +45,8 @@ process VIRNUCPRO_PREDICT {
     stub:
     def prefix = task.ext.prefix ?: "${meta.id}"
     """
-    touch ${prefix}_records.tsv ${prefix}_viral.fasta ${prefix}_report.html ${prefix}_run.json
+    touch ${prefix}_records.tsv ${prefix}_viral.fasta ${prefix}_viral_regions.tsv \\
+        ${prefix}_run.json ${prefix}_report.html
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
