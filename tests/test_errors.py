@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from virnucpro.errors import count_who, first_line, format_rounded, name_few
+from virnucpro.errors import count, count_who, first_line, format_rounded, name_few
 
 
 def test_a_system_error_names_its_file_if_the_message_does_not() -> None:
@@ -14,6 +14,14 @@ def test_a_system_error_names_its_file_if_the_message_does_not() -> None:
 def test_a_rounded_number_is_readable() -> None:
     numbers = (0, 0.0456, 1.84, 9.96, 12.3, 177.4, 3_600.4)
     assert [*map(format_rounded, numbers)] == ["0", "0.046", "1.8", "10", "12", "177", "3,600"]
+
+
+def test_a_number_has_its_noun() -> None:
+    assert count(1, "batch") == "1 batch"
+    assert count(1_200, "batch") == "1,200 batches"
+    assert count(2, "class") == "2 classes"
+    assert count(6, "epoch") == "6 epochs"
+    assert count(0, "record") == "0 records"
 
 
 def test_one_has_and_two_have() -> None:

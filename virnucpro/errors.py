@@ -152,7 +152,7 @@ def name_few(names: Sequence[object]) -> str:
 
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: `1 record`, `1,200 batches`."""
-    plural = "es" if noun.endswith(("ch", "s")) else "s"
+    plural = "es" if noun.endswith(("ch", "s")) and noun != "epoch" else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
