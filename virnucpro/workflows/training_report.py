@@ -71,6 +71,9 @@ def report_test(
     if calibration is not None:
         probability = calibration.probabilities(test.score, test.num_open_chunks)
     found = make_predictions(corpus, test, probability, cluster_of_record, DEFAULT_THRESHOLD)
+    if calibration is None:
+        # The calls are by score, and there are no probabilities to measure.
+        found = found._replace(probability=np.full(len(probability), np.nan))
     used = found.weight > 0
     found, size = found.select(used), test.size[used]
     lengths = [(name_size(one), size == one) for one in SIZES]
@@ -84,8 +87,6 @@ def report_test(
     title = f"{config.output_path.name}: held-out records"
     curves = [Curve(found, measured[0])]
     draw_report(directory.path, title, curves, measured, classes, fitted.losses, fitted.best_epoch)
-    if calibration is None:
-        return measured
     # What probabilities would be worth without the calibration.
     before = found._replace(probability=found.score)
     name = "test, score taken as probability"
