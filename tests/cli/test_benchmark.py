@@ -156,6 +156,14 @@ def test_a_launch_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     assert "profile measures one device" in done.stderr
 
 
+def test_empty_records_cannot_be_measured(demo_weights: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "empty.fa").write_text(">a\n>b\n")
+    options = ["--backend=dnabert-s", f"--weights={demo_weights['dna_weights']}"]
+    done = profile(*options, f"--test-file={tmp_path / 'empty.fa'}")
+    assert done.exit_code == 1
+    assert "empty.fa: holds empty records only; give some with sequences" in done.stderr
+
+
 def embed(output: Path, weights: str, reads: Path) -> tuple[str, np.ndarray[Any, Any]]:
     """Return what a run says and the embeddings that it writes."""
     options = ("--backend=dnabert-s", f"--weights={weights}", "-o", output)
