@@ -745,3 +745,26 @@ def test_an_empty_value_is_not_the_working_directory(words, run):
             assert "is empty" not in result.stderr
         else:
             assert (result.exit_code, "it is empty; if a script" in result.stderr) == (2, True)
+
+
+@pytest.fixture
+def pipe():
+    """A path as the shell gives it for <(command)."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w"):
+        yield f"/dev/fd/{reading}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("predict {} -m mini --fastq -o out", "can be read only once, as standard input or a pipe"),
+        ("predict {} -m mini", "standard input or a pipe need an output directory"),
+        ("predict {} -m mini -o out --num-processes 2 -d cpu", "be passed on to 2 processes"),
+        ("train --viral {} --other b.fa -o head.safetensors", "give files instead of - and of pip"),
+    ],
+)
+def test_what_a_pipe_cannot_do_is_told(options, message, pipe, run):
+    result = run(*options.format(pipe).split())
+    assert (result.exit_code, message in result.stderr) == (2, True)
+    assert not Path("out").exists()

@@ -164,6 +164,13 @@ def leave_to_launch(
     if num_wanted == 1:
         _start_workers_early(config)
         return
+    for path in getattr(config, "inputs", ()):
+        # But for standard input, open files stay behind in this process.
+        if re.match(r"/(dev|proc/self)/fd/[1-9]", str(path)):
+            raise UsageError(
+                f"{path}: a pipe of the shell cannot be passed on to {num_wanted} processes; pipe "
+                "into standard input (-), give a file, or choose --num-processes 1"
+            )
     before, own = ctx.meta[ARGUMENTS]
     forced = ["--force"] if force else []
     ctx.exit(launching.launch(num_wanted, [*before, *forced, *own]))

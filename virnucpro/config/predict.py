@@ -17,6 +17,7 @@ from virnucpro.config.shared import (
     SEQUENCE_FORMATS,
     STDIN,
     FramesConfig,
+    can_be_read_once,
     chunk_length_option,
     input_stem,
 )
@@ -221,15 +222,16 @@ class PredictConfig(CallsConfig, FramesConfig, group="Classifier and calls"):
         if self.inputs.count(STDIN) > 1:
             raise UsageError("standard input (-) was given twice, but can be read only once")
         # The frame store keeps no qualities, because they would double its size.
-        if self.fastq and STDIN in self.inputs:
+        once = [path for path in self.inputs if can_be_read_once(path)]
+        if self.fastq and once:
             raise UsageError(
-                "--fastq: the inputs are read again for viral.fastq, and standard input can be "
-                "read only once; give a file"
+                f"--fastq: the inputs are read again for viral.fastq, and {once[0]} can be read "
+                "only once, as standard input or a pipe; give a file"
             )
         # By default, the directory is named after the one input.
-        if self.output_dir is None and (len(self.inputs) > 1 or STDIN in self.inputs):
+        if self.output_dir is None and (len(self.inputs) > 1 or once):
             raise UsageError(
-                "several inputs or standard input need an output directory; name one (-o)"
+                "several inputs, standard input or a pipe need an output directory; name one (-o)"
             )
         if self.paired and len(self.inputs) > 1 and len(self.inputs) % 2:
             raise UsageError(

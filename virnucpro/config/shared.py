@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,17 @@ DNA_DIM, PROTEIN_DIM = 768, 2560
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _COMPRESSION = frozenset({".gz", ".bz2", ".xz", ".zst"})
+
+
+def can_be_read_once(path: str) -> bool:
+    """Tell whether an input is standard input or a pipe, such as the shell's <(zcat a.fa.gz)."""
+    if path == STDIN:
+        return True
+    # What is not there is an error elsewhere.
+    with suppress(OSError):
+        kind = Path(path).stat().st_mode
+        return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+    return False
 
 
 def input_stem(path: str | Path) -> str:

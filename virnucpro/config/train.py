@@ -10,7 +10,7 @@ from pathlib import Path
 from virnucpro.config.finetuning import FineTuningConfig
 from virnucpro.config.frame_rule import OPEN_RULE, FrameRule
 from virnucpro.config.options import REQUIRED, option
-from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, STDIN, chunk_length_option
+from virnucpro.config.shared import DNA_DIM, PROTEIN_DIM, can_be_read_once, chunk_length_option
 from virnucpro.errors import UsageError
 
 
@@ -142,8 +142,10 @@ class TrainConfig(FineTuningConfig, group="Training"):
                 f"{path}: was given {times} times; give each file once, as viral or as other"
             )
         # The second time, standard input is empty.
-        if STDIN in self.inputs:
-            raise UsageError("training reads its input more than once; give files instead of -")
+        if any(map(can_be_read_once, self.inputs)):
+            raise UsageError(
+                "training reads its input more than once; give files instead of - and of pipes"
+            )
 
     @property
     def inputs(self) -> tuple[str, ...]:
