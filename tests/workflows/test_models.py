@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from virnucpro.backend.digests import digest_files
 from virnucpro.cli.main import main
 from virnucpro.config import MINI_DIRECTORY, PUBLISHED
 from virnucpro.config.published import DNABERT_S, ESM2_3B
+from virnucpro.workflows.models import download_model
 
 # The small model stands for the published models, which are too large for a test.
 CLASSIFIER = (MINI_DIRECTORY / "500_model.safetensors").read_bytes()
@@ -120,6 +122,20 @@ def test_a_shared_directory_that_has_all_is_not_touched(models, server, tmp_path
         assert result.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in [shared, *shared.rglob("*")]} == before
     assert len(server.requests) == num_requests
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("is_mirror", [False, True])
+def test_jobs_that_start_together_download_once(is_mirror, server, tmp_path):
+    mirror = str(tmp_path / "mirror") if is_mirror else None
+    if is_mirror:
+        download_model(DNABERT_S.name, tmp_path / "mirror")
+    to = tmp_path / "shared"
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(download_model, DNABERT_S.name, to, mirror) for _ in range(8)]
+        (path,) = {job.result() for job in jobs}
+    assert (path / "SHA256SUMS").is_file()
+    assert sum("model.safetensors" in one for one in map(str, server.requests)) <= 2
 
 
 @pytest.mark.parametrize("name", ["500", DNABERT_S.name])

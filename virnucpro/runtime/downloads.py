@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from virnucpro.backend.contents import explain_no_weights
 from virnucpro.backend.digests import read_sha256
 from virnucpro.backend.weights import drop_hub_handler
-from virnucpro.errors import WeightsError, is_denied, on_one_line
+from virnucpro.errors import WeightsError, on_one_line
 from virnucpro.runtime.locks import in_turn
 
 
@@ -39,24 +39,12 @@ def fetch_file(source: str, path: Path, digest: str) -> None:
         digest: The digest that it must have; empty for any.
 
     Raises:
-        WeightsError: The file cannot be fetched or written, or has another digest.
+        WeightsError: The file cannot be fetched, or has another digest.
     """
     # A directory of shared models may be read-only.
     if digest and path.is_file() and digest_like(path, digest) == digest:
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch_in_turn(source, path, digest)
-    except OSError as error:
-        if not is_denied(error):
-            raise
-        raise WeightsError(
-            f"{error.filename}: there is no permission to write it, so {path.name} cannot be "
-            "downloaded; name a directory where you may write with --to"
-        ) from error
-
-
-def _fetch_in_turn(source: str, path: Path, digest: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # A half file under the final name would be taken for a whole one.
     part = path.with_name(f"{path.name}.part")
     # Jobs of an array start at the same time, and all want the same file.

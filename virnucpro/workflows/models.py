@@ -23,8 +23,9 @@ from virnucpro.backend.remembered import forget, get_state, read_remembered
 from virnucpro.backend.weights import fetch_snapshot, find_download, find_weight_files
 from virnucpro.checkpoints.whole_files import open_whole
 from virnucpro.config import PUBLISHED, PublishedModel
-from virnucpro.errors import UsageError, WeightsError, brief
+from virnucpro.errors import UsageError, WeightsError, brief, is_denied
 from virnucpro.runtime.downloads import digest_like, fetch_file
+from virnucpro.runtime.locks import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +88,32 @@ def download_model(name: str, to: Path | None = None, mirror: str | None = None)
         path = (models_dir() if to is None else to) / model.location
     except RuntimeError as error:
         raise UsageError(f"no home directory: {error}; name a directory with --to") from error
-    if _is_whole(model, path):
-        return path
-    if model.url is not None:
-        source = model.url if mirror is None else _join(mirror, model.location)
-        fetch_file(source, path, model.digests[model.location])
-    elif mirror is not None:
-        _fetch_from_mirror(model, mirror, path)
-    else:
-        _fetch_from_hub(model, path)
+    try:
+        if model.url is not None:
+            source = model.url if mirror is None else _join(mirror, model.location)
+            fetch_file(source, path, model.digests[model.location])
+        elif not _is_whole(model, path):
+            _fetch_directory(model, path, mirror)
+    except OSError as error:
+        if not is_denied(error):
+            raise
+        raise WeightsError(
+            f"{error.filename}: there is no permission to write it, so {name} cannot be "
+            "downloaded; name a directory where you may write with --to"
+        ) from error
     return path
+
+
+def _fetch_directory(model: PublishedModel, path: Path, mirror: str | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Jobs of an array start at the same time, and all want the same model.
+    with in_turn(path.with_name(f".{path.name}.lock")):
+        if _is_whole(model, path):
+            return
+        if mirror is not None:
+            _fetch_from_mirror(model, mirror, path)
+        else:
+            _fetch_from_hub(model, path)
 
 
 def _is_whole(model: PublishedModel, path: Path) -> bool:
