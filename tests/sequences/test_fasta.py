@@ -176,9 +176,9 @@ PROTEIN = "MSKTAYDRSVKTWHYAGMKNDSVHGR"
 @pytest.mark.parametrize(
     ("alphabet", "sequence", "found"),
     [
-        ("protein", DNA * 3, "looks like DNA, and proteins are read here: 100 %"),
+        ("protein", DNA * 3, "looks like DNA, and the backend reads proteins: 100 %"),
         ("protein", DNA.replace("T", "U").lower() * 800, "looks like DNA"),
-        ("dna", PROTEIN, "looks like proteins, and DNA"),
+        ("dna", PROTEIN, "looks like proteins, and the backend reads DNA"),
     ],
 )
 def test_the_other_alphabet_is_refused(

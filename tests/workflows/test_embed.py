@@ -241,7 +241,7 @@ def test_dna_is_not_taken_for_proteins(command: Run) -> None:
     write_fasta(Path("in.fa"), make_sequences("dnabert-s"))
     result = command("esm2")
     assert result.exit_code == 1
-    assert "Error: in.fa: looks like DNA, and proteins are read here" in result.stderr
+    assert "Error: in.fa: looks like DNA, and the backend reads proteins" in result.stderr
     assert not Path("out.h5").exists()
     assert command("esm2", "--force-alphabet", "--force").exit_code == 0
     assert len(read(Path("out.h5"))[0]) == 61

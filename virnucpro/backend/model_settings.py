@@ -25,7 +25,7 @@ def check_settings(path: Path, fields: Mapping[str, Any], wanted: Mapping[str, A
 
     Args:
         path: The file that `fields` were read from.
-        fields: The settings; one that is missing or null is left to the backend.
+        fields: The settings; a setting that is missing or null is left to the backend.
         wanted: The one value of each setting that the backend computes with.
 
     Raises:
@@ -46,7 +46,7 @@ def get_switch(path: Path, fields: Mapping[str, Any], name: str, *, default: boo
     """Return a setting that is true or false.
 
     Raises:
-        WeightsError: It is something else.
+        WeightsError: The setting is neither.
     """
     value = fields.get(name)
     if value is None:
@@ -61,7 +61,7 @@ def get_rope_theta(path: Path, fields: Mapping[str, Any]) -> float:
     """Return the base of rotary positions, which transformers has stored in several places.
 
     Raises:
-        WeightsError: It is no positive number, or positions are scaled.
+        WeightsError: The base is not one number above 1, or positions are scaled.
     """
     # Up to version 4, transformers had `rope_theta` and `rope_scaling`. Version 5 has
     # `rope_parameters`.

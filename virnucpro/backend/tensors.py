@@ -16,7 +16,7 @@ def check_state_dict(path: Path, value: Any) -> dict[str, torch.Tensor]:
     """Return what was read from `path`, if it is a dict of names and ordinary tensors.
 
     Raises:
-        WeightsError: It holds something else, or a tensor for which the file has no room.
+        WeightsError: The file holds something else, or a tensor for which it has no room.
     """
     import torch
 

@@ -208,7 +208,7 @@ def get_size(path: Path, fields: Mapping[str, Any], name: str) -> int:
     """Return one of a model's sizes among the settings that were read from `path`.
 
     Raises:
-        WeightsError: It is missing, or not a positive whole number.
+        WeightsError: The size is missing, or not a positive whole number.
     """
     value = fields.get(name)
     # Not isinstance: `True` is an int for Python.

@@ -66,7 +66,7 @@ class PredictResult:
         num_virus_few_chunks: Viral records with fewer than three scored chunks.
         num_proviruses: Viral regions in records that are not called viral.
         num_frames: Open frames or stretches.
-        num_unscored_frames: Those that did not fit the memory of a device.
+        num_unscored_frames: Frames that did not fit the memory of a device.
         seconds: The time of the whole run.
     """
 

@@ -23,7 +23,7 @@ _NUMBERS = ("score", "probability", "scored_share", "evidence")
 
 
 class FinishedRun:
-    """The results of a finished run of `predict`. Each is read when you first ask for it.
+    """The results of a finished run of `predict`. A table is read when you first ask for it.
 
     Attributes:
         directory: The run's directory, which knows the path of every file.
@@ -72,7 +72,7 @@ def read_run(directory: str | Path) -> FinishedRun:
         directory: The output directory of `predict`.
 
     Raises:
-        InputError: It holds no finished run.
+        InputError: The directory holds no finished run.
         UsageError: Later, when a table is read: pandas or anndata is not installed.
     """
     return FinishedRun(Path(directory))

@@ -18,8 +18,8 @@ from virnucpro.reports.run_json import read_run_json
 def report(config: ReportConfig) -> Path:
     """Write the page of finished runs, and return where it is.
 
-    A directory of `predict` gets the page of a run. One of `train` or `evaluate` gets the page of
-    its figures. Several directories of `predict` are compared.
+    A directory of `predict` gets the page of a run. A directory of `train` or `evaluate` gets the
+    page of its figures. Several directories of `predict` are compared.
 
     Raises:
         InputError: A directory holds no finished run, or a file of it is damaged.

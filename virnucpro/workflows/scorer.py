@@ -65,9 +65,9 @@ class Scorer:
     """Loads models once, and scores sequences that are in memory as `predict` does.
 
     The result for a sequence does not depend on the other sequences, except for the last digits and
-    for settings that look at all records (`max_fdr`, `preset`). Several threads may share a scorer,
-    but only one of them computes at a time. A scorer can be pickled; its copy in another process
-    loads the models again.
+    for settings that look at all records (`max_fdr`, `preset`, `estimate_viral_share`). Several
+    threads may share a scorer, but only one of them computes at a time. A scorer can be pickled;
+    its copy in another process loads the models again.
 
     Args:
         model: `mini`, `300`, `500` or `custom`, as `model_type` of `PredictConfig`.
