@@ -24,7 +24,7 @@ class ForkOption(NamedTuple):
     sets: tuple[str, Any] | None = None
 
 
-# Accepted, because scripts and workflow engines give them: docs/migrating.md lists them all.
+# Accepted, because scripts and workflow engines give them: docs/command-line.md lists them all.
 FORK_OPTIONS = (
     ForkOption(
         ("-b", "--batch-size"),
