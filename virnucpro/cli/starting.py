@@ -181,12 +181,13 @@ def _start_workers_early(config: ComputeConfig) -> None:
 
     Otherwise it would begin when this one has done, and the first batch would wait for it.
     """
-    if config.device == "cpu" or config.dataloader_workers == 0:
-        return
-    from virnucpro.runtime.launching import ask_driver
-
+    num_workers = config.dataloader_workers
     # Without a GPU there are no workers, unless the user wants some.
-    if config.dataloader_workers or ask_driver():
+    if num_workers is None and config.device != "cpu":
+        from virnucpro.runtime.launching import ask_driver
+
+        num_workers = ask_driver()
+    if num_workers:
         from virnucpro.runtime.forkserver import start_forkserver
 
         start_forkserver()

@@ -20,7 +20,7 @@ import psutil
 
 import virnucpro
 from virnucpro.errors import INTERRUPTED, Terminated, UsageError, VirnucproError
-from virnucpro.runtime.environment import LISTENER, RELAUNCHED, read_torch_build
+from virnucpro.runtime.environment import LISTENER, RELAUNCHED, num_cores, read_torch_build
 
 _ADDRESS = "127.0.0.1"
 _POLL_SECONDS = 0.05
@@ -143,11 +143,8 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
 def _make_environment(listener: socket.socket, rank: int, num_processes: int) -> dict[str, str]:
     """Return the variables of one process: those that torch and Accelerate read, and ours."""
     # By default each process would start a thread for every core, and slow the others down.
-    num_cores = psutil.cpu_count(logical=False) or 1
-    # macOS does not have this function.
-    if hasattr(os, "sched_getaffinity"):
-        num_cores = min(num_cores, len(os.sched_getaffinity(0)))
-    defaults = {"OMP_NUM_THREADS": str(max(1, num_cores // num_processes))}
+    cores = min(num_cores(), psutil.cpu_count(logical=False) or 1)
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // num_processes))}
     place = {
         "RANK": rank,
         "LOCAL_RANK": rank,
