@@ -5,7 +5,14 @@ import pytest
 
 from virnucpro.errors import UsageError
 from virnucpro.training.corpus import Corpus, InputClass
-from virnucpro.training.splits import SPLITS, balance, choose_chunks, split_groups
+from virnucpro.training.splits import (
+    SPLITS,
+    Labelled,
+    balance,
+    choose_chunks,
+    find_twins,
+    split_groups,
+)
 
 SHARES = (0.8, 0.1, 0.1)
 CLASSES = (InputClass("virus", True), InputClass("bacteria", False), InputClass("fungi", False))
@@ -91,6 +98,29 @@ def test_a_split_without_a_kind_is_refused() -> None:
     corpus = make_corpus([3, 3, 3])
     with pytest.raises(UsageError, match="the test split has no usable chunk of other sequences"):
         choose_chunks(corpus, np.array([0, 1, 2, 0, 1, 1, 0, 1, 1]), seed=0)
+
+
+def test_equal_sequences_of_both_kinds_or_of_two_splits_are_told() -> None:
+    corpus = make_corpus([3, 3, 3])
+    split = np.array([0, 1, 2] * 3)
+    labelled = Labelled(corpus, [*"abcdefghi"], split, choose_chunks(corpus, split, seed=0))
+    first_frame = corpus.chunk_first_frame
+    representatives = np.arange(first_frame[-1])
+    assert find_twins(labelled, representatives) == []
+    chunks = [np.flatnonzero(corpus.chunk_record == record) for record in range(9)]
+    num_chunks = len(chunks[0])
+    # The first record, which is viral, is the fourth record as well; both are in the split train.
+    representatives[first_frame[chunks[3]]] = first_frame[chunks[0]]
+    (warning,) = find_twins(labelled, representatives)
+    assert warning.startswith(
+        f"{num_chunks} of {3 * num_chunks} viral chunks have the DNA of other"
+    )
+    assert warning.endswith(f"given as viral and as other: {corpus.record_ids[0]}")
+    # The fifth record, which is held out, has the same DNA.
+    representatives[first_frame[chunks[4]]] = first_frame[chunks[0]]
+    both, leak = find_twins(labelled, representatives)
+    assert both == warning
+    assert leak.startswith(f"{num_chunks} of {6 * num_chunks} held-out chunks have the DNA of")
 
 
 def test_weights_balance_what_sampling_cannot() -> None:

@@ -95,6 +95,19 @@ def test_the_calibration_improves_on_the_scores(trained) -> None:
     assert after.estimates["calibration_error"].value < 0.15
 
 
+def test_records_of_both_kinds_are_told_once_and_reported(
+    configure, genomes, tmp_path, caplog
+) -> None:
+    copied = (genomes / "phages.fa").read_text().replace(">phages", ">contig")
+    (tmp_path / "copy.fa").write_text(copied)
+    other = (str(genomes / "bacteria.fa"), str(tmp_path / "copy.fa"))
+    config = configure(tmp_path / "head.safetensors", other=other, epochs=1)
+    train(config)
+    told = "viral chunks have the DNA of other sequences, too"
+    assert caplog.text.count(told) == 1
+    assert told in read_known_report(config.work_dir)["warnings"][0]
+
+
 def test_scores_that_tell_nothing_give_no_calibration(configure, tmp_path: Path, caplog) -> None:
     """With one, the number of chunks alone would decide what is called viral."""
     generator = random.Random(0)

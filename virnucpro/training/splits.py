@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray, Float64Array, Int64Array
-from virnucpro.errors import UsageError
+from virnucpro.errors import UsageError, count_who, name_few
 from virnucpro.training.corpus import Corpus
 
 SPLITS = ("train", "valid", "test")
@@ -121,6 +121,39 @@ def choose_chunks(corpus: Corpus, split_of_record: Int64Array, seed: int) -> dic
             parts.append(_take_runs(corpus, mine, run_length, wanted, random))
         chosen[name] = np.sort(np.concatenate(parts))
     return chosen
+
+
+def find_twins(labelled: Labelled, representatives: Int64Array) -> list[str]:
+    """Return warnings of chunks with the same DNA that are of both kinds, or in several splits.
+
+    Args:
+        labelled: The records and their splits.
+        representatives: int64 (F,), the first frame with the DNA of each frame.
+    """
+    corpus = labelled.corpus
+    chunks = np.flatnonzero(corpus.is_usable)
+    record = corpus.chunk_record[chunks]
+    # The DNA of its first frame stands for a chunk.
+    dna = representatives[corpus.chunk_first_frame[chunks]]
+    is_viral = corpus.is_viral[corpus.chunk_class[chunks]]
+    is_held_out = labelled.split_of_record[record] > 0
+    warnings = []
+    in_both = is_viral & np.isin(dna, dna[~is_viral])
+    if in_both.any():
+        who = count_who(int(in_both.sum()), "viral chunk", "have", of=int(is_viral.sum()))
+        names = name_few([corpus.record_ids[index] for index in np.unique(record[in_both])])
+        warnings.append(
+            f"{who} the DNA of other sequences, too, and nothing can be learned from such chunks; "
+            f"look whether these records were given as viral and as other: {names}"
+        )
+    in_train = is_held_out & np.isin(dna, dna[~is_held_out])
+    if in_train.any():
+        who = count_who(int(in_train.sum()), "held-out chunk", "have", of=int(is_held_out.sum()))
+        warnings.append(
+            f"{who} the DNA of chunks in the split train, so the report is too good; give related "
+            "records the same group (--groups)"
+        )
+    return warnings
 
 
 def _take_runs(

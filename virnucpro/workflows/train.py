@@ -41,7 +41,14 @@ from virnucpro.sequences.records import NAME_OF_ROW, NAMES_OF_ROWS
 from virnucpro.training.corpus import Corpus, make_corpus, name_classes, read_groups
 from virnucpro.training.fragments import Fragments, calibrate_fragments, join_chunks
 from virnucpro.training.head import ChunkExamples, Examples, FittedHead, fit_head
-from virnucpro.training.splits import SPLITS, Labelled, balance, choose_chunks, split_groups
+from virnucpro.training.splits import (
+    SPLITS,
+    Labelled,
+    balance,
+    choose_chunks,
+    find_twins,
+    split_groups,
+)
 from virnucpro.workflows.finetune import check_finetuning, describe_finetuning, finetune
 from virnucpro.workflows.training_report import (
     Material,
@@ -137,6 +144,10 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
         warn_of_cuts(store, models)
         corpus = make_corpus(store, name_classes(config.viral, config.other))
         labelled = _choose(config, corpus)
+        twins = find_twins(labelled, np.asarray(store.sequences("dna").representatives))
+        # Before hours of embedding.
+        for warning in twins:
+            logger.warning("%s", warning)
     tuned = None
     embedded: Sequence[str] = SPLITS
     if config.finetuned:
@@ -161,7 +172,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
     metadata = _describe_models(config, store, passes)
     gather = partial(gather_features, passes)
     is_frame = metadata.chunk_head is None
-    return Material(labelled, gather, metadata, None if is_frame else store, tuned)
+    return Material(labelled, gather, metadata, None if is_frame else store, tuned, twins)
 
 
 def _refuse_other_parts(
@@ -240,7 +251,7 @@ def _make_classifier(
         changes = material.tuned.changes if material.tuned else {}
         save_classifier(config.output_path, fitted.state, metadata, changes)
         about = describe_training(config, material, fitted, metadata)
-        for warning in about["warnings"]:
+        for warning in about["warnings"][len(material.warnings) :]:
             logger.warning("%s", warning)
         write_report(directory.path, sections, about)
         write_evaluation_page(directory.path, directory.path / PAGE_NAME)

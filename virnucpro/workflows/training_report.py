@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class Material(NamedTuple):
         metadata: Of the classifier, but for its calibration.
         store: What the frame rule takes of chunks; None for a classifier of single frames.
         tuned: What a fine-tuning made; None without one.
+        warnings: What was found in the records, and was logged.
     """
 
     labelled: Labelled
@@ -54,6 +55,7 @@ class Material(NamedTuple):
     metadata: ClassifierMetadata
     store: FrameStore | None = None
     tuned: FineTuned | None = None
+    warnings: Sequence[str] = ()
 
 
 def report_test(
@@ -128,6 +130,7 @@ def describe_training(
         "best_epoch": fitted.best_epoch,
         "losses": fitted.losses,
         "warnings": [
+            *material.warnings,
             *find_overfit(fitted.losses, fitted.best_epoch),
             *([_NO_CALIBRATION] if metadata.calibration is None else []),
         ],
