@@ -104,7 +104,7 @@ def test_records_without_a_call_are_counted_for_each_kind(evaluated: tuple[Path,
     directory, output = evaluated
     assert "without a call, virus: 1 no_open_frame\n" in output
     assert "without a call, others: 1 empty, 1 no_open_frame\n" in output
-    few = "3 viral, 3 others; 3 viral and 3 other records are too few for intervals\n"
+    few = "3 viral, 3 others; no intervals, because there are too few records (3 viral, 3 others)\n"
     assert f"with a call: {few}  auroc              0.778\n" in output
     document = read_known_report(directory / "evaluation")
     assert document["without_call"]["others"] == {"empty": 1, "no_open_frame": 1}
@@ -174,7 +174,7 @@ def test_records_of_a_group_are_resampled_together(tmp_path: Path) -> None:
             for row in read_table(tmp_path / name / "evaluation/report.tsv")
             if (row["records"], row["subset"]) == ("all", "all")
         }
-    assert "95 % intervals by resampling 300 viral and 291 other records\n" in result.output
+    assert "95 % intervals by resampling records (300 viral, 291 others)\n" in result.output
     resampled = {
         name: [rows["recall"][f"{key}resampled"] for key in ("", "num_viral_", "num_others_")]
         for name, rows in found.items()

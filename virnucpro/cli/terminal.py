@@ -211,11 +211,11 @@ def echo_sections(sections: Sequence[Section]) -> None:
 
 def _describe_intervals(section: Section) -> str:
     drawn = (
-        f"{section.num_viral_resampled:,} viral and {section.num_others_resampled:,} other "
-        f"{section.resampled}"
+        f"{section.resampled} ({section.num_viral_resampled:,} viral, "
+        f"{section.num_others_resampled:,} others)"
     )
     if all(math.isnan(low) for _, low, _ in section.estimates.values()):
-        return f"{drawn} are too few for intervals"
+        return f"no intervals, because there are too few {drawn}"
     return f"95 % intervals by resampling {drawn}"
 
 
