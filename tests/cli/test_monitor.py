@@ -41,7 +41,7 @@ def test_a_finished_run_is_shown_and_left(tmp_path: Path):
     ("outcome", "shown"),
     [
         ("KeyboardInterrupt", "interrupted (Ctrl-C)"),
-        ("OutputError", "ended by OutputError: see its log"),
+        ("OutputError", "ended by OutputError: see run.log"),
     ],
 )
 def test_a_run_says_what_ended_it(tmp_path: Path, outcome: str, shown: str):

@@ -87,7 +87,7 @@ def test_an_error_before_the_first_pass_is_left_to_its_message(tmp_path: Path, i
     lines = ({"kind": "start", "num_processes": 1}, {"kind": "end", "outcome": "InputError"})
     path.write_text("".join(json.dumps({"time": time.time()} | line) + "\n" for line in lines))
     follow(RunState(path), terminal, threading.Event(), say=Lines(), is_own=is_own)
-    wanted = "no embedding yet: ended by InputError: see its log"
+    wanted = "no embedding yet: ended by InputError: see run.log"
     assert (wanted in terminal.file.getvalue()) == (not is_own)
 
 
@@ -127,9 +127,9 @@ def follow_until_unlocked(path: Path) -> tuple[list[str], list[str]]:
 
 def test_a_run_that_was_killed_is_left_when_nobody_holds_its_lock(tmp_path: Path):
     (line,), then = follow_until_unlocked(write_killed_run(tmp_path))
-    assert line.endswith("1,000 rows), 100 tokens/s, nothing heard for 2 h 0 min")
+    assert line.endswith("1,000 rows), 100 tokens/s, nothing written for 2 h 0 min")
     assert then == [
-        "nothing heard for 2 h 0 min, and no process holds the lock: the run was probably killed"
+        "nothing written for 2 h 0 min, and no process holds the lock: the run was probably killed"
     ]
 
 
@@ -140,7 +140,9 @@ def test_a_run_that_was_killed_before_its_first_line_is_left(content: str, tmp_p
     before, then = follow_until_unlocked(path)
     # It might just begin.
     assert before == []
-    assert then == ["nothing heard yet, and no process holds the lock: the run was probably killed"]
+    assert then == [
+        "nothing written yet, and no process holds the lock: the run was probably killed"
+    ]
 
 
 def test_a_run_that_removes_its_directory_has_ended(tmp_path: Path):
@@ -213,4 +215,4 @@ def test_a_run_that_begins_again_is_followed(tmp_path: Path):
         RunState(path), Console(file=io.StringIO()), stop, say=told, may_go_on=may_go_on, seconds=0
     )
     assert len(told) == 1
-    assert told[0].endswith("nothing heard for 2 h 0 min")
+    assert told[0].endswith("nothing written for 2 h 0 min")

@@ -48,7 +48,7 @@ def test_the_bar_goes_by_cost_and_the_time_too(tmp_path: Path):
 
 def test_a_fine_tuning_shows_its_step_and_its_last_evaluation(tmp_path: Path):
     state = write_run(tmp_path)
-    assert draw(state) == ["no embedding yet: going on"]
+    assert draw(state) == ["no embedding yet: running"]
     finished = write_run(tmp_path, outcome="finished")
     assert draw(finished) == ["nothing was left to embed: finished"]
     trainings = (
@@ -66,7 +66,7 @@ def test_a_fine_tuning_shows_its_step_and_its_last_evaluation(tmp_path: Path):
         state.training = training
         head, about = draw(state)
         assert head.startswith("fine-tuning ")
-        assert head.endswith(f" {100 * training.share_done:.1f} %  going on")
+        assert head.endswith(f" {100 * training.share_done:.1f} %  running")
         assert about == text
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_is_not_heard_of_any_more(tmp_path: Path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     earlier = [line | {"time": line["time"] - 7_200} for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in earlier))
-    assert draw(read_state(path))[0].endswith("nothing heard for 2 h 0 min")
+    assert draw(read_state(path))[0].endswith("nothing written for 2 h 0 min")
 
 
 @pytest.mark.parametrize(

@@ -112,19 +112,19 @@ def describe_silence(state: RunState) -> str | None:
         return "the metrics are gone"
     # It may have been killed before it wrote its first line.
     if not state.num_processes:
-        return "nothing heard yet"
+        return "nothing written yet"
     silent = time.time() - state.last_time
     # The main process writes 50 lines a second at most, so a large launch is silent for longer.
     if silent <= max(_LOST_SECONDS, 0.1 * state.num_processes):
         return None
-    return f"nothing heard for {format_seconds(silent)}"
+    return f"nothing written for {format_seconds(silent)}"
 
 
 def describe_outcome(state: RunState) -> str:
     """Return how a run ended, or that it goes on."""
     if state.outcome is None:
-        return "going on"
-    return _OUTCOMES.get(state.outcome, f"ended by {state.outcome}: see its log")
+        return "running"
+    return _OUTCOMES.get(state.outcome, f"ended by {state.outcome}: see run.log")
 
 
 def _describe_rows(state: RunState) -> str:
