@@ -69,6 +69,8 @@ def test_values_become_the_type_of_their_field() -> None:
         ({"keep": 1}, "keep 1: wanted true or false"),
         ({"inputs": 3}, "inputs 3: wanted a list"),
         ({"output_dir": 1.5}, r"output_dir 1\.5: wanted a path"),
+        ({"output_dir": ""}, "output_dir '': wanted a path that is not empty"),
+        ({"inputs": ("a.fa", "")}, r"inputs .*: wanted text that is not empty"),
     ],
 )
 def test_an_invalid_value_is_refused_by_its_name(settings: dict[str, Any], message: str) -> None:

@@ -76,6 +76,7 @@ def test_what_is_left_empty_sets_nothing(read, text):
         ("train: {viral: [[a]]}", r"train.viral is \[\['a'\]\], wanted text"),
         ("predict: {resume: 1}", "predict.resume is 1, wanted true or false"),
         ("predict: {output-dir: [a]}", r"predict.output-dir is \['a'\], wanted a path"),
+        ("predict: {output-dir: ''}", "predict.output-dir is '', wanted a path that is not empty"),
         ("predict: [1, 2]", "line 1: found a list, wanted `key: value` lines"),
         ("checkpoints: {show: 5}", "line 1: found '5', wanted `key: value` lines"),
         ("predict: {gpus: &a [*a]}", "cannot be read as YAML"),

@@ -170,6 +170,9 @@ class Option:
         if self.within is not None:
             is_inside, wanted = _RANGES[self.within]
             is_right = is_right and is_inside(value)
+        # An empty path would be the working directory.
+        if is_right and value == "" != self.default:
+            is_right, wanted = False, f"{wanted} that is not empty"
         if not is_right:
             raise ValueError(wanted)
         # A path may have come as text, and a float as a whole number.
