@@ -73,8 +73,8 @@ def _judge(num_bases: int, num_letters: int, alphabet: Alphabet, name: str) -> N
         return
     raise InputError(
         f"{name}: looks like {found}, and the backend reads {wanted}: {100 * share:.0f} % of the "
-        f"letters in its first records are A, C, G, T or U; choose a backend for {found}, or give "
-        "--force-alphabet"
+        f"letters in its first records are A, C, G, T or U; choose a backend for {found}, or "
+        "another file. `virnucpro embed --force-alphabet` embeds such a file"
     )
 
 
