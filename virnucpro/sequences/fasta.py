@@ -45,7 +45,7 @@ _MAX_RECORD_BYTES = 1_000_000_000
 _LINE_BYTES = 50
 _RNA_TO_DNA = str.maketrans("Uu", "Tt")
 _POLY_G = (
-    "in 20 or more G, as errors of some sequencers do. They look viral: trim the ends of reads "
+    "in 20 or more G, as errors of some sequencers do. Such reads look viral: trim their ends "
     "first, for example with fastp"
 )
 _GAPS = "gaps (- or .), which are read as letters; if the records are aligned, remove the gaps"
