@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -180,9 +181,10 @@ class Part(NamedTuple):
         For some lines of a part this is faster than a map, which costs as much as ten reads.
         """
         with hdf5.explaining(self.path), self.path.open("rb", buffering=0) as file:
+            descriptor, begin = file.fileno(), self.embeddings_offset
             for line, embedding_E in zip(lines.tolist(), into, strict=True):
-                file.seek(self.embeddings_offset + line * embedding_E.nbytes)
-                if file.readinto(embedding_E.data) != embedding_E.nbytes:
+                num_bytes = embedding_E.nbytes
+                if os.preadv(descriptor, (embedding_E,), begin + line * num_bytes) != num_bytes:
                     raise CheckpointError(f"{self.path}: ends before the embedding at line {line}")
 
     def read_ids(self, start: int, stop: int) -> list[str]:

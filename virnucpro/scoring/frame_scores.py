@@ -43,8 +43,9 @@ Block = TypeVar("Block")
 
 logger = logging.getLogger(__name__)
 
-# With ESM-2 3B, two stretches of so many chunks take 84 MB.
-_CHUNKS_AT_ONCE = 1 << 12
+# 134 MB. In a larger block, more rows are read from each part, and opening a part costs as much as
+# reading ten rows.
+_GATHERED_NUMBERS = 1 << 25
 
 
 class Scores(NamedTuple):
@@ -280,8 +281,11 @@ def _gather_chunks(
     """
     dna, protein = passes
     first_row = store.chunk_first_frame
-    for start in range(0, store.num_chunks, _CHUNKS_AT_ONCE):
-        stop = min(start + _CHUNKS_AT_ONCE, store.num_chunks)
+    sizes, num_places = classifier.sizes, classifier.rule.max_rows
+    numbers_of_chunk = sizes.dna_dim + num_places * (sizes.protein_dim + NUM_FEATURES)
+    step = max(1, _GATHERED_NUMBERS // numbers_of_chunk)
+    for start in range(0, store.num_chunks, step):
+        stop = min(start + step, store.num_chunks)
         rows = np.arange(first_row[start], first_row[stop])
         has_both = dna.has(rows) & protein.has(rows)
         # A chunk may lack several stretches, which a plain `+=` would count once.
@@ -294,8 +298,8 @@ def _gather_chunks(
         scored, first, index = np.unique(chunk, return_index=True, return_inverse=True)
         # The place of a stretch in its chunk, also if stretches before it have no embedding.
         place = rows - first_row[chunk]
-        shape = (len(scored), classifier.rule.max_rows)
-        protein_CSP = np.zeros((*shape, classifier.sizes.protein_dim), np.float32)
+        shape = (len(scored), num_places)
+        protein_CSP = np.zeros((*shape, sizes.protein_dim), np.float32)
         features_CSK = np.zeros((*shape, NUM_FEATURES), np.float32)
         is_stretch_CS = np.zeros(shape, np.bool_)
         places = zip(index.tolist(), place.tolist(), strict=True)

@@ -169,7 +169,8 @@ def read_chunks(
     Raises:
         InputError: The table cannot be read.
     """
-    lines = read_table(directory.chunks_tsv, ("start", "end", "score"))
+    path = directory.chunks_tsv
+    lines = read_table(path, ("start", "end", "score"))
     for place, num_chunks in enumerate(records.num_chunks):
         found = islice(lines, num_chunks)
         if place not in wanted:
@@ -180,7 +181,7 @@ def read_chunks(
         scored = []
         for number, line in found:
             if line["score"] != "NA":
-                with explaining_numbers(directory.chunks_tsv, number):
+                with explaining_numbers(path, number):
                     span = parse_count(line["start"]), parse_count(line["end"])
                     scored.append((*span, parse_share(line["score"])))
         yield place, scored
