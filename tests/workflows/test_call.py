@@ -154,6 +154,21 @@ def test_a_run_without_a_calibration_has_no_probabilities(demo_weights, tmp_path
     assert (output / "records.tsv").read_bytes() == before
 
 
+def test_checkpoints_of_another_input_are_noticed(demo_weights, tmp_path: Path) -> None:
+    """Two samples with records of the same names, and one --checkpoint-dir."""
+    shared = {"checkpoint_dir": tmp_path / "shared", "device": "cpu"} | demo_weights
+    runs = []
+    for seed in (1, 2):
+        reads = write_reads(tmp_path / f"sample_{seed}.fa", 10, seed=seed)
+        config = PredictConfig(inputs=reads, output_dir=tmp_path / f"{seed}", force=True, **shared)
+        runs.append(predict(config).output_dir)
+    before = (runs[0] / "viral.fasta").read_bytes()
+    with pytest.raises(InputError, match=r"another input \(.*sample_2\.fa\), so a later run has"):
+        call(CallConfig(run_dir=runs[0], threshold=0.0))
+    assert (runs[0] / "viral.fasta").read_bytes() == before
+    assert call(CallConfig(run_dir=runs[1], threshold=0.0)).num_virus > 0
+
+
 def test_what_is_no_finished_run_is_explained(config: PredictConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.json: cannot be read .*wanted the output dir"):
         call(CallConfig(run_dir=tmp_path))

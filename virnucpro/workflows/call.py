@@ -19,7 +19,7 @@ import numpy as np
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
 from virnucpro.checkpoints.whole_files import write_json
 from virnucpro.config import CallConfig
-from virnucpro.errors import InputError
+from virnucpro.errors import InputError, name_few
 from virnucpro.reports.pages.run_page import write_run_page
 from virnucpro.reports.record_results import (
     PredictResult,
@@ -65,7 +65,7 @@ def call(config: CallConfig) -> PredictResult:
         # After the check: a share of viral records that the run assumed is no wish of this command.
         with explaining_settings(directory.run_json):
             config = _fill_in(config, document)
-        store = _open_store(directory)
+        store = _open_store(directory, document)
         records = _read_records(directory.records_tsv, store.num_records)
         chunks = _read_chunks(directory, store.num_chunks, calibration, made_for)
         screen = document.get("screen", {})
@@ -118,13 +118,25 @@ def _make(kind: Callable[..., Part], values: Any, directory: RunDirectory) -> Pa
         ) from error
 
 
-def _open_store(directory: RunDirectory) -> FrameStore:
+def _open_store(directory: RunDirectory, document: Mapping[str, Any]) -> FrameStore:
     if not directory.frame_store_dir.is_dir():
         raise InputError(
             f"{directory.frame_store_dir}: not there, and viral.fasta is written from it; run "
             "virnucpro predict again with the same input and --resume"
         )
-    return open_frame_store(directory.frame_store_dir, verify=True)
+    store = open_frame_store(directory.frame_store_dir, verify=True)
+    found, wanted = (
+        [file["sha256"] for file in inputs] for inputs in (store.inputs, document["inputs"])
+    )
+    # Its viral.fasta would have the sequences of the other run.
+    if found != wanted:
+        paths = name_few([file["path"] for file in store.inputs])
+        raise InputError(
+            f"{directory.frame_store_dir}: is of another input ({paths}), so a later run has used "
+            "the same checkpoints; run virnucpro predict again with the input of this run, and "
+            "give each run a --checkpoint-dir of its own"
+        )
+    return store
 
 
 def _read_records(path: Path, num_records: int) -> RecordCalls:
