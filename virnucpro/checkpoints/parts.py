@@ -184,7 +184,7 @@ class Part(NamedTuple):
             descriptor, begin = file.fileno(), self.embeddings_offset
             for line, embedding_E in zip(lines.tolist(), into, strict=True):
                 num_bytes = embedding_E.nbytes
-                if os.preadv(descriptor, (embedding_E,), begin + line * num_bytes) != num_bytes:
+                if os.preadv(descriptor, [embedding_E.data], begin + line * num_bytes) != num_bytes:
                     raise CheckpointError(f"{self.path}: ends before the embedding at line {line}")
 
     def read_ids(self, start: int, stop: int) -> list[str]:
