@@ -193,7 +193,7 @@ def test_predict_writes_the_viral_reads_with_their_qualities(
 
 
 def test_standard_input_cannot_be_read_again() -> None:
-    with pytest.raises(UsageError, match="standard input can be read only once"):
+    with pytest.raises(UsageError, match="- can be read only once, as standard input or a pipe"):
         PredictConfig(inputs="-", output_dir="out", fastq=True)
 
 
