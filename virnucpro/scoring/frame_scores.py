@@ -43,9 +43,11 @@ Block = TypeVar("Block")
 
 logger = logging.getLogger(__name__)
 
-# 134 MB. In a larger block, more rows are read from each part, and opening a part costs as much as
-# reading ten rows.
-_GATHERED_NUMBERS = 1 << 25
+# With ESM-2 3B, two stretches of so many chunks take 84 MB.
+_CHUNKS_AT_ONCE = 1 << 12
+# 34 MB. Of more chunks, more rows are read from each part, and opening a part costs as much as
+# reading ten rows. Of fewer chunks, more is read while others are scored.
+_NUMBERS_AT_ONCE = 1 << 23
 
 
 class Scores(NamedTuple):
@@ -283,7 +285,7 @@ def _gather_chunks(
     first_row = store.chunk_first_frame
     sizes, num_places = classifier.sizes, classifier.rule.max_rows
     numbers_of_chunk = sizes.dna_dim + num_places * (sizes.protein_dim + NUM_FEATURES)
-    step = max(1, _GATHERED_NUMBERS // numbers_of_chunk)
+    step = max(_CHUNKS_AT_ONCE, _NUMBERS_AT_ONCE // numbers_of_chunk)
     for start in range(0, store.num_chunks, step):
         stop = min(start + step, store.num_chunks)
         rows = np.arange(first_row[start], first_row[stop])
