@@ -52,7 +52,7 @@ def test_an_error_in_the_block_keeps_the_old_file(tmp_path, error):
 
 def test_a_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="is no file"), open_whole(tmp_path / "pipe"):
+    with pytest.raises(OutputError, match="is no ordinary file"), open_whole(tmp_path / "pipe"):
         pass
     assert (tmp_path / "pipe").is_fifo()
     assert names(tmp_path) == ["pipe"]
