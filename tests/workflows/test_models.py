@@ -122,6 +122,15 @@ def test_a_shared_directory_that_has_all_is_not_touched(models, server, tmp_path
         assert result.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in [shared, *shared.rglob("*")]} == before
     assert len(server.requests) == num_requests
+    # A file that is gone, or a list of none, is no whole model.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    directory = shared / ESM2_3B.location
+    content = (directory / "config.json").read_bytes()
+    for broken in ("config.json", "SHA256SUMS"):
+        (directory / broken).write_bytes(b"")
+        (directory / "config.json").unlink()
+        assert models("download", ESM2_3B.name).exit_code == 0
+        assert (directory / "config.json").read_bytes() == content
 
 
 @pytest.mark.usefixtures("models")

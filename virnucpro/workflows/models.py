@@ -126,7 +126,7 @@ def _is_whole(model: PublishedModel, path: Path) -> bool:
     # The download repairs what is damaged.
     except WeightsError:
         return False
-    return all((path / name).is_file() for name in digests)
+    return bool(digests) and all((path / name).is_file() for name in digests)
 
 
 def verify_model(name: str) -> list[CheckedFile]:
