@@ -281,6 +281,17 @@ def test_other_embeddings_than_the_interface_wants_are_refused(
     assert finished_parts(job.parts_dir) == []
 
 
+def test_a_collator_that_workers_cannot_get_is_named(job: Job) -> None:
+    class Backend(ToyBackend):
+        def load_collator(self, weights: Weights) -> Any:
+            return lambda rows, sequences: None
+
+    compute = replace(CPU, dataloader_workers=1)
+    loader = Loader([with_backend(job, Backend())], compute, torch.device("cpu"))
+    with pytest.raises(BackendError, match=r"collator of backend toy cannot be pickled \(Can't"):
+        loader.start_workers()
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -6,6 +6,7 @@ One process has one loader for all passes of a run; its workers are processes of
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,7 @@ from virnucpro.embedding.workers import (
     pins_memory,
     worker_settings,
 )
+from virnucpro.errors import BackendError, first_line
 from virnucpro.sequences.frame_store import SequenceSource
 
 if TYPE_CHECKING:
@@ -51,8 +53,14 @@ class Loader:
     def _loader(self) -> DataLoader[TokenBatch]:
         """What all passes iterate over; made when the first of them has work."""
         has_workers = self._num_workers > 0
+        passes = {}
+        for job in self._jobs:
+            collator = job.model.load_collator()
+            if has_workers:
+                _check_pickling(collator, job.model.name)
+            passes[job.name] = job.source, collator
         loader: DataLoader[TokenBatch] = DataLoader(
-            _Batches({job.name: (job.source, job.model.load_collator()) for job in self._jobs}),  # type: ignore[arg-type]
+            _Batches(passes),  # type: ignore[arg-type]
             batch_sampler=self.sampler,  # type: ignore[arg-type]
             # Prefetch one batch per worker; claiming more would delay the end of the pass.
             prefetch_factor=1 if has_workers else None,
@@ -87,6 +95,23 @@ class Loader:
         """Return the batches of the job that `claims` yields, on the device."""
         self.sampler.name, self.sampler.claims = job.name, claims
         return iter(self._loader)
+
+
+def _check_pickling(collator: Collator, backend: str) -> None:
+    """Make sure that workers can get a collator, which is pickled for that.
+
+    Raises:
+        BackendError: It cannot be pickled.
+    """
+    try:
+        pickle.dumps(collator)
+    # Other people's code may raise anything.
+    except Exception as error:
+        raise BackendError(
+            f"the collator of backend {backend} cannot be pickled ({first_line(error)}), so that "
+            "other processes cannot tokenize; report this to its authors, or choose "
+            "--dataloader-workers 0"
+        ) from error
 
 
 class _Claim(NamedTuple):
