@@ -13,6 +13,7 @@ from virnucpro.sequences.frame_store import (
     FrameStore,
     RecordStore,
     StoreSettings,
+    build_frame_store,
     open_frame_store,
     prepare_frame_store,
     prepare_record_store,
@@ -74,6 +75,17 @@ def test_other_settings_make_another_store(fasta: Path, directory: Path, setting
     assert store.chunk_length_bp == settings.get("chunk_length_bp", 12)
     assert store.min_length_bp == settings.get("min_length_bp", 0)
     assert store.rule == settings.get("rule", OPEN_RULE)
+
+
+def test_a_store_of_other_records_than_those_read_before_is_built_again(
+    fasta: Path, directory: Path, tmp_path: Path
+) -> None:
+    prepare(fasta, directory)
+    fasta.write_bytes(FASTA + b">more\nACGT\n")
+    settings = StoreSettings(12)
+    before = build_frame_store([str(fasta)], tmp_path / "before", settings)
+    prepare_frame_store([str(fasta)], directory, lambda store: None, settings, before)
+    assert open_frame_store(directory).input_digest == before.input_digest
 
 
 @pytest.mark.parametrize("settings", [{}, *CHANGES])

@@ -131,6 +131,10 @@ def test_a_shared_directory_that_has_all_is_not_touched(models, server, tmp_path
         (directory / "config.json").unlink()
         assert models("download", ESM2_3B.name).exit_code == 0
         assert (directory / "config.json").read_bytes() == content
+    # Nor is one with a damaged file.
+    (directory / "config.json").write_bytes(content[::-1])
+    assert models("download", ESM2_3B.name).exit_code == 0
+    assert (directory / "config.json").read_bytes() == content
 
 
 @pytest.mark.usefixtures("models")
