@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from virnucpro.backend.interface import Encoder, TokenBatch, Weights
+from virnucpro.backend.interface import Encoder, Requirement, TokenBatch, Weights
 from virnucpro.backend.tokens import mark_tokens, mean_where, pad_tokens
 from virnucpro.errors import UsageError
 from virnucpro_esm2.model import Esm2, Esm2Config
@@ -224,4 +224,4 @@ def _make_transformers(
 
 
 def _explain_missing(package: str, error: ImportError) -> UsageError:
-    return UsageError(f"{package} needs the extra: pip install 'virnucpro[reference]' ({error})")
+    return UsageError(f"this {Requirement(package, 'virnucpro[reference]').explain(error)}")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virnucpro.backend.interface import Attention, Backend, BackendInfo, Collator, Encoder, Weights
+from virnucpro.backend.interface import (
+    Attention,
+    Backend,
+    BackendInfo,
+    Collator,
+    Encoder,
+    Requirement,
+    Weights,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +21,8 @@ MAX_RESIDUES = 1024
 """The original cuts longer proteins to so many residues."""
 
 NUM_SPECIAL_TOKENS = 2
+
+FAIR_ESM = Requirement("fair-esm", "virnucpro[reference]")
 
 
 class FairEsmBackend:
@@ -28,6 +38,7 @@ class FairEsmBackend:
         pooling="mean over residues, at most 1024, without BOS and EOS",
         interface_version=1,
         max_letters=MAX_RESIDUES,
+        needs=(FAIR_ESM,),
     )
 
     def token_cost(self, sequence: str) -> int:

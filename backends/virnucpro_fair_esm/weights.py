@@ -14,6 +14,7 @@ from virnucpro.backend.interface import Weights
 from virnucpro.backend.tensors import check_state_dict, check_stated_sizes
 from virnucpro.backend.weights import digest_files, get_size, read_pickle
 from virnucpro.errors import UsageError, WeightsError
+from virnucpro_fair_esm import FAIR_ESM
 
 _PREFIX = re.compile(r"^encoder\.(sentence_encoder\.)?")
 _SIZES = ("encoder_layers", "encoder_embed_dim", "encoder_attention_heads")
@@ -90,7 +91,7 @@ def import_esm() -> Any:
     """Return the module esm.
 
     Raises:
-        UsageError: It is not installed, or is another package of this name.
+        UsageError: It is not installed, or cannot be imported.
     """
     try:
         import esm
@@ -98,8 +99,5 @@ def import_esm() -> Any:
         # Another package is called esm, too.
         importlib.import_module("esm.model.esm2")
     except ImportError as error:
-        raise UsageError(
-            "the backend fair-esm needs the package fair-esm, which is not installed: "
-            "pip install 'virnucpro[reference]'"
-        ) from error
+        raise UsageError(f"this backend {FAIR_ESM.explain(error)}") from error
     return esm

@@ -10,6 +10,7 @@ from virnucpro.backend.interface import (
     Collator,
     Encoder,
     EncoderSettings,
+    Requirement,
     TrainableBackend,
     TrainingSettings,
     Weights,
@@ -23,6 +24,8 @@ MAX_LETTERS: dict[Alphabet, int] = {"protein": 1024, "dna": 5969}
 them, the 1,000 tokens that the nucleotide-transformer reads."""
 
 NUM_SPECIAL_TOKENS = 2
+
+TRANSFORMERS = Requirement("transformers", "virnucpro[transformers]")
 
 _LETTERS_OF_TOKEN: dict[Alphabet, int] = {"protein": 1, "dna": 6}
 """How many letters a token is assumed to have, before the tokenizer is known."""
@@ -54,6 +57,7 @@ class TransformersBackend:
             interface_version=1,
             max_letters=most,
             linear_layers=LINEAR_LAYERS,
+            needs=(TRANSFORMERS,),
         )
 
     def token_cost(self, sequence: str) -> int:

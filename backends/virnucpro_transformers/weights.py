@@ -17,6 +17,7 @@ from virnucpro.backend.weights import (
     read_tensors,
 )
 from virnucpro.errors import UsageError, WeightsError, first_line
+from virnucpro_transformers import TRANSFORMERS
 
 _TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model")
 HUB_FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*", *_TOKENIZER_FILES)
@@ -104,13 +105,10 @@ def import_transformers() -> Any:
     """Return the module transformers.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: It is not installed, or cannot be imported.
     """
     try:
         import transformers
     except ImportError as error:
-        raise UsageError(
-            "this backend needs transformers, which is not installed: "
-            "pip install 'virnucpro[transformers]'"
-        ) from error
+        raise UsageError(f"this backend {TRANSFORMERS.explain(error)}") from error
     return transformers

@@ -11,16 +11,18 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.plugins import TOY_PLUGIN, install_module, install_project, run_python
+from virnucpro.backend.interface import Requirement
 from virnucpro.backend.registry import BackendListing, describe_backends, find_culprit, load_backend
 from virnucpro.errors import BackendError
 
 INFO = "BackendInfo('toy', 'dna', 4, None, 'mean', interface_version={version})"
 TRAINABLE = "BackendInfo('toy', 'dna', 4, None, 'mean', linear_layers={})"
+NEEDING = "BackendInfo('toy', 'dna', 4, None, 'mean', needs={})"
 METHODS = (
     "    token_cost = open_weights = load_collator = load_encoder = lambda self, *_, **s: None\n"
 )
 TRAINABLE_METHODS = f"{METHODS}    def load_trainable(self, weights, *, dtype, device): ...\n"
-PREAMBLE = "from virnucpro.backend.interface import BackendInfo\n"
+PREAMBLE = "from virnucpro.backend.interface import BackendInfo, Requirement\n"
 
 BROKEN = {
     "import virnucpro_no_such_module": "ModuleNotFoundError: No module named",
@@ -47,6 +49,9 @@ BROKEN |= {
     backend_source(info="BackendInfo('toy', 'dna', 4, '9', 'mean')"): "max_tokens is '9'",
     backend_source(info="BackendInfo('toy', 'dna', 4, None, 'mean', 1, False, 0)"): "max_letters",
     backend_source(info="BackendInfo('toy', 'dna', 4, None, '')"): "`pooling`",
+    backend_source(info=NEEDING.format("'big'")): "needs are 'big', a tuple of Requirement",
+    backend_source(info=NEEDING.format("('big',)")): r"needs are \('big',\), a tuple of Requ",
+    backend_source(info=NEEDING.format("(Requirement('', 'x'),)")): "a tuple of Requirement was",
     backend_source(info=TRAINABLE.format("'fc1'")): "linear_layers are 'fc1', a tuple of names",
     backend_source(info=TRAINABLE.format("('a.b',)")): r"linear_layers are \('a.b',\)",
     backend_source(info=TRAINABLE.format("('fc1',)")): "linear_layers, and lacks load_trainable",
@@ -102,6 +107,29 @@ def test_a_plugin_is_listed_and_loaded(site: Path) -> None:
     assert (loaded.name, loaded.distribution, loaded.version) == ("toy", "toy-plugin", "1.0")
     assert loaded.backend.info == listing.info
     assert loaded.backend.token_cost("ACGT") == 4
+
+
+def test_missing_packages_of_a_plugin_are_told_until_they_are_there(site: Path) -> None:
+    needs = "(Requirement('toy-big', 'toy-one[big]'), Requirement('numpy', 'numpy'))"
+    install_module(site, backend_source(info=NEEDING.format(needs)), "toy-one")
+    (listing,) = listed()
+    assert listing.reason is None
+    assert listing.missing == (
+        "needs the package toy-big, which is not installed: `pip install 'toy-one[big]'`"
+    )
+    (site / "toy_big-1.0.dist-info").mkdir()
+    (site / "toy_big-1.0.dist-info/METADATA").write_text("Name: toy-big\nVersion: 1.0\n")
+    (listing,) = listed()
+    assert listing.missing is None
+
+
+def test_a_package_that_cannot_be_imported_is_not_said_to_be_missing() -> None:
+    error = ImportError("huggingface-hub>=9 is required")
+    assert Requirement("numpy", "x[big]").explain(error) == (
+        "needs the package numpy, which cannot be imported (huggingface-hub>=9 is required): "
+        "`pip install 'x[big]'`"
+    )
+    assert "which is not installed: " in Requirement("no-such-package", "x").explain(error)
 
 
 def test_an_error_in_a_plugin_is_blamed_on_it(site: Path) -> None:

@@ -303,7 +303,7 @@ def test_without_transformers_the_extra_is_named(
 ) -> None:
     location = write_esm1b(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UsageError, match=r"pip install 'virnucpro\[transformers\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'virnucpro\[transformers\]'`"):
         backend.open_weights(location)
 
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from dataclasses import MISSING
 from pathlib import Path
 
@@ -17,10 +18,10 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from tests.runs import on_a_terminal
+from tests.runs import REPOSITORY, on_a_terminal
 from virnucpro import config
 from virnucpro.backend import registry
-from virnucpro.backend.interface import BackendInfo
+from virnucpro.backend.interface import BackendInfo, Requirement
 from virnucpro.backend.registry import BackendListing
 from virnucpro.cli.main import main
 from virnucpro.cli.options import ConfigArgument, ConfigOption, make_config
@@ -635,41 +636,61 @@ def test_progress_is_for_terminals_and_those_who_want_it(option, tmp_path):
 # backends
 
 
-def test_backends_lists_broken_ones_with_their_reason(run, monkeypatch):
+def test_backends_lists_those_that_cannot_be_used_with_their_reason(run, monkeypatch):
     esm2 = BackendInfo("esm2", "protein", None, 1026, "mean", linear_layers=("fc1", "fc2"))
     toy = BackendInfo("toy", "dna", 4, None, "sum")
+    needing = BackendInfo("x", "dna", 4, None, "sum", needs=(Requirement("no-such", "x[big]"),))
     reason = "ModuleNotFoundError: no module named 'torch_of_another_kind', which it imports " * 2
     listings = [
         BackendListing("bad", "bad-plugin", "0.1", None, reason),
         BackendListing("esm2", "virnucpro", "1.0", esm2, None),
         BackendListing("toy", "toy-plugin", "2.0", toy, None),
+        BackendListing("x", "x-plugin", "3.0", needing, None),
     ]
     monkeypatch.setattr(registry, "describe_backends", lambda: listings)
     monkeypatch.setenv("COLUMNS", "80")
     result = run("backends")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert [line.split() for line in (lines[0], lines[1], lines[-2], lines[-1])] == [
+    assert [line.split() for line in (*lines[:2], *lines[-4:-1])] == [
         ["name", "molecule", "dimension", "package", "version", "status", "trainable"],
         ["bad", "-", "-", "bad-plugin", "0.1", "broken", "-"],
         ["esm2", "protein", "by", "weights", "virnucpro", "1.0", "ok", "yes"],
         ["toy", "DNA", "4", "toy-plugin", "2.0", "ok", "no"],
+        ["x", "DNA", "4", "x-plugin", "3.0", "incomplete", "no"],
     ]
-    assert " ".join(" ".join(lines[2:-2]).split()) == reason.strip()
+    assert " ".join(" ".join(lines[2:-4]).split()) == reason.strip()
+    missing = "needs the package no-such, which is not installed: `pip install 'x[big]'`"
+    assert lines[-1].strip() == missing
     assert max(map(len, lines)) <= 80
     described = json.loads(run("backends", "--json").stdout)
-    assert [entry["status"] for entry in described] == ["broken", "ok", "ok"]
+    assert [entry["status"] for entry in described] == ["broken", "ok", "ok", "incomplete"]
+    assert [entry["reason"] for entry in described] == [reason, None, None, missing]
     assert described[1]["dimension"] is None
     assert described[2]["dimension"] == 4
-    assert [entry["trainable"] for entry in described] == [None, True, False]
-    assert [entry["linear_layers"] for entry in described] == [None, ["fc1", "fc2"], []]
+    assert [entry["trainable"] for entry in described] == [None, True, False, False]
+    assert [entry["linear_layers"] for entry in described] == [None, ["fc1", "fc2"], [], []]
 
 
 def test_the_built_in_backends_are_listed(run):
     lines = run("backends").stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [
+    assert [line.split()[0] for line in lines[1:] if not line.startswith(" ")] == [
         *("dnabert-s", "esm2", "fair-esm", "transformers", "transformers-dna")
     ]
+
+
+def test_the_extras_that_built_in_backends_name_hold_the_packages():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    found = {}
+    for listing in registry.describe_backends():
+        for package, install in listing.info.needs if listing.distribution == "virnucpro" else ():
+            extra = re.fullmatch(r"virnucpro\[(\w+)\]", install)[1]
+            wanted = project["optional-dependencies"][extra]
+            assert package in [re.split("[<>=]", requirement)[0] for requirement in wanted]
+            found[listing.name] = extra
+    assert found == {
+        "fair-esm": "reference", "transformers": "transformers", "transformers-dna": "transformers",
+    }  # fmt: skip
 
 
 # utils

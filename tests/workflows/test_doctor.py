@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.plugins import write_metadata
+from tests.plugins import install_module, write_metadata
 from tests.runs import REPOSITORY
 from virnucpro.cli.main import main
 from virnucpro.workflows.doctor import compare_calls, is_supported
@@ -98,6 +98,29 @@ def test_a_broken_backend_is_a_failure(tmp_path, monkeypatch):
     assert len(failed) == 1
     assert failed[0]["found"].startswith("odd: ")
     assert "pip uninstall broken" in failed[0]["remedy"]
+
+
+def test_a_backend_whose_package_is_missing_is_no_problem(tmp_path, monkeypatch):
+    source = (
+        "from virnucpro.backend.interface import BackendInfo, Requirement\n"
+        "class Toy:\n"
+        "    info = BackendInfo('toy', 'dna', 4, None, 'mean',\n"
+        "                       needs=(Requirement('toy-big', 'toy-one[big]'),))\n"
+        "    token_cost = open_weights = load_collator = load_encoder = lambda self, *_, **s: 0\n"
+        "backend = Toy()\n"
+    )
+    install_module(tmp_path, source, "toy-one")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, checks = examine_quickly()
+    first, *optional = checks["backends"]
+    assert code == 0
+    assert {one["state"] for one in checks["backends"]} == {"ok"}
+    assert "esm2" in first["found"].split(", ")
+    assert "toy" not in first["found"].split(", ")
+    assert [one["found"] for one in optional if one["found"].startswith("toy ")] == [
+        "toy is optional, and needs the package toy-big, which is not installed: "
+        "`pip install 'toy-one[big]'`"
+    ]
 
 
 @pytest.mark.parametrize(

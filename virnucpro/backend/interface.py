@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
@@ -39,6 +40,37 @@ ALL_LETTERS: Mapping[Alphabet, str] = {
 """The letters that a backend may be given."""
 
 
+class Requirement(NamedTuple):
+    """A package that is needed, but is not always installed.
+
+    Attributes:
+        package: Its name, as pip lists it; for example `fair-esm`, not the module `esm`.
+        install: What pip must install to add it, for example `virnucpro[reference]`.
+    """
+
+    package: str
+    install: str
+
+    def is_installed(self) -> bool:
+        """Tell whether the package is installed, without importing it."""
+        try:
+            metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            return False
+        return True
+
+    def explain(self, error: ImportError | None = None) -> str:
+        """Return what is needed, why it is not there, and what to do: the end of a sentence.
+
+        Args:
+            error: What the import of the package raised, if it was tried.
+        """
+        why = "is not installed"
+        if error is not None and self.is_installed():
+            why = f"cannot be imported ({error})"
+        return f"needs the package {self.package}, which {why}: `pip install '{self.install}'`"
+
+
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
     """What is known about a backend without its weights.
@@ -59,6 +91,8 @@ class BackendInfo:
         linear_layers: The kinds of linear layers that adapters can go to: the last part of the
             module's name, for example `fc1`. A backend that states such kinds can be fine-tuned,
             and is a `TrainableBackend`.
+        needs: The packages that are not always installed together with the backend, such as those
+            of an extra. The list of backends names those that are missing.
     """
 
     name: str
@@ -73,6 +107,7 @@ class BackendInfo:
     max_letters: int | None = None
     min_fp8_tokens: int = 0
     linear_layers: tuple[str, ...] = ()
+    needs: tuple[Requirement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

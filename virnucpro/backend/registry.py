@@ -15,7 +15,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import cast, get_args
 
-from virnucpro.backend.interface import INTERFACE_VERSION, Alphabet, Backend, BackendInfo
+from virnucpro.backend.interface import (
+    INTERFACE_VERSION,
+    Alphabet,
+    Backend,
+    BackendInfo,
+    Requirement,
+)
 from virnucpro.errors import BackendError
 
 GROUP = "virnucpro.backends"
@@ -46,6 +52,13 @@ class BackendListing:
     version: str
     info: BackendInfo | None
     reason: str | None
+
+    @property
+    def missing(self) -> str | None:
+        """Which packages the backend lacks, and how to install them; None if it has all."""
+        needs = self.info.needs if self.info else ()
+        missing = [need.explain() for need in needs if not need.is_installed()]
+        return "; ".join(missing) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +216,16 @@ def _find_fault(backend: object, entry: EntryPoint) -> str | None:
             return f"its {field} is {value!r}, a positive number or None was expected"
     if not isinstance(info.pooling, str) or not info.pooling:
         return "its `pooling` does not say how token vectors become one vector"
+    if not isinstance(info.needs, tuple) or not all(map(_is_requirement, info.needs)):
+        return f"its needs are {info.needs!r}, a tuple of Requirement was expected"
     for name, keywords in METHODS.items():
         if reason := _find_fault_in_call(backend, name, keywords):
             return reason
     return _find_fault_in_training(backend, info.linear_layers)
+
+
+def _is_requirement(need: object) -> bool:
+    return isinstance(need, Requirement) and all(isinstance(part, str) and part for part in need)
 
 
 def _find_fault_in_training(backend: object, linear_layers: object) -> str | None:

@@ -1,4 +1,4 @@
-"""`virnucpro backends`: the installed backends, and which of them are broken."""
+"""`virnucpro backends`: the installed backends, and what those lack that cannot be used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
 
     A backend computes vectors from DNA or proteins. Other packages can add backends;
     docs/backends.md explains how. `trainable` says whether `train --finetune` can fine-tune its
-    models.
+    models. A backend with the status `incomplete` needs a package that is not installed.
 
     \b
     Examples:
@@ -33,40 +33,42 @@ def backends_command(ctx: click.Context, config: BackendsConfig) -> None:
     """
     from virnucpro.backend.registry import describe_backends
 
-    listings = describe_backends()
+    listings = list(map(_describe, describe_backends()))
     if config.json:
-        echo(json.dumps([_describe(listing) for listing in listings], indent=2))
+        echo(json.dumps(listings, indent=2))
         return
     table = format_table(_COLUMNS, list(map(_make_row, listings)), num_left=len(_COLUMNS))
     heading, *lines = table.splitlines()
     echo(heading)
     for line, listing in zip(lines, listings, strict=True):
         echo(line)
-        if listing.reason is not None:
+        if listing["reason"]:
             # Below its line, because the reason is too long for a column.
-            echo_wrapped("    ", listing.reason)
+            echo_wrapped("    ", listing["reason"])
 
 
 def _describe(listing: BackendListing) -> dict[str, Any]:
     info = listing.info
+    status = "broken" if listing.reason else "incomplete" if listing.missing else "ok"
     return {
         "name": listing.name,
         "molecule": _MOLECULES[info.alphabet] if info else None,
         "dimension": info.embedding_dim if info else None,
         "package": listing.distribution,
         "version": listing.version,
-        "status": "ok" if listing.reason is None else "broken",
-        "reason": listing.reason,
+        "status": status,
+        "reason": listing.reason or listing.missing,
         "trainable": bool(info.linear_layers) if info else None,
         "linear_layers": info.linear_layers if info else None,
     }
 
 
-def _make_row(listing: BackendListing) -> tuple[str, ...]:
-    described = _describe(listing)
+def _make_row(listing: dict[str, Any]) -> tuple[str, ...]:
     # JSON has null here. A person is told why there is no number.
-    if listing.info is not None and listing.info.embedding_dim is None:
-        described["dimension"] = "by weights"
-    if listing.info is not None:
-        described["trainable"] = "yes" if listing.info.linear_layers else "no"
-    return tuple(str(described[column] or "-") for column in _COLUMNS)
+    if listing["molecule"]:
+        shown = {
+            "dimension": listing["dimension"] or "by weights",
+            "trainable": "yes" if listing["trainable"] else "no",
+        }
+        listing = listing | shown
+    return tuple(str(listing[column] or "-") for column in _COLUMNS)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from virnucpro.backend.interface import Requirement
 from virnucpro.errors import UsageError
 
 CountListener = Callable[[str, int, int], None]
@@ -16,6 +17,4 @@ def require_package(name: str, extra: str) -> None:
         UsageError: It is not.
     """
     if find_spec(name) is None:
-        raise UsageError(
-            f"{name} is not installed, and this needs it: pip install 'virnucpro[{extra}]'"
-        )
+        raise UsageError(f"this {Requirement(name, f'virnucpro[{extra}]').explain()}")

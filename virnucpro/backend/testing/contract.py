@@ -34,6 +34,7 @@ from virnucpro.backend.interface import (
     BackendInfo,
     Collator,
     Encoder,
+    Requirement,
     TokenBatch,
     Weights,
 )
@@ -120,6 +121,10 @@ class BackendContract(TrainableContract):
         assert info.max_tokens is None or info.max_tokens > 0
         # Whoever cuts sequences must say how, so that users can be told.
         assert (info.max_tokens is None) == (info.max_letters is None)
+        for need in info.needs:
+            assert isinstance(need, Requirement)
+            # Without it, the other tests would fail, and say less.
+            assert need.is_installed(), need.explain()
 
     def test_module_is_imported_without_torch(self, backend: Backend) -> None:
         code = (
