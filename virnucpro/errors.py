@@ -26,6 +26,9 @@ class VirnucproError(Exception):
 
     # Scripts of users read the exit codes, which docs/command-line.md lists: none may change.
     exit_code = 1
+    # Whether the work that is finished is of use once the cause is gone. Only the command line
+    # knows whether the command has --resume, and then says so.
+    keeps_work = False
 
 
 class UsageError(VirnucproError):
@@ -89,6 +92,13 @@ class MemoryExhaustedError(VirnucproError):
     """The device ran out of memory."""
 
     exit_code = 4
+    keeps_work = True
+
+
+class ProcessError(VirnucproError):
+    """A process that helps does not start, or was killed."""
+
+    keeps_work = True
 
 
 class IncompleteError(VirnucproError):
@@ -96,6 +106,7 @@ class IncompleteError(VirnucproError):
 
     # Not 0, because a pipeline would not notice that some records have no score.
     exit_code = 2
+    keeps_work = True
 
 
 class Terminated(BaseException):

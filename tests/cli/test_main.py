@@ -29,7 +29,14 @@ from virnucpro.cli.predict import predict_command
 from virnucpro.cli.starting import settle_output
 from virnucpro.config import PredictConfig
 from virnucpro.config.settings_file import command_keys, read_settings
-from virnucpro.errors import BackendError, MemoryExhaustedError, OutputExistsError
+from virnucpro.errors import (
+    BackendError,
+    IncompleteError,
+    MemoryExhaustedError,
+    OutputExistsError,
+    ProcessError,
+    WeightsError,
+)
 
 
 def walk(command, *words):
@@ -288,6 +295,38 @@ def test_errors_become_exit_codes(run, monkeypatch, error, code, message):
     result = run("backends")
     assert (result.exit_code, "Traceback" in result.stderr) == (code, False)
     assert message in result.stderr
+
+
+TOP_LEVEL = [words for words in COMMANDS if words and " " not in words]
+RUNS = ("embed", "predict", "train")
+
+
+@pytest.mark.parametrize("words", TOP_LEVEL)
+@pytest.mark.parametrize(
+    ("kind", "keeps_work"),
+    [
+        (MemoryExhaustedError, True),
+        (IncompleteError, True),
+        (ProcessError, True),
+        (WeightsError, False),
+    ],
+)
+def test_only_commands_that_can_continue_advise_it(run, monkeypatch, words, kind, keeps_work):
+    def fail(*args, **settings):
+        raise kind("choose another device")
+
+    monkeypatch.setattr(COMMANDS[words], "make_context", fail)
+    result = run(words)
+    more = "; finished work is kept: run the same command with --resume to continue"
+    advice = more if words in RUNS and keeps_work else ""
+    assert result.stderr == f"Error: choose another device{advice}\n"
+    assert result.exit_code == kind.exit_code
+
+
+def test_what_several_commands_share_names_no_option_that_some_lack():
+    for floor in ("embedding", "scoring", "training"):
+        for path in (REPOSITORY / "virnucpro" / floor).rglob("*.py"):
+            assert "--resume" not in path.read_text(encoding="utf-8"), path
 
 
 def test_a_bug_is_called_one(run, monkeypatch):

@@ -90,8 +90,8 @@ class EmbeddingReader:
         if missing.any():
             who = count_who(int(missing.sum()), "row", "are", of=len(rows))
             raise CheckpointError(
-                f"{who} in no part (first: row {rows[missing][0]}); compute what is missing with "
-                "--resume"
+                f"{who} in no part (first: row {rows[missing][0]}); repeat, with --resume, "
+                "the command that wrote the parts"
             )
         slots = self._slots[found]
         # In the order of the slots, each part is visited once, and read from front to back.

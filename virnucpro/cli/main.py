@@ -161,8 +161,8 @@ def _explain(error: BaseException, command: str | None) -> int:
     match error:
         case VirnucproError():
             # People ask themselves whether a full disk has cost them the run.
-            full = isinstance(error, OutputError) and _is_full_disk(error.__cause__)
-            more = _how_to_go_on(command) if full else ""
+            is_full = isinstance(error, OutputError) and _is_full_disk(error.__cause__)
+            more = _how_to_go_on(command) if error.keeps_work or is_full else ""
             logger.error("%s%s", error, more, exc_info=with_traceback)
             return error.exit_code
         case Terminated():

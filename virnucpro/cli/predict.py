@@ -101,7 +101,7 @@ def predict_command(
         raise IncompleteError(
             f"{count(result.num_unscored_frames, 'frame')} without a score, because the memory of "
             "a device is too small; in records.tsv, their records have the reason out_of_memory. "
-            "Use a device with more memory, and --resume"
+            "Use a device with more memory"
         )
 
 

@@ -159,7 +159,7 @@ def _run_pass(run: Run, job: Job, then: Job | None, loader: Loader) -> Pass:
     if done.failed_rows and not done.parts:
         raise MemoryExhaustedError(
             f"{job.name}: none of {count(len(done.failed_rows), 'sequence')} fits the memory of "
-            f"{run.device}; use a device with more memory, or smaller weights, and --resume"
+            f"{run.device}; use a device with more memory, or smaller weights"
         )
     return done
 
@@ -224,7 +224,7 @@ def _embed_batches(
 def _load_encoder(run: Run, job: Job) -> Encoder:
     with explaining_memory(
         f"{job.name}: the weights {job.model.weights.location} do not fit the memory of "
-        f"{run.device}; use a device with more memory, or smaller weights, and --resume"
+        f"{run.device}; use a device with more memory, or smaller weights"
     ):
         return job.model.load_encoder(run.device, job.precision, job.attention)
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from virnucpro.config import ComputeConfig
-from virnucpro.errors import VirnucproError, first_line
+from virnucpro.errors import ProcessError, first_line
 from virnucpro.runtime.environment import num_cores, num_processes
 from virnucpro.runtime.forkserver import start_forkserver
 
@@ -92,7 +92,7 @@ def explaining_workers() -> Iterator[None]:
     """Explain the errors with which torch's loader says that its workers cannot work.
 
     Raises:
-        VirnucproError: They do not start, or one was killed.
+        ProcessError: They do not start, or one was killed.
     """
     try:
         yield
@@ -101,10 +101,10 @@ def explaining_workers() -> Iterator[None]:
         is_lack = getattr(error, "errno", None) in _LACKS
         if not is_lack and not str(error).startswith("DataLoader worker"):
             raise
-        raise VirnucproError(
+        raise ProcessError(
             f"the processes that tokenize do not work ({first_line(error)}), often because memory "
             "or shared memory ran out; give the machine or the container more, or choose "
-            "--dataloader-workers 0, and --resume"
+            "--dataloader-workers 0"
         ) from error
 
 

@@ -40,7 +40,7 @@ _PATIENCE = 10
 
 TOO_LARGE = (
     "fine-tuning exceeds the memory of the device; choose fewer --micro-batch-tokens, or "
-    "--gradient-checkpointing, and --resume"
+    "--gradient-checkpointing"
 )
 """What helps where the encoders or a batch exceed the memory."""
 

@@ -76,7 +76,7 @@ def embed(config: EmbedConfig, on_progress: ProgressListener | None = None) -> P
                 left_out = count(len(done.failed_rows), "sequence")
                 raise IncompleteError(
                     f"{config.output_path}: written without {left_out}, because the memory of a "
-                    "device is too small; use a device with more memory, and --resume"
+                    "device is too small; use a device with more memory"
                 )
         # The parts go only when no process reads them any more.
         run.wait()

@@ -166,9 +166,7 @@ def _embed(run: Run, config: TrainConfig, directory: RunDirectory) -> Material:
     num_failed = sum(len(each.failed_rows) for each in passes)
     if num_failed:
         who = count_who(num_failed, NAME_OF_ROW[rule.kind], "exceed")
-        raise IncompleteError(
-            f"{who} the memory of a device; use a device with more memory, and --resume"
-        )
+        raise IncompleteError(f"{who} the memory of a device; use a device with more memory")
     metadata = _describe_models(config, store, passes)
     gather = partial(gather_features, passes)
     is_frame = metadata.chunk_head is None

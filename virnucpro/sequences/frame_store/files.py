@@ -36,6 +36,9 @@ CHANGED = "num_changed"
 FIRST_CODONS = "first_codons.int32"
 """Where rows are stretches, the place of each stretch's first codon in its frame."""
 
+# For an error. Also commands that have no --resume read the stores of earlier runs.
+WRITE_AGAIN = "repeat, with --resume and the same input, the command that wrote the store"
+
 _PREAD_BYTES = 1 << 30
 # Spans are read together if they are at least half of the bytes from the first to the last.
 _MAX_SPREAD = 2
@@ -110,14 +113,13 @@ def read_manifest(directory: Path, wanted_format: str) -> dict[str, Any]:
     if found != (wanted_format, FORMAT_VERSION):
         raise CheckpointError(
             f"{path}: found {found[0]} version {found[1]}, wanted {wanted_format} version "
-            f"{FORMAT_VERSION}; run the command again with --resume and the same input"
+            f"{FORMAT_VERSION}; {WRITE_AGAIN}"
         )
     # Sizes are cheap to compare, and show a copy that was cut off.
     damaged = [name for name, size in sizes.items() if size != manifest["files"][name]["num_bytes"]]
     if damaged:
         raise CheckpointError(
-            f"{directory}: {', '.join(damaged)} changed size since they were written; run the "
-            "command again with --resume and the same input"
+            f"{directory}: {', '.join(damaged)} changed size since they were written; {WRITE_AGAIN}"
         )
     return dict(manifest)
 
@@ -148,8 +150,8 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
     damaged = [name for name, is_good in zip(names, whole, strict=True) if not is_good]
     if damaged:
         raise CheckpointError(
-            f"{directory}: {', '.join(damaged)} changed since they were written (SHA-256); run the "
-            "command again with --resume and the same input"
+            f"{directory}: {', '.join(damaged)} changed since they were written (SHA-256); "
+            f"{WRITE_AGAIN}"
         )
 
 

@@ -16,6 +16,7 @@ from virnucpro.sequences.frame_store.files import (
     FIRST_CODONS,
     FRAME_FORMAT,
     RECORD_FORMAT,
+    WRITE_AGAIN,
     TextFile,
     open_table,
     read_manifest,
@@ -180,7 +181,7 @@ class FrameStore(StoredRecords):
             if found != value:
                 raise CheckpointError(
                     f"{path}: its {name.replace('_', ' ')} is {found}, and that of the run's frame "
-                    f"store is {value}; run the command again with --resume and the right input"
+                    f"store is {value}; {WRITE_AGAIN}"
                 )
 
     @property
