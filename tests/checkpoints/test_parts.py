@@ -25,6 +25,7 @@ from virnucpro.checkpoints.parts import (
     next_part_number,
     part_name,
     read_identity,
+    read_part,
     write_part,
 )
 from virnucpro.errors import CheckpointError, IdentityMismatchError, OutputError
@@ -111,6 +112,15 @@ def test_a_part_holds_what_the_format_says(tmp_path):
     check_part(path)
     assert read_identity(path) == IDENTITY
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.done"]
+
+
+def test_ids_of_another_number_than_rows_are_refused(tmp_path):
+    path = write(tmp_path, [5, 3], ids=["a", "b"])
+    with h5py.File(path, "r+") as file:
+        del file["ids"]
+        file["ids"] = ["a"]
+    with pytest.raises(CheckpointError, match="1 ids and 2 rows"):
+        read_part(path).read_ids(0, 1)
 
 
 def test_a_part_may_be_empty(tmp_path):

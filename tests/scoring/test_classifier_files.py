@@ -104,6 +104,14 @@ def test_a_module_of_another_class_is_refused(tmp_path: Path) -> None:
         load_classifier(tmp_path / "other.pth")
 
 
+def test_a_tensor_that_repeats_its_numbers_is_refused(published: Path, tmp_path: Path) -> None:
+    state = read_state(published)
+    state["hidden_layer.weight"] = torch.zeros(16, 1).expand(16, 100_000)
+    torch.save(state, tmp_path / "large.pt")
+    with pytest.raises(ClassifierError, match=r"hidden_layer\.weight claims the shape \(16, 10000"):
+        load_classifier(tmp_path / "large.pt")
+
+
 def test_other_shapes_are_shown_beside_those_wanted(published: Path, tmp_path: Path) -> None:
     state = read_state(published)
     state["output_layer.weight"] = torch.zeros(3, 16)

@@ -151,10 +151,17 @@ def test_only_another_rule_than_the_originals_is_written(fasta: str, tmp_path: P
     assert open_frame_store(tmp_path / "open:code=4").rule == other
 
 
-@pytest.mark.parametrize("rule", ["", "closed", "open:code=7", 4, None, ["open"]])
-def test_an_unknown_rule_is_a_damaged_manifest(rule: object, store: FrameStore) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("frame_rule", rule) for rule in ("", "closed", "open:code=7", 4, None, ["open"])),
+        *(("chunk_length_bp", length) for length in (-1, 1.5, True, 1 << 70)),
+        ("inputs", []),
+    ],
+)
+def test_other_values_are_a_damaged_manifest(name: str, value: object, store: FrameStore) -> None:
     path = store.directory / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"frame_rule": rule}
+    manifest = json.loads(path.read_text()) | {name: value}
     del manifest["sha256"]
     path.write_text(json.dumps(manifest | {"sha256": digest_manifest(manifest)}))
     with pytest.raises(CheckpointError, match="is not the manifest of a frame store"):
