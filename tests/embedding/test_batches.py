@@ -107,6 +107,12 @@ def test_costs_are_aligned_with_the_rows_asked_for() -> None:
     assert costs.tolist() == [9, 5]
 
 
+@pytest.mark.parametrize("make", [np.uint8, np.uint64, lambda n: np.uint64(n) if n > 5 else n])
+def test_costs_may_be_any_integers_of_numpy(make: Callable[[int], Any]) -> None:
+    source = ListSource(["A" * n for n in range(10)])
+    assert measure_costs(Costing(make), source, np.asarray([7, 3])).tolist() == [7, 3]
+
+
 @pytest.mark.parametrize(
     ("cost", "found"),
     [

@@ -32,14 +32,14 @@ def measure_costs(backend: Backend, source: SequenceSource, rows: Int64Array) ->
     for block in split_rows(0, len(rows)):
         found = [backend.token_cost(sequence) for sequence in source.get_many(rows[block])]
         array = np.asarray(found)
-        # Too large a number makes an array of another kind.
+        # Numbers that are too large, or of several types, make an array of another kind.
         if array.dtype.kind != "i" or array.min() < 1:
-            kinds = (int, np.integer)
-            wrong = (cost for cost in found if not isinstance(cost, kinds) or not 0 < cost < 2**63)
-            raise BackendError(
-                f"token_cost of backend {backend.info.name} returned {brief(next(wrong))}, and a "
-                "positive integer was expected; report this to its authors"
-            )
+            for cost in found:
+                if not isinstance(cost, (int, np.integer)) or not 0 < cost < 2**63:
+                    raise BackendError(
+                        f"token_cost of backend {backend.info.name} returned {brief(cost)}, and a "
+                        "positive integer was expected; report this to its authors"
+                    )
         costs[block] = array
     return costs
 
