@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
+from virnucpro.errors import first_line
+
 # Listing the backends must import neither NumPy nor torch.
 if TYPE_CHECKING:
     import torch
@@ -67,7 +69,7 @@ class Requirement(NamedTuple):
         """
         why = "is not installed"
         if error is not None and self.is_installed():
-            why = f"cannot be imported ({error})"
+            why = f"cannot be imported ({first_line(error)})"
         return f"needs the package {self.package}, which {why}: `pip install '{self.install}'`"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from virnucpro.backend.arrays import BoolArray
+from virnucpro.backend.interface import Requirement
 from virnucpro.checkpoints.whole_files import replace_when_whole
 from virnucpro.reports.metrics import Estimate, Predictions, bin_equally, trace_curves
 from virnucpro.reports.report import Section, name_moment
@@ -37,11 +38,8 @@ def can_draw() -> bool:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        logger.warning(
-            "the report has no figures, because matplotlib cannot be used (%s); it comes with the "
-            "extra `train`: pip install 'virnucpro[train]'",
-            error,
-        )
+        explained = Requirement("matplotlib", "virnucpro[train]").explain(error)
+        logger.warning("the report has no figures, because this %s", explained)
         return False
     return True
 

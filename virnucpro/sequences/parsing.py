@@ -11,6 +11,7 @@ from typing import Any
 
 import dnaio
 
+from virnucpro.backend.interface import Requirement
 from virnucpro.errors import InputError, first_line
 from virnucpro.sequences.records import Record
 
@@ -212,8 +213,8 @@ def read_cram(path: str) -> Iterator[Record]:
         import pysam
     except ImportError as error:
         raise InputError(
-            f"{path}: is CRAM, which pysam reads; install it (pip install "
-            "'virnucpro[cram]'), or convert the file (samtools view -b -f 4)"
+            f"{path}: is CRAM, and this {Requirement('pysam', 'virnucpro[cram]').explain(error)}, "
+            "or convert the file (`samtools view -b -f 4`)"
         ) from error
     # htslib prints its own messages to standard error, past our log.
     verbosity = pysam.set_verbosity(0)
