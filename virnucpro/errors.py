@@ -22,12 +22,16 @@ _OF_ONE = {"are": "is", "were": "was", "have": "has", "do": "does"}
 
 
 class VirnucproError(Exception):
-    """Every error that a user can correct; the command shows the message and no traceback."""
+    """Every error that a user can correct; the command shows the message and no traceback.
+
+    Attributes:
+        exit_code: With what the command ends.
+        keeps_work: Whether a run can continue when its cause is gone, with what was finished
+            before. The message does not say so, because not every command can continue.
+    """
 
     # Scripts of users read the exit codes, which docs/command-line.md lists: none may change.
     exit_code = 1
-    # Whether the work that is finished is of use once the cause is gone. Only the command line
-    # knows whether the command has --resume, and then says so.
     keeps_work = False
 
 
