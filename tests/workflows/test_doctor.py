@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.backend.test_registry import NEEDING, backend_source
 from tests.plugins import install_module, write_metadata
 from tests.runs import REPOSITORY
 from virnucpro.cli.main import main
@@ -101,15 +102,8 @@ def test_a_broken_backend_is_a_failure(tmp_path, monkeypatch):
 
 
 def test_a_backend_whose_package_is_missing_is_no_problem(tmp_path, monkeypatch):
-    source = (
-        "from virnucpro.backend.interface import BackendInfo, Requirement\n"
-        "class Toy:\n"
-        "    info = BackendInfo('toy', 'dna', 4, None, 'mean',\n"
-        "                       needs=(Requirement('toy-big', 'toy-one[big]'),))\n"
-        "    token_cost = open_weights = load_collator = load_encoder = lambda self, *_, **s: 0\n"
-        "backend = Toy()\n"
-    )
-    install_module(tmp_path, source, "toy-one")
+    source = backend_source(info=NEEDING.format("(Requirement('big', 'lacking[big]'),)"))
+    install_module(tmp_path, source, "lacking")
     monkeypatch.syspath_prepend(tmp_path)
     code, checks = examine_quickly()
     first, *optional = checks["backends"]
@@ -118,8 +112,8 @@ def test_a_backend_whose_package_is_missing_is_no_problem(tmp_path, monkeypatch)
     assert "esm2" in first["found"].split(", ")
     assert "toy" not in first["found"].split(", ")
     assert [one["found"] for one in optional if one["found"].startswith("toy ")] == [
-        "toy is optional, and needs the package toy-big, which is not installed: "
-        "`pip install 'toy-one[big]'`"
+        "toy is optional, and needs the package big, which is not installed: "
+        "`pip install 'lacking[big]'`"
     ]
 
 
