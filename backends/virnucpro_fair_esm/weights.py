@@ -43,6 +43,7 @@ def open_weights(location: str) -> Weights:
 
     Raises:
         WeightsError: It cannot be used.
+        UsageError: The package fair-esm cannot be used.
     """
     # fair-esm publishes its files on a server of its own, so there is no hub id to look for.
     path = Path(location).expanduser()
@@ -52,6 +53,8 @@ def open_weights(location: str) -> Weights:
             "as https://dl.fbaipublicfiles.com/fair-esm/models/esm2_t36_3B_UR50D.pt"
         )
     checkpoint = read_checkpoint(path)
+    # Needed later only, but a run should not embed all DNA first.
+    import_esm()
     return Weights(location, path, digest_files([path]), checkpoint.embed_dim)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from virnucpro.errors import UsageError, WeightsError
 
 pytestmark = pytest.mark.slow
 
-# Files are checked without the package; tokens and numbers come from it.
+# What is wrong with a file is told without the package; all else needs it.
 needs_fair_esm = pytest.mark.skipif(not find_spec("esm"), reason="fair-esm is not installed")
 
 
@@ -107,6 +108,16 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         embed(backend, path, ["MK"])
 
 
+def test_without_fair_esm_the_extra_is_named_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_fair_esm(tmp_path / "esm2.pt", make_config())
+    monkeypatch.setitem(sys.modules, "esm", None)
+    with pytest.raises(UsageError, match=r"needs the package fair-esm, .*virnucpro\[reference\]'`"):
+        backend.open_weights(str(path))
+
+
+@needs_fair_esm
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flash"])
 def test_fair_esm_has_one_attention(tmp_path: Path, attention: str) -> None:
     weights = backend.open_weights(str(write_fair_esm(tmp_path / "esm2.pt", make_config())))

@@ -204,6 +204,7 @@ class Backend(Protocol):
 
         Raises:
             WeightsError: Nothing is there, or it is unreadable, unsafe, or of another architecture.
+            UsageError: A package of `info.needs` is not installed.
         """
         ...
 
