@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -33,6 +34,7 @@ from virnucpro.errors import (
     BackendError,
     IncompleteError,
     MemoryExhaustedError,
+    OutputError,
     OutputExistsError,
     ProcessError,
     WeightsError,
@@ -303,24 +305,29 @@ RUNS = ("embed", "predict", "train")
 
 @pytest.mark.parametrize("words", TOP_LEVEL)
 @pytest.mark.parametrize(
-    ("kind", "keeps_work"),
+    ("error", "keeps_work"),
     [
-        (MemoryExhaustedError, True),
-        (IncompleteError, True),
-        (ProcessError, True),
-        (WeightsError, False),
+        (MemoryExhaustedError("use another device"), True),
+        (IncompleteError("use another device"), True),
+        (ProcessError("take less"), True),
+        (MemoryError(), True),
+        (OSError(errno.ENOSPC, "No space left on device", "a"), True),
+        (OSError(errno.EACCES, "Permission denied", "a"), False),
+        (OutputError("a: cannot be written"), False),
+        (WeightsError("no weights"), False),
     ],
 )
-def test_only_commands_that_can_continue_advise_it(run, monkeypatch, words, kind, keeps_work):
+def test_only_commands_that_can_continue_advise_it(run, monkeypatch, words, error, keeps_work):
     def fail(*args, **settings):
-        raise kind("choose another device")
+        raise error
 
     monkeypatch.setattr(COMMANDS[words], "make_context", fail)
     result = run(words)
-    more = "; finished work is kept: run the same command with --resume to continue"
-    advice = more if words in RUNS and keeps_work else ""
-    assert result.stderr == f"Error: choose another device{advice}\n"
-    assert result.exit_code == kind.exit_code
+    more = "; finished work is kept: run the same command with --resume to continue\n"
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.endswith(more) == (words in RUNS and keeps_work)
+    assert ("--resume" in result.stderr) == (words in RUNS and keeps_work)
+    assert result.exit_code == getattr(error, "exit_code", 4 if error.args == () else 1)
 
 
 def test_what_several_commands_share_names_no_option_that_some_lack():

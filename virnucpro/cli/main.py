@@ -146,8 +146,18 @@ def _how_to_go_on(command: str | None) -> str:
     return "; finished work is kept: run the same command with --resume to continue"
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def _keeps_work(error: BaseException | None) -> bool:
+    """Tell whether a run can continue when the cause of `error` is gone."""
+    match error:
+        case OutputError():
+            return _keeps_work(error.__cause__)
+        case VirnucproError():
+            return error.keeps_work
+        # People ask themselves whether a full disk has cost them the run.
+        case OSError():
+            return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        case _:
+            return isinstance(error, (KeyboardInterrupt, MemoryError, Terminated))
 
 
 def _explain(error: BaseException, command: str | None) -> int:
@@ -158,18 +168,16 @@ def _explain(error: BaseException, command: str | None) -> int:
     with_traceback = logger.isEnabledFor(logging.DEBUG)
     # A launcher passes signals on to its processes, and reports them once.
     ending = logging.DEBUG if num_processes() > 1 else logging.ERROR
+    more = _how_to_go_on(command) if _keeps_work(error) else ""
     match error:
         case VirnucproError():
-            # People ask themselves whether a full disk has cost them the run.
-            is_full = isinstance(error, OutputError) and _is_full_disk(error.__cause__)
-            more = _how_to_go_on(command) if error.keeps_work or is_full else ""
             logger.error("%s%s", error, more, exc_info=with_traceback)
             return error.exit_code
         case Terminated():
-            logger.log(ending, "terminated%s", _how_to_go_on(command))
+            logger.log(ending, "terminated%s", more)
             return error.exit_code
         case KeyboardInterrupt():
-            logger.log(ending, "interrupted%s", _how_to_go_on(command))
+            logger.log(ending, "interrupted%s", more)
             return INTERRUPTED
         # In place of the answer to a question.
         case click.Abort():
@@ -178,14 +186,15 @@ def _explain(error: BaseException, command: str | None) -> int:
         case MemoryError():
             # Python's own error has no text.
             logger.error(
-                "this machine's memory is used up; close other programs, or use a larger machine",
+                "this machine's memory is used up; close other programs, or use a larger machine%s",
+                more,
                 exc_info=with_traceback,
             )
             return MemoryExhaustedError.exit_code
         case OSError():
             # A full disk or a missing permission is no bug of the program.
             place = f"{error.filename}: " if error.filename else ""
-            logger.error("%s%s", place, on_one_line(error), exc_info=with_traceback)
+            logger.error("%s%s%s", place, on_one_line(error), more, exc_info=with_traceback)
             return 1
         case Exception():
             from virnucpro.backend.registry import find_culprit
