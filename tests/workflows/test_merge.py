@@ -76,7 +76,7 @@ def test_shares_become_the_run_that_embedded_everything(
     assert rows[0] == rows[1] > 0
     # Every share embedded about a third.
     assert all(told["num_rows"] < rows[1] / 2 for told in ours["passes"]["DNA embeddings"])
-    with pytest.raises(OutputExistsError):
+    with pytest.raises(OutputExistsError, match="exists already; overwrite it with --force, or"):
         merge(MergeConfig(run_dirs=tuple(moved), output_dir=tmp_path / "merged"))
 
 

@@ -19,7 +19,7 @@ from virnucpro.backend.registry import load_backend
 from virnucpro.checkpoints.finished_work import collect_parts
 from virnucpro.checkpoints.parts import finished_rows, link_parts
 from virnucpro.checkpoints.run_directory import RunDirectory, find_run
-from virnucpro.checkpoints.whole_files import link_or_copy
+from virnucpro.checkpoints.whole_files import link_or_copy, refuse_existing
 from virnucpro.config import CallsConfig, MergeConfig, PredictConfig, options_of
 from virnucpro.embedding.jobs import Job, make_frame_jobs
 from virnucpro.embedding.models import Model
@@ -54,6 +54,7 @@ def merge(config: MergeConfig) -> PredictResult:
         InputError: A directory holds no finished share, the shares are not of one run, or shares
             are missing.
         UsageError: The output directory is one of the shares.
+        OutputExistsError: The output directory holds a run already.
         VirnucproError: Every other error that a user can correct; see `virnucpro.errors`.
     """
     MergeConfig.require(config)
@@ -73,6 +74,9 @@ def merge(config: MergeConfig) -> PredictResult:
     # With --force, the run would remove the share before it is read.
     if directory.frame_store_dir.resolve() in [one.frame_store_dir.resolve() for one in shares]:
         raise UsageError(f"{config.output_dir}: is one of the shares; choose another output (-o)")
+    # The run would refuse it as well, but advise --resume, which this command does not have.
+    if directory.is_used() and not config.force:
+        refuse_existing(directory.path)
     with open_run(here, directory, predict_config.inputs) as run:
         classifier = open_classifier(predict_config)
         with run.stage("collect the shares"):
