@@ -135,6 +135,7 @@ def test_machines_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
         ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
         # No quota, and whatever a sandbox may show.
         ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "0\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ("0::/", {"cpu.max": "100000 0"}, []),
         ("nonsense", {"cpu.max": "2 1"}, []),
     ],
 )

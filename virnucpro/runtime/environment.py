@@ -88,7 +88,7 @@ def _read_quota(group: Path, *, is_v1: bool) -> float:
     else:
         quota, period = (group / "cpu.max").read_text().split()
     # Without a limit, version 1 says -1 and version 2 says `max`, which is no number.
-    if int(quota) <= 0:
+    if int(quota) <= 0 or int(period) <= 0:
         raise ValueError(quota)
     return int(quota) / int(period)
 
