@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.plugins import TOY_PLUGIN, install_project, run_python
-from virnucpro.backend.interface import Backend, Collator, Encoder, TokenBatch, Weights
+from virnucpro.backend.interface import Backend, Collator, Encoder, Requirement, TokenBatch, Weights
 from virnucpro.backend.testing import BackendContract, ToyBackend, toy, write_toy_weights
 from virnucpro.backend.testing.toy.model import ToyEncoder
 from virnucpro.backend.weights import read_tensors
@@ -163,3 +163,11 @@ def test_the_contract_wants_files_of_weights(tmp_path: Path) -> None:
         AssertionError, match=r"make_weights wrote no file .* let a file of settings decide"
     ):
         Weightless()._make_location(tmp_path / "weights", seed=0)
+
+
+def test_the_contract_wants_the_packages_that_the_backend_needs() -> None:
+    class Lacking(ToyBackend):
+        info = replace(ToyBackend.info, needs=(Requirement("no-such", "toy[big]"),))
+
+    with pytest.raises(AssertionError, match="needs the package no-such, which is not installed"):
+        TestToyBackend().test_info_is_sane(Lacking())
