@@ -21,6 +21,8 @@ os.environ["HF_HOME"] = "/nonexistent/huggingface"
 
 # Images of containers often set it, and then each process compiles our modules anew.
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+# They also set this one, and users do not: what a program prints then waits in a buffer.
+os.environ["PYTHONUNBUFFERED"] = ""
 
 import pytest
 

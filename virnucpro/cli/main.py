@@ -21,7 +21,7 @@ import click
 from virnucpro import __version__
 from virnucpro.cli import ARGUMENTS, SHELLS
 from virnucpro.cli.options import SETTINGS_PATH, use_settings
-from virnucpro.cli.terminal import echo, open_missing_streams
+from virnucpro.cli.terminal import drop_unwritten, echo, open_missing_streams
 from virnucpro.config import COMMANDS, command_options
 from virnucpro.errors import (
     INTERRUPTED,
@@ -162,6 +162,7 @@ def _keeps_work(error: BaseException | None) -> bool:
 
 def _explain(error: BaseException, command: str | None) -> int:
     """Say on standard error what `error` means for `command`, and return the exit code."""
+    drop_unwritten()
     if isinstance(error, Exception) and not is_main_process():
         # The main process usually reports the same error, and then the launcher ends this one.
         time.sleep(_SECONDS_BEFORE_OTHERS_SPEAK)

@@ -53,6 +53,16 @@ def open_missing_streams() -> None:
             setattr(sys, name, stream)
 
 
+def drop_unwritten() -> None:
+    """Forget what standard output did not take. Python would try again when it ends, and fail."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 def echo(text: str, *, err: bool = False) -> None:
     """Print a text, without characters that control the terminal; every command prints by this.
 
