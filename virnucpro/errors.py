@@ -100,7 +100,7 @@ class MemoryExhaustedError(VirnucproError):
 
 
 class ProcessError(VirnucproError):
-    """A process that helps does not start, or was killed."""
+    """A process of the run does not start, or was killed."""
 
     keeps_work = True
 
@@ -125,6 +125,20 @@ class Terminated(BaseException):
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, which shells expect: 128 + 2, the number of the signal."""
+
+
+def keeps_work(error: BaseException | None) -> bool:
+    """Tell whether a run can continue when the cause of `error` is gone."""
+    match error:
+        case OutputError():
+            return keeps_work(error.__cause__)
+        case VirnucproError():
+            return error.keeps_work
+        # People ask themselves whether a full disk has cost them the run.
+        case OSError():
+            return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        case _:
+            return isinstance(error, (KeyboardInterrupt, MemoryError, Terminated))
 
 
 def printable(text: str) -> str:

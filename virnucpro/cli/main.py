@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import difflib
-import errno
 import gc
 import importlib
 import logging
@@ -26,11 +25,11 @@ from virnucpro.config import COMMANDS, command_options
 from virnucpro.errors import (
     INTERRUPTED,
     MemoryExhaustedError,
-    OutputError,
     Terminated,
     UsageError,
     VirnucproError,
     brief,
+    keeps_work,
     on_one_line,
     printable,
 )
@@ -146,20 +145,6 @@ def _how_to_go_on(command: str | None) -> str:
     return "; finished work is kept: run the same command with --resume to continue"
 
 
-def _keeps_work(error: BaseException | None) -> bool:
-    """Tell whether a run can continue when the cause of `error` is gone."""
-    match error:
-        case OutputError():
-            return _keeps_work(error.__cause__)
-        case VirnucproError():
-            return error.keeps_work
-        # People ask themselves whether a full disk has cost them the run.
-        case OSError():
-            return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        case _:
-            return isinstance(error, (KeyboardInterrupt, MemoryError, Terminated))
-
-
 def _explain(error: BaseException, command: str | None) -> int:
     """Say on standard error what `error` means for `command`, and return the exit code."""
     drop_unwritten()
@@ -169,7 +154,7 @@ def _explain(error: BaseException, command: str | None) -> int:
     with_traceback = logger.isEnabledFor(logging.DEBUG)
     # A launcher passes signals on to its processes, and reports them once.
     ending = logging.DEBUG if num_processes() > 1 else logging.ERROR
-    more = _how_to_go_on(command) if _keeps_work(error) else ""
+    more = _how_to_go_on(command) if keeps_work(error) else ""
     match error:
         case VirnucproError():
             logger.error("%s%s", error, more, exc_info=with_traceback)

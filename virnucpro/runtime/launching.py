@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 import virnucpro
-from virnucpro.errors import INTERRUPTED, Terminated, UsageError, VirnucproError
+from virnucpro.errors import INTERRUPTED, ProcessError, Terminated, UsageError
 from virnucpro.runtime.environment import LISTENER, RELAUNCHED, num_cores, read_torch_build
 
 _ADDRESS = "127.0.0.1"
@@ -110,7 +110,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         arguments: The command line without the program's name.
 
     Raises:
-        VirnucproError: A process was killed.
+        ProcessError: A process was killed.
         KeyboardInterrupt: This process or one of the others was interrupted.
         Terminated: This process or one of the others was terminated.
     """
@@ -216,8 +216,8 @@ def _find_exit_code(exit_codes: Mapping[int, int]) -> int:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code < 0:
-        raise VirnucproError(
+        raise ProcessError(
             f"process {rank} was killed ({signal.Signals(-code).name}), often because memory ran "
-            "out; finished work is kept: run the same command with --resume"
+            "out"
         )
     return code
